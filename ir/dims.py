@@ -49,6 +49,7 @@ class Sym:
     """
 
     __slots__ = ("_hash", "spelling", "terms")
+    _hash: int
     terms: tuple[tuple[Monomial, int], ...]
     spelling: str | None
 
@@ -70,7 +71,7 @@ class Sym:
         return isinstance(other, Sym) and self.terms == other.terms
 
     def __hash__(self) -> int:
-        return int(self._hash)  # type: ignore[has-type]
+        return self._hash
 
     def spelled(self, spelling: str | None) -> Sym:
         """Give the same dimension with another spelling in the file."""

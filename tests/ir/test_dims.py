@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memoptc.ir.dims import KnownDim, Sym, ceildiv, floordiv, is_nonnegative, maximum, minimum, mod, parse_dim, same
+from memoptc.ir.dims import (
+    KnownDim,
+    Sym,
+    ceildiv,
+    floordiv,
+    is_nonnegative,
+    maximum,
+    minimum,
+    mod,
+    parse_dim,
+    same,
+)
 
 NAMES = ("N", "H", "W")
 

@@ -1,0 +1,746 @@
+"""What a program is: values, ops and graphs, with use-def chains that cannot go wrong.
+
+Everything that uses a value is an operand: a graph's outputs are the operands of its final `return` op,
+weights are results of `const`, and an optional input that is not given is the result of `absent`. Ops live
+in a linked list that may be changed while one walks it; its order is the schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.facts import (
+    NOWHERE,
+    AttrRef,
+    AttrValue,
+    EmptyList,
+    Function,
+    Loc,
+    ModelInfo,
+    Output,
+    Tensor,
+)
+from memoptc.ir.types import Type
+
+__all__ = [
+    "NOWHERE", "AttrRef", "AttrValue", "EmptyList", "Function", "Graph", "Loc", "ModelInfo", "Op", "Output",
+    "Tensor", "Value", "clone_op",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+class Value:
+    """A result of an op, or an input of a graph. Made by `Op` and `Graph.add_input`, never alone."""
+
+    __slots__ = ("_owner", "_type", "_uses", "doc", "index", "metadata", "name", "omitted")
+
+    def __init__(self, owner: Op | Graph, index: int, type: Type | None, name: str) -> None:
+        self._owner = owner
+        self._type = type
+        self._uses: dict[tuple[Op, int], None] = {}
+        self.index = index
+        self.name = name
+        self.omitted = False
+        self.doc = ""
+        self.metadata: dict[str, str] = {}
+
+    @property
+    def type(self) -> Type | None:
+        """The type as far as it is known."""
+        return self._type
+
+    @type.setter
+    def type(self, type: Type | None) -> None:
+        if type != self._type:
+            self._type = type
+            self.graph._touch()
+
+    @property
+    def op(self) -> Op | None:
+        """The op whose result this is; `None` for an input of a graph."""
+        return self._owner if isinstance(self._owner, Op) else None
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that defines this value.
+
+        Raises:
+            InternalError: the op was erased.
+        """
+        if isinstance(self._owner, Graph):
+            return self._owner
+        if self._owner.graph is None:
+            raise InternalError(f"%{self.name} belongs to an op that is in no graph")
+        return self._owner.graph
+
+    @property
+    def is_input(self) -> bool:
+        """Whether this is an input of a graph."""
+        return isinstance(self._owner, Graph)
+
+    @property
+    def uses(self) -> tuple[tuple[Op, int], ...]:
+        """Every use as (op, operand index), oldest first; uses inside subgraphs included."""
+        return tuple(self._uses)
+
+    @property
+    def users(self) -> tuple[Op, ...]:
+        """The ops that use this value, each once."""
+        return tuple(dict.fromkeys(op for op, _ in self._uses))
+
+    @property
+    def has_uses(self) -> bool:
+        """Whether anything uses this value."""
+        return bool(self._uses)
+
+    @property
+    def single_use(self) -> bool:
+        """Whether there is exactly one use."""
+        return len(self._uses) == 1
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether this stands for an optional input that is not given."""
+        return isinstance(self._owner, Op) and self._owner.op_type == "absent" and not self._owner.domain
+
+    @property
+    def is_output(self) -> bool:
+        """Whether a `return` uses this value."""
+        return any(op.is_return for op, _ in self._uses)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The constant this value holds, when it is the result of `const`; else `None`."""
+        if isinstance(self._owner, Op) and self._owner.is_const:
+            tensor: Tensor = self._owner.attrs["value"]
+            return tensor
+        return None
+
+    def replace_by(self, other: Value, *, where: Callable[[Op, int], bool] | None = None) -> None:
+        """Make every use (or those for which `where(op, index)` holds) use `other` instead."""
+        if other is self:
+            return
+        for op, index in self.uses:
+            if where is None or where(op, index):
+                op.set_operand(index, other)
+
+    def __repr__(self) -> str:
+        return f"<Value %{self.name}>"
+
+
+class _Link:
+    """A place in an op list. It outlives its op, so that walks survive erasure and moves."""
+
+    __slots__ = ("next", "op", "prev")
+
+    def __init__(self, op: Op | None) -> None:
+        self.op = op
+        self.prev: _Link = self
+        self.next: _Link = self
+
+
+class Op:
+    """An operation: any ONNX or custom operator, `const`, `absent` or `return`.
+
+    Args:
+        op_type: Operator name, such as `Conv`.
+        operands: Inputs in order. An optional input that is not given is an `absent` value.
+        result_types: One type (or `None` for unknown) per result.
+        attrs: Attribute name -> plain value: int, float, str, bytes, tensor, tuples of them, types.
+        regions: Attribute name -> subgraph, for If, Loop, Scan and the like.
+        domain: Operator domain; `""` for standard ONNX.
+        result_names: Names of the results; made up when not given.
+        name: Name of the node.
+        loc: Where it comes from.
+        overload: Which of several functions with the same name, else `""`.
+    """
+
+    __slots__ = (
+        "_attrs", "_link", "_operands", "_regions", "_results", "doc", "domain", "graph", "loc",
+        "metadata", "name", "op_type", "overload",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        op_type: str,
+        operands: Iterable[Value] = (),
+        result_types: Iterable[Type | None] = (None,),
+        attrs: Mapping[str, Any] | None = None,
+        regions: Mapping[str, Graph] | None = None,
+        *,
+        domain: str = "",
+        result_names: Sequence[str] | None = None,
+        name: str = "",
+        loc: Loc = NOWHERE,
+        overload: str = "",
+    ) -> None:
+        self.op_type = op_type
+        self.domain = "" if domain == "ai.onnx" else domain
+        self.overload = overload
+        self.name = name
+        self.loc = loc
+        self.doc = ""
+        self.metadata: dict[str, str] = {}
+        self.graph: Graph | None = None
+        self._link: _Link | None = None
+        self._attrs: dict[str, Any] = dict(attrs or {})
+        self._operands: tuple[Value, ...] = ()
+        self._regions: dict[str, Graph] = {}
+        types = tuple(result_types)
+        names = tuple(result_names) if result_names is not None else ("",) * len(types)
+        if len(names) != len(types):
+            raise InternalError(f"{op_type}: {len(types)} results but {len(names)} names")
+        self._results = tuple(Value(self, i, t, n) for i, (t, n) in enumerate(zip(types, names, strict=True)))
+        self.set_operands(operands)
+        for key, region in (regions or {}).items():
+            self.set_region(key, region)
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        """The values this op uses."""
+        return self._operands
+
+    @operands.setter
+    def operands(self, values: object) -> None:
+        raise AttributeError(
+            "op.operands cannot be assigned: use op.set_operand(i, value) or op.set_operands(values)"
+        )
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """The values this op defines."""
+        return self._results
+
+    @results.setter
+    def results(self, values: object) -> None:
+        raise AttributeError(
+            "op.results cannot be assigned: make a new Op, value.replace_by(...) and op.erase()"
+        )
+
+    @property
+    def operand(self) -> Value:
+        """The first operand."""
+        return self._operands[0]
+
+    @property
+    def result(self) -> Value:
+        """The first result."""
+        return self._results[0]
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Attributes, read-only; change them with `set_attr`."""
+        return MappingProxyType(self._attrs)
+
+    @property
+    def regions(self) -> Mapping[str, Graph]:
+        """Subgraphs by attribute name, read-only; change them with `set_region`."""
+        return MappingProxyType(self._regions)
+
+    @property
+    def key(self) -> str:
+        """`Conv`, or `com.microsoft::FusedConv` outside the standard domain."""
+        return f"{self.domain}::{self.op_type}" if self.domain else self.op_type
+
+    @property
+    def is_return(self) -> bool:
+        """Whether this is the final op of a graph."""
+        return self.op_type == "return" and not self.domain
+
+    @property
+    def is_const(self) -> bool:
+        """Whether this holds a weight."""
+        return self.op_type == "const" and not self.domain
+
+    def is_a(self, *keys: str) -> bool:
+        """Whether the operator is one of `keys` (as `key` spells them)."""
+        return self.key in keys
+
+    def input(self, index: int) -> Value | None:
+        """Operand `index`, or `None` when it is not given (too few operands, or absent)."""
+        if index < len(self._operands) and not self._operands[index].is_absent:
+            return self._operands[index]
+        return None
+
+    def output(self, index: int) -> Value | None:
+        """Result `index`, or `None` when it does not exist or is omitted."""
+        if index < len(self._results) and not self._results[index].omitted:
+            return self._results[index]
+        return None
+
+    def set_operand(self, index: int, value: Value) -> None:
+        """Make operand `index` another value."""
+        old = self._operands[index]
+        if old is value:
+            return
+        del old._uses[(self, index)]
+        value._uses[(self, index)] = None
+        self._operands = (*self._operands[:index], value, *self._operands[index + 1 :])
+        self._touch()
+
+    def set_operands(self, values: Iterable[Value]) -> None:
+        """Replace all operands; their number may change."""
+        for index, old in enumerate(self._operands):
+            old._uses.pop((self, index), None)
+        self._operands = tuple(values)
+        for index, value in enumerate(self._operands):
+            value._uses[(self, index)] = None
+        self._touch()
+
+    def set_attr(self, name: str, value: Any) -> None:
+        """Set an attribute; `None` removes it. Lists become tuples."""
+        if value is None:
+            self._attrs.pop(name, None)
+        else:
+            self._attrs[name] = tuple(value) if isinstance(value, list) else value
+        self._touch()
+
+    def set_region(self, name: str, region: Graph | None) -> None:
+        """Set, or with `None` drop, a subgraph. A dropped one lets go of what it used."""
+        old = self._regions.pop(name, None)
+        if old is not None and old is not region:
+            old.parent = None
+            old._drop_all_uses()
+        if region is not None:
+            if region.parent is not None and region.parent is not self:
+                raise InternalError(f"region {name} of {self.key} already belongs to another op")
+            region.parent = self
+            self._regions[name] = region
+            if self.graph is not None:
+                self.graph._names_add(_all_names(region))
+        self._touch()
+
+    @property
+    def next(self) -> Op | None:
+        """The op after this one in its graph."""
+        return _live(self._link, forward=True)
+
+    @property
+    def prev(self) -> Op | None:
+        """The op before this one in its graph."""
+        return _live(self._link, forward=False)
+
+    def move_before(self, anchor: Op) -> None:
+        """Put this op just before `anchor`, possibly in another graph."""
+        if anchor is not self:
+            self._unlink()
+            _require_graph(anchor)._insert(self, anchor._link.prev)  # type: ignore[union-attr]
+
+    def move_after(self, anchor: Op) -> None:
+        """Put this op just after `anchor`, possibly in another graph."""
+        if anchor is not self:
+            self._unlink()
+            _require_graph(anchor)._insert(self, anchor._link)  # type: ignore[arg-type]
+
+    def erase(self) -> None:
+        """Take this op out of its graph for good.
+
+        Raises:
+            InternalError: a result is still used; send its users elsewhere first.
+        """
+        for result in self._results:
+            if result._uses:
+                users = ", ".join(sorted({op.key for op in result.users}))
+                raise InternalError(f"{self.key} cannot be erased: %{result.name} is used by {users}")
+        if self.is_return and self.graph is not None:
+            raise InternalError("the return of a graph cannot be erased: use graph.set_outputs(...)")
+        self._unlink()
+        self._drop_operands()
+
+    def _drop_operands(self) -> None:
+        for index, old in enumerate(self._operands):
+            old._uses.pop((self, index), None)
+        self._operands = ()
+        for region in self._regions.values():
+            region._drop_all_uses()
+
+    def _unlink(self) -> None:
+        if self.graph is not None and self._link is not None:
+            self.graph._touch()
+            self.graph._count -= 1
+            link = self._link
+            link.prev.next, link.next.prev = link.next, link.prev
+            link.op = None
+            self.graph, self._link = None, None
+
+    def _touch(self) -> None:
+        if self.graph is not None:
+            self.graph._touch()
+
+    def walk(self) -> Iterator[Op]:
+        """This op, then every op inside its regions."""
+        yield self
+        for region in tuple(self._regions.values()):
+            yield from region.walk()
+
+    def __repr__(self) -> str:
+        results = ", ".join(f"%{r.name}" for r in self._results)
+        return f"<Op {results} = {self.key}({', '.join(f'%{v.name}' for v in self._operands)})>"
+
+
+def _live(link: _Link | None, *, forward: bool) -> Op | None:
+    if link is None:
+        return None
+    link = link.next if forward else link.prev
+    return link.op
+
+
+def _require_graph(op: Op) -> Graph:
+    if op.graph is None:
+        raise InternalError(f"{op.key} is in no graph")
+    return op.graph
+
+
+class Graph:
+    """A list of ops with inputs and outputs: a whole model, or the body of an op (then a *region*).
+
+    Args:
+        name: Name of the graph.
+        model: Facts about the model, for a top graph; `None` for a region.
+    """
+
+    def __init__(self, name: str = "", model: ModelInfo | None = None) -> None:
+        self.name = name
+        self.model = model
+        self.parent: Op | None = None
+        self.doc = ""
+        self.metadata: dict[str, str] = {}
+        self.defaults: dict[Value, Tensor] = {}
+        """Inputs that the caller may leave out, with the tensor they then hold (not a constant)."""
+        self.outputs_info: list[Output] = []
+        self._inputs: list[Value] = []
+        self._sentinel = _Link(None)
+        self._count = 0
+        self._version = 0
+        self._cache: dict[Hashable, tuple[int, Any]] = {}
+        self._names: set[str] | None = None
+        self._next_suffix: dict[str, int] = {}
+        self._return = Op("return", result_types=())
+        self._return.graph = self
+
+    # -- structure ------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """Inputs in order."""
+        return tuple(self._inputs)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """Outputs in order: the operands of the final `return`."""
+        return self._return._operands
+
+    @property
+    def terminator(self) -> Op:
+        """The final `return` op, which always exists and cannot be erased."""
+        return self._return
+
+    @property
+    def ops(self) -> Iterator[Op]:
+        """The ops in order, without the final `return`. Ops may be inserted and erased meanwhile."""
+        link = self._sentinel.next
+        while link is not self._sentinel:
+            op = link.op
+            if op is not None:
+                yield op
+            link = link.next
+
+    def __len__(self) -> int:
+        """Number of ops, the final `return` and ops inside regions not counted."""
+        return self._count
+
+    @property
+    def first(self) -> Op | None:
+        """The first op."""
+        return self._sentinel.next.op
+
+    @property
+    def last(self) -> Op | None:
+        """The last op before the final `return`."""
+        return self._sentinel.prev.op
+
+    def walk(self, *keys: str, nested: bool = True) -> Iterator[Op]:
+        """Every op (of the operators `keys`, when given), a region's ops right after their owner."""
+        for op in self.ops:
+            if not keys or op.key in keys:
+                yield op
+            if nested and op._regions and op.graph is self:
+                for region in tuple(op._regions.values()):
+                    yield from region.walk(*keys)
+
+    @property
+    def root(self) -> Graph:
+        """The top graph this graph is inside of, or itself."""
+        graph = self
+        while graph.parent is not None and graph.parent.graph is not None:
+            graph = graph.parent.graph
+        return graph
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model's facts, from anywhere inside it."""
+        model = self.root.model
+        if model is None:
+            raise InternalError(f"graph {self.name!r} belongs to no model")
+        return model
+
+    def encloses(self, other: Graph) -> bool:
+        """Whether `other` is this graph or lies inside one of its ops."""
+        graph: Graph | None = other
+        while graph is not None:
+            if graph is self:
+                return True
+            graph = graph.parent.graph if graph.parent is not None else None
+        return False
+
+    def captures(self) -> tuple[Value, ...]:
+        """Values of enclosing graphs that this region uses, in order of first use."""
+        own: set[Graph] = {self}
+        found: dict[Value, None] = {}
+        for op in self.walk():
+            own.update(op._regions.values())
+            for value in op._operands:
+                if value.graph not in own:
+                    found[value] = None
+        for graph in own:
+            for value in graph.outputs:
+                if value.graph not in own:
+                    found[value] = None
+        return tuple(found)
+
+    # -- change ---------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of this graph or of a region inside it."""
+        return self._version
+
+    def _touch(self) -> None:
+        graph: Graph | None = self
+        while graph is not None:
+            graph._version += 1
+            graph = graph.parent.graph if graph.parent is not None else None
+
+    def add_input(self, name: str, type: Type | None = None) -> Value:
+        """Append an input."""
+        value = Value(self, len(self._inputs), type, name)
+        self._inputs.append(value)
+        self._names_add((name,))
+        self._touch()
+        return value
+
+    def erase_input(self, value: Value) -> None:
+        """Take an input away.
+
+        Raises:
+            InternalError: it is still used.
+        """
+        if value.has_uses:
+            raise InternalError(f"input %{value.name} cannot be erased: it is used")
+        self._inputs.remove(value)
+        self.defaults.pop(value, None)
+        for index, rest in enumerate(self._inputs):
+            rest.index = index
+        self._touch()
+
+    def set_outputs(self, values: Iterable[Value], infos: Iterable[Output] | None = None) -> None:
+        """Set the outputs; names and declared types stay per position unless `infos` gives new ones."""
+        values = tuple(values)
+        if infos is not None:
+            self.outputs_info = list(infos)
+        elif len(values) < len(self.outputs_info):
+            del self.outputs_info[len(values) :]
+        for index in range(len(self.outputs_info), len(values)):
+            self.outputs_info.append(Output(values[index].name, values[index].type))
+        if len(self.outputs_info) != len(values):
+            raise InternalError(f"{len(values)} outputs but {len(self.outputs_info)} descriptions")
+        self._names_add(o.name for o in self.outputs_info)
+        self._return.set_operands(values)
+
+    def append(self, op: Op) -> Op:
+        """Put a new op at the end, before the final `return`."""
+        return self._insert(op, self._sentinel.prev)
+
+    def prepend(self, op: Op) -> Op:
+        """Put a new op at the very start."""
+        return self._insert(op, self._sentinel)
+
+    def insert_before(self, anchor: Op, op: Op) -> Op:
+        """Put a new op just before `anchor`, which may be the final `return`."""
+        if anchor is self._return:
+            return self.append(op)
+        return self._insert(op, _place(anchor, self).prev)
+
+    def insert_after(self, anchor: Op, op: Op) -> Op:
+        """Put a new op just after `anchor`."""
+        return self._insert(op, _place(anchor, self))
+
+    def _insert(self, op: Op, after: _Link) -> Op:
+        if op.graph is not None:
+            raise InternalError(f"{op.key} is in a graph already: use op.move_before or op.move_after")
+        link = _Link(op)
+        link.prev, link.next = after, after.next
+        after.next.prev = link
+        after.next = link
+        op._link, op.graph = link, self
+        self._count += 1
+        for result in op._results:
+            if result.name:
+                self._names_add((result.name,))
+            elif not result.omitted:
+                result.name = self.fresh_name(op.op_type.lower())
+        for region in op._regions.values():
+            self._names_add(_all_names(region))
+        self._touch()
+        return op
+
+    def reorder(self, ops: Sequence[Op]) -> None:
+        """Put all ops of this graph into the given order (a permutation of `self.ops`).
+
+        Raises:
+            InternalError: it is not a permutation of this graph's ops.
+        """
+        if len(ops) != self._count or len(set(ops)) != self._count or any(o.graph is not self for o in ops):
+            raise InternalError(f"not a permutation of the {self._count} ops of graph {self.name!r}")
+        previous = self._sentinel
+        for op in ops:
+            link = _Link(op)
+            op._link = link
+            previous.next, link.prev = link, previous
+            previous = link
+        previous.next, self._sentinel.prev = self._sentinel, previous
+        self._touch()
+
+    def const(self, tensor: Tensor, name: str = "", type: Type | None = None) -> Value:
+        """Add a weight at the start of this graph.
+
+        Args:
+            tensor: Its content (an `onnx_ir` tensor: memory-mapped ones stay on disk).
+            name: Its name; made unique when taken.
+            type: Its type, when already at hand; else read off the tensor.
+        """
+        from memoptc.ir.tensors import tensor_type
+
+        op = Op("const", (), (type or tensor_type(tensor),), {"value": tensor})
+        op.result.name = self.fresh_name(name or tensor.name or "const")
+        return self.prepend(op).result
+
+    def absent(self) -> Value:
+        """Give the value that stands for an optional input that is not given (one per graph)."""
+        first = self.first
+        while first is not None and (first.is_const or first.op_type == "absent"):
+            if first.op_type == "absent":
+                return first.result
+            first = first.next
+        op = Op("absent", (), (None,), result_names=[self.fresh_name("absent")])
+        return self.prepend(op).result
+
+    # -- names, caches, copies ------------------------------------------------------------------------
+
+    def _names_add(self, names: Iterable[str]) -> None:
+        root = self.root
+        if root._names is not None:
+            root._names.update(names)
+
+    def fresh_name(self, hint: str) -> str:
+        """Give a name that no value or output of the whole model has, `hint` itself when it is free."""
+        root = self.root
+        if root._names is None:
+            root._names = set(_all_names(root))
+        name, n = hint, root._next_suffix.get(hint, 1)
+        while name in root._names:
+            name, n = f"{hint}_{n}", n + 1
+        root._next_suffix[hint] = n
+        root._names.add(name)
+        return name
+
+    def analysis(self, compute: Callable[[Graph], T]) -> T:
+        """Give `compute(self)`, computed at most once per version of this graph."""
+        version, value = self._cache.get(compute, (-1, None))
+        if version != self._version or value is None:
+            value = compute(self)
+            self._cache[compute] = (self._version, value)
+        return value  # type: ignore[no-any-return]
+
+    def clone(self, mapping: dict[Value, Value] | None = None) -> Graph:
+        """Copy ops, values and regions; tensors are shared. Captured outer values stay the same.
+
+        Args:
+            mapping: Filled with old value -> new value; what it holds already is used for captures.
+        """
+        mapping = {} if mapping is None else mapping
+        copy = Graph(self.name, None if self.model is None else _copy_info(self.model))
+        copy.doc, copy.metadata = self.doc, dict(self.metadata)
+        for value in self._inputs:
+            mapping[value] = _copy_facts(value, copy.add_input(value.name, value.type))
+        copy.defaults = {mapping[v]: t for v, t in self.defaults.items()}
+        for op in self.ops:
+            copy.append(clone_op(op, mapping))
+        infos = [Output(o.name, o.type, o.doc, dict(o.metadata)) for o in self.outputs_info]
+        copy.set_outputs([mapping.get(v, v) for v in self.outputs], infos)
+        return copy
+
+    def _drop_all_uses(self) -> None:
+        for op in list(self.ops):
+            op._drop_operands()
+        self._return._drop_operands()
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name!r}: {self._count} ops>"
+
+
+def _place(anchor: Op, graph: Graph) -> _Link:
+    if anchor.graph is not graph or anchor._link is None:
+        raise InternalError(f"{anchor.key} is not in graph {graph.name!r}")
+    return anchor._link
+
+
+def _all_names(graph: Graph) -> Iterator[str]:
+    yield from (v.name for v in graph._inputs)
+    yield from (o.name for o in graph.outputs_info)
+    for op in graph.ops:
+        yield from (r.name for r in op._results)
+        for region in op._regions.values():
+            yield from _all_names(region)
+
+
+def _copy_facts(old: Value, new: Value) -> Value:
+    new.doc, new.metadata, new.omitted = old.doc, dict(old.metadata), old.omitted
+    return new
+
+
+def clone_op(op: Op, mapping: dict[Value, Value]) -> Op:
+    """Copy one op, not yet in any graph, with operands taken through `mapping`, which gets its results."""
+    copy = Op(
+        op.op_type,
+        [mapping.get(v, v) for v in op.operands],
+        [r.type for r in op.results],
+        op._attrs,
+        domain=op.domain,
+        result_names=[r.name for r in op.results],
+        name=op.name,
+        loc=op.loc,
+        overload=op.overload,
+    )
+    copy.doc, copy.metadata = op.doc, dict(op.metadata)
+    for old, new in zip(op.results, copy.results, strict=True):
+        mapping[old] = _copy_facts(old, new)
+    for key, region in op._regions.items():
+        copy.set_region(key, region.clone(mapping))
+    return copy
+
+
+def _copy_info(info: ModelInfo) -> ModelInfo:
+    functions = {k: replace(f, body=f.body.clone(), attrs=dict(f.attrs)) for k, f in info.functions.items()}
+    return replace(
+        info,
+        opset_imports=dict(info.opset_imports),
+        metadata=dict(info.metadata),
+        functions=functions,
+        opaque=dict(info.opaque),
+    )
