@@ -104,6 +104,7 @@ class Facts:
 _STRUCTURE = {
     "const": Facts(known=True, pure=True, removable=True),
     "absent": Facts(known=True, pure=True, removable=True),
+    "sparse_const": Facts(known=True, pure=True, removable=True),
     "return": Facts(known=True),
 }
 

@@ -1,0 +1,117 @@
+"""memoptc as an ONNX backend: `onnx.backend.base.Backend`, so that ONNX's own test suite runs through it.
+
+`prepare` compiles the model in memory (verification is the suite's own job) and runs the result in stock
+onnxruntime. `at_level(1)` gives the backend for another optimisation level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx.backend.base import Backend, BackendRep
+
+from memoptc.api import compile as compile_model
+from memoptc.runtime.evaluate import Evaluator
+
+
+class PreparedModel(BackendRep):  # type: ignore[misc]
+    """A compiled model, ready to run.
+
+    Args:
+        model: The model as memoptc gave it back.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self._evaluator = Evaluator(model, label="the compiled model")
+
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run once.
+
+        Args:
+            inputs: Arrays in the order of the model's inputs, one array, or a mapping of name to array.
+            kwargs: Ignored.
+
+        Returns:
+            All outputs, in the model's order.
+        """
+        names = list(self._evaluator.inputs)
+        if isinstance(inputs, dict):
+            feed = dict(inputs)
+        elif isinstance(inputs, list | tuple):
+            feed = dict(zip(names, inputs, strict=False))
+        else:
+            feed = {names[0]: inputs}
+        return tuple(self._evaluator.run(feed).values())
+
+
+class MemoptcBackend(Backend):  # type: ignore[misc]
+    """Compiles with memoptc, runs in onnxruntime on the CPU."""
+
+    level = 2
+
+    @classmethod
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
+        """Whether the model can be prepared: every ONNX model can be tried."""
+        return cls.supports_device(device)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Whether the device is the CPU."""
+        return device.split(":")[0] == "CPU"
+
+    @classmethod
+    def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> PreparedModel:
+        """Compile a model and load the result."""
+        result = compile_model(model, level=cls.level, verify="off", measure=False)
+        return PreparedModel(result.model)
+
+    @classmethod
+    def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
+        """Compile and run once."""
+        return cls.prepare(model, device).run(inputs)
+
+    @classmethod
+    def run_node(
+        cls,
+        node: onnx.NodeProto,
+        inputs: Sequence[Any],
+        device: str = "CPU",
+        outputs_info: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """Run one node: wrapped into a model whose types are those of the arrays.
+
+        Raises:
+            ValueError: `outputs_info` is missing; a model must declare its outputs' types.
+        """
+        if outputs_info is None:
+            raise ValueError("run_node needs outputs_info: one (dtype, shape) per output")
+        typed = onnx.helper.np_dtype_to_tensor_dtype
+        graph = onnx.helper.make_graph(
+            [node],
+            "node",
+            [
+                onnx.helper.make_tensor_value_info(n, typed(a.dtype), a.shape)
+                for n, a in zip(filter(None, node.input), inputs, strict=True)
+            ],
+            [
+                onnx.helper.make_tensor_value_info(n, typed(dtype), shape)
+                for n, (dtype, shape) in zip(filter(None, node.output), outputs_info, strict=True)
+            ],
+        )
+        return cls.run_model(onnx.helper.make_model(graph), list(inputs), device)
+
+
+def at_level(level: int) -> type[MemoptcBackend]:
+    """Give the backend that compiles at `-O<level>`."""
+    return type(f"MemoptcBackendO{level}", (MemoptcBackend,), {"level": level})
+
+
+prepare = MemoptcBackend.prepare
+run_model = MemoptcBackend.run_model
+run_node = MemoptcBackend.run_node
+supports_device = MemoptcBackend.supports_device
+is_compatible = MemoptcBackend.is_compatible

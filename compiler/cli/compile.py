@@ -1,0 +1,84 @@
+"""`memoptc MODEL`: compile, prove, show what changed, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memoptc.cli.options import Binding, Bytes, common, dim_option
+from memoptc.cli.show import Progress, print_result
+from memoptc.targets import TARGETS
+
+
+@click.command("compile")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; MODEL.opt.onnx if not given.")
+@click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True, help="Optimisation level.")
+@click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True, help="Numbers to use.")
+@click.option("--calibration", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function; for int8.")
+@click.option("--validation", metavar="DATA", help="As --calibration; to verify and to measure accuracy with.")
+@click.option("--memory-budget", type=Bytes(), help="Planned activation memory must fit, e.g. 64MiB.")
+@click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest accepted ratio of latencies, e.g. 1.2.")
+@click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
+@dim_option
+@click.option("--freeze", multiple=True, type=Binding(), help="Make a symbolic dimension static, e.g. N=8.")
+@click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's; see `memoptc passes`.")
+@click.option(
+    "--verify",
+    type=click.Choice(["off", "fast", "full"]),
+    default="fast",
+    show_default=True,
+    help="How much proof: none, a few samples, or all data and several sizes.",
+)
+@click.option("--measure/--no-measure", default=True, help="Measure memory and latency of both models.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write a report: .json, .html or .md; may be repeated.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads onnxruntime may use while measuring.")
+@click.option("--force", is_flag=True, help="Write the output even when a gate fails.")
+@click.option("--print-pipeline", is_flag=True, help="Print the pipeline that would run, and stop.")
+@click.option("--dump-dir", type=click.Path(path_type=Path), help="Write the graph as .mir after each pass.")
+@click.option("--check-each", is_flag=True, help="Check numbers after each pass (slow); fills max_error.")
+@common
+def command(
+    model: Path,
+    output: Path | None,
+    level: int,
+    target: str,
+    reports: tuple[Path, ...],
+    dims: tuple[tuple[str, int], ...],
+    freeze: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    print_pipeline: bool,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Compile MODEL into one that needs less memory, and prove that it still does the same."""
+    from memoptc.api import compile_file, pipeline_for
+
+    if print_pipeline:
+        click.echo(pipeline_for(level, target, options["passes"], options["calibration"] is not None, plugins))
+        return
+    output = output or model.with_name(f"{model.stem}.opt.onnx")
+    with Progress(quiet) as progress:
+        result = compile_file(
+            model,
+            output,
+            reports=reports,
+            level=level,
+            target=target,
+            dims=dict(dims),
+            freeze=dict(freeze),
+            plugins=plugins,
+            progress=progress,
+            **options,
+        )
+    print_result(result.report, [output, *reports], quiet=quiet, verbose=verbose)

@@ -1,0 +1,112 @@
+"""Entry point: subcommands, what goes to which stream, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from memoptc import __version__
+from memoptc.ir.diagnostics import MemoptcError
+
+EPILOG = (
+    "Exit codes: 0 done; 1 a fault of memoptc (a reproducer is written); 2 bad usage or bad input; "
+    "3 verification or accuracy gate failed; 4 memory budget out of reach."
+)
+
+COMMANDS = {
+    "compile": "memoptc.cli.compile",
+    "opt": "memoptc.cli.opt",
+    "passes": "memoptc.cli.passes",
+    "profile": "memoptc.cli.profile",
+    "verify": "memoptc.cli.verify",
+    "bisect": "memoptc.cli.bisect",
+}
+
+
+class _Commands(click.Group):
+    """Loads a subcommand when it is asked for; anything that is no subcommand is a model to compile."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
+            args = ["compile", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+    no_args_is_help=True,
+    subcommand_metavar="MODEL.onnx [OPTIONS] | COMMAND [ARGS]...",
+)
+@click.version_option(__version__, prog_name="memoptc")
+def cli() -> None:
+    """Make ONNX models run in far less memory, and prove what changed.
+
+    `memoptc MODEL.onnx -O2 --target int8` compiles; `memoptc compile --help` lists its options.
+    """
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and give its exit code.
+
+    Args:
+        args: Arguments without the program's name; the process's own when `None`.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
+    stderr = Console(stderr=True, highlight=False)
+    try:
+        code: Any = cli.main(arguments, prog_name="memoptc", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Abort:
+        stderr.print("interrupted")
+        return 130
+    except click.ClickException as e:
+        e.show()
+        return 2
+    except MemoptcError as e:
+        if debug:
+            raise
+        report_error(stderr, e.message, e.hint)
+        return e.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has left; Python must not complain about it while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as e:
+        if debug:
+            raise
+        report_error(
+            stderr,
+            f"{type(e).__name__}: {e}",
+            "This is a fault of memoptc: run again with --debug and report what it prints.",
+        )
+        return 1
+
+
+def report_error(console: Console, message: str, hint: str) -> None:
+    """Print what is wrong and how to go on."""
+    console.print(f"[bold red]memoptc:[/] {escape(message)}", soft_wrap=True)
+    if hint:
+        console.print(escape(hint), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

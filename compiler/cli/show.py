@@ -1,0 +1,98 @@
+"""What a person sees on the terminal: progress on stderr, the before/after table on stdout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from memoptc.report import Report
+from memoptc.report.rows import before_after, verdict
+
+
+class Progress:
+    """A progress bar on a terminal, nothing in a pipe. Call it with a step's name and how far along it is.
+
+    Args:
+        quiet: Never show anything.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        console = Console(stderr=True)
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=1.0)
+
+    def __call__(self, step: str, share: float | None = None) -> None:
+        """Show `step`; `share` is how much of the whole is done, 0 to 1."""
+        self._bar.update(self._task, description=escape(step), completed=share if share is not None else None)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+
+
+def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: bool) -> None:
+    """Print the before/after table, the verdict, what was written, and the warnings (to stderr)."""
+    errors = Console(stderr=True, highlight=False)
+    for warning in report.warnings:
+        errors.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    if quiet:
+        return
+    console = result_console()
+    console.print(result_table(report))
+    console.print(verdict(report), soft_wrap=True)
+    if verbose:
+        console.print(pass_table(report))
+        for decision in report.decisions:
+            console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def result_console() -> Console:
+    """A console on stdout whose tables are not cut in a pipe."""
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        console.width = 120
+    return console
+
+
+def result_table(report: Report) -> Table:
+    """The before/after table."""
+    title = f"{Path(report.model.get('path') or 'model').name}  -O{report.options.get('level')}"
+    table = Table(title=f"{title} --target {report.options.get('target')}", title_justify="left")
+    table.add_column("")
+    for heading in ("before", "after", ""):
+        table.add_column(heading, justify="right")
+    for row in before_after(report):
+        style = "" if row.better is None else "green" if row.better else "red"
+        table.add_row(escape(row.what), row.before, row.after, f"[{style}]{row.ratio}[/]" if style else row.ratio)
+    return table
+
+
+def pass_table(report: Report) -> Table:
+    """One line per pass: time, nodes, what it did."""
+    table = Table(title="passes", title_justify="left")
+    for heading in ("pass", "seconds", "nodes", "what it did"):
+        table.add_column(heading, justify="right" if heading in ("seconds", "nodes") else "left")
+    for p in report.passes:
+        did = ", ".join(f"{k} {v}" for k, v in p.stats.items())
+        table.add_row(p.name, f"{p.seconds:.2f}", f"{p.nodes_before} → {p.nodes_after}", escape(did))
+    return table

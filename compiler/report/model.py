@@ -1,0 +1,138 @@
+"""The report as data. Its JSON form is a contract: `schema.json` beside this file describes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Curve:
+    """Planned bytes alive at each step of one run.
+
+    Args:
+        live_bytes: Bytes alive while step i executes.
+        labels: What executes at step i (operator and node name).
+    """
+
+    live_bytes: list[int] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Side:
+    """One of the two models: the untouched original (control) or what came out (candidate).
+
+    Args:
+        file_bytes: Model file and external data together.
+        weight_bytes: Weights as stored.
+        nodes: Nodes of all graphs, weights not counted.
+        planned_peak_bytes: Most activation bytes alive at once in file order; `None` when sizes are unknown.
+        floor_bytes: What no placement can go below, for that order.
+        arena_bytes: Size of the planned arena.
+        measured: What a fresh process needed (`load_peak_bytes`, `run_peak_bytes`, `latency_ms`, ...).
+        curve: Planned bytes over the run.
+    """
+
+    file_bytes: int = 0
+    weight_bytes: int = 0
+    nodes: int = 0
+    planned_peak_bytes: int | None = None
+    floor_bytes: int | None = None
+    arena_bytes: int | None = None
+    measured: dict[str, Any] | None = None
+    curve: Curve | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the JSON form."""
+        found = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "curve"}
+        found["curve"] = None if self.curve is None else vars(self.curve)
+        return found
+
+
+@dataclass
+class PassRecord:
+    """What one pass did. `max_error` is filled when numbers were checked after each pass."""
+
+    name: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    planned_peak_bytes: int | None = None
+    weight_bytes: int = 0
+    max_error: float | None = None
+    stats: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Decision:
+    """One choice of the compiler: what it did, why, what it gains (bytes) and costs."""
+
+    step: str
+    what: str
+    why: str
+    gain_bytes: int | None = None
+    cost: str = ""
+
+
+@dataclass
+class Report:
+    """Everything a compile did and measured; see DESIGN's report contract in the README.
+
+    Args:
+        model: `path`, `sha256`, `opset`, `nodes`.
+        options: The options in force, as given or by default.
+        verification: Outcome of the proof, with `mode` (`off`, `fast` or `full`).
+        accuracy: A task figure before and after, where the data carries labels.
+        environment: Versions and threads that the measurements hold for.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    control: Side = field(default_factory=Side)
+    candidate: Side = field(default_factory=Side)
+    passes: list[PassRecord] = field(default_factory=list)
+    verification: dict[str, Any] = field(default_factory=dict)
+    accuracy: dict[str, Any] | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the JSON form (plain dicts and lists; NaN and infinities as strings)."""
+        found: dict[str, Any] = _plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "model": self.model,
+                "options": self.options,
+                "control": self.control.to_json(),
+                "candidate": self.candidate.to_json(),
+                "passes": [vars(p) for p in self.passes],
+                "verification": self.verification,
+                "accuracy": self.accuracy,
+                "decisions": [vars(d) for d in self.decisions],
+                "warnings": self.warnings,
+                "environment": self.environment,
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)

@@ -1,0 +1,469 @@
+"""ONNX in: protobuf to `Graph`, with every fault of the file told in one sentence.
+
+The structure is read off the protobuf directly, since onnx_ir's own reader has no map types and takes only
+UTF-8 strings; tensors are onnx_ir's: external ones are memory-mapped and untouched until somebody looks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx_ir import serde
+
+from memoptc.ir import protos
+from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Tensor, Value
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.protos import DimReader
+from memoptc.ir.tensors import tensor_type
+from memoptc.ir.types import DType, SparseTensorType, Type
+
+OPAQUE = ("training_info", "configuration")
+
+
+def read_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: str | Path = "") -> Graph:
+    """Read a model.
+
+    Args:
+        source: A file, serialised bytes, or a protobuf (which the graph may go on referring to).
+        folder: Where external data lies when `source` is no file.
+
+    Returns:
+        The top graph, its model's facts in `graph.model`.
+
+    Raises:
+        InputError: the file is missing, no ONNX model, truncated, or breaks a rule of ONNX; the message
+            names the node or value.
+    """
+    if isinstance(source, onnx.ModelProto):
+        digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
+        return _Reader(source, Path(folder), "the model").read(digest)
+    if isinstance(source, bytes):
+        proto = _parse(source, "the model")
+        return _Reader(proto, Path(folder), "the model").read(hashlib.sha256(source).hexdigest())
+    path = Path(source)
+    data = _read_file(path)
+    digest = hashlib.sha256(data).hexdigest()
+    proto = _parse(data, str(path))
+    del data
+    graph = _Reader(proto, path.parent, path.name).read(digest)
+    graph.info.source_path = str(path)
+    return graph
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.", hint="Check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder.", hint="Name the .onnx file inside it.") from None
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}.") from None
+    if not data:
+        raise InputError(f"{path} is empty.", hint="Export or download the model again.")
+    return data
+
+
+def _parse(data: bytes, label: str) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError:
+        raise InputError(
+            f"{label} is no ONNX model, or it is truncated.", hint="Export or download the model again."
+        ) from None
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise InputError(f"{label} is no ONNX model.", hint="memoptc reads .onnx files.")
+    return proto
+
+
+class _Scope(dict[str, Value]):
+    """Names visible in a graph; an inner one looks in the outer one, too."""
+
+    def __init__(self, outer: _Scope | None = None) -> None:
+        super().__init__()
+        self.outer = outer
+
+    def find(self, name: str) -> Value | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope:
+                return scope[name]
+            scope = scope.outer
+        return None
+
+
+class _Reader:
+    def __init__(self, model: onnx.ModelProto, folder: Path, label: str) -> None:
+        self.model = model
+        self.folder = folder
+        self.label = label
+        self.dims = DimReader()
+        self._data_sizes: dict[str, int] = {}
+
+    def read(self, digest: str) -> Graph:
+        model = self.model
+        info = ModelInfo(
+            ir_version=model.ir_version,
+            opset_imports=self._imports(model.opset_import),
+            producer_name=model.producer_name,
+            producer_version=model.producer_version,
+            domain=model.domain,
+            model_version=model.model_version,
+            doc=model.doc_string,
+            metadata=protos.read_props(model.metadata_props),
+            source_sha256=digest,
+        )
+        self._check_versions(info)
+        known = {f.name for f in model.DESCRIPTOR.fields}
+        for name in OPAQUE:
+            if name in known and len(getattr(model, name)):
+                info.opaque[name] = tuple(m.SerializeToString() for m in getattr(model, name))
+        functions = {(f.domain, f.name, getattr(f, "overload", "")) for f in model.functions}
+        self.domains = set(info.opset_imports) | {domain for domain, _, _ in functions}
+        graph = Graph(model.graph.name, info)
+        self._graph(model.graph, graph, _Scope())
+        for function in model.functions:
+            read = self._function(function)
+            info.functions[(read.domain, read.name, read.overload)] = read
+        return graph
+
+    def _imports(self, opsets: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for entry in opsets:
+            domain = "" if entry.domain == "ai.onnx" else entry.domain
+            found[domain] = max(entry.version, found.get(domain, 0))
+        return found
+
+    def _check_versions(self, info: ModelInfo) -> None:
+        newest = onnx.defs.onnx_opset_version()
+        version = info.opset_imports.get("")
+        if version is None and info.ir_version < 3:
+            version = info.opset_imports[""] = 1
+        if version is not None and not 1 <= version <= newest:
+            raise InputError(
+                f"{self.label} uses opset {version}; the installed onnx {onnx.__version__} knows 1 to {newest}.",
+                hint="Upgrade onnx and onnxruntime, or export the model with an older opset.",
+            )
+        if info.ir_version > onnx.IR_VERSION:
+            raise InputError(
+                f"{self.label} has IR version {info.ir_version}; the installed onnx knows up to {onnx.IR_VERSION}.",
+                hint="Upgrade onnx and onnxruntime, or export the model again.",
+            )
+
+    # -- graphs ---------------------------------------------------------------------------------------
+
+    def _graph(self, proto: onnx.GraphProto, graph: Graph, scope: _Scope) -> None:
+        graph.doc = proto.doc_string
+        graph.metadata = protos.read_props(proto.metadata_props)
+        constants = {t.name: t for t in proto.initializer}
+        for info in proto.input:
+            if info.name in scope:
+                raise self._fault(f"two inputs are called {info.name!r}")
+            if info.name in constants and self.model.ir_version < 4:
+                continue
+            value = graph.add_input(info.name, self._type(info, fresh=True))
+            self._describe(value, info)
+            scope[info.name] = value
+        for tensor in proto.initializer:
+            self._initializer(tensor, graph, scope)
+        for sparse in proto.sparse_initializer:
+            self._sparse_initializer(sparse, graph, scope)
+        for node in self._sorted(proto.node, scope, proto.name):
+            graph.append(self._node(node, graph, scope))
+        self._facts(proto, scope)
+        self._outputs(proto.output, graph, scope)
+
+    def _initializer(self, proto: onnx.TensorProto, graph: Graph, scope: _Scope) -> None:
+        tensor = self._tensor(proto)
+        held = scope.get(proto.name)
+        if held is not None:
+            if not held.is_input or held in graph.defaults:
+                raise self._fault(f"two weights are called {proto.name!r}")
+            graph.defaults[held] = tensor
+            return
+        op = Op("const", (), (tensor_type(tensor),), {"value": tensor}, result_names=(proto.name,))
+        self._describe_tensor(op.result, proto)
+        scope[proto.name] = graph.append(op).result
+
+    def _describe_tensor(self, value: Value, proto: onnx.TensorProto) -> None:
+        value.doc = proto.doc_string
+        value.metadata = protos.read_props(proto.metadata_props) if hasattr(proto, "metadata_props") else {}
+
+    def _sparse_initializer(self, proto: onnx.SparseTensorProto, graph: Graph, scope: _Scope) -> None:
+        name = proto.values.name
+        if name in scope:
+            raise self._fault(f"two weights are called {name!r}")
+        type_ = SparseTensorType(DType(proto.values.data_type), tuple(proto.dims))
+        op = Op("sparse_const", (), (type_,), {"value": proto}, result_names=(name,))
+        scope[name] = graph.append(op).result
+
+    def _outputs(self, infos: Sequence[onnx.ValueInfoProto], graph: Graph, scope: _Scope) -> None:
+        values, outputs = [], []
+        for info in infos:
+            value = scope.find(info.name)
+            if value is None:
+                raise self._fault(f"output {info.name!r} of graph {graph.name!r} is never computed")
+            declared = self._type(info, fresh=True)
+            if value.type is None:
+                value.type = self._type(info)
+            values.append(value)
+            outputs.append(Output(info.name, declared, info.doc_string, self._props(info)))
+        graph.set_outputs(values, outputs)
+
+    def _facts(self, proto: onnx.GraphProto, scope: _Scope) -> None:
+        """Put what `value_info` and `quantization_annotation` say onto the values."""
+        for info in proto.value_info:
+            value = scope.get(info.name)
+            if value is not None and not value.is_input:
+                if value.type is None:
+                    value.type = self._type(info)
+                self._describe(value, info)
+        for note in proto.quantization_annotation:
+            value = scope.get(note.tensor_name)
+            if value is not None:
+                for entry in note.quant_parameter_tensor_names:
+                    value.metadata[f"quantization_annotation.{entry.key}"] = entry.value
+
+    def _describe(self, value: Value, info: onnx.ValueInfoProto) -> None:
+        value.doc = info.doc_string
+        value.metadata.update(self._props(info))
+
+    @staticmethod
+    def _props(info: onnx.ValueInfoProto) -> dict[str, str]:
+        return protos.read_props(info.metadata_props) if hasattr(info, "metadata_props") else {}
+
+    def _type(self, info: onnx.ValueInfoProto, *, fresh: bool = False) -> Type | None:
+        return protos.read_type(info.type, self.dims, info.name, fresh=fresh)
+
+    # -- nodes ----------------------------------------------------------------------------------------
+
+    def _sorted(
+        self, nodes: Sequence[onnx.NodeProto], scope: _Scope, graph_name: str
+    ) -> Sequence[onnx.NodeProto]:
+        """Give the nodes in an order in which each comes after what it uses: the file's, when that is one."""
+        producer: dict[str, int] = {}
+        for index, node in enumerate(nodes):
+            for name in filter(None, node.output):
+                if name in producer or name in scope:
+                    raise self._fault(f"two nodes or weights define {name!r}, {_called(node)} among them")
+                producer[name] = index
+        needs: list[set[int]] = []
+        in_order = True
+        for index, node in enumerate(nodes):
+            before: set[int] = set()
+            for name in _used(node):
+                if name in producer:
+                    before.add(producer[name])
+                elif scope.find(name) is None:
+                    raise self._fault(
+                        f"{_called(node)} in graph {graph_name!r} uses {name!r}, which nothing defines"
+                    )
+            needs.append(before)
+            in_order = in_order and all(b < index for b in before)
+        return nodes if in_order else self._sort(nodes, needs)
+
+    def _sort(self, nodes: Sequence[onnx.NodeProto], needs: list[set[int]]) -> Sequence[onnx.NodeProto]:
+        import heapq
+
+        users: dict[int, list[int]] = {}
+        waiting = [len(n) for n in needs]
+        for index, before in enumerate(needs):
+            for b in before:
+                users.setdefault(b, []).append(index)
+        ready = [i for i, n in enumerate(waiting) if n == 0]
+        order = []
+        while ready:
+            index = heapq.heappop(ready)
+            order.append(nodes[index])
+            for user in users.get(index, ()):
+                waiting[user] -= 1
+                if waiting[user] == 0:
+                    heapq.heappush(ready, user)
+        if len(order) < len(nodes):
+            stuck = [_called(nodes[i]) for i, n in enumerate(waiting) if n > 0]
+            raise self._fault(f"there is a cycle through {', '.join(stuck[:5])}")
+        return order
+
+    def _node(self, node: onnx.NodeProto, graph: Graph, scope: _Scope) -> Op:
+        if not node.op_type:
+            raise self._fault(f"{_called(node)} names no operator")
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain not in self.domains:
+            raise InputError(
+                f"{self.label}: {_called(node)} is of domain {domain or 'ai.onnx'!r}, whose opset version the "
+                "model does not state.",
+                hint="Export the model again with an opset import for that domain.",
+            )
+        operands = []
+        for name in node.input:
+            value = scope.find(name) if name else graph.absent()
+            if value is None:
+                raise self._fault(f"{_called(node)} uses {name!r}, which nothing defines")
+            operands.append(value)
+        attrs: dict[str, Any] = {}
+        regions: dict[str, Graph] = {}
+        op = Op(
+            node.op_type,
+            operands,
+            (None,) * len(node.output),
+            domain=domain,
+            result_names=tuple(node.output),
+            name=node.name,
+            loc=Loc((node.name or (node.output[0] if node.output else node.op_type),)),
+            overload=getattr(node, "overload", ""),
+        )
+        for attr in node.attribute:
+            if attr.type == protos.Attr.GRAPH and not attr.ref_attr_name:
+                regions[attr.name] = self._region(attr.g, scope)
+            elif attr.type == protos.Attr.GRAPHS and not attr.ref_attr_name:
+                for index, g in enumerate(attr.graphs):
+                    regions[f"{attr.name}#{index}"] = self._region(g, scope)
+            else:
+                attrs[attr.name] = protos.read_attr(attr, self._tensor, self.dims)
+        for name, value_ in attrs.items():
+            op.set_attr(name, value_)
+        for name, region in regions.items():
+            op.set_region(name, region)
+        op.doc = node.doc_string
+        op.metadata = protos.read_props(node.metadata_props) if hasattr(node, "metadata_props") else {}
+        for result in op.results:
+            if result.name:
+                scope[result.name] = result
+            else:
+                result.omitted = True
+        return op
+
+    def _region(self, proto: onnx.GraphProto, scope: _Scope) -> Graph:
+        region = Graph(proto.name)
+        self._graph(proto, region, _Scope(scope))
+        return region
+
+    def _function(self, proto: onnx.FunctionProto) -> Function:
+        outer, self.domains = self.domains, self.domains | set(self._imports(proto.opset_import))
+        body = Graph(proto.name)
+        scope = _Scope()
+        for name in proto.input:
+            scope[name] = body.add_input(name)
+        for node in self._sorted(proto.node, scope, proto.name):
+            body.append(self._node(node, body, scope))
+        for info in getattr(proto, "value_info", ()):
+            value = scope.get(info.name)
+            if value is not None:
+                value.type = self._type(info)
+        values = [scope.find(name) for name in proto.output]
+        for name, found in zip(proto.output, values, strict=True):
+            if found is None:
+                raise self._fault(f"output {name!r} of function {proto.name!r} is never computed")
+        body.set_outputs([v for v in values if v is not None], [Output(n) for n in proto.output])
+        attrs: dict[str, Any] = dict.fromkeys(proto.attribute)
+        attrs |= {
+            a.name: protos.read_attr(a, self._tensor, self.dims) for a in getattr(proto, "attribute_proto", ())
+        }
+        self.domains = outer
+        return Function(
+            proto.domain,
+            proto.name,
+            getattr(proto, "overload", ""),
+            body,
+            attrs,
+            self._imports(proto.opset_import),
+            proto.doc_string,
+            protos.read_props(getattr(proto, "metadata_props", ())),
+        )
+
+    # -- tensors --------------------------------------------------------------------------------------
+
+    def _tensor(self, proto: onnx.TensorProto) -> Tensor:
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            self._check_external(proto)
+        else:
+            self._check_size(proto)
+        return serde.deserialize_tensor(proto, str(self.folder))
+
+    def _check_size(self, proto: onnx.TensorProto) -> None:
+        try:
+            dtype = DType(proto.data_type)
+        except ValueError:
+            dtype = DType.UNDEFINED
+        if dtype == DType.UNDEFINED:
+            raise self._fault(f"weight {proto.name!r} has element type {proto.data_type}, which ONNX lacks")
+        if any(d < 0 for d in proto.dims):
+            raise self._fault(f"weight {proto.name!r} has a negative extent")
+        if proto.HasField("raw_data"):
+            need = _bytes_of(proto, dtype)
+            if len(proto.raw_data) != need:
+                raise self._fault(
+                    f"weight {proto.name!r} of type {dtype.name} and shape {list(proto.dims)} needs {need} "
+                    f"bytes but holds {len(proto.raw_data)}"
+                )
+
+    def _check_external(self, proto: onnx.TensorProto) -> None:
+        entries = {e.key: e.value for e in proto.external_data}
+        location = entries.get("location", "")
+        base = self.folder.resolve()
+        path = (base / location).resolve()
+        if not location or Path(location).is_absolute() or not path.is_relative_to(base):
+            raise InputError(
+                f"{self.label}: weight {proto.name!r} lies in {location!r}, outside the model's folder.",
+                hint="Move the data beside the model and save it with a relative path.",
+            )
+        if location not in self._data_sizes:
+            try:
+                self._data_sizes[location] = path.stat().st_size
+            except OSError:
+                raise InputError(
+                    f"{self.label}: the external data file {location!r} of weight {proto.name!r} is missing.",
+                    hint=f"Put it into {self.folder or '.'} beside the model.",
+                ) from None
+        offset, size = int(entries.get("offset") or 0), self._data_sizes[location]
+        need = _bytes_of(proto, DType(proto.data_type))
+        length = int(entries.get("length") or need)
+        if length != need:
+            raise self._fault(f"weight {proto.name!r} needs {need} bytes but its entry states {length}")
+        if offset < 0 or offset + length > size:
+            raise InputError(
+                f"{self.label}: the external data file {location!r} is truncated: weight {proto.name!r} needs "
+                f"bytes {offset} to {offset + length}, the file has {size}.",
+                hint="Download or copy the file again.",
+            )
+
+    def _fault(self, what: str) -> InputError:
+        return InputError(f"{self.label}: {what}.", hint="The model breaks a rule of ONNX; export it again.")
+
+
+def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:
+    elements = 1
+    for extent in proto.dims:
+        elements *= extent
+    return (elements * dtype.bitwidth + 7) // 8 if dtype != DType.STRING else 0
+
+
+def _called(node: onnx.NodeProto) -> str:
+    if node.name:
+        return f"node {node.name!r} ({node.op_type})"
+    return f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
+
+
+def _used(node: onnx.NodeProto) -> set[str]:
+    """Names a node uses from its own graph or further out: its inputs, and what its subgraphs capture."""
+    names = {n for n in node.input if n}
+    for attr in node.attribute:
+        for graph in (*((attr.g,) if attr.HasField("g") else ()), *attr.graphs):
+            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            inner |= {t.values.name for t in graph.sparse_initializer}
+            used: set[str] = {o.name for o in graph.output}
+            for n in graph.node:
+                used |= _used(n)
+                inner.update(n.output)
+            names |= used - inner
+    return names
+
+
+__all__ = ["read_onnx"]

@@ -1,0 +1,381 @@
+"""ONNX out: `Graph` to protobuf, to a file, with weights beside it where they are large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+from onnx_ir import serde
+
+from memoptc.ir import ops, protos
+from memoptc.ir.core import Function, Graph, Op, Tensor, Value
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import publish, staging
+from memoptc.ir.tensors import nbytes
+from memoptc.ir.types import DType, TensorType
+
+INLINE_LIMIT = 1_500_000_000
+"""Weights above this go beside the model: one protobuf message holds at most 2 GB, structure included."""
+
+EXTERNAL_THRESHOLD = 1024
+"""Smaller tensors stay inline; onnxruntime needs shapes and the like at load time anyway."""
+
+PAGE = 4096
+
+
+class Names:
+    """Names of values in the file: the value's own where that is free in its scope, else made unique."""
+
+    def __init__(self) -> None:
+        self.of: dict[Value, str] = {}
+        self.identities: dict[Graph, list[tuple[str, str]]] = {}
+        """Per graph, (source, output name) where an output needs an Identity to get its name."""
+
+    def assign(self, graph: Graph, outer: frozenset[str] | set[str] = frozenset()) -> None:
+        """Name every value of `graph` and its regions; `outer` holds names visible from outside."""
+        taken = set(outer)
+        top = not outer and graph.parent is None
+        for value in graph.inputs:
+            self._take(value, value.name or "input", taken)
+        if top:
+            taken.update(o.name for o in graph.outputs_info)
+        self._outputs(graph, taken, keep=top)
+        for op in graph.ops:
+            for result in op.results:
+                if not result.omitted and result not in self.of and op.op_type != "absent":
+                    self._take(result, result.name or op.op_type, taken)
+        for op in graph.ops:
+            for region in op.regions.values():
+                self.assign(region, taken)
+        self._missing_outputs(graph, taken)
+
+    def _outputs(self, graph: Graph, taken: set[str], *, keep: bool) -> None:
+        """Give each output's name to the value it returns, where one value can carry it."""
+        for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
+            local = value.op is not None and value.op.graph is graph
+            name = info.name if keep else (info.name or value.name)
+            if local and value not in self.of and (keep or name not in taken):
+                self.of[value] = name
+                taken.add(name)
+
+    def _missing_outputs(self, graph: Graph, taken: set[str]) -> None:
+        todo: list[tuple[str, str]] = []
+        seen: set[str] = set()
+        self.outputs = getattr(self, "outputs", {})
+        final: list[str] = []
+        top = graph.parent is None
+        for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
+            name = self.of[value]
+            if top and name != info.name:
+                todo.append((name, info.name))
+                name = info.name
+            elif not top and (name in seen or (value.graph is not graph and name != info.name)):
+                fresh = _unique(info.name or name, taken)
+                taken.add(fresh)
+                todo.append((name, fresh))
+                name = fresh
+            seen.add(name)
+            final.append(name)
+        self.identities[graph] = todo
+        self.outputs[graph] = final
+
+    def _take(self, value: Value, hint: str, taken: set[str]) -> None:
+        name = _unique(hint, taken)
+        self.of[value] = name
+        taken.add(name)
+
+
+def _unique(hint: str, taken: set[str]) -> str:
+    name, n = hint, 1
+    while name in taken:
+        name, n = f"{hint}_{n}", n + 1
+    return name
+
+
+class _External:
+    """Writes weights into one data file, in order, as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+        self._file = open(path, "wb")  # noqa: SIM115  (closed by close)
+
+    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
+        size = nbytes(tensor)
+        # Whole pages, so that onnxruntime can map large weights instead of copying them.
+        step = PAGE if size >= PAGE else 64
+        padding = -self.offset % step
+        self._file.write(b"\0" * padding)
+        self.offset += padding
+        if hasattr(tensor, "tofile"):
+            tensor.tofile(self._file)
+        else:
+            self._file.write(tensor.tobytes())
+        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", self.path.name), ("offset", self.offset), ("length", size)):
+            proto.external_data.add(key=key, value=str(value))
+        self.offset += size
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            tensor.release()
+        return proto
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Writer:
+    def __init__(self, graph: Graph, external: _External | None, threshold: int) -> None:
+        self.graph = graph
+        self.external = external
+        self.threshold = threshold
+        self.names = Names()
+
+    def model(self) -> onnx.ModelProto:
+        info = self.graph.info
+        proto = onnx.ModelProto(ir_version=info.ir_version)
+        for field, text in (
+            ("producer_name", info.producer_name),
+            ("producer_version", info.producer_version),
+            ("domain", info.domain),
+            ("doc_string", info.doc),
+        ):
+            if text:
+                setattr(proto, field, text)
+        if info.model_version:
+            proto.model_version = info.model_version
+        _opsets(info.opset_imports, proto.opset_import)
+        protos.write_props(info.metadata, proto.metadata_props)
+        for field, parts in info.opaque.items():
+            for part in parts:
+                getattr(proto, field).add().ParseFromString(part)
+        self.names.assign(self.graph)
+        self._graph(self.graph, proto.graph)
+        for function in info.functions.values():
+            self._function(function, proto.functions.add())
+        return proto
+
+    def _graph(self, graph: Graph, proto: onnx.GraphProto) -> None:
+        proto.name = graph.name or "graph"
+        if graph.doc:
+            proto.doc_string = graph.doc
+        protos.write_props(graph.metadata, proto.metadata_props)
+        for value in graph.inputs:
+            self._value(value, proto.input.add())
+            if value in graph.defaults:
+                self._tensor(self.names.of[value], graph.defaults[value], proto.initializer.add())
+        legacy = graph.parent is None and graph.root.model is not None and graph.info.ir_version < 4
+        returned = set(graph.outputs)
+        for op in graph.ops:
+            if op.is_const:
+                self._tensor(self.names.of[op.result], op.attrs["value"], proto.initializer.add(), op.result)
+                if legacy:
+                    self._value(op.result, proto.input.add())
+                continue
+            if op.op_type == "sparse_const":
+                proto.sparse_initializer.add().CopyFrom(op.attrs["value"])
+                proto.sparse_initializer[-1].values.name = self.names.of[op.result]
+                continue
+            if op.op_type == "absent":
+                continue
+            self._node(op, proto.node.add())
+            for result in op.results:
+                stated = result.type is not None and not _is_untyped(result)
+                described = bool(result.doc or result.metadata)
+                if not result.omitted and (stated or described) and result not in returned:
+                    self._value(result, proto.value_info.add())
+        self._tail(graph, proto)
+
+    def _tail(self, graph: Graph, proto: onnx.GraphProto) -> None:
+        for source, name in self.names.identities[graph]:
+            proto.node.add(op_type="Identity", name=f"Identity_{name}", input=[source], output=[name])
+        for info, name in zip(graph.outputs_info, self.names.outputs[graph], strict=True):
+            written = proto.output.add(name=name)
+            if info.type is not None:
+                protos.write_type(info.type, written.type)
+            if info.doc:
+                written.doc_string = info.doc
+            protos.write_props(info.metadata, written.metadata_props)
+        for op in graph.ops:
+            for result in op.results:
+                _quantization_note(result, self.names.of.get(result, ""), proto)
+
+    def _value(self, value: Value, proto: onnx.ValueInfoProto) -> None:
+        proto.name = self.names.of[value]
+        if value.type is not None:
+            protos.write_type(value.type, proto.type)
+        if value.doc and not (value.op is not None and value.op.is_const):
+            proto.doc_string = value.doc
+        plain = {k: v for k, v in value.metadata.items() if not k.startswith("quantization_annotation.")}
+        if not (value.op is not None and value.op.is_const):
+            protos.write_props(plain, proto.metadata_props)
+
+    def _tensor(self, name: str, tensor: Tensor, proto: onnx.TensorProto, value: Value | None = None) -> None:
+        large = tensor.dtype != DType.STRING and nbytes(tensor) >= self.threshold
+        if self.external is not None and large:
+            proto.CopyFrom(self.external.write(name, tensor))
+        else:
+            if isinstance(tensor, onnx_ir.ExternalTensor):
+                proto.data_type, proto.raw_data = int(tensor.dtype), tensor.tobytes()
+                proto.dims.extend(tensor.shape.numpy())
+            else:
+                serde.serialize_tensor_into(proto, tensor)
+            proto.name = name
+        if value is not None:
+            proto.ClearField("doc_string")
+            if value.doc:
+                proto.doc_string = value.doc
+            del proto.metadata_props[:]
+            plain = {k: v for k, v in value.metadata.items() if not k.startswith("quantization_annotation.")}
+            protos.write_props(plain, proto.metadata_props)
+
+    def _node(self, op: Op, proto: onnx.NodeProto) -> None:
+        proto.op_type = op.op_type
+        if op.name:
+            proto.name = op.name
+        if op.domain:
+            proto.domain = op.domain
+        if op.overload:
+            proto.overload = op.overload
+        if op.doc:
+            proto.doc_string = op.doc
+        protos.write_props(op.metadata, proto.metadata_props)
+        proto.input.extend("" if v.is_absent else self.names.of[v] for v in op.operands)
+        proto.output.extend("" if r.omitted else self.names.of[r] for r in op.results)
+        for name, value in op.attrs.items():
+            protos.write_attr(name, _as_declared(op, name, value), proto.attribute.add())
+        for key, region in op.regions.items():
+            name, _, index = key.partition("#")
+            if index:
+                attr = next((a for a in proto.attribute if a.name == name), None) or proto.attribute.add(
+                    name=name, type=protos.Attr.GRAPHS
+                )
+                self._graph(region, attr.graphs.add())
+            else:
+                self._graph(region, proto.attribute.add(name=name, type=protos.Attr.GRAPH).g)
+
+    def _function(self, function: Function, proto: onnx.FunctionProto) -> None:
+        proto.domain, proto.name = function.domain, function.name
+        if function.overload:
+            proto.overload = function.overload
+        if function.doc:
+            proto.doc_string = function.doc
+        protos.write_props(function.metadata, proto.metadata_props)
+        _opsets(function.opset_imports, proto.opset_import)
+        body = function.body
+        self.names.assign(body)
+        proto.input.extend(self.names.of[v] for v in body.inputs)
+        for name, default in function.attrs.items():
+            if default is None:
+                proto.attribute.append(name)
+            else:
+                protos.write_attr(name, default, proto.attribute_proto.add())
+        for op in body.ops:
+            if op.is_const:
+                raise InputError(f"Function {function.name!r} holds a weight; ONNX functions cannot.")
+            if op.op_type != "absent":
+                self._node(op, proto.node.add())
+                for result in op.results:
+                    if result.type is not None and not result.omitted and hasattr(proto, "value_info"):
+                        self._value(result, proto.value_info.add())
+        for source, name in self.names.identities[body]:
+            proto.node.add(op_type="Identity", input=[source], output=[name])
+        proto.output.extend(self.names.outputs[body])
+
+
+def _is_untyped(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dtype == DType.UNDEFINED
+
+
+def _as_declared(op: Op, name: str, value: Any) -> Any:
+    """Whole numbers written for an attribute that ONNX declares as floats are floats."""
+    found = ops.schema_of(op)
+    if found is None or name not in found.attributes:
+        return value
+    kind = found.attributes[name].type.name
+    if kind == "FLOAT" and isinstance(value, int):
+        return float(value)
+    if kind == "FLOATS" and isinstance(value, tuple):
+        return tuple(float(v) for v in value)
+    return value
+
+
+def _quantization_note(value: Value, name: str, proto: onnx.GraphProto) -> None:
+    prefix = "quantization_annotation."
+    entries = {k.removeprefix(prefix): v for k, v in value.metadata.items() if k.startswith(prefix)}
+    if entries:
+        note = proto.quantization_annotation.add(tensor_name=name)
+        for key, text in entries.items():
+            note.quant_parameter_tensor_names.add(key=key, value=text)
+
+
+def _opsets(imports: dict[str, int], target: Any) -> None:
+    for domain, version in imports.items():
+        target.add(domain=domain, version=version)
+
+
+def weight_tensors(graph: Graph) -> Iterable[Tensor]:
+    """Every weight of a model, each `const` once."""
+    for op in graph.walk("const"):
+        yield op.attrs["value"]
+
+
+def to_proto(graph: Graph) -> onnx.ModelProto:
+    """Give the model as one protobuf, weights inline.
+
+    Raises:
+        InputError: the weights are too large for one protobuf message.
+    """
+    total = sum(nbytes(t) for t in weight_tensors(graph))
+    if total > INLINE_LIMIT:
+        raise InputError(
+            f"The model's weights ({total / 1e9:.1f} GB) do not fit into one protobuf message.",
+            hint="Write it to a file instead.",
+        )
+    return _Writer(graph, None, EXTERNAL_THRESHOLD).model()
+
+
+def write_onnx(graph: Graph, path: str | Path, *, external: bool | None = None) -> list[Path]:
+    """Write a model whole or not at all.
+
+    Args:
+        graph: The model.
+        path: Where to; with external weights, `PATH.data` is written beside it.
+        external: Weights beside the model, or inside it; when `None`, beside it if they were beside the
+            original or are too large for one file.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: the place cannot be written or the disk is full.
+    """
+    path = Path(path)
+    with staging(path) as folder:
+        files = write_into(graph, folder / path.name, external=external)
+        publish(folder, path.parent, last=path.name)
+    return [path.parent / f.name for f in files]
+
+
+def write_into(graph: Graph, path: Path, *, external: bool | None = None) -> list[Path]:
+    """Write a model straight to `path` (use `write_onnx` unless `path` lies in a staging folder)."""
+    tensors = list(weight_tensors(graph))
+    if external is None:
+        external = any(isinstance(t, onnx_ir.ExternalTensor) for t in tensors)
+        external = external or sum(nbytes(t) for t in tensors) > INLINE_LIMIT
+    data = _External(path.with_name(f"{path.name}.data")) if external else None
+    try:
+        proto = _Writer(graph, data, EXTERNAL_THRESHOLD).model()
+    finally:
+        if data is not None:
+            data.close()
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    if data is None:
+        return [path]
+    if data.offset == 0:
+        data.path.unlink()
+        return [path]
+    return [data.path, path]
