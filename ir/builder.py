@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from memoptc.ir import ops
 from memoptc.ir.core import NOWHERE, Graph, Loc, Op, Tensor, Value
 from memoptc.ir.infer import infer_op

@@ -75,7 +75,8 @@ def refuse_overwriting(output: Path, inputs: list[Path]) -> None:
     for path in inputs:
         if output.exists() and path.exists() and os.path.samefile(output, path):
             raise InputError(
-                f"{output} is also an input; writing it would destroy it.", hint="Choose another name with -o."
+                f"{output} is also an input; writing it would destroy it.",
+                hint="Choose another name with -o.",
             )
 
 

@@ -364,7 +364,8 @@ class _Reader:
         body.set_outputs([v for v in values if v is not None], [Output(n) for n in proto.output])
         attrs: dict[str, Any] = dict.fromkeys(proto.attribute)
         attrs |= {
-            a.name: protos.read_attr(a, self._tensor, self.dims) for a in getattr(proto, "attribute_proto", ())
+            a.name: protos.read_attr(a, self._tensor, self.dims)
+            for a in getattr(proto, "attribute_proto", ())
         }
         self.domains = outer
         return Function(
@@ -448,7 +449,9 @@ def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:
 def _called(node: onnx.NodeProto) -> str:
     if node.name:
         return f"node {node.name!r} ({node.op_type})"
-    return f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
+    return (
+        f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
+    )
 
 
 def _used(node: onnx.NodeProto) -> set[str]:

@@ -101,7 +101,7 @@ class _External:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.offset = 0
-        self._file = open(path, "wb")  # noqa: SIM115  (closed by close)
+        self._file = open(path, "wb")
 
     def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
         size = nbytes(tensor)

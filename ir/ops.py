@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import onnx.defs
+
 from memoptc.ir.core import Graph, Op
 
 MICROSOFT = "com.microsoft"

@@ -1,0 +1,214 @@
+"""To and from other libraries' graphs: onnx_ir, onnx_graphsurgeon, networkx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import onnx
+import onnx_ir
+from onnx_ir import serde
+
+from memoptc.ir import protos
+from memoptc.ir.core import AttrRef, EmptyList, Graph, Op, Tensor, Value
+from memoptc.ir.dims import Dim
+from memoptc.ir.onnx_read import read_onnx
+from memoptc.ir.onnx_write import to_proto
+from memoptc.ir.types import (
+    DType,
+    OptionalType,
+    SequenceType,
+    SparseTensorType,
+    TensorType,
+    Type,
+)
+
+_MARK = "memoptc.shared_tensor"
+
+
+def to_onnx_ir(graph: Graph) -> onnx_ir.Model:
+    """Give the model as `onnx_ir.Model`; larger weights are shared, not copied."""
+    copy = graph.clone()
+    held: list[Tensor] = []
+    for op in copy.walk("const"):
+        tensor = op.attrs["value"]
+        if tensor.dtype != DType.STRING and tensor.nbytes > 1024:
+            # An empty stand-in of the same type; its marker is the place in `held`.
+            op.set_attr("value", onnx_ir.Tensor(np.zeros(0, np.uint8), name="stand-in"))
+            op.result.metadata[_MARK] = str(len(held))
+            held.append(tensor)
+    model = serde.deserialize_model(to_proto(copy))
+    for inner in _graphs(model.graph):
+        for value in inner.initializers.values():
+            mark = (
+                value.const_value.metadata_props.pop(_MARK, None) if value.const_value is not None else None
+            )
+            if mark is not None:
+                tensor = held[int(mark)]
+                value.const_value = tensor
+                value.shape, value.type = tensor.shape, onnx_ir.TensorType(tensor.dtype)
+    return model
+
+
+def _graphs(graph: onnx_ir.Graph) -> Iterable[onnx_ir.Graph]:
+    yield graph
+    yield from graph.subgraphs()
+
+
+def from_onnx_ir(model: onnx_ir.Model) -> Graph:
+    """Read an `onnx_ir.Model`; weights are shared where they are large."""
+    shared: dict[str, Any] = {}
+    for inner in _graphs(model.graph):
+        for name, value in inner.initializers.items():
+            tensor = value.const_value
+            if tensor is not None and isinstance(tensor, onnx_ir.ExternalTensor):
+                shared[name] = tensor
+    graph = read_onnx(serde.serialize_model(model))
+    for op in graph.walk("const"):
+        if op.result.name in shared:
+            op.set_attr("value", shared[op.result.name])
+    return graph
+
+
+def to_graphsurgeon(graph: Graph) -> Any:
+    """Give the model as `onnx_graphsurgeon.Graph`."""
+    import onnx_graphsurgeon
+
+    return onnx_graphsurgeon.import_onnx(to_proto(graph))
+
+
+def from_graphsurgeon(model: Any) -> Graph:
+    """Read an `onnx_graphsurgeon.Graph`."""
+    import onnx_graphsurgeon
+
+    return read_onnx(onnx_graphsurgeon.export_onnx(model))
+
+
+def to_networkx(graph: Graph) -> nx.DiGraph:
+    """Give the ops of one graph as a directed graph: an edge for each pair (producer, user).
+
+    Nodes are `Op` objects, with attributes `key` and `name`; edges carry `values`, the values that flow. What
+    a region uses counts as used by the op that owns the region. The final `return` is a node, too.
+    """
+    result: nx.DiGraph = nx.DiGraph()
+    position = {op: i for i, op in enumerate((*graph.ops, graph.terminator))}
+    for op in position:
+        result.add_node(op, key=op.key, name=op.name)
+    for op in position:
+        used = list(op.operands)
+        for region in op.regions.values():
+            used.extend(region.captures())
+        for value in used:
+            if value.op is not None and value.op in position:
+                if not result.has_edge(value.op, op):
+                    result.add_edge(value.op, op, values=[])
+                if value not in result.edges[value.op, op]["values"]:
+                    result.edges[value.op, op]["values"].append(value)
+    return result
+
+
+class Twin:
+    """An `onnx_ir` model that mirrors a graph value by value, for shape inference; weights are shared.
+
+    Args:
+        graph: The graph to mirror. Only inputs and weights get types.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.of: dict[Value, onnx_ir.Value] = {}
+        imports = {k: v for k, v in graph.info.opset_imports.items()}
+        self.model = onnx_ir.Model(self._graph(graph, imports), ir_version=max(graph.info.ir_version, 10))
+
+    def _graph(self, graph: Graph, imports: dict[str, int] | None) -> onnx_ir.Graph:
+        inputs = [self.value(v, typed=True) for v in graph.inputs]
+        nodes, weights = [], []
+        for op in graph.ops:
+            if op.is_const:
+                weights.append(self.value(op.result, typed=True))
+            elif op.op_type not in ("absent", "sparse_const"):
+                nodes.append(self.node(op))
+            elif op.op_type == "sparse_const":
+                inputs.append(self.value(op.result, typed=True))
+        outputs = [self.value(v) for v in graph.outputs]
+        return onnx_ir.Graph(
+            inputs, outputs, nodes=nodes, initializers=weights, opset_imports=imports, name=graph.name or "g"
+        )
+
+    def value(self, value: Value, *, typed: bool = False) -> onnx_ir.Value:
+        """Give the mirror of a value, made on first sight."""
+        if value not in self.of:
+            mirror = onnx_ir.Value(name=f"v{len(self.of)}")
+            if typed and value.type is not None:
+                mirror.type, mirror.shape = onnx_ir_type(value.type), onnx_ir_shape(value.type)
+            if value.tensor is not None:
+                mirror.const_value = value.tensor
+                mirror.shape = onnx_ir.Shape(value.tensor.shape.numpy())
+                mirror.type = onnx_ir.TensorType(DType(value.tensor.dtype))
+            self.of[value] = mirror
+        return self.of[value]
+
+    def node(self, op: Op) -> onnx_ir.Node:
+        """Give the mirror of an op."""
+        attrs = [a for name, v in op.attrs.items() if (a := _attribute(name, v)) is not None]
+        for name, region in op.regions.items():
+            if "#" not in name:
+                attrs.append(onnx_ir.AttrGraph(name, self._graph(region, None)))
+        return onnx_ir.Node(
+            op.domain,
+            op.op_type,
+            [None if v.is_absent else self.value(v) for v in op.operands],
+            attrs,
+            outputs=[self.value(r) for r in op.results],
+            overload=op.overload,
+        )
+
+
+def _attribute(name: str, value: Any) -> onnx_ir.Attr | None:
+    if isinstance(value, AttrRef):
+        return onnx_ir.RefAttr(name, value.name, onnx_ir.AttributeType[value.kind])
+    if isinstance(value, EmptyList):
+        return onnx_ir.Attr(name, onnx_ir.AttributeType[value.kind], ())
+    if hasattr(value, "tobytes") and not isinstance(value, bytes | onnx.SparseTensorProto):
+        return onnx_ir.AttrTensor(name, value)
+    proto = onnx.AttributeProto()
+    protos.write_attr(name, value, proto)
+    try:
+        return serde.deserialize_attribute(proto)
+    except Exception:
+        # onnx_ir has no form for it (bytes that are no text, map types): inference does without.
+        return None
+
+
+def onnx_ir_type(type_: Type | None) -> onnx_ir.TypeProtocol | None:
+    """Give a type as onnx_ir has it, without the shape; `None` where it has none."""
+    match type_:
+        case TensorType():
+            return onnx_ir.TensorType(type_.dtype)
+        case SparseTensorType():
+            return onnx_ir.SparseTensorType(type_.dtype)
+        case SequenceType() | OptionalType():
+            inner = onnx_ir_type(type_.elem)
+            if inner is None:
+                return None
+            return (
+                onnx_ir.SequenceType(inner)
+                if isinstance(type_, SequenceType)
+                else onnx_ir.OptionalType(inner)
+            )
+        case _:
+            return None
+
+
+def onnx_ir_shape(type_: Type | None) -> onnx_ir.Shape | None:
+    """Give the shape part of a type as onnx_ir has it."""
+    while isinstance(type_, SequenceType | OptionalType):
+        type_ = type_.elem
+    if not isinstance(type_, TensorType | SparseTensorType) or type_.shape is None:
+        return None
+    return onnx_ir.Shape([_dim(d) for d in type_.shape])
+
+
+def _dim(dim: Dim) -> int | str | None:
+    return dim if isinstance(dim, int) or dim is None else str(dim)

@@ -1,0 +1,242 @@
+"""Types and symbolic shapes: onnx-shape-inference over a mirror of the graph, merged with what is stated.
+
+Inference starts from inputs and weights alone, so that a wrong `value_info` cannot mislead it. Where it
+finds a dimension, that counts; where it finds none, what the model states does. It never fails: what stays
+unknown stays unknown and is listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir
+import onnx_shape_inference
+from onnx_shape_inference import SYM_DATA_KEY, ShapeInferenceContext, registry
+
+from memoptc.ir import ops
+from memoptc.ir.convert import Twin
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, Sym, free_symbols, parse_dim, substitute
+from memoptc.ir.types import (
+    DType,
+    OptionalType,
+    SequenceType,
+    SparseTensorType,
+    TensorType,
+    Type,
+)
+
+_ANONYMOUS = re.compile(r"_d\d+")
+
+
+@dataclass
+class Inference:
+    """What shape inference found.
+
+    Args:
+        unknown: Names of values whose type or rank is not known.
+        conflicts: One line per value whose stated type contradicts the inferred one, which was taken.
+        elements: Integer vectors whose elements are known at compile time, as dimensions; `None` elements
+            are unknown.
+        failure: Why inference stopped early, if it did.
+    """
+
+    unknown: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    elements: dict[Value, tuple[Dim, ...]] = field(default_factory=dict)
+    failure: str = ""
+
+
+def infer_shapes(graph: Graph) -> Inference:
+    """Infer the types of all values, in regions too, and set them.
+
+    Args:
+        graph: The top graph; inputs and declared outputs keep their stated types.
+    """
+    found = Inference()
+    twin = Twin(graph)
+    for op in graph.walk():
+        if not ops.facts(op).known or op.domain == "ai.onnx.ml":
+            _seed(op, twin)
+    with _quiet():
+        try:
+            onnx_shape_inference.infer_symbolic_shapes(
+                twin.model, warn_on_missing=False, adopt_declared_symbols=False
+            )
+        except Exception as e:
+            found.failure = f"{type(e).__name__}: {e}"
+    names = _stable_names(graph, twin)
+    for value in _defined(graph):
+        mirror = twin.of.get(value)
+        if mirror is None:
+            continue
+        inferred = _type_of(mirror, names)
+        merged = _merge(value, inferred, found)
+        if merged is not None and merged != value.type:
+            value.type = merged
+        elements = _elements(mirror, names)
+        if elements is not None:
+            found.elements[value] = elements
+        if not value.omitted and _is_unknown(value.type):
+            found.unknown.append(value.name)
+    return found
+
+
+def infer_op(op: Op) -> tuple[Type | None, ...]:
+    """Infer the result types of one op from its operands; `None` for what cannot be inferred."""
+    unknown: tuple[Type | None, ...] = (None,) * len(op.results)
+    if op.graph is None or op.graph.root.model is None:
+        return unknown
+    registry.collect()
+    version = ops.opset_of(op.graph, op.domain)
+    function = registry.get(op.domain, op.op_type, version=version or 1)
+    if function is None or op.regions:
+        return unknown
+    mirrors: dict[Value, onnx_ir.Value] = {}
+    twin = object.__new__(Twin)
+    twin.of = mirrors
+    for value in op.operands:
+        if not value.is_absent:
+            twin.value(value, typed=True)
+    try:
+        with _quiet():
+            node = twin.node(op)
+            function(ShapeInferenceContext(dict(op.graph.info.opset_imports)), node)
+    except Exception:
+        return unknown
+    return tuple(_type_of(mirrors[r], {}) for r in op.results)
+
+
+def _seed(op: Op, twin: Twin) -> None:
+    """Results of operators that inference does not know keep the types that the model states."""
+    from memoptc.ir.convert import onnx_ir_shape, onnx_ir_type
+
+    for result in op.results:
+        mirror = twin.of.get(result)
+        if mirror is not None and result.type is not None and result.tensor is None:
+            mirror.type, mirror.shape = onnx_ir_type(result.type), onnx_ir_shape(result.type)
+
+
+def _defined(graph: Graph) -> Iterator[Value]:
+    """Every value that inference may set: results, and inputs of regions."""
+    for op in graph.ops:
+        if not op.is_const and op.op_type not in ("absent", "sparse_const"):
+            for region in op.regions.values():
+                yield from region.inputs
+                yield from _defined(region)
+            yield from op.results
+
+
+def _stable_names(graph: Graph, twin: Twin) -> dict[str, Dim]:
+    """Name each anonymous dimension after the first value that has it as an extent.
+
+    The engine numbers them anew in each run, so that its own names would make different dimensions of two
+    runs look equal.
+    """
+    names: dict[str, Dim] = {}
+    for value in _defined(graph):
+        mirror = twin.of.get(value)
+        if mirror is None or mirror.shape is None:
+            continue
+        for axis, dim in enumerate(mirror.shape):
+            text = None if isinstance(dim, int) else dim.value
+            if text is not None and _ANONYMOUS.fullmatch(text) and text not in names:
+                base = re.sub(r"\W", "_", value.name)
+                names[text] = Sym(f"{base if base[:1].isalpha() else 'v' + base}_d{axis}")
+    return names
+
+
+def _read(text: str | int | None, names: dict[str, Dim]) -> Dim:
+    if text is None or isinstance(text, int):
+        return text if text is None or text >= 0 else None
+    try:
+        dim = parse_dim(text)
+    except ValueError:
+        return None
+    anonymous = [s for s in free_symbols(dim) if _ANONYMOUS.fullmatch(s)]
+    if any(names.get(s) is None for s in anonymous):
+        return None
+    known = {s: d for s in anonymous if (d := names[s]) is not None}
+    return substitute(dim, known) if known else dim
+
+
+def _type_of(mirror: onnx_ir.Value, names: dict[str, Dim]) -> Type | None:
+    shape = None
+    if mirror.shape is not None:
+        shape = tuple(_read(d if isinstance(d, int) else d.value, names) for d in mirror.shape)
+    return _combine(mirror.type, shape)
+
+
+def _combine(type_: onnx_ir.TypeProtocol | None, shape: tuple[Dim, ...] | None) -> Type | None:
+    match type_:
+        case onnx_ir.TensorType():
+            return TensorType(DType(type_.dtype), shape)
+        case onnx_ir.SparseTensorType():
+            return SparseTensorType(DType(type_.dtype), shape)
+        case onnx_ir.SequenceType():
+            return SequenceType(_combine(type_.elem_type, shape))
+        case onnx_ir.OptionalType():
+            return OptionalType(_combine(type_.elem_type, shape))
+        case _:
+            return None
+
+
+def _merge(value: Value, inferred: Type | None, found: Inference) -> Type | None:
+    stated = value.type
+    if inferred is None or stated is None:
+        return inferred if stated is None else stated
+    if not isinstance(inferred, TensorType) or not isinstance(stated, TensorType):
+        return inferred if type(inferred) is type(stated) and _depth(inferred) else stated
+    dtype = inferred.dtype if inferred.dtype != DType.UNDEFINED else stated.dtype
+    if inferred.shape is None:
+        return TensorType(dtype, stated.shape, stated.denotation, stated.axis_denotations)
+    shape = inferred.shape
+    if stated.shape is not None and len(stated.shape) != len(shape):
+        found.conflicts.append(f"{value.name}: stated rank {len(stated.shape)}, inferred {len(shape)}")
+    elif stated.shape is not None:
+        for a, b in zip(shape, stated.shape, strict=True):
+            if isinstance(a, int) and isinstance(b, int) and a != b:
+                found.conflicts.append(f"{value.name}: stated {stated.shape}, inferred {shape}")
+                break
+        shape = tuple(b if a is None else a for a, b in zip(shape, stated.shape, strict=True))
+    return TensorType(dtype, shape, stated.denotation, stated.axis_denotations)
+
+
+def _depth(type_: Type) -> bool:
+    return not isinstance(type_, SequenceType | OptionalType) or type_.elem is not None
+
+
+def _elements(mirror: onnx_ir.Value, names: dict[str, Dim]) -> tuple[Dim, ...] | None:
+    text = mirror.metadata_props.get(SYM_DATA_KEY) if mirror._metadata_props else None
+    if text is None:
+        return None
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(items, list):
+        return None
+    return tuple(i if isinstance(i, int) else _read(i, names) for i in items)
+
+
+def _is_unknown(type_: Type | None) -> bool:
+    return type_ is None or (isinstance(type_, TensorType) and type_.shape is None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The engine logs what it cannot infer; our report lists that."""
+    loggers = [logging.getLogger(n) for n in ("onnx_shape_inference", "onnx_ir")]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
