@@ -1,0 +1,283 @@
+"""Running a model in onnxruntime: one session, any value kind in and out, errors in one clear sentence."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.dims import Dim, Sym
+from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, SparseTensorType, TensorType, Type
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+"""A model: path of a file, serialised bytes, or a protobuf. Only a path can hold more than 2 GB."""
+
+Feed: TypeAlias = Mapping[str, Any]
+"""Input name -> numpy array (ml_dtypes for bfloat16 and the like), list (sequence), dict (map) or `None`."""
+
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+PROTOBUF_LIMIT = (1 << 31) - 1
+
+_ORT_DTYPES = {
+    "float": DType.FLOAT, "double": DType.DOUBLE, "float16": DType.FLOAT16, "bfloat16": DType.BFLOAT16,
+    "int8": DType.INT8, "int16": DType.INT16, "int32": DType.INT32, "int64": DType.INT64,
+    "uint8": DType.UINT8, "uint16": DType.UINT16, "uint32": DType.UINT32, "uint64": DType.UINT64,
+    "bool": DType.BOOL, "string": DType.STRING, "complex64": DType.COMPLEX64, "complex128": DType.COMPLEX128,
+    "float8e4m3fn": DType.FLOAT8E4M3FN, "float8e4m3fnuz": DType.FLOAT8E4M3FNUZ,
+    "float8e5m2": DType.FLOAT8E5M2, "float8e5m2fnuz": DType.FLOAT8E5M2FNUZ,
+    "int4": DType.INT4, "uint4": DType.UINT4, "float4e2m1": DType.FLOAT4E2M1,
+}  # fmt: skip
+# Element types onnxruntime's own numpy conversion does not know: they pass as raw bytes of an OrtValue.
+_RAW = frozenset(
+    {
+        DType.BFLOAT16, DType.FLOAT8E4M3FN, DType.FLOAT8E4M3FNUZ, DType.FLOAT8E5M2, DType.FLOAT8E5M2FNUZ,
+        DType.INT4, DType.UINT4, DType.FLOAT4E2M1,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How onnxruntime is to run a model. The defaults are onnxruntime's own, but for one thread.
+
+    Args:
+        optimize: Let onnxruntime optimize the graph (its default level), or run it as it is written.
+        threads: Intra-op threads; 0 leaves the choice to onnxruntime.
+        mem_pattern: `enable_mem_pattern`.
+        mem_reuse: `enable_mem_reuse`.
+        arena: `enable_cpu_mem_arena`.
+        file_order: Execute in the file's order (`PRIORITY_BASED`) instead of onnxruntime's.
+        disabled_optimizers: Names of onnxruntime optimizers not to run.
+        config: Session configuration entries.
+    """
+
+    optimize: bool = True
+    threads: int = 1
+    mem_pattern: bool = True
+    mem_reuse: bool = True
+    arena: bool = True
+    file_order: bool = False
+    disabled_optimizers: tuple[str, ...] = ()
+    config: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a plain dictionary that `RunOptions(**d)` reads back."""
+        plain = dict(self.__dict__)
+        plain["config"] = dict(self.config)
+        plain["disabled_optimizers"] = list(self.disabled_optimizers)
+        return plain
+
+    def session_options(self) -> ort.SessionOptions:
+        """Give the same as onnxruntime's own options, with its log silenced."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
+        options.intra_op_num_threads = self.threads
+        options.enable_mem_pattern = self.mem_pattern
+        options.enable_mem_reuse = self.mem_reuse
+        options.enable_cpu_mem_arena = self.arena
+        if self.file_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        for key, value in self.config.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+
+class Evaluator:
+    """One model loaded into onnxruntime on the CPU.
+
+    Args:
+        model: The model; external data is looked for beside the file, or in `folder` for bytes and protobufs.
+        options: How to run it.
+        folder: Where external data lies when `model` is not a path.
+        label: What error messages call the model; the file name when not given.
+        blame: Class of the errors raised when onnxruntime refuses the model or a run: `InputError` for a
+            user's model, `InternalError` for one that memoptc wrote.
+
+    Raises:
+        MemoptcError: of class `blame`, when onnxruntime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        options: RunOptions = RunOptions(),
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        label: str = "",
+        blame: type[MemoptcError] = InputError,
+    ) -> None:
+        self.options = options
+        self.blame = blame
+        path = os.fspath(model) if isinstance(model, str | os.PathLike) else ""
+        self.label = label or (Path(path).name if path else "the model")
+        native = options.session_options()
+        if folder is not None:
+            native.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
+        if path and not Path(path).is_file():
+            raise blame(f"{path}: no such file.")
+        source = path if isinstance(model, str | os.PathLike) else _serialized(model)
+        try:
+            self._session = ort.InferenceSession(
+                source,
+                native,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(options.disabled_optimizers) or None,
+            )
+        except Exception as error:
+            raise blame(f"{self.label}: onnxruntime cannot load it: {clean_message(error)}.") from error
+        self.inputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_inputs()}
+        self.outputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_outputs()}
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = 4
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Run once.
+
+        Args:
+            feed: A value per input; inputs with a default may be left out.
+            outputs: Names of the outputs wanted; all when not given.
+
+        Returns:
+            Output name -> numpy array, list (sequence), dict (map) or `None` (empty optional).
+
+        Raises:
+            MemoptcError: of class `blame`, naming the node that failed.
+        """
+        names = list(outputs) if outputs is not None else list(self.outputs)
+        try:
+            if any(_is_raw(self.outputs.get(name)) for name in names):
+                values = self._run_raw(feed, names)
+            else:
+                native = {name: self._native(name, value) for name, value in feed.items()}
+                values = self._session.run(names, native, self._run_options)
+        except MemoptcError:
+            raise
+        except Exception as error:
+            raise self.blame(f"{self.label}: onnxruntime cannot run it: {clean_message(error)}.") from error
+        return dict(zip(names, values, strict=True))
+
+    def _native(self, name: str, value: Any) -> Any:
+        type_ = self.inputs.get(name)
+        if _is_raw(type_) and isinstance(value, np.ndarray):
+            return self._ort_value(name, value)
+        return value
+
+    def _ort_value(self, name: str, value: Any) -> Any:
+        type_ = self.inputs.get(name)
+        if not isinstance(type_, TensorType) or not isinstance(value, np.ndarray):
+            raise self.blame(
+                f"{self.label}: input {name!r} is not a tensor, and an output has an element type that numpy "
+                "does not know; onnxruntime's Python interface cannot pass both."
+            )
+        if type_.dtype in _RAW:
+            if type_.dtype.bitwidth < 8:
+                raise self.blame(
+                    f"{self.label}: onnxruntime's Python interface takes no 4-bit input {name!r}."
+                )
+            raw = np.ascontiguousarray(value).view(np.uint16 if value.itemsize == 2 else np.uint8)
+            return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(type_.dtype))
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+
+    def _run_raw(self, feed: Feed, names: list[str]) -> list[Any]:
+        native = {name: self._ort_value(name, value) for name, value in feed.items()}
+        values = self._session.run_with_ort_values(names, native, self._run_options)
+        return [_from_ort_value(value) for value in values]
+
+
+def port_type(text: str, shape: Sequence[int | str | None] | None = None) -> Type | None:
+    """Read onnxruntime's spelling of a type, such as `seq(tensor(float))`.
+
+    Args:
+        text: The spelling.
+        shape: Extents of a tensor as onnxruntime gives them. An empty list means a scalar or an unknown rank:
+            onnxruntime does not tell these apart, so the shape is then unknown.
+    """
+    match = re.fullmatch(r"(\w+)\((.*)\)", text.strip())
+    if match is None:
+        return None
+    kind, inner = match.groups()
+    if kind in ("tensor", "sparse_tensor"):
+        dtype = _ORT_DTYPES.get(inner, DType.UNDEFINED)
+        dims: tuple[Dim, ...] | None = tuple(_dim(d) for d in shape) if shape else None
+        return TensorType(dtype, dims) if kind == "tensor" else SparseTensorType(dtype, dims)
+    if kind == "seq":
+        return SequenceType(port_type(inner))
+    if kind == "optional":
+        return OptionalType(port_type(inner, shape))
+    if kind == "map":
+        key, _, value = inner.partition(",")
+        return MapType(_ORT_DTYPES.get(key.strip(), DType.UNDEFINED), port_type(value))
+    return None
+
+
+def _dim(dim: int | str | None) -> Dim:
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return Sym(dim) if dim else None
+
+
+def _is_raw(type_: Type | None) -> bool:
+    return isinstance(type_, TensorType) and type_.dtype in _RAW
+
+
+def _from_ort_value(value: Any) -> Any:
+    if not value.is_tensor() or value.element_type() not in {int(d) for d in _RAW}:
+        return value.numpy()
+    dtype, shape = DType(value.element_type()), tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
+    nbytes = (count * dtype.bitwidth + 7) // 8
+    raw = np.frombuffer(ctypes.string_at(value.data_ptr(), nbytes), np.uint8)
+    if dtype.bitwidth == 4:  # two per byte, low half first
+        raw = np.stack([raw & 15, raw >> 4], axis=-1).reshape(-1)[:count]
+        if dtype == DType.INT4:
+            raw = ((raw ^ 8).astype(np.int8) - 8).astype(np.int8)
+            return raw.astype(dtype.numpy()).reshape(shape)
+        if dtype == DType.UINT4:
+            return raw.astype(dtype.numpy()).reshape(shape)
+    return raw.view(dtype.numpy()).reshape(shape)
+
+
+def _serialized(model: bytes | onnx.ModelProto) -> bytes:
+    if isinstance(model, bytes):
+        return model
+    try:
+        data: bytes = model.SerializeToString()
+    except ValueError as error:
+        raise InputError(
+            "The model is larger than 2 GB, the limit of one protobuf message.",
+            hint="Save it with external data and pass the path.",
+        ) from error
+    if len(data) > PROTOBUF_LIMIT:
+        raise InputError(
+            "The model is larger than 2 GB, the limit of one protobuf message.",
+            hint="Save it with external data and pass the path.",
+        )
+    return data
+
+
+def clean_message(error: BaseException) -> str:
+    """Give onnxruntime's message as part of a sentence: one line, no error codes, no C++ source places."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"(/|[A-Za-z]:\\)\S*?\.(cc|h|cpp):\d+ ", "", text)
+    text = re.sub(
+        r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ",
+        r"node '\2' (\1): ",
+        text,
+    )
+    text = re.sub(r"Load model from \S+ failed:", "", text)
+    return text.rstrip(" .") or type(error).__name__
