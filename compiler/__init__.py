@@ -21,7 +21,16 @@ _LAZY = {
     "compile": "memoptc.api",
 }
 
-__all__ = ["BudgetError", "GateError", "InputError", "MemoptcError", "Pass", "Result", "__version__", "compile"]
+__all__ = [
+    "BudgetError",
+    "GateError",
+    "InputError",
+    "MemoptcError",
+    "Pass",
+    "Result",
+    "__version__",
+    "compile",
+]
 
 if TYPE_CHECKING:
     from memoptc.api import Result, compile

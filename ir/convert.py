@@ -42,9 +42,7 @@ def to_onnx_ir(graph: Graph) -> onnx_ir.Model:
     model = serde.deserialize_model(to_proto(copy))
     for inner in _graphs(model.graph):
         for value in inner.initializers.values():
-            mark = (
-                value.const_value.metadata_props.pop(_MARK, None) if value.const_value is not None else None
-            )
+            mark = value.const_value.metadata_props.pop(_MARK, None) if value.const_value is not None else None
             if mark is not None:
                 tensor = held[int(mark)]
                 value.const_value = tensor
@@ -192,11 +190,7 @@ def onnx_ir_type(type_: Type | None) -> onnx_ir.TypeProtocol | None:
             inner = onnx_ir_type(type_.elem)
             if inner is None:
                 return None
-            return (
-                onnx_ir.SequenceType(inner)
-                if isinstance(type_, SequenceType)
-                else onnx_ir.OptionalType(inner)
-            )
+            return onnx_ir.SequenceType(inner) if isinstance(type_, SequenceType) else onnx_ir.OptionalType(inner)
         case _:
             return None
 

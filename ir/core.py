@@ -207,9 +207,7 @@ class Op:
 
     @operands.setter
     def operands(self, values: object) -> None:
-        raise AttributeError(
-            "op.operands cannot be assigned: use op.set_operand(i, value) or op.set_operands(values)"
-        )
+        raise AttributeError("op.operands cannot be assigned: use op.set_operand(i, value) or op.set_operands(values)")
 
     @property
     def results(self) -> tuple[Value, ...]:
@@ -218,9 +216,7 @@ class Op:
 
     @results.setter
     def results(self, values: object) -> None:
-        raise AttributeError(
-            "op.results cannot be assigned: make a new Op, value.replace_by(...) and op.erase()"
-        )
+        raise AttributeError("op.results cannot be assigned: make a new Op, value.replace_by(...) and op.erase()")
 
     @property
     def operand(self) -> Value:

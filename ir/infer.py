@@ -65,9 +65,7 @@ def infer_shapes(graph: Graph) -> Inference:
             _seed(op, twin)
     with _quiet():
         try:
-            onnx_shape_inference.infer_symbolic_shapes(
-                twin.model, warn_on_missing=False, adopt_declared_symbols=False
-            )
+            onnx_shape_inference.infer_symbolic_shapes(twin.model, warn_on_missing=False, adopt_declared_symbols=False)
         except Exception as e:
             found.failure = f"{type(e).__name__}: {e}"
     names = _stable_names(graph, twin)

@@ -244,9 +244,7 @@ class _Reader:
 
     # -- nodes ----------------------------------------------------------------------------------------
 
-    def _sorted(
-        self, nodes: Sequence[onnx.NodeProto], scope: _Scope, graph_name: str
-    ) -> Sequence[onnx.NodeProto]:
+    def _sorted(self, nodes: Sequence[onnx.NodeProto], scope: _Scope, graph_name: str) -> Sequence[onnx.NodeProto]:
         """Give the nodes in an order in which each comes after what it uses: the file's, when that is one."""
         producer: dict[str, int] = {}
         for index, node in enumerate(nodes):
@@ -262,9 +260,7 @@ class _Reader:
                 if name in producer:
                     before.add(producer[name])
                 elif scope.find(name) is None:
-                    raise self._fault(
-                        f"{_called(node)} in graph {graph_name!r} uses {name!r}, which nothing defines"
-                    )
+                    raise self._fault(f"{_called(node)} in graph {graph_name!r} uses {name!r}, which nothing defines")
             needs.append(before)
             in_order = in_order and all(b < index for b in before)
         return nodes if in_order else self._sort(nodes, needs)
@@ -363,10 +359,7 @@ class _Reader:
                 raise self._fault(f"output {name!r} of function {proto.name!r} is never computed")
         body.set_outputs([v for v in values if v is not None], [Output(n) for n in proto.output])
         attrs: dict[str, Any] = dict.fromkeys(proto.attribute)
-        attrs |= {
-            a.name: protos.read_attr(a, self._tensor, self.dims)
-            for a in getattr(proto, "attribute_proto", ())
-        }
+        attrs |= {a.name: protos.read_attr(a, self._tensor, self.dims) for a in getattr(proto, "attribute_proto", ())}
         self.domains = outer
         return Function(
             proto.domain,
@@ -449,9 +442,7 @@ def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:
 def _called(node: onnx.NodeProto) -> str:
     if node.name:
         return f"node {node.name!r} ({node.op_type})"
-    return (
-        f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
-    )
+    return f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
 
 
 def _used(node: onnx.NodeProto) -> set[str]:

@@ -52,9 +52,7 @@ IN_PLACE = {
 }
 """Operands that result 0 may overwrite when they die there and have the same size and element type."""
 
-RANDOM = frozenset(
-    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
-)
+RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
 """Gives other values each time: never merged, folded or recomputed; removable when unused."""
 
 CONTROL = frozenset("If Loop Scan SequenceMap".split())

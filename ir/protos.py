@@ -167,9 +167,7 @@ def _text(content: bytes) -> str | bytes:
         return content
 
 
-def read_attr(
-    proto: onnx.AttributeProto, tensor: Callable[[onnx.TensorProto], Tensor], dims: DimReader
-) -> Any:
+def read_attr(proto: onnx.AttributeProto, tensor: Callable[[onnx.TensorProto], Tensor], dims: DimReader) -> Any:
     """Read an attribute that is no graph.
 
     Args:

@@ -30,9 +30,7 @@ def memory_chart(before: Curve | None, after: Curve | None) -> str:
     if not series:
         return ""
     top = max(max(s.curve.live_bytes) for s in series) or 1
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="planned activation memory over one run">'
-    ]
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="planned activation memory over one run">']
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _y(share * top, top)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y}" y2="{y}" class="grid"/>')

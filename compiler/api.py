@@ -1,0 +1,196 @@
+"""`memoptc.compile`: read, run the passes, write, prove, measure, report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from memoptc import __version__, steps
+from memoptc.gate import check_budget, check_slowdown, check_verification
+from memoptc.ir.core import Graph
+from memoptc.ir.files import publish, refuse_overwriting, staging
+from memoptc.ir.onnx_io import to_proto, write_into, write_onnx
+from memoptc.options import Options
+from memoptc.report import Report, write_report
+from memoptc.report.write import check_report_path
+from memoptc.runtime.memory.plan import Plan
+from memoptc.source import Source, load
+
+
+class Result:
+    """What a compile gives back.
+
+    Args:
+        graph: The compiled model in memoptc's own form.
+        report: What was done, measured and proven.
+        plan: The planned arena; `None` when sizes are not known or nothing asked for a plan.
+        kind: What the caller handed in.
+    """
+
+    def __init__(self, graph: Graph, report: Report, plan: Plan | None, kind: str) -> None:
+        self.graph = graph
+        self.report = report
+        self.plan = plan
+        self._kind = kind
+
+    @property
+    def model(self) -> Any:
+        """The compiled model in the form that was handed in; `onnx.ModelProto` for a path.
+
+        Raises:
+            InputError: it is larger than one protobuf message can be; use `save`.
+        """
+        if self._kind == "onnx_ir":
+            from memoptc.ir.convert import to_onnx_ir
+
+            return to_onnx_ir(self.graph)
+        if self._kind == "onnx_graphsurgeon":
+            from memoptc.ir.convert import to_graphsurgeon
+
+            return to_graphsurgeon(self.graph)
+        proto: onnx.ModelProto = to_proto(self.graph)
+        return proto
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the model, and its weights beside it where they are large; whole or not at all.
+
+        Returns:
+            The files written.
+        """
+        return write_onnx(self.graph, path)
+
+
+def compile(
+    model: Any,
+    level: int = 2,
+    target: str = "float32",
+    *,
+    calibration: Any = None,
+    validation: Any = None,
+    memory_budget: int | None = None,
+    dims: Mapping[str, int] | None = None,
+    **options: Any,
+) -> Result:
+    """Compile a model.
+
+    Args:
+        model: Path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`; it stays untouched.
+        level: 0 to 3; see `memoptc.options.Options` for this and every other option.
+        target: `float32`, `int8`, ...
+        calibration: Data for quantization: path, `module:function`, or an iterable of input name -> array.
+        validation: Data to verify with; the calibration data when not given, else generated inputs.
+        memory_budget: Bytes for the planned activations.
+        dims: Extents of symbolic dimensions for planning, measuring and verifying.
+        options: The other fields of `memoptc.options.Options`.
+
+    Returns:
+        The compiled model, the report and the plan.
+
+    Raises:
+        InputError: the model, the data or an option cannot be used.
+        GateError: the outputs differ by more than allowed.
+        BudgetError: the memory budget is out of reach.
+    """
+    asked = Options(
+        level=level,
+        target=target,
+        calibration=calibration,
+        validation=validation,
+        memory_budget=memory_budget,
+        dims=dict(dims or {}),
+        **options,
+    )
+    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+        return _compile(model, asked, Path(folder), Path(folder) / "candidate.onnx")
+
+
+def compile_file(
+    source: str | Path, output: str | Path, *, reports: Sequence[str | Path] = (), **options: Any
+) -> Result:
+    """Compile one file into another; neither output nor reports appear unless everything went well.
+
+    Args:
+        source: The model.
+        output: Where to write; with external weights, `OUTPUT.data` appears beside it.
+        reports: Report files; the ending (.json, .html, .md) says which form.
+        options: Fields of `memoptc.options.Options`.
+
+    Raises:
+        MemoptcError: as `compile`; InputError also when a file cannot be written.
+    """
+    asked = Options(**options)
+    source, output = Path(source), Path(output)
+    report_paths = [check_report_path(p) for p in reports]
+    refuse_overwriting(output, [source])
+    with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch, staging(output) as folder:
+        result = _compile(source, asked, Path(scratch), folder / output.name)
+        worst = result.report.verification.get("worst_sample")
+        if worst:
+            kept = output.with_name(f"{output.stem}.worst.npz")
+            Path(worst).replace(folder / kept.name)
+            result.report.verification["worst_sample"] = kept.name
+        publish(folder, output.parent, last=output.name)
+    for path in report_paths:
+        write_report(result.report, path)
+    return result
+
+
+def pipeline_for(level: int, target: str, passes: str | None, calibrated: bool, plugins: Sequence[str] = ()) -> str:
+    """Give the pipeline that a level and target stand for, or the given one in its canonical spelling."""
+    return str(steps.pipeline(Options(level=level, target=target, passes=passes, plugins=tuple(plugins)), calibrated))
+
+
+def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Result:
+    start = time.perf_counter()
+    options.progress("reading", 0.0)
+    source = load(model, scratch)
+    refuse_overwriting(output, steps.files_of(source))
+    report = Report(
+        model={
+            "path": source.graph.info.source_path,
+            "sha256": source.graph.info.source_sha256,
+            "opset": source.graph.info.opset_imports.get(""),
+            "nodes": steps.count_nodes(source.graph),
+        },
+        options=options.to_json(),
+        environment=steps.environment(options),
+    )
+    data = steps.Inputs(source, options)
+    control = steps.prepare(source, options, data, report)
+    steps.describe(report.control, control, source.file_bytes, data.dims, report)
+
+    graph = control.clone()
+    compiled = steps.run_passes(graph, source, options, data, report, scratch)
+    graph.info.metadata.update(steps.provenance(report, compiled.plan))
+    options.progress("writing", 0.6)
+    files = write_into(graph, output)
+    steps.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
+    if compiled.plan is not None:
+        report.candidate.arena_bytes = compiled.plan.arena_bytes
+    steps.plan_control(report.control, control, data.dims)
+
+    options.progress("verifying", 0.65)
+    _prove(source, output, options, data, report, scratch)
+    if options.measure:
+        options.progress("measuring", 0.8)
+        steps.measure(source.path, output, options, data, report)
+        check_slowdown(report, options)
+    check_budget(report, graph, options, data.dims)
+    report.seconds = time.perf_counter() - start
+    options.progress("done", 1.0)
+    return Result(graph, report, compiled.plan, source.kind)
+
+
+def _prove(
+    source: Source, candidate: Path, options: Options, data: steps.Inputs, report: Report, scratch: Path
+) -> None:
+    steps.verify(source, candidate, options, data, report, scratch)
+    check_verification(report, options, lambda: steps.find_culprit(source, options, data, scratch))
+
+
+__all__ = ["Report", "Result", "__version__", "compile", "compile_file", "pipeline_for"]

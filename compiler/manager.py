@@ -1,0 +1,144 @@
+"""Runs pipelines. Everything beside running (time, checks, dumps, reproducers, bisection) hangs on hooks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InternalError, MemoptcError
+from memoptc.ir.tensors import nbytes
+from memoptc.pass_base import Context, Pass
+from memoptc.pipeline import Group, Pipeline
+from memoptc.report.model import PassRecord
+
+
+class Instrument:
+    """Hooks around each pass; override what you need. `index` counts passes as they run, from 0."""
+
+    def should_run(self, index: int, pass_: Pass, graph: Graph) -> bool:
+        """Whether the pass runs at all."""
+        return True
+
+    def before(self, index: int, pass_: Pass, graph: Graph) -> None:
+        """Called before a pass."""
+
+    def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
+        """Called after a pass; may fill in `record`, may raise to stop the compile."""
+
+    def failed(self, index: int, pass_: Pass, graph: Graph, error: Exception) -> None:
+        """Called when a pass, or an `after` hook, raised."""
+
+
+class PassFailed(InternalError):
+    """A pass broke: it raised, or what it left does not verify.
+
+    Args:
+        pass_: The pass.
+        index: Which one of those that ran, from 0.
+        cause: What was raised.
+    """
+
+    def __init__(self, pass_: Pass, index: int, cause: Exception) -> None:
+        super().__init__(
+            f"Pass {pass_.name} failed: {cause}",
+            hint="This is a fault of memoptc or of a plug-in; leave the pass out with --passes to go on.",
+        )
+        self.pass_ = pass_
+        self.index = index
+
+
+@dataclass
+class _Run:
+    graph: Graph
+    context: Context
+    instruments: Sequence[Instrument]
+    peak: Callable[[Graph], int | None]
+    records: list[PassRecord]
+    index: int = 0
+
+    def items(self, items: Sequence[Pass | Group]) -> None:
+        for item in items:
+            if isinstance(item, Group):
+                self.group(item)
+            else:
+                self.one(item)
+
+    def group(self, group: Group) -> None:
+        for _ in range(group.rounds):
+            version = self.graph.version
+            self.items(group.items)
+            if self.graph.version == version:
+                return
+
+    def one(self, pass_: Pass) -> None:
+        index, self.index = self.index, self.index + 1
+        if not all(i.should_run(index, pass_, self.graph) for i in self.instruments):
+            return
+        for instrument in self.instruments:
+            instrument.before(index, pass_, self.graph)
+        stats: Counter[str] = Counter()
+        nodes, version, start = count_nodes(self.graph), self.graph.version, time.perf_counter()
+        try:
+            pass_.apply(self.graph, stats, self.context)
+            seconds = time.perf_counter() - start
+            last = self.records[-1] if self.records else None
+            changed = self.graph.version != version or last is None
+            record = PassRecord(
+                name=pass_.name,
+                seconds=round(seconds, 4),
+                nodes_before=nodes,
+                nodes_after=count_nodes(self.graph),
+                planned_peak_bytes=self.peak(self.graph) if changed or last is None else last.planned_peak_bytes,
+                weight_bytes=weight_bytes(self.graph) if changed or last is None else last.weight_bytes,
+                stats=dict(sorted(stats.items())),
+            )
+            for instrument in self.instruments:
+                instrument.after(index, pass_, self.graph, record)
+        except Exception as e:
+            for instrument in self.instruments:
+                instrument.failed(index, pass_, self.graph, e)
+            if isinstance(e, MemoptcError) and not isinstance(e, InternalError):
+                raise
+            raise PassFailed(pass_, index, e) from e
+        self.records.append(record)
+
+
+def run_pipeline(
+    pipeline: Pipeline,
+    graph: Graph,
+    context: Context | None = None,
+    instruments: Sequence[Instrument] = (),
+    peak: Callable[[Graph], int | None] = lambda graph: None,
+) -> list[PassRecord]:
+    """Run a pipeline on a graph, in place.
+
+    Args:
+        pipeline: What to run.
+        graph: The top graph.
+        context: Facts about the compile.
+        instruments: Hooks, called in this order.
+        peak: Gives the planned peak in bytes for the records.
+
+    Returns:
+        One record per pass that ran.
+
+    Raises:
+        PassFailed: a pass raised, or a hook found what it left to be wrong.
+        MemoptcError: what a pass says about the input.
+    """
+    run = _Run(graph, context or Context(), instruments, peak, [])
+    run.items(pipeline.items)
+    return run.records
+
+
+def count_nodes(graph: Graph) -> int:
+    """Number of operators in all graphs of a model; weights and markers are not counted."""
+    return sum(1 for op in graph.walk() if op.domain or op.op_type not in ("const", "absent", "sparse_const"))
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of all weights of a model, as stored."""
+    return sum(nbytes(op.attrs["value"]) for op in graph.walk("const"))

@@ -1,0 +1,89 @@
+"""The options of one compile, checked when they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from memoptc.ir.diagnostics import InputError
+
+VERIFY_MODES = ("off", "fast", "full")
+
+ProgressCallback = Callable[[str, float | None], None]
+
+
+def _silent(step: str, share: float | None = None) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may ask of a compile; every field has a command-line option of the same name.
+
+    Args:
+        level: `-O0` changes nothing, `-O1` no output bit, `-O2` trades float noise for memory and speed at
+            equal latency, `-O3` takes memory first.
+        target: Numbers to use; see `memoptc.levels.TARGETS`.
+        calibration: Data that quantization observes: a path, `module:function`, or an iterable of feeds.
+        validation: Data to verify and to measure accuracy with; the calibration data when not given.
+        memory_budget: Bytes that the planned activations must fit into.
+        max_slowdown: Largest accepted ratio of median latencies, candidate to control.
+        max_error: Largest accepted error of an output relative to its scale.
+        dims: Extents of symbolic dimensions for planning, measuring and verifying.
+        freeze: Extents that become part of the model.
+        passes: Pipeline to run instead of the level's.
+        verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
+        measure: Measure memory and latency of both models in fresh processes.
+        plugins: Modules, `.py` or `.rules` files with further passes and rules.
+        jobs: Threads that onnxruntime may use while measuring.
+        force: Give a result even when a gate fails.
+        check_each: Check numbers after each pass.
+        dump_dir: Folder for the graph as `.mir` after each pass.
+        progress: Called with a step's name and the share of the whole that is done.
+    """
+
+    level: int = 2
+    target: str = "float32"
+    calibration: Any = None
+    validation: Any = None
+    memory_budget: int | None = None
+    max_slowdown: float | None = None
+    max_error: float | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    freeze: Mapping[str, int] = field(default_factory=dict)
+    passes: str | None = None
+    verify: str = "fast"
+    measure: bool = False
+    plugins: tuple[str, ...] = ()
+    jobs: int | None = None
+    force: bool = False
+    check_each: bool = False
+    dump_dir: Path | None = None
+    progress: ProgressCallback = _silent
+
+    def __post_init__(self) -> None:
+        from memoptc.levels import TARGETS
+
+        if self.level not in (0, 1, 2, 3):
+            raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
+        if self.target not in TARGETS:
+            raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+        if self.verify not in VERIFY_MODES:
+            raise InputError(f"verify={self.verify!r} is unknown.", hint=f"Use {', '.join(VERIFY_MODES)}.")
+        for name, extent in (*self.dims.items(), *self.freeze.items()):
+            if not isinstance(extent, int) or extent < 0:
+                raise InputError(f"Dimension {name} cannot be {extent!r}.", hint="Give a whole number >= 0.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the options as plain values for the report."""
+        found: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("progress",):
+                continue
+            if f.name in ("calibration", "validation") and value is not None and not isinstance(value, str):
+                value = str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
+            found[f.name] = dict(value) if isinstance(value, Mapping) else value
+        return found

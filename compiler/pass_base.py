@@ -1,0 +1,94 @@
+"""What a pass is, and what it may know about the compile it runs in."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, dataclass_transform
+
+from memoptc.ir.core import Graph
+from memoptc.ir.infer import Inference, infer_shapes
+from memoptc.report.model import Decision
+
+
+@dataclass
+class Context:
+    """Facts about one compile, and what passes leave for the report.
+
+    Args:
+        level: Optimisation level.
+        target: Numbers asked for.
+        dims: Extents of symbolic dimensions to plan with.
+        calibration: Samples to observe (re-iterable), or `None`.
+        scratch: An existing folder for temporary files.
+        warnings: What the user must know; passes append.
+        decisions: What was done and why; passes append.
+        results: What one pass leaves for another or for the caller, by name (such as `plan`).
+    """
+
+    level: int = 1
+    target: str = "float32"
+    dims: Mapping[str, int] = field(default_factory=dict)
+    calibration: Any = None
+    scratch: Path = Path()
+    warnings: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def shapes(self, graph: Graph) -> Inference:
+        """Infer shapes and known elements of integer vectors; once per version of the graph."""
+        root = graph.root
+        known = self.results.get("shapes")
+        if known is None or known[0] is not root or known[1] != root.version:
+            found = infer_shapes(root)
+            known = self.results["shapes"] = (root, root.version, found)
+        inference: Inference = known[2]
+        return inference
+
+
+@dataclass_transform(frozen_default=True)
+class Pass:
+    """A change to a program. Subclasses are frozen dataclasses by themselves: their fields are the options.
+
+    The pass's name in pipelines is the class's in kebab case (`DropIdentity` is `drop-identity`), its module
+    the same with underscores (`drop_identity.py`), its help the first line of its or its module's docstring.
+    A pass keeps nothing between runs and need not say whether it changed anything.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
+        dataclass(frozen=True)(cls)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Change the graph; count what was done in `stats`."""
+        raise NotImplementedError(f"{type(self).__name__} has no run()")
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Change the graph, with facts about the compile at hand. Override this instead of `run` for them."""
+        self.run(graph, stats)
+
+    def __str__(self) -> str:
+        """Spell the pass as in pipelines; options that have their default value are left out."""
+        given = [
+            f"{f.name}={spell(getattr(self, f.name))}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default
+        ]
+        return self.name + (f"{{{','.join(given)}}}" if given else "")
+
+
+def spell(value: Any) -> str:
+    """Spell an option's value as pipelines have it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple):
+        return f"[{','.join(spell(v) for v in value)}]"
+    return "none" if value is None else repr(value)

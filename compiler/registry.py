@@ -1,0 +1,110 @@
+"""Finding passes by name: memoptc's own, those of installed packages, those of plug-in files. No one is privileged."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.pass_base import Pass
+
+BUILT_IN = "memoptc.passes"
+ENTRY_POINT_GROUP = "memoptc.passes"
+
+_plugins: dict[str, type[Pass]] = {}
+
+
+def find(name: str) -> type[Pass]:
+    """Give the pass class of that name.
+
+    Raises:
+        InputError: there is none; the message names close ones.
+    """
+    if name in _plugins:
+        return _plugins[name]
+    module = f"{BUILT_IN}.{name.replace('-', '_')}"
+    if name.replace("-", "_").isidentifier() and importlib.util.find_spec(module) is not None:
+        return _pass_in(importlib.import_module(module), name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        found = entry.load()
+        return _pass_in(found, name) if isinstance(found, ModuleType) else found
+    close = difflib.get_close_matches(name, list(names()), n=1)
+    guess = f"Did you mean {close[0]}?" if close else "`memoptc passes` lists them."
+    raise InputError(f"There is no pass {name!r}.", hint=guess)
+
+
+def names() -> list[str]:
+    """Names of all passes that can be found, sorted."""
+    package = importlib.import_module(BUILT_IN)
+    own = {m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    return sorted(own | {e.name for e in entry_points(group=ENTRY_POINT_GROUP)} | set(_plugins))
+
+
+def help_of(cls: type[Pass]) -> str:
+    """The first line of the pass's docstring, or of its module's."""
+    own = cls.__doc__ if cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}(") else None
+    text = own or sys.modules[cls.__module__].__doc__ or ""
+    return text.strip().partition("\n")[0].removeprefix(f"{cls.name}: ")
+
+
+def load_plugin(source: str) -> None:
+    """Load passes from a module name, a `.py` file or a `.rules` file.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    path = Path(source)
+    if path.suffix == ".rules":
+        from memoptc.rewrite.language import load_rules
+
+        _register(load_rules(path))
+        return
+    try:
+        module = _load_file(path) if path.suffix == ".py" else importlib.import_module(source)
+    except InputError:
+        raise
+    except Exception as e:
+        raise InputError(
+            f"Plug-in {source} cannot be loaded: {type(e).__name__}: {e}.",
+            hint="Name an importable module, or a .py or .rules file.",
+        ) from e
+    for cls in _passes_of(module):
+        _register(cls)
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise InputError(f"Plug-in {path}: no such file.", hint="Check the path.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _register(cls: type[Pass]) -> None:
+    _plugins[cls.name] = cls
+
+
+def _passes_of(module: ModuleType) -> Iterator[type[Pass]]:
+    for _, cls in inspect.getmembers(module, inspect.isclass):
+        if issubclass(cls, Pass) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
+            yield cls
+
+
+def _pass_in(module: ModuleType, name: str) -> type[Pass]:
+    for cls in _passes_of(module):
+        if cls.name == name:
+            return cls
+    for _, cls in inspect.getmembers(module, inspect.isclass):
+        if issubclass(cls, Pass) and cls.name == name:
+            return cls
+    raise InputError(f"Module {module.__name__} defines no pass {name!r}.")
