@@ -1,0 +1,288 @@
+"""What a model does with each of its inputs: index, mask, length, shape, image, or just a number.
+
+An input is followed forwards through operators that hand its elements on (casts, reshapes, slices, sums with
+a constant, subgraph and function borders) to the operators that restrict it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, Sym
+from memoptc.ir.types import DType, TensorType
+
+_CARRY_FIRST = frozenset(
+    "Cast CastLike Reshape Unsqueeze Squeeze Transpose Slice Expand Identity Flatten Tile Pad Split Gather "
+    "GatherElements GatherND Relu Abs DepthToSpace SpaceToDepth ReduceMax ReduceMin ReduceSum CumSum TopK "
+    "OptionalGetElement ReverseSequence".split()
+)
+_CARRY_ANY = frozenset(["Concat", "SequenceConstruct", "Max", "Min", "Sum"])
+_COMPARE = frozenset(["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
+_LIMIT = 4096  # steps followed per input: enough for any real preprocessing, bounded for any graph
+
+
+@dataclass
+class Role:
+    """What is known about the values an input may take.
+
+    Args:
+        extents: The input indexes tables with these extents.
+        compared: Constants it is compared with.
+        lengths: It counts elements along axes of these extents.
+        mask: It is used as 0 or 1.
+        fixed: Values that suit an input that is a shape, an axis, a count, best first; each is spread over
+            (or cut to) the input's shape.
+        bytes_range: Arithmetic right at the input suggests 0 ... 255 rather than 0 ... 1.
+        words: Strings the model knows.
+    """
+
+    extents: list[Dim] = field(default_factory=list)
+    compared: list[float] = field(default_factory=list)
+    lengths: list[Dim] = field(default_factory=list)
+    mask: bool = False
+    fixed: list[tuple[int | float, ...]] = field(default_factory=list)
+    bytes_range: bool = False
+    words: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A value that holds `scale * input + shift`, elementwise; `near` while nothing but casts lie between."""
+
+    value: Value
+    scale: float = 1.0
+    shift: float = 0.0
+    near: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it holds the input's own numbers."""
+        return (self.scale, self.shift) == (1.0, 0.0)
+
+
+def find_roles(graph: Graph) -> dict[str, Role]:
+    """Say what the model does with each of its inputs.
+
+    Returns:
+        Input name -> role.
+    """
+    return {value.name: _follow(value, graph) for value in graph.inputs}
+
+
+def _follow(start: Value, graph: Graph) -> Role:
+    role = Role()
+    todo, seen = [_Place(start)], {start}
+    for _ in range(_LIMIT):
+        if not todo:
+            break
+        place = todo.pop()
+        for op, index in place.value.uses:
+            _restrict(role, op, index, place)
+            for after in _onward(op, index, place, graph):
+                if after.value not in seen:
+                    seen.add(after.value)
+                    todo.append(after)
+    return role
+
+
+def _onward(op: Op, index: int, place: _Place, graph: Graph) -> Iterator[_Place]:
+    """Give the values that hold the same elements after `op`."""
+    carries = (op.op_type in _CARRY_FIRST and index == 0) or op.op_type in _CARRY_ANY
+    if op.domain == "" and (carries or (op.op_type == "Where" and index > 0)):
+        near = place.near and op.op_type in ("Cast", "Identity", "Transpose")
+        for result in op.results[:1] if op.op_type == "TopK" else op.results:
+            yield _Place(result, place.scale, place.shift, near)
+    elif op.domain == "" and op.op_type in ("Add", "Sub", "Mul", "Div") and len(op.operands) == 2:
+        number = _scalar(op.operands[1 - index])
+        scale, shift = place.scale, place.shift
+        if number is None:
+            return
+        if op.op_type == "Add":
+            yield _Place(op.result, scale, shift + number, False)
+        elif op.op_type == "Sub":
+            sign = 1 if index == 0 else -1
+            yield _Place(op.result, sign * scale, sign * (shift - number), False)
+        elif op.op_type == "Mul" and number:
+            yield _Place(op.result, scale * number, shift * number, False)
+        elif op.op_type == "Div" and number and index == 0:
+            yield _Place(op.result, scale / number, shift / number, False)
+    elif op.domain == "" and op.op_type in ("Loop", "Scan"):
+        body = op.regions["body"]
+        if index < len(body.inputs) and (op.op_type == "Scan" or index >= 2):
+            yield _Place(body.inputs[index], place.scale, place.shift, False)
+    elif op.is_return and op.graph is not None and op.graph.parent is not None:
+        owner = op.graph.parent
+        at = index - 1 if owner.op_type == "Loop" else index
+        if 0 <= at < len(owner.results):
+            yield _Place(owner.results[at], place.scale, place.shift, False)
+    else:
+        function = graph.info.functions.get((op.domain, op.op_type, op.overload)) if graph.model else None
+        if function is not None and index < len(function.body.inputs):
+            yield _Place(function.body.inputs[index], place.scale, place.shift, False)
+
+
+def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
+    """Note what `op` says about its operand `index`."""
+    kind = op.op_type
+    if index == 1 and kind in (
+        "Gather",
+        "GatherElements",
+        "ScatterElements",
+        "Scatter",
+        "GatherBlockQuantized",
+    ):
+        axis = op.attrs.get("axis", op.attrs.get("gather_axis", 0))
+        _bound(role, _extent(op.operands[0], axis), place)
+    elif index == 1 and kind in ("GatherND", "ScatterND"):
+        _bound_tuple(role, op, place)
+    elif kind == "EmbedLayerNormalization":
+        tables = {0: 2, 1: 4, 8: 3}
+        table = op.input(tables[index]) if index in tables else None
+        if table is not None:
+            _bound(role, _extent(table, 0), place)
+    elif kind == "OneHot" and index == 0:
+        depth = _scalar(op.operands[1])
+        _bound(role, None if depth is None else int(depth), place)
+    elif kind in ("LSTM", "GRU", "RNN") and index == 4:
+        role.lengths.append(_extent(op.operands[0], 1 if op.attrs.get("layout") else 0))
+    elif kind == "ReverseSequence" and index == 1:
+        role.lengths.append(_extent(op.operands[0], op.attrs.get("time_axis", 0)))
+    elif kind in _COMPARE and len(op.operands) == 2:
+        _compared(role, op, index, place)
+    elif kind in ("Where", "Not", "And", "Or", "Xor", "If") and index == 0:
+        role.mask = True
+    elif kind == "Cast" and DType(op.attrs.get("to", 0)) == DType.BOOL:
+        role.mask = True
+    elif kind == "Sub" and index == 1 and place.is_plain and _scalar(op.operands[0]) == 1.0:
+        role.mask = True
+    elif kind in ("LabelEncoder", "TfIdfVectorizer", "CategoryMapper", "OneHotEncoder"):
+        _known_words(role, op)
+    elif kind in ("Sub", "Mul", "Div", "Add", "BatchNormalization") and place.near:
+        _number_range(role, op, index)
+    role.fixed.extend(_structural(op, index))
+
+
+def _bound(role: Role, extent: Dim, place: _Place) -> None:
+    """Bound the input so that `scale * input + shift` stays inside `[0, extent)`."""
+    if extent is None:
+        role.extents.append(1)
+    elif place.is_plain or not isinstance(extent, int):
+        role.extents.append(extent)
+    else:
+        last = (extent - 1 - place.shift) / place.scale
+        role.extents.append(max(1, int(last) + 1))
+
+
+def _bound_tuple(role: Role, op: Op, place: _Place) -> None:
+    data, indices = op.operands[0].type, op.operands[1].type
+    first = op.attrs.get("batch_dims", 0)
+    if isinstance(data, TensorType) and data.shape and isinstance(indices, TensorType) and indices.shape:
+        width = indices.shape[-1]
+        count = width if isinstance(width, int) else len(data.shape) - first
+        for extent in data.shape[first : first + count]:
+            _bound(role, extent, place)
+    else:
+        role.extents.append(1)
+
+
+def _compared(role: Role, op: Op, index: int, place: _Place) -> None:
+    other = op.operands[1 - index]
+    constant = _constant(other)
+    if constant is None:
+        if op.op_type != "Equal":
+            role.lengths.append(_extent(other, -1))
+    elif constant.dtype.kind in "biuf":
+        for number in np.unique(constant)[:8].tolist():
+            back = (float(number) - place.shift) / place.scale
+            role.compared.append(back)
+
+
+def _number_range(role: Role, op: Op, index: int) -> None:
+    """Guess an image's scale from the first arithmetic on it, such as `(x - 127) / 128` or `x * 0.0039`."""
+    if op.op_type == "BatchNormalization":
+        mean = _constant(op.operands[3]) if len(op.operands) > 3 else None
+        large = mean is not None and mean.size > 0 and float(np.abs(mean).max()) > 16
+    else:
+        other = _constant(op.operands[1 - index]) if len(op.operands) == 2 else None
+        size = 0.0 if other is None or not other.size or other.dtype.kind not in "iuf" else np.abs(other).max()
+        large = 0 < float(size) < 1 / 64 if op.op_type == "Mul" else float(size) > 16
+    role.bytes_range = role.bytes_range or large
+
+
+def _structural(op: Op, index: int) -> Iterator[tuple[int | float, ...]]:
+    """Values for an operand that shapes its result, surest first."""
+    kind = op.op_type
+    if op.domain:
+        return
+    result = op.results[0].type if op.results else None
+    static = result.static_shape if isinstance(result, TensorType) else None
+    if kind in ("Reshape", "Expand", "ConstantOfShape") and index == (0 if kind == "ConstantOfShape" else 1):
+        if static is not None:
+            yield tuple(static)
+        yield {"Reshape": (-1, 1, 1, 1, 1, 1, 1, 1), "Expand": (1,), "ConstantOfShape": (2,)}[kind]
+    elif kind == "Slice" and index:
+        yield {1: (0,), 2: (1 << 30,), 3: (0, 1, 2, 3, 4, 5), 4: (1,)}[index]
+    elif kind in ("Squeeze", "Unsqueeze") and index == 1:
+        yield (0, 1, 2, 3, 4, 5)
+    elif kind == "CumSum" and index == 1:
+        yield (0,)
+    elif kind.startswith("Reduce") and index == 1:
+        yield (-1, -2, -3, -4)
+    elif kind == "Range":
+        yield {0: (0,), 1: (5,), 2: (1,)}[index]
+    elif (kind == "Resize" and index in (2, 3)) or (kind == "Upsample" and index == 1):
+        source = op.operands[0].type
+        if index == 3 and isinstance(source, TensorType) and source.static_shape is not None:
+            yield tuple(source.static_shape)
+        yield (1.0,)
+    elif (kind, index) in (("Loop", 0), ("TopK", 1), ("Tile", 1), ("OneHot", 1), ("NonMaxSuppression", 2)):
+        yield {"Loop": (3,), "TopK": (1,), "Tile": (1,), "OneHot": (4,), "NonMaxSuppression": (3,)}[kind]
+    elif (kind == "Pad" and index == 1) or (kind in ("SequenceAt", "SequenceErase", "Trilu") and index == 1):
+        yield (0,)
+    elif kind in ("Split", "SplitToSequence") and index == 1:
+        yield (1,)
+
+
+def _known_words(role: Role, op: Op) -> None:
+    for key in ("keys_strings", "pool_strings", "cats_strings"):
+        role.words.extend(w if isinstance(w, str) else w.decode() for w in op.attrs.get(key, ()))
+
+
+def _extent(value: Value, axis: int) -> Dim:
+    type_ = value.type
+    if isinstance(type_, TensorType) and type_.shape and -len(type_.shape) <= axis < len(type_.shape):
+        extent = type_.shape[axis]
+        return extent if isinstance(extent, int | Sym) else None
+    return None
+
+
+def _constant(value: Value) -> npt.NDArray[np.generic] | None:
+    """Give a constant, looking through casts and reshapes of one; `None` for anything large or computed."""
+    for _ in range(4):
+        tensor = value.tensor
+        if tensor is None and value.op is not None and value.op.is_a("Constant"):
+            held = next(iter(value.op.attrs.values()), None)
+            if isinstance(held, int | float | tuple):
+                return np.asarray(held)
+            tensor = held if value.op.attrs.get("value") is held else None
+        if tensor is not None:
+            if int(np.prod(tuple(tensor.shape.numpy()), dtype=np.int64)) > 4096:
+                return None
+            array: npt.NDArray[np.generic] = np.asarray(tensor.numpy())
+            return array
+        if value.op is None or value.op.op_type not in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
+            return None
+        value = value.op.operands[0]
+    return None
+
+
+def _scalar(value: Value) -> float | None:
+    constant = _constant(value)
+    if constant is None or constant.size != 1 or constant.dtype.kind not in "biuf":
+        return None
+    return float(constant.reshape(-1)[0])
