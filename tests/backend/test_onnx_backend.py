@@ -1,0 +1,162 @@
+"""ONNX's own backend suite through `memoptc.backend`.
+
+Every case that stock onnxruntime passes must pass at -O0, -O1 and -O2 as well; every other case must at
+least go model -> IR -> text -> IR -> model without a change.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnx.backend.test.loader import load_model_tests
+
+from memoptc.backend import at_level
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.parser import parse
+from memoptc.ir.printer import print_graph
+from memoptc.runtime.evaluate import Evaluator
+
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+SHARDS = 24
+
+
+@functools.lru_cache(maxsize=1)
+def cases() -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [c for kind in KINDS for c in load_model_tests(kind=kind)]
+
+
+def model_of(case: Any) -> onnx.ModelProto:
+    file = os.path.join(case.model_dir, "model.onnx") if case.model_dir else ""
+    return onnx.load(file) if file and os.path.exists(file) else case.model
+
+
+def data_of(case: Any, model: onnx.ModelProto) -> list[tuple[list[Any], list[Any]]]:
+    if case.data_sets is not None:
+        return [(list(i), list(o)) for i, o in case.data_sets]
+    found = []
+    for folder in sorted(glob.glob(os.path.join(case.model_dir, "test_data_set_*"))):
+        sets = []
+        for kind, infos in (("input", model.graph.input), ("output", model.graph.output)):
+            files = sorted(glob.glob(os.path.join(folder, f"{kind}_*.pb")), key=lambda f: int(f.split("_")[-1][:-3]))
+            sets.append([read_value(f, info.type) for f, info in zip(files, infos, strict=False)])
+        found.append((sets[0], sets[1]))
+    return found
+
+
+def read_value(file: str, type_: onnx.TypeProto) -> Any:
+    data = open(file, "rb").read()
+    if type_.HasField("sequence_type"):
+        sequence = onnx.SequenceProto()
+        sequence.ParseFromString(data)
+        return numpy_helper.to_list(sequence)
+    if type_.HasField("optional_type"):
+        optional = onnx.OptionalProto()
+        optional.ParseFromString(data)
+        return numpy_helper.to_optional(optional)
+    tensor = onnx.TensorProto()
+    tensor.ParseFromString(data)
+    return numpy_helper.to_array(tensor)
+
+
+def same(expected: Any, found: Any, rtol: float, atol: float) -> bool:
+    if isinstance(expected, list | tuple):
+        return len(expected) == len(found) and all(same(e, f, rtol, atol) for e, f in zip(expected, found, strict=True))
+    if expected is None or found is None:
+        return expected is None and found is None
+    a, b = np.asarray(expected), np.asarray(found)
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind in "OSU" or b.dtype.kind in "OSU":
+        return bool((a.astype(str) == b.astype(str)).all())
+    return bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=rtol, atol=atol, equal_nan=True))
+
+
+def passes(run: Any, case: Any, data: list[tuple[list[Any], list[Any]]]) -> bool:
+    """Whether the model runs on every data set with the expected results."""
+    for inputs, outputs in data:
+        found = run(inputs)
+        if not same(outputs, list(found), max(case.rtol, 1e-3), max(case.atol, 1e-7)):
+            return False
+    return True
+
+
+def stock(case: Any, model: onnx.ModelProto, data: list[tuple[list[Any], list[Any]]]) -> bool:
+    try:
+        evaluator = Evaluator(model)
+        names = [i.name for i in model.graph.input]
+        return passes(lambda ins: evaluator.run(dict(zip(names, ins, strict=False))).values(), case, data)
+    except (MemoptcError, ValueError, TypeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def normal(model: onnx.ModelProto) -> bytes:
+    """The model's bytes with what ONNX lets one write in two ways written in one."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _normalise(copy.graph)
+    for opset in copy.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.ClearField("domain")
+    for function in copy.functions:
+        for node in function.node:
+            _normalise_node(node)
+    return copy.SerializeToString(deterministic=True)
+
+
+def _normalise(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        _normalise_node(node)
+    infos = sorted(graph.value_info, key=lambda v: v.name)
+    del graph.value_info[:]
+    graph.value_info.extend(infos)
+
+
+def _normalise_node(node: onnx.NodeProto) -> None:
+    if node.domain in ("", "ai.onnx"):
+        node.ClearField("domain")
+    for attr in node.attribute:
+        for graph in (*((attr.g,) if attr.HasField("g") else ()), *attr.graphs):
+            _normalise(graph)
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_structure_survives_text(shard: int) -> None:
+    broken = []
+    for case in cases()[shard::SHARDS]:
+        model = model_of(case)
+        graph = parse(print_graph(read_onnx(model)))
+        if normal(to_proto(graph)) != normal(model):
+            broken.append(case.name)
+    assert not broken
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_what_onnxruntime_passes_passes_through_memoptc(shard: int) -> None:
+    broken, passed = [], 0
+    for case in cases()[shard::SHARDS]:
+        model = model_of(case)
+        data = data_of(case, model)
+        if not stock(case, model, data):
+            continue
+        passed += 1
+        for level in (0, 1, 2):
+            try:
+                good = passes(at_level(level).prepare(model).run, case, data)
+            except Exception as e:
+                broken.append(f"{case.name} -O{level}: {type(e).__name__}: {e}")
+                continue
+            if not good:
+                broken.append(f"{case.name} -O{level}: other numbers")
+    assert passed > 0
+    assert not broken
