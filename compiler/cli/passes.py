@@ -1,0 +1,40 @@
+"""`memoptc passes`: every pass that can be found, with its options and help."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from memoptc.cli.options import common
+from memoptc.cli.show import result_console
+
+
+@click.command("passes")
+@common
+def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -> None:
+    """List every pass, with its options and what it does; then the pipelines of the levels."""
+    from memoptc import levels, registry
+    from memoptc.pass_base import spell
+
+    for plugin in plugins:
+        registry.load_plugin(plugin)
+    console = result_console()
+    table = Table("pass", "options", "what it does", title="passes", title_justify="left")
+    for name in registry.names():
+        cls = registry.find(name)
+        options = ", ".join(
+            f.name if f.default is MISSING else f"{f.name}={spell(f.default)}"
+            for f in fields(cls)  # type: ignore[arg-type]
+        )
+        table.add_row(name, escape(options), escape(registry.help_of(cls)))
+    console.print(table)
+    if quiet:
+        return
+    table = Table("level", "target", "pipeline", title="pipelines", title_justify="left")
+    for level in range(4):
+        for target in levels.TARGETS:
+            table.add_row(f"-O{level}", target, escape(levels.pipeline_text(level, target, calibrated=True)))
+    console.print(table)

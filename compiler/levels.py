@@ -1,0 +1,42 @@
+"""Levels and targets as pipelines that one can print, edit and pass back."""
+
+from __future__ import annotations
+
+from memoptc.ir.diagnostics import InputError
+
+TARGETS = ("float32", "int8", "uint8")
+
+_EXACT = "(simplify,fold-constants,share-common,drop-dead)*,share-weights"
+_FUSE = "fuse-conv-bn,(simplify,fold-constants,share-common,drop-dead)*"
+_PLACE = "order,plan-memory,lower"
+
+
+def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = False) -> str:
+    """Give the pipeline of a level and target.
+
+    Args:
+        level: 0 changes nothing; 1 no output bit; 2 adds fusion; 3 (memory first) is 2 for now.
+        target: Numbers to use.
+        calibrated: Whether calibration data is at hand: without it, int8 needs none.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    if target not in TARGETS:
+        raise InputError(f"There is no target {target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+    parts = []
+    if level >= 1:
+        parts.append(_EXACT)
+    if level >= 2:
+        parts.append(_FUSE)
+    if target != "float32":
+        parts += [_quantize(target, calibrated), "drop-dead"]
+    parts.append(_PLACE if level >= 1 else "plan-memory,lower")
+    return ",".join(parts)
+
+
+def _quantize(target: str, calibrated: bool) -> str:
+    options = [f'weights="{target}"'] if target != "int8" else []
+    if not calibrated:
+        options.append('form="dynamic"')
+    return "quantize" + (f"{{{','.join(options)}}}" if options else "")
