@@ -1,0 +1,62 @@
+"""The documents' code blocks run as they are read: in order, each document in a folder of its own.
+
+The info string of a block says what happens with it: `sh` runs in a shell; `python` runs as a script;
+`python title=NAME` (any language) writes the file NAME; `sh run=no` and other languages are only shown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
+
+
+def run(command: list[str], text: str, folder: Path) -> None:
+    """Run one block; what it printed is the message when it fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "PYTHONWARNINGS": "error"}
+    done = subprocess.run([*command, text], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_blocks_run(document: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for token in MarkdownIt().parse((ROOT / document).read_text()):
+        if token.type != "fence":
+            continue
+        language, *words = token.info.split() or [""]
+        facts = dict(word.split("=", 1) for word in words)
+        if "title" in facts:
+            (tmp_path / facts["title"]).write_text(token.content)
+        elif facts.get("run") != "no" and language == "sh":
+            run(["sh", "-euc"], token.content, tmp_path)
+        elif facts.get("run") != "no" and language == "python":
+            run([sys.executable, "-c"], token.content, tmp_path)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for token in MarkdownIt().parse((ROOT / document).read_text()):
+        for child in token.children or []:
+            target = child.attrs.get("href") or child.attrs.get("src") or ""
+            if target and not target.startswith(("http", "#")):
+                assert ((ROOT / document).parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_folder_and_subcommand_is_described() -> None:
+    from memoptc.cli.main import COMMANDS
+
+    readme = (ROOT / "README.md").read_text()
+    for command in COMMANDS.keys() - {"compile"}:
+        assert f"memoptc {command}" in readme
+    for folder in ("ir/", "runtime/", "compiler/", "passes/"):
+        assert readme.index(f"`{folder}`")
