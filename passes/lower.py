@@ -1,0 +1,40 @@
+"""lower: make the graph ready to be written: every new node named, and told where it comes from."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from memoptc.ir.core import Graph
+from memoptc.pass_base import Pass
+
+MARKERS = ("const", "absent", "sparse_const")
+
+
+class Lower(Pass):
+    """Name what passes made, and write the provenance of each such node into its metadata.
+
+    A node that a rule made carries `memoptc.rules` (which rules, oldest first) and `memoptc.nodes` (which
+    nodes of the original it stands for), so that any node of the output can say why it is there.
+    """
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Name and annotate nodes; their order stays."""
+        taken = {op.name for op in graph.walk() if op.name}
+        for op in graph.walk():
+            if not op.domain and op.op_type in MARKERS:
+                continue
+            if op.loc.rules:
+                op.metadata["memoptc.rules"] = ",".join(op.loc.rules)
+                op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
+                stats["annotated"] += 1
+                if not op.name:
+                    op.name = _unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)
+                    stats["named"] += 1
+
+
+def _unique(hint: str, taken: set[str]) -> str:
+    name, n = hint, 1
+    while name in taken:
+        name, n = f"{hint}_{n}", n + 1
+    taken.add(name)
+    return name
