@@ -56,7 +56,10 @@ clean: ## remove what was built, the environments included
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memoptc needs Python 3.11 or newer; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { \
+	  echo "no ensurepip (Debian keeps it in python3-venv): taking pip from $(PYTHON)"; \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install $(PIP_FLAGS) pip; \
+	} || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c $(CONSTRAINTS) setuptools
