@@ -121,7 +121,8 @@ class Twin:
 
     def _graph(self, graph: Graph, imports: dict[str, int] | None) -> onnx_ir.Graph:
         inputs = [self.value(v, typed=True) for v in graph.inputs]
-        nodes, weights = [], []
+        nodes: list[onnx_ir.Node] = []
+        weights = []
         for op in graph.ops:
             if op.is_const:
                 weights.append(self.value(op.result, typed=True))
@@ -129,17 +130,23 @@ class Twin:
                 nodes.append(self.node(op))
             elif op.op_type == "sparse_const":
                 inputs.append(self.value(op.result, typed=True))
-        outputs = [self.value(v) for v in graph.outputs]
+        outputs = [self.value(v) if v.graph is graph else self._captured(v, nodes) for v in graph.outputs]
         return onnx_ir.Graph(
             inputs, outputs, nodes=nodes, initializers=weights, opset_imports=imports, name=graph.name or "g"
         )
+
+    def _captured(self, value: Value, nodes: list[onnx_ir.Node]) -> onnx_ir.Value:
+        """An outer value that a region returns: onnx_ir wants each graph to make its own outputs."""
+        nodes.append(onnx_ir.Node("", "Identity", [self.value(value)]))
+        return nodes[-1].outputs[0]
 
     def value(self, value: Value, *, typed: bool = False) -> onnx_ir.Value:
         """Give the mirror of a value, made on first sight."""
         if value not in self.of:
             mirror = onnx_ir.Value(name=f"v{len(self.of)}")
             if typed and value.type is not None:
-                mirror.type, mirror.shape = onnx_ir_type(value.type), onnx_ir_shape(value.type)
+                mirror.type = onnx_ir_type(value.type)
+                mirror.shape = onnx_ir_shape(value.type)
             if value.tensor is not None:
                 mirror.const_value = value.tensor
                 mirror.shape = onnx_ir.Shape(value.tensor.shape.numpy())

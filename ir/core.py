@@ -311,6 +311,13 @@ class Op:
                 self.graph._names_add(_all_names(region))
         self._touch()
 
+    def take_region(self, name: str) -> Graph:
+        """Detach a subgraph, whole, so that another op can own it."""
+        region = self._regions.pop(name)
+        region.parent = None
+        self._touch()
+        return region
+
     @property
     def next(self) -> Op | None:
         """The op after this one in its graph."""

@@ -1,0 +1,228 @@
+"""fold-constants: compute now what depends on nothing but constants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx.reference
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph, ModelInfo, Op, Tensor, Value, clone_op
+from memoptc.ir.diagnostics import InternalError, MemoptcError
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.tensors import from_array, nbytes, tensor_type
+from memoptc.ir.types import DType, TensorType
+from memoptc.pass_base import Context, Pass
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+
+SMALL = 256
+"""A constant of this many bytes weighs about what the node weighs that computes it."""
+
+KEPT = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
+"""Stays beside its quantized weight: folding it would give the float weight back."""
+
+
+class FoldConstants(Pass):
+    """Compute ops whose operands are all constants, in onnxruntime itself, so that no bit changes.
+
+    An op is folded when its results need no more bytes than the operands that die with it (and a few), so
+    the file never grows by more than it loses: a ConstantOfShape that stands for megabytes stays. Integer
+    vectors that shape inference knows in full (from Shape of a static extent, say) become constants, too.
+
+    Args:
+        max_bytes: Larger results are never computed here.
+    """
+
+    max_bytes: int = 1 << 28
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Fold in every graph of the model, the top one first."""
+        self._known_elements(graph, stats, context)
+        self._fold(graph, stats)
+        for op in graph.walk():
+            for region in op.regions.values():
+                self._fold(region, stats)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Fold without facts about the compile."""
+        self.apply(graph, stats, Context())
+
+    def _known_elements(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        for value, elements in list(context.shapes(graph).elements.items()):
+            op, type_ = value.op, value.type
+            if op is None or op.graph is None or op.is_const or not isinstance(type_, TensorType):
+                continue
+            numbers = [e for e in elements if isinstance(e, int)]
+            shape = type_.static_shape
+            if len(numbers) < len(elements) or shape is None or len(shape) > 1 or not value.has_uses:
+                continue
+            if int(np.prod(shape)) != len(numbers) or type_.dtype not in (DType.INT64, DType.INT32):
+                continue
+            if not ops.is_pure(op):
+                continue
+            array = np.asarray(numbers, type_.dtype.numpy()).reshape(shape)
+            value.replace_by(op.graph.const(from_array(array), value.name))
+            stats["shapes known"] += 1
+
+    def _fold(self, graph: Graph, stats: Counter[str]) -> None:
+        chosen: dict[Op, None] = {}
+        for op in graph.ops:
+            if op.op_type == "Constant" and not op.domain:
+                _inline_constant(op, stats)
+            elif self._foldable(op, chosen, stats):
+                chosen[op] = None
+        if not chosen:
+            return
+        wanted = [r for op in chosen for r in op.results if any(u not in chosen for u in r.users)]
+        for value, tensor in _evaluate(list(chosen), wanted, graph.info, stats):
+            if nbytes(tensor) > self.max_bytes:
+                continue
+            assert value.op is not None
+            folded = graph.const(tensor, value.name)
+            value.replace_by(folded)
+            stats["folded"] += 1
+        for op in reversed(chosen):
+            if not any(r.has_uses for r in op.results):
+                op.erase()
+
+    def _foldable(self, op: Op, chosen: dict[Op, None], stats: Counter[str]) -> bool:
+        if op.is_const or op.op_type in ("absent", "sparse_const") or op.regions or op.key in KEPT:
+            return False
+        if not ops.is_pure(op) or not any(r.has_uses for r in op.results):
+            return False
+        freed = 0
+        for value in op.operands:
+            if value.is_absent:
+                continue
+            source = value.op
+            if source is None or not (source.is_const or source in chosen):
+                return False
+            if all(user is op for user in value.users):
+                freed += _size(value) or 0
+        need = [_size(r) for r in op.results if not r.omitted]
+        if any(n is None for n in need) and not _surely_small(op):
+            stats["kept: size unknown"] += 1
+            return False
+        total = sum(n or 0 for n in need)
+        if total > freed + SMALL or total > self.max_bytes:
+            stats["kept: would grow the file"] += 1
+            return False
+        return True
+
+
+def _size(value: Value) -> int | None:
+    if value.tensor is not None:
+        return nbytes(value.tensor)
+    if isinstance(value.type, TensorType) and isinstance(value.type.nbytes, int):
+        return value.type.nbytes
+    return None
+
+
+_GROWING = frozenset("ConstantOfShape Expand Tile Range Resize Upsample OneHot Pad EyeLike Loop Scan If".split())
+
+
+def _surely_small(op: Op) -> bool:
+    """An op on a few elements whose result cannot be much larger."""
+    inputs = [_size(v) for v in op.operands if not v.is_absent]
+    return op.op_type not in _GROWING and all(n is not None and n <= SMALL for n in inputs)
+
+
+def _inline_constant(op: Op, stats: Counter[str]) -> None:
+    tensor = constant_of(op)
+    if tensor is None or op.graph is None:
+        return
+    name = op.result.name
+    op.result.replace_by(op.graph.const(tensor, f"{name}"))
+    op.erase()
+    stats["constants"] += 1
+
+
+def constant_of(op: Op) -> Tensor | None:
+    """Give what a Constant node holds; `None` for a sparse one."""
+    (name, value), *_ = op.attrs.items()
+    match name:
+        case "value":
+            tensor: Tensor = value
+            return tensor
+        case "value_float" | "value_floats":
+            return from_array(np.asarray(tuple(value) if name.endswith("s") else value, np.float32))
+        case "value_int" | "value_ints":
+            return from_array(np.asarray(tuple(value) if name.endswith("s") else value, np.int64))
+        case "value_string" | "value_strings":
+            items = list(value) if name.endswith("s") else value
+            return from_array(np.asarray(items, object), dtype=DType.STRING)
+        case _:
+            return None
+
+
+def _evaluate(
+    chosen: Sequence[Op], wanted: Sequence[Value], info: ModelInfo, stats: Counter[str]
+) -> list[tuple[Value, Tensor]]:
+    """Compute `wanted` in onnxruntime, all in one model; op by op where that fails."""
+    try:
+        return _run(chosen, wanted, info, _in_onnxruntime)
+    except (MemoptcError, ValueError, TypeError, RuntimeError, KeyError):
+        pass
+    found: list[tuple[Value, Tensor]] = []
+    known: dict[Value, Tensor] = {}
+    for op in chosen:
+        if any(not v.is_absent and v.tensor is None and v not in known for v in op.operands):
+            continue
+        outputs = [r for r in op.results if r.has_uses]
+        for evaluate in (_in_onnxruntime, _in_reference):
+            try:
+                results = _run([op], outputs, info, evaluate, known)
+            except Exception:
+                stats["kept: no kernel"] += evaluate is _in_reference
+                continue
+            known.update(results)
+            found.extend((v, t) for v, t in results if v in wanted)
+            break
+    return found
+
+
+def _run(
+    chosen: Sequence[Op],
+    wanted: Sequence[Value],
+    info: ModelInfo,
+    evaluate: Any,
+    known: dict[Value, Tensor] | None = None,
+) -> list[tuple[Value, Tensor]]:
+    model = ModelInfo(ir_version=max(info.ir_version, 8), opset_imports=dict(info.opset_imports))
+    graph = Graph("constants", model)
+    mapping: dict[Value, Value] = {}
+    for op in chosen:
+        for value in op.operands:
+            if value in mapping:
+                continue
+            if value.is_absent:
+                mapping[value] = graph.absent()
+            elif value.tensor is not None or (known and value in known):
+                tensor = value.tensor if value.tensor is not None else (known or {})[value]
+                mapping[value] = graph.const(tensor, value.name)
+        graph.append(clone_op(op, mapping))
+    graph.set_outputs([mapping[v] for v in wanted])
+    for index, output in enumerate(graph.outputs_info):
+        output.name = f"result_{index}"
+    arrays = evaluate(to_proto(graph))
+    results = []
+    for value, array in zip(wanted, arrays, strict=True):
+        dtype = value.type.dtype if isinstance(value.type, TensorType) else DType.UNDEFINED
+        if not isinstance(array, np.ndarray):
+            raise InternalError(f"%{value.name} is no tensor")
+        tensor = from_array(array, dtype=None if dtype == DType.UNDEFINED else dtype)
+        if value.type is None:
+            value.type = tensor_type(tensor)
+        results.append((value, tensor))
+    return results
+
+
+def _in_onnxruntime(model: onnx.ModelProto) -> list[Any]:
+    return list(Evaluator(model, RunOptions(optimize=False), blame=InternalError).run({}).values())
+
+
+def _in_reference(model: onnx.ModelProto) -> list[Any]:
+    return list(onnx.reference.ReferenceEvaluator(model).run(None, {}))

@@ -1,0 +1,92 @@
+"""share-weights: keep one copy of weights that are the same, also under another shape."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Tensor, Value
+from memoptc.ir.tensors import nbytes
+from memoptc.ir.types import DType
+from memoptc.pass_base import Pass
+
+
+class ShareWeights(Pass):
+    """Keep one copy of weights with the same content.
+
+    Equal shapes share the weight itself. Another shape of the same content becomes a Reshape of the kept one,
+    which shares its bytes at run time; this is done from `reshape_from` bytes on, since it costs a node. The
+    content is read one weight at a time, and only of those that have a candidate twin (same element type
+    and size). Transposed twins stay: a Transpose at run time would need the memory again.
+    """
+
+    reshape_from: int = 65536
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Group by element type and size, then by content."""
+        groups: dict[tuple[DType, int], list[Op]] = defaultdict(list)
+        for op in graph.walk("const"):
+            tensor = op.attrs["value"]
+            if tensor.dtype != DType.STRING and nbytes(tensor) > 0:
+                groups[(DType(tensor.dtype), nbytes(tensor))].append(op)
+        for candidates in groups.values():
+            if len(candidates) > 1:
+                self._share(graph, candidates, stats)
+
+    def _share(self, graph: Graph, candidates: list[Op], stats: Counter[str]) -> None:
+        kept: dict[bytes, list[Op]] = defaultdict(list)
+        for op in candidates:
+            twins = kept[_digest(op.attrs["value"])]
+            twin = next((t for t in twins if _shape(t) == _shape(op) and _visible(t, op)), None)
+            if twin is not None:
+                self._merge(op, twin.result, stats)
+                continue
+            other = next((t for t in twins if _visible(t, op)), None)
+            if other is not None and nbytes(op.attrs["value"]) >= self.reshape_from and op.graph is graph:
+                builder = Builder(graph, before=_first_user(op, graph), loc=op.loc.union(rule="share-weights"))
+                shape = builder.const(_as_int64(_shape(op)), f"{op.result.name}_shape")
+                view = builder.op("Reshape", [other.result, shape], name=op.result.name, type=op.result.type).result
+                stats["reshaped"] += 1
+                self._merge(op, view, stats)
+                continue
+            twins.append(op)
+
+    def _merge(self, op: Op, value: Value, stats: Counter[str]) -> None:
+        stats["bytes saved"] += nbytes(op.attrs["value"])
+        stats["weights shared"] += 1
+        op.result.replace_by(value)
+        op.erase()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    digest = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
+    release = getattr(tensor, "release", None)
+    if release is not None:
+        release()
+    return digest
+
+
+def _shape(op: Op) -> tuple[int, ...]:
+    return tuple(op.attrs["value"].shape.numpy())
+
+
+def _as_int64(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    return np.asarray(shape, np.int64)
+
+
+def _visible(weight: Op, elsewhere: Op) -> bool:
+    """Whether a weight can be used where another one stands."""
+    return weight.graph is not None and elsewhere.graph is not None and weight.graph.encloses(elsewhere.graph)
+
+
+def _first_user(op: Op, graph: Graph) -> Op | None:
+    """The first op of the graph that uses the weight, itself or inside its regions."""
+    users = set(op.result.users)
+    for candidate in graph.ops:
+        if candidate in users or any(inner in users for inner in candidate.walk()):
+            return candidate
+    return None
