@@ -14,7 +14,8 @@ from typing import Any
 
 import onnx.defs
 
-from memoptc.ir.core import Graph, Op
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.types import TensorType
 
 MICROSOFT = "com.microsoft"
 
@@ -54,6 +55,13 @@ IN_PLACE = {
 
 RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
 """Gives other values each time: never merged, folded or recomputed; removable when unused."""
+
+PACKS_WEIGHTS = frozenset(
+    "Attention Conv ConvTranspose FusedConv FusedGemm FusedMatMul GRU Gemm LSTM MatMul MultiHeadAttention "
+    "QAttention RNN".split()
+)
+"""onnxruntime re-packs a constant operand of these at load time and then runs another kernel than for a computed
+one, whose sums differ in the last bits: making such an operand constant is no exact change."""
 
 CONTROL = frozenset("If Loop Scan SequenceMap".split())
 """Runs its regions: pure when everything inside is."""
@@ -157,6 +165,21 @@ def _drops_out(op: Op) -> bool:
         return False
     tensor = mode.tensor
     return tensor is None or bool(tensor.numpy().reshape(-1)[0])
+
+
+def feeds_packed(value: Value) -> bool:
+    """Whether an op uses this value that rounds differently when it is a constant (see PACKS_WEIGHTS)."""
+    floats = isinstance(value.type, TensorType) and not value.type.dtype.is_integer()
+    todo, seen = [value], {value}
+    while todo and floats:
+        for user in todo.pop().users:
+            if user.op_type in PACKS_WEIGHTS:
+                return True
+            if user.op_type in VIEWS or user.op_type in ("Cast", "Transpose"):
+                fresh = [r for r in user.results if r not in seen]
+                seen.update(fresh)
+                todo.extend(fresh)
+    return False
 
 
 def opset_of(graph: Graph, domain: str = "") -> int | None:

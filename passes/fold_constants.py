@@ -34,9 +34,12 @@ class FoldConstants(Pass):
 
     Args:
         max_bytes: Larger results are never computed here.
+        exact: Keep what computes a float operand of MatMul, Conv and the like: onnxruntime has another kernel
+            for a constant one, whose results differ in the last bits.
     """
 
     max_bytes: int = 1 << 28
+    exact: bool = True
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Fold in every graph of the model, the top one first."""
@@ -71,6 +74,7 @@ class FoldConstants(Pass):
         chosen: dict[Op, None] = {}
         for op in graph.ops:
             if op.op_type == "Constant" and not op.domain:
+                # onnxruntime makes these weights at load time itself, whatever its options.
                 _inline_constant(op, stats)
             elif self._foldable(op, chosen, stats):
                 chosen[op] = None
@@ -92,6 +96,9 @@ class FoldConstants(Pass):
         if op.is_const or op.op_type in ("absent", "sparse_const") or op.regions or op.key in KEPT:
             return False
         if not ops.is_pure(op) or not any(r.has_uses for r in op.results):
+            return False
+        if self.exact and any(ops.feeds_packed(r) for r in op.results):
+            stats["kept: another kernel"] += 1
             return False
         freed = 0
         for value in op.operands:

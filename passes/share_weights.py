@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import numpy.typing as npt
 
+from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.tensors import nbytes
@@ -21,7 +22,8 @@ class ShareWeights(Pass):
     Equal shapes share the weight itself. Another shape of the same content becomes a Reshape of the kept one,
     which shares its bytes at run time; this is done from `reshape_from` bytes on, since it costs a node. The
     content is read one weight at a time, and only of those that have a candidate twin (same element type
-    and size). Transposed twins stay: a Transpose at run time would need the memory again.
+    and size). Transposed twins stay: a Transpose at run time would need the memory again; so do reshaped ones
+    of MatMul, Conv and the like, which onnxruntime packs only when they are constants.
     """
 
     reshape_from: int = 65536
@@ -46,7 +48,8 @@ class ShareWeights(Pass):
                 self._merge(op, twin.result, stats)
                 continue
             other = next((t for t in twins if _visible(t, op)), None)
-            if other is not None and nbytes(op.attrs["value"]) >= self.reshape_from and op.graph is graph:
+            large = nbytes(op.attrs["value"]) >= self.reshape_from and not ops.feeds_packed(op.result)
+            if other is not None and large and op.graph is graph:
                 builder = Builder(graph, before=_first_user(op, graph), loc=op.loc.union(rule="share-weights"))
                 shape = builder.const(_as_int64(_shape(op)), f"{op.result.name}_shape")
                 view = builder.op("Reshape", [other.result, shape], name=op.result.name, type=op.result.type).result
