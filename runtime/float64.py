@@ -1,0 +1,199 @@
+"""The float64 twin: the same model computed in float64, to know how much of a difference is rounding.
+
+Every float tensor, weight, cast and constant becomes float64; operators without a float64 kernel in onnxruntime
+are written with ones that have it (`memoptc.runtime.double_ops`). Where that cannot be done the twin does not
+exist, and the message says which operator stands in the way. A twin is never trusted blindly: the original must
+lie close to it (`memoptc.runtime.judge`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+
+from memoptc.ir.core import Graph, Op
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.tensors import from_array
+from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type
+from memoptc.runtime.double_ops import NoDouble, lower
+from memoptc.runtime.evaluate import Evaluator, Feed, ModelSource, RunOptions
+
+NARROW = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})
+WEIGHT_LIMIT = 512 << 20  # bytes of weights: doubled and kept twice, they must fit into one protobuf
+_LOWEST_OPSET = 13  # lowerings are written for it; older models are converted first
+_SCALES = {"Resize": (1, 2), "Upsample": (1,)}  # operands that stay float32 in a float64 operator
+_KEPT = frozenset(["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression"])
+"""Operators that stay in float32, between casts: what they compute is defined by rounding to few bits."""
+
+
+class Float64:
+    """A model in float64.
+
+    Args:
+        model: The original; a path when its weights are external.
+
+    Raises:
+        NoDouble: the model has no float64 twin here.
+    """
+
+    def __init__(self, model: ModelSource, threads: int = 1) -> None:
+        try:
+            proto = to_proto(_twin(_prepared(model)))
+            self._evaluator = Evaluator(proto, RunOptions(optimize=False, threads=threads), label="the float64 twin")
+        except MemoptcError as error:
+            raise NoDouble(error.message) from error
+
+    def run(self, feed: Feed, outputs: list[str]) -> dict[str, object]:
+        """Run on a feed of the original (float inputs are widened).
+
+        Raises:
+            MemoptcError: onnxruntime cannot run it.
+        """
+        wide = {name: _widened(value, self._evaluator.inputs.get(name)) for name, value in feed.items()}
+        return self._evaluator.run(wide, outputs)
+
+
+def _prepared(model: ModelSource) -> Graph:
+    if isinstance(model, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    elif isinstance(model, bytes):
+        proto = onnx.load_from_string(model)
+    else:
+        if Path(os.fspath(model)).stat().st_size > WEIGHT_LIMIT:
+            raise NoDouble("weights of more than 512 MB")
+        proto = onnx.load(os.fspath(model), load_external_data=False)
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+            if sum(_nbytes(t) for t in proto.graph.initializer) > WEIGHT_LIMIT:
+                raise NoDouble("weights of more than 512 MB")
+            proto = onnx.load(os.fspath(model))
+    try:
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
+        opset = next((o.version for o in proto.opset_import if o.domain == ""), _LOWEST_OPSET)
+        if opset < _LOWEST_OPSET:
+            stated = {value.name for value in proto.graph.input}  # as the converter still expects it
+            proto.graph.input.extend(
+                onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+                for t in proto.graph.initializer
+                if t.name not in stated
+            )
+            proto = onnx.version_converter.convert_version(proto, _LOWEST_OPSET)
+            for value in [v for v in proto.graph.input if v.name not in stated]:
+                proto.graph.input.remove(value)
+            if opset < 11:  # before, there was only this way to resize; the converter does not write it down
+                for node in proto.graph.node:
+                    if node.op_type == "Resize" and not any("coord" in a.name for a in node.attribute):
+                        mode = onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
+                        node.attribute.extend([mode, onnx.helper.make_attribute("nearest_mode", "floor")])
+    except Exception as error:  # the converter raises whatever its C++ throws
+        raise NoDouble(f"its opset cannot be raised: {' '.join(str(error).split())}") from error
+    return read_onnx(proto)
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64)) * DType(tensor.data_type).bitwidth // 8
+
+
+def _twin(graph: Graph) -> Graph:
+    infer_shapes(graph)
+    for op in list(graph.walk("Constant")):
+        if "value" in op.attrs:  # weights are looked at: make all of them `const`
+            assert op.graph is not None
+            op.result.replace_by(op.graph.const(op.attrs["value"]))
+            op.erase()
+    for op in list(graph.walk()):
+        _retag(op)
+    for part in (graph, *(r for op in graph.walk() for r in op.regions.values())):
+        for value in part.inputs:
+            value.type = _wide(value.type)
+        for info in part.outputs_info:
+            info.type = _wide(info.type)
+    graph.defaults = {
+        value: from_array(np.asarray(t.numpy(), np.float64), t.name or "")
+        if DType(t.dtype) in NARROW else t
+        for value, t in graph.defaults.items()
+    }  # fmt: skip
+    for op in list(graph.walk()):
+        lower(op)
+    return graph
+
+
+def _retag(op: Op) -> None:
+    """Make one op compute in float64."""
+    if op.domain not in ("", "ai.onnx.ml") and any(_is_narrow(v.type) for v in (*op.operands, *op.results)):
+        raise NoDouble(f"operator {op.key}")
+    if op.op_type in _KEPT:
+        _keep(op)
+        return
+    for key, value in op.attrs.items():
+        if hasattr(value, "dtype") and DType(value.dtype) in NARROW:
+            op.set_attr(key, from_array(np.asarray(value.numpy(), np.float64), value.name or ""))
+    if op.is_a("Constant"):
+        for key in ("value_float", "value_floats"):
+            if key in op.attrs:
+                op.set_attr("value", from_array(np.asarray(op.attrs[key], np.float64)))
+                op.set_attr(key, None)
+    if op.is_a("ConstantOfShape") and "value" not in op.attrs:
+        op.set_attr("value", from_array(np.zeros(1)))
+    for key in ("to", "dtype", "output_datatype"):
+        if op.attrs.get(key) is not None and op.op_type != "const" and DType(op.attrs[key]) in NARROW:
+            op.set_attr(key, int(DType.DOUBLE))
+    for result in op.results:
+        result.type = _wide(result.type)
+    for index in _SCALES.get(op.op_type, ()):
+        if index < len(op.operands) and not op.operands[index].is_absent:
+            _cast(op, index, DType.FLOAT)
+
+
+def _keep(op: Op) -> None:
+    """Leave an op in its own precision, between casts."""
+    graph = op.graph
+    assert graph is not None
+    for index, value in enumerate(op.operands):
+        if isinstance(value.type, TensorType) and value.type.dtype in NARROW | {DType.DOUBLE}:
+            _cast(op, index, DType.FLOAT)
+    for result in op.results:
+        if _is_narrow(result.type):
+            wide = Op("Cast", [result], [_wide(result.type)], {"to": int(DType.DOUBLE)}, loc=op.loc)
+            graph.insert_after(op, wide)
+            result.replace_by(wide.result, where=lambda user, _, wide=wide: user is not wide)  # type: ignore[misc]
+
+
+def _cast(op: Op, index: int, dtype: DType) -> None:
+    value = op.operands[index]
+    graph = op.graph
+    assert graph is not None
+    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    narrow = Op("Cast", [value], [TensorType(dtype, shape)], {"to": int(dtype)}, loc=op.loc)
+    graph.insert_before(op, narrow)
+    op.set_operand(index, narrow.result)
+
+
+def _is_narrow(type_: Type | None) -> bool:
+    return isinstance(type_, TensorType) and type_.dtype in NARROW
+
+
+def _wide(type_: Type | None) -> Type | None:
+    if isinstance(type_, TensorType) and type_.dtype in NARROW:
+        return TensorType(DType.DOUBLE, type_.shape)
+    if isinstance(type_, SequenceType):
+        return SequenceType(_wide(type_.elem))
+    if isinstance(type_, OptionalType):
+        return OptionalType(_wide(type_.elem))
+    return type_
+
+
+def _widened(value: object, type_: Type | None) -> object:
+    if isinstance(value, list):
+        return [_widened(item, type_.elem if isinstance(type_, SequenceType) else None) for item in value]
+    if isinstance(value, np.ndarray) and isinstance(type_, TensorType) and type_.dtype == DType.DOUBLE:
+        return value.astype(np.float64)
+    return value
