@@ -1,0 +1,414 @@
+"""How the atoms of `.mir` text are spelled: names, strings, numbers, dimensions, types, tensor elements.
+
+Printer and parser share this file, so that what one writes the other reads.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import keyword
+import re
+import struct
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from memoptc.ir.core import Tensor
+from memoptc.ir.dims import Dim, KnownDim, Sym, parse_dim, substitute
+from memoptc.ir.types import (
+    DType,
+    MapType,
+    OpaqueType,
+    OptionalType,
+    SequenceType,
+    SparseTensorType,
+    TensorType,
+    Type,
+)
+
+# The grammar, text.lark, has the same patterns in its terminals VALUE, SYMBOL, OPKEY and NAME.
+_VALUE = re.compile(r"(?:[\w.$-]|/(?!/)|::(?=\w)|:(?=\d))+")
+_OPKEY = re.compile(r"(?:[A-Za-z_][\w.$-]*::)?[A-Za-z_][\w.$-]*")
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+_SPECIAL = {DType.BOOL: "bool", DType.STRING: "str", DType.UNDEFINED: "undefined"}
+DTYPE_TEXT = {d: _SPECIAL.get(d, "") or d.short_name() for d in DType}
+DTYPE_OF = {d.short_name(): d for d in DType} | {text: d for d, text in DTYPE_TEXT.items()}
+
+_LISTED = {
+    DType.BOOL, DType.INT4, DType.UINT4, DType.INT8, DType.UINT8, DType.INT16, DType.UINT16, DType.INT32,
+    DType.UINT32, DType.INT64, DType.UINT64, DType.FLOAT16, DType.BFLOAT16, DType.FLOAT, DType.DOUBLE,
+    DType.FLOAT8E4M3FN, DType.FLOAT8E4M3FNUZ, DType.FLOAT8E5M2, DType.FLOAT8E5M2FNUZ, DType.FLOAT4E2M1,
+}  # fmt: skip
+"""Element types whose numbers are spelled out; strings are, too; all others are written as bytes."""
+
+_F32 = struct.Struct("<f")
+_BITS = struct.Struct("<I")
+_QUIET_NAN = 0x7FC00000
+
+
+# -- strings and names --------------------------------------------------------------------------------
+
+
+def quote(text: str) -> str:
+    """Write a string in double quotes, on one line."""
+    if text.isascii() and text.isprintable():
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def unquote(text: str) -> str:
+    """Read what `quote` wrote.
+
+    Raises:
+        ValueError: it is not a string.
+    """
+    if "\\" not in text:
+        return text[1:-1]
+    decoded: str = json.loads(text)
+    return decoded
+
+
+def value_name(name: str, number: int = 0) -> str:
+    """Spell the `number`-th value called `name` among those visible at one place."""
+    plain = f"%{name}" if _VALUE.fullmatch(name) else f"%{quote(name)}"
+    return f"{plain}#{number}" if number else plain
+
+
+def symbol_name(name: str) -> str:
+    """Spell the name of a graph or of a tensor kept elsewhere."""
+    return f"@{name}" if _VALUE.fullmatch(name) else f"@{quote(name)}"
+
+
+def key_name(name: str) -> str:
+    """Spell the name of an attribute, region, or output."""
+    return name if _NAME.fullmatch(name) else quote(name)
+
+
+def op_name(domain: str, op_type: str) -> str:
+    """Spell an operator: `Conv`, `com.microsoft::FusedConv`, or quoted where either part is odd."""
+    plain = f"{domain}::{op_type}" if domain else op_type
+    if _OPKEY.fullmatch(plain) and ("::" in plain) == bool(domain):
+        return plain
+    return f"{quote(domain)}::{quote(op_type)}"
+
+
+def bytes_text(content: bytes) -> str:
+    """Spell bytes in base 64."""
+    return f'b64"{base64.b64encode(content).decode()}"'
+
+
+def bytes_of(text: str) -> bytes:
+    """Read what `bytes_text` wrote.
+
+    Raises:
+        ValueError: it is not base 64.
+    """
+    try:
+        return base64.b64decode(text[4:-1], validate=True)
+    except binascii.Error as e:
+        raise ValueError(f"this is not base 64: {str(e).lower()}") from None
+
+
+# -- numbers ------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _finite_text(value: float) -> str:
+    single = np.float32(value)
+    text = str(single)
+    # Reading goes through double precision; where rounding twice would miss, all digits are written.
+    return text if float_of(text) == float(single) else repr(float(single))
+
+
+def float_text(value: float) -> str:
+    """Spell a float attribute, which ONNX holds in single precision: the shortest text that gives it again."""
+    if value != value:
+        (bits,) = _BITS.unpack(_F32.pack(value))
+        return "nan" if bits == _QUIET_NAN else f"nan(0x{bits:08x})"
+    if value == 0.0:
+        return repr(value)
+    with np.errstate(over="ignore"):
+        return _finite_text(value)
+
+
+def float_of(text: str) -> float:
+    """Read a number as single precision."""
+    if text.startswith("nan("):
+        return float(_F32.unpack(_BITS.pack(int(text[4:-1], 16)))[0])
+    try:
+        return float(_F32.unpack(_F32.pack(float(text)))[0])
+    except OverflowError:
+        return float(text.partition("e")[0]) * float("inf")
+
+
+_IS_INT = re.compile(r"-?\d+")
+
+
+def number_of(text: str) -> int | float:
+    """Read a number: an integer when it is spelled like one, else single precision."""
+    return int(text) if _IS_INT.fullmatch(text) else float_of(text)
+
+
+def numbers_of(text: str) -> tuple[int | float, ...]:
+    """Read `[1, 2.5, ...]`."""
+    try:
+        return tuple(map(int, text[1:-1].split(",")))
+    except ValueError:
+        return tuple(number_of(t.strip()) for t in text[1:-1].split(","))
+
+
+# -- dimensions and types -----------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16384)
+def _expression_text(dim: Sym) -> str:
+    odd = [n for n in sorted(dim.free) if not (n.isidentifier() and not keyword.iskeyword(n))]
+    if not odd:
+        return str(dim)
+    stand_ins = {name: Sym(f"q{i}_odd_name") for i, name in enumerate(odd)}
+    text = str(substitute(dim, stand_ins))
+    for name in odd:
+        text = text.replace(str(stand_ins[name]), quote(name))
+    return text
+
+
+def dim_text(dim: Dim) -> str:
+    """Spell a dimension: `4`, `?`, `2*N+1`, or `N:"n"` where the model file spells it `n`."""
+    if dim is None:
+        return "?"
+    if isinstance(dim, int):
+        return str(dim)
+    text = _expression_text(dim)
+    return text if dim.spelling is None else f"{text}:{quote(dim.spelling)}"
+
+
+_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
+_SPELLED = re.compile(r'\s*(.*?)\s*(?::\s*("(?:\\.|[^"\\\n])*"))?\s*', re.S)
+
+
+def dim_of(text: str) -> Dim:
+    """Read what `dim_text` wrote.
+
+    Raises:
+        ValueError: it is no dimension.
+    """
+    text = text.strip()
+    if text.isdecimal():
+        return int(text)
+    if text == "?":
+        return None
+    found = _SPELLED.fullmatch(text)
+    expression, spelling = found.groups() if found else (text, None)
+    odd: dict[str, KnownDim] = {}
+
+    def stand_in(match: re.Match[str]) -> str:
+        name = f"q{len(odd)}_odd_name"
+        odd[name] = Sym(unquote(match[0]))
+        return name
+
+    plain = _STRING.sub(stand_in, expression)
+    dim = parse_dim(plain) if plain else None
+    if dim is None:
+        raise ValueError("a dimension is missing")
+    if odd:
+        dim = substitute(dim, odd)
+    if spelling is None:
+        return dim
+    if isinstance(dim, int):
+        raise ValueError("a number has no other spelling")
+    return dim.spelled(unquote(spelling))
+
+
+def type_text(type_: Type | None) -> str:
+    """Spell a type: `f32[N,3]`, `f32[*]` of unknown rank, `seq<...>`, ..., `?` when nothing is known."""
+    if type_ is None:
+        return "?"
+    if isinstance(type_, TensorType):
+        text = _tensor_text(type_.dtype, type_.shape)
+    elif isinstance(type_, SparseTensorType):
+        text = f"sparse<{_tensor_text(type_.dtype, type_.shape)}>"
+    elif isinstance(type_, SequenceType):
+        text = f"seq<{type_text(type_.elem)}>"
+    elif isinstance(type_, OptionalType):
+        text = f"optional<{type_text(type_.elem)}>"
+    elif isinstance(type_, MapType):
+        text = f"map<{DTYPE_TEXT[type_.key]}, {type_text(type_.value)}>"
+    else:
+        assert isinstance(type_, OpaqueType)
+        text = f"opaque<{quote(type_.domain)}, {quote(type_.name)}>"
+    axes = type_.axis_denotations if isinstance(type_, TensorType) else ()
+    if type_.denotation or axes:
+        text += f" denotes({', '.join(quote(d) for d in (type_.denotation, *axes))})"
+    return text
+
+
+def _tensor_text(dtype: DType, shape: tuple[Dim, ...] | None) -> str:
+    return f"{DTYPE_TEXT[dtype]}[{'*' if shape is None else ','.join(map(dim_text, shape))}]"
+
+
+class Misspelt(ValueError):
+    """A fault inside a token, `offset` characters after its start."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+@lru_cache(maxsize=65536)
+def tensor_type_of(text: str) -> TensorType:
+    """Read `f32[N,3]`.
+
+    Raises:
+        Misspelt: an element type or dimension is none.
+    """
+    start = text.index("[")
+    dtype = DTYPE_OF.get(text[:start])
+    if dtype is None:
+        raise Misspelt(f"there is no element type {text[:start]!r}", 0)
+    inner = text[start + 1 : -1]
+    if inner.strip() == "*":
+        return TensorType(dtype, None)
+    if not inner.strip():
+        return TensorType(dtype, ())
+    dims: list[Dim] = []
+    offset = start + 1
+    for part in _split(inner):
+        try:
+            dims.append(dim_of(part))
+        except (ValueError, ZeroDivisionError) as e:
+            raise Misspelt(str(e), offset + len(part) - len(part.lstrip())) from None
+        offset += len(part) + 1
+    return TensorType(dtype, tuple(dims))
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas that are in no parentheses and no string."""
+    if "(" not in text and '"' not in text:
+        return text.split(",")
+    parts, depth, begin, index = [], 0, 0, 0
+    while index < len(text):
+        char = text[index]
+        if char == '"':
+            found = _STRING.match(text, index)
+            index = found.end() - 1 if found else index
+        elif char in "()":
+            depth += 1 if char == "(" else -1
+        elif char == "," and not depth:
+            parts.append(text[begin:index])
+            begin = index + 1
+        index += 1
+    return [*parts, text[begin:]]
+
+
+# -- tensor elements ----------------------------------------------------------------------------------
+
+
+def elements_text(tensor: Tensor, limit: int) -> str | None:
+    """Spell a tensor's elements, or give `None` when they are many or cannot be spelled exactly.
+
+    A rank-0 tensor is one bare element, any other a list in row-major order, `splat(x)` when more than
+    `limit` elements are all the same.
+    """
+    dtype, size = DType(tensor.dtype), tensor.size
+    if dtype == DType.STRING:
+        if size > limit:
+            return None
+        items = [_string_text(s) for s in string_items(tensor)]
+        return items[0] if not tensor.shape.numpy() else f"[{', '.join(items)}]"
+    if dtype not in _LISTED or size > 65536:
+        return None
+    array = tensor.numpy().reshape(-1)
+    if size > limit:
+        raw = np.ascontiguousarray(array).view(np.uint8).reshape(size, -1)
+        if not (raw == raw[0]).all():
+            return None
+        text = _exact(array[:1], dtype)
+        return None if text is None else f"splat({text})"
+    text = _exact(array, dtype)
+    return text if text is None or not tensor.shape.numpy() else f"[{text}]"
+
+
+def _exact(array: npt.NDArray[Any], dtype: DType) -> str | None:
+    if dtype.is_integer() or dtype == DType.BOOL:
+        return ",".join(map(str, array.astype(np.uint64 if dtype == DType.UINT64 else np.int64).tolist()))
+    numbers = array.tolist() if dtype == DType.DOUBLE else array.astype(np.float32)
+    text = ",".join(map(str, numbers))
+    # NaNs that carry a sign or payload would come back as plain ones.
+    return text if array_of(text, dtype).tobytes() == array.tobytes() else None
+
+
+def array_of(text: str, dtype: DType) -> npt.NDArray[Any]:
+    """Read comma-separated numbers as a vector.
+
+    Raises:
+        ValueError: a number does not fit the element type.
+    """
+    parts = text.split(",") if text.strip() else []
+    if dtype.is_integer() or dtype == DType.BOOL:
+        numbers = [int(p) for p in parts]
+        low, high = (0, 1) if dtype == DType.BOOL else (int(dtype.min), int(dtype.max))
+        for number in numbers:
+            if not low <= number <= high:
+                raise ValueError(f"{number} does not fit {DTYPE_TEXT[dtype]}")
+        wide = np.asarray(numbers, np.uint64 if dtype == DType.UINT64 else np.int64)
+        return wide.astype(dtype.numpy())
+    with np.errstate(over="ignore"):
+        return np.asarray([float(p) for p in parts], np.float64).astype(dtype.numpy())
+
+
+def string_items(tensor: Tensor) -> list[bytes]:
+    """Give the elements of a string tensor in row-major order."""
+    items = np.asarray(tensor.numpy(), object).reshape(-1).tolist()
+    return [s.encode() if isinstance(s, str) else bytes(s) for s in items]
+
+
+def _string_text(item: bytes) -> str:
+    try:
+        return quote(item.decode("utf-8"))
+    except UnicodeDecodeError:
+        return bytes_text(item)
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Give a tensor's content as ONNX stores it; strings each with its length (8 bytes, little-endian) before."""
+    if tensor.dtype == DType.STRING:
+        return b"".join(len(s).to_bytes(8, "little") + s for s in string_items(tensor))
+    return tensor.tobytes()
+
+
+def tensor_from_bytes(type_: TensorType, content: bytes | npt.NDArray[np.uint8], name: str = "") -> Tensor:
+    """Read what `tensor_bytes` wrote; the content is not copied.
+
+    Raises:
+        ValueError: the number of bytes does not fit the type, or its shape is not static.
+    """
+    shape = type_.static_shape
+    if shape is None:
+        raise ValueError("a tensor's extents are numbers")
+    if type_.dtype == DType.STRING:
+        return _string_tensor(shape, bytes(content), name)
+    need = type_.nbytes
+    if need != len(content):
+        raise ValueError(f"{type_text(type_)} holds {need} bytes, not {len(content)}")
+    raw = np.frombuffer(content, np.uint8)
+    if type_.dtype.bitwidth < 8:
+        return onnx_ir.PackedTensor(raw, type_.dtype, shape=shape, name=name or None)
+    array = raw.view(type_.dtype.numpy()).reshape(shape)
+    return onnx_ir.Tensor(array, dtype=type_.dtype, name=name or None)
+
+
+def _string_tensor(shape: tuple[int, ...], content: bytes, name: str) -> Tensor:
+    items, at = [], 0
+    while at + 8 <= len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        items.append(content[at + 8 : at + 8 + size])
+        at += 8 + size
+    if at != len(content) or len(items) != int(np.prod(shape, dtype=np.int64)):
+        raise ValueError("the strings do not fit the type")
+    return onnx_ir.StringTensor(items, shape=onnx_ir.Shape(shape), name=name or None)
