@@ -103,7 +103,10 @@ class Builder:
             if dtype is not None and not isinstance(content, np.ndarray | np.generic):
                 content = np.asarray(content, dtype.numpy())
             content = from_array(content, name, dtype)
-        return self.graph.const(content, name)  # type: ignore[arg-type]
+        value = self.graph.const(content, name)  # type: ignore[arg-type]
+        if value.op is not None:
+            self.made.append(value.op)
+        return value
 
     def _value(self, operand: Value | npt.ArrayLike | None) -> Value:
         if operand is None:
