@@ -230,11 +230,11 @@ class _Printer:
             entries = {k: self.value(v, k) for k, v in given.items()}
             entries["value"] = self.content(op._attrs["value"], result.type, result.name)
             return f"{{{', '.join(f'{key_name(k)}={t}' for k, t in sorted(entries.items()))}}}"
-        return self.entries(op._attrs)
+        return self.entries(op._attrs, hint=op._results[0].name if op._results else "")
 
-    def entries(self, values: Mapping[str, Any], *, in_order: bool = False) -> str:
+    def entries(self, values: Mapping[str, Any], *, in_order: bool = False, hint: str = "") -> str:
         items = values.items() if in_order else sorted(values.items())
-        return f"{{{', '.join(f'{key_name(k)}={self.value(v, k)}' for k, v in items)}}}"
+        return f"{{{', '.join(f'{key_name(k)}={self.value(v, hint or k)}' for k, v in items)}}}"
 
     def value(self, value: Any, hint: str) -> str:
         if isinstance(value, int):
@@ -271,7 +271,7 @@ class _Printer:
         return payload if type_ == held else f"dense({type_text(held)}, {payload})"
 
     def dense(self, tensor: Tensor, hint: str) -> str:
-        text = f"dense({type_text(tensor_type(tensor))}, {self.payload(tensor, tensor.name or hint)}"
+        text = f"dense({type_text(tensor_type(tensor))}, {self.payload(tensor, hint)}"
         if tensor.name:
             text += f", name={quote(tensor.name)}"
         if tensor.doc_string:

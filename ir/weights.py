@@ -156,10 +156,11 @@ def onnx_weights(path: Path) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = {}
     several: set[str] = set()
-    for op in read_onnx(path).walk("const"):
+    for op in read_onnx(path).walk("const", "Constant"):
         name = op.result.name
         several |= {name} & found.keys()
-        found[name] = op.attrs["value"]
+        if "value" in op.attrs:
+            found[name] = op.attrs["value"]
     return {name: tensor for name, tensor in found.items() if name not in several}
 
 
