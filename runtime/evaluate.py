@@ -18,6 +18,7 @@ import onnxruntime as ort
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, SparseTensorType, TensorType, Type
+from memoptc.runtime.worker import session_options
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 """A model: path of a file, serialised bytes, or a protobuf. Only a path can hold more than 2 GB."""
@@ -77,21 +78,21 @@ class RunOptions:
         plain["disabled_optimizers"] = list(self.disabled_optimizers)
         return plain
 
+    def native(self) -> dict[str, Any]:
+        """Give attributes of onnxruntime's `SessionOptions`, enumerations by name."""
+        attributes = {
+            "log_severity_level": 4,
+            "graph_optimization_level": "ORT_ENABLE_ALL" if self.optimize else "ORT_DISABLE_ALL",
+            "intra_op_num_threads": self.threads,
+            "enable_mem_pattern": self.mem_pattern,
+            "enable_mem_reuse": self.mem_reuse,
+            "enable_cpu_mem_arena": self.arena,
+        }
+        return attributes | ({"execution_order": "PRIORITY_BASED"} if self.file_order else {})
+
     def session_options(self) -> ort.SessionOptions:
         """Give the same as onnxruntime's own options, with its log silenced."""
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
-        options.intra_op_num_threads = self.threads
-        options.enable_mem_pattern = self.mem_pattern
-        options.enable_mem_reuse = self.mem_reuse
-        options.enable_cpu_mem_arena = self.arena
-        if self.file_order:
-            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        for key, value in self.config.items():
-            options.add_session_config_entry(key, value)
-        return options
+        return session_options(self.native(), self.config)
 
 
 class Evaluator:
@@ -124,9 +125,7 @@ class Evaluator:
         self.label = label or (Path(path).name if path else "the model")
         native = options.session_options()
         if folder is not None:
-            native.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(folder)
-            )
+            native.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if path and not Path(path).is_file():
             raise blame(f"{path}: no such file.")
         source = path if isinstance(model, str | os.PathLike) else _serialized(model)
@@ -185,9 +184,7 @@ class Evaluator:
             )
         if type_.dtype in _RAW:
             if type_.dtype.bitwidth < 8:
-                raise self.blame(
-                    f"{self.label}: onnxruntime's Python interface takes no 4-bit input {name!r}."
-                )
+                raise self.blame(f"{self.label}: onnxruntime's Python interface takes no 4-bit input {name!r}.")
             raw = np.ascontiguousarray(value).view(np.uint16 if value.itemsize == 2 else np.uint8)
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(type_.dtype))
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))

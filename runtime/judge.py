@@ -1,0 +1,195 @@
+"""When two models count as the same: every bound that verification uses, written down once, with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.compare import Difference, Totals
+
+NOISE_MAX, NOISE_RMS = 8.0, 4.0
+"""A candidate may lie this many times farther from float64 than the original does, at the worst element and in
+root mean square. Two equally good summation orders differ by a factor of 2 to 3 in the worst element of a few
+thousand; folding a scale into weights adds one rounding per weight. The root mean square varies less."""
+
+NOISE_FLOOR_ULP = 16.0
+"""Ulps of the output's largest magnitude that are always allowed: an original that happens to be exact (powers of
+two, sums of small integers) must not forbid a rounding."""
+
+TRUST = 10.0
+"""The float64 twin counts only where the original lies within this many tolerances (below) of it. Else the twin
+may be wrong or the model chaotic, and a multiple of that distance would excuse anything."""
+
+TOLERANCES = {"float64": 1e-11, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "float8": 0.5}
+"""Largest difference per output element type relative to the output's largest magnitude, where there is no
+twin. 1e-4 is about 800 ulps of float32; the farthest that onnxruntime itself lies from float64 on the models we
+develop against is 2e-5. The narrow types are as much coarser as their ulps, with fewer of them, since their
+sums are kept in float32."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Least accuracy of a model that is meant to be coarser.
+
+    Args:
+        sqnr_db: Signal to difference over all samples.
+        cosine: Cosine over all samples.
+        agreement: Part of equal elements, for outputs of integers (such as class numbers).
+        accuracy_loss: How much the accuracy on labels may fall.
+    """
+
+    sqnr_db: float
+    cosine: float
+    agreement: float
+    accuracy_loss: float
+
+
+GATES = {
+    "float16": Gate(35.0, 0.9995, 0.98, 0.005),
+    "bfloat16": Gate(20.0, 0.99, 0.95, 0.01),
+    "int8": Gate(10.0, 0.95, 0.80, 0.02),
+    "uint8": Gate(10.0, 0.95, 0.80, 0.02),
+    "mixed": Gate(10.0, 0.95, 0.80, 0.02),
+    "int4": Gate(6.0, 0.90, 0.70, 0.05),
+}
+"""A gate stops a broken model, not a coarse one: rounding every activation to 2^-11 leaves about 60 dB after one
+layer and loses 10 to 20 dB over a deep net; one with 8 bits has 30 to 40 dB per layer and 15 to 30 dB at the end.
+What falls below has a scale or a zero point wrong. Finer demands are the user's: `max_error`."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What is asked of a candidate.
+
+    Args:
+        bit_exact: Every output bit is the original's, in onnxruntime with its optimizer off.
+        target: Number format the candidate was made for; `float32` means "the original's".
+        max_error: Largest difference allowed, relative to the output's largest magnitude. It takes the place of
+            noise, tolerance and gate.
+
+    Raises:
+        InputError: unknown target.
+    """
+
+    bit_exact: bool = False
+    target: str = "float32"
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target != "float32" and self.target not in GATES:
+            raise InputError(f"{self.target!r} is not a target.", hint=f"Targets: float32, {', '.join(GATES)}.")
+
+    @property
+    def gate(self) -> Gate | None:
+        """The gate, for a coarser target."""
+        return GATES.get(self.target)
+
+
+@dataclass
+class Evidence:
+    """All that was seen of one output.
+
+    Args:
+        totals: Original against candidate.
+        dtype: Element type, `""` for other kinds than tensors.
+        pairs: Original against candidate, per sample.
+        noise: Original against float64, for the samples the twin ran on (several where it was run several ways).
+        errors: Candidate against float64, for the same samples.
+    """
+
+    totals: Totals
+    dtype: str = ""
+    pairs: list[Difference] = field(default_factory=list)
+    noise: list[Difference] = field(default_factory=list)
+    errors: list[Difference] = field(default_factory=list)
+
+
+def dtype_name(value: Any) -> str:
+    """Name the element type as the tables spell it."""
+    name = np.asarray(value).dtype.name if value is not None else ""
+    return "float8" if name.startswith("float8") else {"complex64": "float32", "complex128": "float64"}.get(name, name)
+
+
+def judge_output(evidence: Evidence, judge: Judge) -> tuple[str, str]:
+    """Judge one output.
+
+    Returns:
+        Why it fails (`""` when it passes), and by what it was judged.
+    """
+    totals = evidence.totals
+    if totals.faults:
+        return totals.faults[0], "structure"
+    if totals.exact:
+        return "", "bits"
+    if judge.bit_exact:
+        return f"{totals.mismatches} of {totals.elements} elements differ, by up to {totals.max_abs:.3g}", "bits"
+    if judge.max_error is not None and not totals.lossless:
+        found = max((d.max_abs / d.scale if d.scale else math.inf) for d in evidence.pairs if d.max_abs)
+        fails = found > judge.max_error
+        return f"relative error {found:.3g}, allowed {judge.max_error:.3g}" if fails else "", "max_error"
+    if judge.gate is not None:
+        return _gate(totals, judge.gate), "accuracy gate"
+    if totals.lossless:
+        return _lossless(evidence), "equality"
+    return _float(evidence)
+
+
+def _gate(totals: Totals, gate: Gate) -> str:
+    if totals.lossless:
+        low = totals.agreement < gate.agreement
+        return f"{totals.agreement:.1%} of the elements agree, {gate.agreement:.0%} are asked for" if low else ""
+    if totals.sqnr_db < gate.sqnr_db:
+        return f"SQNR {totals.sqnr_db:.1f} dB, {gate.sqnr_db:.0f} dB are asked for"
+    if totals.cosine < gate.cosine:
+        return f"cosine {totals.cosine:.4f}, {gate.cosine} is asked for"
+    return ""
+
+
+def _lossless(evidence: Evidence) -> str:
+    """Integers: equal, but for as many (times `NOISE_RMS`) as rounding already flips in the original."""
+    flipped = sum(d.mismatches for d in evidence.noise if not d.fault)
+    wrong = sum(d.mismatches for d in evidence.errors if not d.fault)
+    if flipped and wrong <= NOISE_RMS * flipped:
+        return ""
+    totals = evidence.totals
+    return f"{totals.mismatches} of {totals.elements} elements differ"
+
+
+def _float(evidence: Evidence) -> tuple[str, str]:
+    tolerance = TOLERANCES.get(evidence.dtype, TOLERANCES["float32"])
+    noise_max, noise_rms = (_relative(evidence.noise, key) for key in ("max_abs", "rms"))
+    trusted = evidence.noise and not any(d.fault for d in (*evidence.noise, *evidence.errors))
+    if not trusted or noise_max > TRUST * tolerance:
+        return _within(evidence.pairs, tolerance, "of its largest magnitude, the tolerance for it is"), "tolerance"
+    floor = NOISE_FLOOR_ULP * {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}.get(
+        evidence.dtype, 2.0**-23
+    )
+    bound = NOISE_MAX * noise_max + floor
+    what = "of its largest magnitude away from float64, where the original's noise allows"
+    fault = _within(evidence.errors, bound, what)
+    if not fault:
+        found, allowed = _relative(evidence.errors, "rms"), NOISE_RMS * noise_rms + floor
+        if found > allowed:
+            fault = f"{found:.3g} {what} {allowed:.3g} in root mean square"
+    if not fault:  # samples that the twin did not run on
+        fault = _within(evidence.pairs, bound + noise_max, "of its largest magnitude, the noise of the original allows")
+    return fault, "float64 noise"
+
+
+def _within(pairs: Sequence[Difference], bound: float, what: str) -> str:
+    found = _relative(pairs, "max_abs")
+    return f"differs by {found:.3g} {what} {bound:.3g}" if found > bound else ""
+
+
+def _relative(differences: Sequence[Difference], key: str) -> float:
+    """The largest over samples, each relative to the largest magnitude of its reference."""
+    worst = 0.0
+    for found in differences:
+        error = float(getattr(found, key))
+        worst = max(worst, error / found.scale if found.scale else (math.inf if error else 0.0))
+    return worst
