@@ -97,9 +97,6 @@ class FoldConstants(Pass):
             return False
         if not ops.is_pure(op) or not any(r.has_uses for r in op.results):
             return False
-        if self.exact and any(ops.feeds_packed(r) for r in op.results):
-            stats["kept: another kernel"] += 1
-            return False
         freed = 0
         for value in op.operands:
             if value.is_absent:
@@ -109,6 +106,9 @@ class FoldConstants(Pass):
                 return False
             if all(user is op for user in value.users):
                 freed += _size(value) or 0
+        if self.exact and any(ops.feeds_packed(r) for r in op.results):
+            stats["kept: another kernel"] += 1
+            return False
         need = [_size(r) for r in op.results if not r.omitted]
         if any(n is None for n in need) and not _surely_small(op):
             stats["kept: size unknown"] += 1

@@ -1,0 +1,1 @@
+"""The rules of simplify, by what they look at."""

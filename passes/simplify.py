@@ -1,0 +1,31 @@
+"""simplify: take out what does nothing and merge what goes together; no output bit changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from memoptc.ir.core import Graph
+from memoptc.pass_base import Context
+from memoptc.passes._simplify import control, layout, noops, shapes
+from memoptc.rewrite import RulePass, apply_rules
+
+
+class Simplify(RulePass):
+    """Take out operations that do nothing, merge chains, and fold shape computations.
+
+    Every rule keeps every bit of every output, for NaN, infinities, -0.0 and empty tensors too. What depends
+    on an extent is done only where that extent is known, or known to be the same symbol.
+    """
+
+    rules = (*noops.RULES, *layout.RULES)
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Rules to a fixed point, then constant conditions, then shape computations."""
+        declined: Counter[str] = context.results.setdefault("declined", Counter())
+        apply_rules(graph, self.rules, stats, declined)
+        control.inline_constant_branches(graph, stats)
+        shapes.simplify_shapes(graph, stats, context)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Simplify without facts about the compile."""
+        self.apply(graph, stats, Context())
