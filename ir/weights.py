@@ -154,9 +154,10 @@ def onnx_weights(path: Path) -> dict[str, Tensor]:
     """
     from memoptc.ir.onnx_io import read_onnx
 
-    found: dict[str, Tensor] = {}
+    graph = read_onnx(path)
+    found: dict[str, Tensor] = {value.name: tensor for value, tensor in graph.defaults.items()}
     several: set[str] = set()
-    for op in read_onnx(path).walk("const", "Constant"):
+    for op in graph.walk("const", "Constant"):
         name = op.result.name
         several |= {name} & found.keys()
         if "value" in op.attrs:
