@@ -61,9 +61,7 @@ def test_shared_scalars_and_arrays_that_disagree(tmp_path: Path) -> None:
     samples = list(Data(whole, inputs))
     assert len(samples) == 1
     assert samples[0].feed["input"].shape == (3, 8)
-    stacked = save(
-        tmp_path / "b.npz", input=rng_array(7, 3, 8), state=rng_array(2, 3, 4), sr=np.asarray(16000)
-    )
+    stacked = save(tmp_path / "b.npz", input=rng_array(7, 3, 8), state=rng_array(2, 3, 4), sr=np.asarray(16000))
     samples = list(Data(stacked, inputs))
     assert len(samples) == 7
     assert all(s.feed["sr"] == 16000 and s.feed["state"].shape == (2, 3, 4) for s in samples)
@@ -174,9 +172,7 @@ def test_counts_must_agree(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="different numbers of samples: 'ids' 3, 'mask' 2"):
         list(
             Data(
-                save(
-                    tmp_path / "a.npz", ids=np.zeros((3, 1, 4), np.int64), mask=np.zeros((2, 1, 4), np.int64)
-                ),
+                save(tmp_path / "a.npz", ids=np.zeros((3, 1, 4), np.int64), mask=np.zeros((2, 1, 4), np.int64)),
                 TWO,
             )
         )

@@ -1,0 +1,159 @@
+"""Made-up inputs run: indices lie inside tables, symbols agree, shapes and lengths make sense."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from runtime_models import convolutions, mlp, normal, parse
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.inputs import Generated, InputMaker, find_feeds
+from memoptc.runtime.roles import find_roles
+
+
+def feeds(model: onnx.ModelProto, count: int = 3, **options: object) -> list[Generated]:
+    return find_feeds(read_onnx(model), Evaluator(model), count=count, **options)  # type: ignore[arg-type]
+
+
+def test_the_same_seed_gives_the_same_feeds() -> None:
+    first, again, other = (feeds(mlp(), seed=seed) for seed in (1, 1, 2))
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a.feed["x"], b.feed["x"])
+    assert not np.array_equal(first[0].feed["x"], other[0].feed["x"])
+
+
+def test_symbolic_extents_vary_unless_given() -> None:
+    assert len({f.dims["N"] for f in feeds(mlp())}) == 3
+    assert {f.feed["x"].shape for f in feeds(mlp(), dims={"N": 8})} == {(8, 16)}
+    with pytest.raises(InputError, match="'M' is not a symbolic dimension") as caught:
+        feeds(mlp(), dims={"M": 8})
+    assert "N" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "i = Identity(ids)",
+        "a = Cast <to = 6> (ids) b = Unsqueeze(a, axis) c = Squeeze(b, axis) i = Cast <to = 7> (c)",
+        "a = Add(ids, one) i = Sub(a, one)",
+        "a = Concat <axis = 1> (ids, ids) i = Slice(a, zero, two, one)",
+        "a = Cast <to = 1> (ids) b = Transpose <perm = [1, 0]> (a) i = Cast <to = 7> (b)",
+    ],
+)
+def test_indices_stay_inside_their_table(path: str) -> None:
+    model = parse(
+        f"g (int64[B, S] ids) => (float[X, Y, Z] y) {{ {path} y = Gather(table, i) }}",
+        table=normal(5, 3),
+        **{k: np.array([v], np.int64) for k, v in {"axis": 2, "one": 1, "zero": 0, "two": 2}.items()},
+    )
+    assert 5 in find_roles(read_onnx(model))["ids"].extents
+    for found in feeds(model, 6):
+        assert found.style == "typical"
+        assert 0 <= found.feed["ids"].min() <= found.feed["ids"].max() < 5
+
+
+def test_indices_are_followed_into_subgraphs() -> None:
+    model = parse(
+        """g (int64[B] ids, bool flag) => (float[B, 3] y) {
+             y = If (flag) <then_branch = t () => (float[B, 3] a) { a = Gather(table, ids) },
+                            else_branch = e () => (float[B, 3] b) { c = Gather(table, ids) b = Neg(c) }>
+           }""",
+        table=normal(4, 3),
+    )
+    assert all(found.feed["ids"].max() < 4 for found in feeds(model, 6))
+
+
+def test_an_index_less_one_may_reach_the_extent() -> None:
+    model = parse(
+        "g (int64[B] ids) => (float[B, 3] y) { a = Sub(ids, one) b = Max(a, zero) y = Gather(table, b) }",
+        table=normal(2, 3),
+        one=np.array(1, np.int64),
+        zero=np.array(0, np.int64),
+    )
+    assert {int(v) for f in feeds(model, 9) for v in f.feed["ids"]} == {0, 1, 2}
+
+
+def test_an_index_plus_two_leaves_room() -> None:
+    model = parse(
+        "g (int64[B] ids) => (float[B, 3] y) { a = Add(ids, two) y = Gather(table, a) }",
+        table=normal(4, 3),
+        two=np.array(2, np.int64),
+    )
+    assert all(found.feed["ids"].max() <= 1 for found in feeds(model, 4))
+
+
+def test_masks_lengths_and_compared_constants() -> None:
+    mask = parse(
+        "g (float[B, S] x, int64[B, S] m) => (float[B, S] y) "
+        "{ a = Cast <to = 1> (m) b = Sub(one, a) c = Mul(b, low) y = Add(x, c) }",
+        one=np.array(1, np.float32),
+        low=np.array(-1e4, np.float32),
+    )
+    found = feeds(mask)
+    assert {int(v) for f in found for v in np.unique(f.feed["m"])} == {0, 1}
+    assert found[0].feed["m"][0].all()
+    rate = parse(
+        """g (float[N] x, int64 sr) => (float[N] y) {
+             is16 = Equal(sr, k16)
+             y = If (is16) <then_branch = t () => (float[N] a) { a = Neg(x) },
+                            else_branch = e () => (float[N] b) { n = Cast <to = 6> (sr) b = Abs(x) }>
+           }""",
+        k16=np.array(16000, np.int64),
+    )
+    assert feeds(rate)[0].feed["sr"] == 16000
+    lengths = parse(
+        """g (float[S, B, 3] x, int64[B] n) => (float[S, B, 3] y) {
+             y = ReverseSequence <time_axis = 0, batch_axis = 1> (x, n)
+           }"""
+    )
+    for f in feeds(lengths):
+        assert 1 <= f.feed["n"].min() <= f.feed["n"].max() == f.feed["x"].shape[0]
+
+
+def test_shapes_axes_and_counts() -> None:
+    for text in (
+        "g (float[4, 6] x, int64[2] s) => (float[a, b] y) { y = Reshape(x, s) }",
+        "g (float[4, 6] x, int64[2] s) => (float[8, 3] y) { y = Reshape(x, s) }",
+        "g (float[4, 6] x, int64[1] s) => (float[a, b] y) { y, i = TopK(x, s) }",
+        "g (float[4, 6] x, int64[2] s, int64[2] e) => (float[a, b] y) { y = Slice(x, s, e) }",
+        "g (float[4, 6] x, int64[4] s) => (float[a, b] y) { y = Pad(x, s) }",
+        "g (float[4, 6] x, int64[2] s) => (float[a, b] y) { y = Tile(x, s) }",
+        "g (int64 s) => (int64[a] y) { o = Constant <value_int = 1> () z = Sub(o, o) y = Range(z, s, o) }",
+    ):
+        model = parse(text)
+        assert len(feeds(model)) == 3
+
+
+def test_models_with_a_fixed_inner_batch_and_wanted_extents() -> None:
+    one = parse("g (float[N, 6] x) => (float[a, b] y) { y = Reshape(x, s) }", s=np.array([1, 6], np.int64))
+    assert {f.dims["N"] for f in feeds(one)} == {1}
+    assert all(f.feed["x"].shape[1:] == (3, 16, 16) for f in feeds(convolutions()))
+
+
+def test_strings_and_sequences() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(parse("g (string[N] x, seq(float[K]) s) => (string[N] y, float[L] z) { y = Identity(x) "
+                         "z = ConcatFromSequence <axis = 0> (s) }"))  # fmt: skip
+    (first, *_) = feeds(model)
+    assert first.feed["x"].dtype == object
+    assert len(first.feed["s"]) == 2
+
+
+def test_no_valid_inputs_is_said() -> None:
+    model = parse(
+        "g (float[N] x) => (float[a] y) { s = Shape(x) z = Sub(s, s) i = Add(z, nine) y = Gather(t, i) }",
+        t=normal(2),
+        nine=np.array([9], np.int64),
+    )
+    with pytest.raises(InputError, match="No inputs were found") as caught:
+        feeds(model)
+    assert "--validation" in caught.value.hint
+
+
+def test_extents_of_expressions_follow_their_symbols() -> None:
+    maker = InputMaker(read_onnx(mlp()), {"N": 3})
+    assert maker.make(next(iter(maker.bindings())))["x"].shape == (3, 16)
+    assert not maker.is_dynamic
