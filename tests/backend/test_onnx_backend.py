@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
+from onnx_ir import serde
 
 from memoptc.backend import at_level
 from memoptc.ir.diagnostics import MemoptcError
@@ -117,6 +118,8 @@ def normal(model: onnx.ModelProto) -> bytes:
 def _normalise(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         _normalise_node(node)
+    for tensor in graph.initializer:
+        _normalise_tensor(tensor)
     infos = sorted(graph.value_info, key=lambda v: v.name)
     del graph.value_info[:]
     graph.value_info.extend(infos)
@@ -125,9 +128,26 @@ def _normalise(graph: onnx.GraphProto) -> None:
 def _normalise_node(node: onnx.NodeProto) -> None:
     if node.domain in ("", "ai.onnx"):
         node.ClearField("domain")
+    attributes = sorted(
+        (onnx.AttributeProto.FromString(a.SerializeToString()) for a in node.attribute), key=lambda a: a.name
+    )
+    del node.attribute[:]
+    node.attribute.extend(attributes)
     for attr in node.attribute:
+        for tensor in (*((attr.t,) if attr.HasField("t") else ()), *attr.tensors):
+            _normalise_tensor(tensor)
         for graph in (*((attr.g,) if attr.HasField("g") else ()), *attr.graphs):
             _normalise(graph)
+
+
+def _normalise_tensor(tensor: onnx.TensorProto) -> None:
+    if not tensor.name:
+        tensor.ClearField("name")
+    if tensor.data_type != onnx.TensorProto.STRING and not tensor.HasField("raw_data"):
+        content = serde.deserialize_tensor(tensor).tobytes()
+        for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(field)
+        tensor.raw_data = content
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
