@@ -154,9 +154,7 @@ def peak(graph: Graph, dims: Mapping[str, int], order: Sequence[Op] | None = Non
     found = liveness(graph, dims, order)
     curve = found.curve
     step = max(range(len(curve)), key=curve.__getitem__, default=0)
-    alive = sorted(
-        ((s.name, s.size) for s in found.storages if s.first <= step <= s.last), key=lambda t: (-t[1], t[0])
-    )
+    alive = sorted(((s.name, s.size) for s in found.storages if s.first <= step <= s.last), key=lambda t: (-t[1], t[0]))
     labels = tuple(label(op) for op in found.steps)
     return PeakReport(
         curve[step] if curve else 0,
@@ -246,9 +244,7 @@ def _overwritten(
     return None
 
 
-def _region_peak(
-    region: Graph, dims: Mapping[str, int], workspace: Callable[[Op], int], found: Liveness
-) -> int:
+def _region_peak(region: Graph, dims: Mapping[str, int], workspace: Callable[[Op], int], found: Liveness) -> int:
     inner = liveness(region, dims, workspace=workspace)
     found.unknown.extend(inner.unknown)
     return max(inner.curve, default=0)
