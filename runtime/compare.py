@@ -182,7 +182,7 @@ class Totals:
         dot, a2, b2, e2 = self.sums
         if e2 == 0.0:
             return 1.0
-        return dot / math.sqrt(a2 * b2) if a2 and b2 else 0.0
+        return dot / math.sqrt(a2) / math.sqrt(b2) if a2 and b2 else 0.0
 
     @property
     def sqnr_db(self) -> float:

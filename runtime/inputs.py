@@ -113,7 +113,7 @@ class InputMaker:
         feed = {}
         for name, type_ in self.types.items():
             rng = np.random.default_rng([self.seed, seed, zlib.crc32(name.encode())])
-            feed[name] = self._value(name, type_, binding, _Fill(self.roles[name], style, choice, rng))
+            feed[name] = self._value(name, type_, binding, _Fill(self.roles[name], style, choice, seed, rng))
         return feed
 
     def _value(self, name: str, type_: Type | None, binding: Mapping[str, int], fill: _Fill) -> Any:
@@ -136,8 +136,8 @@ class InputMaker:
 class _Fill:
     """Values of one input."""
 
-    def __init__(self, role: Role, style: str, choice: int, rng: np.random.Generator) -> None:
-        self.role, self.style, self.choice, self.rng = role, style, choice, rng
+    def __init__(self, role: Role, style: str, choice: int, number: int, rng: np.random.Generator) -> None:
+        self.role, self.style, self.choice, self.number, self.rng = role, style, choice, number, rng
 
     def array(self, type_: TensorType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
         dtype = type_.dtype
@@ -166,7 +166,9 @@ class _Fill:
         if len(shape) <= 1 and role.compared and self.choice:
             return np.full(shape, role.compared[(self.choice - 1) % len(role.compared)])
         if len(shape) in (3, 4) and any(shape[axis] in (1, 3, 4) for axis in (-1, -3)):
-            return self.rng.uniform(0.0, 255.0 if role.bytes_range else 1.0, shape)
+            top = 255.0 if role.bytes_range else 1.0
+            # every other feed leaves an image's range, to reach units that are silent inside it
+            return top * (self.rng.standard_normal(shape) if self.number % 2 else self.rng.random(shape))
         return self.rng.standard_normal(shape)
 
     def _integers(self, dtype: DType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:

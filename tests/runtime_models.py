@@ -43,7 +43,7 @@ def convolutions() -> onnx.ModelProto:
              y = MatMul(f, w3)
            }""",
         w1=normal(8, 3, 3, 3, seed=1, scale=0.2),
-        b1=normal(8, seed=2),
+        b1=normal(8, seed=2, scale=0.3),
         w2=normal(6, 8, 3, 3, seed=3, scale=0.1),
         w3=normal(6, 5, seed=4),
     )

@@ -1,0 +1,269 @@
+"""Equal models pass, wrong ones fail, and coarser ones are judged as such."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runtime_models import convolutions, mlp, normal, parse, weight, with_weight
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.compare import Totals, difference, flatten
+from memoptc.runtime.judge import GATES, Judge
+from memoptc.runtime.npz import load_feed
+from memoptc.runtime.verify import Verification, verify
+
+BITS = Judge(bit_exact=True)
+
+
+def reordered(model: onnx.ModelProto, name: str, seed: int = 0) -> onnx.ModelProto:
+    """Permute the hidden units of `mlp`: the same function, its sums in another order."""
+    order = np.random.default_rng(seed).permutation(32)
+    first = with_weight(model, "w1", weight(model, "w1")[:, order])
+    return with_weight(first, "w2", weight(model, "w2")[order])
+
+
+def test_a_model_equals_itself_bit_for_bit() -> None:
+    for model in (mlp(), convolutions()):
+        found = verify(model, model, BITS)
+        assert found.passed
+        assert found.samples == 3
+        assert set(found.judged_by.values()) == {"bits"}
+        assert found.outputs[0]["exact"]
+        assert found.inputs == "random"
+        assert found.max_error == 0.0
+
+
+def test_another_order_of_summation_is_noise_but_not_bit_exact() -> None:
+    model = mlp()
+    for seed in range(20):
+        other = reordered(model, "w1", seed)
+        found = verify(model, other)
+        assert found.passed, found.failures
+        assert found.judged_by["y"] in ("float64 noise", "bits")
+    exact = verify(model, other, BITS)
+    assert not exact.passed
+    assert "elements differ" in exact.failures[0]
+
+
+@pytest.mark.parametrize("name", ["w1", "b1", "w2", "w3"])
+@pytest.mark.parametrize("factor", [1.01, 1.001])
+def test_a_slightly_wrong_weight_is_found(name: str, factor: float) -> None:
+    model = convolutions()
+    array = weight(model, name)
+    array.reshape(-1)[np.abs(array).argmax()] *= factor
+    found = verify(model, with_weight(model, name, array))
+    assert not found.passed
+    assert "float64" in found.failures[0]
+
+
+def test_a_swapped_axis_is_found() -> None:
+    model = parse("g (float[N, 4, 4] x) => (float[N, 4, 4] y) { a = Transpose <perm = [0, 2, 1]> (x) y = Exp(a) }")
+    other = parse("g (float[N, 4, 4] x) => (float[N, 4, 4] y) { a = Identity(x) y = Exp(a) }")
+    assert not verify(model, other).passed
+
+
+def test_wrong_shapes_types_names_and_models_fail_with_a_reason() -> None:
+    model = mlp()
+    renamed = parse("g (float[N, 16] z) => (float[N, 4] y) { y = MatMul(z, w) }", w=normal(16, 4))
+    assert "inputs are ['z'] instead of ['x']" in verify(model, renamed).failures[0]
+    other = parse("g (float[N, 16] x) => (double[N, 4] y) { a = MatMul(x, w) y = Cast <to = 11> (a) }", w=normal(16, 4))
+    assert "among the candidate's outputs" in verify(model, other).failures[0]
+    broken = parse("g (float[N, 16] x) => (float[N, 4] y) { y = Nonsense(x) }")
+    assert "Nonsense" in verify(model, broken).failures[0]
+    static = parse("g (float[N, 16] x) => (float[N, 4] y) { a = Reshape(x, s) y = MatMul(a, w) }",
+                   s=np.array([2, 16], np.int64), w=normal(16, 4))  # fmt: skip
+    assert not verify(model, static).passed
+
+
+def test_nan_patterns_must_match() -> None:
+    model = parse("g (float[N] x) => (float[N] y) { z = Neg(x) y = Log(z) }")
+    other = parse("g (float[N] x) => (float[N] y) { z = Abs(x) y = Log(z) }")
+    feeds = [{"x": np.array([-1.0, 2.0], np.float32)}]
+    found = verify(model, other, data=feeds)
+    assert not found.passed
+    assert "nan" in found.failures[0]
+    assert verify(model, model, BITS, data=feeds).passed
+
+
+def test_integers_are_equal_or_fail_and_ties_follow_the_noise() -> None:
+    model = parse("g (float[N, 8] x) => (int64[N, 1] y) { y = ArgMax <axis = 1> (x) }")
+    assert verify(model, model).passed
+    other = parse("g (float[N, 8] x) => (int64[N, 1] y) { z = Neg(x) y = ArgMax <axis = 1> (z) }")
+    assert not verify(model, other).passed
+
+
+def test_random_models_are_recognised() -> None:
+    model = parse("g (float[N] x) => (float[N] y, float[N] z) { r = RandomNormalLike(x) y = Add(x, r) z = Neg(x) }")
+    found = verify(model, model, BITS)
+    assert found.passed
+    assert found.nondeterministic
+    assert "'y' compared by shape and type only" in found.notes[-1]
+    assert found.judged_by["z"] == "bits"
+    wrong = parse("g (float[N] x) => (float[N] y, float[N] z) { r = RandomNormalLike(x) y = Add(x, r) z = Abs(x) }")
+    assert not verify(model, wrong).passed
+
+
+def test_sequences_are_compared_inside() -> None:
+    text = (
+        "g (float[N, 4] x) => (seq(float[N, M]) y) "
+        "{{ z = {}(x) a, b = Split <axis = 1> (z) y = SequenceConstruct(a, b) }}"
+    )
+    model, other = parse(text.format("Exp")), parse(text.format("Sin"))
+    good = verify(model, model, BITS)
+    assert good.passed
+    assert [o["name"] for o in good.outputs] == ["y[]", "y[0]", "y[1]"]
+    assert not verify(model, other).passed
+
+
+def rounded(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """Round every weight as quantization to `bits` would."""
+    for name in ("w1", "w2"):
+        array = weight(model, name)
+        step = np.abs(array).max() / (2 ** (bits - 1) - 1)
+        model = with_weight(model, name, (np.round(array / step) * step).astype(np.float32))
+    return model
+
+
+def test_coarser_targets_have_gates() -> None:
+    model = mlp()
+    assert not verify(model, rounded(model, 8)).passed
+    found = verify(model, rounded(model, 8), Judge(target="int8"))
+    assert found.passed
+    assert found.judged_by["y"] == "accuracy gate"
+    assert found.outputs[0]["sqnr_db"] > GATES["int8"].sqnr_db
+    assert not verify(model, rounded(model, 2), Judge(target="int8")).passed
+    assert verify(model, rounded(model, 8), Judge(max_error=0.05)).passed
+    assert not verify(model, rounded(model, 8), Judge(max_error=1e-5)).passed
+    with pytest.raises(InputError, match="is not a target"):
+        Judge(target="int7")
+
+
+def test_labels_give_accuracy(tmp_path: Path) -> None:
+    model = mlp()
+    x = normal(40, 1, 16)
+    from memoptc.runtime.evaluate import Evaluator
+
+    labels = np.array([int(Evaluator(model).run({"x": row})["y"].argmax()) for row in x])
+    np.savez(tmp_path / "d.npz", x=x, labels=labels)
+    found = verify(model, model, data=tmp_path / "d.npz", mode="full")
+    assert found.accuracy == {"control": 1.0, "candidate": 1.0, "samples": 40}
+    assert found.samples == 40
+    flipped = with_weight(model, "w2", weight(model, "w2")[:, ::-1])
+    worse = verify(model, flipped, Judge(target="int8"), data=tmp_path / "d.npz")
+    assert not worse.passed
+    assert worse.samples == 16
+    assert any("accuracy fell from 1.0000" in failure for failure in worse.failures)
+
+
+def test_the_worst_sample_is_kept(tmp_path: Path) -> None:
+    model = mlp()
+    array = weight(model, "w2")
+    array[0, 0] += 0.5
+    feeds = [{"x": normal(1, 16, seed=i, scale=i + 1)} for i in range(4)]
+    keep = tmp_path / "worst" / "sample.npz"
+    found = verify(model, with_weight(model, "w2", array), data=feeds, keep=keep)
+    assert found.worst_sample == str(keep)
+    kept = load_feed(keep)
+    assert set(kept) == {"input/x", "original/y", "candidate/y"}
+    gap = np.abs(kept["original/y"] - kept["candidate/y"]).max()
+    assert any(np.array_equal(kept["input/x"], feed["x"]) for feed in feeds)
+    assert 0 < gap <= found.max_error  # type: ignore[operator]
+    assert verify(model, model, data=feeds, keep=tmp_path / "none.npz").worst_sample is None
+
+
+def test_wrong_data_is_the_users_fault() -> None:
+    with pytest.raises(InputError, match="'x' has shape"):
+        verify(mlp(), mlp(), data=[{"x": normal(1, 15)}])
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    model = mlp()
+    onnx.save(model, tmp_path / "m.onnx")
+
+    def feeds() -> Iterator[dict[str, Any]]:
+        yield from ({"x": normal(1, 16, seed=i)} for i in range(100))
+
+    keep = tmp_path / "worst.npz"
+    good = verify(tmp_path / "m.onnx", model, BITS, data=feeds(), isolate=True, keep=keep, inputs="calibration")
+    assert good.passed
+    assert (good.samples, good.inputs) == (16, "calibration")
+    bad = verify(model, with_weight(model, "w2", -weight(model, "w2")), isolate=True, keep=keep, mode="full")
+    assert not bad.passed
+    assert bad.worst_sample == str(keep)
+    assert keep.exists()
+    with pytest.raises(InputError, match="is missing"):
+        verify(model, model, data=[{}], isolate=True)
+
+
+def test_off_says_so_and_results_survive_json() -> None:
+    off = verify(mlp(), mlp(), mode="off")
+    assert off.passed
+    assert off.samples == 0
+    assert "switched off" in off.notes[0]
+    found = verify(mlp(), reordered(mlp(), "w1"))
+    assert Verification.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+# -- the measures themselves --------------------------------------------------------------------------
+
+
+def test_difference_of_known_values() -> None:
+    a = np.array([[1.0, 2.0, -4.0], [0.0, 0.5, 1.0]], np.float32)
+    b = a + np.array([[0.0, 0.1, 0.0], [0.001, 0.0, -0.2]], np.float32)
+    found = difference(a, b)
+    assert found.max_abs == pytest.approx(0.2, rel=1e-5)
+    assert found.scale == 4.0
+    assert found.max_rel == pytest.approx(0.25, rel=1e-4)  # 0.001 counts against 4 / 1000
+    assert found.top1 == (2, 2)
+    totals = Totals("y")
+    totals.add(found)
+    error = float(((a - b).astype(np.float64) ** 2).sum())
+    assert totals.sqnr_db == pytest.approx(10 * math.log10(float((a.astype(np.float64) ** 2).sum()) / error), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "fault"),
+    [
+        (np.zeros(3), np.zeros(4), "shape"),
+        (np.zeros(3), np.zeros(3, np.float32), "element type"),
+        (None, np.zeros(3), "none"),
+        (np.array([1, np.inf]), np.array([1, -np.inf]), "-inf instead of inf"),
+        (np.array([1, np.nan]), np.array([1, np.inf]), "inf instead of nan"),
+        (np.array([1.0, 2.0]), np.array([1, np.nan]), "nan instead of 2.0"),
+    ],
+)
+def test_what_cannot_be_compared(a: Any, b: Any, fault: str) -> None:
+    assert fault in difference(a, b).fault
+
+
+def test_equal_bits_of_every_kind() -> None:
+    for value in (
+        np.array([np.nan, -0.0, np.inf]), np.array(["a", "b"], object), np.array([True]), None,
+        np.zeros((0, 3), np.float32), np.array(3, np.int64), np.array([1 + 2j], np.complex64),
+    ):  # fmt: skip
+        assert difference(value, value).exact
+    assert not difference(np.array([0.0]), np.array([-0.0])).exact
+    assert dict(flatten("m", {1: [np.zeros(1)]})).keys() == {"m{1}[]", "m{1}[0]"}
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0.5, 2.0), st.integers(1, 3))
+def test_sums_over_pieces_are_those_of_the_whole(values: list[float], factor: float, pieces: int) -> None:
+    a = np.asarray(values)
+    b = a * factor
+    whole, parts = Totals("y"), Totals("y")
+    whole.add(difference(a, b))
+    for x, y in zip(np.array_split(a, pieces), np.array_split(b, pieces), strict=True):
+        parts.add(difference(x, y))
+    assert parts.max_abs == whole.max_abs
+    assert parts.cosine == pytest.approx(whole.cosine, abs=1e-12)
+    assert parts.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-6)
