@@ -66,9 +66,7 @@ class Data:
             does not fit the model, naming the file, the input and what was expected.
     """
 
-    def __init__(
-        self, source: DataSource, inputs: Mapping[str, Type | None], optional: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, source: DataSource, inputs: Mapping[str, Type | None], optional: Iterable[str] = ()) -> None:
         self._inputs = dict(inputs)
         self._optional = frozenset(optional)
         self._spool: tempfile.TemporaryDirectory[str] | None = None
@@ -111,9 +109,7 @@ class Data:
             return name, lambda: self._dicts(_call(give, name), name)
         name = "the data given"
         if isinstance(source, Mapping):
-            raise InputError(
-                "The data is one dictionary.", hint="Give a list of dictionaries, one per sample."
-            )
+            raise InputError("The data is one dictionary.", hint="Give a list of dictionaries, one per sample.")
         if not isinstance(source, Iterable):
             raise InputError(
                 f"The data is a {type(source).__name__}.",
@@ -152,9 +148,7 @@ class Data:
         return lambda: _unstack_all(walk(), self._inputs)
 
     def _dicts(self, items: Iterable[Mapping[str, Any]], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        pairs = (
-            (f"{name}, sample {i}", _mapping(item, f"{name}, sample {i}")) for i, item in enumerate(items)
-        )
+        pairs = ((f"{name}, sample {i}", _mapping(item, f"{name}, sample {i}")) for i, item in enumerate(items))
         yield from _unstack_all(pairs, self._inputs)
 
     def _folder(self, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -246,8 +240,7 @@ def _pieces(
         extent = shapes[name][0]
         if size == 0 or extent % size:
             raise InputError(
-                f"{where}: the array {name!r} has extent {extent} on axis 0, "
-                f"but the model takes {size} at a time."
+                f"{where}: the array {name!r} has extent {extent} on axis 0, but the model takes {size} at a time."
             )
         sizes[name], counts[name] = size, extent // size
     if len(set(counts.values())) != 1:
@@ -287,9 +280,7 @@ def _rank(type_: Type | None) -> int | None:
     return type_.rank if isinstance(type_, TensorType) else None
 
 
-def _checked(
-    value: Any, name: str, type_: Type | None, where: str, symbols: dict[str, tuple[int, str]]
-) -> Any:
+def _checked(value: Any, name: str, type_: Type | None, where: str, symbols: dict[str, tuple[int, str]]) -> Any:
     if isinstance(type_, OptionalType):
         return None if value is None else _checked(value, name, type_.elem, where, symbols)
     if not isinstance(type_, TensorType):
@@ -297,9 +288,7 @@ def _checked(
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise InputError(
-            f"{where}: the value for input {name!r} is not an array: {one_line(error)}."
-        ) from error
+        raise InputError(f"{where}: the value for input {name!r} is not an array: {one_line(error)}.") from error
     array = _cast(array, name, type_.dtype, where)
     if type_.shape is not None:
         _check_shape(array.shape, name, type_.shape, where, symbols)
@@ -309,8 +298,7 @@ def _checked(
         if not finite.all():
             index = [int(i) for i in np.argwhere(~finite)[0]]
             raise InputError(
-                f"{where}: input {name!r} holds {wide[tuple(index)]} at {index}; "
-                "finite numbers were expected.",
+                f"{where}: input {name!r} holds {wide[tuple(index)]} at {index}; finite numbers were expected.",
                 hint="Take such samples out of the data.",
             )
     return array
@@ -330,8 +318,7 @@ def _cast(array: npt.NDArray[Any], name: str, dtype: DType, where: str) -> npt.N
         return array
     if array.dtype.kind not in "biufc" or not np.can_cast(array.dtype, want, "safe"):
         raise InputError(
-            f"{where}: input {name!r} is {array.dtype}; {want.name} was expected, "
-            "which cannot hold every such value.",
+            f"{where}: input {name!r} is {array.dtype}; {want.name} was expected, which cannot hold every such value.",
             hint=f"Convert the data with .astype({want.name!r}).",
         )
     return array.astype(want)
@@ -349,8 +336,7 @@ def _check_shape(
     for axis, (extent, dim) in enumerate(zip(got, want, strict=True)):
         if isinstance(dim, int) and extent != dim:
             raise InputError(
-                f"{where}: input {name!r} has shape {list(got)}; "
-                f"{spelled} was expected (axis {axis} differs)."
+                f"{where}: input {name!r} has shape {list(got)}; {spelled} was expected (axis {axis} differs)."
             )
         if isinstance(dim, Sym) and dim.name is not None and dim.name != "?":
             known, other = symbols.setdefault(dim.name, (extent, name))
@@ -387,9 +373,7 @@ def _call(function: Callable[[], Feeds], name: str) -> Feeds:
 
 def _mapping(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, Mapping):
-        raise InputError(
-            f"{where} is a {type(item).__name__}; a dictionary of input name to array was expected."
-        )
+        raise InputError(f"{where} is a {type(item).__name__}; a dictionary of input name to array was expected.")
     return dict(item)
 
 

@@ -133,9 +133,7 @@ class ArrayFile:
     def whole(self, name: str) -> npt.NDArray[Any]:
         """Read one array."""
         with self._stream(name) as stream:
-            array: npt.NDArray[Any] = _guard(
-                self.path, lambda: np.lib.format.read_array(stream, allow_pickle=False)
-            )
+            array: npt.NDArray[Any] = _guard(self.path, lambda: np.lib.format.read_array(stream, allow_pickle=False))
             return array
 
     def rows(self, name: str, size: int) -> Iterator[npt.NDArray[Any]]:
