@@ -1,0 +1,56 @@
+"""plan-memory: place every activation in one arena, and check the placement."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from memoptc.ir.core import Graph
+from memoptc.pass_base import Context, Pass
+from memoptc.report.model import Decision
+from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.liveness import ALIGNMENT, liveness
+from memoptc.runtime.memory.problem import Buffer, Problem
+
+
+class PlanMemory(Pass):
+    """Plan the arena for the graph's own order, under the sizes at hand.
+
+    The plan goes to `context.results["plan"]`, its summary into the model's metadata (`memoptc.plan`). The
+    graph itself does not change.
+    """
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Find live ranges, allocate, check, note."""
+        found = liveness(graph, context.dims)
+        buffers = [
+            Buffer(f"{index}:{s.name}", s.size, s.first, s.last, ALIGNMENT) for index, s in enumerate(found.storages)
+        ]
+        plan = allocate(Problem(tuple(buffers)))
+        context.results["plan"] = plan
+        stats["buffers"] = len(buffers)
+        stats["arena bytes"] = plan.arena_bytes
+        stats["floor bytes"] = plan.floor
+        if found.unknown:
+            stats["sizes unknown"] = len(found.unknown)
+        summary = {
+            "arena_bytes": plan.arena_bytes,
+            "floor_bytes": plan.floor,
+            "dims": dict(sorted(context.dims.items())),
+            "digest": plan.digest,
+        }
+        if graph.model is not None:
+            graph.model.metadata["memoptc.plan"] = json.dumps(summary, sort_keys=True)
+        gap = plan.arena_bytes - plan.floor
+        context.decisions.append(
+            Decision(
+                step=self.name,
+                what=f"{len(buffers)} buffers in {plan.arena_bytes} bytes ({plan.algorithm})",
+                why="the smallest of the portfolio" if gap else "no placement needs less",
+                gain_bytes=plan.problem.naive_sum - plan.arena_bytes,
+            )
+        )
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Plan without facts about the compile."""
+        self.apply(graph, stats, Context())
