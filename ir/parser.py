@@ -295,6 +295,8 @@ class _Reader(ValueReader):
         self.frames[-1].graph.append(op)
         for token, value in zip(results, op.results, strict=True):
             if not value.omitted:
+                if token.startswith('%""'):
+                    value.name = ""  # an op that comes into a graph makes up a name where there is none
                 self._define(token, value)
 
     def op_head(self, children: list[Any]) -> _OpHead:

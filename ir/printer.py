@@ -244,7 +244,8 @@ class _Printer:
         if isinstance(value, str):
             return quote(value)
         if isinstance(value, tuple | list):
-            return f"[{', '.join([self.value(v, hint) for v in value])}]"
+            separator = "," if all(isinstance(v, int | float) for v in value) else ", "
+            return f"[{separator.join([self.value(v, hint) for v in value])}]"
         if isinstance(value, bytes):
             return bytes_text(value)
         if isinstance(value, Mapping):

@@ -216,6 +216,8 @@ def dim_of(text: str) -> Dim:
     dim = parse_dim(plain) if plain else None
     if dim is None:
         raise ValueError("a dimension is missing")
+    if isinstance(dim, int) and dim < 0:
+        raise ValueError("an extent is not negative")
     if odd:
         dim = substitute(dim, odd)
     if spelling is None:
@@ -351,7 +353,7 @@ def array_of(text: str, dtype: DType) -> npt.NDArray[Any]:
     """
     parts = text.split(",") if text.strip() else []
     if dtype.is_integer() or dtype == DType.BOOL:
-        numbers = [int(p) for p in parts]
+        numbers = [_integer(p, dtype) for p in parts]
         low, high = (0, 1) if dtype == DType.BOOL else (int(dtype.min), int(dtype.max))
         for number in numbers:
             if not low <= number <= high:
@@ -360,6 +362,12 @@ def array_of(text: str, dtype: DType) -> npt.NDArray[Any]:
         return wide.astype(dtype.numpy())
     with np.errstate(over="ignore"):
         return np.asarray([float(p) for p in parts], np.float64).astype(dtype.numpy())
+
+
+def _integer(text: str, dtype: DType) -> int:
+    if not _IS_INT.fullmatch(text.strip()):
+        raise ValueError(f"{text.strip()} does not fit {DTYPE_TEXT[dtype]}")
+    return int(text)
 
 
 def string_items(tensor: Tensor) -> list[bytes]:

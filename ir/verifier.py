@@ -7,12 +7,13 @@ regions); a user's model may come with some and still compile, so they only coun
 
 from __future__ import annotations
 
+import linecache
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx
 
-from memoptc.ir.core import AttrRef, EmptyList, Function, Graph, Op, Tensor, Value
+from memoptc.ir.core import NOWHERE, AttrRef, EmptyList, Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.printer import print_op
 from memoptc.ir.schema_rules import Signature, attr_fault, region_fault, signature
@@ -50,7 +51,7 @@ class VerifyError(InternalError):
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = [f"The graph is not well-formed: {count}."]
         for fault in faults[:SHOWN]:
-            lines += [f"- {fault.what}", *_around(fault.op)]
+            lines += [*_headline(fault), *_around(fault.op)]
         if len(faults) > SHOWN:
             lines.append(f"... and {len(faults) - SHOWN} more")
         super().__init__("\n".join(lines))
@@ -80,6 +81,20 @@ def verify(graph: Graph, *, tolerated: Collection[str] | None = None) -> list[Fa
     return warnings
 
 
+def _headline(fault: Fault) -> Iterator[str]:
+    """Say what is wrong; for an op that was parsed, where it stands in its text."""
+    loc = fault.op.loc if fault.op is not None else NOWHERE
+    if not loc.line:
+        yield f"- {fault.what}"
+        return
+    yield f"- {loc.file}:{loc.line}:{loc.col}: {fault.what}"
+    linecache.checkcache(loc.file)
+    line = linecache.getline(loc.file, loc.line).rstrip("\n")
+    if line:
+        yield line
+        yield f"{' ' * (loc.col - 1)}^"
+
+
 def _around(op: Op | None, reach: int = 2) -> Iterator[str]:
     """Show an op, marked, with a few before and after it."""
     if op is None:
@@ -106,8 +121,7 @@ def _show(op: Op) -> str:
     if op.is_return:
         return f"return {', '.join(f'%{v.name}' for v in op.operands)}"
     text = print_op(op).split("\n", 1)[0].strip()
-    place = f"  // {op.loc.file}:{op.loc.line}" if op.loc.line else ""
-    return f"{text[:200]}{place}"
+    return text[:200]
 
 
 class _Checks:
