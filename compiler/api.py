@@ -15,6 +15,7 @@ from memoptc.gate import check_budget, check_slowdown, check_verification
 from memoptc.ir.core import Graph
 from memoptc.ir.files import publish, refuse_overwriting, staging
 from memoptc.ir.onnx_io import to_proto, write_into, write_onnx
+from memoptc.manager import count_nodes
 from memoptc.options import Options
 from memoptc.report import Report, write_report
 from memoptc.report.write import check_report_path
@@ -155,7 +156,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
             "path": source.graph.info.source_path,
             "sha256": source.graph.info.source_sha256,
             "opset": source.graph.info.opset_imports.get(""),
-            "nodes": steps.count_nodes(source.graph),
+            "nodes": count_nodes(source.graph),
         },
         options=options.to_json(),
         environment=steps.environment(options),

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from memoptc.ir.core import Graph
-from memoptc.ir.files import atomic_write
+from memoptc.ir.mir import write_mir
 from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Pipeline
 from memoptc.report.model import PassRecord
+from memoptc.textfile import write_with_pipeline
 
 
 class VerifyEach(Instrument):
@@ -42,12 +43,16 @@ class PrintChanged(Instrument):
 
     def before(self, index: int, pass_: Pass, graph: Graph) -> None:
         """Remember the graph."""
-        self._before = print_graph(graph)
+        self._before = print_graph(graph, weights="elide")
 
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
         """Show the difference."""
         lines = difflib.unified_diff(
-            self._before.splitlines(), print_graph(graph).splitlines(), "before", f"after {pass_}", lineterm=""
+            self._before.splitlines(),
+            print_graph(graph, weights="elide").splitlines(),
+            "before",
+            f"after {pass_}",
+            lineterm="",
         )
         self._write("\n".join(lines))
 
@@ -65,7 +70,7 @@ class Dump(Instrument):
 
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
         """Write one file."""
-        atomic_write(self._folder / f"{index:03d}-{pass_.name}.mir", print_graph(graph).encode("utf-8"))
+        write_mir(graph, self._folder / f"{index:03d}-{pass_.name}.mir")
 
 
 class CheckEach(Instrument):
@@ -109,5 +114,4 @@ def write_reproducer(path: Path, original: Graph, pipeline: Pipeline, failure: P
     """
     graph = original.clone()
     run_pipeline(pipeline, graph, Context(), [StopAfter(failure.index)])
-    text = f"// memoptc-pipeline: {failure.pass_}\n// {failure.message.splitlines()[0]}\n{print_graph(graph)}"
-    atomic_write(path, text.encode("utf-8"))
+    write_with_pipeline(graph, path, str(failure.pass_), failure.message)

@@ -9,7 +9,7 @@ import click
 
 from memoptc.cli.options import Binding, Bytes, common, dim_option
 from memoptc.cli.show import Progress, print_result
-from memoptc.targets import TARGETS
+from memoptc.levels import TARGETS
 
 
 @click.command("compile")

@@ -30,7 +30,7 @@ def command(
     """Run passes on FILE and print the graph; statistics go to stderr."""
     from memoptc import registry
     from memoptc.instruments import VerifyEach
-    from memoptc.ir.files import atomic_write
+    from memoptc.ir.mir import write_mir
     from memoptc.ir.onnx_io import write_onnx
     from memoptc.ir.printer import print_graph
     from memoptc.manager import run_pipeline
@@ -54,4 +54,4 @@ def command(
     elif output.suffix == ".onnx":
         write_onnx(graph, output)
     else:
-        atomic_write(output, print_graph(graph).encode("utf-8"))
+        write_mir(graph, output)

@@ -46,7 +46,7 @@ def command(
     names = [name for name, _ in dims]
     points: list[dict[str, Any]] = []
     for extents in itertools.product(*(values for _, values in dims)):
-        bound = InputMaker(graph, dict(zip(names, extents, strict=True))).binding()
+        bound = next(InputMaker(graph, dict(zip(names, extents, strict=True))).bindings(), {})
         found = peak(graph, bound)
         points.append(
             {

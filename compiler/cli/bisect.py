@@ -1,0 +1,58 @@
+"""`memoptc bisect MODEL`: the first pass, and the rewrite in it, that breaks the numbers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from memoptc.cli.options import common, dim_option
+from memoptc.levels import TARGETS
+
+
+@click.command("bisect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True)
+@click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True)
+@click.option("--passes", metavar="PIPELINE", help="Pipeline to bisect instead of the level's.")
+@click.option("--calibration", metavar="DATA")
+@click.option("--validation", metavar="DATA")
+@click.option("--max-error", type=click.FloatRange(min=0), help="What counts as broken.")
+@dim_option
+@common
+def command(
+    model: Path,
+    level: int,
+    target: str,
+    passes: str | None,
+    calibration: str | None,
+    validation: str | None,
+    max_error: float | None,
+    dims: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> int:
+    """Say which pass, and which rewrite in it, first breaks MODEL's numbers; exit code 3 when one does."""
+    from memoptc import steps
+    from memoptc.options import Options
+    from memoptc.source import load
+
+    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+        scratch = Path(folder)
+        options = Options(
+            level=level,
+            target=target,
+            passes=passes,
+            calibration=calibration,
+            validation=validation,
+            max_error=max_error,
+            dims=dict(dims),
+            plugins=plugins,
+        )
+        source = load(model, scratch)
+        culprit = steps.find_culprit(source, options, steps.Inputs(source, options), scratch)
+    click.echo(culprit or "no pass breaks the numbers")
+    return 3 if culprit else 0

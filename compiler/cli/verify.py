@@ -1,0 +1,70 @@
+"""`memoptc verify A B`: the numbers of two models against each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from memoptc.cli.options import common, dim_option
+from memoptc.cli.show import result_console
+
+
+@click.command("verify")
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option("--validation", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function.")
+@click.option("--target", default="float32", show_default=True, help="Numbers the candidate was made for.")
+@click.option("--bit-exact", is_flag=True, help="Ask for the same bits, in onnxruntime with its optimizer off.")
+@click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
+@click.option("--full", is_flag=True, help="All data, more sizes.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Write the worst sample here (.npz).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@dim_option
+@common
+def command(
+    original: Path,
+    candidate: Path,
+    validation: str | None,
+    target: str,
+    bit_exact: bool,
+    max_error: float | None,
+    full: bool,
+    keep: Path | None,
+    as_json: bool,
+    dims: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> int:
+    """Compare CANDIDATE with ORIGINAL; exit code 3 when they differ by more than allowed."""
+    from memoptc.runtime.judge import Judge
+    from memoptc.runtime.verify import verify
+
+    found = verify(
+        original,
+        candidate,
+        Judge(bit_exact, target, max_error),
+        mode="full" if full else "fast",
+        data=validation,
+        dims=dict(dims) or None,
+        keep=keep,
+    )
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    elif not quiet:
+        console = result_console()
+        table = Table("output", "max abs", "max rel", "cosine", "SQNR dB", "top-1", "judged by")
+        for o in found.outputs:
+            cells = [o[k] for k in ("max_abs", "max_rel", "cosine", "sqnr_db", "top1_agreement")]
+            text = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
+            table.add_row(o["name"], *text, found.judged_by.get(o["name"], ""))
+        console.print(table)
+        for note in (*found.failures, *found.notes):
+            console.print(note, soft_wrap=True, markup=False)
+        noun = "sample" if found.samples == 1 else "samples"
+        console.print(f"{'passed' if found.passed else 'FAILED'} on {found.samples} {found.inputs} {noun}")
+    return 0 if found.passed else 3

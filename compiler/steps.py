@@ -1,0 +1,326 @@
+"""The steps of a compile, one function each; `memoptc.api` says in which order."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import onnxruntime
+
+from memoptc import __version__, levels, registry
+from memoptc.bisect import bisect
+from memoptc.instruments import CheckEach, Dump, VerifyEach, write_reproducer
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import Sym, substitute
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import write_into
+from memoptc.ir.types import TensorType
+from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
+from memoptc.options import Options
+from memoptc.pass_base import Context
+from memoptc.pipeline import Pipeline, parse
+from memoptc.report import Curve, Report, Side
+from memoptc.runtime.data import Data
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.judge import Judge
+from memoptc.runtime.measure import measure as measure_models
+from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.liveness import ALIGNMENT, liveness, peak
+from memoptc.runtime.memory.plan import Plan
+from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.verify import Verification
+from memoptc.runtime.verify import verify as verify_models
+from memoptc.source import Source
+
+EXACT_LEVEL = 1
+"""Up to this level no output bit may change."""
+
+
+class Inputs:
+    """The data of one compile: what to calibrate and verify with, and the extents it implies.
+
+    Args:
+        source: The original.
+        options: The options in force.
+
+    Raises:
+        InputError: the data does not fit the model, or `dims` names no dimension of it.
+    """
+
+    def __init__(self, source: Source, options: Options) -> None:
+        graph = source.graph
+        types = {v.name: v.type for v in graph.inputs}
+        optional = [v.name for v in graph.defaults]
+        self._source = source
+        self._asked = dict(options.dims) | dict(options.freeze)
+        self.calibration = (
+            None if options.calibration is None else Data(_plain_path(options.calibration), types, optional)
+        )
+        self.raw = options.validation if options.validation is not None else options.calibration
+        self.kind = "validation" if options.validation is not None else "calibration"
+        self.raw = None if self.raw is None else _plain_path(self.raw)
+        self.first: dict[str, Any] | None = None
+        for data in (self.calibration, Data(self.raw, types, optional) if self.raw is not None else None):
+            if data is not None:
+                self.first = next(iter(data)).feed
+        self.dims = self._extents(graph)
+
+    def _extents(self, graph: Graph) -> dict[str, int]:
+        """Extents for planning: asked for, else those of the data, else likely ones."""
+        found = next(InputMaker(graph, self._asked).bindings(), {})
+        for value in graph.inputs:
+            array = (self.first or {}).get(value.name)
+            if isinstance(value.type, TensorType) and value.type.shape is not None and hasattr(array, "shape"):
+                for dim, extent in zip(value.type.shape, array.shape, strict=False):
+                    if isinstance(dim, Sym) and dim.name is not None:
+                        found[dim.name] = int(extent)
+        return found | self._asked
+
+    def feed(self) -> dict[str, Any]:
+        """One feed to measure with: at the extents asked for, else the first of the data."""
+        if self.first is not None and not self._asked:
+            return self.first
+        original = Evaluator(self._source.path, RunOptions(), label="the original")
+        return find_feeds(self._source.graph, original, count=1, dims=self._asked)[0].feed
+
+
+def _plain_path(data: Any) -> Any:
+    return os.fspath(data) if isinstance(data, os.PathLike) else data
+
+
+def environment(options: Options) -> dict[str, Any]:
+    """Versions and threads that the report's figures hold for."""
+    return {
+        "memoptc": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": options.jobs or 0,
+    }
+
+
+def files_of(source: Source) -> list[Path]:
+    """The original's files: the model and its external data."""
+    files = [source.path]
+    for op in source.graph.walk("const"):
+        tensor = op.attrs["value"]
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            files.append(Path(tensor.path))
+    return list(dict.fromkeys(files))
+
+
+def prepare(source: Source, options: Options, data: Inputs, report: Report) -> Graph:
+    """Give the graph that passes start from: a copy with frozen extents, weights that are weights, and types."""
+    graph = source.graph.clone()
+    for name in options.freeze:
+        if name not in data.dims:
+            raise InputError(f"There is no dimension {name!r} to freeze.", hint=f"There are: {', '.join(data.dims)}.")
+    if options.freeze:
+        _freeze(graph, options.freeze)
+    if options.level >= 1 and graph.defaults:
+        report.warnings.append(
+            f"{len(graph.defaults)} weights are also listed as inputs, so a caller could replace them at run time; "
+            "they are now constants (-O0 keeps them as they are)."
+        )
+        _fix_defaults(graph)
+    found = infer_shapes(graph)
+    if found.unknown:
+        names = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")
+        report.warnings.append(f"{len(found.unknown)} values have no known shape: {names}.")
+    for conflict in found.conflicts[:5]:
+        report.warnings.append(f"The model states a wrong shape for {conflict}; the inferred one counts.")
+    if found.failure:
+        report.warnings.append(f"Shape inference stopped early ({found.failure}); what it found is used.")
+    return graph
+
+
+def _freeze(graph: Graph, extents: Mapping[str, int]) -> None:
+    for value in graph.inputs:
+        if isinstance(value.type, TensorType):
+            value.type = value.type.bind(extents)
+    for output in graph.outputs_info:
+        if isinstance(output.type, TensorType) and output.type.shape is not None:
+            shape = tuple(d if d is None else substitute(d, extents) for d in output.type.shape)
+            output.type = output.type.with_shape(shape)
+
+
+def _fix_defaults(graph: Graph) -> None:
+    for value, tensor in list(graph.defaults.items()):
+        name = value.name
+        weight = graph.const(tensor, name)
+        value.replace_by(weight)
+        graph.erase_input(value)
+        weight.name = name
+
+
+def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int], report: Report) -> None:
+    """Fill in one side of the report from the graph alone."""
+    found = peak(graph, dims)
+    side.file_bytes = file_bytes
+    side.weight_bytes = weight_bytes(graph)
+    side.nodes = count_nodes(graph)
+    if found.unknown and not found.peak_bytes:
+        return
+    side.planned_peak_bytes = side.floor_bytes = found.peak_bytes
+    side.curve = Curve(list(found.curve), list(found.labels))
+    if found.unknown:
+        text = f"{len(found.unknown)} values have no known size at these extents and count as 0 in planned figures."
+        if text not in report.warnings:
+            report.warnings.append(text)
+
+
+def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
+    """Plan the original, too, so that arenas can be compared."""
+    buffers = [
+        Buffer(f"{i}:{s.name}", s.size, s.first, s.last, ALIGNMENT)
+        for i, s in enumerate(liveness(graph, dims).storages)
+    ]
+    side.arena_bytes = allocate(Problem(tuple(buffers))).arena_bytes
+
+
+def pipeline(options: Options, calibrated: bool) -> Pipeline:
+    """The pipeline that the options stand for."""
+    for plugin in options.plugins:
+        registry.load_plugin(plugin)
+    if options.passes is not None:
+        return parse(options.passes)
+    return parse(levels.pipeline_text(options.level, options.target, calibrated=calibrated))
+
+
+@dataclass
+class Compiled:
+    """What the passes leave."""
+
+    plan: Plan | None
+
+
+def run_passes(graph: Graph, source: Source, options: Options, data: Inputs, report: Report, scratch: Path) -> Compiled:
+    """Run the pipeline on `graph`, in place.
+
+    Raises:
+        PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
+    """
+    steps = pipeline(options, data.calibration is not None)
+    report.options["passes"] = str(steps)
+    context = _context(options, data, scratch)
+    original = graph.clone()
+    instruments: list[Instrument] = [VerifyEach(), _Progress(options, len(list(steps.passes())))]
+    if options.dump_dir is not None:
+        instruments.append(Dump(Path(options.dump_dir)))
+    if options.check_each:
+        instruments.append(CheckEach(lambda g: _error(g, source, data, scratch)))
+    try:
+        report.passes = run_pipeline(steps, graph, context, instruments, lambda g: peak(g, data.dims).peak_bytes)
+    except PassFailed as failure:
+        path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
+        write_reproducer(path, original, steps, failure)
+        failure.hint = f"A reproducer was written: memoptc opt {path}. {failure.hint}"
+        raise
+    report.warnings.extend(context.warnings)
+    report.decisions.extend(context.decisions)
+    return Compiled(context.results.get("plan"))
+
+
+class _Progress(Instrument):
+    def __init__(self, options: Options, total: int) -> None:
+        self._options, self._total = options, max(total, 1)
+
+    def before(self, index: int, pass_: Any, graph: Graph) -> None:
+        self._options.progress(str(pass_.name), 0.05 + 0.5 * min(index / self._total, 1.0))
+
+
+def _context(options: Options, data: Inputs, scratch: Path) -> Context:
+    return Context(
+        level=options.level,
+        target=options.target,
+        dims=data.dims,
+        calibration=data.calibration,
+        scratch=scratch,
+    )
+
+
+def provenance(report: Report, plan: Plan | None) -> dict[str, str]:
+    """What the output says of where it comes from."""
+    options = f"-O{report.options['level']} --target {report.options['target']}"
+    return {
+        "memoptc.version": __version__,
+        "memoptc.options": f"{options} --passes '{report.options['passes']}'",
+        "memoptc.source_sha256": report.model["sha256"],
+    }
+
+
+def verify(source: Source, candidate: Path, options: Options, data: Inputs, report: Report, scratch: Path) -> None:
+    """Prove the candidate against the original, in a process of its own; the outcome goes into the report."""
+    found = _verify(source, candidate, options, data, scratch / "worst.npz", judge(options))
+    plain = found.to_json()
+    plain["bit_exact"] = bool(found.outputs) and all(o.get("bit_exact", o.get("max_abs") == 0) for o in found.outputs)
+    plain["worst"] = found.failures[0] if found.failures else ""
+    if found.mode == "off":
+        plain["passed"] = None
+    if plain["inputs"] == "none":
+        plain["inputs"] = "random"
+    report.verification = plain
+    report.warnings.extend(n for n in found.notes if "made-up inputs at" not in n and found.mode != "off")
+    if found.accuracy is not None:
+        report.accuracy = {"metric": "top-1", **found.accuracy, "samples": int(found.accuracy["samples"])}
+
+
+def _verify(
+    source: Source, candidate: Path, options: Options, data: Inputs, worst: Path | None, judge: Judge
+) -> Verification:
+    return verify_models(
+        source.path,
+        candidate,
+        judge,
+        mode=options.verify,  # type: ignore[arg-type]
+        data=data.raw,
+        inputs=data.kind,
+        dims=dict(options.dims) | dict(options.freeze) or None,
+        keep=worst,
+        isolate=True,
+    )
+
+
+def judge(options: Options) -> Judge:
+    """What is asked of the candidate."""
+    exact = options.level <= EXACT_LEVEL and options.target == "float32" and options.passes is None
+    return Judge(bit_exact=exact, target=options.target, max_error=options.max_error)
+
+
+def _error(graph: Graph, source: Source, data: Inputs, scratch: Path) -> float:
+    path = scratch / "check.onnx"
+    write_into(graph, path)
+    found = verify_models(source.path, path, mode="fast", data=data.raw, inputs=data.kind)
+    errors = [o["max_abs"] for o in found.outputs if isinstance(o["max_abs"], int | float)]
+    return max(errors, default=0.0)
+
+
+def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) -> str:
+    """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
+    path = scratch / "bisect.onnx"
+    wanted = judge(options)
+
+    def good(graph: Graph) -> bool:
+        write_into(graph, path)
+        return verify_models(source.path, path, wanted, mode="fast", data=data.raw, inputs=data.kind).passed
+
+    steps = pipeline(options, data.calibration is not None)
+    start = prepare(source, options, data, Report())
+    found = bisect(start, steps, good, lambda: _context(options, data, scratch))
+    return "" if found.pass_ is None else str(found)
+
+
+def measure(original: Path, candidate: Path, options: Options, data: Inputs, report: Report) -> None:
+    """Measure both models, interleaved, in fresh processes."""
+    run = RunOptions(threads=options.jobs or 0)
+    before, after = measure_models([original, candidate], data.feed(), options=run)
+    report.control.measured, report.candidate.measured = before.to_json(), after.to_json()
