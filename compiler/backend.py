@@ -16,7 +16,7 @@ from memoptc.api import compile as compile_model
 from memoptc.runtime.evaluate import Evaluator
 
 
-class PreparedModel(BackendRep):  # type: ignore[misc]
+class PreparedModel(BackendRep):
     """A compiled model, ready to run.
 
     Args:
@@ -47,7 +47,7 @@ class PreparedModel(BackendRep):  # type: ignore[misc]
         return tuple(self._evaluator.run(feed).values())
 
 
-class MemoptcBackend(Backend):  # type: ignore[misc]
+class MemoptcBackend(Backend):
     """Compiles with memoptc, runs in onnxruntime on the CPU."""
 
     level = 2

@@ -104,7 +104,7 @@ def _pass_in(module: ModuleType, name: str) -> type[Pass]:
     for cls in _passes_of(module):
         if cls.name == name:
             return cls
-    for _, cls in inspect.getmembers(module, inspect.isclass):
-        if issubclass(cls, Pass) and cls.name == name:
-            return cls
+    for _, other in inspect.getmembers(module, inspect.isclass):
+        if issubclass(other, Pass) and other.name == name:
+            return other
     raise InputError(f"Module {module.__name__} defines no pass {name!r}.")

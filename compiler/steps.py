@@ -78,7 +78,7 @@ class Inputs:
         found = next(InputMaker(graph, self._asked).bindings(), {})
         for value in graph.inputs:
             array = (self.first or {}).get(value.name)
-            if isinstance(value.type, TensorType) and value.type.shape is not None and hasattr(array, "shape"):
+            if array is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
                 for dim, extent in zip(value.type.shape, array.shape, strict=False):
                     if isinstance(dim, Sym) and dim.name is not None:
                         found[dim.name] = int(extent)

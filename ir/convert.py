@@ -46,7 +46,8 @@ def to_onnx_ir(graph: Graph) -> onnx_ir.Model:
             if mark is not None:
                 tensor = held[int(mark)]
                 value.const_value = tensor
-                value.shape, value.type = tensor.shape, onnx_ir.TensorType(tensor.dtype)
+                value.shape = onnx_ir.Shape(tensor.shape.numpy())
+                value.type = onnx_ir.TensorType(tensor.dtype)
     return model
 
 

@@ -295,10 +295,10 @@ def _as_declared(op: Op, name: str, value: Any) -> Any:
     found = ops.schema_of(op)
     if found is None or name not in found.attributes:
         return value
-    kind = found.attributes[name].type.name
-    if kind == "FLOAT" and isinstance(value, int):
+    kind, types = found.attributes[name].type, onnx.defs.OpSchema.AttrType
+    if kind == types.FLOAT and isinstance(value, int):
         return float(value)
-    if kind == "FLOATS" and isinstance(value, tuple):
+    if kind == types.FLOATS and isinstance(value, tuple):
         return tuple(float(v) for v in value)
     return value
 

@@ -70,7 +70,7 @@ def unquote(text: str) -> str:
     """
     if "\\" not in text:
         return text[1:-1]
-    decoded: str = json.loads(text)
+    decoded: str = json.loads(text, strict=False)
     return decoded
 
 
@@ -188,8 +188,8 @@ def dim_text(dim: Dim) -> str:
     return text if dim.spelling is None else f"{text}:{quote(dim.spelling)}"
 
 
-_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
-_SPELLED = re.compile(r'\s*(.*?)\s*(?::\s*("(?:\\.|[^"\\\n])*"))?\s*', re.S)
+_STRING = re.compile(r'"(?:[^"\\\n]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"')
+_SPELLED = re.compile(r'\s*(.*?)\s*(?::\s*("(?:[^"\\\n]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"))?\s*', re.S)
 
 
 def dim_of(text: str) -> Dim:

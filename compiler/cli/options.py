@@ -15,7 +15,7 @@ _UNITS |= {f"{k}IB": v for k, v in list(_UNITS.items()) if k in ("K", "M", "G", 
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType):  # type: ignore[type-arg]
     """A size such as `64MiB`, `1.5GB` or `4096`."""
 
     name = "size"
@@ -30,7 +30,7 @@ class Bytes(click.ParamType):
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-class Binding(click.ParamType):
+class Binding(click.ParamType):  # type: ignore[type-arg]
     """`NAME=8`: an extent for a symbolic dimension."""
 
     name = "name=extent"
@@ -45,7 +45,7 @@ class Binding(click.ParamType):
         return name.strip(), int(extent)
 
 
-class Bindings(click.ParamType):
+class Bindings(click.ParamType):  # type: ignore[type-arg]
     """`NAME=1,2,4`: one or more extents for a symbolic dimension."""
 
     name = "name=extents"
