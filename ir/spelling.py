@@ -210,10 +210,13 @@ def dim_of(text: str) -> Dim:
     def stand_in(match: re.Match[str]) -> str:
         name = f"q{len(odd)}_odd_name"
         odd[name] = Sym(unquote(match[0]))
-        return name
+        return f"({name})"
 
     plain = _STRING.sub(stand_in, expression)
-    dim = parse_dim(plain) if plain else None
+    try:
+        dim = parse_dim(plain) if plain else None
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"not a dimension: {text!r}") from None
     if dim is None:
         raise ValueError("a dimension is missing")
     if isinstance(dim, int) and dim < 0:
@@ -283,7 +286,7 @@ def tensor_type_of(text: str) -> TensorType:
     for part in _split(inner):
         try:
             dims.append(dim_of(part))
-        except (ValueError, ZeroDivisionError) as e:
+        except ValueError as e:
             raise Misspelt(str(e), offset + len(part) - len(part.lstrip())) from None
         offset += len(part) + 1
     return TensorType(dtype, tuple(dims))
