@@ -1,1 +1,1 @@
-"""memoptc."""
+"""What runs and measures models: evaluation, verification, calibration, memory and time."""

@@ -125,19 +125,20 @@ class Evaluator:
         self.label = label or (Path(path).name if path else "the model")
         native = options.session_options()
         if folder is not None:
-            native.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            native.add_session_config_entry(_FOLDER_KEY, str(folder))
         if path and not Path(path).is_file():
             raise blame(f"{path}: no such file.")
         source = path if isinstance(model, str | os.PathLike) else _serialized(model)
         try:
-            self._session = ort.InferenceSession(
-                source,
-                native,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=list(options.disabled_optimizers) or None,
-            )
+            self._session = _load(source, native, options)
         except Exception as error:
-            raise blame(f"{self.label}: onnxruntime cannot load it: {clean_message(error)}.") from error
+            try:
+                if folder is None or isinstance(source, str):
+                    raise error
+                # before onnxruntime knew the folder's key, it followed absolute places
+                self._session = _load(_with_absolute_places(source, Path(folder)), native, options)
+            except Exception:
+                raise blame(f"{self.label}: onnxruntime cannot load it: {clean_message(error)}.") from error
         self.inputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_inputs()}
         self.outputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_outputs()}
         self._run_options = ort.RunOptions()
@@ -193,6 +194,25 @@ class Evaluator:
         native = {name: self._ort_value(name, value) for name, value in feed.items()}
         values = self._session.run_with_ort_values(names, native, self._run_options)
         return [_from_ort_value(value) for value in values]
+
+
+def _load(source: str | bytes, native: ort.SessionOptions, options: RunOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(
+        source,
+        native,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=list(options.disabled_optimizers) or None,
+    )
+
+
+def _with_absolute_places(model: bytes, folder: Path) -> bytes:
+    proto = onnx.load_from_string(model)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(folder.absolute() / entry.value)
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def port_type(text: str, shape: Sequence[int | str | None] | None = None) -> Type | None:

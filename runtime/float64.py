@@ -27,6 +27,7 @@ from memoptc.runtime.evaluate import Evaluator, Feed, ModelSource, RunOptions
 
 NARROW = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})
 WEIGHT_LIMIT = 512 << 20  # bytes of weights: doubled and kept twice, they must fit into one protobuf
+OP_LIMIT = 10_000  # lowering infers types op by op: beyond, it would take minutes
 _LOWEST_OPSET = 13  # lowerings are written for it; older models are converted first
 _SCALES = {"Resize": (1, 2), "Upsample": (1,)}  # operands that stay float32 in a float64 operator
 _KEPT = frozenset(["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression"])
@@ -103,6 +104,8 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
 
 
 def _twin(graph: Graph) -> Graph:
+    if sum(1 for _ in graph.walk()) > OP_LIMIT:
+        raise NoDouble(f"more than {OP_LIMIT} operators")
     infer_shapes(graph)
     for op in list(graph.walk("Constant")):
         if "value" in op.attrs:  # weights are looked at: make all of them `const`

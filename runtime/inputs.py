@@ -18,6 +18,7 @@ import numpy.typing as npt
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Dim, Sym
+from memoptc.ir.infer import infer_shapes
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.roles import Role, find_roles
@@ -238,6 +239,10 @@ def find_feeds(
     """
     maker = InputMaker(graph, dims, seed)
     first, error = _first(maker, original)
+    if first is None:  # shapes that the model does not state may tell more
+        infer_shapes(graph)
+        maker = InputMaker(graph, dims, seed)
+        first, error = _first(maker, original)
     if first is None:
         raise InputError(
             f"No inputs were found on which the model runs; the last attempt said: {error}",

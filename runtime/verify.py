@@ -43,14 +43,16 @@ AS_ORIGINAL = Judge()
 
 @dataclass(frozen=True)
 class _Effort:
-    """What a mode spends: made-up samples, samples of data, and seconds on the float64 twin."""
+    """What a mode spends: made-up samples, samples of data, seconds after which no further sample is taken
+    (the first always is), and seconds on the float64 twin."""
 
     made_up: int
     samples: int | None
+    seconds: float
     twin_seconds: float
 
 
-_EFFORTS = {"fast": _Effort(3, 16, 15.0), "full": _Effort(12, None, 300.0)}
+_EFFORTS = {"fast": _Effort(3, 16, 20.0, 15.0), "full": _Effort(12, None, math.inf, 300.0)}
 _TWIN_COST = 20.0  # a float64 run takes about this many runs of the original
 
 
@@ -146,8 +148,12 @@ def verify(
     except _Refused as refused:
         return Verification(False, mode, failures=(str(refused),))
     samples, kind, notes = _samples(graph, check, mode, data, inputs, dims, seed)
+    started = time.perf_counter()
     for sample in samples:
         if not check.take(sample):
+            break
+        if time.perf_counter() - started > _EFFORTS[mode].seconds:
+            notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
             break
     return check.result(kind, notes)
 
@@ -244,7 +250,7 @@ class _Check:
         if differs and not self.judge.bit_exact and self.judge.gate is None and self.judge.max_error is None:
             self._float64(sample, wanted, got, seconds)
         if self.count == 1 or self.mode == "full":
-            self._other_way(sample)
+            self._other_way(sample, wanted)
         return True
 
     def _compare(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
@@ -321,7 +327,7 @@ class _Check:
             self.other_original = _evaluator(self.source, self.second, "the original")
         return self.other_original
 
-    def _other_way(self, sample: Sample) -> None:
+    def _other_way(self, sample: Sample, first: Mapping[str, Any]) -> None:
         """The same comparison with onnxruntime's optimizer switched the other way."""
         try:
             wanted = self._original_other_way().run(sample.feed)
@@ -340,6 +346,8 @@ class _Check:
                     found = difference(a, b)
                     evidence.totals.add(found)
                     evidence.pairs.append(found)
+                for key, a, b in _leaves(name, first[name], wanted[name]):
+                    self.evidence[key].own.append(difference(a, b))
 
     def result(self, kind: str, notes: Sequence[str]) -> Verification:
         """Judge what was seen."""
@@ -387,7 +395,7 @@ class _Check:
         for key, evidence in self.other_evidence.items():
             main = self.evidence.get(key)
             if main is not None:  # the noise that was measured holds here, too
-                evidence.noise, evidence.errors = list(main.noise), list(main.errors)
+                evidence.noise, evidence.errors, evidence.own = main.noise, main.errors, main.own
             fault, _ = judge_output(evidence, judge)
             if fault:
                 failures.append(f"output {key!r} with onnxruntime's optimizer {state}: {fault}")

@@ -37,7 +37,7 @@ def identity(kind: onnx.TypeProto) -> onnx.ModelProto:
     ids=lambda a: f"{a.dtype.name}{a.shape}",
 )  # fmt: skip
 def test_tensors_of_every_type(array: np.ndarray) -> None:
-    kind = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), [None, None])
+    kind = helper.make_tensor_type_proto(int(DType.from_numpy(array.dtype)), [None, None])
     found = Evaluator(identity(kind)).run({"x": array})["y"]
     assert found.dtype == array.dtype
     assert found.shape == array.shape

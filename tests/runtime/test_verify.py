@@ -213,6 +213,20 @@ def test_off_says_so_and_results_survive_json() -> None:
     assert Verification.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+def test_without_a_twin_tolerances_judge() -> None:
+    text = """g (float[1, 3, 8, 8] x) => (float[1, 4, 16, 16] y)
+              { a = Resize <mode = "cubic"> (x, , s) y = Conv <kernel_shape = [1, 1]> (a, w) }"""
+    scales = np.array([1, 1, 2, 2], np.float32)
+    model = parse(text, s=scales, w=normal(4, 3, 1, 1))
+    nearly = parse(text, s=scales, w=normal(4, 3, 1, 1) * np.float32(1 + 1e-6))
+    wrong = parse(text, s=scales, w=normal(4, 3, 1, 1) * np.float32(1 + 1e-3))
+    found = verify(model, nearly)
+    assert found.passed, found.failures
+    assert found.judged_by["y"] == "tolerance"
+    assert any("no float64 reference: Resize" in note for note in found.notes)
+    assert not verify(model, wrong).passed
+
+
 # -- the measures themselves --------------------------------------------------------------------------
 
 
