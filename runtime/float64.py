@@ -22,7 +22,8 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.tensors import from_array
 from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type
-from memoptc.runtime.double_ops import NoDouble, lower
+from memoptc.runtime.double_base import NoDouble
+from memoptc.runtime.double_ops import lower
 from memoptc.runtime.evaluate import Evaluator, Feed, ModelSource, RunOptions
 
 NARROW = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})

@@ -25,6 +25,10 @@ TRUST = 10.0
 """The float64 twin counts only where the original lies within this many tolerances (below) of it. Else the twin
 may be wrong or the model chaotic, and a multiple of that distance would excuse anything."""
 
+UNIT_NOISE = {"float32": 2.0**-22}
+"""Two ulps of 1: kernels such as Sigmoid err by that much in absolute terms, however small their results. Noise
+below it is trusted up to 20 times farther: 2 % of the output's largest magnitude."""
+
 TOLERANCES = {"float64": 1e-11, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "float8": 0.5}
 """Largest difference per output element type relative to the output's largest magnitude, where there is no
 twin. 1e-4 is about 800 ulps of float32; the farthest that onnxruntime itself lies from float64 on the models we
@@ -167,7 +171,8 @@ def _float(evidence: Evidence) -> tuple[str, str]:
     tolerance = TOLERANCES.get(evidence.dtype, TOLERANCES["float32"])
     noise_max, noise_rms = (_relative(evidence.noise, key) for key in ("max_abs", "rms"))
     trusted = evidence.noise and not any(d.fault for d in (*evidence.noise, *evidence.errors))
-    if not trusted or noise_max > TRUST * tolerance:
+    coarse = max((d.max_abs for d in evidence.noise), default=0.0) > UNIT_NOISE.get(evidence.dtype, 0.0)
+    if not trusted or noise_max > TRUST * tolerance * (1 if coarse else 20):
         own = _relative([d for d in evidence.own if not d.fault], "max_abs")
         bound = max(tolerance, min(NOISE_MAX * own, TRUST * tolerance))
         return _within(evidence.pairs, bound, "of its largest magnitude, the tolerance for it is"), "tolerance"

@@ -1,0 +1,345 @@
+"""The comparison of two models, sample by sample, and its result."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.ir.types import TensorType, Type
+from memoptc.runtime.compare import Totals, difference, flatten
+from memoptc.runtime.data import Sample
+from memoptc.runtime.double_base import NoDouble
+from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
+from memoptc.runtime.float64 import Float64
+from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_output
+from memoptc.runtime.npz import save_feed
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a mode spends: made-up samples, samples of data, seconds after which no further sample is taken
+    (the first always is), and seconds on the float64 twin."""
+
+    made_up: int
+    samples: int | None
+    seconds: float
+    twin_seconds: float
+
+
+EFFORTS = {"fast": Effort(3, 16, 20.0, 15.0), "full": Effort(12, None, math.inf, 300.0)}
+TWIN_COST = 20.0  # a float64 run takes about this many runs of the original
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verification found.
+
+    Args:
+        passed: Whether the candidate may be handed out (also where `mode` is `off`: nothing was looked at).
+        mode: `off`, `fast` or `full`.
+        inputs: Where the samples came from: `random`, `calibration`, `validation`, or `none`.
+        samples: How many there were.
+        outputs: The report's entry per output.
+        worst_sample: File with inputs and both outputs of the sample that differs most, or `None`.
+        judged_by: What decided, per output name.
+        failures: One sentence per output that failed, worst first.
+        notes: What a reader should know (nondeterminism, no float64 twin, extents tried).
+        nondeterministic: Whether the original differs from itself.
+        accuracy: Accuracy on labels of both models, where the data has labels.
+    """
+
+    passed: bool
+    mode: str
+    inputs: str = "none"
+    samples: int = 0
+    outputs: tuple[dict[str, Any], ...] = ()
+    worst_sample: str | None = None
+    judged_by: dict[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    nondeterministic: bool = False
+    accuracy: dict[str, float] | None = None
+
+    @property
+    def max_error(self) -> float | None:
+        """Largest absolute difference over all outputs; `None` when nothing was compared."""
+        found = [o["max_abs"] for o in self.outputs if o["max_abs"] is not None]
+        return max(found) if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report's `verification` object."""
+        plain = dict(self.__dict__)
+        for key in ("outputs", "failures", "notes"):
+            plain[key] = list(plain[key])
+        return plain
+
+    @staticmethod
+    def from_json(plain: Mapping[str, Any]) -> Verification:
+        """Read what `to_json` gave."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return Verification(**fields)
+
+
+class Refused(Exception):
+    """The candidate cannot even be loaded or has other inputs and outputs."""
+
+
+class Check:
+    """The comparison under way."""
+
+    def __init__(
+        self,
+        original: ModelSource,
+        candidate: ModelSource,
+        judge: Judge,
+        mode: str,
+        threads: int,
+        keep: Path | None,
+    ) -> None:
+        self.source, self.judge, self.mode, self.threads, self.keep = original, judge, mode, threads, keep
+        self.effort = EFFORTS[mode]
+        off, on = RunOptions(optimize=False, threads=threads), RunOptions(threads=threads)
+        # integer kernels appear only when onnxruntime fuses them: a coarser model is judged as it will be run
+        first, second = (on, off) if judge.gate is not None and not judge.bit_exact else (off, on)
+        self.original = _evaluator(original, first, "the original")
+        try:
+            self.candidate = Evaluator(candidate, first, label="the candidate", blame=InternalError)
+            self.other = Evaluator(candidate, second, label="the candidate", blame=InternalError)
+        except MemoptcError as error:
+            raise Refused(error.message) from error
+        _check_ports(self.original, self.candidate)
+        self.other_original: Evaluator | None = None
+        self.second = second
+        self.evidence: dict[str, Evidence] = {}
+        self.other_evidence: dict[str, Evidence] = {}
+        self.random: set[str] = set()
+        self.failures: list[str] = []
+        self.notes: list[str] = []
+        self.count = 0
+        self.worst = 0.0
+        self.twin: Float64 | None = None
+        self.twin_left = self.effort.twin_seconds
+        self.hits = [0, 0, 0]  # labelled rows; right by the original; right by the candidate
+        self.written = False
+
+    def take(self, sample: Sample) -> bool:
+        """Compare one sample; `False` when going on makes no sense."""
+        started = time.perf_counter()
+        try:
+            wanted = self.original.run(sample.feed)
+        except MemoptcError as error:
+            raise InputError(f"{sample.where}: {error.message}", hint=error.hint) from error
+        seconds = time.perf_counter() - started
+        if not self.count:
+            again = self.original.run(sample.feed)
+            self.random = {n for n in wanted if not all(d.exact for d in _pairs(n, wanted[n], again[n]))}
+        self.count += 1
+        try:
+            got = self.candidate.run(sample.feed)
+        except MemoptcError as error:
+            self.failures.append(f"{sample.where}: {error.message}")
+            self._write(sample, wanted, {})
+            return False
+        differs = self._compare(sample, wanted, got)
+        self._labels(sample, wanted, got)
+        if differs and not self.judge.bit_exact and self.judge.gate is None and self.judge.max_error is None:
+            self._float64(sample, wanted, got, seconds)
+        if self.count == 1 or self.mode == "full":
+            self._other_way(sample, wanted)
+        return True
+
+    def _compare(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
+        differs, score = False, 0.0
+        for name in wanted:
+            for key, a, b in _leaves(name, wanted[name], got[name]):
+                evidence = self.evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
+                found = difference(a, b)
+                if name in self.random:
+                    if found.fault and "shape" not in found.fault and "type" not in found.fault:
+                        continue
+                    evidence.totals.samples += 1
+                    evidence.totals.faults += [found.fault] if found.fault else []
+                    continue
+                evidence.totals.add(found)
+                evidence.pairs.append(found)
+                differs = differs or not found.exact
+                relative = found.max_abs / found.scale if found.scale else found.max_abs
+                score = max(score, math.inf if found.fault else relative)
+        if score > self.worst or (differs and not self.written):
+            self.worst = max(self.worst, score)
+            self._write(sample, wanted, got)
+        return differs
+
+    def _write(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+        if self.keep is None:
+            return
+        parts = {"input": sample.feed, "original": wanted, "candidate": got}
+        self.keep.parent.mkdir(parents=True, exist_ok=True)
+        save_feed(self.keep, {f"{part}/{n}": v for part, values in parts.items() for n, v in values.items()})
+        self.written = True
+
+    def _labels(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+        if sample.label is None:
+            return
+        labels = np.atleast_1d(sample.label).reshape(-1)
+        for name, value in wanted.items():
+            fits = isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == labels.size
+            if fits and value.shape[1] > 1 and labels.dtype.kind in "iu":
+                self.hits[0] += int(labels.size)
+                for place, scores in ((1, value), (2, got[name])):
+                    self.hits[place] += int((np.argmax(np.asarray(scores), 1) == labels).sum())
+                return
+
+    def _float64(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any], seconds: float) -> None:
+        """Measure how far both models lie from float64 on this sample, while time is left."""
+        if self.twin_left < TWIN_COST * seconds:
+            if self.twin_left > 0 and self.twin is None:
+                self.notes.append("a float64 run of the original would take too long; tolerances judge")
+                self.twin_left = 0.0
+            return
+        started = time.perf_counter()
+        try:
+            if self.twin is None:
+                self.twin = Float64(self.source, self.threads)
+            exact = self.twin.run(sample.feed, list(wanted))
+            variants = [wanted, self._original_other_way().run(sample.feed)]
+        except (NoDouble, MemoptcError) as error:
+            self.notes.append(f"no float64 reference: {str(error).splitlines()[0]}; tolerances judge")
+            self.twin_left = 0.0
+            return
+        for name in wanted:
+            if name in self.random:
+                continue
+            for key, reference, b in _leaves(name, exact[name], got[name]):
+                self.evidence[key].errors.append(difference(reference, b, bits=False))
+            for variant in variants:
+                for key, reference, a in _leaves(name, exact[name], variant[name]):
+                    self.evidence[key].noise.append(difference(reference, a, bits=False))
+        self.twin_left -= time.perf_counter() - started
+
+    def _original_other_way(self) -> Evaluator:
+        if self.other_original is None:
+            self.other_original = _evaluator(self.source, self.second, "the original")
+        return self.other_original
+
+    def _other_way(self, sample: Sample, first: Mapping[str, Any]) -> None:
+        """The same comparison with onnxruntime's optimizer switched the other way."""
+        try:
+            wanted = self._original_other_way().run(sample.feed)
+        except MemoptcError:
+            return  # the original itself cannot be run this way
+        try:
+            got = self.other.run(sample.feed)
+        except MemoptcError as error:
+            state = "on" if self.second.optimize else "off"
+            self.failures.append(f"with onnxruntime's optimizer {state}: {error.message}")
+            return
+        for name in wanted:
+            if name not in self.random:
+                for key, a, b in _leaves(name, wanted[name], got[name]):
+                    evidence = self.other_evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
+                    found = difference(a, b)
+                    evidence.totals.add(found)
+                    evidence.pairs.append(found)
+                for key, a, b in _leaves(name, first[name], wanted[name]):
+                    self.evidence[key].own.append(difference(a, b))
+
+    def result(self, kind: str, notes: Sequence[str]) -> Verification:
+        """Judge what was seen."""
+        failures, judged = [], {}
+        for key, evidence in self.evidence.items():
+            if key.split("[")[0].split("{")[0] in self.random:
+                judged[key] = "structure (nondeterministic)"
+                fault = evidence.totals.faults[0] if evidence.totals.faults else ""
+            else:
+                fault, judged[key] = judge_output(evidence, self.judge)
+            if fault:
+                failures.append((-evidence.totals.max_abs, f"output {key!r}: {fault}"))
+        failures.sort(key=lambda item: item[0])
+        found = self.failures + [text for _, text in failures]
+        if not found:
+            found += self._judge_other_way()
+        accuracy = self._accuracy()
+        if accuracy and self.judge.gate is not None:
+            lost = accuracy["control"] - accuracy["candidate"]
+            if lost > self.judge.gate.accuracy_loss + 1 / accuracy["samples"]:
+                found.append(f"accuracy fell from {accuracy['control']:.4f} to {accuracy['candidate']:.4f}")
+        notes = [*notes, *self.notes]
+        if self.random:
+            names = ", ".join(repr(name) for name in sorted(self.random))
+            notes.append(f"the original is not deterministic: {names} compared by shape and type only")
+        return Verification(
+            passed=not found,
+            mode=self.mode,
+            inputs=kind,
+            samples=self.count,
+            outputs=tuple(evidence.totals.to_json() for evidence in self.evidence.values()),
+            worst_sample=str(self.keep) if self.written else None,
+            judged_by=judged,
+            failures=tuple(found),
+            notes=tuple(dict.fromkeys(notes)),
+            nondeterministic=bool(self.random),
+            accuracy=accuracy,
+        )
+
+    def _judge_other_way(self) -> list[str]:
+        """Both models optimized by onnxruntime: their kernels may differ, so bits are never asked for."""
+        judge = Judge(target=self.judge.target, max_error=self.judge.max_error)
+        state = "on" if self.second.optimize else "off"
+        failures = []
+        for key, evidence in self.other_evidence.items():
+            main = self.evidence.get(key)
+            if main is not None:  # the noise that was measured holds here, too
+                evidence.noise, evidence.errors, evidence.own = main.noise, main.errors, main.own
+            fault, _ = judge_output(evidence, judge)
+            if fault:
+                failures.append(f"output {key!r} with onnxruntime's optimizer {state}: {fault}")
+        return failures
+
+    def _accuracy(self) -> dict[str, float] | None:
+        rows, control, candidate = self.hits
+        if not rows:
+            return None
+        return {"control": control / rows, "candidate": candidate / rows, "samples": rows}
+
+
+def _evaluator(model: ModelSource, options: RunOptions, label: str) -> Evaluator:
+    name = "" if isinstance(model, bytes | onnx.ModelProto) else Path(os.fspath(model)).name
+    return Evaluator(model, options, label=name or label)
+
+
+def _check_ports(original: Evaluator, candidate: Evaluator) -> None:
+    for what, a, b in (
+        ("inputs", original.inputs, candidate.inputs),
+        ("outputs", original.outputs, candidate.outputs),
+    ):
+        if list(a) != list(b):
+            raise Refused(f"the candidate's {what} are {list(b)} instead of {list(a)}")
+        for name in a:
+            if _kind(a[name]) != _kind(b[name]):
+                raise Refused(f"{name!r} among the candidate's {what} is {b[name]} instead of {a[name]}")
+
+
+def _kind(type_: Type | None) -> object:
+    return type_.dtype if isinstance(type_, TensorType) else type(type_)
+
+
+def _leaves(name: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Give the arrays of both values side by side; where their structure differs, the whole as a fault."""
+    left, right = dict(flatten(name, a)), dict(flatten(name, b))
+    for key in {**left, **right}:
+        yield key, left.get(key), right.get(key)
+
+
+def _pairs(name: str, a: Any, b: Any) -> Iterator[Any]:
+    for _, x, y in _leaves(name, a, b):
+        yield difference(x, y)
