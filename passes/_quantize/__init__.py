@@ -1,0 +1,1 @@
+"""Parts of quantize: arithmetic, which operators, the static and the dynamic form."""

@@ -1,0 +1,85 @@
+"""Scales, zero points and rounded weights. Everything is computed in float64 and rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir.types import DType
+
+Floats = npt.NDArray[np.float64]
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a whole tensor of activations is coded: `real = scale * (code - zero_point)`."""
+
+    scale: float
+    zero_point: int
+    dtype: DType = DType.UINT8
+
+
+def activation_scale(low: float, high: float) -> Scale:
+    """Give the uint8 code of a range, widened to hold 0, so that 0 is coded exactly (padding, Relu)."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / 255.0))
+    if scale < _SMALLEST:
+        return Scale(1.0, 0)
+    return Scale(scale, int(np.clip(np.round(-low / scale), 0, 255)))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Quantized weights.
+
+    Args:
+        codes: int8, or uint8 with 128 for zero.
+        scales: float32, one per channel along `axis`, or a single one.
+        zero_point: The code of 0.
+        axis: Channel axis; `None` for one scale for all.
+    """
+
+    codes: npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    zero_point: int
+    axis: int | None
+
+    @property
+    def zero_points(self) -> npt.NDArray[np.generic]:
+        """The zero point in the shape of the scales and the type of the codes."""
+        return np.full(self.scales.shape, self.zero_point, self.codes.dtype)
+
+
+def weight_codes(weight: npt.NDArray[np.generic], axis: int | None, dtype: DType, bits: int = 8) -> Codes:
+    """Quantize weights symmetrically: the largest magnitude of a channel becomes the largest code.
+
+    Args:
+        weight: Float weights, all finite.
+        axis: Channel axis, or `None` for one scale for all.
+        dtype: INT8, or UINT8 (the same codes plus 128).
+        bits: 8, or 7 for processors whose 8-bit products saturate (see `table.PROCESSORS`).
+    """
+    w = np.asarray(weight, np.float64)
+    top = 2 ** (bits - 1) - 1
+    others = None if axis is None else tuple(i for i in range(w.ndim) if i != axis)
+    magnitude = np.max(np.abs(w), axis=others, initial=0.0)
+    scales = np.asarray(magnitude / top, np.float32)
+    scales = np.where(scales < _SMALLEST, np.float32(1.0), scales).astype(np.float32)
+    spread = scales.astype(np.float64)
+    if axis is not None:
+        spread = spread.reshape([-1 if i == axis else 1 for i in range(w.ndim)])
+    codes = np.clip(np.round(w / spread), -top, top).astype(np.int8)
+    if dtype == DType.UINT8:
+        return Codes((codes.astype(np.int16) + 128).astype(np.uint8), scales, 128, axis)
+    return Codes(codes, scales, 0, axis)
+
+
+def bias_codes(bias: npt.NDArray[np.generic], scales: npt.NDArray[np.floating]) -> npt.NDArray[np.int32] | None:
+    """Give a bias as int32 in units of (activation scale * weight scale); `None` when it does not fit."""
+    exact = np.asarray(bias, np.float64) / np.asarray(scales, np.float64)
+    if not np.isfinite(exact).all() or np.max(np.abs(exact), initial=0.0) >= 2**31 - 1:
+        return None
+    return np.round(exact).astype(np.int32)

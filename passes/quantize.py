@@ -1,0 +1,124 @@
+"""quantize: 8-bit integers for weights and activations, from calibration data or without any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from memoptc.ir.core import Graph, Value
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import write_into
+from memoptc.ir.onnx_write import Names
+from memoptc.ir.types import DType
+from memoptc.pass_base import Context, Pass
+from memoptc.passes._quantize import embedding, table
+from memoptc.passes._quantize.dynamic import quantize_dynamically
+from memoptc.passes._quantize.numerics import Scale, activation_scale
+from memoptc.passes._quantize.static import Choice, Emitter, choose, is_float32, share_scales
+from memoptc.report.model import Decision
+from memoptc.runtime.calibrate import calibrate
+
+_DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
+
+
+class Quantize(Pass):
+    """Quantize products and convolutions with constant weights, and what lies between them.
+
+    With calibration data (form "static"): weights per channel and symmetric, activations asymmetric in uint8
+    with ranges seen in the data, written as QuantizeLinear/DequantizeLinear pairs that onnxruntime turns into
+    integer kernels. Without data (form "dynamic"): the same weights, activations coded at run time by their
+    own range. Models that carry such pairs already are left as they are. Inputs and outputs stay float.
+
+    Args:
+        form: "auto" (static with data, else dynamic), "static" or "dynamic".
+        method: Ranges by "minmax" or "percentile".
+        percentile: For "percentile": which, in percent.
+        weights: Element type of weight codes, "int8" or "uint8".
+        processor: Whose saturation to respect; see `PROCESSORS`.
+        exclude: Node names or operators to leave in float.
+        embeddings: Also code the tables of Gather, per column.
+    """
+
+    form: str = "auto"
+    method: str = "minmax"
+    percentile: float = 99.99
+    weights: str = "int8"
+    processor: str = "vnni"
+    exclude: tuple[str, ...] = ()
+    embeddings: bool = True
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
+        self._check()
+        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+            stats["left: quantized already"] += 1
+            context.warnings.append("The model is quantized already; its own scales are kept as they are.")
+            return
+        dtype, bits = _DTYPES[self.weights], table.PROCESSORS[self.processor]
+        form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
+        if form == "static":
+            self._static(graph, dtype, bits, stats, context)
+        else:
+            quantize_dynamically(graph, frozenset(self.exclude), dtype, bits, stats)
+        if self.embeddings:
+            embedding.quantize_tables(graph, frozenset(self.exclude), stats)
+        _count_left(graph, stats)
+        _decide(form, stats, context)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Quantize without facts about the compile, hence without data."""
+        self.apply(graph, stats, Context())
+
+    def _check(self) -> None:
+        for name, value, known in (
+            ("form", self.form, ("auto", "static", "dynamic")),
+            ("weights", self.weights, tuple(_DTYPES)),
+            ("processor", self.processor, tuple(table.PROCESSORS)),
+        ):
+            if value not in known:
+                raise InputError(f"quantize has no {name} {value!r}.", hint=f"There are: {', '.join(known)}.")
+
+    def _static(self, graph: Graph, dtype: DType, bits: int, stats: Counter[str], context: Context) -> None:
+        if context.calibration is None:
+            raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
+        choice = choose(graph, frozenset(self.exclude), stats)
+        scales = self._scales(graph, choice, context)
+        share_scales(choice, scales)
+        Emitter(graph, choice, scales, dtype, bits, stats).emit()
+
+    def _scales(self, graph: Graph, choice: Choice, context: Context) -> dict[Value, Scale]:
+        wanted = [v for v in choice.tensors if is_float32(v)]
+        if not wanted:
+            return {}
+        path = Path(context.scratch) / "calibrate.onnx"
+        names = Names()
+        names.assign(graph)
+        write_into(graph, path)
+        by_name = {names.of[v]: v for v in wanted}
+        ranges = calibrate(path, by_name, context.calibration, self.method, percentile=self.percentile)
+        path.unlink()
+        return {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
+
+
+def _count_left(graph: Graph, stats: Counter[str]) -> None:
+    for op in graph.walk():
+        if op.key in table.RECURRENT:
+            stats[f"left {op.op_type}: recurrent, errors would add up"] += 1
+        elif op.key in table.HEAVY and op.graph is not graph:
+            stats[f"left {op.op_type}: inside a subgraph"] += 1
+
+
+def _decide(form: str, stats: Counter[str], context: Context) -> None:
+    done = sum(n for k, n in stats.items() if k.startswith("quantized "))
+    left = sum(n for k, n in stats.items() if k.startswith("left "))
+    why = (
+        "ranges were seen in the calibration data"
+        if form == "static"
+        else "there is no calibration data, so activations are quantized at run time"
+    )
+    context.decisions.append(Decision("quantize", f"{done} nodes on 8-bit integers, {left} left in float", why))
+    if form == "dynamic":
+        context.warnings.append(
+            "Without --calibration, activations are quantized at run time by their own range; "
+            "with data they could be quantized ahead, which is faster for convolutions."
+        )
