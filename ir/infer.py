@@ -19,6 +19,7 @@ import onnx_shape_inference
 from onnx_shape_inference import SYM_DATA_KEY, ShapeInferenceContext, registry
 
 from memoptc.ir import ops
+from memoptc.ir.control_flow import install, unstable_state
 from memoptc.ir.convert import Twin
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, Sym, free_symbols, parse_dim, substitute
@@ -30,6 +31,9 @@ from memoptc.ir.types import (
     TensorType,
     Type,
 )
+
+LOOP_ROUNDS = 8
+"""Runs of inference at most, each with weaker assumptions about what loops carry."""
 
 _ANONYMOUS = re.compile(r"_d\d+")
 
@@ -59,15 +63,17 @@ def infer_shapes(graph: Graph) -> Inference:
         graph: The top graph; inputs and declared outputs keep their stated types.
     """
     found = Inference()
-    twin = Twin(graph)
-    for op in graph.walk():
-        if not ops.facts(op).known or op.domain == "ai.onnx.ml":
-            _seed(op, twin)
-    with _quiet():
-        try:
-            onnx_shape_inference.infer_symbolic_shapes(twin.model, warn_on_missing=False, adopt_declared_symbols=False)
-        except Exception as e:
-            found.failure = f"{type(e).__name__}: {e}"
+    install()
+    loops = list(graph.walk("Loop"))
+    assumed: dict[Value, onnx_ir.Shape] = {}
+    for _ in range(LOOP_ROUNDS):
+        twin = Twin(graph)
+        _prepare(graph, twin, assumed)
+        found.failure = _run(twin)
+        unstable = _unstable(loops, twin, assumed)
+        if not unstable or found.failure:
+            break
+        assumed |= unstable
     names = _stable_names(graph, twin)
     for value in _defined(graph):
         mirror = twin.of.get(value)
@@ -80,9 +86,58 @@ def infer_shapes(graph: Graph) -> Inference:
         elements = _elements(mirror, names)
         if elements is not None:
             found.elements[value] = elements
-        if not value.omitted and _is_unknown(value.type):
-            found.unknown.append(value.name)
+    if found.failure:
+        _one_by_one(graph)
+    found.unknown = [v.name for v in _defined(graph) if not v.omitted and _is_unknown(v.type)]
     return found
+
+
+def _one_by_one(graph: Graph) -> None:
+    """The engine gave up at some op; the others are inferred each by itself."""
+    for op in graph.walk():
+        if any(_is_unknown(r.type) for r in op.results):
+            for result, type_ in zip(op.results, infer_op(op), strict=True):
+                if type_ is not None and _is_unknown(result.type):
+                    result.type = type_
+
+
+def _prepare(graph: Graph, twin: Twin, assumed: dict[Value, onnx_ir.Shape]) -> None:
+    """Types that inference cannot find by itself: of unknown operators, and of loops' state."""
+    for op in graph.walk():
+        if not ops.facts(op).known or op.domain == "ai.onnx.ml":
+            _seed(op, twin)
+        if op.op_type == "Loop" and not op.domain:
+            # What a body states of its own inputs may hold in the first iteration only.
+            for value in op.regions["body"].inputs[2:]:
+                twin.value(value).shape = assumed.get(value)
+
+
+def _run(twin: Twin) -> str:
+    with _quiet():
+        try:
+            onnx_shape_inference.infer_symbolic_shapes(twin.model, warn_on_missing=False, adopt_declared_symbols=False)
+        except Exception as e:
+            return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def _unstable(loops: list[Op], twin: Twin, assumed: dict[Value, onnx_ir.Shape]) -> dict[Value, onnx_ir.Shape]:
+    """Loop state whose assumed shape does not hold in each iteration, with a weaker one."""
+    found: dict[Value, onnx_ir.Shape] = {}
+    for op in loops:
+        node = twin.of[op.results[0]].producer() if op.results else None
+        if node is None:
+            continue
+        for index, shape in unstable_state(node).items():
+            value = op.regions["body"].inputs[index]
+            weaker = any(not isinstance(d, int) and d.value is None for d in shape.dims)
+            if weaker and (value not in assumed or _unknown(shape) > _unknown(assumed[value])):
+                found[value] = shape
+    return found
+
+
+def _unknown(shape: onnx_ir.Shape) -> int:
+    return sum(not isinstance(d, int) and d.value is None for d in shape.dims)
 
 
 def infer_op(op: Op) -> tuple[Type | None, ...]:

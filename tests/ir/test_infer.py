@@ -1,0 +1,122 @@
+"""Shape inference: what the engine finds, what it must not assume, and that names are stable."""
+
+from __future__ import annotations
+
+import pytest
+
+from memoptc.ir.core import Graph, Value
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.parser import parse
+from memoptc.ir.spelling import type_text
+
+
+def named(graph: Graph, name: str) -> Value:
+    return next(r for op in graph.walk() for r in op.results if r.name == name)
+
+
+def types(text: str, *names: str) -> list[str]:
+    graph = parse(text)
+    infer_shapes(graph)
+    return [type_text(named(graph, n).type) for n in names]
+
+
+def test_symbols_reach_every_value_with_arithmetic() -> None:
+    text = """graph @g(%x: f32[N,4], %y: f32[M,4]) -> (f32[*]) {
+      %c = Concat(%x, %y) {axis=0}
+      %t = Transpose(%c) {perm=[1,0]}
+      return %t
+    }"""
+    assert types(text, "c", "t") == ["f32[M+N,4]", "f32[4,M+N]"]
+
+
+def test_a_wrong_statement_gives_way() -> None:
+    text = """graph @g(%x: f32[2,3]) -> (f32[*]) {
+      %y = Relu(%x) : f32[9,9]
+      %z = Relu(%y) : f32[2,3]
+      return %z
+    }"""
+    graph = parse(text)
+    found = infer_shapes(graph)
+    assert type_text(named(graph, "y").type) == "f32[2,3]"
+    assert len(found.conflicts) == 1
+    assert found.conflicts[0].startswith("y: stated")
+
+
+def test_an_if_has_what_both_branches_agree_on() -> None:
+    text = """graph @g(%c: bool[], %x: f32[2,3], %z: f32[2,5], %u: f32[*]) -> (f32[*], f32[*]) {
+      %r, %s = If(%c)
+        region then_branch() -> (?, ?) {
+          %a = Relu(%x)
+          %b = Relu(%x)
+          return %a, %b
+        }
+        region else_branch() -> (?, ?) {
+          %d = Relu(%z)
+          %e = Relu(%u)
+          return %d, %e
+        }
+      return %r, %s
+    }"""
+    assert types(text, "r", "s") == ["f32[2,r_d1]", "f32[*]"]
+
+
+GROWING = """graph @g(%n: i64[], %c: bool[], %x: f32[0], %a: f32[3,N]) -> (f32[*], f32[*], f32[*]) {
+  %r, %s, %all = Loop(%n, %c, %x, %a)
+    region body(%i: i64[], %k: bool[], %state, %same) -> (bool[], ?, ?, ?) {
+      %one = Constant() {value_floats=[1.0]}
+      %grown = Concat(%state, %one) {axis=0}
+      %kept = Relu(%same)
+      return %k, %grown, %kept, %kept
+    }
+  return %r, %s, %all
+}"""
+
+
+def test_the_state_of_a_loop_may_grow() -> None:
+    graph = parse(GROWING)
+    infer_shapes(graph)
+    grown, kept = named(graph, "grown"), named(graph, "kept")
+    assert type_text(kept.type) == "f32[3,N]"
+    assert type_text(named(graph, "s").type) == "f32[3,N]"
+    assert type_text(grown.type) not in ("f32[0]", "f32[1]")
+    assert type_text(named(graph, "r").type) not in ("f32[0]", "f32[1]")
+
+
+def test_a_loop_that_may_stop_early_has_no_known_number_of_rounds() -> None:
+    graph = parse(GROWING)
+    infer_shapes(graph)
+    assert type_text(named(graph, "all").type) == "f32[all_d0,3,N]"
+
+
+def test_names_of_unknown_extents_are_those_of_their_values_in_every_run() -> None:
+    graph = parse("""graph @g(%x: f32[N]) -> (f32[*]) {
+      %i = NonZero(%x)
+      %y = Cast(%i) {to=1}
+      return %y
+    }""")
+    infer_shapes(graph)
+    first = type_text(named(graph, "y").type)
+    infer_shapes(graph)
+    assert type_text(named(graph, "y").type) == first == "f32[1,i_d1]"
+
+
+def test_elements_of_shape_vectors_are_known() -> None:
+    graph = parse("""graph @g(%x: f32[N,3,8]) -> (i64[*]) {
+      %s = Shape(%x)
+      return %s
+    }""")
+    found = infer_shapes(graph)
+    assert [str(e) for e in found.elements[named(graph, "s")]] == ["N", "3", "8"]
+
+
+@pytest.mark.parametrize("op", ["made.up::Thing(%x)", "Relu(%x, %x, %x)", "Reshape(%x)"])
+def test_nothing_stops_inference(op: str) -> None:
+    domain = ',"made.up"=1' if "made" in op else ""
+    graph = parse(f"""model {{ir_version=10, opset={{""=21{domain}}}}}
+    graph @g(%x: f32[2]) -> (f32[*]) {{
+      %y = {op}
+      %z = Relu(%x)
+      return %z
+    }}""")
+    infer_shapes(graph)
+    assert type_text(named(graph, "z").type) == "f32[2]"
