@@ -30,7 +30,7 @@ def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = Fal
     if level >= 2:
         parts.append(_FUSE)
     if target != "float32":
-        parts += [_quantize(target, calibrated), "drop-dead"]
+        parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
     parts.append(_PLACE if level >= 1 else "plan-memory,lower")
     return ",".join(parts)
 

@@ -619,6 +619,26 @@ class Graph:
         previous.next, self._sentinel.prev = self._sentinel, previous
         self._touch()
 
+    def become(self, other: Graph) -> None:
+        """Take over the ops and outputs of another graph with the same inputs, which is empty afterwards.
+
+        Raises:
+            InternalError: the inputs do not correspond by name.
+        """
+        if [v.name for v in self._inputs] != [v.name for v in other._inputs]:
+            raise InternalError(f"graph {other.name!r} has other inputs than {self.name!r}")
+        self._return.set_operands(())
+        for op in reversed(list(self.ops)):
+            op.erase()
+        for mine, theirs in zip(self._inputs, other._inputs, strict=True):
+            theirs.replace_by(mine)
+        outputs, infos = other.outputs, other.outputs_info
+        other._return.set_operands(())
+        for op in list(other.ops):
+            op._unlink()
+            self.append(op)
+        self.set_outputs(outputs, infos)
+
     def const(self, tensor: Tensor, name: str = "", type: Type | None = None) -> Value:
         """Add a weight at the start of this graph.
 

@@ -1,0 +1,100 @@
+"""raise-opset: bring an old model to an opset that has the operators other passes need."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx.helper
+import onnx.version_converter
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InternalError, MemoptcError
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.pass_base import Context, Pass
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.inputs import find_feeds
+
+CLOSE = 1e-6
+"""Largest difference, relative to an output's largest magnitude, that another kernel of the newer opset may make."""
+
+
+class RaiseOpset(Pass):
+    """Convert a model of an opset below `below` to opset `to`, with ONNX's own converter.
+
+    The converter has faults, so the result is run against the model before, and dropped (with a warning) when
+    a number differs. Integer convolutions need opset 10, quantization at run time 11.
+
+    Args:
+        to: Opset to convert to.
+        below: Models of this opset or a later one stay as they are.
+    """
+
+    to: int = 13
+    below: int = 11
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Convert, compare, take over."""
+        version = ops.opset_of(graph)
+        if version is None or version >= self.below:
+            return
+        why = ""
+        try:
+            before = to_proto(graph)
+            after = _converted(before, self.to, version, {v.name for v in graph.inputs})
+            why = _difference(graph, before, after)
+        except Exception as e:  # the converter raises whatever its C++ throws
+            why = " ".join(str(e).split())[:200]
+        if why:
+            stats["left: not converted"] += 1
+            context.warnings.append(f"The model stays at opset {version}, since converting it failed: {why}.")
+            return
+        graph.become(read_onnx(after))
+        graph.info.opset_imports[""] = self.to
+        graph.info.ir_version = max(graph.info.ir_version, 7)
+        infer_shapes(graph)
+        stats["opsets raised"] += self.to - version
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Convert without facts about the compile."""
+        self.apply(graph, stats, Context())
+
+
+def _converted(model: onnx.ModelProto, to: int, version: int, inputs: set[str]) -> onnx.ModelProto:
+    raised = onnx.version_converter.convert_version(model, to)
+    raised.ir_version = max(raised.ir_version, 7)
+    for value in [v for v in raised.graph.input if v.name not in inputs]:
+        raised.graph.input.remove(value)
+    if version < 11:
+        # Up to opset 10 a Resize could work in one way only; the converter leaves that out.
+        for node in raised.graph.node:
+            if node.op_type == "Resize" and not any("coord" in a.name for a in node.attribute):
+                mode = onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
+                node.attribute.extend([mode, onnx.helper.make_attribute("nearest_mode", "floor")])
+    return raised
+
+
+def _difference(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    """Say how the two models differ on made-up inputs; `""` when they do not."""
+    run = RunOptions(optimize=False)
+    first = Evaluator(before, run, blame=InternalError)
+    second = Evaluator(after, run, blame=InternalError)
+    try:
+        feeds = find_feeds(graph, first, count=2)
+    except MemoptcError as e:
+        return e.message
+    for feed in feeds:
+        one, two = first.run(feed.feed), second.run(feed.feed)
+        for name, a in one.items():
+            b = two.get(name)
+            if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape != b.shape:
+                return f"output {name!r} has another form"
+            if a.dtype.kind == "f":
+                scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
+                if not np.allclose(a, b, rtol=0.0, atol=CLOSE * scale, equal_nan=True):
+                    return f"output {name!r} has other numbers"
+            elif not np.array_equal(a, b):
+                return f"output {name!r} has other values"
+    return ""
