@@ -31,7 +31,9 @@ class Quantize(Pass):
 
     Args:
         form: "auto" (static with data, else dynamic), "static" or "dynamic".
-        method: Ranges by "minmax" or "percentile".
+        method: Ranges by "minmax", "percentile" or "mse" (least mean squared error of the code); "auto" takes
+            percentiles for what only MatMul reads (activations of transformers have rare, large outliers), and
+            minmax for all else.
         percentile: For "percentile": which, in percent.
         weights: Element type of weight codes, "int8" or "uint8".
         processor: Whose saturation to respect; see `PROCESSORS`.
@@ -40,7 +42,7 @@ class Quantize(Pass):
     """
 
     form: str = "auto"
-    method: str = "minmax"
+    method: str = "auto"
     percentile: float = 99.99
     weights: str = "int8"
     processor: str = "vnni"
@@ -95,9 +97,22 @@ class Quantize(Pass):
         names.assign(graph)
         write_into(graph, path)
         by_name = {names.of[v]: v for v in wanted}
-        ranges = calibrate(path, by_name, context.calibration, self.method, percentile=self.percentile)
+        scales: dict[Value, Scale] = {}
+        for method, group in self._methods(by_name).items():
+            ranges = calibrate(path, group, context.calibration, method, percentile=self.percentile)
+            scales |= {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
         path.unlink()
-        return {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
+        return scales
+
+    def _methods(self, by_name: dict[str, Value]) -> dict[str, list[str]]:
+        """Which tensors are observed how."""
+        if self.method != "auto":
+            return {self.method: list(by_name)}
+        groups: dict[str, list[str]] = {}
+        for name, value in by_name.items():
+            products = all(user.key == "MatMul" for user in value.users)
+            groups.setdefault("percentile" if products else "minmax", []).append(name)
+        return groups
 
 
 def _count_left(graph: Graph, stats: Counter[str]) -> None:

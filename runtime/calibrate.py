@@ -80,7 +80,32 @@ def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
     return histogram.quantile(1 - part), histogram.quantile(part)
 
 
-OBSERVERS: dict[str, Observer] = {"percentile": _percentile}
+def _least_error(histogram: Histogram, percentile: float) -> tuple[float, float]:
+    """Clip where the mean squared error of an 8-bit code is least: rounding inside against clipping outside.
+
+    Ends are tried at 1/50 steps of the range that holds 0, one after the other, twice (coordinate descent;
+    the error has one valley in each end). Inside, rounding costs scale^2 / 12 (Widrow and Kollar,
+    "Quantization Noise", 2008); outside, each element costs its distance to the end.
+    """
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
+    centers, counts = (edges[:-1] + edges[1:]) / 2, histogram.counts.astype(np.float64)
+
+    def error(a: float, b: float) -> float:
+        inside = (b - a) ** 2 / 255**2 / 12 * counts.sum()
+        beyond = np.maximum(centers - b, 0.0) + np.maximum(a - centers, 0.0)
+        return float(inside + (counts * beyond**2).sum())
+
+    best = (low, high)
+    for _ in range(2):
+        tries = [(best[0], high * part / 50) for part in range(1, 51)]
+        best = min(tries, key=lambda ends: error(*ends))
+        tries = [(low * part / 50, best[1]) for part in range(1, 51)]
+        best = min(tries, key=lambda ends: error(*ends))
+    return best
+
+
+OBSERVERS: dict[str, Observer] = {"percentile": _percentile, "mse": _least_error}
 """Method -> function from a tensor's histogram (and the percentile) to its range. `minmax` needs no histogram."""
 
 
