@@ -7,6 +7,7 @@ in a linked list that may be changed while one walks it; its order is the schedu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -32,6 +33,9 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+
+_VERSIONS = itertools.count(1)
+"""No number is ever given out twice, so that a graph taken back to an earlier version meets no stale cache."""
 
 
 class Value:
@@ -97,6 +101,11 @@ class Value:
     def has_uses(self) -> bool:
         """Whether anything uses this value."""
         return bool(self._uses)
+
+    @property
+    def use_count(self) -> int:
+        """How many uses there are; cheaper than `len(value.uses)`."""
+        return len(self._uses)
 
     @property
     def single_use(self) -> bool:
@@ -524,10 +533,26 @@ class Graph:
         return self._version
 
     def _touch(self) -> None:
+        version = next(_VERSIONS)
         graph: Graph | None = self
         while graph is not None:
-            graph._version += 1
+            graph._version = version
             graph = graph.parent.graph if graph.parent is not None else None
+
+    def mark(self) -> tuple[tuple[Graph, int], ...]:
+        """Give the versions of this graph and those around it, for `rewind`."""
+        found: list[tuple[Graph, int]] = []
+        graph: Graph | None = self
+        while graph is not None:
+            found.append((graph, graph._version))
+            graph = graph.parent.graph if graph.parent is not None else None
+        return tuple(found)
+
+    @staticmethod
+    def rewind(mark: tuple[tuple[Graph, int], ...]) -> None:
+        """Say that every change since `mark` was taken back again, so that nothing counts as changed."""
+        for graph, version in mark:
+            graph._version = version
 
     def add_input(self, name: str, type: Type | None = None) -> Value:
         """Append an input."""

@@ -10,9 +10,10 @@ class FuseConvRelu(RulePass):
     rules = (conv_relu,)
 """
 
-from memoptc.rewrite.driver import RulePass, apply_rules, limit_rewrites
-from memoptc.rewrite.pattern import OpPattern, const, op, opt, rest
-from memoptc.rewrite.rule import NoMatch, Rule, rewrite
+from memoptc.rewrite.driver import RulePass, apply_rules
+from memoptc.rewrite.limit import counted, limit_rewrites
+from memoptc.rewrite.pattern import NoMatch, OpPattern, const, op, opt, rest
+from memoptc.rewrite.rule import Rule, rewrite
 
 __all__ = [
     "NoMatch",
@@ -21,6 +22,7 @@ __all__ = [
     "RulePass",
     "apply_rules",
     "const",
+    "counted",
     "limit_rewrites",
     "op",
     "opt",

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-from memoptc.ir.core import Graph, Op
+from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.pass_base import Context, Pass
-from memoptc.rewrite.rule import NoMatch, Rule
+from memoptc.rewrite.limit import counted, exhausted
+from memoptc.rewrite.pattern import Match, NoMatch
+from memoptc.rewrite.rule import Rule
 
-REWRITES_PER_OP = 30
+FAN_OUT = 64
+"""Users of a value with more uses than this are not looked at again one by one, only in the next sweep."""
 
-_limit: ContextVar[tuple[int, list[str]] | None] = ContextVar("memoptc_rewrite_limit", default=None)
-
-
-@contextlib.contextmanager
-def limit_rewrites(limit: int) -> Iterator[list[str]]:
-    """Apply only the first `limit` rewrites inside; gives the list that describes each one as it happens."""
-    applied: list[str] = []
-    token = _limit.set((limit, applied))
-    try:
-        yield applied
-    finally:
-        _limit.reset(token)
+GROWTH = 100
+"""The graph may become this many times as long (and 100,000 ops longer) before rules count as growing it for ever."""
 
 
 class RulePass(Pass):
@@ -47,65 +38,128 @@ class RulePass(Pass):
 def apply_rules(graph: Graph, rules: Sequence[Rule], stats: Counter[str], declined: Counter[str] | None = None) -> None:
     """Apply rules to a graph and everything inside it until none fits.
 
+    After a rewrite, the ops around it are looked at again, as far up as patterns are deep. When nothing is left to
+    look at, the whole graph is swept once more, until a sweep finds nothing: so the result is a fixed point.
+
     Args:
         graph: The graph.
         rules: Tried in this order at each op.
         stats: Counts rewrites by rule name.
-        declined: Counts `rule: reason` for each match that was declined.
+        declined: Counts `rule: reason` for each match that was declined at the end.
 
     Raises:
         InternalError: the rules go on for ever; the message names those that chase each other.
     """
-    by_key: dict[str, list[Rule]] = {}
-    every: list[Rule] = []
-    for rule in rules:
-        keys = rule.roots[0].base.keys
-        for key in keys:
-            by_key.setdefault(key, []).append(rule)
-        if not keys:
-            every.append(rule)
-    work = deque(op for op in graph.walk() if op.key in by_key or every)
-    queued = set(work)
-    budget = REWRITES_PER_OP * (len(work) + 100)
-    recent: deque[str] = deque(maxlen=20)
-    while work:
-        op = work.popleft()
-        queued.discard(op)
-        if op.graph is None:
-            continue
-        for rule in (*by_key.get(op.key, ()), *every):
-            touched = _try(rule, op, stats, declined)
-            if touched is None:
+    _Driver(graph, rules, stats).run(declined)
+
+
+class _Driver:
+    """One run.
+
+    Rules that go on for ever are recognised by generations: what a rewrite makes is one generation younger than
+    the youngest op it took, unless it made fewer ops than it took. Moving an op past all others takes as many
+    generations as there are ops, undoing each other takes any number. (Every endless sequence of rewrites reaches
+    any generation: those that do not make younger ops shrink the finite number of ops as old.)
+    """
+
+    def __init__(self, graph: Graph, rules: Sequence[Rule], stats: Counter[str]) -> None:
+        self.graph, self.stats = graph, stats
+        self.by_key: dict[str, list[Rule]] = {}
+        anywhere = [r for r in rules if not r.roots[0].base.keys]
+        for key in {k for r in rules for k in r.roots[0].base.keys}:
+            self.by_key[key] = [r for r in rules if key in r.roots[0].base.keys or r in anywhere]
+        self.anywhere = anywhere
+        self.reach = max((r.depth for r in rules), default=1)
+        self.work: deque[Op] = deque()
+        self.queued: set[Op] = set()
+        self.generation: dict[Op, int] = {}
+        self.recent: deque[str] = deque(maxlen=20)
+        self.declined: Counter[str] = Counter()
+        self.size = sum(1 for _ in graph.walk())
+        self.grown = 0
+
+    def run(self, declined: Counter[str] | None) -> None:
+        changed = True
+        while changed:
+            self.declined.clear()
+            self.queue(self.graph.walk())
+            changed = self.drain()
+        if declined is not None:
+            declined.update(self.declined)
+
+    def queue(self, ops: Iterable[Op]) -> None:
+        for op in ops:
+            if op not in self.queued and (self.anywhere or op.key in self.by_key) and not op.is_return:
+                self.queued.add(op)
+                self.work.append(op)
+
+    def drain(self) -> bool:
+        changed = False
+        while self.work:
+            op = self.work.popleft()
+            self.queued.discard(op)
+            if op.graph is None:
                 continue
-            recent.append(rule.name)
-            budget -= 1
-            if budget < 0:
-                chasing = ", ".join(sorted(set(recent)))
-                raise InternalError(f"these rules undo each other without end: {chasing}")
-            for other in touched:
-                if other.graph is not None and other not in queued and not other.is_return:
-                    queued.add(other)
-                    work.append(other)
-            break
+            for rule in self.by_key.get(op.key, self.anywhere):
+                if self.try_rule(rule, op):
+                    changed = True
+                    break
+        return changed
+
+    def try_rule(self, rule: Rule, op: Op) -> bool:
+        for match in rule.matches(op):
+            if exhausted():
+                return False
+            place = f"{rule.name} at {op.key} %{op.results[0].name if op.results else ''}"
+            around = _values_around(rule, match)
+            try:
+                made = rule.apply(match)
+            except NoMatch as e:
+                self.declined[f"{rule.name}: {e.why}"] += 1
+                continue
+            counted(place)
+            self.stats[rule.name] += 1
+            self.watch(rule, match, made)
+            self.queue(o for o in dict.fromkeys(self.near(around, made)) if o.graph is not None)
+            return True
+        return False
+
+    def near(self, values: list[Value], made: list[Op]) -> Iterator[Op]:
+        """The ops at which a rule may fit that did not before, in a fixed order."""
+        yield from made
+        values = values + [r for o in made for r in o.results]
+        values += [r for o in made for v in o.operands if v.op is not None for r in v.op.results]
+        yield from (v.op for v in values if v.op is not None and v.op.graph is not None)
+        for _ in range(self.reach):
+            users = dict.fromkeys(u for v in values if v.use_count <= FAN_OUT and not _is_weight(v) for u in v.users)
+            yield from users
+            values = [r for u in users for r in u.results]
+
+    def watch(self, rule: Rule, match: Match, made: list[Op]) -> None:
+        """Notice rules that go on for ever."""
+        matched = list(match.ops.values())
+        left = [o for o in matched if o.graph is not None]
+        self.recent.append(rule.name)
+        growth = len(made) - (len(matched) - len(left))
+        self.grown += growth
+        youngest = max(self.generation.get(o, 0) for o in matched) + (growth >= 0)
+        for op in made or left:
+            self.generation[op] = youngest
+        for op in matched:
+            if op.graph is None:
+                self.generation.pop(op, None)
+        if youngest > 2 * self.size + 200 or self.grown > GROWTH * self.size + 100_000:
+            chasing = ", ".join(sorted(set(self.recent)))
+            raise InternalError(f"these rules undo each other without end: {chasing}")
 
 
-def _try(rule: Rule, op: Op, stats: Counter[str], declined: Counter[str] | None) -> list[Op] | None:
-    """Apply a rule at an op; give the ops whose surroundings changed, or `None`."""
-    limit = _limit.get()
-    if limit is not None and len(limit[1]) >= limit[0]:
-        return None
-    for match in rule.matches(op):
-        around = {u for o in match.ops.values() for r in o.results for u in r.users}
-        around |= {v.op for o in match.ops.values() for v in o.operands if v.op is not None}
-        try:
-            made = rule.apply(match)
-        except NoMatch as e:
-            if declined is not None:
-                declined[f"{rule.name}: {e.why}"] += 1
-            continue
-        stats[rule.name] += 1
-        if limit is not None:
-            limit[1].append(f"{rule.name} at {op.key} {op.name or op.loc.nodes[:1]}")
-        around |= set(made) | {u for o in made for r in o.results for u in r.users}
-        return sorted((o for o in around if o.graph is not None), key=lambda o: o.results[0].name if o.results else "")
-    return None
+def _values_around(rule: Rule, match: Match) -> list[Value]:
+    """The values a rewrite touches that outlive it: what the match uses, and what takes the place of its roots."""
+    found = [v for o in match.ops.values() for v in o.operands]
+    roots = [match.ops[p.base].results[p.index] for p in rule.roots]
+    found += [r for v in roots for u in v.users for r in u.results]
+    return [v for v in dict.fromkeys(found) if not _is_weight(v)]
+
+
+def _is_weight(value: Value) -> bool:
+    return value.op is not None and (value.op.is_const or value.is_absent)

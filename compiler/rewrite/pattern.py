@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx.defs
 
 from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
 
 Captures: TypeAlias = "dict[str, Value | Op | tuple[Value, ...] | None]"
 AttrTest: TypeAlias = Callable[[Any], bool]
+
+
+class NoMatch(Exception):
+    """Raised by a rule to decline a match; the reason is counted and shown on request.
+
+    Args:
+        why: A few words, the same for the same reason.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,12 @@ class Const:
         if not 0 < tensor.size <= 1 << 16:
             return False
         array = tensor.numpy()
-        return array.dtype.kind in "fiub" and bool((array == self.value).all())
+        if array.dtype.kind not in "fiub":  # bfloat16 and other narrow floats, or text
+            try:
+                array = array.astype(np.float64)
+            except (TypeError, ValueError):
+                return False
+        return bool((array == self.value).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +108,21 @@ class OpPattern:
     def base(self) -> OpPattern:
         """The pattern of the op itself."""
         return self.whole or self
+
+    @property
+    def depth(self) -> int:
+        """How many ops lie on the longest way down."""
+        return 1 + max((o.depth for o in self.base.operands if isinstance(o, OpPattern)), default=0)
+
+    def parts(self) -> Iterator[OpPattern]:
+        """The pattern itself and those of ops below it."""
+        yield self.base
+        for operand in self.base.operands:
+            if isinstance(operand, OpPattern):
+                yield from operand.parts()
+
+    def __str__(self) -> str:
+        return "|".join(self.base.keys) or "any()"
 
     def captures(self) -> dict[str, str]:
         """Names that a match binds -> kind (`value`, `optional`, `rest` or `op`)."""
@@ -155,10 +189,23 @@ class _Maker:
         return self.any(name)
 
     def _key(self, name: str) -> str:
-        if "::" in name:
-            return name
-        domain = ops.domain_of(name) if self._domain is None else self._domain
-        return f"{domain}::{name}" if domain else name
+        return name if "::" in name else key_of(name, self._domain)
+
+
+def key_of(name: str, domain: str | None = None) -> str:
+    """Spell an operator as `Op.key` does; without a domain, it must be one of ONNX's or onnxruntime's own.
+
+    Raises:
+        AttributeError: neither has it.
+    """
+    if domain is None:
+        domain = ops.domain_of(name)
+        if not domain and not onnx.defs.has(name):
+            known = {s.name for s in onnx.defs.get_all_schemas() if not s.domain} | ops.CONTRIB_PURE
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            guess = f"did you mean {close[0]}?" if close else "name its domain if it is a custom one"
+            raise AttributeError(f"there is no operator {name!r}; {guess}")
+    return f"{domain}::{name}" if domain else name
 
 
 op = _Maker()
@@ -267,8 +314,3 @@ def _bind(match: Match, name: str, value: Any) -> Iterator[Match]:
         yield Match(match.ops, {**match.captures, name: value})
     elif held is value or (isinstance(value, tuple) and held == value):
         yield match
-
-
-def same_number(a: float, b: float) -> bool:
-    """Whether two numbers have the same bits as float64."""
-    return np.float64(a).tobytes() == np.float64(b).tobytes()

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graphs import graphs as random_graphs
+from hypothesis import given, settings
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.equality import same_structure
 from memoptc.ir.types import DType, TensorType
+from memoptc.ir.verifier import verify
 from memoptc.rewrite import NoMatch, Rule, apply_rules, const, limit_rewrites, op, opt, rest, rewrite
 
 F32 = TensorType(DType.FLOAT, (2, 3))
@@ -164,21 +168,82 @@ def test_several_roots_that_share_a_part() -> None:
     assert kinds(graph) == ["Sin", "Cos"]
 
 
-def test_a_use_between_the_roots_leaves_no_place() -> None:
+def _two_roots() -> Rule:
     shared = op.Exp("x")
 
-    @rewrite(op.Neg(shared), op.Abs(shared))
-    def both(b: Builder, x: Value) -> tuple[Value, Value]:
-        return b.Sin(x), b.Cos(x)
+    @rewrite(op.Neg(shared), op.Add(shared, "y"))
+    def both(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
+        return b.Sin(x), b.Mul(x, y)
 
+    return both
+
+
+def test_the_replacement_stands_before_the_first_use_of_any_root() -> None:
     def build(b: Builder, x: Value, y: Value) -> Any:
         inner = b.Exp(x)
         negated = b.Neg(inner)
         between = b.Floor(negated)
-        return negated, b.Abs(inner), between
+        return negated, b.Add(inner, y), between
 
     graph = graph_of(build)
-    assert run(graph, both)[1] == {"both: a result is used between the roots": 1}
+    assert run(graph, _two_roots())[0] == {"both": 1}
+    assert kinds(graph) == ["Sin", "Mul", "Floor"]
+    verify(graph)
+
+
+def test_a_root_that_another_root_depends_on_leaves_no_place() -> None:
+    def build(b: Builder, x: Value, y: Value) -> Any:
+        inner = b.Exp(x)
+        negated = b.Neg(inner)
+        return negated, b.Add(inner, b.Floor(negated))
+
+    graph = graph_of(build)
+    assert run(graph, _two_roots())[1] == {"both: a result is used between the roots": 1}
+    verify(graph)
+
+
+def test_roots_that_share_something_far_below() -> None:
+    shared = op.Exp("x", keep=True)
+
+    @rewrite(op.Neg(op.Sin(shared)), op.Abs(op.Cos(shared)))
+    def far(b: Builder, x: Value) -> tuple[Value, Value]:
+        return b.Ceil(x), b.Floor(x)
+
+    def build(b: Builder, x: Value, y: Value) -> Any:
+        inner = b.Exp(x)
+        return b.Neg(b.Sin(inner)), b.Abs(b.Cos(inner)), inner
+
+    graph = graph_of(build)
+    assert run(graph, far)[0] == {"far": 1}
+    assert kinds(graph) == ["Exp", "Ceil", "Floor"]
+
+
+def test_both_results_of_one_op_may_be_roots() -> None:
+    halves = op.Split("x", attrs={"axis": 0})
+
+    @rewrite(halves.out(0), halves.out(1))
+    def cut(b: Builder, x: Value) -> tuple[Value, Value]:
+        return b.Neg(b.Slice(x, [0], [1], [0])), b.Slice(x, [1], [2], [0])
+
+    def build(b: Builder, x: Value, y: Value) -> Any:
+        first, second = b.Split(x, axis=0, num_outputs=2, _outputs=2)
+        return b.Relu(second), b.Relu(first)
+
+    graph = graph_of(build)
+    assert run(graph, cut)[0] == {"cut": 1}
+    assert sorted(kinds(graph)) == ["Neg", "Relu", "Relu", "Slice", "Slice"]
+    assert graph.outputs[1].op is not None
+    assert graph.outputs[1].op.operand.op is not None
+    assert graph.outputs[1].op.operand.op.op_type == "Neg"
+    verify(graph)
+
+
+def test_roots_that_share_nothing_are_no_rule() -> None:
+    with pytest.raises(TypeError, match="Abs shares nothing"):
+
+        @rewrite(op.Neg("x"), op.Abs("y"))
+        def apart(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
+            return x, y
 
 
 def test_another_type_is_a_fault_of_the_rule() -> None:
@@ -229,11 +294,141 @@ def test_captures_are_checked_when_the_rule_is_made() -> None:
         def forgotten(b: Builder, x: Value) -> Value:
             return x
 
-    with pytest.raises(TypeError, match="'conv' is bound to a Op"):
+    with pytest.raises(TypeError, match="'conv' is bound to Op, not Value"):
 
         @rewrite(op.Conv("_x", "_w", bind="conv"))
         def mistyped(b: Builder, conv: Value) -> Value:
             return conv
+
+
+def test_rules_that_grow_the_graph_are_stopped() -> None:
+    @rewrite(op.Sin("x"))
+    def deeper(b: Builder, x: Value) -> Value:
+        return b.Sin(b.Neg(x))
+
+    with pytest.raises(InternalError, match="without end: deeper"):
+        run(graph_of(lambda b, x, y: b.Sin(x)), deeper)
+
+
+def test_moving_many_ops_past_many_others_is_no_endless_chase() -> None:
+    @rewrite(op.Neg(op.Relu("x")))
+    def sink(b: Builder, x: Value) -> Value:
+        return b.Relu(b.Neg(x))
+
+    def build(b: Builder, x: Value, y: Value) -> Any:
+        for _ in range(60):
+            x = b.Relu(x)
+        for _ in range(60):
+            x = b.Neg(x)
+        return x
+
+    graph = graph_of(build)
+    assert run(graph, sink)[0] == {"sink": 3600}
+    assert kinds(graph) == ["Neg"] * 60 + ["Relu"] * 60
+
+
+def test_a_rewrite_deep_below_makes_a_rule_fit_above() -> None:
+    @rewrite(op.Abs(op.Neg(op.Sin("x"))))
+    def tall(b: Builder, x: Value) -> Value:
+        return b.Cos(x)
+
+    @rewrite(op.Floor("x"))
+    def to_sin(b: Builder, x: Value) -> Value:
+        return b.Sin(x)
+
+    graph = graph_of(lambda b, x, y: b.Abs(b.Neg(b.Floor(x))))
+    assert run(graph, tall, to_sin)[0] == {"to-sin": 1, "tall": 1}
+
+
+def test_another_shape_is_declined_since_models_state_wrong_ones() -> None:
+    @rewrite(op.Neg("x"))
+    def turn(b: Builder, x: Value) -> Value:
+        return b.Transpose(x, perm=[1, 0])
+
+    graph = graph_of(lambda b, x, y: b.Neg(x))
+    assert run(graph, turn)[1] == {"turn: another shape": 1}
+    assert kinds(graph) == ["Neg"]
+
+
+def test_a_change_before_a_decline_is_a_fault_of_the_rule() -> None:
+    @rewrite(op.LeakyRelu("_x", bind="node"))
+    def hasty(b: Builder, node: Op) -> Value:
+        node.set_attr("alpha", 2.0)
+        raise NoMatch("too late")
+
+    with pytest.raises(InternalError, match=r"hasty declined \(too late\) after it had changed the graph"):
+        run(graph_of(lambda b, x, y: b.LeakyRelu(x, alpha=0.5)), hasty)
+
+
+def test_building_on_what_is_replaced_is_a_fault_of_the_rule() -> None:
+    @rewrite(op.Neg("_x", bind="node"))
+    def ouroboros(b: Builder, node: Op) -> Value:
+        return b.Relu(node.result)
+
+    with pytest.raises(InternalError, match="ouroboros builds on"):
+        run(graph_of(lambda b, x, y: b.Neg(x)), ouroboros)
+
+
+def test_what_was_known_of_the_type_is_kept() -> None:
+    @rewrite(op.Neg("x"))
+    def unknown(b: Builder, x: Value) -> Value:
+        return b.op("Mystery", [x], domain="org.example").result
+
+    graph = graph_of(lambda b, x, y: b.Neg(x))
+    run(graph, unknown)
+    assert graph.outputs[0].type == F32
+
+
+def test_operators_that_do_not_exist_are_refused_at_import() -> None:
+    with pytest.raises(AttributeError, match="no operator 'Reluu'; did you mean Relu"):
+        op.Reluu("x")
+    assert op.domain("org.example").Reluu("x").keys == ("org.example::Reluu",)
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT, DType.BFLOAT16, DType.INT32])
+def test_constants_of_any_number_type(dtype: DType) -> None:
+    @rewrite(op.Mul("x", const(2.0)))
+    def twice(b: Builder, x: Value) -> Value:
+        return b.Add(x, x)
+
+    graph = Graph("g", ModelInfo())
+    x = graph.add_input("x", TensorType(dtype, (2,)))
+    b = Builder(graph)
+    graph.set_outputs([b.Mul(x, b.const(2, dtype=dtype))])
+    assert run(graph, twice)[0] == {"twice": 1}
+
+
+LIBRARY = [relu_twice, add_into, _two_roots()]
+
+
+@given(random_graphs())
+@settings(max_examples=40)
+def test_declining_everything_changes_nothing(graph: Graph) -> None:
+    """Rules that build much and then decline leave the same graph, version and text included."""
+
+    @rewrite(op.any()(rest("operands"), bind="node"))
+    def never(b: Builder, operands: tuple[Value, ...], node: Op) -> Value:
+        for value in operands:
+            b.Relu(b.Identity(value))
+        b.FusedConv(b.const(np.ones((1, 1, 1, 1), np.float32)), b.const(np.ones((1, 1, 1, 1), np.float32)))
+        raise NoMatch("never")
+
+    before, version = graph.clone(), graph.version
+    _, declined = run(graph, never)
+    assert same_structure(before, graph, names=True, locations=True, notes=True) is None
+    assert graph.version == version
+    assert sum(declined.values()) >= sum(1 for o in graph.walk() if o.results)
+
+
+@given(random_graphs())
+@settings(max_examples=40)
+def test_rewriting_random_graphs_keeps_them_well_formed_and_reaches_a_fixed_point(graph: Graph) -> None:
+    run(graph, *LIBRARY)
+    verify(graph)
+    version = graph.version
+    again, _ = run(graph, *LIBRARY)
+    assert not again
+    assert graph.version == version
 
 
 def test_rewrites_can_be_limited_for_bisection() -> None:
