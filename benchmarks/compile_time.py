@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import zoo  # noqa: E402
+import zoo
 
 WORKER = """
 import json, resource, sys, time

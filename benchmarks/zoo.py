@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import zoo  # noqa: E402
+import zoo
 
-from memoptc.api import compile_file  # noqa: E402
-from memoptc.ir.diagnostics import MemoptcError  # noqa: E402
+from memoptc.api import compile_file
+from memoptc.ir.diagnostics import MemoptcError
 
 CONFIGS = {
     "o1": {"level": 1},
