@@ -1,206 +1,155 @@
-"""Offsets for buffers: a portfolio of greedy placements, the smallest arena kept.
-
-Each member places buffers one after the other, at the lowest offset that is free over the buffer's whole live
-range (first fit) or in the tightest gap (best fit). What differs is the order: by size as in TensorFlow Lite
-(Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020), by size times length, by
-length, by the load of the busiest step a buffer crosses (Moffitt, "MiniMalloc", 2023, places contended sections
-first), or by time. A local search then moves buffers that stick out over the floor to the front of the order.
-"""
+"""Offsets for buffers: a portfolio of placements and a local search, the smallest arena kept."""
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-import numpy as np
-
+from memoptc.ir.diagnostics import InputError, InternalError
+from memoptc.runtime.memory.overlap import Overlaps
+from memoptc.runtime.memory.placement import Failed, by_time, first_fit, lowest_first
 from memoptc.runtime.memory.plan import Plan, check
 from memoptc.runtime.memory.problem import Buffer, Problem
 
-LARGE = 5000
-"""Problems with more buffers get fewer orders and no local search."""
+EFFORT = 3_000_000
+"""Looks at a neighbour that `allocate` may spend, by default: a third of a second."""
+
+MOST_PAIRS = 8_000_000
+"""With more overlapping pairs only placements that need no table of them are tried."""
 
 
-def allocate(problem: Problem, *, rounds: int = 60) -> Plan:
-    """Place all buffers in as few bytes as the portfolio finds; stops at the floor.
+def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
+    """Place all buffers in as few bytes as the portfolio and the search find; stop at the floor.
 
-    The result is the same for the same problem: effort is counted in rounds, not in seconds.
+    The portfolio combines three ways to place (first fit, best fit, lowest first) with orders known to do well:
+    by size, as TensorFlow Lite does (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
+    2020); by the load of the busiest step that a buffer crosses, then by length or area (Moffitt, "MiniMalloc",
+    2023); by time, as a heap would at run time. The search that follows starts from the best placement's offsets as
+    order, demands one byte less, and moves whatever then does not fit to an earlier place. First fit in order of
+    offsets never needs more than the placement the offsets come from: by induction every buffer finds its old place
+    free or a lower one. So each accepted step is an improvement.
+
+    Effort is counted in neighbours looked at, not in seconds: the same problem gives the same plan anywhere.
 
     Args:
-        problem: Buffers, with their fixed offsets, if any. Its capacity is not enforced here.
-        rounds: Rounds of local search on the best order.
+        problem: Buffers, with their fixed offsets, if any. Its capacity is not enforced here, only aimed at: what
+            fits it is still made smaller as far as the effort goes.
+        effort: How many neighbours may be looked at.
+        seed: Of the search.
 
     Returns:
-        A checked plan.
+        A checked plan: floor <= arena <= naive sum.
+
+    Raises:
+        InputError: two fixed buffers overlap.
     """
     if not problem.buffers:
         return Plan(problem, (), "empty")
-    search = _Search(problem)
-    orders = _ORDERS if len(problem.buffers) <= LARGE else _ORDERS[:3]
-    for name, key in orders:
-        search.attempt(name, sorted(range(len(problem.buffers)), key=lambda i, k=key: (k(search, i), i)))  # type: ignore[misc]
-        if search.done:
+    _check_fixed(problem)
+    portfolio = _Portfolio(problem, effort)
+    for name, place in portfolio.members():
+        if portfolio.done:
             break
-    if not search.done and len(problem.buffers) <= LARGE:
-        search.improve(rounds)
-    plan = Plan(Problem(problem.buffers), search.best, search.algorithm)
+        portfolio.offer(name, place())
+    if not portfolio.done and portfolio.overlaps.pairs <= MOST_PAIRS:
+        portfolio.search(random.Random(seed))
+    plan = Plan(Problem(problem.buffers), tuple(portfolio.offsets), portfolio.algorithm)
     check(plan)
     return plan
 
 
-@dataclass
-class _Best:
-    arena: int
-    offsets: tuple[int, ...]
-    order: list[int]
-    name: str
+class _Portfolio:
+    """The best placement so far, and what effort is left."""
 
-
-class _Search:
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, effort: int) -> None:
         self.buffers = problem.buffers
         self.floor = problem.floor
-        self.load = _busiest(problem.buffers)
-        self.neighbours = _Neighbours(problem.buffers)
-        self.found: _Best | None = None
-
-    @property
-    def best(self) -> tuple[int, ...]:
-        assert self.found is not None
-        return self.found.offsets
-
-    @property
-    def algorithm(self) -> str:
-        assert self.found is not None
-        return self.found.name
+        self.overlaps = Overlaps(problem)
+        self.cost = 2 * self.overlaps.pairs + len(self.buffers)
+        self.left = effort
+        self.offsets: Sequence[int] = problem.apart
+        self.arena = problem.naive_sum
+        self.algorithm = "apart"
 
     @property
     def done(self) -> bool:
-        return self.found is not None and self.found.arena <= self.floor
+        return self.arena <= self.floor
 
-    def attempt(self, name: str, order: list[int]) -> tuple[int, ...]:
-        limit = self.found.arena if self.found is not None else None
-        for fit in ("first", "best"):
-            offsets = self.place(order, fit == "best")
-            arena = max(o + b.size for o, b in zip(offsets, self.buffers, strict=True))
-            if self.found is None or arena < self.found.arena:
-                self.found = _Best(arena, offsets, order, f"{name}, {fit} fit")
-            if self.done or (limit is None and len(self.buffers) > LARGE):
-                break
-        return offsets
+    def offer(self, name: str, offsets: Sequence[int]) -> None:
+        arena = max(o + b.size for o, b in zip(offsets, self.buffers, strict=True))
+        if arena < self.arena:
+            self.offsets, self.arena, self.algorithm = offsets, arena, name
 
-    def place(self, order: Sequence[int], tightest: bool) -> tuple[int, ...]:
-        offsets = [-1] * len(self.buffers)
-        fixed = [i for i in order if self.buffers[i].offset is not None]
-        for i in fixed:
-            offsets[i] = self.buffers[i].offset or 0
-            self.neighbours.put(i, offsets[i])
-        for i in order:
-            if offsets[i] < 0:
-                offsets[i] = self.neighbours.lowest(i, tightest)
-                self.neighbours.put(i, offsets[i])
-        self.neighbours.clear()
-        return tuple(offsets)
+    def members(self) -> Iterator[tuple[str, Callable[[], Sequence[int]]]]:
+        """Placements to try, the most promising first, as long as there is effort for them."""
+        movable = all(b.offset is None for b in self.buffers)
+        everyone = range(len(self.buffers))
+        if self.overlaps.pairs <= MOST_PAIRS:
+            orders = {name: sorted(everyone, key=key) for name, key in _orders(self.buffers, self.overlaps)}
+            for name, order in orders.items():
+                # The first three are tried whatever they cost; MOST_PAIRS bounds that.
+                if self.left < self.cost and name not in ("size", "load and length", "load and size"):
+                    continue
+                self.left -= self.cost
+                yield f"first fit by {name}", partial(first_fit, self.buffers, self.overlaps, order)
+                if movable and self.left >= self.cost:
+                    self.left -= self.cost
+                    yield f"lowest first by {name}", partial(lowest_first, self.buffers, self.overlaps, order)
+            if self.left >= self.cost:
+                self.left -= self.cost
+                yield "best fit by size", partial(first_fit, self.buffers, self.overlaps, orders["size"], tightest=True)
+        if movable:
+            yield "heap", partial(by_time, self.buffers)
+            yield "heap backwards", partial(by_time, self.buffers, backwards=True)
 
-    def improve(self, rounds: int) -> None:
-        """Move what ends highest to the front of the order, again and again."""
-        for step in range(rounds):
-            assert self.found is not None
-            best = self.found
-            ends = [o + b.size for o, b in zip(best.offsets, self.buffers, strict=True)]
-            over = sorted((i for i, e in enumerate(ends) if e > self.floor), key=lambda i: (-ends[i], i))
-            if not over:
-                return
-            moved = over[step % len(over)]
-            jump = best.order.index(moved) // (1 + step % 4 * 2) if step % 4 else 0
-            order = [i for i in best.order if i != moved]
-            order.insert(min(jump, len(order)), moved)
-            self.attempt("local search", order)
-            if self.done:
-                return
+    def search(self, rng: random.Random) -> None:
+        """Ask for one byte less; what does not fit moves to an earlier place in the order."""
+        order = self._by_offset()
+        failures = 0
+        while not self.done and self.left > 0:
+            try:
+                offsets = first_fit(self.buffers, self.overlaps, order, cap=self.arena - 1)
+            except Failed as failure:
+                self.left -= max(1, self.cost * (failure.reached + 1) // len(order))
+                failures += 1
+                order.pop(failure.reached)
+                order.insert(rng.choice((failure.reached // 2, rng.randint(0, failure.reached))), failure.index)
+                if failures % _PATIENCE == 0:
+                    order = self._by_offset()
+                continue
+            self.left -= self.cost
+            self.offer("local search", offsets)
+            order, failures = self._by_offset(), 0
 
-
-class _Neighbours:
-    """Placed buffers per block of time, so that a placement looks only at those alive with it."""
-
-    def __init__(self, buffers: Sequence[Buffer]) -> None:
-        self.buffers = buffers
-        # Only the order of starts and ends matters: compressed time makes blocks equally busy.
-        points = sorted({b.first for b in buffers} | {b.last + 1 for b in buffers})
-        where = {t: i for i, t in enumerate(points)}
-        self.spans = [(where[b.first], where[b.last + 1]) for b in buffers]
-        self.width = max(1, len(points) // 1024)
-        self.blocks: list[list[tuple[int, int, int]]] = [[] for _ in range(len(points) // self.width + 1)]
-
-    def _range(self, index: int) -> range:
-        first, end = self.spans[index]
-        return range(first // self.width, (end - 1) // self.width + 1)
-
-    def put(self, index: int, offset: int) -> None:
-        b = self.buffers[index]
-        item = (offset, offset + b.size, index)
-        for block in self._range(index):
-            bisect.insort(self.blocks[block], item)
-
-    def clear(self) -> None:
-        for block in self.blocks:
-            block.clear()
-
-    def lowest(self, index: int, tightest: bool) -> int:
-        """The lowest free offset, or the one in the tightest gap."""
-        b = self.buffers[index]
-        blocks = self._range(index)
-        if len(blocks) == 1:
-            taken = [t for t in self.blocks[blocks[0]] if self._meets(t[2], index)]
-        else:
-            seen = {t for block in blocks for t in self.blocks[block]}
-            taken = sorted(t for t in seen if self._meets(t[2], index))
-        end, best, gap = 0, -1, -1
-        for low, high, _ in taken:
-            start = -(-end // b.alignment) * b.alignment
-            if low - start >= b.size:
-                if not tightest:
-                    return start
-                if gap < 0 or low - start < gap:
-                    best, gap = start, low - start
-            end = max(end, high)
-        return best if best >= 0 else -(-end // b.alignment) * b.alignment
-
-    def _meets(self, other: int, index: int) -> bool:
-        a, b = self.spans[other], self.spans[index]
-        return a[0] < b[1] and b[0] < a[1]
+    def _by_offset(self) -> list[int]:
+        offsets = self.offsets
+        return sorted(range(len(offsets)), key=lambda i: (offsets[i], i))
 
 
-def _busiest(buffers: Sequence[Buffer]) -> list[int]:
-    """For each buffer the most bytes alive at any step of its range. Sparse table over compressed time."""
-    points = sorted({b.first for b in buffers} | {b.last + 1 for b in buffers})
-    where = {t: i for i, t in enumerate(points)}
-    change = np.zeros(len(points) + 1, np.int64)
-    for b in buffers:
-        change[where[b.first]] += b.size
-        change[where[b.last + 1]] -= b.size
-    tables = [np.cumsum(change[:-1])]
-    while len(tables[-1]) > 1 << (len(tables) - 1) and len(tables[-1]) > (half := 1 << (len(tables) - 1)):
-        last = tables[-1]
-        tables.append(np.maximum(last[:-half], last[half:]))
-    result = []
-    for b in buffers:
-        low, high = where[b.first], where[b.last + 1]
-        level = (high - low).bit_length() - 1
-        table = tables[level]
-        result.append(int(max(table[low], table[high - (1 << level)])))
-    return result
+_PATIENCE = 40
+"""Failed steps of the search after which it starts again from the best order."""
 
 
-_Key = Callable[[_Search, int], tuple[float, ...]]
+def _orders(buffers: Sequence[Buffer], overlaps: Overlaps) -> Iterator[tuple[str, Callable[[int], tuple[int, ...]]]]:
+    load = overlaps.busiest().tolist()
+    length = (overlaps.last - overlaps.first + 1).tolist()
+    size = [b.size for b in buffers]
+    yield "size", lambda i: (-size[i], -length[i], i)
+    yield "load and length", lambda i: (-load[i], -length[i], i)
+    yield "load and size", lambda i: (-load[i], -size[i], i)
+    yield "start", lambda i: (buffers[i].first, -size[i], i)
+    yield "load and area", lambda i: (-load[i], -size[i] * length[i], i)
+    yield "end", lambda i: (-buffers[i].last, -size[i], i)
+    yield "length", lambda i: (-length[i], -size[i], i)
+    yield "area", lambda i: (-size[i] * length[i], i)
 
-_ORDERS: tuple[tuple[str, _Key], ...] = (
-    ("by size", lambda s, i: (-s.buffers[i].size, s.buffers[i].first)),
-    ("by busiest step", lambda s, i: (-s.load[i], -s.buffers[i].size, s.buffers[i].first)),
-    ("by time", lambda s, i: (s.buffers[i].first, -s.buffers[i].size)),
-    ("by area", lambda s, i: (-s.buffers[i].size * (s.buffers[i].last - s.buffers[i].first + 1),)),
-    ("by length", lambda s, i: (s.buffers[i].first - s.buffers[i].last, -s.buffers[i].size)),
-    ("by end", lambda s, i: (-s.buffers[i].last, -s.buffers[i].size)),
-    ("by busiest step and area", lambda s, i: (-s.load[i], s.buffers[i].first - s.buffers[i].last)),
-)
+
+def _check_fixed(problem: Problem) -> None:
+    fixed = tuple(b for b in problem.buffers if b.offset is not None)
+    try:
+        check(Plan(Problem(fixed), tuple(b.offset or 0 for b in fixed), "fixed"))
+    except InternalError as e:
+        raise InputError(
+            f"The fixed offsets cannot be: {e.message}.", hint="Buffers that live together must lie apart."
+        ) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memoptc.ir.diagnostics import InternalError
-from memoptc.runtime.memory.problem import Problem
+from memoptc.runtime.memory.problem import Problem, write_csv
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Plan:
         return self.problem.floor
 
     @property
+    def naive_sum(self) -> int:
+        """Bytes that placing every buffer apart needs."""
+        return self.problem.naive_sum
+
+    @property
     def digest(self) -> str:
         """Short digest of all offsets, for provenance."""
         text = ",".join(map(str, self.offsets))
@@ -51,17 +56,29 @@ class Plan:
             "sum_bytes": self.problem.naive_sum,
             "algorithm": self.algorithm,
             "buffers": [
-                {"name": b.name, "size": b.size, "first": b.first, "last": b.last, "offset": o}
+                {
+                    "name": b.name,
+                    "size": b.size,
+                    "first": b.first,
+                    "last": b.last,
+                    "alignment": b.alignment,
+                    "offset": o,
+                }
                 for b, o in zip(self.problem.buffers, self.offsets, strict=True)
             ],
         }
+
+    def to_csv(self) -> str:
+        """Give the plan in minimalloc's form: the buffers and their offsets."""
+        return write_csv(self.problem, self.offsets)
 
 
 def check(plan: Plan) -> None:
     """Check a plan: offsets fit alignment, fixed places and capacity, and living buffers lie apart.
 
     A sweep over time keeps the living buffers sorted by offset; a newcomer only has to be held against its
-    two neighbours, since all others are apart already. O(n log n) but for the list's own shifting.
+    two neighbours: a buffer further down that reached up to the newcomer would overlap the nearer neighbour, too,
+    and would have been found before. O(n log n) but for the list's own shifting.
 
     Raises:
         InternalError: two buffers overlap or one lies where it must not; the message names them.
@@ -88,5 +105,9 @@ def check(plan: Plan) -> None:
             other = neighbour[1]
             mine, its = plan.offsets[index], plan.offsets[other]
             if mine < its + buffers[other].size and its < mine + buffers[index].size:
-                raise InternalError(f"the plan lets {buffers[index].name!r} and {buffers[other].name!r} overlap")
+                raise InternalError(
+                    f"the plan lets {buffers[index].name!r} (bytes {mine}..{mine + buffers[index].size - 1}) and "
+                    f"{buffers[other].name!r} (bytes {its}..{its + buffers[other].size - 1}) overlap at step "
+                    f"{buffers[index].first}"
+                )
         living.insert(place, item)
