@@ -13,6 +13,7 @@ class FuseConvRelu(RulePass):
 from memoptc.rewrite.driver import RulePass, apply_rules
 from memoptc.rewrite.limit import counted, limit_rewrites
 from memoptc.rewrite.pattern import NoMatch, OpPattern, const, op, opt, rest
+from memoptc.rewrite.predicates import predicate
 from memoptc.rewrite.rule import Rule, rewrite
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "limit_rewrites",
     "op",
     "opt",
+    "predicate",
     "rest",
     "rewrite",
 ]

@@ -179,7 +179,10 @@ class _Maker:
         def make(
             *operands: Any, bind: str = "", attrs: Mapping[str, Any] | None = None, keep: bool = False
         ) -> OpPattern:
-            return OpPattern(keys, tuple(map(_operand, operands)), bind, dict(attrs or {}), keep)
+            patterns = tuple(map(_operand, operands))
+            if any(isinstance(p, Rest) for p in patterns[:-1]):
+                raise TypeError("only the last operand can be rest()")
+            return OpPattern(keys, patterns, bind, dict(attrs or {}), keep)
 
         return make
 
@@ -268,9 +271,19 @@ def _attrs_fit(pattern: OpPattern, op: Op) -> bool:
         if callable(wanted):
             if not wanted(value):
                 return False
-        elif value != (tuple(wanted) if isinstance(wanted, list) else wanted):
+        elif not same_plain(value, tuple(wanted) if isinstance(wanted, list) else wanted):
             return False
     return True
+
+
+def same_plain(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal; floats as float32, which is what ONNX keeps of an attribute."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(same_plain(i, j) for i, j in zip(a, b, strict=True))
+    if isinstance(a, float) and isinstance(b, int | float):
+        with np.errstate(over="ignore"):
+            return bool(np.float32(a) == np.float32(b))
+    return bool(a == b)
 
 
 def _operands(patterns: tuple[Operand, ...], values: tuple[Value, ...], match: Match) -> Iterator[Match]:

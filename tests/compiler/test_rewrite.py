@@ -143,6 +143,11 @@ def test_optional_and_remaining_operands() -> None:
     assert seen == [None, 2]
 
 
+def test_remaining_operands_come_last() -> None:
+    with pytest.raises(TypeError, match="only the last operand"):
+        op.Concat(rest("some"), "x")
+
+
 def test_the_same_name_twice_means_the_same_value() -> None:
     @rewrite(op.Sub("x", "x"))
     def nothing_left(b: Builder, x: Value) -> Value:

@@ -1,0 +1,309 @@
+"""Rules written as data: the same engine as `@rewrite`, from text.
+
+rule conv-relu {
+  match   %c = Conv(%x, %w, ...) ; %y = Relu(%c)
+  where   single_use(%c), attr(%c, group) == 1
+  replace %y = com.microsoft::FusedConv(%x, %w, ...) {activation = "Relu", ...%c}
+}
+
+In `match`: `%x?` is an operand that may be missing, `const %w` a constant, a number a constant whose every element
+is that number, `...` (or `...%more`) all remaining operands, `Relu|Gelu(%x)` one of several operators, `*(...)`
+any; `{group = 1}` requires attributes (defaults count); `keep %c = ...` lets others use what is matched, and leaves
+it there. What `where` may ask is in `memoptc.rewrite.predicates`. In `replace`, results of `match` are given their
+replacement, a number is a constant of the first operand's element type, a list of integers one of int64, `_` an
+operand that is not given; `...%c` copies attributes that are not set otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from lark import Token
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Op, Value
+from memoptc.ir.diagnostics import InputError, SourceError
+from memoptc.ir.types import DType, TensorType
+from memoptc.rewrite.driver import RulePass
+from memoptc.rewrite.pattern import Any_, Const, NoMatch, Operand, OpPattern, Optional_, Rest, key_of
+from memoptc.rewrite.predicates import PREDICATES, compare
+from memoptc.rewrite.rule import Rule
+from memoptc.rewrite.syntax import Call, Condition, Expression, Literal, Made, Ref, RuleText, Statement, read
+
+Bindings = dict[str, Any]
+
+
+def load_rules(path: Path) -> type[RulePass]:
+    """Give a pass of all rules in a file, named after it; its help is the file's first comment.
+
+    Raises:
+        SourceError: a rule is wrong; the message shows where.
+        InputError: the file cannot be read, holds no rule, or its name is no name for a pass.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is no text"
+        raise InputError(f"Rules {path} cannot be read: {why}.", hint="Check the path.") from None
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
+    if not re.match(r"[a-z]", name):
+        raise InputError(f"{path.name} names no pass.", hint="Let the file's name begin with a letter.")
+    rules = parse_rules(text, str(path))
+    if not rules:
+        raise InputError(f"{path} holds no rule.", hint="A rule begins with `rule NAME {`.")
+    comment = text.lstrip().partition("\n")[0]
+    help_ = comment.removeprefix("//").strip() if comment.startswith("//") else f"Rules of {path.name}."
+    made: Any = type("".join(p.capitalize() for p in name.split("-")), (RulePass,), {"__doc__": help_, "rules": rules})
+    made.name = name
+    return made  # type: ignore[no-any-return]
+
+
+def parse_rules(text: str, file: str = "") -> tuple[Rule, ...]:
+    """Read rules.
+
+    Args:
+        text: Any number of them.
+        file: Name of the text's file, for error messages.
+
+    Raises:
+        SourceError: the text is wrong; the message shows where.
+    """
+    found: dict[str, Rule] = {}
+    for rule in read(text, file):
+        if rule.name in found:
+            _fault(text, file, rule.name, f"there is a rule {rule.name} already")
+        found[str(rule.name)] = _Reading(text, file, rule).rule()
+    return tuple(found.values())
+
+
+def _fault(text: str, file: str, place: Token, what: str, hint: str = "") -> NoReturn:
+    raise SourceError(what, text, place.line or 1, place.column or 1, file=file, hint=hint)
+
+
+class _Reading:
+    """Checks one rule and makes it."""
+
+    def __init__(self, text: str, file: str, rule: RuleText) -> None:
+        self.text, self.file, self.source = text, file, rule
+        self.results: dict[str, OpPattern] = {}
+        self.captures: set[str] = set()
+        self.assigned: set[str] = set()
+
+    def fault(self, place: Token, what: str, hint: str = "") -> NoReturn:
+        _fault(self.text, self.file, place, what, hint)
+
+    def rule(self) -> Rule:
+        for statement in self.source.match:
+            self.statement(statement)
+        for condition in self.source.where:
+            for expression in (condition.left, condition.right):
+                self.expression(expression)
+        roots = self.replacements()
+        self.require_reachable(roots)
+        names = [n for n in self.results if n in roots]
+        try:
+            patterns = tuple(self.results[n] for n in names)
+            whole = Rule(patterns, _Replace(self.source, self.results, names), str(self.source.name), ())
+        except TypeError as e:
+            self.fault(self.source.name, str(e))
+        whole.parameters = list(whole.captures)
+        return whole
+
+    def statement(self, statement: Statement) -> None:
+        try:
+            keys = tuple(key_of(str(o)) if "::" not in o else str(o) for o in statement.operators)
+        except AttributeError as e:
+            self.fault(statement.operators[0], str(e))
+        operands = tuple(self.pattern(o) for o in statement.operands)
+        for operand in statement.operands[:-1]:
+            if isinstance(operand, Ref) and operand.kind == "rest":
+                self.fault(operand.token, "only the last operand can be all remaining ones")
+        bind = f"%{len(self.results)}:{statement.results[0]}"
+        whole = OpPattern(keys, operands, bind, dict(statement.tests), statement.keep)
+        for index, token in enumerate(statement.results):
+            if token == "_":
+                continue
+            name = Ref(token).name
+            if name in self.results or name in self.captures:
+                self.fault(token, f"{token} is defined or used before")
+            self.results[name] = whole if index == 0 else whole.out(index)
+
+    def pattern(self, operand: Ref | Literal) -> Operand:
+        if isinstance(operand, Literal):
+            return Const(value=float(operand.value))
+        if operand.name in self.results:
+            if operand.kind != "value":
+                self.fault(operand.token, f"{operand.token} is the result of an operator here")
+            return self.results[operand.name]
+        self.captures.add(operand.name)
+        match operand.kind:
+            case "optional":
+                return Optional_(operand.name)
+            case "const":
+                return Const(operand.name)
+            case "rest":
+                return Rest(operand.name)
+        return Any_(operand.name)
+
+    def expression(self, expression: Expression | None) -> None:
+        if not isinstance(expression, Call):
+            return
+        found = PREDICATES.get(expression.name)
+        if found is None:
+            close = difflib.get_close_matches(expression.name, PREDICATES, n=1)
+            guess = f"Did you mean {close[0]}?" if close else ""
+            self.fault(expression.name, f"there is no predicate {expression.name}", guess)
+        if not found.needed <= len(expression.arguments) <= len(found.kinds):
+            self.fault(expression.name, f"{expression.name} takes {len(found.kinds)} arguments")
+        for argument, kind in zip(expression.arguments, found.kinds, strict=False):
+            if isinstance(argument, Ref):
+                self.known(argument.token)
+                if kind is Op and argument.name not in self.results:
+                    self.fault(argument.token, f"{argument.token} is not the result of an operator here")
+                if kind not in (Op, Value):
+                    self.fault(argument.token, f"{expression.name} takes no value here")
+            elif kind in (Op, Value):
+                self.fault(expression.name, f"{expression.name} takes a value such as %x")
+            else:
+                self.expression(argument)
+
+    def known(self, token: Token) -> None:
+        name = Ref(token).name
+        if name not in self.results and name not in self.captures and name not in self.assigned:
+            known = [f"%{n}" for n in (*self.results, *self.captures, *self.assigned)]
+            close = difflib.get_close_matches(token, known, n=1)
+            self.fault(token, f"{token} is not defined here", f"Did you mean {close[0]}?" if close else "")
+
+    def replacements(self) -> set[str]:
+        roots: set[str] = set()
+        for replacement in self.source.replace:
+            if isinstance(replacement.source, Made):
+                self.made(replacement.source, roots)
+            else:
+                self.usable(replacement.source, roots)
+            for token in replacement.results:
+                name = Ref(token).name
+                if name in roots or name in self.captures or name in self.assigned:
+                    self.fault(token, f"{token} cannot be replaced: it is defined elsewhere")
+                (roots if name in self.results else self.assigned).add(name)
+                self.assigned.add(name)
+        if not roots:
+            self.fault(self.source.replace[0].results[0], "nothing that is matched gets replaced")
+        return roots
+
+    def made(self, made: Made, roots: set[str]) -> None:
+        try:
+            key_of(str(made.operator)) if "::" not in made.operator else None
+        except AttributeError as e:
+            self.fault(made.operator, str(e))
+        for operand in made.operands:
+            if isinstance(operand, Ref):
+                self.usable(operand.token, roots)
+        for _, expression in made.attributes:
+            self.expression(expression)
+        for token in made.spreads:
+            if Ref(token).name not in self.results:
+                self.fault(token, f"{token} is not the result of an operator here")
+
+    def usable(self, token: Token, roots: set[str]) -> None:
+        self.known(token)
+        name = Ref(token).name
+        later = {Ref(t).name for r in self.source.replace for t in r.results}
+        if name in self.results and name in later and name not in roots:
+            self.fault(token, f"{token} is what gets replaced", "Use its operands.")
+
+    def require_reachable(self, roots: set[str]) -> None:
+        reached = {p for name in roots for p in self.results[name].parts()}
+        for statement in self.source.match:
+            named = [t for t in statement.results if t != "_"]
+            if not named:
+                self.fault(statement.results[0], "a statement needs a named result")
+            if self.results[Ref(named[0]).name].base not in reached:
+                self.fault(named[0], f"{named[0]} is not part of what gets replaced")
+
+
+class _Replace:
+    """The function of a rule: asks its conditions, then builds."""
+
+    def __init__(self, rule: RuleText, results: Mapping[str, OpPattern], roots: Sequence[str]) -> None:
+        self.source, self.roots = rule, list(roots)
+        self.results = {name: (p.base.bind, p.index) for name, p in results.items()}
+
+    def __call__(self, b: Builder, **captures: Any) -> tuple[Value, ...]:
+        bindings: Bindings = dict(captures)
+        for name, (bind, index) in self.results.items():
+            if index >= len(captures[bind].results):
+                raise NoMatch("too few results")
+            bindings[name] = captures[bind].results[index]
+        matched = dict(bindings)
+        for condition in self.source.where:
+            if not _holds(condition, matched):
+                raise NoMatch(f"not: {condition.text}")
+        for replacement in self.source.replace:
+            if isinstance(replacement.source, Made):
+                values = self.build(b, replacement.source, len(replacement.results), bindings, matched)
+            else:
+                values = (bindings[Ref(replacement.source).name],)
+            if any(v is None for v in values):
+                raise NoMatch("an operand is not given")
+            for token, value in zip(replacement.results, values, strict=False):
+                bindings[Ref(token).name] = value
+        return tuple(bindings[name] for name in self.roots)
+
+    def build(self, b: Builder, made: Made, outputs: int, bindings: Bindings, matched: Bindings) -> tuple[Value, ...]:
+        operands: list[Any] = []
+        for operand in made.operands:
+            if isinstance(operand, Ref) and operand.kind == "rest":
+                operands.extend(v if not v.is_absent else None for v in bindings[operand.name])
+            else:
+                operands.append(bindings[operand.name] if isinstance(operand, Ref) else operand)
+        like = next((v for v in operands if isinstance(v, Value)), None)
+        operands = [_constant(b, o.value, like) if isinstance(o, Literal) else o for o in operands]
+        attrs: dict[str, Any] = {}
+        for token in made.spreads:
+            attrs |= matched[self.results[Ref(token).name][0]].attrs
+        for key, expression in made.attributes:
+            value = _evaluate(expression, bindings | matched)
+            if value is None:
+                raise NoMatch(f"attribute {key} is not known")
+            attrs[key] = value
+        domain, separator, op_type = made.operator.rpartition("::")
+        return b.op(op_type, operands, attrs, domain=domain if separator else None, outputs=outputs).results
+
+
+def _constant(b: Builder, content: Any, like: Value | None) -> Value:
+    if isinstance(content, tuple):
+        if not all(isinstance(item, int) for item in content):
+            raise NoMatch("a list of other things than integers")
+        return b.const(np.asarray(content, np.int64))
+    if like is None or not isinstance(like.type, TensorType) or like.type.dtype == DType.UNDEFINED:
+        raise NoMatch("the element type of a number is not known")
+    return b.const(content, dtype=like.type.dtype)
+
+
+def _holds(condition: Condition, bindings: Bindings) -> bool:
+    found = _evaluate(condition.left, bindings)
+    if condition.right is not None:
+        found = compare(found, condition.comparison, _evaluate(condition.right, bindings))
+    return found is not None and bool(found) != condition.negated
+
+
+def _evaluate(expression: Expression, bindings: Bindings) -> Any:
+    if isinstance(expression, Literal):
+        return expression.value
+    found = PREDICATES[expression.name]
+    arguments: list[Any] = []
+    for argument, kind in zip(expression.arguments, found.kinds, strict=False):
+        if isinstance(argument, Ref):
+            value = bindings[argument.name]
+            if isinstance(value, tuple) or (value is None and expression.name != "given"):
+                return None
+            arguments.append(value.op if kind is Op else value)
+        else:
+            arguments.append(_evaluate(argument, bindings))
+    return found.function(*arguments)
