@@ -145,7 +145,7 @@ def infer_op(op: Op) -> tuple[Type | None, ...]:
     unknown: tuple[Type | None, ...] = (None,) * len(op.results)
     if op.graph is None or op.graph.root.model is None:
         return unknown
-    registry.collect()
+    install()
     version = ops.opset_of(op.graph, op.domain)
     function = registry.get(op.domain, op.op_type, version=version or 1)
     if function is None or op.regions:

@@ -120,3 +120,25 @@ def test_nothing_stops_inference(op: str) -> None:
     }}""")
     infer_shapes(graph)
     assert type_text(named(graph, "z").type) == "f32[2]"
+
+
+def test_broadcasting_promises_nothing_where_either_extent_may_be_one() -> None:
+    text = """graph @g(%x: f32[N,4], %y: f32[M,1], %z: f32[N,1], %u: f32[3,M]) -> (f32[*], f32[*], f32[*]) {
+      %a = Add(%x, %y)
+      %b = Mul(%x, %z)
+      %c = Sub(%y, %u)
+      return %a, %b, %c
+    }"""
+    a, b, c = types(text, "a", "b", "c")
+    assert b == "f32[N,4]"
+    assert c == "f32[3,M]"
+    assert a not in ("f32[N,4]", "f32[M,4]")
+
+
+def test_a_constant_of_a_computed_shape_has_its_symbols() -> None:
+    text = """graph @g(%x: f32[N,4]) -> (f32[*]) {
+      %s = Shape(%x)
+      %z = ConstantOfShape(%s)
+      return %z
+    }"""
+    assert types(text, "z") == ["f32[N,4]"]
