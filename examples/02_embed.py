@@ -36,7 +36,7 @@ def main() -> None:
         before, after = outputs(exported, image), outputs(compiled, image)
         assert np.array_equal(before, after)
         print(f"{image.shape[2]}x{image.shape[3]} -> {after.shape[2]}x{after.shape[3]}, every bit the same")
-    print(f"planned for 96x96: {result.plan.arena_bytes} bytes, floor {result.plan.floor_bytes}")
+    print(f"planned for 96x96: {result.plan.arena_bytes} bytes, floor {result.plan.floor}")
 
 
 if __name__ == "__main__":

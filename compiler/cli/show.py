@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -69,7 +70,7 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
 def result_console() -> Console:
     """A console on stdout whose tables are not cut in a pipe."""
     console = Console(highlight=False)
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = 120
     return console
 
