@@ -1,22 +1,39 @@
-"""The memory model: for a graph, its order and extents, which bytes are alive when.
+"""The memory model: for a graph, an order and extents of its symbolic dimensions, which bytes are alive when.
 
-One storage is what one allocation serves: a result, and every view of it, and every result that overwrites it
-in place. Inputs belong to the caller and weights to the model, so neither is counted; outputs are, from the
-step that makes them to the end. A region's body lives inside its op's step, as one storage of the body's own
-peak (the largest of an If's branches). Intervals are closed: a storage is alive during `first` and `last`.
+One storage is what one allocation serves: a result, every view of it, and every result that overwrites it in
+place. Inputs belong to the caller and weights to the session, so neither is counted; outputs are, from the step that
+makes them to the end. What runs inside a region's body lives inside its op's step, as one storage of the body's
+own peak: the largest of an If's branches, whose outputs are the If's results and counted there. Intervals are
+closed: a storage is alive during `first` and `last`, and so are operand and result of one op, unless it computes in
+place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
-from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import free_symbols, substitute
-from memoptc.ir.types import TensorType
+from memoptc.ir.dims import Dim
+from memoptc.runtime.memory.footprint import (
+    ALIGNMENT,
+    Footprint,
+    aligned,
+    evaluate,
+    footprint,
+    is_resident,
+    value_size,
+)
+from memoptc.runtime.memory.problem import Buffer, Problem
 
-ALIGNMENT = 64
+__all__ = [
+    "ALIGNMENT", "Liveness", "PeakReport", "Storage", "Workspace", "aligned", "inner_bytes", "label", "liveness",
+    "no_workspace", "peak", "value_bytes",
+]  # fmt: skip
+
+Workspace = Callable[[Op], int]
+"""Bytes that an op's kernel needs besides its operands and results, during its step."""
 
 
 @dataclass
@@ -29,6 +46,7 @@ class Storage:
         first: Step that allocates it.
         last: Last step that uses it.
         values: Every value that lives in it.
+        extent: Bytes as an expression over symbolic dimensions, not rounded; `None` when not known.
     """
 
     name: str
@@ -36,6 +54,7 @@ class Storage:
     first: int
     last: int
     values: list[Value] = field(default_factory=list)
+    extent: Dim = None
 
 
 @dataclass
@@ -44,13 +63,15 @@ class Liveness:
 
     Args:
         storages: In order of allocation; those of size 0 left out.
-        steps: The ops in the order that was looked at.
+        steps: The ops in the order that was looked at, without weights.
         unknown: Names of values whose size is not known; they are counted as 0.
+        alignment: To which sizes were rounded up.
     """
 
     storages: list[Storage]
     steps: list[Op]
     unknown: list[str]
+    alignment: int = ALIGNMENT
 
     @property
     def curve(self) -> list[int]:
@@ -59,11 +80,13 @@ class Liveness:
         for s in self.storages:
             change[s.first] += s.size
             change[s.last + 1] -= s.size
-        live, total = [], 0
-        for delta in change[:-1]:
-            total += delta
-            live.append(total)
-        return live
+        return list(accumulate(change[:-1]))
+
+    @property
+    def problem(self) -> Problem:
+        """What the allocator is asked."""
+        named = enumerate(self.storages)
+        return Problem(tuple(Buffer(f"{i}:{s.name}", s.size, s.first, s.last, self.alignment) for i, s in named))
 
 
 @dataclass(frozen=True)
@@ -96,21 +119,8 @@ def label(op: Op) -> str:
 
 
 def value_bytes(value: Value, dims: Mapping[str, int]) -> int | None:
-    """Bytes of a value under the given extents; `None` when they are not known."""
-    if not isinstance(value.type, TensorType):
-        return None
-    size = value.type.nbytes
-    if size is None or isinstance(size, int):
-        return size
-    if not free_symbols(size) <= dims.keys():
-        return None
-    bound = substitute(size, dims)
-    return bound if isinstance(bound, int) else None
-
-
-def aligned(size: int, alignment: int = ALIGNMENT) -> int:
-    """Round a size up to the alignment."""
-    return -(-size // alignment) * alignment
+    """Bytes of a value under the given extents, not rounded; `None` when they are not known."""
+    return evaluate(value_size(value), dims)
 
 
 def no_workspace(op: Op) -> int:
@@ -123,128 +133,132 @@ def liveness(
     dims: Mapping[str, int],
     order: Sequence[Op] | None = None,
     *,
-    workspace: Callable[[Op], int] = no_workspace,
+    workspace: Workspace = no_workspace,
+    alignment: int = ALIGNMENT,
 ) -> Liveness:
-    """Find storages and their live ranges.
+    """Find storages and their live ranges. O(ops + operands).
 
     Args:
         graph: The graph or region.
         dims: Extents of symbolic dimensions.
         order: Its ops in another topological order; the graph's own when not given.
         workspace: Bytes that an op's kernel needs besides, during its step.
+        alignment: Bytes to which every size is rounded up.
     """
-    steps = [op for op in (graph.ops if order is None else order) if not _is_marker(op)]
-    position = {op: i for i, op in enumerate(steps)}
+    layout = footprint(graph)
+    sizes = layout.bind(dims, alignment)
+    unknown = [g.name for g in layout.groups if evaluate(g.size, dims) is None]
+    if order is None:
+        sequence: Sequence[int] = range(len(layout.ops))
+    else:
+        number = {op: i for i, op in enumerate(layout.ops)}
+        sequence = [number[op] for op in order if not is_resident(op)]
+    steps = [layout.ops[i] for i in sequence] or [graph.terminator]
+    found = Liveness([], steps, unknown, alignment)
+    _walk(layout, sizes, sequence, found, dims, workspace)
     end = len(steps) - 1
-    last_use = _last_uses(graph, position, end)
-    found = Liveness([], steps, [])
-    home: dict[Value, Storage | None] = {}
-    for step, op in enumerate(steps):
-        _place_results(op, step, dims, home, last_use, found)
-        inner = max((_region_peak(r, dims, workspace, found) for r in op.regions.values()), default=0)
-        scratch = aligned(inner + workspace(op))
-        if scratch:
-            found.storages.append(Storage(f"{label(op)} (inside)", scratch, step, step))
+    for name, value in layout.copies:
+        size = aligned(value_bytes(value, dims) or 0, alignment)
+        found.storages.append(Storage(name, size, end, end, [value], value_size(value)))
     found.storages = [s for s in found.storages if s.size]
     return found
+
+
+def _walk(
+    layout: Footprint,
+    sizes: Sequence[int],
+    sequence: Sequence[int],
+    found: Liveness,
+    dims: Mapping[str, int],
+    workspace: Workspace,
+) -> None:
+    """Run the ops in order: who is made, who takes over whose bytes, who dies."""
+    groups = layout.groups
+    left = [g.users for g in groups]
+    home: dict[int, Storage] = {}
+    end = len(found.steps) - 1
+
+    def make(group: int, step: int) -> None:
+        g = groups[group]
+        until = end if g.pinned else step
+        home[group] = Storage(g.name, sizes[group], step, until, list(g.values), g.size)
+        found.storages.append(home[group])
+
+    for group in layout.carried:
+        make(group, 0)
+    for step, index in enumerate(sequence):
+        made = layout.makes[index]
+        taken = next((c for c in layout.takes[index] if left[c] == 1 and not groups[c].pinned), None)
+        for group in made:
+            if taken is not None and group == made[0]:
+                home[group] = home[taken]
+                home[group].values.extend(groups[group].values)
+                home[group].last = step
+            else:
+                make(group, step)
+        for group in layout.needs[index]:
+            left[group] -= 1
+            if not left[group] and not groups[group].pinned:
+                home[group].last = step
+        scratch = inner_bytes(layout.ops[index], dims, workspace, found.alignment, found.unknown)
+        if scratch:
+            found.storages.append(Storage(f"{label(layout.ops[index])} (inside)", scratch, step, step))
+
+
+def inner_bytes(
+    op: Op,
+    dims: Mapping[str, int],
+    workspace: Workspace = no_workspace,
+    alignment: int = ALIGNMENT,
+    unknown: list[str] | None = None,
+) -> int:
+    """Bytes that an op needs during its own step besides operands and results, rounded up.
+
+    Args:
+        op: The op.
+        dims: Extents of symbolic dimensions.
+        workspace: Bytes that a kernel needs.
+        alignment: Bytes to which every size is rounded up.
+        unknown: Gets the names of values inside whose size is not known.
+    """
+    bodies = [_body_bytes(op, r, dims, workspace, alignment, unknown) for r in op.regions.values()]
+    return aligned(max(bodies, default=0) + workspace(op), alignment)
+
+
+def _body_bytes(
+    op: Op,
+    region: Graph,
+    dims: Mapping[str, int],
+    workspace: Workspace,
+    alignment: int,
+    unknown: list[str] | None,
+) -> int:
+    inner = liveness(region, dims, workspace=workspace, alignment=alignment)
+    if unknown is not None:
+        unknown.extend(inner.unknown)
+    lent = _lent(op, region, dims)
+    for storage in inner.storages:
+        if storage.values and storage.values[0] in lent:
+            storage.size = 0
+    return max(inner.curve, default=0)
+
+
+def _lent(op: Op, region: Graph, dims: Mapping[str, int]) -> set[Value]:
+    """The body's outputs that are written straight into the op's results: those of an If, and what a Scan stacks."""
+    if op.domain or op.op_type not in ("If", "Scan"):
+        return set()
+    states = 0 if op.op_type == "If" else len(region.inputs) - int(op.attrs.get("num_scan_inputs", 0))
+    pairs = zip(region.outputs[states:], op.results[states:], strict=False)
+    return {inner for inner, outer in pairs if not outer.omitted and value_bytes(outer, dims) is not None}
 
 
 def peak(graph: Graph, dims: Mapping[str, int], order: Sequence[Op] | None = None) -> PeakReport:
     """Find the peak of live bytes, and what makes it."""
     found = liveness(graph, dims, order)
     curve = found.curve
-    step = max(range(len(curve)), key=curve.__getitem__, default=0)
+    step = max(range(len(curve)), key=curve.__getitem__)
     alive = sorted(((s.name, s.size) for s in found.storages if s.first <= step <= s.last), key=lambda t: (-t[1], t[0]))
     labels = tuple(label(op) for op in found.steps)
     return PeakReport(
-        curve[step] if curve else 0,
-        step,
-        labels[step] if labels else "",
-        tuple(alive),
-        tuple(curve),
-        labels,
-        tuple(found.unknown),
+        curve[step], step, labels[step], tuple(alive), tuple(curve), labels, tuple(dict.fromkeys(found.unknown))
     )
-
-
-def _is_marker(op: Op) -> bool:
-    return not op.domain and op.op_type in ("const", "absent", "sparse_const")
-
-
-def _last_uses(graph: Graph, position: Mapping[Op, int], end: int) -> dict[Value, int]:
-    """Last step that uses each value defined outside; a use inside a region happens at the region's op."""
-    last: dict[Value, int] = {}
-    for op, step in position.items():
-        for value in _used(op):
-            last[value] = max(step, last.get(value, -1))
-    for value in graph.outputs:
-        last[value] = end
-    return last
-
-
-def _used(op: Op) -> Iterable[Value]:
-    yield from op.operands
-    for region in op.regions.values():
-        yield from region.captures()
-
-
-def _place_results(
-    op: Op,
-    step: int,
-    dims: Mapping[str, int],
-    home: dict[Value, Storage | None],
-    last_use: Mapping[Value, int],
-    found: Liveness,
-) -> None:
-    facts = ops.facts(op)
-    for index, result in enumerate(op.results):
-        if result.omitted:
-            continue
-        size = value_bytes(result, dims)
-        if size is None:
-            found.unknown.append(result.name)
-        until = max(step, last_use.get(result, step))
-        shared = None
-        if index == 0 and facts.view is not None:
-            shared = home.get(op.operands[facts.view])
-            # A view of an input or a weight takes no bytes of its own, unless it must be handed out.
-            if shared is None and not result.is_output:
-                home[result] = None
-                continue
-        if shared is None and index == 0 and size:
-            shared = _overwritten(op, facts.in_place, step, aligned(size), home, dims, result)
-        if shared is None:
-            shared = Storage(result.name, aligned(size or 0), step, until)
-            found.storages.append(shared)
-        shared.last = max(shared.last, until)
-        shared.values.append(result)
-        home[result] = shared
-
-
-def _overwritten(
-    op: Op,
-    candidates: tuple[int, ...],
-    step: int,
-    size: int,
-    home: Mapping[Value, Storage | None],
-    dims: Mapping[str, int],
-    result: Value,
-) -> Storage | None:
-    """The operand's storage that the result may take over: it dies here, and has the same size."""
-    for index in candidates:
-        if index >= len(op.operands):
-            continue
-        operand = op.operands[index]
-        storage = home.get(operand)
-        if storage is None or storage.size != size or storage.last > step or storage.first == step:
-            continue
-        same_bytes = value_bytes(operand, dims) == value_bytes(result, dims)
-        if same_bytes and sum(1 for v in op.operands if home.get(v) is storage) == 1:
-            return storage
-    return None
-
-
-def _region_peak(region: Graph, dims: Mapping[str, int], workspace: Callable[[Op], int], found: Liveness) -> int:
-    inner = liveness(region, dims, workspace=workspace)
-    found.unknown.extend(inner.unknown)
-    return max(inner.curve, default=0)

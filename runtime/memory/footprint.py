@@ -1,0 +1,203 @@
+"""What a graph keeps in memory, whatever the order of its ops and the extents of its dimensions.
+
+A *group* is a value and all views of it: one piece of memory as long as no op overwrites another's. Which views
+share bytes and which op *may* overwrite which operand depends on types alone, so it is found once per version of a
+graph; which op really does depends on the order, and how many bytes that is on the extents.
+
+The rules are those of onnxruntime's allocation planner (`allocation_planner.cc`): an output of the graph always has
+memory of its own, so a view that is returned is a copy and nothing is computed in place into an output; an
+operand is overwritten by its last user when shape and element size agree, dimension by dimension (two symbols
+agree when they are the same symbol); inputs belong to the caller, weights to the session, and neither is overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, free_symbols, same, substitute
+from memoptc.ir.types import DType, TensorType
+
+ALIGNMENT = 64
+"""Bytes to which onnxruntime's allocators align, and so does a plan."""
+
+
+@dataclass
+class Group:
+    """A value and its views.
+
+    Args:
+        name: Name of the value.
+        size: Bytes as an expression over the graph's symbols; `None` when they are not known.
+        pinned: Whether it is handed out, and so must stay to the end.
+        values: The value, then its views.
+        users: How many ops use one of them.
+    """
+
+    name: str
+    size: Dim
+    pinned: bool = False
+    values: list[Value] = field(default_factory=list)
+    users: int = 0
+
+
+@dataclass
+class Footprint:
+    """A graph's groups, and what each op does to them. Ops and groups are numbered.
+
+    Args:
+        ops: The ops that run, in the graph's own order: no weights, no markers.
+        groups: All groups; those of region inputs that live in this memory come first and have no maker.
+        makes: Per op the groups it makes.
+        needs: Per op the groups it uses, each once; uses inside its regions included.
+        takes: Per op the groups that its first result may overwrite, the preferred one first.
+        carried: Groups that are there before the first op.
+        copies: Outputs (name, value) that are inputs, weights, or other outputs' twins: copied at the end.
+    """
+
+    ops: list[Op]
+    groups: list[Group]
+    makes: list[tuple[int, ...]]
+    needs: list[tuple[int, ...]]
+    takes: list[tuple[int, ...]]
+    carried: tuple[int, ...]
+    copies: list[tuple[str, Value]]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of groups whose bytes are not known."""
+        return [g.name for g in self.groups if g.size is None]
+
+    def bind(self, dims: Mapping[str, int], alignment: int = ALIGNMENT) -> list[int]:
+        """Bytes of each group, rounded up to the alignment; those that are not known count as 0."""
+        return [aligned(evaluate(g.size, dims) or 0, alignment) for g in self.groups]
+
+
+def footprint(graph: Graph) -> Footprint:
+    """Analyse a graph or region; computed once per version of the graph. O(ops + operands)."""
+    return graph.analysis(_analyse)
+
+
+def is_resident(op: Op) -> bool:
+    """Whether what the op gives is a weight (or nothing at all): it runs at load time and takes no arena bytes."""
+    return not op.domain and op.op_type in ("const", "absent", "sparse_const", "Constant")
+
+
+def evaluate(size: Dim, dims: Mapping[str, int]) -> int | None:
+    """Put extents into a size; `None` when it is unknown or a symbol has no extent."""
+    if size is None or isinstance(size, int):
+        return size
+    if not free_symbols(size) <= dims.keys():
+        return None
+    bound = substitute(size, dims)
+    return bound if isinstance(bound, int) else None
+
+
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
+    """Round a size up to the alignment."""
+    return -(-size // alignment) * alignment
+
+
+def value_size(value: Value) -> Dim:
+    """Bytes of a value as an expression; `None` when they are not known (strings, sequences, unknown extents)."""
+    return value.type.nbytes if isinstance(value.type, TensorType) else None
+
+
+def used_values(op: Op) -> Iterable[Value]:
+    """What an op uses, inside its regions too."""
+    yield from op.operands
+    for region in op.regions.values():
+        yield from region.captures()
+
+
+def _analyse(graph: Graph) -> Footprint:
+    found = Footprint([], [], [], [], [], (), [])
+    home: dict[Value, int] = {}
+    handed_out = set(graph.outputs)
+    _carry(graph, found, home)
+    for op in graph.ops:
+        if is_resident(op):
+            continue
+        facts = ops.facts(op)
+        needs = _count_uses(op, home)
+        takes = _candidates(op, facts.in_place, home, handed_out)
+        made = []
+        for index, result in enumerate(op.results):
+            if result.omitted:
+                continue
+            if index == 0 and facts.view is not None and result not in handed_out:
+                source = home.get(op.operands[facts.view])
+                # A view of an input, a weight or an outer value takes no bytes, as these take none.
+                if source is not None:
+                    _join(found.groups[source], result)
+                    home[result] = source
+                continue
+            home[result] = len(found.groups)
+            made.append(len(found.groups))
+            found.groups.append(Group(result.name, value_size(result), result in handed_out, [result]))
+        found.ops.append(op)
+        found.makes.append(tuple(made))
+        found.needs.append(tuple(needs))
+        found.takes.append(takes)
+        for group in needs:
+            found.groups[group].users += 1
+    _hand_out(graph, found, home)
+    return found
+
+
+def _carry(graph: Graph, found: Footprint, home: dict[Value, int]) -> None:
+    """Loop-carried values of a body live in the arena: what an iteration gets is what the one before gave."""
+    parent = graph.parent
+    if parent is None or parent.domain or parent.op_type not in ("Loop", "Scan"):
+        return
+    scanned = parent.attrs.get("num_scan_inputs", 0)
+    states = graph.inputs[2:] if parent.op_type == "Loop" else graph.inputs[: len(graph.inputs) - int(scanned)]
+    for value in states:
+        home[value] = len(found.groups)
+        # The runtime holds on to them until the iteration ends.
+        found.groups.append(Group(value.name, value_size(value), True, [value]))
+    found.carried = tuple(range(len(found.groups)))
+
+
+def _count_uses(op: Op, home: Mapping[Value, int]) -> list[int]:
+    return list(dict.fromkeys(home[v] for v in used_values(op) if v in home))
+
+
+def _candidates(op: Op, in_place: Sequence[int], home: Mapping[Value, int], handed_out: set[Value]) -> tuple[int, ...]:
+    if not in_place or not op.results or op.results[0] in handed_out or op.results[0].omitted:
+        return ()
+    result = op.results[0].type
+    fitting = []
+    for index in in_place:
+        if index < len(op.operands) and (group := home.get(op.operands[index])) is not None:
+            alone = sum(1 for v in used_values(op) if home.get(v) == group) == 1
+            if alone and _same_place(op.operands[index].type, result):
+                fitting.append(group)
+    return tuple(fitting)
+
+
+def _same_place(a: object, b: object) -> bool:
+    if not (isinstance(a, TensorType) and isinstance(b, TensorType)) or a.shape is None or b.shape is None:
+        return False
+    unsized = (DType.UNDEFINED, DType.STRING)
+    if a.dtype in unsized or b.dtype in unsized or a.dtype.bitwidth != b.dtype.bitwidth:
+        return False
+    return len(a.shape) == len(b.shape) and all(same(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def _join(group: Group, view: Value) -> None:
+    group.values.append(view)
+    if group.size is None:
+        group.size = value_size(view)
+
+
+def _hand_out(graph: Graph, found: Footprint, home: Mapping[Value, int]) -> None:
+    seen: set[Value] = set()
+    for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
+        group = home.get(value)
+        # What is there before the first op is the caller's, like an input.
+        if group is None or group in found.carried or value in seen:
+            found.copies.append((info.name or value.name, value))
+        seen.add(value)

@@ -1,0 +1,96 @@
+"""Bytes alive along an order that is still being chosen: the memory model, one op at a time, with undo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from memoptc.ir.core import Graph, Op
+from memoptc.runtime.memory.footprint import ALIGNMENT, aligned, footprint, is_resident
+from memoptc.runtime.memory.liveness import Workspace, inner_bytes, no_workspace, value_bytes
+
+
+class Tally:
+    """Runs ops on paper in whatever topological order the caller picks.
+
+    Ops are numbered as in `ops`; weights and markers are not among them. The figures are those of
+    `liveness(graph, dims, order)` for the order in which ops were run: `peak` is its peak. Everything costs
+    O(operands + results) of the op in question.
+
+    Args:
+        graph: The graph or region.
+        dims: Extents of symbolic dimensions.
+        workspace: Bytes that an op's kernel needs besides, during its step.
+        alignment: Bytes to which every size is rounded up.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        dims: Mapping[str, int],
+        *,
+        workspace: Workspace = no_workspace,
+        alignment: int = ALIGNMENT,
+    ) -> None:
+        self._layout = footprint(graph)
+        self._sizes = self._layout.bind(dims, alignment)
+        self._left = [g.users for g in self._layout.groups]
+        self._copies = sum(aligned(value_bytes(v, dims) or 0, alignment) for _, v in self._layout.copies)
+        self._inner = [inner_bytes(op, dims, workspace, alignment) for op in self._layout.ops]
+        self._log: list[tuple[int, int, int]] = []
+        self.ops: Sequence[Op] = self._layout.ops
+        self.number: Mapping[Op, int] = {op: i for i, op in enumerate(self.ops)}
+        """Op -> its number."""
+        self.live: int = sum(self._sizes[g] for g in self._layout.carried)
+        """Bytes alive between the last op run and the next one."""
+        self.peak: int = self.live
+        """Most bytes alive at once so far."""
+
+    @property
+    def order(self) -> list[Op]:
+        """The ops run so far."""
+        return [self.ops[index] for index, _, _ in self._log]
+
+    def bytes_made(self, index: int) -> int:
+        """Bytes of an op's results, whether or not one is computed in place."""
+        return sum(self._sizes[g] for g in self._layout.makes[index])
+
+    def effect(self, index: int) -> tuple[int, int]:
+        """Give what running op `index` now would do.
+
+        Returns:
+            Bytes more alive during the op, and bytes more (or fewer: negative) after it.
+        """
+        layout, left, sizes = self._layout, self._left, self._sizes
+        groups = layout.groups
+        during = sum(sizes[g] for g in layout.makes[index])
+        dying = [g for g in layout.needs[index] if left[g] == 1 and not groups[g].pinned]
+        taken = next((g for g in layout.takes[index] if g in dying), None)
+        if taken is not None:
+            during -= sizes[layout.makes[index][0]]
+        freed = sum(sizes[g] for g in dying if g != taken)
+        unused = sum(sizes[g] for g in layout.makes[index] if not groups[g].users and not groups[g].pinned)
+        at_the_end = self._copies if len(self._log) == len(self.ops) - 1 else 0
+        return during + self._inner[index] + at_the_end, during - freed - unused
+
+    def run(self, index: int) -> None:
+        """Run op `index` next. Its operands must have been made."""
+        during, after = self.effect(index)
+        self._log.append((index, self.live, self.peak))
+        self.peak = max(self.peak, self.live + during)
+        self.live += after
+        for group in self._layout.needs[index]:
+            self._left[group] -= 1
+
+    def undo(self) -> int:
+        """Take the last op back, and give its number."""
+        index, self.live, self.peak = self._log.pop()
+        for group in self._layout.needs[index]:
+            self._left[group] += 1
+        return index
+
+    def run_all(self, order: Iterable[Op]) -> int:
+        """Run ops in order, weights skipped, and give the peak."""
+        for op in order:
+            if not is_resident(op):
+                self.run(self.number[op])
+        return self.peak
