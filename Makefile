@@ -22,7 +22,7 @@ demo: $(VENV)/.linked ## compile a real model with -O2 --target int8, print befo
 	@mkdir -p $(DEMO)
 	$(BIN)/memoptc $(MODELS)/digits_cnn.onnx -O2 --target int8 \
 	  --calibration $(MODELS)/digits_calibration.npz --validation $(MODELS)/digits_validation.npz \
-	  -o $(DEMO)/digits_cnn.int8.onnx --report $(DEMO)/report.html --report $(DEMO)/report.json
+	  --verify full -o $(DEMO)/digits_cnn.int8.onnx --report $(DEMO)/report.html --report $(DEMO)/report.json
 
 test: $(VENV)/.linked ## run the tests (JOBS=2 at once; ARGS="tests/ir -k dims" for some of them)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -14,6 +16,8 @@ from memoptc.cli.options import common, dim_option
 @click.option("--passes", metavar="PIPELINE", help="Passes to run; a reproducer brings its own.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here (.mir or .onnx), not to stdout.")
 @click.option("--no-verify-each", is_flag=True, help="Do not verify the graph after each pass.")
+@click.option("--print-after", metavar="NAMES", help="Show the graph after these passes (a,b or all), on stderr.")
+@click.option("--print-changed", is_flag=True, help="Show what each pass changes, on stderr.")
 @dim_option
 @common
 def command(
@@ -21,6 +25,8 @@ def command(
     passes: str | None,
     output: Path | None,
     no_verify_each: bool,
+    print_after: str | None,
+    print_changed: bool,
     dims: tuple[tuple[str, int], ...],
     plugins: tuple[str, ...],
     quiet: bool,
@@ -29,29 +35,52 @@ def command(
 ) -> None:
     """Run passes on FILE and print the graph; statistics go to stderr."""
     from memoptc import registry
-    from memoptc.instruments import VerifyEach
+    from memoptc.instruments import PrintAfter, PrintChanged, VerifyEach
     from memoptc.ir.mir import write_mir
     from memoptc.ir.onnx_io import write_onnx
     from memoptc.ir.printer import print_graph
-    from memoptc.manager import run_pipeline
+    from memoptc.manager import Instrument, run_pipeline
     from memoptc.pass_base import Context
     from memoptc.pipeline import parse
+    from memoptc.runtime.data import Data
     from memoptc.textfile import read_any
 
     for plugin in plugins:
         registry.load_plugin(plugin)
-    graph, pipeline = read_any(file)
-    context = Context(dims=dict(dims))
-    instruments = [] if no_verify_each else [VerifyEach()]
-    context.shapes(graph)
-    records = run_pipeline(parse(passes if passes is not None else pipeline), graph, context, instruments)
+    graph, recipe = read_any(file)
+    calibration = None
+    if recipe.calibration is not None:
+        calibration = Data(recipe.calibration, {v.name: v.type for v in graph.inputs}, [v.name for v in graph.defaults])
+    instruments: list[Instrument] = [] if no_verify_each else [VerifyEach()]
+    if print_after is not None:
+        instruments.append(PrintAfter(_to_stderr, [n for n in print_after.split(",") if n != "all"]))
+    if print_changed:
+        instruments.append(PrintChanged(_to_stderr))
+    with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch:
+        context = Context(
+            level=recipe.level,
+            target=recipe.target,
+            dims={**recipe.dims, **dict(dims)},
+            calibration=calibration,
+            scratch=Path(scratch),
+        )
+        context.shapes(graph)
+        records = run_pipeline(parse(passes if passes is not None else recipe.pipeline), graph, context, instruments)
     if not quiet:
         for record in records:
             did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
-            click.echo(f"{record.name}: {did}", err=True)
+            took = f" ({record.seconds:.2f} s)" if verbose else ""
+            click.echo(f"{record.name}: {did}{took}", err=True)
+    if verbose:
+        for reason, count in context.results.get("declined", Counter()).most_common():
+            click.echo(f"declined {count} x {reason}", err=True)
     if output is None:
         click.echo(print_graph(graph), nl=False)
     elif output.suffix == ".onnx":
         write_onnx(graph, output)
     else:
         write_mir(graph, output)
+
+
+def _to_stderr(text: str) -> None:
+    click.echo(text, err=True)

@@ -33,7 +33,7 @@ class Progress:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=quiet or not console.is_terminal,
+            disable=quiet or not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task("reading", total=1.0)
 

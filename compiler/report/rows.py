@@ -39,7 +39,7 @@ def before_after(report: Report) -> list[Row]:
     rows = [
         _row("file", control.file_bytes, candidate.file_bytes, size),
         _row("weights at rest", control.weight_bytes, candidate.weight_bytes, size),
-        _row("nodes", control.nodes, candidate.nodes, str),
+        Row("nodes", str(control.nodes), str(candidate.nodes), _ratio(control.nodes, candidate.nodes), None),
         _row("activations, planned peak", control.planned_peak_bytes, candidate.planned_peak_bytes, size),
     ]
     if candidate.arena_bytes is not None:
@@ -70,9 +70,12 @@ def _row(what: str, a: float | None, b: float | None, text: Any, *, more_is_bett
     before, after = ("unknown" if v is None else text(v) for v in (a, b))
     if a is None or b is None:
         return Row(what, before, after, "", None)
-    ratio = f"{b / a:.2f}x" if a else ("1.00x" if a == b else "")
     better = None if a == b else (b > a) == more_is_better
-    return Row(what, before, after, ratio, better)
+    return Row(what, before, after, _ratio(a, b), better)
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{b / a:.2f}x" if a else ("1.00x" if a == b else "")
 
 
 def verdict(report: Report) -> str:
@@ -88,6 +91,10 @@ def verdict(report: Report) -> str:
         return f"Verification FAILED on {how}."
     if found.get("bit_exact"):
         return f"Verified on {how}: every output bit is the same."
+    if report.options.get("target") != "float32":
+        ratios = [o["sqnr_db"] for o in found.get("outputs", []) if _number(o.get("sqnr_db"))]
+        least = f", lowest signal to noise ratio {min(ratios):.1f} dB" if ratios else ""
+        return f"Verified on {how}: within the gates of {report.options['target']}{least}."
     worst = max((o.get("max_abs") or 0.0 for o in found.get("outputs", []) if _number(o.get("max_abs"))), default=0.0)
     return f"Verified on {how}: within tolerance, largest absolute difference {worst:.3g}."
 
