@@ -41,17 +41,13 @@ COMMUTATIVE = frozenset("Add And BitwiseAnd BitwiseOr BitwiseXor Equal Max Mean 
 VIEWS = frozenset("Flatten Identity Reshape Squeeze Unsqueeze".split())
 """The result is operand 0's bytes under another shape; onnxruntime shares the buffer."""
 
-IN_PLACE = {
-    **dict.fromkeys(
-        "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-        "HardSwish LeakyRelu Log Neg Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt "
-        "Tan Tanh ThresholdedRelu Not Cast Dropout ScatterElements ScatterND "
-        "Pow".split(),
-        (0,),
-    ),
-    **dict.fromkeys("Add Sub Mul Div And Or Xor Sum Max Min".split(), (0, 1)),
-}
-"""Operands that result 0 may overwrite when they die there and have the same size and element type."""
+IN_PLACE = dict.fromkeys(
+    "Cast Celu Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu ScatterElements Selu Shrink Sigmoid Softmax Softplus "
+    "Softsign Tanh TensorScatter ThresholdedRelu Trilu".split(),
+    (0,),
+)
+"""Operands that result 0 overwrites when they die there and have the same shape and element size: what onnxruntime's
+CPU kernels really do, recorded allocation by allocation with 1.31.1. Add, Mul, Exp, Sqrt and most others never do."""
 
 RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
 """Gives other values each time: never merged, folded or recomputed; removable when unused."""
@@ -62,6 +58,18 @@ PACKS_WEIGHTS = frozenset(
 )
 """onnxruntime re-packs a constant operand of these at load time and then runs another kernel than for a computed
 one, whose sums differ in the last bits: making such an operand constant is no exact change."""
+
+CODES_ONE_OPERAND = frozenset(
+    "AveragePool DepthToSpace Flatten GlobalAveragePool LeakyRelu MaxPool Reshape Resize Sigmoid Squeeze Transpose "
+    "Unsqueeze".split()
+)
+"""Have an 8-bit integer kernel in onnxruntime, for codes in their first operand."""
+
+INTEGER_KERNELS = CODES_ONE_OPERAND | frozenset("Add Concat Conv Gemm MatMul Mul".split())
+"""Have an 8-bit integer kernel in onnxruntime between DequantizeLinear and QuantizeLinear."""
+
+FLOAT_RESULTS = frozenset("Gemm MatMul".split())
+"""Integer kernels that can give floats, with no QuantizeLinear behind them."""
 
 CONTROL = frozenset("If Loop Scan SequenceMap".split())
 """Runs its regions: pure when everything inside is."""
