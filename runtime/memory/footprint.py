@@ -19,6 +19,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, free_symbols, same, substitute
 from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.memory.integer import fused_pairs
 
 ALIGNMENT = 64
 """Bytes to which onnxruntime's allocators align, and so does a plan."""
@@ -116,19 +117,23 @@ def _analyse(graph: Graph) -> Footprint:
     found = Footprint([], [], [], [], [], (), [])
     home: dict[Value, int] = {}
     handed_out = set(graph.outputs)
+    fused = fused_pairs(graph)
     _carry(graph, found, home)
     for op in graph.ops:
         if is_resident(op):
             continue
         facts = ops.facts(op)
         needs = _count_uses(op, home)
-        takes = _candidates(op, facts.in_place, home, handed_out)
+        takes = () if op.results and op.results[0] in fused.coded else _candidates(op, facts.in_place, home, handed_out)
         made = []
         for index, result in enumerate(op.results):
             if result.omitted:
                 continue
-            if index == 0 and facts.view is not None and result not in handed_out:
-                source = home.get(op.operands[facts.view])
+            if result in fused.resident:
+                continue
+            view = 0 if result in fused.views else None if result in fused.coded else facts.view
+            if index == 0 and view is not None and result not in handed_out:
+                source = home.get(op.operands[view])
                 # A view of an input, a weight or an outer value takes no bytes, as these take none.
                 if source is not None:
                     _join(found.groups[source], result)
@@ -136,7 +141,8 @@ def _analyse(graph: Graph) -> Footprint:
                 continue
             home[result] = len(found.groups)
             made.append(len(found.groups))
-            found.groups.append(Group(result.name, value_size(result), result in handed_out, [result]))
+            stored = fused.coded.get(result, result)
+            found.groups.append(Group(stored.name, value_size(stored), result in handed_out, [result]))
         found.ops.append(op)
         found.makes.append(tuple(made))
         found.needs.append(tuple(needs))

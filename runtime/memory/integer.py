@@ -1,0 +1,75 @@
+"""Quantize/dequantize pairs that are no operations: onnxruntime fuses them into integer kernels.
+
+What is written as DequantizeLinear, Conv, Relu, QuantizeLinear runs as one QLinearConv: the float tensors between
+them never exist. A DequantizeLinear in front of an integer kernel is then a view of its codes (of a weight: no
+bytes at all), and the kernel makes the codes that the QuantizeLinear behind it gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph, Op, Value
+
+
+@dataclass
+class Fused:
+    """What a graph's integer kernels do away with.
+
+    Args:
+        views: Results that are another view of their first operand's bytes.
+        coded: Float results that exist only as the codes of the named value.
+        resident: Results that take no bytes, since the kernel reads the codes of a weight.
+    """
+
+    views: set[Value] = field(default_factory=set)
+    coded: dict[Value, Value] = field(default_factory=dict)
+    resident: set[Value] = field(default_factory=set)
+
+
+def fused_pairs(graph: Graph) -> Fused:
+    """Find the pairs that onnxruntime fuses, judged by the operators around them."""
+    found = Fused()
+    kernels: set[Op] = set()
+    for op in graph.ops:
+        if op.op_type in ops.INTEGER_KERNELS and not op.domain and _reads_codes(op):
+            chain = _until_codes(op)
+            if chain:
+                *between, codes = chain
+                found.coded |= dict.fromkeys(between, codes)
+                found.views |= {*between[1:], codes}
+                kernels.add(op)
+            elif op.op_type in ops.FLOAT_RESULTS:
+                kernels.add(op)
+    for op in graph.ops:
+        if op.op_type == "DequantizeLinear" and op.result.has_uses and all(u in kernels for u in op.result.users):
+            if op.operand.tensor is not None:
+                found.resident.add(op.result)
+            else:
+                found.views.add(op.result)
+    return found
+
+
+def _reads_codes(op: Op) -> bool:
+    floats = [v for v in op.operands[: 3 if op.op_type in ("Conv", "Gemm") else 2] if not v.is_absent]
+    if op.op_type in ops.CODES_ONE_OPERAND:
+        floats = floats[:1]
+    elif op.op_type == "Concat":
+        floats = list(op.operands)
+    return bool(floats) and all(v.op is not None and v.op.op_type == "DequantizeLinear" for v in floats)
+
+
+def _until_codes(op: Op) -> list[Value]:
+    """The results from the op's own to that of the QuantizeLinear behind it; empty when there is none."""
+    chain = [op.result]
+    while chain[-1].single_use and not chain[-1].is_output:
+        (user,) = chain[-1].users
+        if user.graph is not op.graph:
+            return []
+        chain.append(user.result)
+        if user.op_type == "QuantizeLinear":
+            return chain
+        if user.key not in ("Relu", "Clip"):
+            return []
+    return []

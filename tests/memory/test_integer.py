@@ -1,0 +1,40 @@
+"""Q/DQ pairs around integer kernels take no float memory; around others they do."""
+
+from __future__ import annotations
+
+from memoptc.ir.parser import parse
+from memoptc.runtime.memory.liveness import peak
+
+CHAIN = """graph @g(%x: f32[1,4,16,16]) -> (f32[1,4,16,16]) {
+  %s = const() {value=0.1} : f32[]
+  %z = const() {value=0} : u8[]
+  %w = const() {value=splat(1)} : i8[4,4,1,1]
+  %ws = const() {value=splat(0.5)} : f32[4]
+  %wz = const() {value=splat(0)} : i8[4]
+  %wf = DequantizeLinear(%w, %ws, %wz) {axis=0} : f32[4,4,1,1]
+  %xq = QuantizeLinear(%x, %s, %z) : u8[1,4,16,16]
+  %xf = DequantizeLinear(%xq, %s, %z) : f32[1,4,16,16]
+  %c = OPERATOR : f32[1,4,16,16]
+  %r = Relu(%c) : f32[1,4,16,16]
+  %q = QuantizeLinear(%r, %s, %z) : u8[1,4,16,16]
+  %y = DequantizeLinear(%q, %s, %z) : f32[1,4,16,16]
+  return %y
+}"""
+
+
+def test_an_integer_convolution_holds_codes_only() -> None:
+    found = peak(parse(CHAIN.replace("OPERATOR", "Conv(%xf, %wf)")), {})
+    # The codes of the result, and the float output: 1,024 + 4,096 bytes.
+    assert found.peak_bytes == 1024 + 4096
+
+
+def test_what_has_no_integer_kernel_runs_on_floats() -> None:
+    found = peak(parse(CHAIN.replace("OPERATOR", "Erf(%xf)")), {})
+    assert found.peak_bytes >= 2 * 4096
+
+
+def test_a_result_with_other_users_exists_as_floats() -> None:
+    text = CHAIN.replace("OPERATOR", "Conv(%xf, %wf)")
+    text = text.replace("-> (f32[1,4,16,16])", "-> (f32[1,4,16,16], f32[1,4,16,16])")
+    text = text.replace("return %y", "return %y, %c")
+    assert peak(parse(text), {}).peak_bytes >= 2 * 4096
