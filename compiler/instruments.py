@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from memoptc.ir.core import Graph
@@ -14,20 +14,47 @@ from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Pipeline
 from memoptc.report.model import PassRecord
-from memoptc.textfile import write_with_pipeline
+from memoptc.textfile import Recipe, write_with_recipe
 
 
 class VerifyEach(Instrument):
-    """Verify the graph after every pass that changed it."""
+    """Verify the graph after every pass that changed it.
+
+    Breaches of ONNX's own rules that the model came with are no pass's fault; any other is.
+    """
 
     def __init__(self) -> None:
         self._version = -1
+        self._tolerated: frozenset[str] | None = None
+
+    def before(self, index: int, pass_: Pass, graph: Graph) -> None:
+        """Learn what the model came with."""
+        if self._tolerated is None:
+            self._tolerated = frozenset(w.rule for w in verify(graph))
+            self._version = graph.version
 
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
         """Raise `VerifyError` when the pass left a broken graph."""
         if graph.version != self._version:
-            verify(graph)
+            verify(graph, tolerated=self._tolerated)
             self._version = graph.version
+
+
+class PrintAfter(Instrument):
+    """Show the graph after passes.
+
+    Args:
+        write: Takes the text.
+        names: After which passes; after every one when empty.
+    """
+
+    def __init__(self, write: Callable[[str], None], names: Collection[str] = ()) -> None:
+        self._write, self._names = write, names
+
+    def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
+        """Show it, large tensors left out."""
+        if not self._names or pass_.name in self._names:
+            self._write(f"// after {pass_}\n{print_graph(graph, weights='elide')}")
 
 
 class PrintChanged(Instrument):
@@ -39,22 +66,24 @@ class PrintChanged(Instrument):
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self._before = ""
+        self._version = -1
+        self._text: list[str] = []
 
     def before(self, index: int, pass_: Pass, graph: Graph) -> None:
         """Remember the graph."""
-        self._before = print_graph(graph, weights="elide")
+        self._remember(graph)
+
+    def _remember(self, graph: Graph) -> None:
+        if graph.version != self._version:
+            self._text, self._version = print_graph(graph, weights="elide").splitlines(), graph.version
 
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
-        """Show the difference."""
-        lines = difflib.unified_diff(
-            self._before.splitlines(),
-            print_graph(graph, weights="elide").splitlines(),
-            "before",
-            f"after {pass_}",
-            lineterm="",
-        )
-        self._write("\n".join(lines))
+        """Show the difference, if there is one."""
+        before = self._text
+        self._remember(graph)
+        if self._text is not before:
+            lines = difflib.unified_diff(before, self._text, "before", f"after {pass_}", lineterm="", n=1)
+            self._write("\n".join(lines))
 
 
 class Dump(Instrument):
@@ -103,15 +132,29 @@ class StopAfter(Instrument):
         return index < self.limit
 
 
-def write_reproducer(path: Path, original: Graph, pipeline: Pipeline, failure: PassFailed) -> None:
-    """Write the graph as the failing pass saw it, and the pass, to a `.mir` file that `memoptc opt` runs.
+def write_reproducer(
+    path: Path,
+    original: Graph,
+    pipeline: Pipeline,
+    failure: PassFailed,
+    make_context: Callable[[], Context] = Context,
+    calibration: str | None = None,
+) -> list[Path]:
+    """Write the graph as the failing pass saw it, and what was left to run, to a `.mir` file for `memoptc opt`.
 
     Args:
         path: The file.
         original: The graph before any pass; not changed.
         pipeline: What was run.
         failure: How it ended.
+        make_context: Gives a fresh context such as the failing run had.
+        calibration: Where the calibration data is, when it is in a file.
+
+    Returns:
+        The files written.
     """
-    graph = original.clone()
-    run_pipeline(pipeline, graph, Context(), [StopAfter(failure.index)])
-    write_with_pipeline(graph, path, str(failure.pass_), failure.message)
+    graph, context = original.clone(), make_context()
+    run_pipeline(pipeline, graph, context, [StopAfter(failure.index)])
+    rest = str(Pipeline(failure.rest))
+    recipe = Recipe(rest, context.level, context.target, dict(context.dims), calibration)
+    return write_with_recipe(graph, path, recipe, failure.message)

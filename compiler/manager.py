@@ -39,6 +39,9 @@ class PassFailed(InternalError):
         pass_: The pass.
         index: Which one of those that ran, from 0.
         cause: What was raised.
+
+    Attributes:
+        rest: What was left to run, beginning with the pass.
     """
 
     def __init__(self, pass_: Pass, index: int, cause: Exception) -> None:
@@ -48,6 +51,7 @@ class PassFailed(InternalError):
         )
         self.pass_ = pass_
         self.index = index
+        self.rest: tuple[Pass | Group, ...] = (pass_,)
 
 
 @dataclass
@@ -60,16 +64,25 @@ class _Run:
     index: int = 0
 
     def items(self, items: Sequence[Pass | Group]) -> None:
-        for item in items:
-            if isinstance(item, Group):
-                self.group(item)
-            else:
-                self.one(item)
+        for position, item in enumerate(items):
+            try:
+                if isinstance(item, Group):
+                    self.group(item)
+                else:
+                    self.one(item)
+            except PassFailed as failure:
+                failure.rest += tuple(items[position + 1 :])
+                raise
 
     def group(self, group: Group) -> None:
-        for _ in range(group.rounds):
+        for done in range(group.rounds):
             version = self.graph.version
-            self.items(group.items)
+            try:
+                self.items(group.items)
+            except PassFailed as failure:
+                left = None if group.limit is None else group.limit - done - 1
+                failure.rest += () if left == 0 else (Group(group.items, left),)
+                raise
             if self.graph.version == version:
                 return
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
 
@@ -78,7 +79,7 @@ class Pass:
         given = [
             f"{f.name}={spell(getattr(self, f.name))}"
             for f in fields(self)  # type: ignore[arg-type]
-            if getattr(self, f.name) != f.default
+            if f.default_factory is not MISSING or getattr(self, f.name) != f.default
         ]
         return self.name + (f"{{{','.join(given)}}}" if given else "")
 
@@ -88,7 +89,7 @@ def spell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):
         return f"[{','.join(spell(v) for v in value)}]"
     return "none" if value is None else repr(value)

@@ -6,9 +6,11 @@ A group with `*` repeats until it changes nothing (at most 10 times); with `*3` 
 
 from __future__ import annotations
 
-import ast
+import json
+import math
+import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from importlib import resources
 from typing import Any, get_type_hints
@@ -17,7 +19,7 @@ from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedInput, VisitError
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Pass, spell
 from memoptc.registry import find
 
 UNTIL_STABLE_LIMIT = 10
@@ -68,6 +70,7 @@ def parse(text: str) -> Pipeline:
         InputError: a pass or option does not exist, a value has the wrong type, or the text is no pipeline;
             the message shows where.
     """
+    text = text.replace("\n", " ")
     try:
         found = _parser().parse(text)
     except UnexpectedInput as e:
@@ -114,13 +117,18 @@ class _Build(Transformer[Token, Any]):
         return key, value
 
     def string(self, token: Token) -> str:
-        text: str = ast.literal_eval(token)
+        try:
+            text: str = json.loads(token)
+        except ValueError as e:
+            raise _fault(self.text, token.column or 1, f"this is no string ({e})") from None
         return text
 
     def integer(self, token: Token) -> int:
         return int(token)
 
     def real(self, token: Token) -> float:
+        if not math.isfinite(float(token)):
+            raise _fault(self.text, token.column or 1, f"{token} is too large")
         return float(token)
 
     def true(self) -> bool:
@@ -141,6 +149,8 @@ class _Build(Transformer[Token, Any]):
         except InputError as e:
             raise _fault(self.text, name.column or 1, e.message.rstrip("."), e.hint) from None
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        if len({str(k) for k, _ in options}) < len(options):
+            raise _fault(self.text, name.column or 1, f"{name} gets an option twice")
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
         for key, value in options:
@@ -153,29 +163,58 @@ class _Build(Transformer[Token, Any]):
                     f"Its options are: {options_text}.",
                 )
             given[str(key)] = self._checked(key, value, hints[key])
-        return cls(**given)
+        missing = [
+            n for n, f in known.items() if n not in given and f.default is MISSING and f.default_factory is MISSING
+        ]
+        if missing:
+            raise _fault(self.text, name.column or 1, f"{name} needs its option {missing[0]}")
+        try:
+            return cls(**given)
+        except InputError as e:
+            raise _fault(self.text, name.column or 1, e.message.rstrip("."), e.hint) from None
 
     def _checked(self, key: Token, value: Any, hint: Any) -> Any:
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        value = _widened(value, hint)
         if not _fits(value, hint):
-            name = getattr(hint, "__name__", str(hint))
-            raise _fault(self.text, key.column or 1, f"{key} must be of type {name}, not {value!r}")
+            raise _fault(self.text, key.column or 1, f"{key} must be {_describe(hint)}, not {spell(value)}")
         return value
 
 
 setattr(_Build, "pass", _Build.pass_)
 
 
+def _widened(value: Any, hint: Any) -> Any:
+    """Whole numbers count as floats where floats are wanted."""
+    if isinstance(value, tuple):
+        inner = typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
+        return tuple(_widened(v, inner[0]) for v in value) if inner else value
+    if isinstance(value, int) and not isinstance(value, bool) and not _fits(value, hint) and _fits(0.0, hint):
+        return float(value)
+    return value
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    origin = getattr(hint, "__origin__", None)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in arguments and any(type(value) is type(a) for a in arguments)
     if origin is tuple:
-        inner = hint.__args__[0]
-        return isinstance(value, tuple) and all(_fits(v, inner) for v in value)
-    if hasattr(hint, "__args__"):
-        return any(_fits(value, h) for h in hint.__args__)
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if arguments:
+        return any(_fits(value, h) for h in arguments)
     if hint in (type(None), None):
         return value is None
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        return isinstance(value, hint) and not isinstance(value, bool)
     return isinstance(hint, type) and isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    """Say what values an option takes."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(spell, arguments))}"
+    if origin is tuple:
+        return f"a list, each {_describe(arguments[0])}"
+    if arguments:
+        return " or ".join(map(_describe, arguments))
+    return "none" if hint is type(None) else f"of type {getattr(hint, '__name__', hint)}"

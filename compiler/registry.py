@@ -34,8 +34,15 @@ def find(name: str) -> type[Pass]:
     if name.replace("-", "_").isidentifier() and importlib.util.find_spec(module) is not None:
         return _pass_in(importlib.import_module(module), name)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        found = entry.load()
-        return _pass_in(found, name) if isinstance(found, ModuleType) else found
+        try:
+            found = entry.load()
+        except Exception as e:
+            raise InputError(f"Pass {name} of {entry.value} cannot be loaded: {type(e).__name__}: {e}.") from e
+        if isinstance(found, ModuleType):
+            return _pass_in(found, name)
+        if isinstance(found, type) and issubclass(found, Pass):
+            return found
+        raise InputError(f"Entry point {name} = {entry.value} names no pass.", hint="Name a module or a Pass.")
     close = difflib.get_close_matches(name, list(names()), n=1)
     guess = f"Did you mean {close[0]}?" if close else "`memoptc passes` lists them."
     raise InputError(f"There is no pass {name!r}.", hint=guess)
@@ -56,10 +63,10 @@ def help_of(cls: type[Pass]) -> str:
 
 
 def load_plugin(source: str) -> None:
-    """Load passes from a module name, a `.py` file or a `.rules` file.
+    """Load passes from a module name, a `.py` file or a `.rules` file. Their names go before any other's.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or defines no pass.
     """
     path = Path(source)
     if path.suffix == ".rules":
@@ -76,17 +83,28 @@ def load_plugin(source: str) -> None:
             f"Plug-in {source} cannot be loaded: {type(e).__name__}: {e}.",
             hint="Name an importable module, or a .py or .rules file.",
         ) from e
-    for cls in _passes_of(module):
+    found = list(_passes_of(module))
+    if not found:
+        raise InputError(f"Plug-in {source} defines no pass.", hint="Let it define a subclass of memoptc.Pass.")
+    for cls in found:
         _register(cls)
 
 
 def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
+    if not path.is_file():
         raise InputError(f"Plug-in {path}: no such file.", hint="Check the path.")
+    # A name of its own, so that a plug-in called json.py takes nobody's place.
+    name = f"memoptc_plugin_{path.stem}_{abs(hash(path.resolve())):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"Plug-in {path} is no Python file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
@@ -96,7 +114,7 @@ def _register(cls: type[Pass]) -> None:
 
 def _passes_of(module: ModuleType) -> Iterator[type[Pass]]:
     for _, cls in inspect.getmembers(module, inspect.isclass):
-        if issubclass(cls, Pass) and cls.__module__ == module.__name__ and not inspect.isabstract(cls):
+        if issubclass(cls, Pass) and cls.__module__ == module.__name__:
             yield cls
 
 

@@ -222,8 +222,10 @@ def run_passes(graph: Graph, source: Source, options: Options, data: Inputs, rep
         report.passes = run_pipeline(steps, graph, context, instruments, lambda g: peak(g, data.dims).peak_bytes)
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
-        write_reproducer(path, original, steps, failure)
-        failure.hint = f"A reproducer was written: memoptc opt {path}. {failure.hint}"
+        named = options.calibration if isinstance(options.calibration, str) else None
+        write_reproducer(path, original, steps, failure, lambda: _context(options, data, scratch), named)
+        plugins = "".join(f" --plugin {p}" for p in options.plugins)
+        failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
         raise
     report.warnings.extend(context.warnings)
     report.decisions.extend(context.decisions)
@@ -284,7 +286,7 @@ def _verify(
         mode=options.verify,  # type: ignore[arg-type]
         data=data.raw,
         inputs=data.kind,
-        dims=dict(options.dims) | dict(options.freeze) or None,
+        dims=_bound(options),
         keep=worst,
         isolate=True,
     )
@@ -294,6 +296,11 @@ def judge(options: Options) -> Judge:
     """What is asked of the candidate."""
     exact = options.level <= EXACT_LEVEL and options.target == "float32" and options.passes is None
     return Judge(bit_exact=exact, target=options.target, max_error=options.max_error)
+
+
+def _bound(options: Options) -> dict[str, int] | None:
+    """Extents that are decided for every run."""
+    return dict(options.dims) | dict(options.freeze) or None
 
 
 def _error(graph: Graph, source: Source, data: Inputs, scratch: Path) -> float:
@@ -311,7 +318,9 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) 
 
     def good(graph: Graph) -> bool:
         write_into(graph, path)
-        return verify_models(source.path, path, wanted, mode="fast", data=data.raw, inputs=data.kind).passed
+        return verify_models(
+            source.path, path, wanted, mode="fast", data=data.raw, inputs=data.kind, dims=_bound(options)
+        ).passed
 
     steps = pipeline(options, data.calibration is not None)
     start = prepare(source, options, data, Report())

@@ -71,7 +71,7 @@ def test_spaces_and_defaults_are_left_out() -> None:
             "add-input{limits=3}",
             r"add-input has no option limits:\n.*\n            \^\nIts options are: limit",
         ),
-        ('add-input{limit="3"}', r"limit must be of type int, not '3'"),
+        ('add-input{limit="3"}', r"limit must be of type int, not \"3\""),
         ("add-input,,", r"expected here:\n  add-input,,\n            \^"),
         ("add-input{", r"expected here"),
     ],
