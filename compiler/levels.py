@@ -36,7 +36,7 @@ def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = Fal
 
 
 def _quantize(target: str, calibrated: bool) -> str:
-    options = [f'weights="{target}"'] if target != "int8" else []
-    if not calibrated:
-        options.append('form="dynamic"')
+    options = [] if calibrated else ['form="dynamic"']
+    if target != "int8":
+        options.append(f'weights="{target}"')
     return "quantize" + (f"{{{','.join(options)}}}" if options else "")
