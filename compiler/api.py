@@ -162,18 +162,17 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
         environment=steps.environment(options),
     )
     data = steps.Inputs(source, options)
-    control = steps.prepare(source, options, data, report)
-    steps.describe(report.control, control, source.file_bytes, data.dims, report)
+    graph, shapes = steps.prepare(source, options, data, report)
+    steps.describe(report.control, graph, source.file_bytes, data.dims, report)
+    steps.plan_control(report.control, graph, data.dims)
 
-    graph = control.clone()
-    compiled = steps.run_passes(graph, source, options, data, report, scratch)
+    compiled = steps.run_passes(graph, shapes, source, options, data, report, scratch)
     graph.info.metadata.update(steps.provenance(report, compiled.plan))
     options.progress("writing", 0.6)
     files = write_into(graph, output)
     steps.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
     if compiled.plan is not None:
         report.candidate.arena_bytes = compiled.plan.arena_bytes
-    steps.plan_control(report.control, control, data.dims)
 
     options.progress("verifying", 0.65)
     _prove(source, output, options, data, report, scratch)

@@ -19,7 +19,7 @@ from memoptc.instruments import CheckEach, Dump, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym, substitute
-from memoptc.ir.infer import infer_shapes
+from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.types import TensorType
 from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
@@ -118,8 +118,12 @@ def files_of(source: Source) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def prepare(source: Source, options: Options, data: Inputs, report: Report) -> Graph:
-    """Give the graph that passes start from: a copy with frozen extents, weights that are weights, and types."""
+def prepare(source: Source, options: Options, data: Inputs, report: Report) -> tuple[Graph, Inference]:
+    """Give the graph that passes start from: a copy with frozen extents, weights that are weights, and types.
+
+    Returns:
+        The graph, and what shape inference found.
+    """
     graph = source.graph.clone()
     for name in options.freeze:
         if name not in data.dims:
@@ -140,7 +144,7 @@ def prepare(source: Source, options: Options, data: Inputs, report: Report) -> G
         report.warnings.append(f"The model states a wrong shape for {conflict}; the inferred one counts.")
     if found.failure:
         report.warnings.append(f"Shape inference stopped early ({found.failure}); what it found is used.")
-    return graph
+    return graph, found
 
 
 def _freeze(graph: Graph, extents: Mapping[str, int]) -> None:
@@ -203,8 +207,25 @@ class Compiled:
     plan: Plan | None
 
 
-def run_passes(graph: Graph, source: Source, options: Options, data: Inputs, report: Report, scratch: Path) -> Compiled:
+def run_passes(
+    graph: Graph,
+    shapes: Inference,
+    source: Source,
+    options: Options,
+    data: Inputs,
+    report: Report,
+    scratch: Path,
+) -> Compiled:
     """Run the pipeline on `graph`, in place.
+
+    Args:
+        graph: The graph.
+        shapes: What shape inference found in it.
+        source: The original.
+        options: The options in force.
+        data: The data of this compile.
+        report: Gets what passes did.
+        scratch: A folder for temporary files.
 
     Raises:
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
@@ -212,7 +233,7 @@ def run_passes(graph: Graph, source: Source, options: Options, data: Inputs, rep
     steps = pipeline(options, data.calibration is not None)
     report.options["passes"] = str(steps)
     context = _context(options, data, scratch)
-    original = graph.clone()
+    context.results["shapes"] = (graph, shapes)
     instruments: list[Instrument] = [VerifyEach(), _Progress(options, len(list(steps.passes())))]
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))
@@ -223,6 +244,7 @@ def run_passes(graph: Graph, source: Source, options: Options, data: Inputs, rep
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
         named = options.calibration if isinstance(options.calibration, str) else None
+        original, _ = prepare(source, options, data, Report())
         write_reproducer(path, original, steps, failure, lambda: _context(options, data, scratch), named)
         plugins = "".join(f" --plugin {p}" for p in options.plugins)
         failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
@@ -323,7 +345,7 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) 
         ).passed
 
     steps = pipeline(options, data.calibration is not None)
-    start = prepare(source, options, data, Report())
+    start, _ = prepare(source, options, data, Report())
     found = bisect(start, steps, good, lambda: _context(options, data, scratch))
     return "" if found.pass_ is None else str(found)
 

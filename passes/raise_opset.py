@@ -11,7 +11,6 @@ import onnx.version_converter
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
-from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.evaluate import Evaluator, RunOptions
@@ -54,7 +53,8 @@ class RaiseOpset(Pass):
         graph.become(read_onnx(after))
         graph.info.opset_imports[""] = self.to
         graph.info.ir_version = max(graph.info.ir_version, 7)
-        infer_shapes(graph)
+        context.forget_shapes()
+        context.shapes(graph)
         stats["opsets raised"] += self.to - version
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
