@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -16,7 +15,3 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--update` writes what comes out of tests/cases as their expectation."""
     parser.addoption("--update", action="store_true", help="rewrite the expectations of tests/cases")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update", action="store_true", help="Write what comes out as what test_cases.py expects.")
