@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from onnx_ir import DataType
@@ -58,15 +59,7 @@ class TensorType:
     @property
     def elements(self) -> Dim:
         """Number of elements; `None` when unknown."""
-        if self.shape is None:
-            return None
-        known: list[KnownDim] = []
-        for dim in self.shape:
-            if dim == 0:
-                return 0
-            if dim is not None:
-                known.append(dim)
-        return product(known) if len(known) == len(self.shape) else None
+        return None if self.shape is None else _elements(self.shape)
 
     @property
     def nbytes(self) -> Dim:
@@ -130,6 +123,17 @@ class OpaqueType:
     domain: str = ""
     name: str = ""
     denotation: str = ""
+
+
+@lru_cache(maxsize=1 << 16)
+def _elements(shape: Shape) -> Dim:
+    known: list[KnownDim] = []
+    for dim in shape:
+        if dim == 0:
+            return 0
+        if dim is not None:
+            known.append(dim)
+    return product(known) if len(known) == len(shape) else None
 
 
 Type: TypeAlias = TensorType | SparseTensorType | SequenceType | OptionalType | MapType | OpaqueType
