@@ -1,4 +1,4 @@
-"""`memoptc passes`: every pass that can be found, with its options and help."""
+"""`memoptc passes`: every pass and rule that can be found, with options and help."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from memoptc.cli.show import result_console
 @click.command("passes")
 @common
 def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -> None:
-    """List every pass, with its options and what it does; then the pipelines of the levels."""
+    """List every pass, with its options and what it does; its rules; then the pipelines of the levels."""
     from memoptc import levels, registry
     from memoptc.pass_base import spell
+    from memoptc.rewrite import RulePass
 
     for plugin in plugins:
         registry.load_plugin(plugin)
@@ -33,6 +34,12 @@ def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -
     console.print(table)
     if quiet:
         return
+    table = Table("pass", "rule", "replaces", title="rules", title_justify="left")
+    for name in registry.names():
+        cls = registry.find(name)
+        for rule in cls.rules if issubclass(cls, RulePass) else ():
+            table.add_row(name, rule.name, escape(" and ".join(map(str, rule.roots))))
+    console.print(table)
     table = Table("level", "target", "pipeline", title="pipelines", title_justify="left")
     for level in range(4):
         for target in levels.TARGETS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ def test_the_rule_of_the_readme(bias: bool) -> None:
     assert dict(fused.attrs) == {"activation": "Relu", "group": 1, "pads": (1, 1, 1, 1)}
     assert len(fused.operands) == 2 + bias
     assert fused.loc.rules == ("conv-relu",)
+
+
+def test_the_readme_shows_a_rule_that_works() -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")
+    (text,) = re.findall(r"^```text\n(rule .*?)^```", readme, re.M | re.S)
+    graph = graph_of(lambda b, x: convolution(b, x, bias=False, group=1))
+    assert run(graph, text)[0] == {"conv-relu": 1}
+    assert kinds(graph) == ["com.microsoft::FusedConv"]
 
 
 def test_a_condition_that_does_not_hold_is_the_reason() -> None:
