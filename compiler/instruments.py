@@ -87,7 +87,7 @@ class PrintChanged(Instrument):
 
 
 class Dump(Instrument):
-    """Write the graph as `.mir` after each pass, numbered.
+    """Write the graph as `.mir` after each pass, numbered; weights that no pass changed are referred to by name.
 
     Args:
         folder: Where to; made when missing.
@@ -99,7 +99,9 @@ class Dump(Instrument):
 
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
         """Write one file."""
-        write_mir(graph, self._folder / f"{index:03d}-{pass_.name}.mir")
+        source = Path(graph.model.source_path) if graph.model is not None else Path()
+        known = source if source.suffix == ".onnx" and source.is_file() else None
+        write_mir(graph, self._folder / f"{index:03d}-{pass_.name}.mir", source=known)
 
 
 class CheckEach(Instrument):

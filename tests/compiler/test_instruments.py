@@ -13,9 +13,11 @@ import memoptc
 from memoptc import registry
 from memoptc.cli.main import cli
 from memoptc.instruments import CheckEach, Dump, PrintAfter, PrintChanged, VerifyEach, write_reproducer
-from memoptc.ir.core import Graph, Op
+from memoptc.ir.core import Graph, Op, Tensor
 from memoptc.ir.equality import same_structure
 from memoptc.ir.mir import parse, read_mir, write_mir
+from memoptc.ir.onnx_io import read_onnx, to_proto, write_onnx
+from memoptc.ir.tensors import from_array
 from memoptc.manager import PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import parse as pipeline
@@ -125,6 +127,17 @@ def test_dumps_are_numbered_and_can_be_read(tmp_path: Path) -> None:
     assert same_structure(read_mir(tmp_path / "dump" / files[1]), graph, names=True) is None
 
 
+def test_dumps_leave_weights_where_they_are(tmp_path: Path) -> None:
+    graph = parse(TEXT)
+    graph.const(_large(), "large")
+    graph.set_outputs([*graph.outputs, next(graph.walk("const")).result])
+    write_onnx(graph, tmp_path / "g.onnx")
+    graph = read_onnx(tmp_path / "g.onnx")
+    run_pipeline(pipeline("drop-one"), graph, instruments=[Dump(tmp_path)])
+    assert [p.suffix for p in sorted(tmp_path.iterdir())] == [".mir", ".onnx"]
+    assert same_structure(read_mir(tmp_path / "000-drop-one.mir"), graph) is None
+
+
 def test_numbers_are_checked_only_after_changes() -> None:
     asked: list[int] = []
 
@@ -177,8 +190,6 @@ def test_memoptc_opt_runs_a_reproducer_as_it_stands(tmp_path: Path, monkeypatch:
     weight.result.replace_by(graph.const(_large(), "large"))
     graph.set_outputs([next(graph.walk("MatMul")).result])
     graph.outputs_info[0].type = None
-    from memoptc.ir.onnx_io import to_proto
-
     with pytest.raises(PassFailed) as caught:
         memoptc.compile(to_proto(graph), passes="drop-one,drop-one,fail,idle", verify="off")
     assert "memoptc opt memoptc-reproducer-fail.mir" in caught.value.hint
@@ -191,9 +202,7 @@ def test_memoptc_opt_runs_a_reproducer_as_it_stands(tmp_path: Path, monkeypatch:
     assert "%large = const()" in fine.stdout
 
 
-def _large() -> object:
-    from memoptc.ir.tensors import from_array
-
+def _large() -> Tensor:
     return from_array(np.arange(2 * 300, dtype=np.float32).reshape(2, 300), "large")
 
 
