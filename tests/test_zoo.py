@@ -1,0 +1,63 @@
+"""Every real model through -O1 (same bits), -O2 and int8; skipped where there is no zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import zoo
+
+from memoptc.api import compile_file
+
+SLOW = ("edsr_x4", "long_attention_4k", "mobilenet_v2_1024")
+"""Half a minute each to verify; `make nightly` and benchmarks/zoo.py run them."""
+
+
+def ports(path: Path) -> list[Any]:
+    """Names, types and extents of inputs and outputs as onnxruntime reports them."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return [(p.name, p.type, p.shape) for p in (*session.get_inputs(), *session.get_outputs())]
+
+
+def feeds(name: str, folder: Path, count: int) -> str:
+    """Real samples where there are some, else made-up ones, as a folder of `.npz`."""
+    assert zoo.ZOO is not None
+    found, _ = zoo.ZOO.samples(name, count)
+    folder.mkdir()
+    for index, feed in enumerate(found or [zoo.ZOO.inputs(name)]):
+        np.savez(folder / f"{index}.npz", **feed)
+    return str(folder)
+
+
+@zoo.each_model(skip=SLOW)
+def test_o1_changes_no_bit_and_no_axis(name: str, tmp_path: Path) -> None:
+    assert zoo.ZOO is not None
+    source, output = zoo.ZOO.path(name), tmp_path / "out.onnx"
+    found = compile_file(source, output, level=1, validation=feeds(name, tmp_path / "data", 2)).report
+    assert found.verification["passed"]
+    assert found.verification["bit_exact"]
+    assert found.candidate.nodes <= found.control.nodes
+    assert ports(output) == ports(source)
+
+
+@zoo.each_model(skip=SLOW)
+def test_o2_stays_within_float_noise(name: str, tmp_path: Path) -> None:
+    assert zoo.ZOO is not None
+    source, output = zoo.ZOO.path(name), tmp_path / "out.onnx"
+    assert compile_file(source, output, level=2).report.verification["passed"]
+    assert ports(output) == ports(source)
+
+
+@zoo.each_model(skip=(*SLOW, "fns_candy"))
+def test_int8_passes_its_gates(name: str, tmp_path: Path) -> None:
+    assert zoo.ZOO is not None
+    data = feeds(name, tmp_path / "data", 32)
+    source, output = zoo.ZOO.path(name), tmp_path / "out.onnx"
+    found = compile_file(source, output, target="int8", calibration=data).report
+    assert found.verification["passed"]
+    assert found.candidate.weight_bytes <= found.control.weight_bytes
+    assert ports(output) == ports(source)
