@@ -40,21 +40,14 @@ class Context:
     results: dict[str, Any] = field(default_factory=dict)
 
     def shapes(self, graph: Graph) -> Inference:
-        """Give types and known elements of integer vectors: inferred once, kept up by passes as they build.
-
-        What a value holds does not change when passes rewrite what is around it, so the elements found at the
-        start stay true. A pass that brings in new values wholesale calls `forget_shapes`.
-        """
+        """Infer shapes and known elements of integer vectors; once per version of the graph."""
         root = graph.root
         known = self.results.get("shapes")
-        if known is None or known[0] is not root:
-            known = self.results["shapes"] = (root, infer_shapes(root))
-        inference: Inference = known[1]
+        if known is None or known[0] is not root or known[1] != root.version:
+            found = infer_shapes(root)
+            known = self.results["shapes"] = (root, root.version, found)
+        inference: Inference = known[2]
         return inference
-
-    def forget_shapes(self) -> None:
-        """Infer anew when shapes are asked for next."""
-        self.results.pop("shapes", None)
 
 
 @dataclass_transform(frozen_default=True)

@@ -233,7 +233,7 @@ def run_passes(
     steps = pipeline(options, data.calibration is not None)
     report.options["passes"] = str(steps)
     context = _context(options, data, scratch)
-    context.results["shapes"] = (graph, shapes)
+    context.results["shapes"] = (graph, graph.version, shapes)
     instruments: list[Instrument] = [VerifyEach(), _Progress(options, len(list(steps.passes())))]
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))

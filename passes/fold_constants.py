@@ -54,6 +54,8 @@ class FoldConstants(Pass):
         self.apply(graph, stats, Context())
 
     def _known_elements(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        if next(graph.walk("Shape", "Size"), None) is None:
+            return  # all that is known of integer vectors, constants aside, comes from these
         for value, elements in list(context.shapes(graph).elements.items()):
             op, type_ = value.op, value.type
             if op is None or op.graph is None or op.is_const or not isinstance(type_, TensorType):

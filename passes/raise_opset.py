@@ -53,7 +53,6 @@ class RaiseOpset(Pass):
         graph.become(read_onnx(after))
         graph.info.opset_imports[""] = self.to
         graph.info.ir_version = max(graph.info.ir_version, 7)
-        context.forget_shapes()
         context.shapes(graph)
         stats["opsets raised"] += self.to - version
 

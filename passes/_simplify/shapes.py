@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 
-from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.dims import Dim, is_nonnegative, same
 from memoptc.ir.tensors import from_array
@@ -16,13 +15,13 @@ from memoptc.pass_base import Context
 
 def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None:
     """Replace computed targets of Reshape by constants where shape inference knows them."""
+    computed = [op for op in graph.walk("Reshape") if len(op.operands) > 1 and op.operands[1].tensor is None]
+    if not computed:
+        return
     elements = context.shapes(graph).elements
-    for op in list(graph.walk("Reshape")):
-        if len(op.operands) < 2 or op.graph is None or ops.opset_of(graph) is None:
-            continue
-        target = op.operands[1]
-        known = elements.get(target)
-        if target.tensor is not None or known is None or op.attrs.get("allowzero", 0):
+    for op in computed:
+        known = elements.get(op.operands[1])
+        if known is None or op.graph is None or op.attrs.get("allowzero", 0):
             continue
         written = constant_target(op, known)
         if written is not None:
