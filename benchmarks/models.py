@@ -1,11 +1,17 @@
-"""Large models, built by script: 50,000 nodes, and 3 GB of external weights.
+"""Models too large to keep: built by script, the same bytes every time.
 
-python benchmarks/models.py chain50k OUT.onnx
-python benchmarks/models.py external3g OUT.onnx
+    python benchmarks/models.py chain50k OUT.onnx [--nodes 50000]
+    python benchmarks/models.py external3g OUT.onnx [--layers 48] [--width 4096]
+
+chain50k is one long graph of cheap nodes: element-wise ones, Adds that reach back over up to 200 nodes, small
+MatMuls, Constant nodes, views, and an If with two branches every thousand nodes; its batch is dynamic.
+external3g is a stack of dense layers, 3 GB of float32 weights in OUT.onnx.data, written one layer at a time.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,116 +19,164 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+WIDTH = 16
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
-def chain50k(path: Path, nodes: int = 50_000) -> None:
-    """Element-wise chains with skip connections, small products, Constant nodes, and some Ifs.
+
+def chain50k(path: Path, nodes: int = 50_000, seed: int = 0) -> None:
+    """Write the chain.
 
     Args:
-        path: File to write.
-        nodes: About how many nodes, those in subgraphs counted.
+        path: Where to.
+        nodes: How many nodes, those inside branches included.
+        seed: Of structure and weights.
     """
-    rng = np.random.default_rng(0)
-    made: list[onnx.NodeProto] = []
-    weights = [
-        numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32) * 0.3, f"w{i}") for i in range(64)
-    ]
-    weights.append(numpy_helper.from_array(np.array(True), "yes"))
-    last, skip, count, block = "x", "x", 0, 0
-    while count < nodes - 10:
-        block += 1
-        tag = f"b{block}"
-        made += [
-            helper.make_node("MatMul", [last, f"w{block % 64}"], [f"{tag}_p"], name=f"{tag}/MatMul"),
-            helper.make_node(
-                "Constant",
-                [],
-                [f"{tag}_c"],
-                name=f"{tag}/Constant",
-                value=numpy_helper.from_array(np.float32(0.1 + block % 7)),
-            ),
-            helper.make_node("Add", [f"{tag}_p", f"{tag}_c"], [f"{tag}_a"], name=f"{tag}/Add"),
-            helper.make_node("Tanh", [f"{tag}_a"], [f"{tag}_t"], name=f"{tag}/Tanh"),
-            helper.make_node("Add", [f"{tag}_t", skip], [f"{tag}_s"], name=f"{tag}/Skip"),
-            helper.make_node("Identity", [f"{tag}_s"], [f"{tag}_i"], name=f"{tag}/Identity"),
-            helper.make_node("Sigmoid", [f"{tag}_i"], [f"{tag}_o"], name=f"{tag}/Sigmoid"),
-        ]
-        count += 7
-        last, skip = f"{tag}_o", f"{tag}_t"
-        if block % 100 == 0:
-            made.append(_branch(tag, last))
-            count += 3
-            last = f"{tag}_if"
+    made = _Chain(nodes, seed)
     graph = helper.make_graph(
-        made,
+        made.nodes,
         "chain",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["N", 8])],
-        weights,
+        [helper.make_tensor_value_info("x", FLOAT, ["batch", WIDTH])],
+        [helper.make_tensor_value_info("y", FLOAT, ["batch", WIDTH])],
+        made.weights,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-def _branch(tag: str, value: str) -> onnx.NodeProto:
-    def body(name: str, op: str) -> onnx.GraphProto:
-        output = helper.make_tensor_value_info(f"{tag}_{name}", TensorProto.FLOAT, ["N", 8])
-        return helper.make_graph([helper.make_node(op, [value], [f"{tag}_{name}"])], name, [], [output])
+class _Chain:
+    """Nodes one after the other; `values` holds those of shape [batch, WIDTH] to reach back to."""
 
-    return helper.make_node(
-        "If",
-        ["yes"],
-        [f"{tag}_if"],
-        name=f"{tag}/If",
-        then_branch=body("then", "Relu"),
-        else_branch=body("else", "Neg"),
-    )
+    def __init__(self, count: int, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.arrays = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.made = self.branches = 0
+        self.values = ["x"]
+        self.weights.append(numpy_helper.from_array(np.array([-1], np.int64), "flat"))
+        self.weights.append(numpy_helper.from_array(np.array([-1, WIDTH], np.int64), "rows"))
+        self.weights.append(numpy_helper.from_array(np.array(0.0, np.float32), "zero"))
+        kinds: list[tuple[float, Callable[[], None]]] = [
+            (0.45, self.unary), (0.25, self.skip), (0.1, self.matmul), (0.1, self.constant), (0.1, self.view),
+        ]  # fmt: skip
+        steps, weights = [k for _, k in kinds], [w for w, _ in kinds]
+        while self.made < count - 8:
+            if self.made // 1000 > self.branches:
+                self.branch()
+            else:
+                self.rng.choices(steps, weights)[0]()
+        while self.made < count:
+            self.add("Tanh", [self.values[-1]], "y" if self.made == count - 1 else None)
+
+    def add(self, op: str, inputs: list[str], name: str | None = None, *, keep: bool = True, **attrs: object) -> str:
+        """Append a node and give its result's name."""
+        name = name or f"v{self.made}"
+        self.nodes.append(helper.make_node(op, inputs, [name], name=f"n{self.made}", **attrs))
+        self.made += 1
+        if keep:
+            self.values.append(name)
+        return name
+
+    def unary(self) -> None:
+        self.add(self.rng.choice(["Relu", "Sigmoid", "Tanh", "Erf", "Softplus", "Abs"]), [self.values[-1]])
+
+    def skip(self) -> None:
+        back = self.values[-min(len(self.values), self.rng.randint(2, 200))]
+        # Bounded again after every sum, so that fifty thousand of them do not overflow.
+        total = self.add("Add", [self.values[-1], back], keep=False)
+        self.add("Tanh", [total])
+
+    def matmul(self) -> None:
+        name = f"w{len(self.weights)}"
+        content = self.arrays.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 4
+        self.weights.append(numpy_helper.from_array(content, name))
+        self.add("MatMul", [self.values[-1], name])
+
+    def constant(self) -> None:
+        content = numpy_helper.from_array(np.array(self.rng.uniform(0.5, 1.5), np.float32))
+        scale = self.add("Constant", [], keep=False, value=content)
+        self.add("Mul", [self.values[-1], scale])
+
+    def view(self) -> None:
+        flat = self.add("Reshape", [self.values[-1], "flat"], keep=False)
+        self.add("Reshape", [flat, "rows"])
+
+    def branch(self) -> None:
+        self.branches += 1
+        x, k = self.values[-1], self.branches
+        total = self.add("ReduceSum", [x], keep=False, keepdims=0)
+        positive = self.add("Greater", [total, "zero"], keep=False)
+        then = self._body(f"then{k}", ["Relu", "Neg"], x)
+        other = self._body(f"else{k}", ["Neg", "Sigmoid"], x)
+        self.made += len(then.node) + len(other.node)
+        self.add("If", [positive], then_branch=then, else_branch=other)
+
+    def _body(self, name: str, ops: list[str], captured: str) -> onnx.GraphProto:
+        nodes, value = [], captured
+        for index, op in enumerate(ops):
+            nodes.append(helper.make_node(op, [value], [f"{name}_{index}"], name=f"{name}_n{index}"))
+            value = f"{name}_{index}"
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(value, FLOAT, ["batch", WIDTH])])
 
 
-def external3g(path: Path, layers: int = 12, width: int = 8192) -> None:
-    """MatMul layers with external float32 weights, 256 MB each, written one at a time.
+def external3g(path: Path, layers: int = 48, width: int = 4096, seed: int = 0) -> None:
+    """Write a stack of dense layers whose weights lie in `PATH.data`; one of them is in memory at a time.
 
     Args:
-        path: Model file; the weights go to `PATH.data`.
-        layers: How many.
-        width: Rows and columns of a weight.
+        path: Where to.
+        layers: How many; each has `width * width` float32 weights.
+        width: Features.
+        seed: Of the weights. The last layer repeats the first one's weights, for -O1 to find.
     """
-    data = path.with_name(f"{path.name}.data")
-    size = width * width * 4
-    weights, nodes, last = [], [], "x"
-    with open(data, "wb") as file:
+    data = path.with_name(path.name + ".data")
+    tensors, nodes, value = [], [], "x"
+    with data.open("wb") as file:
         for layer in range(layers):
-            rng = np.random.default_rng(layer)
-            for _ in range(width // 512):
-                block = rng.standard_normal((512, width), dtype=np.float32) / np.float32(np.sqrt(width))
-                file.write(block.tobytes())
-            tensor = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[width, width])
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", data.name), ("offset", layer * size), ("length", size)):
-                tensor.external_data.add(key=key, value=str(value))
-            weights.append(tensor)
-            nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [f"p{layer}"], name=f"MatMul_{layer}"))
-            nodes.append(helper.make_node("Identity", [f"p{layer}"], [f"i{layer}"], name=f"Identity_{layer}"))
-            nodes.append(helper.make_node("Tanh", [f"i{layer}"], [f"t{layer}"], name=f"Tanh_{layer}"))
-            last = f"t{layer}"
-    graph = helper.make_graph(
-        nodes,
-        "wide",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])],
-        [helper.make_tensor_value_info(last, TensorProto.FLOAT, ["N", width])],
-        weights,
+            rng = np.random.default_rng((seed, layer % (layers - 1) if layers > 1 else 0))
+            content = rng.standard_normal((width, width), np.float32)
+            content *= np.float32(1 / np.sqrt(width))
+            offset = -(-file.tell() // 4096) * 4096
+            file.seek(offset)
+            content.tofile(file)
+            tensors.append(_external(f"w{layer}", (width, width), data.name, offset, content.nbytes))
+            bias = f"b{layer}"
+            tensors.append(numpy_helper.from_array(np.full(width, 0.01, np.float32), bias))
+            nodes.append(helper.make_node("MatMul", [value, f"w{layer}"], [f"m{layer}"], name=f"dense{layer}"))
+            nodes.append(helper.make_node("Add", [f"m{layer}", bias], [f"a{layer}"], name=f"bias{layer}"))
+            value = "y" if layer == layers - 1 else f"t{layer}"
+            nodes.append(helper.make_node("Tanh", [f"a{layer}"], [value], name=f"tanh{layer}"))
+    shape = ["batch", width]
+    x, y = (helper.make_tensor_value_info(name, FLOAT, shape) for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "dense", [x], [y], tensors)
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    path.write_bytes(model.SerializeToString())
 
 
-BUILDERS = {"chain50k": chain50k, "external3g": external3g}
+def _external(name: str, shape: tuple[int, ...], file: str, offset: int, length: int) -> onnx.TensorProto:
+    tensor = TensorProto(name=name, data_type=FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
-@click.command(help=__doc__)
-@click.argument("name", type=click.Choice(list(BUILDERS)))
-@click.argument("path", type=click.Path(path_type=Path))
-def main(name: str, path: Path) -> None:
-    """Build one model."""
-    BUILDERS[name](path)
+@click.group(help=__doc__)
+def main() -> None:
+    """Build a model."""
+
+
+@main.command("chain50k")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--nodes", default=50_000, show_default=True)
+def _chain50k(out: Path, nodes: int) -> None:
+    chain50k(out, nodes)
+
+
+@main.command("external3g")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layers", default=48, show_default=True)
+@click.option("--width", default=4096, show_default=True)
+def _external3g(out: Path, layers: int, width: int) -> None:
+    external3g(out, layers, width)
 
 
 if __name__ == "__main__":
