@@ -6,7 +6,7 @@ from memoptc.ir.diagnostics import InputError
 
 TARGETS = ("float32", "int8", "uint8")
 
-_EXACT = "(simplify,fold-constants,share-common,drop-dead)*,share-weights"
+_EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,simplify,share-common,drop-dead)*"
 _PLACE = "order,plan-memory,lower"
 

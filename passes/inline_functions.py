@@ -1,0 +1,42 @@
+"""inline-functions: put the bodies of local functions where they are called, so that other passes see into them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx.inliner
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.pass_base import Context, Pass
+
+
+class InlineFunctions(Pass):
+    """Replace calls of the model's own functions by their bodies, with ONNX's own inliner.
+
+    onnxruntime does the same when it loads a model, so no number changes. Functions that cannot be inlined
+    (of another opset than the model, say) stay, and passes leave calls of them alone.
+    """
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Inline all functions at once."""
+        info = graph.model
+        if info is None or not info.functions:
+            return
+        before = len(info.functions)
+        try:
+            inlined = read_onnx(onnx.inliner.inline_local_functions(to_proto(graph)))
+        except MemoptcError as e:
+            context.warnings.append(f"Local functions stay as they are: {e.message}")
+            return
+        graph.become(inlined)
+        info.functions = dict(inlined.info.functions)
+        for domain, version in inlined.info.opset_imports.items():
+            info.opset_imports.setdefault(domain, version)
+        context.shapes(graph)
+        stats["functions inlined"] += before - len(info.functions)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Inline without facts about the compile."""
+        self.apply(graph, stats, Context())
