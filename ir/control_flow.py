@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir
 from onnx_shape_inference import registry
 
-from memoptc.ir import broadcasting
+from memoptc.ir import corrections
 
 
 @cache
@@ -23,7 +23,7 @@ def install() -> None:
     registry.collect()
     registry.register("", "If", since_version=1)(_infer_if)
     registry.register("", "Loop", since_version=1)(_infer_loop)
-    broadcasting.install()
+    corrections.install()
 
 
 def _dims_match(a: int | onnx_ir.SymbolicDim, b: int | onnx_ir.SymbolicDim) -> bool:

@@ -142,3 +142,32 @@ def test_a_constant_of_a_computed_shape_has_its_symbols() -> None:
       return %z
     }"""
     assert types(text, "z") == ["f32[N,4]"]
+
+
+def test_a_cut_of_a_symbol_may_be_shorter_than_asked() -> None:
+    text = """graph @g(%x: f32[N,9], %i: i64[1]) -> (f32[*], f32[*], f32[*], f32[*]) {
+      %s = const() {value=[2]} : i64[1]
+      %z = const() {value=[0]} : i64[1]
+      %e = const() {value=[6]} : i64[1]
+      %far = const() {value=[9223372036854775807]} : i64[1]
+      %a = Slice(%x, %z, %e, %z)
+      %b = Slice(%x, %s, %e, %z)
+      %c = Slice(%x, %z, %far, %z)
+      %d = Slice(%x, %z, %e, %i)
+      return %a, %b, %c, %d
+    }"""
+    a, b, c, d = types(text, "a", "b", "c", "d")
+    assert a == "f32[min(6,N),9]"
+    assert b == "f32[max(0,min(6,N)-2),9]"
+    assert c == "f32[N,9]"
+    assert "N" not in d
+    assert "9" not in d.removeprefix("f32")
+
+
+def test_squeeze_without_axes_may_take_symbols_away() -> None:
+    text = """graph @g(%x: f32[N,1,3], %y: f32[1,3]) -> (f32[*], f32[*]) {
+      %a = Squeeze(%x)
+      %b = Squeeze(%y)
+      return %a, %b
+    }"""
+    assert types(text, "a", "b") == ["f32[*]", "f32[3]"]

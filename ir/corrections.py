@@ -1,0 +1,151 @@
+"""Shape inference that promises nothing false: handlers that take the place of the engine's.
+
+onnx-shape-inference 0.4 assumes where it does not know: of two symbols that broadcast it takes the first, though
+either may be 1; a symbol cut to [0:6] it takes to be at least 6; Squeeze without axes it takes to leave symbols
+alone, which may be 1, too. A shape that does not hold for every extent would make passes wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import onnx_ir
+import onnx_ir._symbolic_shapes as ir_symbols
+import onnx_shape_inference._symbolic_shapes as engine_symbols
+from onnx_shape_inference import _broadcast, _constraints, registry
+from onnx_shape_inference._ops import _slice, _squeeze, _utils
+
+_Extent = int | onnx_ir.SymbolicDim
+
+
+def install() -> None:
+    """Put our handlers into the engine."""
+    _broadcast._broadcast_dim = broadcast_extents
+    for module in (ir_symbols, engine_symbols, _constraints):
+        setattr(module, "sympy", _Sympy("sympy"))  # noqa: B010
+    registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
+    registry.register("", "Slice", since_version=10)(_infer_slice)
+    registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
+
+
+class _Sympy(ModuleType):
+    """sympy, but for symbols that may be 0: the engine declares them positive, and then takes min(N, 1) to be 1."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_SYMPY, name)
+
+    @staticmethod
+    def Symbol(name: str, **assumptions: bool) -> Any:
+        """Make a symbol that stands for an extent."""
+        if assumptions.pop("positive", False):
+            assumptions["nonnegative"] = True
+        return _SYMPY.Symbol(name, **assumptions)
+
+
+_SYMPY: Any = getattr(engine_symbols, "sympy")  # noqa: B009
+
+
+def broadcast_extents(a: _Extent, b: _Extent) -> _Extent | None:
+    """Give the extent that two broadcast to: unknown where either may be the one; `None` where they clash."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a if a == b or b == 1 else b if a == 1 else None
+    if isinstance(a, int) or isinstance(b, int):
+        known, other = (a, b) if isinstance(a, int) else (b, a)
+        # A number other than 1 stays: the other extent is that, or 1.
+        return other if known == 1 else known
+    if a.value == b.value and a.value is not None:
+        return a
+    return onnx_ir.SymbolicDim(_either(*sorted((a.value or "", b.value or ""))))
+
+
+@cache
+def _either(a: str, b: str) -> str:
+    """Name what two symbols broadcast to, as the engine names its own; the same two give the same."""
+    return f"_d{next(_NUMBERS)}"
+
+
+_NUMBERS = itertools.count(1_000_000)
+
+
+def _constant_of_shape(context: Any, node: onnx_ir.Node) -> None:
+    value = node.attributes.get("value")
+    dtype = value.as_tensor().dtype if value is not None else onnx_ir.DataType.FLOAT
+    target = node.inputs[0]
+    shape: onnx_ir.Shape | None = None
+    constant = onnx_ir.convenience.get_const_tensor(target) if target is not None else None
+    if constant is not None:
+        shape = onnx_ir.Shape([int(extent) for extent in constant.numpy().reshape(-1)])
+    elif target is not None:
+        known = context.get_symbolic_value(target)
+        if known is not None:
+            shape = onnx_ir.Shape(list(known))
+        elif target.shape is not None and len(target.shape) == 1 and isinstance(target.shape[0], int):
+            shape = onnx_ir.Shape([context.new_symbolic_dim() for _ in range(target.shape[0])])
+    context.set_shape_and_dtype(node.outputs[0], shape, dtype)
+
+
+def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
+    _slice.infer_slice(context, node)
+    data, (result, *_) = node.inputs[0], node.outputs
+    if data is None or data.shape is None or result.shape is None:
+        return
+    known = [_utils.get_known_dim_values(context, v) for v in node.inputs[1:]]
+    given = [v is not None for v in node.inputs[1:]]
+    if any(k is None and g for k, g in zip(known[2:], given[2:], strict=True)):
+        unknown = onnx_ir.Shape([context.new_symbolic_dim() for _ in data.shape])
+        result.shape = unknown
+        return
+    starts, ends, axes, steps = (known + [None] * 2)[:4]
+    if starts is None or ends is None:
+        return
+    dims = list(result.shape.dims)
+    axes = axes if axes is not None else list(range(len(starts)))
+    steps = steps if steps is not None else [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        numbers = isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and isinstance(axis, int)
+        if numbers and not isinstance(data.shape[axis], int) and step > 0 and start >= 0 and end >= 0:
+            dims[axis] = _cut(context, data.shape[axis], start, end, step)
+    result.shape = onnx_ir.Shape(dims)
+    _infer_cut_elements(context, node, starts, ends, steps)
+
+
+_FAR = 2**31 - 1
+"""From here on an end means "to the end"."""
+
+
+def _cut(context: Any, extent: onnx_ir.SymbolicDim, start: int, end: int, step: int) -> _Extent:
+    """How much of an extent that is not known lies in [start:end:step]."""
+    if end >= _FAR and start == 0 and step == 1:
+        return extent
+    if extent.value is None:
+        return context.new_symbolic_dim()  # type: ignore[no-any-return]
+    reached = extent if end >= _FAR else _utils.min_dim(extent, end)
+    count = _utils.ceil_div_dim(reached - start, step) if reached is not None else None
+    length: _Extent | None = _utils.max_dim(0, count) if count is not None and start else count
+    return length if length is not None else context.new_symbolic_dim()
+
+
+def _infer_cut_elements(context: Any, node: onnx_ir.Node, starts: Any, ends: Any, steps: Any) -> None:
+    """What is known of the elements of a vector that is cut; the engine errs for steps backwards."""
+    data = node.inputs[0]
+    elements = context.get_symbolic_value(data)
+    if elements is None or len(starts) != 1 or data is None or data.shape is None or len(data.shape) != 1:
+        return
+    if all(isinstance(n, int) for n in (starts[0], ends[0], steps[0])):
+        context.set_symbolic_value(node.outputs[0], list(elements)[starts[0] : ends[0] : steps[0]])
+
+
+def _infer_squeeze(context: Any, node: onnx_ir.Node) -> None:
+    data = node.inputs[0]
+    _squeeze.infer_squeeze(context, node)
+    if data is None or data.shape is None:
+        return
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    computed = axes is not None and onnx_ir.convenience.get_const_tensor(axes) is None
+    named = axes is not None or "axes" in node.attributes
+    if computed or (not named and any(not isinstance(d, int) for d in data.shape)):
+        # How many axes are left depends on extents, or on numbers, that nobody knows.
+        node.outputs[0].shape = None

@@ -1,0 +1,137 @@
+"""What shape inference says holds at run time, for every extent: 0 and 1, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import graphs
+from hypothesis import given
+from numbers_of import NOT_EMPTY, hard_feeds
+
+from memoptc.ir.core import Graph, Output, Value
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.dims import Dim, free_symbols, substitute
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.parser import parse
+from memoptc.ir.types import TensorType
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+
+
+def assert_sound(graph: Graph) -> int:
+    """Run with every value as an output; no type and no known element may be contradicted."""
+    for op in graph.walk():
+        for result in op.results:
+            if not op.is_const and not op.regions:
+                result.type = None
+    found = infer_shapes(graph)
+    values = [r for op in graph.ops for r in op.results if not (op.is_const or r.is_absent or r.omitted)]
+    if not values:
+        return 0
+    graph.set_outputs(values, [Output(f"out{i}") for i in range(len(values))])
+    stated = [_tensor(v) for v in values]
+    for value in values:
+        value.type = TensorType(_tensor(value).dtype, None)
+    evaluator = Evaluator(to_proto(graph), RunOptions(optimize=False))
+    runs = 0
+    for feed in hard_feeds(graph, empty=not any(op.op_type in NOT_EMPTY for op in graph.walk())):
+        extents = {
+            symbol: array.shape[axis]
+            for value, array in ((v, feed[v.name]) for v in graph.inputs)
+            for axis, dim in enumerate(_tensor(value).shape or ())
+            for symbol in free_symbols(dim)
+        }
+        try:
+            arrays = list(evaluator.run(feed).values())
+        except MemoptcError:
+            continue
+        runs += 1
+        for value, type_, array in zip(values, stated, arrays, strict=True):
+            _check(value, type_.shape, array.shape, extents)
+            if value in found.elements:
+                _check(value, found.elements[value], tuple(np.asarray(array).reshape(-1).tolist()), extents)
+    return runs
+
+
+def _tensor(value: Value) -> TensorType:
+    assert isinstance(value.type, TensorType), value
+    return value.type
+
+
+def _check(value: Value, said: tuple[Dim, ...] | None, true: tuple[Any, ...], extents: dict[str, int]) -> None:
+    if said is None:
+        return
+    assert len(said) == len(true), f"%{value.name}: {said} but {true}"
+    for dim, number in zip(said, true, strict=True):
+        # Other symbols stand for extents that only the run knows.
+        if dim is not None and free_symbols(dim) <= extents.keys():
+            assert substitute(dim, extents) == number, f"%{value.name}: {said} at {extents} but {true}"
+
+
+@given(graph=graphs(12))
+def test_inference_holds_on_random_graphs(graph: Graph) -> None:
+    assert_sound(graph)
+
+
+SIGNATURE = "graph @g(%x: f32[N,M], %y: f32[M,N], %z: f32[N,4], %w: f32[4]) -> (f32[*]) {\n"
+LINES = {
+    "broadcast": "%r = Add(%x, %y)",
+    "broadcast one": "%r = Add(%z, %w)",
+    "variadic": "%r = Max(%x, %y, %x)",
+    "where": "%c = Less(%x, %y)\n%r = Where(%c, %y, %x)",
+    "concat": "%r = Concat(%x, %x) {axis=1}",
+    "flatten": "%r = Flatten(%x) {axis=1}",
+    "shape arithmetic": "%s = Shape(%x)\n%t = Shape(%y)\n%a = Sub(%s, %t)\n%b = Mul(%a, %t)\n%r = Max(%b, %s)",
+    "halves": "%two = const() {value=[2]} : i64[1]\n%s = Shape(%x)\n%r = Div(%s, %two)",
+    "negative halves": "%two = const() {value=[-2]} : i64[1]\n%s = Shape(%x)\n%a = Neg(%s)\n%r = Div(%s, %two)",
+    "expand": "%s = Shape(%y)\n%r = Expand(%x, %s)",
+    "reshape": "%m = const() {value=[0,-1]} : i64[2]\n%r = Reshape(%x, %m)",
+    "reshape to symbols": "%s = Shape(%y)\n%r = Reshape(%x, %s)",
+    "split": "%r, %q = Split(%x) {axis=0, num_outputs=2}",
+    "range": "%a = const() {value=0} : i64[]\n%d = const() {value=2} : i64[]\n%n = Size(%x)\n%r = Range(%a, %n, %d)",
+    "tile": "%s = Shape(%y)\n%r = Tile(%x, %s)",
+    "top": "%k = const() {value=[1]} : i64[1]\n%r, %q = TopK(%x, %k) {axis=1}",
+    "nonzero": "%a = NonZero(%x)\n%r = Transpose(%a)",
+    "pad": "%p = const() {value=[0,1,2,0]} : i64[4]\n%r = Pad(%x, %p)",
+    "crop": "%p = const() {value=[0,-1,0,0]} : i64[4]\n%r = Pad(%x, %p)",
+    "einsum": '%r = Einsum(%x, %y) {equation="ij,jk->ik"}',
+    "matmul": "%r = MatMul(%x, %y)",
+    "slice back": "%a = const() {value=[-1]} : i64[1]\n"
+    "%b = const() {value=[-9]} : i64[1]\n%r = Slice(%x, %a, %b, %a, %a)",
+    "slice last": "%a = const() {value=[-2]} : i64[1]\n%b = const() {value=[99]} : i64[1]\n%r = Slice(%x, %a, %b, %a)",
+    "slice but last": "%a = const() {value=[0]} : i64[1]\n"
+    "%b = const() {value=[-2]} : i64[1]\n%r = Slice(%x, %a, %b, %a)",
+    "slice from second": "%a = const() {value=[1]} : i64[1]\n%b = const() {value=[9999999999]} : i64[1]\n"
+    "%r = Slice(%x, %a, %b, %a)",
+    "slice that is long enough": "%p = const() {value=[3,0,0,0]} : i64[4]\n%y1 = Pad(%x, %p)\n"
+    "%a = const() {value=[1]} : i64[1]\n%b = const() {value=[3]} : i64[1]\n%z0 = const() {value=[0]} : i64[1]\n"
+    "%r = Slice(%y1, %a, %b, %z0)",
+    "every second": "%a = const() {value=[0]} : i64[1]\n%b = const() {value=[5]} : i64[1]\n"
+    "%two = const() {value=[2]} : i64[1]\n%r = Slice(%x, %a, %b, %a, %two)",
+    "slice of a shape": "%s = Shape(%x)\n%a = const() {value=[-1]} : i64[1]\n%b = const() {value=[-9]} : i64[1]\n"
+    "%z0 = const() {value=[0]} : i64[1]\n%r = Slice(%s, %a, %b, %z0, %a)",
+    "shape from the end": "%r = Shape(%x) {start=-1}",
+    "gather": "%i = const() {value=[-1,0]} : i64[2]\n%s = Shape(%x)\n%r = Gather(%s, %i)",
+    "cast": "%s = Shape(%x)\n%f = Cast(%s) {to=1}\n%h = const() {value=0.5} : f32[]\n%g = Mul(%f, %h)\n"
+    "%r = Cast(%g) {to=7}",
+    "modulo": "%two = const() {value=[2]} : i64[1]\n%s = Shape(%x)\n%a = Neg(%s)\n%r = Mod(%a, %two)",
+    "equal": "%s = Shape(%x)\n%t = Shape(%y)\n%e = Equal(%s, %t)\n%r = Where(%e, %s, %t)",
+    "resize": "%u = const() {value=[1.0,1.5]} : f32[2]\n%none = absent()\n%r = Resize(%x, %none, %u)",
+    "reduce": "%one = const() {value=[1]} : i64[1]\n%r = ReduceMax(%x, %one) {keepdims=0}",
+    "unsqueeze": "%one = const() {value=[-1]} : i64[1]\n%r = Unsqueeze(%x, %one)",
+    "squeeze": "%a = const() {value=[0]} : i64[1]\n%b = const() {value=[1]} : i64[1]\n%c = Slice(%x, %a, %b, %a)\n"
+    "%r = Squeeze(%c)",
+    "eye": "%r = EyeLike(%x)",
+    "one hot": "%d = const() {value=[4]} : i64[1]\n%v = const() {value=[0.0,1.0]} : f32[2]\n%s = Shape(%x)\n"
+    "%r = OneHot(%s, %d, %v)",
+    "prelu": "%r = PRelu(%z, %w)",
+    "pool": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
+    "%r = MaxPool(%u) {kernel_shape=[2,2], strides=[2,2], ceil_mode=1, pads=[1,1,0,0]}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_inference_holds_for(name: str) -> None:
+    assert assert_sound(parse(f"{SIGNATURE}{LINES[name]}\n return %r\n}}")) > 0

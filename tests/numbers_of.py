@@ -1,0 +1,129 @@
+"""Hard numbers for models: zero and one as extents, NaN, infinities and -0.0 as values; bits compared."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir.core import Graph, Value
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.dims import free_symbols
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.judge import TOLERANCES
+
+Feed = dict[str, npt.NDArray[Any]]
+UNOPTIMIZED = RunOptions(optimize=False)
+EXACT = frozenset({"simplify", "fold-constants", "share-weights", "share-common", "drop-dead", "order", "lower"})
+"""Passes that must keep every output bit."""
+
+NOT_EMPTY = frozenset({"Conv", "ConvTranspose", "GRU", "LSTM", "RNN"})
+
+
+def hard_feeds(graph: Graph, seed: int = 0, *, empty: bool = True) -> list[Feed]:
+    """Feeds with all symbols different, all 1, all 0, and mixed; plain numbers and special ones.
+
+    Args:
+        graph: The graph, whose inputs have extents that are known or symbols.
+        seed: For the numbers.
+        empty: Also extents of 0. Some kernels of onnxruntime end the whole process then (see `NOT_EMPTY`).
+    """
+    symbols = sorted({s for v in graph.inputs for d in _shape(v) for s in free_symbols(d)})
+    bindings = [{s: 2 + i for i, s in enumerate(symbols)}]
+    if symbols:
+        bindings += [dict.fromkeys(symbols, 1), {s: 1 + i % 2 for i, s in enumerate(symbols)}]
+    if symbols and empty:
+        bindings += [dict.fromkeys(symbols, 0), {s: i % 2 for i, s in enumerate(symbols)}]
+    return [_feed(graph, b, seed + n, special) for b in bindings for n, special in enumerate((False, True))]
+
+
+def _shape(value: Value) -> tuple[Any, ...]:
+    return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
+
+
+def _feed(graph: Graph, binding: Mapping[str, int], seed: int, special: bool) -> Feed:
+    feed = {}
+    for value in graph.inputs:
+        assert isinstance(value.type, TensorType)
+        rng = np.random.default_rng([seed, zlib.crc32(value.name.encode())])
+        shape = value.type.bind(binding).static_shape
+        assert shape is not None, f"%{value.name} has an extent that no symbol names"
+        feed[value.name] = _numbers(rng, value.type.dtype, shape, special)
+    return feed
+
+
+def _numbers(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...], special: bool) -> npt.NDArray[Any]:
+    if dtype == DType.STRING:
+        return np.asarray(rng.choice(["", "a", "Straße"], shape), object)
+    if dtype == DType.BOOL:
+        return np.asarray(rng.integers(0, 2, shape), np.bool_)
+    if dtype.is_integer():
+        low = 0 if not dtype.is_signed() or not special else -3
+        return np.asarray(rng.integers(low, 4, shape), dtype.numpy())
+    numbers = np.asarray(rng.standard_normal(shape), dtype.numpy())
+    if special:
+        hard = np.asarray([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, 3.4e38], dtype.numpy())
+        numbers = np.where(rng.random(shape) < 0.3, rng.choice(hard, shape), numbers).astype(dtype.numpy())
+    return numbers
+
+
+def run(graph: Graph, feed: Feed) -> dict[str, Any] | None:
+    """Give the outputs without onnxruntime's optimizer; `None` when it refuses the feed."""
+    try:
+        return Evaluator(to_proto(graph), UNOPTIMIZED).run(feed)
+    except MemoptcError:
+        return None
+
+
+def bits(value: Any) -> Any:
+    """What two values share exactly when no bit differs, of NaN neither."""
+    if isinstance(value, list | tuple):
+        return [bits(v) for v in value]
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind == "O":
+        return array.shape, array.tolist()
+    return array.shape, array.dtype.str, array.tobytes()
+
+
+def compare(before: Graph, after: Graph, *, exact: bool, seed: int = 0, feeds: list[Feed] | None = None) -> int:
+    """Hold two graphs against each other on hard feeds; feeds that the first one refuses do not count.
+
+    Returns:
+        How many feeds counted.
+    """
+    empty = not any(op.op_type in NOT_EMPTY for op in before.walk())
+    old = Evaluator(to_proto(before), UNOPTIMIZED)
+    new = Evaluator(to_proto(after), UNOPTIMIZED)
+    counted = 0
+    for feed in feeds if feeds is not None else hard_feeds(before, seed, empty=empty):
+        try:
+            expected = old.run(feed)
+        except MemoptcError:
+            continue
+        counted += 1
+        found = new.run(feed)
+        shapes = {k: v.shape for k, v in feed.items()}
+        assert list(expected) == list(found)
+        for name, value in expected.items():
+            if exact:
+                assert bits(value) == bits(found[name]), f"{name} differs for {shapes}:\n{value}\n{found[name]}"
+            else:
+                _assert_close(name, np.asarray(value), np.asarray(found[name]))
+    return counted
+
+
+def _assert_close(name: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+    assert a.shape == b.shape, name
+    assert a.dtype == b.dtype, name
+    wide, other = a.astype(np.float64), b.astype(np.float64)
+    usual = np.isfinite(wide) & np.isfinite(other)
+    largest = float(np.abs(wide[usual]).max(initial=0.0))
+    tolerance = TOLERANCES.get(str(a.dtype), 0.0) * max(largest, 1.0)
+    assert float(np.abs(wide - other)[usual].max(initial=0.0)) <= tolerance, f"{name}:\n{a}\n{b}"
