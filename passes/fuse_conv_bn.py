@@ -56,6 +56,8 @@ def _batch_norm(node: Op) -> _Affine:
     _require(not any(r.has_uses for r in node.results[1:]), "statistics are used")
     _require(not ops.default_of(node, "training_mode"), "training")
     version = ops.opset_of(node.graph) if node.graph is not None else None
+    if version is not None and version < 14:
+        _require(all(r.omitted for r in node.results[1:]), "training")
     if version is not None and version < 7:
         _require(bool(node.attrs.get("is_test", 0)), "training")
     _require(node.attrs.get("spatial", 1) == 1, "not per channel")
@@ -134,7 +136,7 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Va
     old = np.zeros(columns)
     if bias is not None:
         given = _array(bias, "the bias")
-        _require(given.size in (1, columns) and given.shape[-1:] in ((), (1,), (columns,)), "the bias has rows")
+        _require(given.size == 1 or given.shape[-1] == given.size == columns, "the bias has rows")
         old = np.broadcast_to(given.reshape(-1), columns) * float(attrs.get("beta", 1.0))
     attrs["beta"] = 1.0
     return _rebuild(b, producer, "Gemm", new_w, old * scale + shift, attrs, result)
@@ -206,6 +208,11 @@ def zero_padding(b: Builder, x: Value, pad: Op, others: tuple[Value, ...], node:
     pads = tuple(node.attrs.get("pads", (0,) * (2 * (rank - 2))))
     attrs = dict(node.attrs)
     if node.op_type == "AveragePool":
+        version = ops.opset_of(node.graph) if node.graph is not None else None
+        _require(version is None or version >= 7, "padding cannot be counted yet")
+        window = tuple(attrs["kernel_shape"])
+        padded = [p + q for p, q in zip(pads, (*begin[2:], *end[2:]), strict=True)]
+        _require(all(p < w for p, w in zip(padded, (*window, *window), strict=True)), "pads more than the window")
         _require(not attrs.get("ceil_mode", 0), "rounds up")
         _require(bool(attrs.get("count_include_pad", 0)) or not any(pads), "padding is not counted")
         attrs["count_include_pad"] = 1

@@ -11,6 +11,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.tensors import content_digest
+from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Pass
 
 SMALL = 4096
@@ -59,12 +60,19 @@ def _key(op: Op) -> Hashable | None:
         tensor = op.attrs["value"]
         return ("const", content_digest(tensor)) if tensor.nbytes <= SMALL else None
     operands: tuple[Value | None, ...] = tuple(None if v.is_absent else v for v in op.operands)
-    if ops.facts(op).commutative and len(operands) >= 2:
+    if len(operands) >= 2 and _commutes(op):
         first = sorted(operands[:2], key=id)
         operands = (*first, *operands[2:])
     attrs = tuple(sorted((name, _attr_key(value)) for name, value in op.attrs.items()))
     omitted = tuple(r.omitted for r in op.results)
     return (op.key, op.overload, operands, attrs, omitted)
+
+
+def _commutes(op: Op) -> bool:
+    """Whether operands may change places to the last bit: Max(0.0, -0.0) and NaN + NaN are not so for floats."""
+    type_ = op.operands[0].type
+    exact = isinstance(type_, TensorType) and (type_.dtype.is_integer() or type_.dtype == DType.BOOL)
+    return ops.facts(op).commutative and (exact or op.op_type == "Equal")
 
 
 def _attr_key(value: Any) -> Hashable:

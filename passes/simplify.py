@@ -23,7 +23,7 @@ class Simplify(RulePass):
         """Rules to a fixed point, then constant conditions, then shape computations."""
         declined: Counter[str] = context.results.setdefault("declined", Counter())
         apply_rules(graph, self.rules, stats, declined)
-        control.inline_constant_branches(graph, stats)
+        control.simplify_control(graph, stats)
         shapes.simplify_shapes(graph, stats, context)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:

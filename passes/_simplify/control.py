@@ -4,25 +4,74 @@ from __future__ import annotations
 
 from collections import Counter
 
-from memoptc.ir.core import Graph, Op
+import numpy as np
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.tensors import scalar
 
 
-def inline_constant_branches(graph: Graph, stats: Counter[str]) -> None:
-    """Put the branch that an If with a constant condition takes in its place, at every depth."""
-    for op in graph.walk("If"):
-        taken = scalar(op.operand.tensor)
-        if taken is not None and op.graph is not None:
-            _inline(op, "then_branch" if taken else "else_branch")
-            stats["branches inlined"] += 1
+def simplify_control(graph: Graph, stats: Counter[str]) -> None:
+    """Put the branch that an If with a constant condition takes in its place, and the body of a Loop that runs once."""
+    changed = True
+    while changed:
+        changed = False
+        for op in graph.walk("If", "Loop"):
+            if op.graph is not None and (_inline_if(op, stats) if op.op_type == "If" else _inline_loop(op, stats)):
+                changed = True
 
 
-def _inline(op: Op, branch: str) -> None:
-    region = op.regions[branch]
-    outputs = region.outputs
+def _inline_if(op: Op, stats: Counter[str]) -> bool:
+    taken = scalar(op.operand.tensor)
+    if taken is None:
+        return False
+    region = op.take_region("then_branch" if taken else "else_branch")
+    _replace(op, region, region.outputs)
+    stats["branches inlined"] += 1
+    return True
+
+
+def _inline_loop(op: Op, stats: Counter[str]) -> bool:
+    """A Loop that runs no or one iteration for sure, and collects nothing."""
+    trips, condition = op.input(0), op.input(1)
+    count = scalar(trips.tensor) if trips is not None else None
+    starts = scalar(condition.tensor) if condition is not None else True
+    states = op.operands[2:]
+    if len(op.results) != len(states) or not all(_same_kind(r, s) for r, s in zip(op.results, states, strict=True)):
+        return False
+    if starts is False or (count is not None and count <= 0):
+        for result, state in zip(op.results, states, strict=True):
+            result.replace_by(state)
+        op.erase()
+        stats["loops that never run"] += 1
+        return True
+    if count != 1 or starts is not True:
+        return False
+    body = op.take_region("body")
+    builder = Builder(_graph(op), before=op, loc=op.loc.union(rule="inline-loop"))
+    entry = (builder.const(np.zeros((), np.int64)), builder.const(np.ones((), np.bool_)), *states)
+    for inside, outside in zip(body.inputs, entry, strict=True):
+        inside.replace_by(outside)
+    _replace(op, body, body.outputs[1:])
+    stats["loops that run once"] += 1
+    return True
+
+
+def _same_kind(a: Value, b: Value) -> bool:
+    return a.type is None or b.type is None or type(a.type) is type(b.type)
+
+
+def _graph(op: Op) -> Graph:
+    assert op.graph is not None
+    return op.graph
+
+
+def _replace(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
+    """Put a region's ops where its owner stands, and its outputs in place of the owner's results."""
+    region.terminator.set_operands(())
     for inner in list(region.ops):
         inner.move_before(op)
-        inner.loc = inner.loc.union(op.loc, rule="inline-branch")
+        inner.loc = inner.loc.union(op.loc, rule="inline")
     for result, value in zip(op.results, outputs, strict=True):
         if value.type is None:
             value.type = result.type
