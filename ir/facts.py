@@ -103,6 +103,7 @@ class ModelInfo:
         source_sha256: Digest of that file (of the serialised model when it came from memory).
         opaque: Parts that memoptc does not look into (training info, device configurations), as
             serialised protobuf by field name, carried to the output as they are.
+        states_types: Whether the file says types of inner values; a model that did not is written without.
     """
 
     ir_version: int = 10
@@ -117,3 +118,4 @@ class ModelInfo:
     source_path: str = ""
     source_sha256: str = ""
     opaque: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    states_types: bool = True

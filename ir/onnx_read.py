@@ -119,6 +119,7 @@ class _Reader:
             doc=model.doc_string,
             metadata=protos.read_props(model.metadata_props),
             source_sha256=digest,
+            states_types=bool(model.graph.value_info),
         )
         self._check_versions(info)
         known = {f.name for f in model.DESCRIPTOR.fields}

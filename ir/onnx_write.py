@@ -183,7 +183,7 @@ class _Writer:
                 continue
             self._node(op, proto.node.add())
             for result in op.results:
-                stated = result.type is not None and not _is_untyped(result)
+                stated = self.graph.info.states_types and result.type is not None and not _is_untyped(result)
                 described = bool(result.doc or result.metadata)
                 if not result.omitted and (stated or described) and result not in returned:
                     self._value(result, proto.value_info.add())
