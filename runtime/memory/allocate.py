@@ -107,7 +107,7 @@ class _Portfolio:
         """Ask for one byte less; what does not fit moves to an earlier place in the order."""
         order = self._by_offset()
         failures = 0
-        while not self.done and self.left > 0:
+        while not self.done and self.left > 0 and failures < _SURRENDER:
             try:
                 offsets = first_fit(self.buffers, self.overlaps, order, cap=self.arena - 1)
             except Failed as failure:
@@ -129,6 +129,9 @@ class _Portfolio:
 
 _PATIENCE = 40
 """Failed steps of the search after which it starts again from the best order."""
+
+_SURRENDER = 800
+"""Failed steps in a row after which the search ends."""
 
 
 def _orders(buffers: Sequence[Buffer], overlaps: Overlaps) -> Iterator[tuple[str, Callable[[int], tuple[int, ...]]]]:
