@@ -6,7 +6,7 @@ from collections import Counter
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
-from memoptc.passes._simplify import control, layout, noops, shapes
+from memoptc.passes._simplify import control, layout, noops, shapes, states
 from memoptc.rewrite import RulePass, apply_rules
 
 
@@ -20,11 +20,15 @@ class Simplify(RulePass):
     rules = (*noops.RULES, *layout.RULES)
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Rules to a fixed point, then constant conditions, then shape computations."""
+        """Rules to a fixed point, constant conditions, shape computations; all again until nothing changes."""
         declined: Counter[str] = context.results.setdefault("declined", Counter())
-        apply_rules(graph, self.rules, stats, declined)
-        control.simplify_control(graph, stats)
-        shapes.simplify_shapes(graph, stats, context)
+        version = -1
+        while version != graph.version:
+            version = graph.version
+            apply_rules(graph, self.rules, stats, declined)
+            control.simplify_control(graph, stats)
+            states.drop_zero_states(graph, stats)
+            shapes.simplify_shapes(graph, stats, context)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Simplify without facts about the compile."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, same
@@ -42,6 +47,17 @@ def require(condition: bool, why: str) -> None:
         raise NoMatch(why)
 
 
+def require_plain_view(node: Op) -> None:
+    """Decline for a Reshape to a computed shape: a 0 in it means something else than no elements.
+
+    What shape inference says of its result then holds only where no extent is 0. `simplify_shapes` makes the target
+    constant where it can; all others stay.
+    """
+    if node.is_a("Reshape") and "shape" not in node.attrs:
+        target = node.input(1)
+        require(target is not None and target.tensor is not None, "reshapes to a computed shape")
+
+
 def known_ints(value: Value | None) -> tuple[int, ...]:
     """Give the integers a constant holds, or decline."""
     found = ints(value.tensor) if value is not None else None
@@ -71,3 +87,12 @@ def axes_of(op: Op, index: int = 1) -> tuple[int, ...] | None:
         return tuple(op.attrs["axes"])
     given = op.input(index)
     return None if given is None else known_ints(given)
+
+
+def splat_of(value: Value) -> npt.NDArray[Any] | None:
+    """Give the one element (a scalar array) that a value consists of by its making, else `None`."""
+    op = value.op
+    if op is None or not op.is_a("ConstantOfShape"):
+        return None
+    tensor = op.attrs.get("value")
+    return np.zeros((), np.float32) if tensor is None else np.asarray(tensor.numpy()).reshape(())

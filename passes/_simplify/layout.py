@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
-from memoptc.ir.types import DType
-from memoptc.passes._simplify.facts import forward, require, same_shape, shape_of, tensor_type
+from memoptc.ir.types import DType, TensorType
+from memoptc.passes._simplify.facts import (
+    forward,
+    opset,
+    require,
+    require_plain_view,
+    same_shape,
+    shape_of,
+    splat_of,
+    tensor_type,
+)
 from memoptc.rewrite import Rule, op, rest, rewrite
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -43,6 +53,8 @@ def transpose_twice(b: Builder, x: Value, inner: Op, outer: Op) -> Value:
 
 @rewrite(op.any(*VIEWS)(op.any(*VIEWS)("x", rest("_a"), keep=True, bind="inner"), rest("_b"), bind="outer"))
 def view_of_view(b: Builder, x: Value, inner: Op, outer: Op) -> Value:
+    require_plain_view(inner)
+    require_plain_view(outer)
     if tensor_type(x).shape is not None and same_shape(x, outer.result):
         return forward(x, outer.result)
     return _one_reshape(b, x, outer)
@@ -55,6 +67,71 @@ def _one_reshape(b: Builder, x: Value, outer: Op) -> Value:
     target = [d if isinstance(d, int) else -1 for d in shape_of(outer.result)]
     require(target.count(-1) <= 1 and 0 not in target, "shape not known enough")
     return b.Reshape(x, np.asarray(target, np.int64))  # type: ignore[no-any-return]
+
+
+_ONE_OPERAND = tuple(sorted(ops.UNARY - {"CastLike", "Clip", "Identity"}))
+
+
+@rewrite(
+    op.any(*VIEWS)(
+        op.any(*_ONE_OPERAND)(op.any(*VIEWS)("x", rest("_a"), keep=True, bind="inner"), bind="unary"),
+        rest("_b"),
+        bind="outer",
+    )
+)
+def view_around_unary(b: Builder, x: Value, inner: Op, unary: Op, outer: Op) -> Value:
+    """An element-wise operator sees the same elements in the same order through every view."""
+    require_plain_view(inner)
+    require_plain_view(outer)
+    shape_of(x)
+    require(x.tensor is None, "a constant")
+    moved = b.op(unary.op_type, [x], dict(unary.attrs)).result
+    if isinstance(moved.type, TensorType) and same_shape(moved, outer.result):
+        return moved
+    return _one_reshape(b, moved, outer)
+
+
+@rewrite(
+    op.any(*VIEWS, "Transpose", "Expand", "Slice", "Tile")(
+        op.ConstantOfShape("_shape", keep=True, bind="inner"), rest("_others"), bind="outer"
+    )
+)
+def shape_of_constant(b: Builder, inner: Op, outer: Op) -> Value:
+    """Equal elements under another shape are made in that shape at once."""
+    type_ = tensor_type(outer.result)
+    require(type_.static_shape is not None, "shape not known")
+    size = type_.nbytes
+    cheap = isinstance(size, int) and size <= _SMALL
+    require(inner.result.single_use or cheap, "would be made twice")
+    return b.ConstantOfShape(np.asarray(type_.static_shape, np.int64), **inner.attrs)  # type: ignore[no-any-return]
+
+
+_SMALL = 4096
+
+
+@rewrite(op.Concat(rest("parts"), bind="node"))
+def concat_with_constant(b: Builder, parts: tuple[Value, ...], node: Op) -> Value:
+    """What only adds equal elements before or after something is a Pad, which needs no tensor of them."""
+    require(opset(node) >= 11 and tensor_type(node.result).dtype in _PADDED, "Pad does not take this type")
+    splats = [splat_of(p) for p in parts]
+    others = [i for i, s in enumerate(splats) if s is None]
+    require(len(others) == 1 and len(parts) > 1, "joins several")
+    values = {s.tobytes(): s for s in splats if s is not None}
+    require(len(values) == 1, "different elements")
+    rank = len(shape_of(node.result))
+    axis = node.attrs["axis"] % rank
+    pads = np.zeros((2, rank), np.int64)
+    for index, part in enumerate(parts):
+        if index != others[0]:
+            extent = shape_of(part)[axis]
+            require(isinstance(extent, int), "extent not known")
+            pads[int(index > others[0]), axis] += extent
+    # The kernel divides by extents: an empty operand is not for it.
+    require(all(isinstance(d, int) and d > 0 for d in shape_of(parts[others[0]])), "may be empty")
+    return b.Pad(parts[others[0]], pads.reshape(-1), next(iter(values.values())))  # type: ignore[no-any-return]
+
+
+_PADDED = (DType.FLOAT, DType.DOUBLE, DType.INT32, DType.INT64)
 
 
 @rewrite(op.Transpose("x", bind="node"))
@@ -107,5 +184,6 @@ def cast_there_and_back(b: Builder, x: Value, outer: Op) -> Value:
 
 
 RULES: tuple[Rule, ...] = (
-    transpose_twice, view_of_view, transpose_of_unit_axes, concat_of_concat, concat_of_split, cast_there_and_back,
+    transpose_twice, view_of_view, view_around_unary, shape_of_constant, transpose_of_unit_axes, concat_of_concat,
+    concat_of_split, concat_with_constant, cast_there_and_back,
 )  # fmt: skip

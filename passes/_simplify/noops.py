@@ -13,6 +13,7 @@ from memoptc.passes._simplify.facts import (
     known_ints,
     opset,
     require,
+    require_plain_view,
     same_shape,
     same_type,
     shape_of,
@@ -48,6 +49,7 @@ def same_shape_again(b: Builder, x: Value, node: Op) -> Value:
     if node.op_type == "Tile":
         require(all(r == 1 for r in known_ints(node.input(1))), "repeats")
         return forward(x, node.result)
+    require_plain_view(node)
     require(same_shape(x, node.result), "changes the shape")
     return forward(x, node.result)
 
@@ -161,6 +163,8 @@ def power_of_one(b: Builder, x: Value, one: Value, node: Op) -> Value:
 
 @rewrite(op.Where("condition", "x", "y", bind="node"))
 def where_always(b: Builder, condition: Value, x: Value, y: Value, node: Op) -> Value:
+    # onnxruntime adds what is chosen to zeros, which makes 0.0 of -0.0.
+    require(not tensor_type(x).dtype.is_floating_point(), "not exact for -0.0")
     if x is y:
         require(same_shape(x, node.result), "broadcasts")
         return forward(x, node.result)

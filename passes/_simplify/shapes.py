@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from memoptc.ir.core import Graph, Op
-from memoptc.ir.dims import Dim, is_nonnegative, same
+from memoptc.ir.dims import Dim, same
 from memoptc.ir.tensors import from_array
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context
@@ -30,30 +30,22 @@ def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None
 
 
 def constant_target(op: Op, known: tuple[Dim, ...]) -> list[int] | None:
-    """Give a constant target that means the same for every extent, 0 included.
+    """Give a constant target that means the same as the computed one for every extent, 0 included.
 
-    An extent that the operand has at the same place is copied (0); one other symbol may be inferred (-1), but
-    not beside a copied one: with an empty tensor -1 could then not be inferred.
+    A computed 0 copies the operand's extent at that place, as a constant 0 does: an extent that the operand has at
+    the same place may therefore be written as 0, beside anything. Otherwise one element that is not known may be
+    left to inference (-1) when all others are known and none is 0: the elements then decide it alone.
     """
     type_ = op.operand.type
-    shape = type_.shape if isinstance(type_, TensorType) else None
-    target: list[int] = []
+    shape = type_.shape if isinstance(type_, TensorType) and type_.shape is not None else ()
+    target: list[int | None] = []
     for index, dim in enumerate(known):
         if isinstance(dim, int):
-            if dim <= 0:
-                return None
             target.append(dim)
-        elif dim is None or not is_nonnegative(dim):
-            return None
-        elif shape is not None and index < len(shape) and same(shape[index], dim):
-            target.append(0)
         else:
-            target.append(-1)
-    if target.count(-1) > 1 or (-1 in target and 0 in target):
-        return _infer_only(known)
-    return target
-
-
-def _infer_only(known: tuple[Dim, ...]) -> list[int] | None:
-    target = [d if isinstance(d, int) else -1 for d in known]
-    return target if target.count(-1) == 1 else None
+            target.append(0 if index < len(shape) and same(shape[index], dim) else None)
+    plain = [d for d in target if d is not None]
+    if len(plain) == len(target):
+        return plain
+    numbers = [d if isinstance(d, int) else -1 for d in known]
+    return numbers if numbers.count(-1) == 1 and min(d for d in (*numbers, 1) if d != -1) > 0 else None
