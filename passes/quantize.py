@@ -26,7 +26,7 @@ class Quantize(Pass):
 
     With calibration data (form "static"): weights per channel and symmetric, activations asymmetric in uint8
     with ranges seen in the data, written as QuantizeLinear/DequantizeLinear pairs that onnxruntime turns into
-    integer kernels. Without data (form "dynamic"): the same weights, activations coded at run time by their
+    integer kernels. Without data (form "dynamic"): the same weights; products code activations at run time by their
     own range. Models that carry such pairs already are left as they are. Inputs and outputs stay float.
 
     Args:
@@ -38,6 +38,8 @@ class Quantize(Pass):
         weights: Element type of weight codes, "int8" or "uint8".
         processor: Whose saturation to respect; see `PROCESSORS`.
         exclude: Node names or operators to leave in float.
+        convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
+            in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
         embeddings: Also code the tables of Gather, per column.
     """
 
@@ -47,6 +49,7 @@ class Quantize(Pass):
     weights: str = "int8"
     processor: str = "vnni"
     exclude: tuple[str, ...] = ()
+    convolutions: str = "weights"
     embeddings: bool = True
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
@@ -61,7 +64,8 @@ class Quantize(Pass):
         if form == "static":
             self._static(graph, dtype, bits, stats, context)
         else:
-            quantize_dynamically(graph, frozenset(self.exclude), dtype, bits, stats)
+            whole = self.convolutions == "integer"
+            quantize_dynamically(graph, frozenset(self.exclude), dtype, bits, stats, integer_convolutions=whole)
         if self.embeddings:
             embedding.quantize_tables(graph, frozenset(self.exclude), stats)
         _count_left(graph, stats)
@@ -76,6 +80,7 @@ class Quantize(Pass):
             ("form", self.form, ("auto", "static", "dynamic")),
             ("weights", self.weights, tuple(_DTYPES)),
             ("processor", self.processor, tuple(table.PROCESSORS)),
+            ("convolutions", self.convolutions, ("weights", "integer")),
         ):
             if value not in known:
                 raise InputError(f"quantize has no {name} {value!r}.", hint=f"There are: {', '.join(known)}.")
@@ -134,6 +139,6 @@ def _decide(form: str, stats: Counter[str], context: Context) -> None:
     context.decisions.append(Decision("quantize", f"{done} nodes on 8-bit integers, {left} left in float", why))
     if form == "dynamic":
         context.warnings.append(
-            "Without --calibration, activations are quantized at run time by their own range; "
-            "with data they could be quantized ahead, which is faster for convolutions."
+            "Without --calibration, products quantize their activations at run time by their own range, and "
+            "convolutions only store their weights as integers; with data both run on integers end to end."
         )

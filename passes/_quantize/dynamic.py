@@ -14,11 +14,32 @@ from memoptc.passes._quantize.numerics import weight_codes
 from memoptc.passes._quantize.static import choose
 
 
-def quantize_dynamically(graph: Graph, excluded: frozenset[str], dtype: DType, bits: int, stats: Counter[str]) -> None:
-    """Replace products and convolutions with constant weights by integer ones, in place."""
+def quantize_dynamically(
+    graph: Graph,
+    excluded: frozenset[str],
+    dtype: DType,
+    bits: int,
+    stats: Counter[str],
+    *,
+    integer_convolutions: bool,
+) -> None:
+    """Replace products with constant weights by integer ones, in place; convolutions as asked.
+
+    Args:
+        graph: The top graph.
+        excluded: Node names and operators to leave in float.
+        dtype: Element type of weight codes.
+        bits: Bits of weights.
+        stats: Counts what was done.
+        integer_convolutions: Run convolutions on integers, or keep only their weights as such.
+    """
     for op in choose(graph, excluded, stats).heavy:
         weight = op.operands[1]
         builder = Builder(graph, before=op, loc=op.loc.union(rule="quantize"))
+        if op.op_type == "Conv" and not integer_convolutions:
+            _conv_weights(builder, op, weight, dtype, bits)
+            stats["weights only Conv"] += 1
+            continue
         if op.op_type == "Conv":
             made = _conv(builder, op, weight, dtype, bits, stats)
         else:
@@ -30,6 +51,20 @@ def quantize_dynamically(graph: Graph, excluded: frozenset[str], dtype: DType, b
         made.name, op.result.name = op.result.name, made.name
         stats[f"quantized {op.op_type}"] += 1
         op.erase()
+
+
+def _conv_weights(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int) -> None:
+    """Integer weights, decoded when the model runs, into a float convolution."""
+    assert weight.tensor is not None
+    codes = weight_codes(weight.tensor.numpy(), 0, dtype, bits)
+    domain = "" if (ops.opset_of(builder.graph) or 0) >= 13 else ops.MICROSOFT
+    operands = [
+        builder.const(codes.codes, f"{weight.name}_quantized"),
+        builder.const(codes.scales, f"{weight.name}_scale"),
+        builder.const(codes.zero_points, f"{weight.name}_zero_point"),
+    ]
+    real = builder.op("DequantizeLinear", operands, {"axis": 0}, domain=domain, type=weight.type).result
+    op.set_operand(1, real)
 
 
 def _product(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int) -> Value:
