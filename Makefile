@@ -46,7 +46,7 @@ format: $(VENV)/.linked ## let ruff sort imports and format
 
 relink: ## show new files to the editable install (make test does it by itself)
 	@test -x $(BIN)/python || $(MAKE) --no-print-directory $(VENV)/.linked
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(EDITABLE) .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) --no-deps $(EDITABLE) .
 
 lock: ## resolve constraints.txt and constraints-lowest.txt anew
 	sh .ci/lock $(PYTHON)
@@ -63,7 +63,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c $(CONSTRAINTS) setuptools
-	$(BIN)/python -m pip install $(PIP_FLAGS) -c $(CONSTRAINTS) $(EDITABLE) '.[$(EXTRAS)]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install $(PIP_FLAGS) -c $(CONSTRAINTS) $(EDITABLE) '.[$(EXTRAS)]'
 	@touch $@
 
 # Changes only when a file of the package appears or goes, as after `git pull`.
