@@ -33,9 +33,8 @@ from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.memory.liveness import ALIGNMENT, liveness, peak
+from memoptc.runtime.memory.liveness import liveness, peak
 from memoptc.runtime.memory.plan import Plan
-from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.source import Source
@@ -184,11 +183,7 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
     """Plan the original, too, so that arenas can be compared."""
-    buffers = [
-        Buffer(f"{i}:{s.name}", s.size, s.first, s.last, ALIGNMENT)
-        for i, s in enumerate(liveness(graph, dims).storages)
-    ]
-    side.arena_bytes = allocate(Problem(tuple(buffers))).arena_bytes
+    side.arena_bytes = allocate(liveness(graph, dims).problem).arena_bytes
 
 
 def pipeline(options: Options, calibrated: bool) -> Pipeline:

@@ -11,7 +11,9 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
+from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import peak, value_bytes
+from memoptc.runtime.memory.tally import Tally
 
 
 class Order(Pass):
@@ -30,10 +32,11 @@ class Order(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Order regions first, then the graph around them."""
+        dims = extents(graph, context.dims)
         for op in list(graph.walk()):
             for region in op.regions.values():
-                self._order(region, stats, context)
-        gain = self._order(graph, stats, context)
+                self._order(region, stats, dims)
+        gain = self._order(graph, stats, dims)
         if gain:
             context.decisions.append(
                 Decision(self.name, "another order of the nodes", "fewer bytes are alive at once", gain, "none")
@@ -43,16 +46,16 @@ class Order(Pass):
         """Order without facts about the compile."""
         self.apply(graph, stats, Context())
 
-    def _order(self, graph: Graph, stats: Counter[str], context: Context) -> int:
-        problem = _Dependences(graph, context.dims)
-        best, given = list(graph.ops), peak(graph, context.dims).peak_bytes
+    def _order(self, graph: Graph, stats: Counter[str], dims: Mapping[str, int]) -> int:
+        problem = _Dependences(graph, dims)
+        best, given = list(graph.ops), peak(graph, dims).peak_bytes
         lowest, chosen = given, ""
         for name, order in (
             ("depth first", problem.depth_first()),
             ("list scheduling", problem.list_schedule(eager=False)),
             ("list scheduling, eager", problem.list_schedule(eager=True)),
         ):
-            found = peak(graph, context.dims, order).peak_bytes
+            found = Tally(graph, dims).run_all(order)
             if found < lowest and given - found >= self.worth * given:
                 best, lowest, chosen = order, found, name
         if chosen:

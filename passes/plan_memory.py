@@ -9,8 +9,7 @@ from memoptc.ir.core import Graph
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.memory.liveness import ALIGNMENT, liveness
-from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.memory.liveness import liveness
 
 
 class PlanMemory(Pass):
@@ -23,12 +22,9 @@ class PlanMemory(Pass):
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Find live ranges, allocate, check, note."""
         found = liveness(graph, context.dims)
-        buffers = [
-            Buffer(f"{index}:{s.name}", s.size, s.first, s.last, ALIGNMENT) for index, s in enumerate(found.storages)
-        ]
-        plan = allocate(Problem(tuple(buffers)))
+        plan = allocate(found.problem)
         context.results["plan"] = plan
-        stats["buffers"] = len(buffers)
+        stats["buffers"] = len(found.storages)
         stats["arena bytes"] = plan.arena_bytes
         stats["floor bytes"] = plan.floor
         if found.unknown:
@@ -45,7 +41,7 @@ class PlanMemory(Pass):
         context.decisions.append(
             Decision(
                 step=self.name,
-                what=f"{len(buffers)} buffers in {plan.arena_bytes} bytes ({plan.algorithm})",
+                what=f"{len(found.storages)} buffers in {plan.arena_bytes} bytes ({plan.algorithm})",
                 why="the smallest of the portfolio" if gap else "no placement needs less",
                 gain_bytes=plan.problem.naive_sum - plan.arena_bytes,
             )

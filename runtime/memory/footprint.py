@@ -25,7 +25,7 @@ ALIGNMENT = 64
 """Bytes to which onnxruntime's allocators align, and so does a plan."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Group:
     """A value and its views.
 
@@ -54,6 +54,7 @@ class Footprint:
         makes: Per op the groups it makes.
         needs: Per op the groups it uses, each once; uses inside its regions included.
         takes: Per op the groups that its first result may overwrite, the preferred one first.
+        nested: The ops that have regions.
         carried: Groups that are there before the first op.
         copies: Outputs (name, value) that are inputs, weights, or other outputs' twins: copied at the end.
     """
@@ -63,17 +64,18 @@ class Footprint:
     makes: list[tuple[int, ...]]
     needs: list[tuple[int, ...]]
     takes: list[tuple[int, ...]]
+    nested: set[int]
     carried: tuple[int, ...]
     copies: list[tuple[str, Value]]
 
-    @property
-    def unknown(self) -> list[str]:
-        """Names of groups whose bytes are not known."""
-        return [g.name for g in self.groups if g.size is None]
-
-    def bind(self, dims: Mapping[str, int], alignment: int = ALIGNMENT) -> list[int]:
-        """Bytes of each group, rounded up to the alignment; those that are not known count as 0."""
-        return [aligned(evaluate(g.size, dims) or 0, alignment) for g in self.groups]
+    def bind(self, dims: Mapping[str, int], alignment: int = ALIGNMENT) -> list[int | None]:
+        """Bytes of each group, rounded up to the alignment; `None` when they are not known."""
+        found: dict[Dim, int | None] = {}
+        for group in self.groups:
+            if group.size not in found:
+                size = evaluate(group.size, dims)
+                found[group.size] = None if size is None else aligned(size, alignment)
+        return [found[g.size] for g in self.groups]
 
 
 def footprint(graph: Graph) -> Footprint:
@@ -114,7 +116,7 @@ def used_values(op: Op) -> Iterable[Value]:
 
 
 def _analyse(graph: Graph) -> Footprint:
-    found = Footprint([], [], [], [], [], (), [])
+    found = Footprint([], [], [], [], [], set(), (), [])
     home: dict[Value, int] = {}
     handed_out = set(graph.outputs)
     fused = fused_pairs(graph)
@@ -143,6 +145,8 @@ def _analyse(graph: Graph) -> Footprint:
             made.append(len(found.groups))
             stored = fused.coded.get(result, result)
             found.groups.append(Group(stored.name, value_size(stored), result in handed_out, [result]))
+        if op.regions:
+            found.nested.add(len(found.ops))
         found.ops.append(op)
         found.makes.append(tuple(made))
         found.needs.append(tuple(needs))

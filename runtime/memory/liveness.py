@@ -16,6 +16,7 @@ from itertools import accumulate
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
+from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import (
     ALIGNMENT,
     Footprint,
@@ -36,7 +37,7 @@ Workspace = Callable[[Op], int]
 """Bytes that an op's kernel needs besides its operands and results, during its step."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Storage:
     """Bytes that one allocation serves.
 
@@ -140,14 +141,16 @@ def liveness(
 
     Args:
         graph: The graph or region.
-        dims: Extents of symbolic dimensions.
+        dims: Extents of symbolic dimensions: the inputs' are enough (see `extents`).
         order: Its ops in another topological order; the graph's own when not given.
         workspace: Bytes that an op's kernel needs besides, during its step.
         alignment: Bytes to which every size is rounded up.
     """
     layout = footprint(graph)
-    sizes = layout.bind(dims, alignment)
-    unknown = [g.name for g in layout.groups if evaluate(g.size, dims) is None]
+    dims = extents(graph, dims)
+    bound = layout.bind(dims, alignment)
+    sizes = [size or 0 for size in bound]
+    unknown = [g.name for g, size in zip(layout.groups, bound, strict=True) if size is None]
     if order is None:
         sequence: Sequence[int] = range(len(layout.ops))
     else:
@@ -200,6 +203,8 @@ def _walk(
             left[group] -= 1
             if not left[group] and not groups[group].pinned:
                 home[group].last = step
+        if workspace is no_workspace and index not in layout.nested:
+            continue
         scratch = inner_bytes(layout.ops[index], dims, workspace, found.alignment, found.unknown)
         if scratch:
             found.storages.append(Storage(f"{label(layout.ops[index])} (inside)", scratch, step, step))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from memoptc.ir.core import Graph, Op
+from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import ALIGNMENT, aligned, footprint, is_resident
 from memoptc.runtime.memory.liveness import Workspace, inner_bytes, no_workspace, value_bytes
 
@@ -31,11 +32,16 @@ class Tally:
         workspace: Workspace = no_workspace,
         alignment: int = ALIGNMENT,
     ) -> None:
+        dims = extents(graph, dims)
         self._layout = footprint(graph)
-        self._sizes = self._layout.bind(dims, alignment)
+        self._sizes = [size or 0 for size in self._layout.bind(dims, alignment)]
         self._left = [g.users for g in self._layout.groups]
         self._copies = sum(aligned(value_bytes(v, dims) or 0, alignment) for _, v in self._layout.copies)
-        self._inner = [inner_bytes(op, dims, workspace, alignment) for op in self._layout.ops]
+        bare = workspace is no_workspace
+        self._inner = [
+            0 if bare and index not in self._layout.nested else inner_bytes(op, dims, workspace, alignment)
+            for index, op in enumerate(self._layout.ops)
+        ]
         self._log: list[tuple[int, int, int]] = []
         self.ops: Sequence[Op] = self._layout.ops
         self.number: Mapping[Op, int] = {op: i for i, op in enumerate(self.ops)}

@@ -13,6 +13,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import free_symbols, parse_dim
 from memoptc.ir.parser import parse
 from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import footprint
 from memoptc.runtime.memory.liveness import Storage, inner_bytes, liveness, peak
 from memoptc.runtime.memory.tally import Tally
@@ -162,6 +163,32 @@ def test_two_symbols_are_no_reason_to_overwrite() -> None:
     """Extents may happen to agree; onnxruntime decides before it knows them, and so does the model."""
     g = graph("%a = Neg(%x) : f32[N]\n%b = Relu(%a) : f32[M]\n%y = Exp(%b) : f32[M]\nreturn %y", "f32[M]", "N")
     assert len(liveness(g, {"N": 256, "M": 256}).storages) == 3
+
+
+BROADCAST = """model {ir_version=10, opset={""=20}}
+graph @g(%x: f32[N,64], %i: f32[M,64]) -> (f32[K,64]) {
+  %a = Add(%x, %i) : f32[K,64]
+  %b = Neg(%a) : f32[K,64]
+  %y = Exp(%b) : f32[K,64]
+  return %y
+}"""
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(8, 8, 8), (1, 8, 8), (8, 1, 8), (1, 1, 1), (0, 1, 0)])
+def test_extents_follow_from_those_of_the_inputs(n: int, m: int, k: int) -> None:
+    """What two symbols broadcast to is a third symbol, which nobody binds."""
+    g = parse(BROADCAST)
+    assert extents(g, {"N": n, "M": m}) == {"N": n, "M": m, "K": k}
+    assert peak(g, {"N": n, "M": m}).peak_bytes == 2 * 256 * k == Tally(g, {"N": n, "M": m}).run_all(g.ops)
+    assert peak(g, {"N": n, "M": m}).unknown == ()
+
+
+def test_extents_are_not_guessed() -> None:
+    g = parse(BROADCAST)
+    # Whatever goes with 8 is 1 or 8; what goes with 1 may be anything.
+    assert extents(g, {"N": 8}) == {"N": 8, "K": 8}
+    assert extents(g, {"N": 1}) == {"N": 1}
+    assert peak(g, {"N": 1}).unknown == ("a", "b", "y")
 
 
 def test_unknown_sizes_are_named() -> None:

@@ -1,0 +1,63 @@
+"""Extents of all dimensions from those of the inputs: what planning for one size needs.
+
+Symbolic shapes promise only what holds for every size. Two symbols that broadcast give a third one, since either
+may be 1; so may what a Slice or a Resize leaves. Once the inputs' extents are numbers, these are numbers, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memoptc.ir.core import Graph, Value
+from memoptc.ir.dims import Sym, free_symbols
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.types import TensorType
+
+
+def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+    """Complete extents: those given, and every symbol's whose extent follows from them.
+
+    Where the given ones leave a symbol open, shapes are inferred once more, on a copy of the graph with the given
+    extents put in; the answer is kept until the graph changes.
+
+    Args:
+        graph: A top graph. A region's symbols are among its top graph's, so for a region nothing is added.
+        dims: Extents of symbolic dimensions.
+    """
+    if graph.parent is not None or graph.model is None or graph.analysis(_symbols) <= dims.keys():
+        return dict(dims)
+    known = graph.analysis(_Completions)
+    key = frozenset(dims.items())
+    if key not in known:
+        known[key] = _complete(graph, dims)
+    return dict(known[key])
+
+
+class _Completions(dict[frozenset[tuple[str, int]], dict[str, int]]):
+    """Answers for one version of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+
+
+def _symbols(graph: Graph) -> frozenset[str]:
+    """Every symbol in the type of a value, regions included."""
+    types = {value.type for op in graph.walk() for value in op.results}
+    shapes = {t.shape for t in types if isinstance(t, TensorType) and t.shape is not None}
+    return frozenset(name for shape in shapes for dim in shape for name in free_symbols(dim))
+
+
+def _complete(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+    twins: dict[Value, Value] = {}
+    copy = graph.clone(twins)
+    for value in twins.values():
+        if isinstance(value.type, TensorType):
+            value.type = value.type.bind(dims)
+    infer_shapes(copy)
+    found = dict(dims)
+    for value, twin in twins.items():
+        if isinstance(value.type, TensorType) and isinstance(twin.type, TensorType):
+            for dim, extent in zip(value.type.shape or (), twin.type.shape or (), strict=False):
+                if isinstance(dim, Sym) and dim.name is not None and isinstance(extent, int):
+                    found.setdefault(dim.name, extent)
+    return found
