@@ -48,7 +48,7 @@ class Tally:
         """Op -> its number."""
         self.live: int = sum(self._sizes[g] for g in self._layout.carried)
         """Bytes alive between the last op run and the next one."""
-        self.peak: int = self.live
+        self.peak: int = self.live + (0 if self.ops else self._copies)
         """Most bytes alive at once so far."""
 
     @property
