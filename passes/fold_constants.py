@@ -83,7 +83,7 @@ class FoldConstants(Pass):
         if not chosen:
             return
         wanted = [r for op in chosen for r in op.results if any(u not in chosen for u in r.users)]
-        for value, tensor in _evaluate(list(chosen), wanted, graph.info, stats):
+        for value, tensor in evaluate(list(chosen), wanted, graph.info, stats):
             if nbytes(tensor) > self.max_bytes:
                 continue
             assert value.op is not None
@@ -167,10 +167,20 @@ def constant_of(op: Op) -> Tensor | None:
             return None
 
 
-def _evaluate(
+def evaluate(
     chosen: Sequence[Op], wanted: Sequence[Value], info: ModelInfo, stats: Counter[str]
 ) -> list[tuple[Value, Tensor]]:
-    """Compute `wanted` in onnxruntime, all in one model; op by op where that fails."""
+    """Compute values in onnxruntime, all in one model; op by op where that fails.
+
+    Args:
+        chosen: The ops to run, in order; what they use is constant or made by ops before them.
+        wanted: The results to give.
+        info: Opset versions.
+        stats: Counts ops that nothing here can compute.
+
+    Returns:
+        Those of `wanted` that could be computed, with their content.
+    """
     try:
         return _run(chosen, wanted, info, _in_onnxruntime)
     except (MemoptcError, ValueError, TypeError, RuntimeError, KeyError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,18 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
+from memoptc.ir.tensors import from_array
 from memoptc.ir.types import DType, TensorType
-from memoptc.rewrite import NoMatch, Rule, RulePass, op, opt, rest, rewrite
+from memoptc.passes._simplify.facts import require_plain_view, shape_of, splat_of
+from memoptc.passes._simplify.layout import VIEWS
+from memoptc.rewrite import NoMatch, Rule, RulePass, const, op, opt, rest, rewrite
 
 Array = npt.NDArray[np.float64]
 FLOATS = (DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16)
+_LARGEST = 1 << 25
+"""Elements of a tensor of equal ones that may be looked at as a whole."""
+_SMALL = 256
+"""Bytes up to which a constant is not worth a node that makes it."""
 
 
 class FuseConvBn(RulePass):
@@ -46,10 +53,20 @@ def _require(condition: bool, why: str) -> None:
 
 
 def _array(value: Value | None, what: str) -> Array:
-    if value is None or value.tensor is None:
+    """Give a constant in float64; equal elements that the graph makes at run time are one, too."""
+    if value is None:
+        raise NoMatch(f"{what} is not given")
+    _require(_dtype(value) in FLOATS, "no float weights")
+    if value.tensor is not None:
+        return np.asarray(value.tensor.numpy(), np.float64)
+    splat, shape = splat_of(value), value.type.static_shape if isinstance(value.type, TensorType) else None
+    if splat is None or shape is None or math.prod(shape) > _LARGEST:
         raise NoMatch(f"{what} is not constant")
-    _require(DType(value.tensor.dtype) in FLOATS, "no float weights")
-    return np.asarray(value.tensor.numpy(), np.float64)
+    return np.broadcast_to(np.asarray(splat, np.float64), shape)
+
+
+def _dtype(value: Value) -> DType:
+    return value.type.dtype if isinstance(value.type, TensorType) else DType.UNDEFINED
 
 
 def _batch_norm(node: Op) -> _Affine:
@@ -68,6 +85,7 @@ def _batch_norm(node: Op) -> _Affine:
 
 def _elementwise(node: Op, produced: Value, channel_axis: int) -> _Affine:
     """What Mul, Add, Sub or Div with a constant per channel does to the other operand."""
+    _require("axis" not in node.attrs, "broadcasts as before opset 7")
     first = node.operands[0] is produced
     other = node.operands[1] if first else node.operands[0]
     constant = _per_channel(_array(other, "the other operand"), produced, channel_axis)
@@ -102,11 +120,9 @@ def _per_channel(constant: Array, produced: Value, axis: int) -> Array:
 
 def _fold(b: Builder, producer: Op, after: _Affine, result: Value) -> Value:
     """Give the producer with new weights."""
-    weight = producer.input(1)
+    weight = producer.operands[1]
     w, bias = _array(weight, "the weight"), producer.input(2)
-    assert weight is not None
-    assert weight.tensor is not None
-    _require(weight.single_use, "the weight has other users")
+    _require(weight.single_use or weight.tensor is None, "the weight has other users")
     attrs = dict(producer.attrs)
     match producer.op_type:
         case "Conv":
@@ -120,18 +136,25 @@ def _fold(b: Builder, producer: Op, after: _Affine, result: Value) -> Value:
         case _:
             return _fold_product(b, producer, after, w, result)
     old = _array(bias, "the bias") if bias is not None else np.zeros(len(scale))
-    return _rebuild(b, producer, producer.op_type, new_w, old * scale + shift, attrs, result)
+    operands = [producer.operand, _new(b, weight, new_w), _new(b, weight, old * scale + shift, _bias_name(producer))]
+    return b.op(producer.op_type, operands, attrs, type=result.type).result
 
 
 def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Value) -> Value:
-    """Gemm, or a MatMul of a matrix, which becomes one."""
+    """Gemm, or a MatMul by a matrix: of a matrix it becomes a Gemm, of more it takes only a scale."""
     attrs = dict(producer.attrs)
-    left = producer.operand.type
-    _require(w.ndim == 2 and isinstance(left, TensorType) and left.rank == 2, "not of matrices")
+    left, weight = producer.operand.type, producer.operands[1]
+    _require(w.ndim == 2 and isinstance(left, TensorType) and left.rank is not None, "not by a matrix")
+    assert isinstance(left, TensorType)
     transposed = bool(attrs.get("transB", 0))
     columns = w.shape[0] if transposed else w.shape[1]
     scale, shift = after.spread(columns)
     new_w = w * (scale[:, None] if transposed else scale[None, :])
+    if producer.op_type == "MatMul" and not shift.any():
+        _require((left.rank or 0) >= 2, "of a vector")
+        return b.op("MatMul", [producer.operand, _new(b, weight, new_w)], type=result.type).result
+    _require(left.rank == 2, "not of matrices")
+    _require(producer.op_type == "Gemm" or _has_gemm(producer), "no Gemm for this")
     bias = producer.input(2)
     old = np.zeros(columns)
     if bias is not None:
@@ -139,28 +162,33 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Va
         _require(given.size == 1 or given.shape[-1] == given.size == columns, "the bias has rows")
         old = np.broadcast_to(given.reshape(-1), columns) * float(attrs.get("beta", 1.0))
     attrs["beta"] = 1.0
-    return _rebuild(b, producer, "Gemm", new_w, old * scale + shift, attrs, result)
+    new_bias = _new(b, weight, old * scale + shift, _bias_name(producer))
+    return b.op("Gemm", [producer.operand, _new(b, weight, new_w), new_bias], attrs, type=result.type).result
 
 
-def _rebuild(
-    b: Builder, producer: Op, op_type: str, w: Array, bias: Array, attrs: dict[str, Any], result: Value
-) -> Value:
-    weight = producer.operands[1]
-    assert weight.tensor is not None
-    dtype = DType(weight.tensor.dtype)
-    kind = dtype.numpy()
-    with np.errstate(over="ignore"):
-        new_w, new_bias = w.astype(kind), bias.astype(kind)
-    finite = np.isfinite(new_w.astype(np.float64)).all() and np.isfinite(new_bias.astype(np.float64)).all()
-    _require(bool(finite), "overflows")
+def _has_gemm(product: Op) -> bool:
+    """Whether a MatMul can as well be a Gemm with a bias."""
+    version = ops.opset_of(product.graph) if product.graph is not None else None
+    return _dtype(product.operand) in (DType.FLOAT, DType.DOUBLE) and (version is None or version >= 7)
+
+
+def _bias_name(producer: Op) -> str:
     held = producer.input(2)
-    bias_name = held.name if held is not None else f"{weight.name}_bias"
-    operands = [
-        producer.operand,
-        b.const(new_w, weight.name, dtype),
-        b.const(new_bias, bias_name, dtype),
-    ]
-    return b.op(op_type, operands, attrs, type=result.type).result
+    return held.name if held is not None else f"{producer.operands[1].name}_bias"
+
+
+def _new(b: Builder, like: Value, content: Array, name: str = "") -> Value:
+    """Make new weights of the element type of old ones; equal elements stay a node that makes them."""
+    dtype = _dtype(like)
+    with np.errstate(over="ignore"):
+        rounded = content.astype(dtype.numpy())
+    _require(bool(np.isfinite(rounded.astype(np.float64)).all()), "overflows")
+    if like.tensor is None and rounded.nbytes > _SMALL:
+        first = rounded.reshape(-1)[:1]
+        _require(bool((rounded == first).all()), "the file would grow")
+        made = b.ConstantOfShape(np.asarray(rounded.shape, np.int64), value=from_array(first))
+        return made  # type: ignore[no-any-return]
+    return b.const(rounded, name or like.name, dtype)
 
 
 _PRODUCERS = op.any("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -188,6 +216,36 @@ def subtract_or_divide(b: Builder, producer: Op, node: Op) -> Value:
 def subtract_from(b: Builder, producer: Op, node: Op) -> Value:
     """A constant per channel minus the result."""
     return _fold(b, producer, _elementwise(node, producer.result, _channel_axis(producer)), node.result)
+
+
+@rewrite(op.any("Mul", "Add", "Sub", "Div")(op.BatchNormalization("x", rest("_p"), bind="norm"), "_other", bind="node"))
+def into_batch_norm(b: Builder, x: Value, norm: Op, node: Op) -> Value:
+    """A scale or offset after a normalisation that stays."""
+    _batch_norm(norm)
+    after = _elementwise(node, norm.result, 1)
+    scale, bias = norm.operands[1], norm.operands[2]
+    old_scale, old_bias = _array(scale, "the scale"), _array(bias, "the bias")
+    factor, shift = after.spread(old_scale.size)
+    operands = [x, _new(b, scale, old_scale * factor), _new(b, bias, old_bias * factor + shift), *norm.operands[3:]]
+    return b.op("BatchNormalization", operands, dict(norm.attrs), type=node.result.type).result
+
+
+@rewrite(
+    op.Add(op.MatMul(op.any(*VIEWS)("x", rest("_a"), keep=True, bind="view"), const("w"), bind="product"), const("c"))
+)
+def matmul_of_view(b: Builder, x: Value, view: Op, product: Op, w: Value, c: Value) -> Value:
+    """A product of a view with an offset is a Gemm between two views, of which simplify then merges what it can."""
+    require_plain_view(view)
+    weight, offset = _array(w, "the weight"), _array(c, "the offset")
+    shape = shape_of(product.result)
+    target = [d if isinstance(d, int) else -1 for d in shape]
+    _require(weight.ndim == 2 and len(shape) > 2 and _has_gemm(product), "no Gemm for this")
+    _require(offset.ndim > 0 and offset.size == offset.shape[-1] == weight.shape[1], "the offset has rows")
+    _require(offset.ndim <= len(shape), "the offset has more axes")
+    _require(target.count(-1) <= 1 and 0 not in target and min(weight.shape) > 0, "shape not known enough")
+    rows = b.Reshape(x, np.asarray([-1, weight.shape[0]], np.int64))
+    flat = c if offset.ndim == 1 else _new(b, c, offset.reshape(-1))
+    return b.Reshape(b.Gemm(rows, w, flat), np.asarray(target, np.int64))  # type: ignore[no-any-return]
 
 
 def _channel_axis(producer: Op) -> int:
@@ -237,5 +295,7 @@ def _pad_amounts(pad: Op) -> tuple[int, ...]:
     return tuple(int(v) for v in given.tensor.numpy().reshape(-1))
 
 
-FuseConvBn.rules = (batch_norm, scale_or_offset, subtract_or_divide, subtract_from, zero_padding)
+FuseConvBn.rules = (
+    batch_norm, scale_or_offset, subtract_or_divide, subtract_from, into_batch_norm, matmul_of_view, zero_padding,
+)  # fmt: skip
 RULES: tuple[Rule, ...] = FuseConvBn.rules

@@ -6,7 +6,7 @@ from collections import Counter
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
-from memoptc.passes._simplify import control, layout, noops, shapes, states
+from memoptc.passes._simplify import control, layout, noops, scatter, shapes, states
 from memoptc.rewrite import RulePass, apply_rules
 
 
@@ -28,6 +28,7 @@ class Simplify(RulePass):
             apply_rules(graph, self.rules, stats, declined)
             control.simplify_control(graph, stats)
             states.drop_zero_states(graph, stats)
+            scatter.simplify_scatter(graph, stats)
             shapes.simplify_shapes(graph, stats, context)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:

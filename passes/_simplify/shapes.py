@@ -16,7 +16,7 @@ from memoptc.pass_base import Context
 def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None:
     """Replace computed targets of Reshape by constants where shape inference knows them."""
     computed = [op for op in graph.walk("Reshape") if len(op.operands) > 1 and op.operands[1].tensor is None]
-    if not computed:
+    if not computed and not _some_unknown(graph):
         return
     elements = context.shapes(graph).elements
     for op in computed:
@@ -27,6 +27,12 @@ def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None
         if written is not None:
             op.set_operand(1, op.graph.const(from_array(np.asarray(written, np.int64)), f"{op.result.name}_shape"))
             stats["reshape targets"] += 1
+
+
+def _some_unknown(graph: Graph) -> bool:
+    """Whether shape inference may find more than it did before."""
+    values = (r for op in graph.walk() for r in op.results if not (r.omitted or r.is_absent))
+    return any(v.type is None or (isinstance(v.type, TensorType) and v.type.shape is None) for v in values)
 
 
 def constant_target(op: Op, known: tuple[Dim, ...]) -> list[int] | None:
