@@ -33,21 +33,20 @@ class FoldConstants(Pass):
     vectors that shape inference knows in full (from Shape of a static extent, say) become constants, too.
 
     Args:
-        max_bytes: Larger results are never computed here.
+        max_bytes: More than this is never computed with here, operands and results together.
         exact: Keep what computes a float operand of MatMul, Conv and the like: onnxruntime has another kernel
             for a constant one, whose results differ in the last bits.
     """
 
-    max_bytes: int = 1 << 28
+    max_bytes: int = 1 << 26
     exact: bool = True
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Fold in every graph of the model, the top one first."""
         self._known_elements(graph, stats, context)
-        self._fold(graph, stats)
-        for op in graph.walk():
-            for region in op.regions.values():
-                self._fold(region, stats)
+        for inner in (graph, *(region for op in graph.walk() for region in op.regions.values())):
+            while self._fold(inner, stats):
+                pass
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Fold without facts about the compile."""
@@ -72,16 +71,22 @@ class FoldConstants(Pass):
             value.replace_by(op.graph.const(from_array(array), value.name))
             stats["shapes known"] += 1
 
-    def _fold(self, graph: Graph, stats: Counter[str]) -> None:
+    def _fold(self, graph: Graph, stats: Counter[str]) -> bool:
+        """Fold what fits into memory at once; says whether to go on."""
         chosen: dict[Op, None] = {}
+        held = 0
         for op in graph.ops:
             if op.op_type == "Constant" and not op.domain:
                 # onnxruntime makes these weights at load time itself, whatever its options.
                 _inline_constant(op, stats)
             elif self._foldable(op, chosen, stats):
+                held += _held(op)
+                if held > self.max_bytes:
+                    break
                 chosen[op] = None
         if not chosen:
-            return
+            return False
+        before = graph.version
         wanted = [r for op in chosen for r in op.results if any(u not in chosen for u in r.users)]
         for value, tensor in evaluate(list(chosen), wanted, graph.info, stats):
             if nbytes(tensor) > self.max_bytes:
@@ -93,6 +98,7 @@ class FoldConstants(Pass):
         for op in reversed(chosen):
             if not any(r.has_uses for r in op.results):
                 op.erase()
+        return held > self.max_bytes and graph.version != before
 
     def _foldable(self, op: Op, chosen: dict[Op, None], stats: Counter[str]) -> bool:
         if op.is_const or op.op_type in ("absent", "sparse_const") or op.regions or op.key in KEPT:
@@ -116,10 +122,18 @@ class FoldConstants(Pass):
             stats["kept: size unknown"] += 1
             return False
         total = sum(n or 0 for n in need)
-        if total > freed + SMALL or total > self.max_bytes:
+        if total > freed + SMALL:
             stats["kept: would grow the file"] += 1
             return False
+        if _held(op) > self.max_bytes:
+            stats["kept: too large to compute here"] += 1
+            return False
         return True
+
+
+def _held(op: Op) -> int:
+    """Bytes in memory while an op is computed."""
+    return sum(_size(v) or 0 for v in (*op.operands, *op.results) if not v.is_absent)
 
 
 def _size(value: Value) -> int | None:

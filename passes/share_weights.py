@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Hashable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,35 +16,48 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
 from memoptc.pass_base import Pass
 
+SAMPLE = 256
+"""Bytes of a weight that are looked at before all of it is."""
+
 
 class ShareWeights(Pass):
     """Keep one copy of weights with the same content.
 
     Equal shapes share the weight itself. Another shape of the same content becomes a Reshape of the kept one,
     which shares its bytes at run time; this is done from `reshape_from` bytes on, since it costs a node. The
-    content is read one weight at a time, and only of those that have a candidate twin (same element type
-    and size). Transposed twins stay: a Transpose at run time would need the memory again; so do reshaped ones
-    of MatMul, Conv and the like, which onnxruntime packs only when they are constants.
+    content is read one weight at a time, and only of those that have a candidate twin (same element type,
+    size and a few bytes). Transposed twins stay: a Transpose at run time would need the memory again; so do
+    reshaped ones of MatMul, Conv and the like, which onnxruntime packs only when they are constants. Of twins in
+    two branches or bodies one moves to the graph around both, unless a convolution uses it, which onnxruntime
+    lays out better from its own graph.
     """
 
     reshape_from: int = 65536
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Group by element type and size, then by content."""
-        groups: dict[tuple[DType, int], list[Op]] = defaultdict(list)
+        """Group by element type and size, then by a few bytes, then by content."""
+        sizes: dict[Hashable, list[Op]] = defaultdict(list)
         for op in graph.walk("const"):
             tensor = op.attrs["value"]
             if tensor.dtype != DType.STRING and nbytes(tensor) > 0:
-                groups[(DType(tensor.dtype), nbytes(tensor))].append(op)
-        for candidates in groups.values():
-            if len(candidates) > 1:
-                self._share(graph, candidates, stats)
+                sizes[(DType(tensor.dtype), nbytes(tensor))].append(op)
+        for same_size in sizes.values():
+            if len(same_size) < 2:
+                continue
+            samples: dict[bytes, list[Op]] = defaultdict(list)
+            for op in same_size:
+                samples[_sample(op.attrs["value"])].append(op)
+            for candidates in samples.values():
+                if len(candidates) > 1:
+                    self._share(graph, candidates, stats)
 
     def _share(self, graph: Graph, candidates: list[Op], stats: Counter[str]) -> None:
         kept: dict[bytes, list[Op]] = defaultdict(list)
         for op in candidates:
             twins = kept[_digest(op.attrs["value"])]
             twin = next((t for t in twins if _shape(t) == _shape(op) and _visible(t, op)), None)
+            if twin is None:
+                twin = next((t for t in twins if _shape(t) == _shape(op) and _meet(t, op)), None)
             if twin is not None:
                 self._merge(op, twin.result, stats)
                 continue
@@ -65,8 +79,25 @@ class ShareWeights(Pass):
         op.erase()
 
 
+def _content(tensor: Tensor) -> memoryview:
+    """Give a weight's bytes as they lie, without a copy where they are mapped from a file."""
+    if DType(tensor.dtype).bitwidth % 8:
+        return memoryview(tensor.tobytes())
+    array = tensor.numpy()
+    if not array.flags.c_contiguous or array.ndim == 0:
+        array = np.ascontiguousarray(array)
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """Give some bytes of the start, the middle and the end."""
+    content = _content(tensor)
+    middle = len(content) // 2
+    return bytes(content[:SAMPLE]) + bytes(content[middle : middle + SAMPLE]) + bytes(content[-SAMPLE:])
+
+
 def _digest(tensor: Tensor) -> bytes:
-    digest = hashlib.blake2b(tensor.tobytes(), digest_size=16).digest()
+    digest = hashlib.blake2b(_content(tensor), digest_size=16).digest()
     release = getattr(tensor, "release", None)
     if release is not None:
         release()
@@ -84,6 +115,24 @@ def _as_int64(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
 def _visible(weight: Op, elsewhere: Op) -> bool:
     """Whether a weight can be used where another one stands."""
     return weight.graph is not None and elsewhere.graph is not None and weight.graph.encloses(elsewhere.graph)
+
+
+def _meet(weight: Op, twin: Op) -> bool:
+    """Move a weight out to the smallest graph around its twin, too, if that is better for both."""
+    if any(user.op_type in ("Conv", "ConvTranspose") for op in (weight, twin) for user in op.result.users):
+        return False
+    assert weight.graph is not None
+    assert twin.graph is not None
+    graph = weight.graph
+    while not graph.encloses(twin.graph):
+        if graph.parent is None or graph.parent.graph is None:
+            return False
+        graph = graph.parent.graph
+    first = graph.first
+    if first is None:
+        return False
+    weight.move_before(first)
+    return True
 
 
 def _first_user(op: Op, graph: Graph) -> Op | None:
