@@ -153,5 +153,5 @@ def count_nodes(graph: Graph) -> int:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes of all weights of a model, as stored."""
-    return sum(nbytes(op.attrs["value"]) for op in graph.walk("const"))
+    """Bytes of all weights of a model, as stored, those of Constant nodes included."""
+    return sum(nbytes(op.attrs["value"]) for op in graph.walk("const", "Constant") if "value" in op.attrs)

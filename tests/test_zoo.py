@@ -10,9 +10,14 @@ import onnxruntime
 import zoo
 
 from memoptc.api import compile_file
+from memoptc.ir.diagnostics import GateError
 
 SLOW = ("edsr_x4", "long_attention_4k", "mobilenet_v2_1024")
 """Half a minute each to verify; `make nightly` and benchmarks/zoo.py run them."""
+
+
+HARD_TO_QUANTIZE = ("gtcrn_stream", "ppocr_det_mobile")
+"""Near or below the gate of 10 dB with plain calibration; the gate then has to hold."""
 
 
 def ports(path: Path) -> list[Any]:
@@ -53,11 +58,20 @@ def test_o2_stays_within_float_noise(name: str, tmp_path: Path) -> None:
 
 
 @zoo.each_model(skip=(*SLOW, "fns_candy"))
-def test_int8_passes_its_gates(name: str, tmp_path: Path) -> None:
+def test_int8_passes_its_gates_or_writes_nothing(name: str, tmp_path: Path) -> None:
     assert zoo.ZOO is not None
     data = feeds(name, tmp_path / "data", 32)
     source, output = zoo.ZOO.path(name), tmp_path / "out.onnx"
-    found = compile_file(source, output, target="int8", calibration=data).report
+    refusal = ""
+    try:
+        found = compile_file(source, output, target="int8", calibration=data).report
+    except GateError as e:
+        refusal = e.message
+    if refusal:
+        assert name in HARD_TO_QUANTIZE
+        assert "first broken by pass quantize" in refusal
+        assert not output.exists()
+        return
     assert found.verification["passed"]
     assert found.candidate.weight_bytes <= found.control.weight_bytes
     assert ports(output) == ports(source)

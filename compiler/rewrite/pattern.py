@@ -203,7 +203,8 @@ def key_of(name: str, domain: str | None = None) -> str:
     """
     if domain is None:
         domain = ops.domain_of(name)
-        if not domain and not onnx.defs.has(name):
+        # The installed onnx may be older than the op table.
+        if not domain and not onnx.defs.has(name) and name not in ops.UNARY | ops.BINARY | ops.VARIADIC:
             known = {s.name for s in onnx.defs.get_all_schemas() if not s.domain} | ops.CONTRIB_PURE
             close = difflib.get_close_matches(name, sorted(known), n=1)
             guess = f"did you mean {close[0]}?" if close else "name its domain if it is a custom one"

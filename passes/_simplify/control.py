@@ -8,6 +8,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import feeds_packed
 from memoptc.ir.tensors import scalar
 
 
@@ -25,7 +26,10 @@ def _inline_if(op: Op, stats: Counter[str]) -> bool:
     taken = scalar(op.operand.tensor)
     if taken is None:
         return False
-    region = op.take_region("then_branch" if taken else "else_branch")
+    name = "then_branch" if taken else "else_branch"
+    if any(_shows_weight(v, r) for v, r in zip(op.regions[name].outputs, op.results, strict=True)):
+        return False
+    region = op.take_region(name)
     _replace(op, region, region.outputs)
     stats["branches inlined"] += 1
     return True
@@ -39,7 +43,11 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
     states = op.operands[2:]
     if len(op.results) != len(states) or not all(_same_kind(r, s) for r, s in zip(op.results, states, strict=True)):
         return False
-    if starts is False or (count is not None and count <= 0):
+    never = starts is False or (count is not None and count <= 0)
+    places = op.results if never else op.regions["body"].inputs[2:]
+    if any(_shows_weight(s, v) for s, v in zip(states, places, strict=True)):
+        return False
+    if never:
         for result, state in zip(op.results, states, strict=True):
             result.replace_by(state)
         op.erase()
@@ -55,6 +63,11 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
     _replace(op, body, body.outputs[1:])
     stats["loops that run once"] += 1
     return True
+
+
+def _shows_weight(value: Value, place: Value) -> bool:
+    """Whether a kernel would see a constant where it saw a computed value, and round otherwise."""
+    return value.tensor is not None and feeds_packed(place)
 
 
 def _same_kind(a: Value, b: Value) -> bool:
