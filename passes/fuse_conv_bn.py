@@ -197,6 +197,7 @@ _PRODUCERS = op.any("Conv", "ConvTranspose", "Gemm", "MatMul")
 @rewrite(op.BatchNormalization(_PRODUCERS("_x", "_w", opt("_bias"), bind="producer"), rest("_parameters"), bind="node"))
 def batch_norm(b: Builder, producer: Op, node: Op) -> Value:
     """BatchNormalization after a convolution or product."""
+    _require(_channel_axis(producer) == 1, "scales another axis than the columns")
     return _fold(b, producer, _batch_norm(node), node.result)
 
 

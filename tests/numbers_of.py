@@ -19,8 +19,14 @@ from memoptc.runtime.judge import TOLERANCES
 
 Feed = dict[str, npt.NDArray[Any]]
 UNOPTIMIZED = RunOptions(optimize=False)
-EXACT = frozenset({"simplify", "fold-constants", "share-weights", "share-common", "drop-dead", "order", "lower"})
+EXACT = frozenset(
+    "simplify fold-constants share-weights share-common drop-dead inline-functions order plan-memory lower".split()
+)
 """Passes that must keep every output bit."""
+CODED = frozenset({"quantize"})
+"""Passes that make numbers coarser on purpose."""
+LEAST_SQNR = 20.0
+"""Decibels by which outputs must exceed what coding them changed."""
 
 NOT_EMPTY = frozenset({"Conv", "ConvTranspose", "GRU", "LSTM", "RNN"})
 
@@ -40,6 +46,12 @@ def hard_feeds(graph: Graph, seed: int = 0, *, empty: bool = True) -> list[Feed]
     if symbols and empty:
         bindings += [dict.fromkeys(symbols, 0), {s: i % 2 for i, s in enumerate(symbols)}]
     return [_feed(graph, b, seed + n, special) for b in bindings for n, special in enumerate((False, True))]
+
+
+def tame_feeds(graph: Graph, count: int = 8) -> list[Feed]:
+    """Feeds of plain numbers only, all symbols 4."""
+    symbols = {s for v in graph.inputs for d in _shape(v) for s in free_symbols(d)}
+    return [_feed(graph, dict.fromkeys(symbols, 4), seed, False) for seed in range(count)]
 
 
 def _shape(value: Value) -> tuple[Any, ...]:
@@ -117,6 +129,23 @@ def compare(before: Graph, after: Graph, *, exact: bool, seed: int = 0, feeds: l
             else:
                 _assert_close(name, np.asarray(value), np.asarray(found[name]))
     return counted
+
+
+def compare_coded(before: Graph, after: Graph, feeds: list[Feed]) -> int:
+    """Hold a graph in float against its coded form: each output's signal to difference over all feeds.
+
+    Returns:
+        How many feeds counted.
+    """
+    old, new = Evaluator(to_proto(before), UNOPTIMIZED), Evaluator(to_proto(after), UNOPTIMIZED)
+    pairs = [(old.run(feed), new.run(feed)) for feed in feeds]
+    for name in pairs[0][0]:
+        a = np.concatenate([np.ravel(one[name]) for one, _ in pairs]).astype(np.float64)
+        b = np.concatenate([np.ravel(two[name]) for _, two in pairs]).astype(np.float64)
+        noise = float(np.mean((a - b) ** 2))
+        sqnr = 10 * np.log10(float(np.mean(a**2)) / noise) if noise else np.inf
+        assert sqnr > LEAST_SQNR, f"{name}: {sqnr:.1f} dB"
+    return len(pairs)
 
 
 def _assert_close(name: str, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
