@@ -81,7 +81,7 @@ class Decision:
 
 @dataclass
 class Report:
-    """Everything a compile did and measured; see DESIGN's report contract in the README.
+    """Everything a compile did and measured; `schema.json` describes the JSON form.
 
     Args:
         model: `path`, `sha256`, `opset`, `nodes`.

@@ -20,7 +20,7 @@ class Row:
 
 
 def size(count: float | None) -> str:
-    """Write a number of bytes for people (powers of 1,000, as disks and DESIGN count them)."""
+    """Write a number of bytes for people (powers of 1,000, as disks count them)."""
     if count is None:
         return "unknown"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
