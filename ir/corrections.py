@@ -16,7 +16,9 @@ import onnx_ir
 import onnx_ir._symbolic_shapes as ir_symbols
 import onnx_shape_inference._symbolic_shapes as engine_symbols
 from onnx_shape_inference import _broadcast, _constraints, registry
-from onnx_shape_inference._ops import _slice, _squeeze, _utils
+from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
+
+from memoptc.ir import contrib
 
 _Extent = int | onnx_ir.SymbolicDim
 
@@ -29,6 +31,9 @@ def install() -> None:
     registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
     registry.register("", "Slice", since_version=10)(_infer_slice)
     registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
+    registry.register("", "Equal", since_version=7)(_infer_equal)
+    registry.register("", "Where", since_version=9)(_infer_where)
+    contrib.install()
 
 
 class _Sympy(ModuleType):
@@ -85,6 +90,40 @@ def _constant_of_shape(context: Any, node: onnx_ir.Node) -> None:
         elif target.shape is not None and len(target.shape) == 1 and isinstance(target.shape[0], int):
             shape = onnx_ir.Shape([context.new_symbolic_dim() for _ in range(target.shape[0])])
     context.set_shape_and_dtype(node.outputs[0], shape, dtype)
+    if shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] <= _SMALL:
+        element = value.as_tensor().numpy().item() if value is not None else 0.0
+        if isinstance(element, int):
+            context.set_symbolic_value(node.outputs[0], [element] * shape[0])
+
+
+def _infer_equal(context: Any, node: onnx_ir.Node) -> None:
+    _elementwise._infer_comparison(context, node)
+    known = [_integers(context, v) for v in node.inputs]
+    if known[0] is not None and known[1] is not None and len(known[0]) == len(known[1]):
+        context.set_symbolic_value(node.outputs[0], [int(a == b) for a, b in zip(*known, strict=True)])
+
+
+def _infer_where(context: Any, node: onnx_ir.Node) -> None:
+    """Choose among known extents where the condition is known, too: the engine knows only what both sides agree on."""
+    _where.infer_where(context, node)
+    condition, *sides = (_integers(context, v) for v in node.inputs)
+    if condition is not None and all(s is not None and len(s) == len(condition) for s in sides):
+        chosen = [a if c else b for c, a, b in zip(condition, *sides, strict=True)]
+        context.set_symbolic_value(node.outputs[0], chosen)
+
+
+def _integers(context: Any, value: onnx_ir.Value | None) -> list[int] | None:
+    """Elements of a small integer tensor where all are known."""
+    known = context.get_symbolic_value(value) if value is not None else None
+    if known is None and value is not None:
+        constant = onnx_ir.convenience.get_const_tensor(value)
+        if constant is not None and constant.size <= _SMALL and len(constant.shape) <= 1:
+            known = [int(e) for e in constant.numpy().reshape(-1)]
+    return known if known is not None and all(isinstance(e, int) for e in known) else None
+
+
+_SMALL = 16
+"""Elements up to which a constant may describe a shape."""
 
 
 def _infer_slice(context: Any, node: onnx_ir.Node) -> None:

@@ -19,7 +19,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, free_symbols, same, substitute
 from memoptc.ir.types import DType, TensorType
-from memoptc.runtime.memory.integer import fused_pairs
+from memoptc.runtime.memory.integer import Fused, fused_pairs
 
 ALIGNMENT = 64
 """Bytes to which onnxruntime's allocators align, and so does a plan."""
@@ -78,9 +78,14 @@ class Footprint:
         return [found[g.size] for g in self.groups]
 
 
-def footprint(graph: Graph) -> Footprint:
-    """Analyse a graph or region; computed once per version of the graph. O(ops + operands)."""
-    return graph.analysis(_analyse)
+def footprint(graph: Graph, *, fused: bool = True) -> Footprint:
+    """Analyse a graph or region; computed once per version of the graph. O(ops + operands).
+
+    Args:
+        graph: The graph or region.
+        fused: Whether quantize and dequantize pairs are fused into integer kernels.
+    """
+    return graph.analysis(_analyse if fused else _analyse_plain)
 
 
 def is_resident(op: Op) -> bool:
@@ -115,11 +120,15 @@ def used_values(op: Op) -> Iterable[Value]:
         yield from region.captures()
 
 
-def _analyse(graph: Graph) -> Footprint:
+def _analyse_plain(graph: Graph) -> Footprint:
+    return _analyse(graph, fuse=False)
+
+
+def _analyse(graph: Graph, *, fuse: bool = True) -> Footprint:
     found = Footprint([], [], [], [], [], set(), (), [])
     home: dict[Value, int] = {}
     handed_out = set(graph.outputs)
-    fused = fused_pairs(graph)
+    fused = fused_pairs(graph) if fuse else Fused()
     _carry(graph, found, home)
     for op in graph.ops:
         if is_resident(op):

@@ -10,7 +10,7 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -27,14 +27,12 @@ from memoptc.runtime.memory.footprint import (
     value_size,
 )
 from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.memory.workspace import Workspace, kernel_workspace, no_workspace
 
 __all__ = [
     "ALIGNMENT", "Liveness", "PeakReport", "Storage", "Workspace", "aligned", "inner_bytes", "label", "liveness",
     "no_workspace", "peak", "value_bytes",
 ]  # fmt: skip
-
-Workspace = Callable[[Op], int]
-"""Bytes that an op's kernel needs besides its operands and results, during its step."""
 
 
 @dataclass(slots=True)
@@ -124,18 +122,14 @@ def value_bytes(value: Value, dims: Mapping[str, int]) -> int | None:
     return evaluate(value_size(value), dims)
 
 
-def no_workspace(op: Op) -> int:
-    """The workspace model used unless a better one is given: kernels need none."""
-    return 0
-
-
 def liveness(
     graph: Graph,
     dims: Mapping[str, int],
     order: Sequence[Op] | None = None,
     *,
-    workspace: Workspace = no_workspace,
+    workspace: Workspace | None = None,
     alignment: int = ALIGNMENT,
+    fused: bool = True,
 ) -> Liveness:
     """Find storages and their live ranges. O(ops + operands).
 
@@ -143,11 +137,15 @@ def liveness(
         graph: The graph or region.
         dims: Extents of symbolic dimensions: the inputs' are enough (see `extents`).
         order: Its ops in another topological order; the graph's own when not given.
-        workspace: Bytes that an op's kernel needs besides, during its step.
+        workspace: Bytes that an op's kernel needs besides, during its step; those of onnxruntime's kernels on one
+            thread when not given.
         alignment: Bytes to which every size is rounded up.
+        fused: Whether the runtime fuses quantize and dequantize pairs into integer kernels, as onnxruntime does
+            unless its optimizer is off.
     """
-    layout = footprint(graph)
+    layout = footprint(graph, fused=fused)
     dims = extents(graph, dims)
+    workspace = workspace or kernel_workspace(dims)
     bound = layout.bind(dims, alignment)
     sizes = [size or 0 for size in bound]
     unknown = [g.name for g, size in zip(layout.groups, bound, strict=True) if size is None]
@@ -227,7 +225,18 @@ def inner_bytes(
         unknown: Gets the names of values inside whose size is not known.
     """
     bodies = [_body_bytes(op, r, dims, workspace, alignment, unknown) for r in op.regions.values()]
-    return aligned(max(bodies, default=0) + workspace(op), alignment)
+    inside = max(bodies, default=0)
+    if op.op_type == "Loop" and not op.domain:
+        inside = _loop_bytes(op, inside, dims)
+    return aligned(inside + workspace(op), alignment)
+
+
+def _loop_bytes(op: Op, body: int, dims: Mapping[str, int]) -> int:
+    """What a Loop needs besides its results: they are made at its end only, from slices kept one by one until then."""
+    sizes = [value_bytes(r, dims) or 0 for r in op.results]
+    states = len(op.operands) - 2
+    stacked = sum(sizes[states:])
+    return max(body + stacked - sum(sizes), sum(sizes[:states]) + stacked)
 
 
 def _body_bytes(

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from memoptc.ir.core import Graph, Op
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import ALIGNMENT, aligned, footprint, is_resident
-from memoptc.runtime.memory.liveness import Workspace, inner_bytes, no_workspace, value_bytes
+from memoptc.runtime.memory.liveness import inner_bytes, value_bytes
+from memoptc.runtime.memory.workspace import Workspace, kernel_workspace, no_workspace
 
 
 class Tally:
@@ -20,7 +21,7 @@ class Tally:
     Args:
         graph: The graph or region.
         dims: Extents of symbolic dimensions.
-        workspace: Bytes that an op's kernel needs besides, during its step.
+        workspace: Bytes that an op's kernel needs besides, during its step; onnxruntime's when not given.
         alignment: Bytes to which every size is rounded up.
     """
 
@@ -29,10 +30,11 @@ class Tally:
         graph: Graph,
         dims: Mapping[str, int],
         *,
-        workspace: Workspace = no_workspace,
+        workspace: Workspace | None = None,
         alignment: int = ALIGNMENT,
     ) -> None:
         dims = extents(graph, dims)
+        workspace = workspace or kernel_workspace(dims)
         self._layout = footprint(graph)
         self._sizes = [size or 0 for size in self._layout.bind(dims, alignment)]
         self._left = [g.users for g in self._layout.groups]

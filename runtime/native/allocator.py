@@ -1,0 +1,270 @@
+"""An allocator of ours inside onnxruntime: it records what a run allocates, or serves it at planned places."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from memoptc.runtime.memory.footprint import ALIGNMENT
+from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
+
+OVERRUN = 64
+"""Bytes kept behind a block: vectorized kernels of onnxruntime may read up to 30 bytes past their operands."""
+
+_immortal: list[Any] = []
+"""Structures that onnxruntime may call as long as the process lives: a value may be freed after its session."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one run allocated, in order.
+
+    Args:
+        events: A positive number: so many bytes were allocated. A negative one, -(i + 1): allocation number i
+            was freed.
+        outputs: Numbers of the allocations that the run's outputs lie in, by output name.
+    """
+
+    events: tuple[int, ...]
+    outputs: dict[str, int]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of each allocation."""
+        return tuple(e for e in self.events if e > 0)
+
+    @cached_property
+    def curve(self) -> list[int]:
+        """Bytes alive after each event."""
+        alive, found = 0, []
+        for event in self.events:
+            alive += event if event > 0 else -self.sizes[-event - 1]
+            found.append(alive)
+        return found
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes alive at once: outputs and workspace of kernels included, inputs and weights not."""
+        return max(self.curve, default=0)
+
+    def problem(self, names: Sequence[str] = ()) -> Problem:
+        """Give the allocations as buffers to place; the steps are the events.
+
+        Args:
+            names: Of the allocations; their numbers when not given.
+        """
+        first: list[int] = []
+        last = [len(self.events) - 1] * len(self.sizes)
+        for step, event in enumerate(self.events):
+            if event > 0:
+                first.append(step)
+            else:
+                last[-event - 1] = step - 1
+        return Problem(
+            tuple(
+                Buffer(names[i] if names else str(i), -(-size // ALIGNMENT) * ALIGNMENT, a, b, ALIGNMENT)
+                for i, (size, a, b) in enumerate(zip(self.sizes, first, last, strict=True))
+            )
+        )
+
+    def without(self, dropped: frozenset[int]) -> Trace:
+        """Give the trace of a run whose given allocations are served by somebody else."""
+        renumbered: dict[int, int] = {}
+        events: list[int] = []
+        number = 0
+        for event in self.events:
+            if event > 0:
+                if number not in dropped:
+                    renumbered[number] = len(renumbered)
+                    events.append(event)
+                number += 1
+            elif -event - 1 not in dropped:
+                events.append(-renumbered[-event - 1] - 1)
+        return Trace(tuple(events), {n: renumbered[i] for n, i in self.outputs.items() if i not in dropped})
+
+
+class Block:
+    """One piece of memory, aligned, with room behind it for reads past an operand.
+
+    Args:
+        size: Bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._memory = mmap.mmap(-1, size + OVERRUN + ALIGNMENT)
+        raw = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.base = -(-raw // ALIGNMENT) * ALIGNMENT
+
+
+class Script:
+    """What a run is expected to allocate and free, and the place of each allocation.
+
+    Args:
+        trace: The events.
+        offsets: One per allocation, in bytes from the start of the block.
+        block: Where they lie.
+    """
+
+    def __init__(self, trace: Trace, offsets: Sequence[int], block: Block) -> None:
+        places = [block.base + o for o in offsets]
+        number = 0
+        self.block = block
+        self.sizes: list[int] = []
+        self.places: list[int] = []
+        for event in trace.events:
+            if event > 0:
+                self.sizes.append(event)
+                self.places.append(places[number])
+                number += 1
+            else:
+                self.sizes.append(-1)
+                self.places.append(places[-event - 1])
+        self.sizes.append(-2)  # the end fits nothing
+        self.places.append(0)
+
+
+class TrackingAllocator:
+    """The allocator of one session, registered with onnxruntime while the session is made.
+
+    It works in one of four ways: counting (while loading), plainly on the heap, recording, or following a script. An
+    allocation that the script does not foresee is served by the heap, and so is every one after it; onnxruntime
+    never sees a null pointer, which it does not survive.
+
+    Args:
+        on_trouble: Called at the first event that leaves the script or passes the limit.
+    """
+
+    def __init__(self) -> None:
+        self.on_trouble: Callable[[], None] = lambda: None
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.trouble = ""
+        self.limit: int | None = None
+        self._live: dict[int, int] = {}
+        self._events: list[int] = []
+        self._numbers: dict[int, int] = {}
+        a = api()
+        self._info = a.memory_info.value
+        self._heap, self._heap_alloc, self._heap_free = a.allocator, a.heap_alloc, a.heap_free
+        self.struct = OrtAllocator(version=18)
+        self.struct.Info = Info(lambda _: self._info)
+        self._plain = (Alloc(self._alloc), Free(self._free))
+        self.struct.Alloc = self.struct.Reserve = self._plain[0]
+        self.struct.Free = self._plain[1]
+        self._blocks: list[tuple[int, int]] = []
+        _immortal.append((self.struct, self._plain))
+
+    def _alloc(self, _: int | None, size: int) -> int | None:
+        place = self._heap_alloc(self._heap, size)
+        if place:
+            self._live[place] = size
+            self.live_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+            if self.limit is not None and self.live_bytes > self.limit and not self.trouble:
+                self.trouble = f"{self.live_bytes} bytes would be alive at once"
+                self.on_trouble()
+        return place  # type: ignore[no-any-return]
+
+    def _free(self, _: int | None, place: int | None) -> None:
+        size = self._live.pop(place or 0, None)
+        if size is None:
+            return  # a null pointer, or a place inside of a block
+        self.live_bytes -= size
+        self._heap_free(self._heap, place)
+
+    def record(self, run: Callable[[], dict[str, int]]) -> Trace:
+        """Record one run.
+
+        Args:
+            run: Runs, and gives the address of each output.
+        """
+        events: list[int] = []
+        numbers: dict[int, int] = {}
+        plain_alloc, plain_free = self._alloc, self._free
+        count = 0
+
+        def alloc(this: int | None, size: int) -> int | None:
+            nonlocal count
+            place = plain_alloc(this, size)
+            if place:
+                numbers[place] = count
+                events.append(size)
+                count += 1
+            return place
+
+        def free(this: int | None, place: int | None) -> None:
+            number = numbers.pop(place or 0, None)
+            if number is not None:
+                events.append(-number - 1)
+            plain_free(this, place)
+
+        with self._functions(Alloc(alloc), Free(free)):
+            outputs = run()
+            found = {name: numbers[place] for name, place in outputs.items() if place in numbers}
+            events_now = tuple(events)
+        return Trace(events_now, found)
+
+    def replay(self, script: Script, run: Callable[[], Any]) -> tuple[Any, str]:
+        """Run with every allocation at its planned place.
+
+        Returns:
+            What `run` gives, and what left the plan: empty when nothing did.
+        """
+        sizes, places = script.sizes, script.places
+        low, high = script.block.base, script.block.base + script.block.size
+        plain_alloc, plain_free = self._alloc, self._free
+        step = 0
+        left = ""
+
+        def alloc(this: int | None, size: int) -> int | None:
+            nonlocal step, left
+            if sizes[step] == size and not left:
+                step += 1
+                return places[step - 1]
+            if size and not left:
+                left = f"event {step} of {len(sizes) - 1} is {_event(sizes[step])}, but {size} bytes were asked for"
+                self.on_trouble()
+            return plain_alloc(this, size)
+
+        def free(this: int | None, place: int | None) -> None:
+            nonlocal step, left
+            if sizes[step] == -1 and places[step] == place and not left:
+                step += 1
+            elif place and low <= place < high:
+                if not left:
+                    left = f"event {step} of {len(sizes) - 1} is {_event(sizes[step])}, but a buffer was freed"
+                    self.on_trouble()
+            else:
+                plain_free(this, place)
+
+        with self._functions(Alloc(alloc), Free(free)):
+            result = run()
+            if not left and step != len(sizes) - 1:
+                left = f"the run ended after {step} of {len(sizes) - 1} events"
+        return result, left
+
+    def _functions(self, alloc: Any, free: Any) -> _Swap:
+        return _Swap(self.struct, alloc, free, self._plain)
+
+
+class _Swap:
+    """Other functions in an allocator, for a while. onnxruntime reads the structure at every call."""
+
+    def __init__(self, struct: OrtAllocator, alloc: Any, free: Any, plain: tuple[Any, Any]) -> None:
+        self.struct, self.alloc, self.free, self.plain = struct, alloc, free, plain
+
+    def __enter__(self) -> None:
+        self.struct.Alloc, self.struct.Reserve, self.struct.Free = self.alloc, self.alloc, self.free
+
+    def __exit__(self, *_: object) -> None:
+        self.struct.Alloc, self.struct.Reserve, self.struct.Free = self.plain[0], self.plain[0], self.plain[1]
+
+
+def _event(size: int) -> str:
+    return {-1: "a free", -2: "the end"}.get(size, f"an allocation of {size} bytes")

@@ -1,0 +1,187 @@
+"""The C interface of the onnxruntime library inside the installed wheel, through ctypes: no compiler needed.
+
+`OrtApi` is a table of function pointers that only ever grows at its end, so an index, once published, keeps its
+meaning (onnxruntime_c_api.h, "ORT_API_VERSION"). Only functions of version 18 and older are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from memoptc.ir.diagnostics import InputError
+
+Pointer: TypeAlias = "ctypes.c_void_p"
+
+_API_VERSION = 18  # the first whose allocators have Reserve
+_P, _S, _I, _N = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
+_PP = ctypes.POINTER(ctypes.c_void_p)
+_PATH = ctypes.c_wchar_p if sys.platform == "win32" else ctypes.c_char_p
+_LONGS = ctypes.POINTER(ctypes.c_int64)
+
+# name -> index in the table, argument types; all of these give an OrtStatus pointer
+_CALLS: dict[str, tuple[int, tuple[Any, ...]]] = {
+    "CreateEnv": (3, (_I, _S, _PP)),
+    "CreateSession": (7, (_P, _PATH, _P, _PP)),
+    "CreateSessionFromArray": (8, (_P, _P, _N, _P, _PP)),
+    "Run": (9, (_P, _P, ctypes.POINTER(_S), _PP, _N, ctypes.POINTER(_S), _N, _PP)),
+    "CreateSessionOptions": (10, (_PP,)),
+    "SetOptimizedModelFilePath": (11, (_P, _PATH)),
+    "SetSessionExecutionMode": (13, (_P, _I)),
+    "EnableMemPattern": (16, (_P,)),
+    "DisableMemPattern": (17, (_P,)),
+    "EnableCpuMemArena": (18, (_P,)),
+    "DisableCpuMemArena": (19, (_P,)),
+    "SetSessionLogSeverityLevel": (22, (_P, _I)),
+    "SetSessionGraphOptimizationLevel": (23, (_P, _I)),
+    "SetIntraOpNumThreads": (24, (_P, _I)),
+    "SetInterOpNumThreads": (25, (_P, _I)),
+    "SessionGetInputCount": (30, (_P, ctypes.POINTER(_N))),
+    "SessionGetOutputCount": (31, (_P, ctypes.POINTER(_N))),
+    "SessionGetInputName": (36, (_P, _N, _P, _PP)),
+    "SessionGetOutputName": (37, (_P, _N, _P, _PP)),
+    "CreateRunOptions": (39, (_PP,)),
+    "RunOptionsSetRunLogSeverityLevel": (41, (_P, _I)),
+    "RunOptionsSetTerminate": (46, (_P,)),
+    "RunOptionsUnsetTerminate": (47, (_P,)),
+    "CreateTensorAsOrtValue": (48, (_P, _LONGS, _N, _I, _PP)),
+    "CreateTensorWithDataAsOrtValue": (49, (_P, _P, _N, _LONGS, _N, _I, _PP)),
+    "IsTensor": (50, (_P, ctypes.POINTER(_I))),
+    "GetTensorMutableData": (51, (_P, _PP)),
+    "FillStringTensor": (52, (_P, ctypes.POINTER(_S), _N)),
+    "GetStringTensorDataLength": (53, (_P, ctypes.POINTER(_N))),
+    "GetStringTensorContent": (54, (_P, _P, _N, ctypes.POINTER(_N), _N)),
+    "GetTensorElementType": (60, (_P, ctypes.POINTER(_I))),
+    "GetDimensionsCount": (61, (_P, ctypes.POINTER(_N))),
+    "GetDimensions": (62, (_P, _LONGS, _N)),
+    "GetTensorTypeAndShape": (65, (_P, _PP)),
+    "CreateMemoryInfo": (68, (_S, _I, _I, _I, _PP)),
+    "AllocatorFree": (76, (_P, _P)),
+    "GetAllocatorWithDefaultOptions": (78, (_PP,)),
+    "AddSessionConfigEntry": (130, (_P, _S, _S)),
+    "RegisterAllocator": (176, (_P, _P)),
+    "UnregisterAllocator": (177, (_P, _P)),
+}
+_RELEASES = {
+    "ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "ReleaseRunOptions": 97,
+    "ReleaseTensorTypeAndShapeInfo": 99, "ReleaseSessionOptions": 100,
+}  # fmt: skip
+_GET_ERROR_MESSAGE = 2
+
+function = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)
+"""Kind of function pointer the interface takes and gives (the calling convention matters on 32-bit Windows only)."""
+
+Alloc = function(_P, _P, _N)
+Free = function(None, _P, _P)
+Info = function(_P, _P)
+
+
+class OrtError(Exception):
+    """What onnxruntime answered."""
+
+
+class Unavailable(InputError):
+    """The C interface cannot be used on this machine."""
+
+
+class OrtAllocator(ctypes.Structure):
+    """An allocator as onnxruntime sees it. Fields after `Reserve` are not read at this version."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32),
+        ("Alloc", Alloc),
+        ("Free", Free),
+        ("Info", Info),
+        ("Reserve", Alloc),
+        ("later", _P * 8),
+    )
+
+
+class _Base(ctypes.Structure):
+    _fields_ = (("GetApi", function(_P, ctypes.c_uint32)), ("GetVersionString", function(_S)))
+
+
+class Api:
+    """The functions, each raising `OrtError` when onnxruntime answers with one. Use `api()`.
+
+    Args:
+        path: The shared library.
+
+    Raises:
+        Unavailable: it is none, or too old.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            library = ctypes.CDLL(str(path))
+            library.OrtGetApiBase.restype = ctypes.POINTER(_Base)
+            base = library.OrtGetApiBase().contents
+        except (OSError, AttributeError) as error:
+            raise Unavailable(f"{path.name} offers no C interface: {error}.") from None
+        self.version = base.GetVersionString().decode()
+        address = base.GetApi(_API_VERSION)
+        if not address:
+            raise Unavailable(f"onnxruntime {self.version} offers no C interface of version {_API_VERSION}.")
+        table = ctypes.cast(address, _PP)
+        self._message = function(_S, _P)(table[_GET_ERROR_MESSAGE])
+        self.release = {n: function(None, _P)(table[i]) for n, i in _RELEASES.items()}
+        self._calls = {n: self._checked(function(_P, *types)(table[i])) for n, (i, types) in _CALLS.items()}
+        self.env = self.new("CreateEnv", 3, b"memoptc")
+        self.memory_info = self.new("CreateMemoryInfo", b"Cpu", 0, 0, 0)  # OrtDeviceAllocator, device 0, default
+        self.allocator = self.new("GetAllocatorWithDefaultOptions")
+        heap = ctypes.cast(self.allocator, ctypes.POINTER(OrtAllocator)).contents
+        self.heap_alloc, self.heap_free = heap.Alloc, heap.Free
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        try:
+            return self.__dict__["_calls"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def _checked(self, raw: Callable[..., Any]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            status = raw(*arguments)
+            if status:
+                message = self._message(status).decode(errors="replace")
+                self.release["ReleaseStatus"](status)
+                raise OrtError(message)
+
+        return call
+
+    def new(self, name: str, *arguments: Any) -> Pointer:
+        """Call a function whose last argument gets a pointer, and give that."""
+        out = ctypes.c_void_p()
+        self._calls[name](*arguments, ctypes.byref(out))
+        return out
+
+
+@functools.cache
+def api() -> Api:
+    """Load the library once per process.
+
+    Raises:
+        Unavailable: the installed onnxruntime ships no usable shared library.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
+    patterns = {"win32": ["onnxruntime.dll"], "darwin": ["libonnxruntime*.dylib"]}.get(
+        sys.platform, ["libonnxruntime.so.*", "libonnxruntime.so"]
+    )
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern), reverse=True):
+            return Api(path)
+    raise Unavailable(
+        "The installed onnxruntime ships no shared library with a C interface.",
+        hint="Install onnxruntime from its official wheel for this platform.",
+    )
+
+
+def encode_path(path: str) -> Any:
+    """Give a path as the interface takes it."""
+    return path if sys.platform == "win32" else path.encode()

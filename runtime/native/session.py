@@ -1,0 +1,280 @@
+"""A session through the C interface, with an allocator of ours."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.types import DType
+from memoptc.runtime.evaluate import RunOptions, clean_message
+from memoptc.runtime.native.allocator import Script, Trace, TrackingAllocator
+from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
+from memoptc.runtime.native.layout import set_hidden
+
+_registration = threading.Lock()
+"""The environment has one place for an allocator: register, make the session, unregister."""
+
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_LEVELS = {True: 99, False: 0}
+
+
+class NativeSession:
+    """A model loaded through the C interface; tensors in, tensors out.
+
+    Args:
+        model: Path or serialized bytes.
+        options: How to run it. `arena` is ignored: allocations go to an allocator of ours.
+        folder: Where external data of serialized bytes lies.
+        level: onnxruntime's own level (0, 1, 2, 99) in place of `options.optimize`.
+
+    Raises:
+        Unavailable: the C interface or an option cannot be used here.
+        InputError: onnxruntime refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        options: RunOptions = RunOptions(),
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        level: int | None = None,
+    ) -> None:
+        a = self._api = api()
+        self.allocator = TrackingAllocator()
+        self._lock = threading.RLock()
+        self._handle: Pointer | None = None
+        native = a.new("CreateSessionOptions")
+        try:
+            a.SetSessionLogSeverityLevel(native, 4)
+            a.SetSessionGraphOptimizationLevel(native, _LEVELS[options.optimize] if level is None else level)
+            a.SetIntraOpNumThreads(native, options.threads)
+            (a.EnableMemPattern if options.mem_pattern else a.DisableMemPattern)(native)
+            a.DisableCpuMemArena(native)
+            config = {"session.use_env_allocators": "1"} | dict(options.config)
+            if options.disabled_optimizers:
+                config["optimization.disable_specified_optimizers"] = ";".join(options.disabled_optimizers)
+            if folder is not None:
+                config[_FOLDER_KEY] = str(folder)
+            for key, value in config.items():
+                a.AddSessionConfigEntry(native, key.encode(), value.encode())
+            if not set_hidden(native, file_order=options.file_order, mem_reuse=options.mem_reuse):
+                raise Unavailable(f"onnxruntime {a.version} keeps its session options in a way not known.")
+            self._handle = self._load(model, native)
+        except OrtError as error:
+            raise InputError(f"onnxruntime cannot load the model: {clean_message(error)}.") from None
+        finally:
+            a.release["ReleaseSessionOptions"](native)
+        self.loaded_bytes = self.allocator.live_bytes
+        self.load_peak_bytes = self.allocator.peak_bytes
+        self.inputs, self.outputs = self._names("Input"), self._names("Output")
+        self._input_names = (ctypes.c_char_p * len(self.inputs))(*(n.encode() for n in self.inputs))
+        self._output_names = (ctypes.c_char_p * len(self.outputs))(*(n.encode() for n in self.outputs))
+        self._run_options = a.new("CreateRunOptions")
+        a.RunOptionsSetRunLogSeverityLevel(self._run_options, 4)
+
+    def _load(self, model: str | os.PathLike[str] | bytes, native: Pointer) -> Pointer:
+        a = self._api
+        with _registration:
+            a.RegisterAllocator(a.env, ctypes.byref(self.allocator.struct))
+            try:
+                if isinstance(model, bytes):
+                    return a.new("CreateSessionFromArray", a.env, ctypes.c_char_p(model), len(model), native)
+                return a.new("CreateSession", a.env, encode_path(os.fspath(model)), native)
+            finally:
+                a.UnregisterAllocator(a.env, a.memory_info)
+
+    def _names(self, kind: str) -> list[str]:
+        a, count = self._api, ctypes.c_size_t()
+        getattr(a, f"SessionGet{kind}Count")(self._handle, ctypes.byref(count))
+        found = []
+        for index in range(count.value):
+            text = a.new(f"SessionGet{kind}Name", self._handle, index, a.allocator)
+            found.append(ctypes.string_at(text).decode())
+            a.AllocatorFree(a.allocator, text)
+        return found
+
+    def run(
+        self, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run once on the heap.
+
+        Args:
+            feed: An array per input.
+            into: Arrays that outputs are written to, C-contiguous and of the right shape and type.
+
+        Returns:
+            Output name -> array.
+
+        Raises:
+            InputError: onnxruntime refuses the run, or a value is no tensor.
+        """
+        with self._lock, self._call(feed, into or {}) as call:
+            call.run()
+            return call.arrays()
+
+    def record(self, feed: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, npt.NDArray[Any]], Trace]:
+        """Run once and record every allocation. Raises as `run` does."""
+        with self._lock, self._call(feed, {}) as call:
+
+            def run() -> dict[str, int]:
+                call.run()
+                return call.addresses()
+
+            trace = self.allocator.record(run)
+            return call.arrays(), trace
+
+    def replay(
+        self,
+        script: Script,
+        feed: Mapping[str, npt.NDArray[Any]],
+        into: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> tuple[dict[str, npt.NDArray[Any]], str]:
+        """Run in planned places; give the outputs and what left the plan (empty: nothing). Raises as `run` does."""
+        with self._lock, self._call(feed, into or {}) as call:
+            _, left = self.allocator.replay(script, call.run)
+            return call.arrays(), left
+
+    def stop(self) -> None:
+        """End the run in progress before its next node."""
+        self._api.RunOptionsSetTerminate(self._run_options)
+
+    def _call(self, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]) -> _Call:
+        return _Call(self, feed, into)
+
+    def close(self) -> None:
+        """Release the model."""
+        with self._lock:
+            if self._handle is not None:
+                self._api.release["ReleaseSession"](self._handle)
+                self._api.release["ReleaseRunOptions"](self._run_options)
+                self._handle = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+
+class _Call:
+    """The values of one run, released at its end."""
+
+    def __init__(
+        self, session: NativeSession, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]
+    ) -> None:
+        self.session, self.api = session, session._api
+        self._kept: list[Any] = []
+        names = [n for n in session.inputs if n in feed]
+        missing = [n for n in feed if n not in session.inputs]
+        if missing:
+            raise InputError(f"The model has no input {missing[0]!r}.")
+        self.into = into
+        self._values: list[Pointer] = []
+        try:
+            for name in names:
+                self._values.append(self._value(feed[name], f"input {name!r}"))
+            self.bound = [self._value(into[n], f"output {n!r}") if n in into else None for n in session.outputs]
+        except BaseException:
+            self._release(self._values)
+            raise
+        self.inputs = (ctypes.c_void_p * len(names))(*(v.value for v in self._values))
+        self.names = (ctypes.c_char_p * len(names))(*(n.encode() for n in names))
+        self.outputs = (ctypes.c_void_p * len(session.outputs))(*(None if v is None else v.value for v in self.bound))
+
+    def __enter__(self) -> _Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release([*self._values, *(ctypes.c_void_p(v) for v in self.outputs)])
+
+    def run(self) -> None:
+        s = self.session
+        try:
+            self.api.Run(
+                s._handle, s._run_options, self.names, self.inputs, len(self.inputs),
+                s._output_names, len(self.outputs), self.outputs,
+            )  # fmt: skip
+        except OrtError as error:
+            raise InputError(f"onnxruntime cannot run the model: {clean_message(error)}.") from None
+
+    def _release(self, values: list[Pointer]) -> None:
+        for value in values:
+            if value:
+                self.api.release["ReleaseValue"](value)
+
+    def _value(self, given: Any, what: str) -> Pointer:
+        if not isinstance(given, np.ndarray):
+            raise InputError(f"The {what} is no tensor; this way of running takes tensors only.")
+        array = np.ascontiguousarray(given)
+        self._kept.append(array)
+        dims = (ctypes.c_int64 * array.ndim)(*array.shape)
+        if array.dtype.kind in "OUST":
+            value = self.api.new("CreateTensorAsOrtValue", self.api.allocator, dims, array.ndim, int(DType.STRING))
+            texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
+            self.api.FillStringTensor(value, (ctypes.c_char_p * len(texts))(*texts), len(texts))
+            return value
+        dtype = DType.from_numpy(array.dtype)
+        if dtype.bitwidth < 8:
+            raise InputError(f"The {what} has 4-bit elements, which this way of running does not take.")
+        return self.api.new(
+            "CreateTensorWithDataAsOrtValue",
+            self.api.memory_info, array.ctypes.data, array.nbytes, dims, array.ndim, int(dtype),
+        )  # fmt: skip
+
+    def addresses(self) -> dict[str, int]:
+        """Where each output lies."""
+        found = {}
+        for name, value in zip(self.session.outputs, self.outputs, strict=True):
+            if value and self._is_tensor(value):
+                found[name] = self.api.new("GetTensorMutableData", ctypes.c_void_p(value)).value or 0
+        return found
+
+    def _is_tensor(self, value: int) -> bool:
+        flag = ctypes.c_int()
+        self.api.IsTensor(ctypes.c_void_p(value), ctypes.byref(flag))
+        return bool(flag.value)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Give the outputs: copies, or the arrays that they were written to."""
+        found = {}
+        for name, value in zip(self.session.outputs, self.outputs, strict=True):
+            found[name] = self.into[name] if name in self.into else self._read(ctypes.c_void_p(value), name)
+        return found
+
+    def _read(self, value: Pointer, name: str) -> npt.NDArray[Any]:
+        if not value or not self._is_tensor(value.value or 0):
+            raise InputError(f"The output {name!r} is no tensor; this way of running gives tensors only.")
+        info = self.api.new("GetTensorTypeAndShape", value)
+        kind, rank = ctypes.c_int(), ctypes.c_size_t()
+        self.api.GetTensorElementType(info, ctypes.byref(kind))
+        self.api.GetDimensionsCount(info, ctypes.byref(rank))
+        dims = (ctypes.c_int64 * rank.value)()
+        self.api.GetDimensions(info, dims, rank)
+        self.api.release["ReleaseTensorTypeAndShapeInfo"](info)
+        dtype, shape = DType(kind.value), tuple(dims)
+        if dtype == DType.STRING:
+            return self._read_text(value, shape)
+        if dtype.bitwidth < 8:
+            raise InputError(f"The output {name!r} has 4-bit elements, which this way of running does not give.")
+        data = np.empty(shape, dtype.numpy())
+        if data.nbytes:
+            source = self.api.new("GetTensorMutableData", value)
+            ctypes.memmove(data.ctypes.data, source, data.nbytes)
+        return data
+
+    def _read_text(self, value: Pointer, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        count = int(np.prod(shape, dtype=np.int64))
+        length = ctypes.c_size_t()
+        self.api.GetStringTensorDataLength(value, ctypes.byref(length))
+        buffer = ctypes.create_string_buffer(length.value + 1)
+        starts = (ctypes.c_size_t * count)()
+        self.api.GetStringTensorContent(value, buffer, length, starts, count)
+        ends = [*starts, length.value][1:]
+        texts = [buffer.raw[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+        return np.array(texts, object).reshape(shape)
