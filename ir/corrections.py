@@ -106,10 +106,11 @@ def _infer_equal(context: Any, node: onnx_ir.Node) -> None:
 def _infer_where(context: Any, node: onnx_ir.Node) -> None:
     """Choose among known extents where the condition is known, too: the engine knows only what both sides agree on."""
     _where.infer_where(context, node)
-    condition, *sides = (_integers(context, v) for v in node.inputs)
-    if condition is not None and all(s is not None and len(s) == len(condition) for s in sides):
-        chosen = [a if c else b for c, a, b in zip(condition, *sides, strict=True)]
-        context.set_symbolic_value(node.outputs[0], chosen)
+    condition, a, b = (_integers(context, v) for v in node.inputs)
+    if condition is None or a is None or b is None or not len(condition) == len(a) == len(b):
+        return
+    chosen = [x if c else y for c, x, y in zip(condition, a, b, strict=True)]
+    context.set_symbolic_value(node.outputs[0], chosen)
 
 
 def _integers(context: Any, value: onnx_ir.Value | None) -> list[int] | None:

@@ -38,6 +38,9 @@ _ORT_DTYPES = {
     "float8e5m2": DType.FLOAT8E5M2, "float8e5m2fnuz": DType.FLOAT8E5M2FNUZ,
     "int4": DType.INT4, "uint4": DType.UINT4, "float4e2m1": DType.FLOAT4E2M1,
 }  # fmt: skip
+ORT_NAMES = {dtype: name for name, dtype in _ORT_DTYPES.items()}
+"""Element type -> how onnxruntime spells it."""
+
 # Element types onnxruntime's own numpy conversion does not know: they pass as raw bytes of an OrtValue.
 _RAW = frozenset(
     {
@@ -95,6 +98,10 @@ class RunOptions:
         return session_options(self.native(), self.config)
 
 
+STOCK = RunOptions()
+"""onnxruntime's own choices."""
+
+
 class Evaluator:
     """One model loaded into onnxruntime on the CPU.
 
@@ -113,7 +120,7 @@ class Evaluator:
     def __init__(
         self,
         model: ModelSource,
-        options: RunOptions = RunOptions(),
+        options: RunOptions = STOCK,
         *,
         folder: str | os.PathLike[str] | None = None,
         label: str = "",

@@ -18,12 +18,11 @@ import numpy as np
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.runtime import worker
-from memoptc.runtime.evaluate import Feed, RunOptions
+from memoptc.runtime.evaluate import STOCK, Feed, RunOptions
 from memoptc.runtime.npz import save_feed
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
 _MOST_RUNS = 100  # per turn
-STOCK = RunOptions()
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+from memoptc.runtime.sizes import parse_bytes
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_UNITS |= {f"{k}IB": v for k, v in list(_UNITS.items()) if k in ("K", "M", "G", "T")}
-_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]
@@ -24,10 +21,10 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]
         """Give the size in bytes."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
-        if match is None or match[2].upper() not in _UNITS:
-            self.fail(f"{value!r} is no size; write one like 64MiB, 1.5GB or 4096", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(f"{error}", param, ctx)
 
 
 class Binding(click.ParamType):  # type: ignore[type-arg]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,9 @@ from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
 
 OVERRUN = 64
 """Bytes kept behind a block: vectorized kernels of onnxruntime may read up to 30 bytes past their operands."""
+
+_FREE, _END = -1, -2
+"""Events of a script that are no allocation: no size equals them."""
 
 _immortal: list[Any] = []
 """Structures that onnxruntime may call as long as the process lives: a value may be freed after its session."""
@@ -123,53 +127,52 @@ class Script:
                 self.places.append(places[number])
                 number += 1
             else:
-                self.sizes.append(-1)
+                self.sizes.append(_FREE)
                 self.places.append(places[-event - 1])
-        self.sizes.append(-2)  # the end fits nothing
+        self.sizes.append(_END)
         self.places.append(0)
 
 
 class TrackingAllocator:
     """The allocator of one session, registered with onnxruntime while the session is made.
 
-    It works in one of four ways: counting (while loading), plainly on the heap, recording, or following a script. An
-    allocation that the script does not foresee is served by the heap, and so is every one after it; onnxruntime
-    never sees a null pointer, which it does not survive.
+    It works in one of three ways: plainly on the heap, recording, or following a script. An allocation that the
+    script does not foresee is served by the heap, and so is every one after it; onnxruntime never sees a null
+    pointer, which it does not survive.
 
-    Args:
-        on_trouble: Called at the first event that leaves the script or passes the limit.
+    `limit` bounds the bytes alive on the heap. What passes it is served nevertheless, `over` then says so, and `stop`
+    is called, which should end the run before its next node. `stop` is called, too, when a script is left and
+    `strict` is set.
     """
 
     def __init__(self) -> None:
-        self.on_trouble: Callable[[], None] = lambda: None
+        self.stop: Callable[[], None] = _nothing
+        self.strict = False
         self.live_bytes = 0
         self.peak_bytes = 0
-        self.trouble = ""
+        self.over = ""
         self.limit: int | None = None
         self._live: dict[int, int] = {}
-        self._events: list[int] = []
-        self._numbers: dict[int, int] = {}
         a = api()
-        self._info = a.memory_info.value
         self._heap, self._heap_alloc, self._heap_free = a.allocator, a.heap_alloc, a.heap_free
+        info = a.memory_info.value
         self.struct = OrtAllocator(version=18)
-        self.struct.Info = Info(lambda _: self._info)
+        self.struct.Info = Info(lambda _: info)
         self._plain = (Alloc(self._alloc), Free(self._free))
-        self.struct.Alloc = self.struct.Reserve = self._plain[0]
-        self.struct.Free = self._plain[1]
-        self._blocks: list[tuple[int, int]] = []
+        self._use(*self._plain)
         _immortal.append((self.struct, self._plain))
 
     def _alloc(self, _: int | None, size: int) -> int | None:
-        place = self._heap_alloc(self._heap, size)
+        place: int | None = self._heap_alloc(self._heap, size)
         if place:
             self._live[place] = size
             self.live_bytes += size
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-            if self.limit is not None and self.live_bytes > self.limit and not self.trouble:
-                self.trouble = f"{self.live_bytes} bytes would be alive at once"
-                self.on_trouble()
-        return place  # type: ignore[no-any-return]
+            if self.live_bytes > self.peak_bytes:
+                self.peak_bytes = self.live_bytes
+            if self.limit is not None and self.live_bytes > self.limit and not self.over:
+                self.over = f"{self.live_bytes} bytes would be alive at once"
+                self.stop()
+        return place
 
     def _free(self, _: int | None, place: int | None) -> None:
         size = self._live.pop(place or 0, None)
@@ -179,7 +182,7 @@ class TrackingAllocator:
         self._heap_free(self._heap, place)
 
     def record(self, run: Callable[[], dict[str, int]]) -> Trace:
-        """Record one run.
+        """Record what happens during a call.
 
         Args:
             run: Runs, and gives the address of each output.
@@ -204,17 +207,15 @@ class TrackingAllocator:
                 events.append(-number - 1)
             plain_free(this, place)
 
-        with self._functions(Alloc(alloc), Free(free)):
+        with self._functions(alloc, free):
             outputs = run()
-            found = {name: numbers[place] for name, place in outputs.items() if place in numbers}
-            events_now = tuple(events)
-        return Trace(events_now, found)
+        return Trace(tuple(events), {name: numbers[place] for name, place in outputs.items() if place in numbers})
 
-    def replay(self, script: Script, run: Callable[[], Any]) -> tuple[Any, str]:
+    def replay(self, script: Script, run: Callable[[], Any]) -> str:
         """Run with every allocation at its planned place.
 
         Returns:
-            What `run` gives, and what left the plan: empty when nothing did.
+            What left the plan: empty when nothing did.
         """
         sizes, places = script.sizes, script.places
         low, high = script.block.base, script.block.base + script.block.size
@@ -223,48 +224,58 @@ class TrackingAllocator:
         left = ""
 
         def alloc(this: int | None, size: int) -> int | None:
-            nonlocal step, left
+            nonlocal step
             if sizes[step] == size and not left:
                 step += 1
                 return places[step - 1]
-            if size and not left:
-                left = f"event {step} of {len(sizes) - 1} is {_event(sizes[step])}, but {size} bytes were asked for"
-                self.on_trouble()
+            if size:
+                leave(f"{size} bytes were asked for")
             return plain_alloc(this, size)
 
         def free(this: int | None, place: int | None) -> None:
-            nonlocal step, left
-            if sizes[step] == -1 and places[step] == place and not left:
+            nonlocal step
+            if sizes[step] == _FREE and places[step] == place and not left:
                 step += 1
             elif place and low <= place < high:
-                if not left:
-                    left = f"event {step} of {len(sizes) - 1} is {_event(sizes[step])}, but a buffer was freed"
-                    self.on_trouble()
+                leave("a buffer was freed")
             else:
                 plain_free(this, place)
 
-        with self._functions(Alloc(alloc), Free(free)):
-            result = run()
-            if not left and step != len(sizes) - 1:
-                left = f"the run ended after {step} of {len(sizes) - 1} events"
-        return result, left
+        def leave(what: str) -> None:
+            nonlocal left
+            if not left:
+                left = f"event {step + 1} of {len(sizes) - 1} is {_event(sizes[step])}, but {what}"
+                if self.strict:
+                    self.stop()
 
-    def _functions(self, alloc: Any, free: Any) -> _Swap:
-        return _Swap(self.struct, alloc, free, self._plain)
+        try:
+            with self._functions(alloc, free):
+                run()
+        except Exception as error:
+            if left and self.strict:
+                return left
+            raise error
+        if not left and step != len(sizes) - 1:
+            left = f"the run ended after {step} of {len(sizes) - 1} events"
+        return left
+
+    @contextlib.contextmanager
+    def _functions(self, alloc: Callable[..., Any], free: Callable[..., Any]) -> Iterator[None]:
+        """Other functions for a while: onnxruntime reads the structure at every call."""
+        self._use(Alloc(alloc), Free(free))
+        try:
+            yield
+        finally:
+            self._use(*self._plain)
+
+    def _use(self, alloc: Any, free: Any) -> None:
+        self.struct.Alloc = self.struct.Reserve = alloc
+        self.struct.Free = free
 
 
-class _Swap:
-    """Other functions in an allocator, for a while. onnxruntime reads the structure at every call."""
-
-    def __init__(self, struct: OrtAllocator, alloc: Any, free: Any, plain: tuple[Any, Any]) -> None:
-        self.struct, self.alloc, self.free, self.plain = struct, alloc, free, plain
-
-    def __enter__(self) -> None:
-        self.struct.Alloc, self.struct.Reserve, self.struct.Free = self.alloc, self.alloc, self.free
-
-    def __exit__(self, *_: object) -> None:
-        self.struct.Alloc, self.struct.Reserve, self.struct.Free = self.plain[0], self.plain[0], self.plain[1]
+def _nothing() -> None:
+    pass
 
 
 def _event(size: int) -> str:
-    return {-1: "a free", -2: "the end"}.get(size, f"an allocation of {size} bytes")
+    return {_FREE: "a free", _END: "the end"}.get(size, f"an allocation of {size} bytes")

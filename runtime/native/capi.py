@@ -43,6 +43,8 @@ _CALLS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "SetInterOpNumThreads": (25, (_P, _I)),
     "SessionGetInputCount": (30, (_P, ctypes.POINTER(_N))),
     "SessionGetOutputCount": (31, (_P, ctypes.POINTER(_N))),
+    "SessionGetInputTypeInfo": (33, (_P, _N, _PP)),
+    "SessionGetOutputTypeInfo": (34, (_P, _N, _PP)),
     "SessionGetInputName": (36, (_P, _N, _P, _PP)),
     "SessionGetOutputName": (37, (_P, _N, _P, _PP)),
     "CreateRunOptions": (39, (_PP,)),
@@ -56,9 +58,11 @@ _CALLS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "FillStringTensor": (52, (_P, ctypes.POINTER(_S), _N)),
     "GetStringTensorDataLength": (53, (_P, ctypes.POINTER(_N))),
     "GetStringTensorContent": (54, (_P, _P, _N, ctypes.POINTER(_N), _N)),
+    "CastTypeInfoToTensorInfo": (55, (_P, _PP)),
     "GetTensorElementType": (60, (_P, ctypes.POINTER(_I))),
     "GetDimensionsCount": (61, (_P, ctypes.POINTER(_N))),
     "GetDimensions": (62, (_P, _LONGS, _N)),
+    "GetSymbolicDimensions": (63, (_P, ctypes.POINTER(_S), _N)),
     "GetTensorTypeAndShape": (65, (_P, _PP)),
     "CreateMemoryInfo": (68, (_S, _I, _I, _I, _PP)),
     "AllocatorFree": (76, (_P, _P)),
@@ -68,7 +72,7 @@ _CALLS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "UnregisterAllocator": (177, (_P, _P)),
 }
 _RELEASES = {
-    "ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "ReleaseRunOptions": 97,
+    "ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "ReleaseRunOptions": 97, "ReleaseTypeInfo": 98,
     "ReleaseTensorTypeAndShapeInfo": 99, "ReleaseSessionOptions": 100,
 }  # fmt: skip
 _GET_ERROR_MESSAGE = 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
-from memoptc.runtime.evaluate import RunOptions, clean_message
+from memoptc.runtime.evaluate import ORT_NAMES, STOCK, RunOptions, clean_message
 from memoptc.runtime.native.allocator import Script, Trace, TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
 from memoptc.runtime.native.layout import set_hidden
@@ -23,6 +25,21 @@ _registration = threading.Lock()
 
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _LEVELS = {True: 99, False: 0}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output, described as onnxruntime's Python package does.
+
+    Args:
+        name: Its name.
+        type: Such as `tensor(float)`; empty for what is no tensor.
+        shape: Extents: a number, the name of a symbolic dimension, or `None`.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str | None]
 
 
 class NativeSession:
@@ -42,7 +59,7 @@ class NativeSession:
     def __init__(
         self,
         model: str | os.PathLike[str] | bytes,
-        options: RunOptions = RunOptions(),
+        options: RunOptions = STOCK,
         *,
         folder: str | os.PathLike[str] | None = None,
         level: int | None = None,
@@ -67,7 +84,7 @@ class NativeSession:
                 a.AddSessionConfigEntry(native, key.encode(), value.encode())
             if not set_hidden(native, file_order=options.file_order, mem_reuse=options.mem_reuse):
                 raise Unavailable(f"onnxruntime {a.version} keeps its session options in a way not known.")
-            self._handle = self._load(model, native)
+            self.load_events = self.allocator.record(lambda: self._load(model, native)).events
         except OrtError as error:
             raise InputError(f"onnxruntime cannot load the model: {clean_message(error)}.") from None
         finally:
@@ -77,19 +94,23 @@ class NativeSession:
         self.inputs, self.outputs = self._names("Input"), self._names("Output")
         self._input_names = (ctypes.c_char_p * len(self.inputs))(*(n.encode() for n in self.inputs))
         self._output_names = (ctypes.c_char_p * len(self.outputs))(*(n.encode() for n in self.outputs))
+        self.input_ports, self.output_ports = self._ports("Input"), self._ports("Output")
         self._run_options = a.new("CreateRunOptions")
         a.RunOptionsSetRunLogSeverityLevel(self._run_options, 4)
 
-    def _load(self, model: str | os.PathLike[str] | bytes, native: Pointer) -> Pointer:
+    def _load(self, model: str | os.PathLike[str] | bytes, native: Pointer) -> dict[str, int]:
         a = self._api
         with _registration:
             a.RegisterAllocator(a.env, ctypes.byref(self.allocator.struct))
             try:
                 if isinstance(model, bytes):
-                    return a.new("CreateSessionFromArray", a.env, ctypes.c_char_p(model), len(model), native)
-                return a.new("CreateSession", a.env, encode_path(os.fspath(model)), native)
+                    handle = a.new("CreateSessionFromArray", a.env, ctypes.c_char_p(model), len(model), native)
+                else:
+                    handle = a.new("CreateSession", a.env, encode_path(os.fspath(model)), native)
             finally:
                 a.UnregisterAllocator(a.env, a.memory_info)
+        self._handle = handle
+        return {}
 
     def _names(self, kind: str) -> list[str]:
         a, count = self._api, ctypes.c_size_t()
@@ -99,6 +120,24 @@ class NativeSession:
             text = a.new(f"SessionGet{kind}Name", self._handle, index, a.allocator)
             found.append(ctypes.string_at(text).decode())
             a.AllocatorFree(a.allocator, text)
+        return found
+
+    def _ports(self, kind: str) -> list[Port]:
+        a = self._api
+        names = self.inputs if kind == "Input" else self.outputs
+        found = []
+        for index, name in enumerate(names):
+            info = a.new(f"SessionGet{kind}TypeInfo", self._handle, index)
+            tensor = a.new("CastTypeInfoToTensorInfo", info)  # belongs to `info`; null for what is no tensor
+            if tensor:
+                dtype, dims = _describe(tensor)
+                symbols = (ctypes.c_char_p * len(dims))()
+                a.GetSymbolicDimensions(tensor, symbols, len(dims))
+                shape = [d if d >= 0 else (text or b"").decode() or None for d, text in zip(dims, symbols, strict=True)]
+                found.append(Port(name, f"tensor({ORT_NAMES[dtype]})", shape))
+            else:
+                found.append(Port(name, "", []))
+            a.release["ReleaseTypeInfo"](info)
         return found
 
     def run(
@@ -116,13 +155,13 @@ class NativeSession:
         Raises:
             InputError: onnxruntime refuses the run, or a value is no tensor.
         """
-        with self._lock, self._call(feed, into or {}) as call:
+        with self._lock, _Call(self, feed, into or {}) as call:
             call.run()
             return call.arrays()
 
     def record(self, feed: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, npt.NDArray[Any]], Trace]:
         """Run once and record every allocation. Raises as `run` does."""
-        with self._lock, self._call(feed, {}) as call:
+        with self._lock, _Call(self, feed, {}) as call:
 
             def run() -> dict[str, int]:
                 call.run()
@@ -137,17 +176,32 @@ class NativeSession:
         feed: Mapping[str, npt.NDArray[Any]],
         into: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> tuple[dict[str, npt.NDArray[Any]], str]:
-        """Run in planned places; give the outputs and what left the plan (empty: nothing). Raises as `run` does."""
-        with self._lock, self._call(feed, into or {}) as call:
-            _, left = self.allocator.replay(script, call.run)
-            return call.arrays(), left
+        """Run in planned places. Raises as `run` does.
 
-    def stop(self) -> None:
-        """End the run in progress before its next node."""
-        self._api.RunOptionsSetTerminate(self._run_options)
+        Returns:
+            The outputs (none when the allocator is strict and the plan was left), and what left the plan.
+        """
+        with self._lock, _Call(self, feed, into or {}) as call:
+            left = self.allocator.replay(script, call.run)
+            return ({} if left and self.allocator.strict else call.arrays()), left
 
-    def _call(self, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]) -> _Call:
-        return _Call(self, feed, into)
+    @contextlib.contextmanager
+    def limited(self, limit: int | None, *, strict: bool = False) -> Iterator[TrackingAllocator]:
+        """Bound the bytes alive on the heap for a while, and end runs that pass the limit before their next node.
+
+        Args:
+            limit: Bytes, weights in the kernels' own layout included; `None` for no limit.
+            strict: End runs that leave their script, too.
+        """
+        allocator, a = self.allocator, self._api
+        with self._lock:
+            allocator.limit, allocator.strict, allocator.over = limit, strict, ""
+            allocator.stop = lambda: a.RunOptionsSetTerminate(self._run_options)
+            try:
+                yield allocator
+            finally:
+                allocator.limit, allocator.strict = None, False
+                a.RunOptionsUnsetTerminate(self._run_options)
 
     def close(self) -> None:
         """Release the model."""
@@ -160,6 +214,16 @@ class NativeSession:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self.close()
+
+
+def _describe(info: Pointer) -> tuple[DType, tuple[int, ...]]:
+    a = api()
+    kind, rank = ctypes.c_int(), ctypes.c_size_t()
+    a.GetTensorElementType(info, ctypes.byref(kind))
+    a.GetDimensionsCount(info, ctypes.byref(rank))
+    dims = (ctypes.c_int64 * rank.value)()
+    a.GetDimensions(info, dims, rank)
+    return DType(kind.value), tuple(dims)
 
 
 class _Call:
@@ -251,13 +315,8 @@ class _Call:
         if not value or not self._is_tensor(value.value or 0):
             raise InputError(f"The output {name!r} is no tensor; this way of running gives tensors only.")
         info = self.api.new("GetTensorTypeAndShape", value)
-        kind, rank = ctypes.c_int(), ctypes.c_size_t()
-        self.api.GetTensorElementType(info, ctypes.byref(kind))
-        self.api.GetDimensionsCount(info, ctypes.byref(rank))
-        dims = (ctypes.c_int64 * rank.value)()
-        self.api.GetDimensions(info, dims, rank)
+        dtype, shape = _describe(info)
         self.api.release["ReleaseTensorTypeAndShapeInfo"](info)
-        dtype, shape = DType(kind.value), tuple(dims)
         if dtype == DType.STRING:
             return self._read_text(value, shape)
         if dtype.bitwidth < 8:

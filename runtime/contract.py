@@ -1,0 +1,180 @@
+"""The session contract: what a user of stock onnxruntime sets to get what memoptc planned and measured.
+
+It lies beside the model as `MODEL.session.json`. Every entry is an attribute of onnxruntime's public Python
+interface, so that it can be applied by hand:
+
+    `session`    attributes of `SessionOptions`, enumerations by name
+    `config`     entries for `SessionOptions.add_session_config_entry`
+    `disabled_optimizers`    argument of `InferenceSession`
+    `arena`      entries of `OrtArenaCfg` for `create_and_register_allocator`; sized for `inputs`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import atomic_write
+from memoptc.runtime.evaluate import Feed, RunOptions
+from memoptc.runtime.memory.bfc import arena_capacity
+from memoptc.runtime.native.session import NativeSession
+
+VERSION = 1
+SUFFIX = ".session.json"
+
+FRUGAL = RunOptions(threads=0, mem_pattern=False, mem_reuse=False)
+"""Options under which onnxruntime keeps no more than what is alive: no pattern block beside the arena, no buffer that
+stays because another value of its shape will come."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How to run a model.
+
+    Args:
+        options: What the session gets.
+        arena_bytes: Capacity of an arena that suffices for `inputs`, pre-packed weights included; 0 when not known.
+        inputs: Shapes that `arena_bytes` and `measured` are for.
+        measured: Recorded peak of a run and bytes allocated while loading, as onnxruntime's allocator saw them.
+        onnxruntime: Version that was measured.
+    """
+
+    options: RunOptions = FRUGAL
+    arena_bytes: int = 0
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    measured: Mapping[str, int] = field(default_factory=dict)
+    onnxruntime: str = ort.__version__
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the file's content."""
+        native = self.options.native()
+        native.pop("log_severity_level")
+        return {
+            "version": VERSION,
+            "onnxruntime": self.onnxruntime,
+            "session": native,
+            "config": dict(self.options.config),
+            "disabled_optimizers": list(self.options.disabled_optimizers),
+            "arena": arena_entries(self.arena_bytes) if self.arena_bytes else None,
+            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
+            "measured": dict(self.measured),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Contract:
+        """Read a file's content.
+
+        Raises:
+            InputError: it is no contract, or one of a later version.
+        """
+        if data.get("version") != VERSION or not isinstance(data.get("session"), dict):
+            raise InputError(
+                f"It is no session contract of version {VERSION}.", hint="Compile the model again, or delete the file."
+            )
+        session = data["session"]
+        options = RunOptions(
+            optimize=session.get("graph_optimization_level") != "ORT_DISABLE_ALL",
+            threads=int(session.get("intra_op_num_threads", 0)),
+            mem_pattern=bool(session.get("enable_mem_pattern", True)),
+            mem_reuse=bool(session.get("enable_mem_reuse", True)),
+            arena=bool(session.get("enable_cpu_mem_arena", True)),
+            file_order=session.get("execution_order") == "PRIORITY_BASED",
+            disabled_optimizers=tuple(data.get("disabled_optimizers", ())),
+            config=dict(data.get("config", {})),
+        )
+        arena = data.get("arena") or {}
+        return Contract(
+            options,
+            int(arena.get("initial_chunk_size_bytes", 0)),
+            {name: tuple(shape) for name, shape in data.get("inputs", {}).items()},
+            {name: int(n) for name, n in data.get("measured", {}).items()},
+            str(data.get("onnxruntime", "")),
+        )
+
+    def save(self, model: str | os.PathLike[str]) -> Path:
+        """Write the contract beside a model, whole or not at all."""
+        path = contract_path(model)
+        atomic_write(path, (json.dumps(self.to_json(), indent=2) + "\n").encode())
+        return path
+
+
+def arena_entries(capacity: int, limit: int = 0) -> dict[str, int]:
+    """Give the entries of `OrtArenaCfg`: one chunk of the capacity, nothing beyond `limit` (0: no limit)."""
+    return {
+        "max_mem": limit,
+        "initial_chunk_size_bytes": capacity,
+        # What must be added is as large as asked for (1) unless all is there from the start (0).
+        "arena_extend_strategy": 0 if capacity else 1,
+        "max_dead_bytes_per_chunk": 1,
+    }
+
+
+def contract_path(model: str | os.PathLike[str]) -> Path:
+    """Where the contract of a model lies: beside it."""
+    path = Path(model)
+    return path.with_name(path.stem + SUFFIX)
+
+
+def load_contract(model: str | os.PathLike[str]) -> Contract | None:
+    """Read the contract beside a model; `None` when there is none.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = contract_path(model)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}.") from None
+    try:
+        return Contract.from_json(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no session contract: {error}.", hint="Delete it to run without.") from None
+
+
+def make_contract(
+    model: str | os.PathLike[str],
+    feed: Feed,
+    *,
+    candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
+) -> Contract:
+    """Record a run of the model under each set of options, and keep the one with the smallest peak.
+
+    Args:
+        model: Path of the model.
+        feed: Tensors to run it with.
+        candidates: Options to try; the first of equals wins.
+
+    Raises:
+        InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
+    """
+    best: Contract | None = None
+    for options in candidates:
+        session = NativeSession(model, options)
+        try:
+            _, trace = session.record(feed)
+            capacity = arena_capacity([*session.load_events, *_after(session.load_events, trace.events)])
+            measured = {"run_peak_bytes": trace.peak_bytes, "loaded_bytes": session.loaded_bytes}
+            shapes = {name: tuple(value.shape) for name, value in feed.items()}
+            found = Contract(options, capacity, shapes, measured)
+        finally:
+            session.close()
+        if best is None or found.measured["run_peak_bytes"] < best.measured["run_peak_bytes"]:
+            best = found
+    assert best is not None
+    return best
+
+
+def _after(first: Sequence[int], events: Sequence[int]) -> list[int]:
+    """Number the allocations of a second sequence after those of the first."""
+    count = sum(1 for e in first if e > 0)
+    return [e if e > 0 else e - count for e in events]

@@ -1,0 +1,21 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS |= {f"{k}IB": v for k, v in list(_UNITS.items()) if k in ("K", "M", "G", "T")}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as `64MiB`, `1.5GB` or `4096`; K, M, G and T alone are binary.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is no size; write one like 64MiB, 1.5GB or 4096")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
