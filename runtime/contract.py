@@ -98,11 +98,9 @@ class Contract:
             str(data.get("onnxruntime", "")),
         )
 
-    def save(self, model: str | os.PathLike[str]) -> Path:
-        """Write the contract beside a model, whole or not at all."""
-        path = contract_path(model)
-        atomic_write(path, (json.dumps(self.to_json(), indent=2) + "\n").encode())
-        return path
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the contract to a file, whole or not at all."""
+        atomic_write(Path(path), (json.dumps(self.to_json(), indent=2) + "\n").encode())
 
 
 def arena_entries(capacity: int, limit: int = 0) -> dict[str, int]:
@@ -122,13 +120,13 @@ def contract_path(model: str | os.PathLike[str]) -> Path:
     return path.with_name(path.stem + SUFFIX)
 
 
-def load_contract(model: str | os.PathLike[str]) -> Contract | None:
-    """Read the contract beside a model; `None` when there is none.
+def load_contract(file: str | os.PathLike[str]) -> Contract | None:
+    """Read a contract; `None` when there is no such file.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or is no contract.
     """
-    path = contract_path(model)
+    path = Path(file)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -145,6 +143,7 @@ def make_contract(
     model: str | os.PathLike[str],
     feed: Feed,
     *,
+    threads: int = 0,
     candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
 ) -> Contract:
     """Record a run of the model under each set of options, and keep the one with the smallest peak.
@@ -152,13 +151,15 @@ def make_contract(
     Args:
         model: Path of the model.
         feed: Tensors to run it with.
+        threads: Intra-op threads; 0 leaves the choice to onnxruntime.
         candidates: Options to try; the first of equals wins.
 
     Raises:
         InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
     """
     best: Contract | None = None
-    for options in candidates:
+    for candidate in candidates:
+        options = replace(candidate, threads=threads)
         session = NativeSession(model, options)
         try:
             _, trace = session.record(feed)

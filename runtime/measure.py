@@ -10,9 +10,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -56,11 +56,32 @@ class Measured:
         return dict(self.__dict__)
 
 
+@dataclass(frozen=True)
+class InSession:
+    """Run in `memoptc.runtime.Session` instead of plain onnxruntime.
+
+    Args:
+        memory: Its tier.
+        arguments: Its other arguments, as plain values.
+    """
+
+    memory: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the session's keyword arguments."""
+        return {"memory": self.memory, **self.arguments}
+
+
+Way: TypeAlias = RunOptions | InSession
+"""How a model is run."""
+
+
 def measure(
     models: Sequence[str | os.PathLike[str]],
     feed: Feed,
     *,
-    options: RunOptions | Sequence[RunOptions] = STOCK,
+    options: Way | Sequence[Way] = STOCK,
     seconds: float = 10.0,
 ) -> list[Measured]:
     """Measure models against each other.
@@ -78,7 +99,7 @@ def measure(
     Raises:
         InputError: a model cannot be loaded or run.
     """
-    each = [options] * len(models) if isinstance(options, RunOptions) else list(options)
+    each = [options] * len(models) if isinstance(options, RunOptions | InSession) else list(options)
     with tempfile.TemporaryDirectory(prefix="memoptc-measure-") as folder:
         file = Path(folder) / "feed.npz"
         save_feed(file, feed)
@@ -88,7 +109,7 @@ def measure(
     return [_result(found, ms) for found, ms in zip(memory, times, strict=True)]
 
 
-def _memory(model: str | os.PathLike[str], options: RunOptions, feed: Path, seconds: float) -> dict[str, Any]:
+def _memory(model: str | os.PathLike[str], options: Way, feed: Path, seconds: float) -> dict[str, Any]:
     with _worker(model, options, feed) as ask:
         load = ask(do="load")
         first = ask(do="memory", runs=1)
@@ -98,7 +119,7 @@ def _memory(model: str | os.PathLike[str], options: RunOptions, feed: Path, seco
     return {"load": load, "peak": peak, "runs": 1 + more, "method": rest["method"]}
 
 
-def _times(pairs: Sequence[tuple[str | os.PathLike[str], RunOptions]], feed: Path, seconds: float) -> list[list[float]]:
+def _times(pairs: Sequence[tuple[str | os.PathLike[str], Way]], feed: Path, seconds: float) -> list[list[float]]:
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(model, options, feed)) for model, options in pairs]
         for ask in workers:
@@ -156,11 +177,13 @@ class _Ask:
 
 
 @contextmanager
-def _worker(model: str | os.PathLike[str], options: RunOptions, feed: Path) -> Iterator[_Ask]:
+def _worker(model: str | os.PathLike[str], options: Way, feed: Path) -> Iterator[_Ask]:
     path = os.path.abspath(os.fspath(model))
-    request = {
-        "model": path, "feed": str(feed), "options": options.to_json(), "native": options.native()
-    }  # fmt: skip
+    request: dict[str, Any] = {"model": path, "feed": str(feed)}
+    if isinstance(options, InSession):
+        request["session"] = options.to_json()
+    else:
+        request |= {"options": options.to_json(), "native": options.native()}
     process = subprocess.Popen(
         [sys.executable, worker.__file__],
         stdin=subprocess.PIPE,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ import onnx
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import BudgetError, InputError
-from memoptc.runtime.contract import Contract, arena_entries, load_contract
+from memoptc.runtime.contract import Contract, arena_entries, contract_path, load_contract
 from memoptc.runtime.evaluate import Feed, RunOptions, clean_message
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
@@ -63,7 +65,7 @@ class Session:
         strict: Raise when a run leaves its plan, instead of serving it from the heap with a warning.
         threads: Intra-op threads; the contract's, or onnxruntime's choice, when not given.
         arena_bytes: Size of the arena in place of the contract's.
-        contract: How to run the model, in place of the file beside it; `False` ignores that file.
+        contract: How to run the model, or a file that says so, in place of the file beside it; `False` ignores that.
 
     Raises:
         InputError: the model cannot be loaded, or the tier not be had on this machine.
@@ -79,13 +81,17 @@ class Session:
         strict: bool = False,
         threads: int | None = None,
         arena_bytes: int | None = None,
-        contract: Contract | Literal[False] | None = None,
+        contract: Contract | str | os.PathLike[str] | Literal[False] | None = None,
     ) -> None:
         if memory not in ("arena", "planned", "stock"):
             raise InputError(f"{memory!r} is no way to run.", hint="Choose 'arena', 'planned' or 'stock'.")
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         if contract is None and isinstance(source, str | os.PathLike):
-            contract = load_contract(source)
+            contract = load_contract(contract_path(source))
+        elif isinstance(contract, str | os.PathLike):
+            contract = load_contract(contract)
+            if contract is None:
+                raise InputError(f"{contract}: no such file.")
         self.contract = contract or Contract()
         options = RunOptions(threads=0) if memory == "stock" else self.contract.options
         options = options if threads is None else replace(options, threads=threads)
@@ -184,20 +190,16 @@ class _Stock:
     def __init__(
         self, model: str | os.PathLike[str] | bytes, options: RunOptions, arena: int | None, limit: int | None
     ) -> None:
-        if isinstance(model, os.PathLike):
-            model = os.fspath(model)
-        if isinstance(model, str) and not Path(model).is_file():
+        if isinstance(model, str | os.PathLike) and not Path(model).is_file():
             raise InputError(f"{model}: no such file.")
         self._limit = limit
         native = options.session_options()
-        if arena is not None or limit is not None:
-            native.add_session_config_entry("session.use_env_allocators", "1")
         with _translated(limit), _registration:
             if arena is not None or limit is not None:
-                size = min(arena or 0, limit) if limit is not None else arena or 0
-                _register_arena(size, limit or 0)
+                native.add_session_config_entry("session.use_env_allocators", "1")
+                _register_arena(min(arena or 0, limit or sys.maxsize), limit or 0)
             self.session = ort.InferenceSession(
-                model,
+                os.fspath(model) if isinstance(model, os.PathLike) else model,
                 native,
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=list(options.disabled_optimizers) or None,
@@ -254,7 +256,7 @@ class RunPlan:
     bound: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
     runs: int = 0
 
-    @property
+    @cached_property
     def arena_bytes(self) -> int:
         """Bytes of the block that the runs of these shapes take."""
         return self.plan.arena_bytes

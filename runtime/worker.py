@@ -131,11 +131,22 @@ class _Worker:
 
             self.feed = load_feed(Path(request["feed"]))
             import memoptc.runtime.evaluate  # noqa: F401  (before the baseline)
+        if "session" in request:
+            from memoptc.runtime.native.capi import api
+            from memoptc.runtime.session import Session  # noqa: F401  (before the baseline)
+
+            if request["session"]["memory"] == "planned":
+                api()
 
     def load(self) -> dict[str, Any]:
         baseline = self.meter.start()
         started = time.perf_counter()
-        if self.special:
+        if "session" in self.request:
+            from memoptc.runtime.session import Session
+
+            planned = Session(self.request["model"], **self.request["session"])
+            self.run_once = lambda: planned.run(None, self.feed)
+        elif self.special:
             from memoptc.runtime.evaluate import Evaluator, RunOptions
 
             evaluator = Evaluator(self.request["model"], RunOptions(**self.request["options"]))

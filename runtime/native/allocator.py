@@ -17,6 +17,9 @@ from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
 OVERRUN = 64
 """Bytes kept behind a block: vectorized kernels of onnxruntime may read up to 30 bytes past their operands."""
 
+_LARGE = 1 << 17
+"""Bytes from which a recorded allocation is mapped by itself."""
+
 _FREE, _END = -1, -2
 """Events of a script that are no allocation: no size equals them."""
 
@@ -153,6 +156,7 @@ class TrackingAllocator:
         self.over = ""
         self.limit: int | None = None
         self._live: dict[int, int] = {}
+        self._mapped: dict[int | None, Block] = {}
         a = api()
         self._heap, self._heap_alloc, self._heap_free = a.allocator, a.heap_alloc, a.heap_free
         info = a.memory_info.value
@@ -165,24 +169,31 @@ class TrackingAllocator:
     def _alloc(self, _: int | None, size: int) -> int | None:
         place: int | None = self._heap_alloc(self._heap, size)
         if place:
-            self._live[place] = size
-            self.live_bytes += size
-            if self.live_bytes > self.peak_bytes:
-                self.peak_bytes = self.live_bytes
-            if self.limit is not None and self.live_bytes > self.limit and not self.over:
-                self.over = f"{self.live_bytes} bytes would be alive at once"
-                self.stop()
+            self._count(place, size)
         return place
+
+    def _count(self, place: int, size: int) -> None:
+        self._live[place] = size
+        self.live_bytes += size
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes = self.live_bytes
+        if self.limit is not None and self.live_bytes > self.limit and not self.over:
+            self.over = f"{self.live_bytes} bytes would be alive at once"
+            self.stop()
 
     def _free(self, _: int | None, place: int | None) -> None:
         size = self._live.pop(place or 0, None)
         if size is None:
             return  # a null pointer, or a place inside of a block
         self.live_bytes -= size
-        self._heap_free(self._heap, place)
+        if self._mapped.pop(place, None) is None:
+            self._heap_free(self._heap, place)
 
     def record(self, run: Callable[[], dict[str, int]]) -> Trace:
         """Record what happens during a call.
+
+        Large buffers are mapped one by one, so that they leave with their pages when they are freed: a heap would keep
+        them, and a recorded run take more memory than is alive.
 
         Args:
             run: Runs, and gives the address of each output.
@@ -190,11 +201,18 @@ class TrackingAllocator:
         events: list[int] = []
         numbers: dict[int, int] = {}
         plain_alloc, plain_free = self._alloc, self._free
+        mapped = self._mapped
         count = 0
 
         def alloc(this: int | None, size: int) -> int | None:
             nonlocal count
-            place = plain_alloc(this, size)
+            if size < _LARGE:
+                place = plain_alloc(this, size)
+            else:
+                block = Block(size)
+                place = block.base
+                mapped[place] = block
+                self._count(place, size)
             if place:
                 numbers[place] = count
                 events.append(size)
