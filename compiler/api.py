@@ -19,6 +19,7 @@ from memoptc.manager import count_nodes
 from memoptc.options import Options
 from memoptc.report import Report, write_report
 from memoptc.report.write import check_report_path
+from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
 from memoptc.source import Source, load
 
@@ -30,13 +31,15 @@ class Result:
         graph: The compiled model in memoptc's own form.
         report: What was done, measured and proven.
         plan: The planned arena; `None` when sizes are not known or nothing asked for a plan.
+        contract: How to run the model in stock onnxruntime, and what was recorded of that.
         kind: What the caller handed in.
     """
 
-    def __init__(self, graph: Graph, report: Report, plan: Plan | None, kind: str) -> None:
+    def __init__(self, graph: Graph, report: Report, plan: Plan | None, contract: Contract, kind: str) -> None:
         self.graph = graph
         self.report = report
         self.plan = plan
+        self.contract = contract
         self._kind = kind
 
     @property
@@ -58,12 +61,14 @@ class Result:
         return proto
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the model, and its weights beside it where they are large; whole or not at all.
+        """Write the model, its session contract, and its weights beside it where they are large; whole or not at all.
 
         Returns:
             The files written.
         """
-        return write_onnx(self.graph, path)
+        files = write_onnx(self.graph, path)
+        self.contract.save(contract_path(path))
+        return [*files, contract_path(path)]
 
 
 def compile(
@@ -130,6 +135,7 @@ def compile_file(
     refuse_overwriting(output, [source])
     with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch, staging(output) as folder:
         result = _compile(source, asked, Path(scratch), folder / output.name)
+        result.contract.save(contract_path(folder / output.name))
         worst = result.report.verification.get("worst_sample")
         if worst:
             kept = output.with_name(f"{output.stem}.worst.npz")
@@ -176,6 +182,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
 
     options.progress("verifying", 0.65)
     _prove(source, output, options, data, report, scratch)
+    contract = steps.contract(output, compiled, options, data, report)
     if options.measure:
         options.progress("measuring", 0.8)
         steps.measure(source.path, output, options, data, report)
@@ -183,7 +190,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
     check_budget(report, graph, options, data.dims)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
-    return Result(graph, report, compiled.plan, source.kind)
+    return Result(graph, report, compiled.plan, contract, source.kind)
 
 
 def _prove(

@@ -11,12 +11,13 @@ _FUSE = "(fold-constants{exact=false},fuse-conv-bn,simplify,share-common,drop-de
 _PLACE = "order,plan-memory,lower"
 
 
-def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = False) -> str:
+def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = False, freeze: bool = False) -> str:
     """Give the pipeline of a level and target.
 
     Args:
         level: 0 changes nothing; 1 no output bit; 2 adds fusion; 3 (memory first) is 2 for now.
         target: Numbers to use.
+        freeze: Whether onnxruntime's own optimization becomes part of the model.
         calibrated: Whether calibration data is at hand: without it, int8 needs none.
 
     Raises:
@@ -31,7 +32,9 @@ def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = Fal
         parts.append(_FUSE)
     if target != "float32":
         parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
-    parts.append(_PLACE if level >= 1 else "plan-memory,lower")
+    if freeze:
+        parts.append("freeze-runtime,drop-dead")
+    parts.append(_PLACE if level >= 1 or freeze else "plan-memory,lower")
     return ",".join(parts)
 
 

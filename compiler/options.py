@@ -33,6 +33,7 @@ class Options:
         max_error: Largest accepted error of an output relative to its scale.
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         freeze: Extents that become part of the model.
+        freeze_runtime: Make onnxruntime's own optimization part of the model, so that it runs in our order.
         passes: Pipeline to run instead of the level's.
         verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
         measure: Measure memory and latency of both models in fresh processes.
@@ -53,6 +54,7 @@ class Options:
     max_error: float | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     freeze: Mapping[str, int] = field(default_factory=dict)
+    freeze_runtime: bool = False
     passes: str | None = None
     verify: str = "fast"
     measure: bool = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from memoptc.options import Options
 from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
 from memoptc.report import Curve, Report, Side
+from memoptc.runtime.contract import FRUGAL, Contract, make_contract
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.runtime.inputs import InputMaker, find_feeds
@@ -83,6 +85,7 @@ class Inputs:
                         found[dim.name] = int(extent)
         return found | self._asked
 
+    @cached_property
     def feed(self) -> dict[str, Any]:
         """One feed to measure with: at the extents asked for, else the first of the data."""
         if self.first is not None and not self._asked:
@@ -192,14 +195,21 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         registry.load_plugin(plugin)
     if options.passes is not None:
         return parse(options.passes)
-    return parse(levels.pipeline_text(options.level, options.target, calibrated=calibrated))
+    text = levels.pipeline_text(options.level, options.target, calibrated=calibrated, freeze=options.freeze_runtime)
+    return parse(text)
 
 
 @dataclass
 class Compiled:
-    """What the passes leave."""
+    """What the passes leave.
+
+    Args:
+        plan: The plan, where one was made.
+        frozen: Whether the graph is as onnxruntime's optimizer left it.
+    """
 
     plan: Plan | None
+    frozen: bool
 
 
 def run_passes(
@@ -246,7 +256,7 @@ def run_passes(
         raise
     report.warnings.extend(context.warnings)
     report.decisions.extend(context.decisions)
-    return Compiled(context.results.get("plan"))
+    return Compiled(context.results.get("plan"), bool(context.results.get("frozen")))
 
 
 class _Progress(Instrument):
@@ -311,7 +321,8 @@ def _verify(
 
 def judge(options: Options) -> Judge:
     """What is asked of the candidate."""
-    exact = options.level <= EXACT_LEVEL and options.target == "float32" and options.passes is None
+    changed = options.passes is not None or options.freeze_runtime
+    exact = options.level <= EXACT_LEVEL and options.target == "float32" and not changed
     return Judge(bit_exact=exact, target=options.target, max_error=options.max_error)
 
 
@@ -345,8 +356,23 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) 
     return "" if found.pass_ is None else str(found)
 
 
+def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs, report: Report) -> Contract:
+    """Say how the candidate is to be run; with `options.measure` what a run allocates is recorded."""
+    frugal = replace(FRUGAL, threads=options.jobs or 0)
+    if compiled.frozen:
+        frugal = replace(frugal, optimize=False, file_order=True)
+    if not options.measure:
+        return Contract(frugal)
+    choices = [frugal] if compiled.frozen else [frugal, replace(frugal, file_order=True)]
+    try:
+        return make_contract(candidate, data.feed, threads=frugal.threads, candidates=choices)
+    except InputError as error:
+        report.warnings.append(f"What a run allocates could not be recorded: {error.message}")
+        return Contract(frugal)
+
+
 def measure(original: Path, candidate: Path, options: Options, data: Inputs, report: Report) -> None:
     """Measure both models, interleaved, in fresh processes."""
     run = RunOptions(threads=options.jobs or 0)
-    before, after = measure_models([original, candidate], data.feed(), options=run)
+    before, after = measure_models([original, candidate], data.feed, options=run)
     report.control.measured, report.candidate.measured = before.to_json(), after.to_json()

@@ -26,7 +26,7 @@ ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 Feed: TypeAlias = Mapping[str, Any]
 """Input name -> numpy array (ml_dtypes for bfloat16 and the like), list (sequence), dict (map) or `None`."""
 
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PROTOBUF_LIMIT = (1 << 31) - 1
 
 _ORT_DTYPES = {
@@ -132,7 +132,7 @@ class Evaluator:
         self.label = label or (Path(path).name if path else "the model")
         native = options.session_options()
         if folder is not None:
-            native.add_session_config_entry(_FOLDER_KEY, str(folder))
+            native.add_session_config_entry(FOLDER_KEY, str(folder))
         if path and not Path(path).is_file():
             raise blame(f"{path}: no such file.")
         source = path if isinstance(model, str | os.PathLike) else _serialized(model)

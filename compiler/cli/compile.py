@@ -24,6 +24,9 @@ from memoptc.levels import TARGETS
 @click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
 @dim_option
 @click.option("--freeze", multiple=True, type=Binding(), help="Make a symbolic dimension static, e.g. N=8.")
+@click.option(
+    "--freeze-runtime", is_flag=True, help="Make onnxruntime's own optimization part of the model; keeps our order."
+)
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's; see `memoptc passes`.")
 @click.option(
     "--verify",

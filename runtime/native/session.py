@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
-from memoptc.runtime.evaluate import ORT_NAMES, STOCK, RunOptions, clean_message
+from memoptc.runtime.evaluate import FOLDER_KEY, ORT_NAMES, STOCK, RunOptions, clean_message
 from memoptc.runtime.native.allocator import Script, Trace, TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
 from memoptc.runtime.native.layout import set_hidden
@@ -23,7 +23,6 @@ from memoptc.runtime.native.layout import set_hidden
 _registration = threading.Lock()
 """The environment has one place for an allocator: register, make the session, unregister."""
 
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _LEVELS = {True: 99, False: 0}
 
 
@@ -79,7 +78,7 @@ class NativeSession:
             if options.disabled_optimizers:
                 config["optimization.disable_specified_optimizers"] = ";".join(options.disabled_optimizers)
             if folder is not None:
-                config[_FOLDER_KEY] = str(folder)
+                config[FOLDER_KEY] = str(folder)
             for key, value in config.items():
                 a.AddSessionConfigEntry(native, key.encode(), value.encode())
             if not set_hidden(native, file_order=options.file_order, mem_reuse=options.mem_reuse):

@@ -1,0 +1,89 @@
+"""freeze-runtime: keep what onnxruntime's own optimizer makes of the model, so that order and plan hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+
+from memoptc.ir.core import Graph, Tensor
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx, write_into
+from memoptc.manager import count_nodes, weight_bytes
+from memoptc.pass_base import Context, Pass
+from memoptc.report.model import Decision
+from memoptc.runtime.freeze import LEVELS, optimize
+
+
+class FreezeRuntime(Pass):
+    """Run onnxruntime's optimizer now, and load the result with it off.
+
+    What the optimizer does while loading undoes an order and makes every plan of the unoptimized graph wrong. Fused
+    operators of `com.microsoft` that it writes run in onnxruntime only.
+
+    Args:
+        level: `basic`, `extended`, or `all`, which adds layouts for this machine's processor: for it alone.
+        disabled: Names of onnxruntime optimizers not to run.
+    """
+
+    level: str = "extended"
+    disabled: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise InputError(f"freeze-runtime has no level {self.level!r}.", hint=f"Levels are {', '.join(LEVELS)}.")
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Write the graph, let onnxruntime optimize it, read it back."""
+        before, size = count_nodes(graph), weight_bytes(graph)
+        source, output = Path(context.scratch) / "freeze.onnx", Path(context.scratch) / "frozen.onnx"
+        write_into(graph, source)
+        optimize(source, output, level=self.level, disabled=self.disabled, weight_bytes=size)
+        frozen = read_onnx(output)
+        infer_shapes(frozen)
+        stats["weights kept"] = _keep_weights(graph, frozen)
+        stats["weights new"] = sum(1 for _ in frozen.walk("const")) - stats["weights kept"]
+        assert graph.model is not None
+        assert frozen.model is not None
+        graph.become(frozen)
+        graph.model.opset_imports.update(frozen.model.opset_imports)
+        stats["nodes before"], stats["nodes after"] = before, count_nodes(graph)
+        context.results["frozen"] = True
+        context.decisions.append(
+            Decision(
+                self.name,
+                f"onnxruntime's {self.level} optimizations, once: {before} -> {count_nodes(graph)} nodes",
+                "with its optimizer off, onnxruntime keeps our order and plan",
+            )
+        )
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Freeze without facts about the compile."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+            self.apply(graph, stats, Context(scratch=Path(folder)))
+
+
+def _keep_weights(graph: Graph, frozen: Graph) -> int:
+    """Weights that are the same bytes stay the tensors they were: mapped files stay mapped. Count them."""
+    known: dict[str, Tensor] = {op.result.name: op.attrs["value"] for op in graph.walk("const")}
+    kept = 0
+    for op in frozen.walk("const"):
+        mine, theirs = known.get(op.result.name), op.attrs["value"]
+        if mine is not None and _same(mine, theirs):
+            op.set_attr("value", mine)
+            kept += 1
+        elif isinstance(theirs, onnx_ir.ExternalTensor):
+            # The file is a temporary one.
+            op.set_attr("value", onnx_ir.tensor(np.array(theirs.numpy()), dtype=theirs.dtype))
+    return kept
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
+        return False
+    return bool(a.tobytes() == b.tobytes())

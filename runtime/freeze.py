@@ -1,0 +1,81 @@
+"""onnxruntime's own graph optimization, done once and kept: the model as it would run, written by onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.evaluate import clean_message
+from memoptc.runtime.worker import session_options
+
+LEVELS = ("basic", "extended", "all")
+_SMALL = 1024
+_LARGE = 1 << 30
+"""Bytes of weights from which they are written beside the model: one protobuf message holds less than 2 GB."""
+
+
+def optimize(
+    model: str | os.PathLike[str],
+    output: Path,
+    *,
+    level: str = "extended",
+    disabled: tuple[str, ...] = (),
+    weight_bytes: int = 0,
+) -> None:
+    """Write what onnxruntime makes of a model.
+
+    Args:
+        model: Path of the model.
+        output: Where to.
+        level: `basic`, `extended`, or `all`, which adds layouts for this machine's processor.
+        disabled: Names of onnxruntime optimizers not to run.
+        weight_bytes: How large its weights are: large ones are written beside the output.
+
+    Raises:
+        InputError: onnxruntime cannot load it.
+    """
+    config = {}
+    if weight_bytes >= _LARGE:
+        config["session.optimized_model_external_initializers_file_name"] = f"{output.name}.data"
+        config["session.optimized_model_external_initializers_min_size_in_bytes"] = str(_SMALL)
+    options = session_options(
+        {"graph_optimization_level": f"ORT_ENABLE_{level.upper()}", "log_severity_level": 4}, config
+    )
+    _save(model, output, options, disabled)
+
+
+def write_packed(model: str | os.PathLike[str], output: Path) -> Path:
+    """Write a model whose weights lie beside it, in the layouts that this machine's kernels read: loading maps them.
+
+    Args:
+        model: Path of a model that is to run with onnxruntime's optimizer off.
+        output: Where to; the weights go to `OUTPUT.data`.
+
+    Returns:
+        The file with the weights.
+
+    Raises:
+        InputError: onnxruntime cannot load it.
+    """
+    data = output.with_name(f"{output.name}.data")
+    config = {
+        "session.optimized_model_external_initializers_file_name": data.name,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALL),
+        "session.save_external_prepacked_constant_initializers": "1",
+    }
+    options = session_options({"graph_optimization_level": "ORT_DISABLE_ALL", "log_severity_level": 4}, config)
+    _save(model, output, options, ())
+    return data
+
+
+def _save(model: str | os.PathLike[str], output: Path, options: ort.SessionOptions, disabled: tuple[str, ...]) -> None:
+    options.optimized_model_filepath = str(output)
+    try:
+        ort.InferenceSession(
+            os.fspath(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled) or None
+        )
+    except Exception as error:
+        raise InputError(f"onnxruntime cannot load the model: {clean_message(error)}.") from error
