@@ -1,19 +1,23 @@
-"""`memoptc profile`: planned activation memory by tensor and node, over one or several input sizes."""
+"""`memoptc profile`: activation memory by tensor and node, planned and recorded, over one or several input sizes."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
 from memoptc.cli.options import Bindings, common
-from memoptc.cli.show import result_console
+from memoptc.cli.show import Progress, result_console
 from memoptc.report.rows import size
+
+if TYPE_CHECKING:
+    from memoptc.runtime.profile import Profile, Recorded
 
 
 @click.command("profile")
@@ -22,59 +26,131 @@ from memoptc.report.rows import size
     "--dim", "dims", multiple=True, type=Bindings(), help="Extents of a symbolic dimension: N=1,2,4; may be repeated."
 )
 @click.option("--top", default=10, show_default=True, help="How many tensors to list at the peak.")
+@click.option("--static", is_flag=True, help="Plan only: run nothing.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Intra-op threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw memory over the run, and its growth (.svg).")
+@click.option("--contract", is_flag=True, help="Write MODEL.session.json: how to run MODEL as it is in less memory.")
 @common
 def command(
     model: Path,
     dims: tuple[tuple[str, tuple[int, ...]], ...],
     top: int,
+    static: bool,
+    threads: int,
     as_json: bool,
+    picture: Path | None,
+    contract: bool,
     plugins: tuple[str, ...],
     quiet: bool,
     verbose: bool,
     debug: bool,
 ) -> None:
-    """Show where MODEL's activation memory peaks, from its graph alone (nothing is run)."""
+    """Show where MODEL's memory goes: on paper, and recorded inside onnxruntime."""
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.manager import count_nodes, weight_bytes
-    from memoptc.runtime.inputs import InputMaker
-    from memoptc.runtime.memory.liveness import peak
+    from memoptc.runtime import profile as profiler
+    from memoptc.runtime.evaluate import RunOptions
 
     graph = read_onnx(model)
     infer_shapes(graph)
     names = [name for name, _ in dims]
-    points: list[dict[str, Any]] = []
-    for extents in itertools.product(*(values for _, values in dims)):
-        bound = next(InputMaker(graph, dict(zip(names, extents, strict=True))).bindings(), {})
-        found = peak(graph, bound)
-        points.append(
-            {
-                "dims": bound,
-                "planned_peak_bytes": found.peak_bytes,
-                "at": found.op_label,
-                "alive": [{"name": n, "bytes": b} for n, b in found.alive],
-                "unknown": list(found.unknown),
-                "curve": list(found.curve),
-                "labels": list(found.labels),
-            }
-        )
-    facts = {"model": str(model), "nodes": count_nodes(graph), "weight_bytes": weight_bytes(graph)}
+    points: list[Profile] = []
+    sizes = list(itertools.product(*(values for _, values in dims)))
+    feed: dict[str, Any] = {}
+    with Progress(quiet) as progress:
+        for number, extents in enumerate(sizes):
+            progress("planning", number / len(sizes))
+            asked = dict(zip(names, extents, strict=True))
+            bound = profiler.likely_extents(graph, asked)
+            if not static:
+                progress("running", (number + 0.5) / len(sizes))
+                feed = profiler.make_feed(graph, model, asked)
+                bound |= profiler.bind_shapes(graph, feed)
+            point = profiler.profile(graph, bound, threads)
+            if not static:
+                point.as_planned = profiler.record(model, feed, replace(profiler.AS_PLANNED, threads=threads))
+                point.stock = profiler.record(model, feed, RunOptions(threads=threads))
+            points.append(point)
+    facts = {
+        "model": str(model),
+        "nodes": count_nodes(graph),
+        "weight_bytes": weight_bytes(graph),
+        "file_bytes": model.stat().st_size,
+    }
+    if picture is not None:
+        from memoptc.ir.files import atomic_write
+        from memoptc.report.stacked import picture as draw
+
+        atomic_write(picture, draw(points, model.name).encode())
+    if contract:
+        _write_contract(model, feed, threads, static)
     if as_json:
-        click.echo(json.dumps(facts | {"points": points}, indent=2))
-        return
+        click.echo(json.dumps(facts | {"points": [p.to_json() for p in points]}, indent=2))
+    elif not quiet:
+        _print(facts, points, top)
+
+
+def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: bool) -> None:
+    from memoptc.ir.diagnostics import InputError
+    from memoptc.runtime.contract import contract_path, make_contract
+
+    if static:
+        raise InputError("A contract is recorded, so it needs runs.", hint="Leave --static away.")
+    made = make_contract(model, feed, threads=threads)
+    made.save(contract_path(model))
+    click.echo(f"wrote {contract_path(model)}", err=True)
+
+
+def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
     console = result_console()
-    console.print(f"{model}: {facts['nodes']} nodes, weights {size(weight_bytes(graph))}", markup=False)
-    table = Table("sizes", "planned peak", "at", title="activations", title_justify="left")
-    for point in points:
-        sizes = ", ".join(f"{k}={v}" for k, v in point["dims"].items()) or "static"
-        table.add_row(escape(sizes), size(point["planned_peak_bytes"]), escape(point["at"]))
-    console.print(table)
     last = points[-1]
-    table = Table("tensor", "bytes", "share", title="alive at the peak (last line above)", title_justify="left")
-    for item in last["alive"][:top]:
-        table.add_row(escape(item["name"]), size(item["bytes"]), f"{item['bytes'] / last['planned_peak_bytes']:.0%}")
+    packed = f", in the kernels' own layout {size(last.stock.loaded_bytes)}" if last.stock else ""
+    console.print(
+        f"{facts['model']}: {facts['nodes']} nodes, file {size(facts['file_bytes'])}, weights "
+        f"{size(facts['weight_bytes'])}{packed}",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(title="activations", title_justify="left")
+    for heading in ("sizes", "planned peak", "workspace", "recorded", "recorded, stock defaults", "at"):
+        table.add_column(heading, justify="left" if heading in ("sizes", "at") else "right")
+    for point in points:
+        sizes = ", ".join(f"{k}={v}" for k, v in point.dims.items()) or "static"
+        table.add_row(
+            escape(sizes),
+            size(point.planned_peak_bytes),
+            size(point.workspace_bytes),
+            _recorded(point.as_planned, point.planned_peak_bytes),
+            _recorded(point.stock, 0),
+            escape(point.at),
+        )
     console.print(table)
-    if last["unknown"]:
-        names_text = ", ".join(last["unknown"][:5])
-        click.echo(f"{len(last['unknown'])} values have no known size and count as 0: {names_text}", err=True)
+    table = Table("tensor", "bytes", "share", "made by", "kept for", title="alive at the peak", title_justify="left")
+    for item in last.alive[:top]:
+        name = f"{item.name}" + (" (workspace)" if item.workspace and "inside" not in item.name else "")
+        share = item.nbytes / last.planned_peak_bytes
+        table.add_row(escape(name), size(item.nbytes), f"{share:.0%}", escape(item.made), escape(item.freed))
+    console.print(table)
+    access = last.access
+    console.print(
+        f"Access: each byte written is read {access['reads_per_byte']:.1f} times; live ranges last "
+        f"{access['live_range_median']:.0f} steps (median), {access['live_range_max']:.0f} at most; "
+        f"{access['held_share']:.0%} of bytes times steps are only kept for later.",
+        soft_wrap=True,
+    )
+    if last.formula is not None and not isinstance(last.formula, int):
+        console.print(f"At the peak {last.formula} bytes are alive.", markup=False, soft_wrap=True)
+    if last.as_planned and last.as_planned.method != "recorder":
+        console.print(f"Recorded figures are of a {last.as_planned.method}.", soft_wrap=True)
+    if last.unknown:
+        names = ", ".join(last.unknown[:5])
+        click.echo(f"{len(last.unknown)} values have no known size and count as 0: {names}", err=True)
+
+
+def _recorded(found: Recorded | None, planned: int) -> str:
+    if found is None:
+        return ""
+    share = f" ({found.run_peak_bytes / planned:.2f}x)" if planned else ""
+    return size(found.run_peak_bytes) + share

@@ -1,0 +1,256 @@
+"""Where a model's memory goes: planned from its graph, recorded inside onnxruntime, for one set of extents."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import Dim, Sym
+from memoptc.ir.types import TensorType
+from memoptc.runtime.contract import FRUGAL
+from memoptc.runtime.evaluate import Evaluator, Feed, RunOptions
+from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.measure import measure
+from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.footprint import footprint
+from memoptc.runtime.memory.liveness import Liveness, Storage, label, liveness
+from memoptc.runtime.memory.workspace import kernel_workspace
+from memoptc.runtime.native.session import NativeSession
+
+AS_PLANNED = replace(FRUGAL, optimize=False, file_order=True, threads=1)
+"""How the memory model sees a run: the graph as it is written, in its order, on one thread."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one run of onnxruntime allocates.
+
+    Args:
+        run_peak_bytes: Most bytes alive at once: activations, outputs and workspace.
+        loaded_bytes: Bytes that loading leaves allocated for weights in the kernels' own layout.
+        method: `recorder` (exact: every allocation seen), or how a fresh process was watched.
+    """
+
+    run_peak_bytes: int
+    loaded_bytes: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Something alive at the peak.
+
+    Args:
+        name: Tensor, or the op whose workspace it is.
+        nbytes: Its bytes.
+        made: Step and op that make it.
+        freed: Step and op after which it is free.
+        workspace: Whether it is a kernel's scratch.
+    """
+
+    name: str
+    nbytes: int
+    made: str
+    freed: str
+    workspace: bool
+
+
+@dataclass
+class Profile:
+    """The memory of a model at one size.
+
+    Args:
+        dims: Extents of symbolic dimensions.
+        planned_peak_bytes: Most bytes alive at once on paper.
+        tensor_peak_bytes: The same without workspace: no order of these nodes on this memory model needs less here.
+        workspace_bytes: Largest scratch of one kernel.
+        step: Step of the peak.
+        at: What runs there.
+        alive: What is alive there, largest first.
+        formula: The tensors alive there as an expression over the symbolic dimensions; `None` when not known.
+        unknown: Values without a known size.
+        found: The liveness behind all this.
+        access: Access pattern: see `access_pattern`.
+        as_planned: Recorded with onnxruntime's optimizer off, in the file's order: what the plan is held against.
+        stock: Recorded with onnxruntime's own defaults, in the second run.
+    """
+
+    dims: dict[str, int]
+    planned_peak_bytes: int
+    tensor_peak_bytes: int
+    workspace_bytes: int
+    step: int
+    at: str
+    alive: list[Alive]
+    formula: Dim
+    unknown: list[str]
+    found: Liveness
+    access: dict[str, float]
+    as_planned: Recorded | None = None
+    stock: Recorded | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return {
+            "dims": self.dims,
+            "planned_peak_bytes": self.planned_peak_bytes,
+            "tensor_peak_bytes": self.tensor_peak_bytes,
+            "workspace_bytes": self.workspace_bytes,
+            "at": self.at,
+            "alive": [dict(a.__dict__) | {"bytes": a.nbytes} for a in self.alive],
+            "formula": None if self.formula is None else str(self.formula),
+            "unknown": self.unknown,
+            "access": self.access,
+            "recorded": {
+                "as_planned": None if self.as_planned is None else dict(self.as_planned.__dict__),
+                "stock": None if self.stock is None else dict(self.stock.__dict__),
+            },
+            "curve": self.found.curve,
+            "labels": [label(op) for op in self.found.steps],
+            "notes": self.notes,
+        }
+
+
+def profile(graph: Graph, dims: Mapping[str, int], threads: int = 1) -> Profile:
+    """Profile a graph on paper.
+
+    Args:
+        graph: The model, shapes inferred.
+        dims: Extents of its symbolic dimensions.
+        threads: Intra-op threads, for the workspace of kernels.
+    """
+    full = extents(graph, dims)
+    found = liveness(graph, full, workspace=kernel_workspace(full, threads), fused=False)
+    curve = found.curve
+    step = max(range(len(curve)), key=curve.__getitem__)
+    there = sorted((s for s in found.storages if s.first <= step <= s.last), key=lambda s: (-s.size, s.name))
+    scratch = [s for s in found.storages if not s.values]
+    return Profile(
+        dims=dict(dims),
+        planned_peak_bytes=curve[step],
+        tensor_peak_bytes=_without_workspace(found),
+        workspace_bytes=max((s.size for s in scratch), default=0),
+        step=step,
+        at=label(found.steps[step]),
+        alive=[_alive(s, found) for s in there],
+        formula=_formula(there),
+        unknown=list(dict.fromkeys(found.unknown)),
+        found=found,
+        access=access_pattern(graph, found),
+    )
+
+
+def _without_workspace(found: Liveness) -> int:
+    tensors = replace(found, storages=[s for s in found.storages if s.values])
+    return max(tensors.curve, default=0)
+
+
+def _alive(storage: Storage, found: Liveness) -> Alive:
+    made, freed = (f"{i} {label(found.steps[i])}" for i in (storage.first, storage.last))
+    return Alive(storage.name, storage.size, made, freed, not storage.values)
+
+
+def _formula(there: list[Storage]) -> Dim:
+    total: Dim = 0
+    for storage in there:
+        extent = storage.extent if storage.values else storage.size
+        if extent is None or total is None:
+            return None
+        total = total + extent
+    return total
+
+
+def access_pattern(graph: Graph, found: Liveness) -> dict[str, float]:
+    """Describe how a run uses its memory.
+
+    Returns:
+        `bytes_written`, `bytes_read` (of activations), `reads_per_byte`; lengths of live ranges in steps
+        (`live_range_median`, `live_range_max`); `held_share`: of all bytes times steps, the share during which a buffer
+        is only kept for later, neither written nor read.
+    """
+    uses: dict[int, int] = {}
+    layout = footprint(graph, fused=False)
+    number = {id(v): g for g, group in enumerate(layout.groups) for v in group.values}
+    for needs in layout.needs:
+        for group in needs:
+            uses[group] = uses.get(group, 0) + 1
+    written = read = held = area = 0
+    lengths = []
+    for storage in found.storages:
+        if not storage.values:
+            continue
+        groups = {number[id(v)] for v in storage.values if id(v) in number}
+        touched = sum(uses.get(g, 0) for g in groups)
+        length = storage.last - storage.first + 1
+        lengths.append(length)
+        written += storage.size * max(1, len(groups))
+        read += storage.size * touched
+        area += storage.size * length
+        held += storage.size * max(0, length - touched - max(1, len(groups)))
+    return {
+        "bytes_written": written,
+        "bytes_read": read,
+        "reads_per_byte": read / written if written else 0.0,
+        "live_range_median": statistics.median(lengths) if lengths else 0,
+        "live_range_max": max(lengths, default=0),
+        "held_share": held / area if area else 0.0,
+    }
+
+
+def record(model: str | os.PathLike[str], feed: Feed, options: RunOptions, *, runs: int = 2) -> Recorded:
+    """Record a run inside onnxruntime; where its C interface cannot be used, watch a fresh process.
+
+    Args:
+        model: Path of the model.
+        feed: The inputs.
+        options: How to run.
+        runs: The last of so many runs is recorded.
+
+    Raises:
+        InputError: onnxruntime cannot load or run the model.
+    """
+    try:
+        session = NativeSession(model, options)
+        try:
+            for _ in range(runs - 1):
+                session.run(feed)
+            _, trace = session.record(feed)
+        finally:
+            session.close()
+    except InputError:
+        (found,) = measure([model], feed, options=options, seconds=1)
+        return Recorded(found.run_peak_bytes, found.loaded_bytes, f"fresh process, {found.method}")
+    return Recorded(trace.peak_bytes, session.loaded_bytes, "recorder")
+
+
+def likely_extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+    """Complete extents with likely ones for the symbols that nobody decided."""
+    return next(InputMaker(graph, dims).bindings(), dict(dims))
+
+
+def make_feed(graph: Graph, model: str | os.PathLike[str], dims: Mapping[str, int]) -> dict[str, Any]:
+    """Make up inputs of the given extents on which the model runs.
+
+    Raises:
+        InputError: there are none.
+    """
+    original = Evaluator(os.fspath(model), RunOptions(), label="the model")
+    return find_feeds(graph, original, count=1, dims=dims)[0].feed
+
+
+def bind_shapes(graph: Graph, feed: Feed) -> dict[str, int]:
+    """Read the extents of symbolic dimensions off the inputs."""
+    dims: dict[str, int] = {}
+    for value in graph.inputs:
+        shape = getattr(feed.get(value.name), "shape", None)
+        if shape is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
+            for dim, extent in zip(value.type.shape, shape, strict=False):
+                if isinstance(dim, Sym) and dim.name is not None:
+                    dims.setdefault(dim.name, int(extent))
+    return dims
