@@ -193,9 +193,9 @@ class Evaluator:
         if type_.dtype in _RAW:
             if type_.dtype.bitwidth < 8:
                 raise self.blame(f"{self.label}: onnxruntime's Python interface takes no 4-bit input {name!r}.")
-            raw = np.ascontiguousarray(value).view(np.uint16 if value.itemsize == 2 else np.uint8)
+            raw = np.asarray(value, order="C").view(np.uint16 if value.itemsize == 2 else np.uint8)
             return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(type_.dtype))
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C"))
 
     def _run_raw(self, feed: Feed, names: list[str]) -> list[Any]:
         native = {name: self._ort_value(name, value) for name, value in feed.items()}

@@ -218,7 +218,7 @@ class _Stock:
                 return dict(zip(names, self.session.run(list(names), dict(feed), run_options), strict=True))
             binding = self.session.io_binding()
             for name, value in feed.items():
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, np.asarray(value, order="C"))
             for name in names:
                 if name in into:
                     binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(into[name]))
@@ -297,7 +297,7 @@ class _Planned:
     ) -> dict[str, Any]:
         if run_options is not None:
             raise InputError("A planned session takes no run options.", hint="Use memory='arena' with run options.")
-        arrays = {name: np.ascontiguousarray(value) for name, value in feed.items()}
+        arrays = {name: np.asarray(value, order="C") for name, value in feed.items()}
         key = tuple((name, a.dtype.str, a.shape) for name, a in sorted(arrays.items()))
         with self._lock:
             if self._lefts[key] >= _PATIENCE:

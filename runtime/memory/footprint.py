@@ -32,7 +32,7 @@ class Group:
     Args:
         name: Name of the value.
         size: Bytes as an expression over the graph's symbols; `None` when they are not known.
-        pinned: Whether it is handed out, and so must stay to the end.
+        pinned: Whether it stays to the end: it is handed out, or nothing uses it.
         values: The value, then its views.
         users: How many ops use one of them.
     """
@@ -56,7 +56,8 @@ class Footprint:
         takes: Per op the groups that its first result may overwrite, the preferred one first.
         nested: The ops that have regions.
         carried: Groups that are there before the first op.
-        copies: Outputs (name, value) that are inputs, weights, or other outputs' twins: copied at the end.
+        copies: Outputs (name, value) that are inputs or other outputs' twins: copied at the end.
+        early: Outputs that are weights: onnxruntime copies what needs nothing else before it runs anything else.
     """
 
     ops: list[Op]
@@ -67,6 +68,7 @@ class Footprint:
     nested: set[int]
     carried: tuple[int, ...]
     copies: list[tuple[str, Value]]
+    early: list[tuple[str, Value]]
 
     def bind(self, dims: Mapping[str, int], alignment: int = ALIGNMENT) -> list[int | None]:
         """Bytes of each group, rounded up to the alignment; `None` when they are not known."""
@@ -125,7 +127,7 @@ def _analyse_plain(graph: Graph) -> Footprint:
 
 
 def _analyse(graph: Graph, *, fuse: bool = True) -> Footprint:
-    found = Footprint([], [], [], [], [], set(), (), [])
+    found = Footprint([], [], [], [], [], set(), (), [], [])
     home: dict[Value, int] = {}
     handed_out = set(graph.outputs)
     fused = fused_pairs(graph) if fuse else Fused()
@@ -162,6 +164,9 @@ def _analyse(graph: Graph, *, fuse: bool = True) -> Footprint:
         found.takes.append(takes)
         for group in needs:
             found.groups[group].users += 1
+    for g in found.groups:
+        # What nobody uses, nobody frees: onnxruntime keeps it to the end of the run.
+        g.pinned = g.pinned or not g.users
     _hand_out(graph, found, home)
     return found
 
@@ -218,5 +223,5 @@ def _hand_out(graph: Graph, found: Footprint, home: Mapping[Value, int]) -> None
         group = home.get(value)
         # What is there before the first op is the caller's, like an input.
         if group is None or group in found.carried or value in seen:
-            found.copies.append((info.name or value.name, value))
+            (found.early if value.op is not None and is_resident(value.op) else found.copies).append((info.name or value.name, value))
         seen.add(value)

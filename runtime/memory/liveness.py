@@ -154,13 +154,17 @@ def liveness(
     else:
         number = {op: i for i, op in enumerate(layout.ops)}
         sequence = [number[op] for op in order if not is_resident(op)]
-    steps = [layout.ops[i] for i in sequence] or [graph.terminator]
+    steps = [layout.ops[i] for i in sequence]
+    if layout.copies or not steps:
+        # Outputs that must be copied are, once everything else is done.
+        steps.append(graph.terminator)
     found = Liveness([], steps, unknown, alignment)
     _walk(layout, sizes, sequence, found, dims, workspace)
     end = len(steps) - 1
-    for name, value in layout.copies:
-        size = aligned(value_bytes(value, dims) or 0, alignment)
-        found.storages.append(Storage(name, size, end, end, [value], value_size(value)))
+    for first, copies in ((0, layout.early), (end, layout.copies)):
+        for name, value in copies:
+            size = aligned(value_bytes(value, dims) or 0, alignment)
+            found.storages.append(Storage(name, size, first, end, [value], value_size(value)))
     found.storages = [s for s in found.storages if s.size]
     return found
 
@@ -194,13 +198,13 @@ def _walk(
             if taken is not None and group == made[0]:
                 home[group] = home[taken]
                 home[group].values.extend(groups[group].values)
-                home[group].last = step
+                home[group].last = end if groups[group].pinned else step
             else:
                 make(group, step)
         for group in layout.needs[index]:
             left[group] -= 1
             if not left[group] and not groups[group].pinned:
-                home[group].last = step
+                home[group].last = end if groups[group].pinned else step
         if workspace is no_workspace and index not in layout.nested:
             continue
         scratch = inner_bytes(layout.ops[index], dims, workspace, found.alignment, found.unknown)

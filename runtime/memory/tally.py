@@ -38,7 +38,10 @@ class Tally:
         self._layout = footprint(graph)
         self._sizes = [size or 0 for size in self._layout.bind(dims, alignment)]
         self._left = [g.users for g in self._layout.groups]
-        self._copies = sum(aligned(value_bytes(v, dims) or 0, alignment) for _, v in self._layout.copies)
+        early, self._copies = (
+            sum(aligned(value_bytes(v, dims) or 0, alignment) for _, v in copies)
+            for copies in (self._layout.early, self._layout.copies)
+        )
         bare = workspace is no_workspace
         self._inner = [
             0 if bare and index not in self._layout.nested else inner_bytes(op, dims, workspace, alignment)
@@ -48,7 +51,7 @@ class Tally:
         self.ops: Sequence[Op] = self._layout.ops
         self.number: Mapping[Op, int] = {op: i for i, op in enumerate(self.ops)}
         """Op -> its number."""
-        self.live: int = sum(self._sizes[g] for g in self._layout.carried)
+        self.live: int = early + sum(self._sizes[g] for g in self._layout.carried)
         """Bytes alive between the last op run and the next one."""
         self.peak: int = self.live + (0 if self.ops else self._copies)
         """Most bytes alive at once so far."""
@@ -76,9 +79,11 @@ class Tally:
         if taken is not None:
             during -= sizes[layout.makes[index][0]]
         freed = sum(sizes[g] for g in dying if g != taken)
-        unused = sum(sizes[g] for g in layout.makes[index] if not groups[g].users and not groups[g].pinned)
-        at_the_end = self._copies if len(self._log) == len(self.ops) - 1 else 0
-        return during + self._inner[index] + at_the_end, during - freed - unused
+        after = during - freed
+        during += self._inner[index]
+        if len(self._log) == len(self.ops) - 1:
+            during = max(during, after + self._copies)
+        return during, after
 
     def run(self, index: int) -> None:
         """Run op `index` next. Its operands must have been made."""

@@ -274,7 +274,7 @@ class _Call:
     def _value(self, given: Any, what: str) -> Pointer:
         if not isinstance(given, np.ndarray):
             raise InputError(f"The {what} is no tensor; this way of running takes tensors only.")
-        array = np.ascontiguousarray(given)
+        array = np.asarray(given, order="C")
         self._kept.append(array)
         dims = (ctypes.c_int64 * array.ndim)(*array.shape)
         if array.dtype.kind in "OUST":

@@ -45,12 +45,12 @@ def test_inputs_and_weights_are_not_counted() -> None:
     assert storages(g) == {"a": (KB, 0, 1), "y": (KB, 1, 1)}
 
 
-def test_what_dies_unused_and_what_is_returned() -> None:
+def test_what_nobody_uses_and_what_is_returned_stays() -> None:
     g = graph(
         "%a = Neg(%x) : f32[256]\n%unused = Neg(%x) : f32[256]\n%b = Neg(%a) : f32[256]\nreturn %a, %b",
         "f32[256], f32[256]",
     )
-    assert storages(g) == {"a": (KB, 0, 2), "unused": (KB, 1, 1), "b": (KB, 2, 2)}
+    assert storages(g) == {"a": (KB, 0, 2), "unused": (KB, 1, 2), "b": (KB, 2, 2)}
 
 
 def test_in_place() -> None:
