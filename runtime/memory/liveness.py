@@ -204,7 +204,7 @@ def _walk(
         for group in layout.needs[index]:
             left[group] -= 1
             if not left[group] and not groups[group].pinned:
-                home[group].last = end if groups[group].pinned else step
+                home[group].last = max(home[group].last, step)
         if workspace is no_workspace and index not in layout.nested:
             continue
         scratch = inner_bytes(layout.ops[index], dims, workspace, found.alignment, found.unknown)
