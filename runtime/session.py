@@ -26,11 +26,15 @@ from memoptc.runtime.contract import Contract, arena_entries, contract_path, loa
 from memoptc.runtime.evaluate import Feed, RunOptions, clean_message
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
+from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.native.allocator import Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.sizes import parse_bytes
 
 Memory = Literal["arena", "planned", "stock"]
+
+_WARM_UP = Problem(tuple(Buffer("", 64 * (i + 1), i, i + 2, 64) for i in range(8)))
+"""Planned while loading, so that the first run does not pay for the planner's own code."""
 
 _MOST_PLANS = 16
 _PATIENCE = 3
@@ -286,6 +290,7 @@ class _Planned:
                 f"the limit is {limit}.",
                 hint="Raise the limit, or turn pre-packing off: config {'session.disable_prepacking': '1'}.",
             )
+        allocate(_WARM_UP)
         self._symbols = {s for port in self.inputs for s in port.shape if isinstance(s, str)}
 
     def run(

@@ -223,5 +223,7 @@ def _hand_out(graph: Graph, found: Footprint, home: Mapping[Value, int]) -> None
         group = home.get(value)
         # What is there before the first op is the caller's, like an input.
         if group is None or group in found.carried or value in seen:
-            (found.early if value.op is not None and is_resident(value.op) else found.copies).append((info.name or value.name, value))
+            (found.early if value.op is not None and is_resident(value.op) else found.copies).append(
+                (info.name or value.name, value)
+            )
         seen.add(value)

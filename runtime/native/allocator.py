@@ -17,6 +17,9 @@ from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
 OVERRUN = 64
 """Bytes kept behind a block: vectorized kernels of onnxruntime may read up to 30 bytes past their operands."""
 
+_POISON = 0xA5
+"""As float32 about -2.9e-16, as int32 far out of any range: what reads it gives other numbers or fails."""
+
 _LARGE = 1 << 17
 """Bytes from which a recorded allocation is mapped by itself."""
 
@@ -116,12 +119,16 @@ class Script:
         trace: The events.
         offsets: One per allocation, in bytes from the start of the block.
         block: Where they lie.
+        poison: Overwrite buffers with 0xA5 when they are handed out and when they are freed: for proof that a run
+            reads nothing that it has not written.
     """
 
-    def __init__(self, trace: Trace, offsets: Sequence[int], block: Block) -> None:
+    def __init__(self, trace: Trace, offsets: Sequence[int], block: Block, *, poison: bool = False) -> None:
         places = [block.base + o for o in offsets]
         number = 0
         self.block = block
+        self.freed: list[int] = []
+        """With `poison`: bytes that the event frees."""
         self.sizes: list[int] = []
         self.places: list[int] = []
         for event in trace.events:
@@ -132,6 +139,8 @@ class Script:
             else:
                 self.sizes.append(_FREE)
                 self.places.append(places[-event - 1])
+        if poison:
+            self.freed = [0 if e > 0 else trace.sizes[-e - 1] for e in trace.events]
         self.sizes.append(_END)
         self.places.append(0)
 
@@ -266,8 +275,20 @@ class TrackingAllocator:
                 if self.strict:
                     self.stop()
 
+        def alloc_poisoned(this: int | None, size: int) -> int | None:
+            place = alloc(this, size)
+            if not left and place:
+                ctypes.memset(place, _POISON, size)
+            return place
+
+        def free_poisoned(this: int | None, place: int | None) -> None:
+            before = step
+            free(this, place)
+            if step > before and place:
+                ctypes.memset(place, _POISON, script.freed[before])
+
         try:
-            with self._functions(alloc, free):
+            with self._functions(*((alloc_poisoned, free_poisoned) if script.freed else (alloc, free))):
                 run()
         except Exception as error:
             if left and self.strict:

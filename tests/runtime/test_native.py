@@ -1,0 +1,184 @@
+"""onnxruntime through its C interface: what is recorded, what is replayed, what is passed in and out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from native_models import model, usable
+from onnx import TensorProto, helper
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.native.allocator import Block, Script, Trace
+from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.profile import AS_PLANNED
+
+KB = 1024
+
+
+pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+
+
+def chain(*ops: str) -> bytes:
+    """Unary operators one after the other over 256 floats."""
+    names = ["x", *(f"t{i}" for i in range(len(ops) - 1)), "y"]
+    nodes = [helper.make_node(op, [names[i]], [names[i + 1]]) for i, op in enumerate(ops)]
+    return model(nodes, {"x": (TensorProto.FLOAT, [256])}, {"y": (TensorProto.FLOAT, [256])})
+
+
+X = {"x": np.linspace(-1, 1, 256, dtype=np.float32)}
+
+
+def test_every_allocation_of_a_run_is_recorded() -> None:
+    session = NativeSession(chain("Exp", "Sin", "Cos"), AS_PLANNED)
+    outputs, trace = session.record(X)
+    assert trace.events == (KB, KB, -1, KB, -2)
+    assert trace.outputs == {"y": 2}
+    assert trace.peak_bytes == 2 * KB
+    assert np.allclose(outputs["y"], np.cos(np.sin(np.exp(X["x"]))), atol=1e-6)
+
+
+def test_the_same_run_allocates_the_same() -> None:
+    session = NativeSession(chain("Exp", "Sin", "Cos", "Relu"), RunOptions(mem_pattern=False))
+    assert session.record(X)[1] == session.record(X)[1]
+
+
+def test_order_and_reuse_take_effect() -> None:
+    """Two branches of different sizes: the file runs the small one first, onnxruntime's default order the other."""
+    small, large = np.ones(8, np.float32), np.ones(64, np.float32)
+    nodes = [
+        helper.make_node("Exp", ["a"], ["a1"]), helper.make_node("Exp", ["b"], ["b1"]),
+        helper.make_node("ReduceSum", ["a1"], ["a2"]), helper.make_node("ReduceSum", ["b1"], ["b2"]),
+        helper.make_node("Add", ["a2", "b2"], ["y"]),
+    ]  # fmt: skip
+    ports = {"a": (TensorProto.FLOAT, [8]), "b": (TensorProto.FLOAT, [64])}
+    data = model(nodes, ports, {"y": (TensorProto.FLOAT, [1])})
+    feed = {"a": small, "b": large}
+    _, ours = NativeSession(data, AS_PLANNED).record(feed)
+    _, theirs = NativeSession(data, replace(AS_PLANNED, file_order=False)).record(feed)
+    assert ours.events[:2] == (32, 256)
+    assert theirs.events[0] == 256
+    # Of equal shapes, static reuse keeps the first buffer for the third result; without it there are three buffers.
+    reused = NativeSession(chain("Exp", "Sin", "Cos", "Exp"), replace(AS_PLANNED, mem_reuse=True)).record(X)[1]
+    apart = NativeSession(chain("Exp", "Sin", "Cos", "Exp"), AS_PLANNED).record(X)[1]
+    assert (len(reused.sizes), len(apart.sizes)) == (3, 4)
+
+
+def test_weights_in_the_kernels_own_layout_are_counted_apart() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    weights = {"w": np.ones((64, 96), np.float32)}
+    data = model(nodes, {"x": (TensorProto.FLOAT, [4, 64])}, {"y": (TensorProto.FLOAT, [4, 96])}, weights)
+    session = NativeSession(data, AS_PLANNED)
+    _, trace = session.record({"x": np.ones((4, 64), np.float32)})
+    assert session.loaded_bytes == 64 * 96 * 4
+    assert trace.events == (4 * 96 * 4,)
+
+
+def replayed(data: bytes, feed: dict[str, Any]) -> tuple[list[Any], list[Any], str]:
+    """What a run gives on the heap, and poisoned at planned places."""
+    session = NativeSession(data, AS_PLANNED)
+    expected, trace = session.record(feed)
+    plan = allocate(trace.problem())
+    script = Script(trace, plan.offsets, Block(plan.arena_bytes), poison=True)
+    found, left = session.replay(script, feed)
+    return list(expected.values()), list(found.values()), left
+
+
+def test_a_run_at_planned_places_gives_the_same_bits() -> None:
+    expected, found, left = replayed(chain("Exp", "Sin", "Cos", "Relu", "Neg"), X)
+    assert left == ""
+    assert expected[0].tobytes() == found[0].tobytes()
+
+
+def test_a_buffer_that_overlaps_a_living_one_is_noticed_in_the_numbers() -> None:
+    """The check can fail: two buffers at one place, poisoned, give other numbers."""
+    session = NativeSession(chain("Exp", "Sin", "Cos"), AS_PLANNED)
+    expected, trace = session.record(X)
+    script = Script(trace, [0] * len(trace.sizes), Block(4 * KB), poison=True)
+    found, left = session.replay(script, X)
+    assert left == ""
+    assert not np.array_equal(expected["y"], found["y"])
+
+
+def test_a_run_that_asks_for_something_else_is_served_by_the_heap() -> None:
+    data = model(
+        [helper.make_node("Exp", ["x"], ["t"]), helper.make_node("Sin", ["t"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["n"])}, {"y": (TensorProto.FLOAT, ["n"])},
+    )  # fmt: skip
+    session = NativeSession(data, AS_PLANNED)
+    _, trace = session.record({"x": np.ones(256, np.float32)})
+    plan = allocate(trace.problem())
+    longer = {"x": np.linspace(0, 1, 300, dtype=np.float32)}
+    found, left = session.replay(Script(trace, plan.offsets, Block(plan.arena_bytes)), longer)
+    assert left == "event 1 of 3 is an allocation of 1024 bytes, but 1200 bytes were asked for"
+    assert np.allclose(found["y"], np.sin(np.exp(longer["x"])), atol=1e-6)
+
+
+def test_outputs_can_be_written_to_given_arrays() -> None:
+    session = NativeSession(chain("Exp"), AS_PLANNED)
+    target = np.empty(256, np.float32)
+    found = session.run(X, {"y": target})
+    assert found["y"] is target
+    assert np.allclose(target, np.exp(X["x"]), atol=1e-6)
+
+
+DTYPES = [
+    np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.uint16, np.int32,
+    np.uint32, np.int64, np.uint64, np.bool_, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)], ids=str)
+def test_every_element_type_passes(dtype: type, shape: tuple[int, ...]) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    node = [helper.make_node("Identity", ["x"], ["y"])]
+    session = NativeSession(model(node, {"x": (kind, list(shape))}, {"y": (kind, list(shape))}, opset=19), AS_PLANNED)
+    given = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    found = session.run({"x": given})["y"]
+    assert found.dtype == given.dtype
+    assert found.shape == shape
+    assert found.tobytes() == given.tobytes()
+
+
+def test_texts_pass() -> None:
+    node = [helper.make_node("Identity", ["x"], ["y"])]
+    kind = TensorProto.STRING
+    session = NativeSession(model(node, {"x": (kind, [2, 2])}, {"y": (kind, [2, 2])}), AS_PLANNED)
+    given = np.array([["", "ab"], ["größer", "c d"]], object)
+    outputs, trace = session.record({"x": given})
+    assert outputs["y"].tolist() == given.tolist()
+    assert len(trace.events) == 1
+
+
+def test_ports_say_what_the_model_says() -> None:
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64)
+    data = model([node], {"x": (TensorProto.FLOAT, ["n", 3])}, {"y": (TensorProto.INT64, ["n", 3])})
+    session = NativeSession(data)
+    assert [(p.name, p.type, p.shape) for p in session.input_ports] == [("x", "tensor(float)", ["n", 3])]
+    assert [(p.name, p.type, p.shape) for p in session.output_ports] == [("y", "tensor(int64)", ["n", 3])]
+
+
+def test_what_cannot_be_passed_or_run_is_refused() -> None:
+    session = NativeSession(chain("Exp"), AS_PLANNED)
+    with pytest.raises(InputError, match="no input 'z'"):
+        session.run({"z": X["x"]})
+    with pytest.raises(InputError, match="no tensor"):
+        session.run({"x": [1.0]})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="cannot run the model"):
+        session.run({"x": np.ones(3, np.float32)})
+    with pytest.raises(InputError, match="cannot load the model"):
+        NativeSession(b"nothing")
+    assert session.run(X)["y"].shape == (256,)
+
+
+def test_a_trace_without_some_allocations() -> None:
+    trace = Trace((10, 20, -1, 30, -2), {"y": 2})
+    assert trace.without(frozenset({0})) == Trace((20, 30, -1), {"y": 1})
+    assert trace.without(frozenset({2})) == Trace((10, 20, -1, -2), {})
+    assert [(b.size, b.first, b.last) for b in trace.problem().buffers] == [(64, 0, 1), (64, 1, 3), (64, 3, 4)]

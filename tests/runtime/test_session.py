@@ -1,0 +1,348 @@
+"""`Session`: three tiers with the same bits, plans that are left, limits that hold, many at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from native_models import model, usable
+from onnx import TensorProto, helper, numpy_helper
+from zoo import ZOO, each_model
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.contract import FRUGAL, Contract, arena_entries, contract_path, load_contract, make_contract
+from memoptc.runtime.session import MemoryLimit, PlanLeft, Session
+
+pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+
+TIERS = ("stock", "arena", "planned")
+FLOAT = TensorProto.FLOAT
+
+
+def network(width: int = 64, depth: int = 4) -> bytes:
+    """Dense layers with a skip connection; the batch is dynamic."""
+    rng = np.random.default_rng(0)
+    nodes, weights, value = [], {}, "x"
+    for i in range(depth):
+        weights[f"w{i}"] = (rng.standard_normal((width, width)) / 8).astype(np.float32)
+        nodes.append(helper.make_node("MatMul", [value, f"w{i}"], [f"m{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"t{i}"]))
+        value = f"t{i}"
+    nodes.append(helper.make_node("Add", [value, "t0"], ["y"]))
+    ports = {"x": (FLOAT, ["batch", width])}
+    return model(nodes, ports, {"y": (FLOAT, ["batch", width])}, weights)
+
+
+def feed(batch: int, width: int = 64, seed: int = 0) -> dict[str, Any]:
+    """Made-up inputs."""
+    return {"x": np.random.default_rng(seed).standard_normal((batch, width)).astype(np.float32)}
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    """Whether two lists of arrays agree bit for bit."""
+    return len(a) == len(b) and all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_all_tiers_give_the_same_bits_and_look_alike() -> None:
+    data = network()
+    expected = Session(data, memory="stock", threads=1).run(None, feed(5))
+    for tier in TIERS:
+        with Session(data, memory=tier, threads=1) as session:  # type: ignore[arg-type]
+            for _ in range(3):
+                assert same(session.run(["y"], feed(5)), expected)
+            ports = [(p.name, p.type, p.shape) for p in (*session.get_inputs(), *session.get_outputs())]
+            assert ports == [("x", "tensor(float)", ["batch", 64]), ("y", "tensor(float)", ["batch", 64])]
+            assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_several_shapes_keep_several_plans_in_one_block() -> None:
+    data = network()
+    stock = Session(data, memory="stock", threads=1)
+    session = Session(data, memory="planned", threads=1, strict=True)
+    for batch in (3, 50, 3, 7, 50, 7, 3):
+        assert same(session.run(None, feed(batch)), stock.run(None, feed(batch)))
+    plans = {p.shapes["x"][0]: p for p in session.plans}
+    assert {b: p.runs for b, p in plans.items()} == {3: 2, 50: 1, 7: 1}
+    # Two activations are alive at once besides the first layer's; the output is the caller's array.
+    assert plans[50].arena_bytes == 3 * 50 * 64 * 4
+    assert list(plans[50].bound) == ["y"]
+
+
+def data_dependent() -> bytes:
+    """A model whose sizes follow from values: NonZero."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["n"]), helper.make_node("Cast", ["n"], ["f"], to=FLOAT),
+        helper.make_node("Exp", ["f"], ["e"]), helper.make_node("ReduceSum", ["e"], ["y"]),
+    ]  # fmt: skip
+    return model(nodes, {"x": (FLOAT, [64])}, {"y": (FLOAT, [1, 1])})
+
+
+def test_a_run_that_leaves_its_plan_is_right_and_warns() -> None:
+    few, many = np.zeros(64, np.float32), np.ones(64, np.float32)
+    few[3] = 1
+    stock = Session(data_dependent(), memory="stock", threads=1)
+    session = Session(data_dependent(), memory="planned", threads=1)
+    session.run(None, {"x": few})
+    with pytest.warns(RuntimeWarning, match=r"left its memory plan .* event \d+ of \d+ is an allocation of"):
+        assert same(session.run(None, {"x": many}), stock.run(None, {"x": many}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for x in (few, many, many, few, few, many) * 2:
+            assert same(session.run(None, {"x": x}), stock.run(None, {"x": x}))
+
+
+def test_strict_stops_a_run_that_leaves_its_plan_and_goes_on() -> None:
+    few, many = np.zeros(64, np.float32), np.ones(64, np.float32)
+    few[3] = 1
+    session = Session(data_dependent(), memory="planned", strict=True, threads=1)
+    expected = session.run(None, {"x": few})
+    with pytest.raises(PlanLeft, match=r"event \d+ of \d+"):
+        session.run(None, {"x": many})
+    assert same(session.run(None, {"x": few}), expected)
+
+
+@pytest.mark.parametrize("tier", ["arena", "planned"])
+def test_the_limit_holds_and_the_session_lives_on(tier: Any) -> None:
+    data = network()
+    weights, small = 4 * 64 * 64 * 4, 4 * 8 * 64 * 4
+    session = Session(data, memory=tier, memory_limit=weights + 4 * small + 8192, threads=1)
+    expected = session.run(None, feed(8))
+    with pytest.raises(MemoryLimit, match="limit of"):
+        session.run(None, feed(4096))
+    assert same(session.run(None, feed(8)), expected)
+    assert MemoryLimit.exit_code == 4
+    with pytest.raises(MemoryLimit):
+        Session(data, memory=tier, memory_limit=1024, threads=1).run(None, feed(8))
+
+
+def test_a_limit_is_written_as_people_do() -> None:
+    assert Session(network(), memory_limit="64MiB").memory_limit == 64 << 20
+    with pytest.raises(InputError, match="no size"):
+        Session(network(), memory_limit="much")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_concurrent_runs_are_right(tier: Any) -> None:
+    data = network()
+    stock = Session(data, memory="stock", threads=1)
+    session = Session(data, memory=tier, threads=1)
+    expected = {b: stock.run(None, feed(b, seed=b)) for b in range(1, 9)}
+    wrong: list[int] = []
+
+    def work(batches: list[int]) -> None:
+        for batch in batches * 5:
+            if not same(session.run(None, feed(batch, seed=batch)), expected[batch]):
+                wrong.append(batch)
+
+    threads = [threading.Thread(target=work, args=([i + 1, i + 5],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_eight_sessions_live_in_one_process_and_die_in_any_order() -> None:
+    data = network()
+    sessions = [Session(data, memory=TIERS[i % 3], threads=1) for i in range(8)]  # type: ignore[arg-type]
+    expected = sessions[0].run(None, feed(6))
+    for _ in range(2):
+        assert all(same(s.run(None, feed(6)), expected) for s in sessions)
+    for session in sessions[::2]:
+        session.close()
+    assert all(same(s.run(None, feed(6)), expected) for s in sessions[1::2])
+
+
+def test_outputs_are_the_callers_and_stay_as_they_are() -> None:
+    session = Session(network(), memory="planned", threads=1)
+    results = [session.run(None, feed(4, seed=s))[0] for s in range(4)]
+    again = [session.run(None, feed(4, seed=s))[0] for s in range(4)]
+    assert same(results, again)
+    assert not any(np.shares_memory(a, b) for a in results for b in again)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_outputs_into_given_arrays(tier: Any) -> None:
+    session = Session(network(), memory=tier, threads=1)
+    expected = session.run(None, feed(4))
+    for _ in range(2):
+        target = np.zeros((4, 64), np.float32)
+        (found,) = session.run(None, feed(4), into={"y": target})
+        assert found is target
+        assert same([target], expected)
+
+
+def test_io_binding_is_onnxruntimes_own() -> None:
+    session = Session(network(), threads=1)
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", feed(4)["x"])
+    binding.bind_output("y")
+    session.run_with_iobinding(binding)
+    assert same(binding.copy_outputs_to_cpu(), session.run(None, feed(4)))
+    with pytest.raises(InputError, match="no IOBinding"):
+        Session(network(), memory="planned").io_binding()
+
+
+def test_what_is_wrong_is_said() -> None:
+    with pytest.raises(InputError, match="no such file"):
+        Session("nothing.onnx")
+    with pytest.raises(InputError, match="no way to run"):
+        Session(network(), memory="fast")  # type: ignore[arg-type]
+    for tier in TIERS:
+        session = Session(network(), memory=tier)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="no output 'z'"):
+            session.run(["z"], feed(2))
+        with pytest.raises(InputError, match="cannot run the model"):
+            session.run(None, {"x": np.ones((2, 3), np.float32)})
+        assert session.run(None, feed(2))[0].shape == (2, 64)
+
+
+def test_a_contract_is_found_beside_the_model_and_applied(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(network())
+    made = make_contract(path, feed(32), threads=1)
+    assert made.measured["run_peak_bytes"] == 3 * 32 * 64 * 4
+    assert made.arena_bytes >= made.measured["run_peak_bytes"] + made.measured["loaded_bytes"]
+    made.save(contract_path(path))
+    assert contract_path(path).name == "net.session.json"
+    assert load_contract(contract_path(path)) == made
+    for tier in ("arena", "planned"):
+        session = Session(path, memory=tier)  # type: ignore[arg-type]
+        assert session.contract == made
+        assert same(session.run(None, feed(32)), Session(path, memory="stock", threads=1).run(None, feed(32)))
+    assert Session(path, contract=False).contract == Contract()
+
+
+def test_the_contracts_arena_suffices_and_a_smaller_one_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(network(256))
+    made = make_contract(path, feed(64, 256), threads=1)
+    arguments: dict[str, Any] = {"contract": made, "memory_limit": made.arena_bytes}
+    expected = Session(path, memory="stock", threads=1).run(None, feed(64, 256))
+    session = Session(path, **arguments)
+    for _ in range(3):
+        assert same(session.run(None, feed(64, 256)), expected)
+    with pytest.raises(MemoryLimit):
+        Session(path, contract=made, memory_limit=made.arena_bytes - 32768).run(None, feed(64, 256))
+
+
+def test_a_contract_can_be_applied_by_hand(tmp_path: Path) -> None:
+    """Every name in the file is one of onnxruntime's public Python interface."""
+    import onnxruntime as ort
+
+    data = Contract(FRUGAL, 1 << 20).to_json()
+    options = ort.SessionOptions()
+    for name, value in data["session"].items():
+        enum = {"execution_order": "ExecutionOrder", "graph_optimization_level": "GraphOptimizationLevel"}.get(name)
+        assert hasattr(options, name)
+        setattr(options, name, getattr(getattr(ort, enum), value) if enum else value)
+    ort.OrtArenaCfg(data["arena"])
+    assert data["arena"] == arena_entries(1 << 20)
+
+
+def test_a_file_that_is_no_contract_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(network())
+    for text in ("nonsense", '{"version": 99}', "[]"):
+        contract_path(path).write_text(text)
+        with pytest.raises(InputError, match="contract"):
+            Session(path)
+
+
+@pytest.mark.filterwarnings("error")
+@each_model()
+def test_every_model_runs_in_its_planned_bytes(name: str) -> None:
+    """Bit for bit as in stock onnxruntime, every allocation at its planned place, in no more than the floor's bytes."""
+    assert ZOO is not None
+    inputs = ZOO.inputs(name)
+    path = ZOO.path(name)
+    expected = Session(path, memory="stock", threads=2, contract=False).run(None, inputs)
+    with Session(path, memory="planned", strict=True, threads=2, contract=False) as session:
+        for _ in range(3):
+            assert same(session.run(None, inputs), expected)
+        (plan,) = session.plans
+        assert plan.runs == 2
+        assert plan.arena_bytes <= plan.plan.floor * 1.02
+
+
+_GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+sys.path.insert(0, {root!r})
+from zoo import ZOO
+from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.native import allocator
+from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.profile import AS_PLANNED
+from dataclasses import replace
+
+libc = ctypes.CDLL(None, use_errno=True)
+PAGE = mmap.PAGESIZE
+
+class Guarded(allocator.Block):
+    '''The block ends at a page that nobody may touch, and begins right after one, as far as alignment allows.'''
+    def __init__(self, size, front):
+        self.size = size
+        body = -(-(size + allocator.OVERRUN) // PAGE) * PAGE
+        self._memory = mmap.mmap(-1, body + 2 * PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        for guard in (start, start + PAGE + body):
+            assert libc.mprotect(ctypes.c_void_p(guard), PAGE, 0) == 0
+        end = start + PAGE + body
+        self.base = start + PAGE if front else (end - size - allocator.OVERRUN) // 64 * 64
+
+name = sys.argv[1]
+feed, path = ZOO.inputs(name), str(ZOO.path(name))
+session = NativeSession(path, replace(AS_PLANNED, threads=int(sys.argv[2]), optimize=True))
+expected, trace = session.record(feed)
+plan = allocate(trace.problem())
+for front in (True, False):
+    script = allocator.Script(trace, plan.offsets, Guarded(max(plan.arena_bytes, 64), front), poison=True)
+    for _ in range(3):
+        found, left = session.replay(script, feed)
+        assert not left, left
+        assert all(np.asarray(found[n]).tobytes() == np.asarray(expected[n]).tobytes() for n in expected), "bits"
+print("held")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@each_model()
+def test_a_planned_run_touches_no_byte_outside_of_its_block(name: str) -> None:
+    """Guard pages on both sides, freed and fresh buffers poisoned, in a process of its own: a stray write ends it."""
+    root = str(Path(__file__).resolve().parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", _GUARDED.format(root=root), name, "1"], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, "held"), run.stderr[-2000:]
+
+
+def test_guard_pages_end_a_process_that_writes_past_its_block(tmp_path: Path) -> None:
+    """The check can fail: a plan that is one page too short for its last buffer ends the process."""
+    data = tmp_path / "net.onnx"
+    data.write_bytes(network(256))
+    broken = _GUARDED.replace("from zoo import ZOO", "").replace(
+        "feed, path = ZOO.inputs(name), str(ZOO.path(name))",
+        f"feed, path = {{'x': np.ones((64, 256), np.float32)}}, {str(data)!r}",
+    )
+    broken = broken.replace("Guarded(max(plan.arena_bytes, 64), front)", "Guarded(plan.arena_bytes - 8192, front)")
+    run = subprocess.run(
+        [sys.executable, "-c", broken.format(root=str(tmp_path)), "net", "1"], capture_output=True, check=False
+    )
+    assert run.returncode < 0
+
+
+def test_a_protobuf_is_taken_as_it_is() -> None:
+    proto = onnx.load_from_string(network())
+    assert numpy_helper.to_array(proto.graph.initializer[0]).shape == (64, 64)
+    assert same(Session(proto, threads=1).run(None, feed(3)), Session(network(), threads=1).run(None, feed(3)))
