@@ -22,6 +22,7 @@ def install() -> None:
         registry.register(_DOMAIN, name, since_version=1)(_delegate(like, version))
     # Written whatever the model's opset is, though ONNX has it from 17 on.
     registry.register("", "LayerNormalization", since_version=1)(_delegate("LayerNormalization", 17))
+    registry.register(_DOMAIN, "QGemm", since_version=1)(_infer_quantized_gemm)
     for name in _FLOAT_PRODUCTS:
         registry.register(_DOMAIN, name, since_version=1)(_infer_product)
 
@@ -33,6 +34,20 @@ def _delegate(op_type: str, version: int) -> Callable[[Any, onnx_ir.Node], None]
         function(context, node)
 
     return infer
+
+
+_QGEMM_WEIGHT, _QGEMM_ZERO_POINT = 3, 8
+
+
+def _infer_quantized_gemm(context: Any, node: onnx_ir.Node) -> None:
+    """The result is quantized when it has a zero point, and float when it has none."""
+    a, b = node.inputs[0], node.inputs[_QGEMM_WEIGHT] if len(node.inputs) > _QGEMM_WEIGHT else None
+    zero = node.inputs[_QGEMM_ZERO_POINT] if len(node.inputs) > _QGEMM_ZERO_POINT else None
+    shape = None
+    if a is not None and b is not None and a.shape is not None and b.shape is not None:
+        flags = [name in node.attributes and node.attributes[name].as_int() for name in ("transA", "transB")]
+        shape = onnx_ir.Shape([a.shape[1 if flags[0] else 0], b.shape[0 if flags[1] else 1]])
+    context.set_shape_and_dtype(node.outputs[0], shape, onnx_ir.DataType.FLOAT if zero is None else zero.dtype)
 
 
 def _infer_product(context: Any, node: onnx_ir.Node) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import sys
 import threading
 import warnings
 from collections import Counter
@@ -35,6 +34,9 @@ Memory = Literal["arena", "planned", "stock"]
 
 _WARM_UP = Problem(tuple(Buffer("", 64 * (i + 1), i, i + 2, 64) for i in range(8)))
 """Planned while loading, so that the first run does not pay for the planner's own code."""
+
+_SMALLEST_LIMIT = 1 << 16
+"""onnxruntime ignores the limit of an arena of a few kilobytes (found by trial: 4 KiB is ignored, 64 KiB holds)."""
 
 _MOST_PLANS = 16
 _PATIENCE = 3
@@ -104,6 +106,11 @@ class Session:
             self.memory_limit = parse_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit
         except ValueError as error:
             raise InputError(f"{error}.") from None
+        if self.memory_limit is not None and self.memory_limit < _SMALLEST_LIMIT:
+            raise InputError(
+                f"A limit of {self.memory_limit} bytes is too small: onnxruntime's arena does not hold to it.",
+                hint=f"Give at least {_SMALLEST_LIMIT} bytes.",
+            )
         self._tier: _Stock | _Planned
         if memory == "planned":
             self._tier = _Planned(source, options, self.memory_limit, strict)
@@ -201,7 +208,8 @@ class _Stock:
         with _translated(limit), _registration:
             if arena is not None or limit is not None:
                 native.add_session_config_entry("session.use_env_allocators", "1")
-                _register_arena(min(arena or 0, limit or sys.maxsize), limit or 0)
+                # With a limit all of it is one chunk: an arena that may not grow must not have to.
+                _register_arena(limit or arena or 0, limit or 0)
             self.session = ort.InferenceSession(
                 os.fspath(model) if isinstance(model, os.PathLike) else model,
                 native,

@@ -198,7 +198,7 @@ def _walk(
             if taken is not None and group == made[0]:
                 home[group] = home[taken]
                 home[group].values.extend(groups[group].values)
-                home[group].last = end if groups[group].pinned else step
+                home[group].last = step
             else:
                 make(group, step)
         for group in layout.needs[index]:

@@ -79,6 +79,8 @@ class Tally:
         if taken is not None:
             during -= sizes[layout.makes[index][0]]
         freed = sum(sizes[g] for g in dying if g != taken)
+        if taken is not None and not groups[layout.makes[index][0]].users:
+            freed += sizes[layout.makes[index][0]]  # what nobody uses goes with the operand whose place it took
         after = during - freed
         during += self._inner[index]
         if len(self._log) == len(self.ops) - 1:

@@ -122,7 +122,9 @@ def test_the_limit_holds_and_the_session_lives_on(tier: Any) -> None:
     assert same(session.run(None, feed(8)), expected)
     assert MemoryLimit.exit_code == 4
     with pytest.raises(MemoryLimit):
-        Session(data, memory=tier, memory_limit=1024, threads=1).run(None, feed(8))
+        Session(data, memory=tier, memory_limit=weights, threads=1).run(None, feed(8))
+    with pytest.raises(InputError, match="too small"):
+        Session(data, memory=tier, memory_limit=1024)
 
 
 def test_a_limit_is_written_as_people_do() -> None:
@@ -333,7 +335,7 @@ def test_guard_pages_end_a_process_that_writes_past_its_block(tmp_path: Path) ->
     data.write_bytes(network(256))
     broken = _GUARDED.replace("from zoo import ZOO", "").replace(
         "feed, path = ZOO.inputs(name), str(ZOO.path(name))",
-        f"feed, path = {{'x': np.ones((64, 256), np.float32)}}, {str(data)!r}",
+        f"feed, path = dict(x=np.ones((64, 256), np.float32)), {str(data)!r}",
     )
     broken = broken.replace("Guarded(max(plan.arena_bytes, 64), front)", "Guarded(plan.arena_bytes - 8192, front)")
     run = subprocess.run(
