@@ -25,6 +25,8 @@ COMMANDS = {
     "opt": "memoptc.cli.opt",
     "passes": "memoptc.cli.passes",
     "profile": "memoptc.cli.profile",
+    "plan": "memoptc.cli.plan",
+    "run": "memoptc.cli.run",
     "verify": "memoptc.cli.verify",
     "bisect": "memoptc.cli.bisect",
 }

@@ -1,0 +1,108 @@
+"""`memoptc plan`: where every activation lies in one arena, for people and for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from memoptc.cli.options import common, dim_option
+from memoptc.cli.show import result_console
+from memoptc.report.rows import size
+
+if TYPE_CHECKING:
+    from memoptc.runtime.memory.liveness import Liveness
+    from memoptc.runtime.memory.plan import Plan
+
+FORMS = (".json", ".csv", ".h", ".svg")
+
+
+@click.command("plan")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--save",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write the plan: .json, .csv, .h or .svg; repeatable.",
+)
+@click.option("--top", default=10, show_default=True, help="How many buffers to list.")
+@click.option("--workspace/--no-workspace", default=True, help="Place the scratch of onnxruntime's kernels, too.")
+@dim_option
+@common
+def command(
+    model: Path,
+    save: tuple[Path, ...],
+    top: int,
+    workspace: bool,
+    dims: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    """Plan the arena of MODEL's activations, in the order of its nodes."""
+    from memoptc.ir.diagnostics import InputError
+    from memoptc.ir.files import atomic_write
+    from memoptc.ir.infer import infer_shapes
+    from memoptc.ir.onnx_io import read_onnx
+    from memoptc.runtime.memory.allocate import allocate
+    from memoptc.runtime.memory.liveness import liveness
+    from memoptc.runtime.memory.workspace import no_workspace
+    from memoptc.runtime.profile import likely_extents
+
+    for path in save:
+        if path.suffix not in FORMS:
+            raise InputError(f"{path} is no form of a plan.", hint=f"Names end in {', '.join(FORMS)}.")
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    bound = likely_extents(graph, dict(dims))
+    found = liveness(graph, bound, workspace=None if workspace else no_workspace)
+    plan = allocate(found.problem)
+    for path in save:
+        atomic_write(path, _render(path, plan, found, model, bound).encode())
+    if found.unknown:
+        names = ", ".join(dict.fromkeys(found.unknown[:5]))
+        click.echo(f"{len(found.unknown)} values have no known size and are not placed: {names}", err=True)
+    if not quiet:
+        _print(plan, found, model, bound, top)
+        for path in save:
+            click.echo(f"wrote {path}")
+
+
+def _render(path: Path, plan: Plan, found: Liveness, model: Path, dims: dict[str, int]) -> str:
+    from memoptc.runtime.memory.liveness import label
+    from memoptc.runtime.memory.render import to_header, to_svg
+
+    if path.suffix == ".csv":
+        return plan.to_csv()
+    if path.suffix == ".h":
+        return to_header(plan, model.stem)
+    if path.suffix == ".svg":
+        return to_svg(plan, f"{model.name}: arena", [label(op) for op in found.steps])
+    data = plan.to_json() | {"model": model.name, "dims": dims, "steps": [label(op) for op in found.steps]}
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _print(plan: Plan, found: Liveness, model: Path, dims: dict[str, int], top: int) -> None:
+    from memoptc.runtime.memory.liveness import label
+
+    console = result_console()
+    sizes = ", ".join(f"{k}={v}" for k, v in dims.items())
+    gap = plan.arena_bytes / plan.floor - 1 if plan.floor else 0.0
+    console.print(
+        f"{model}{f' at {sizes}' if sizes else ''}: {len(plan.offsets)} buffers in {size(plan.arena_bytes)} "
+        f"({plan.arena_bytes} bytes), {gap:.2%} above the floor; one by one {size(plan.naive_sum)} ({plan.algorithm})",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table("buffer", "bytes", "offset", "from", "to", title="largest buffers", title_justify="left")
+    order = sorted(range(len(plan.offsets)), key=lambda i: -plan.problem.buffers[i].size)
+    for index in order[:top]:
+        b = plan.problem.buffers[index]
+        first, last = (f"{s} {label(found.steps[s])}" for s in (b.first, b.last))
+        table.add_row(escape(b.name), size(b.size), str(plan.offsets[index]), escape(first), escape(last))
+    console.print(table)

@@ -1,0 +1,153 @@
+"""`memoptc run`: run a model in stock onnxruntime, or in no more memory than planned."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from memoptc.cli.options import Bytes, common, dim_option
+from memoptc.cli.show import result_console
+from memoptc.report.rows import size
+
+
+@click.command("run")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs, .npz; made up when not given.")
+@click.option("--outputs", type=click.Path(path_type=Path), help="Write the outputs here, .npz.")
+@click.option(
+    "--memory",
+    type=click.Choice(["stock", "arena", "planned"]),
+    default="arena",
+    show_default=True,
+    help="onnxruntime as it comes; our order and one sized arena; every allocation at its planned place.",
+)
+@click.option("--memory-limit", type=Bytes(), help="Fail cleanly beyond this, e.g. 64MiB; not with stock.")
+@click.option("--strict", is_flag=True, help="With --memory planned: fail when a run leaves its plan.")
+@click.option("--arena", is_flag=True, help="Run node by node in the planned arena, freed bytes poisoned: proof, slow.")
+@click.option("--runs", default=1, show_default=True, type=click.IntRange(min=1), help="How often.")
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.")
+@click.option("--seed", default=0, show_default=True, help="Of made-up inputs.")
+@dim_option
+@common
+def command(
+    model: Path,
+    inputs: Path | None,
+    outputs: Path | None,
+    memory: str,
+    memory_limit: int | None,
+    strict: bool,
+    arena: bool,
+    runs: int,
+    threads: int | None,
+    seed: int,
+    dims: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    """Run MODEL and show its outputs, and the memory that it took."""
+    from memoptc.ir.diagnostics import InputError
+    from memoptc.runtime.npz import load_feed, save_feed
+
+    if outputs is not None and outputs.suffix != ".npz":
+        raise InputError(f"{outputs} is no name for outputs.", hint="Use a name that ends in .npz.")
+    if memory == "stock" and memory_limit is not None:
+        raise InputError("Stock onnxruntime has no memory limit.", hint="Use --memory arena or planned.")
+    feed = load_feed(inputs) if inputs is not None else _made_up(model, dict(dims), seed)
+    if arena:
+        found, lines = _in_arena(model, feed)
+    else:
+        found, lines = _in_session(model, feed, memory, memory_limit, strict, runs, threads)
+    if outputs is not None:
+        save_feed(outputs, found)
+        lines.append(f"wrote {outputs}")
+    if not quiet:
+        _print(found, lines)
+
+
+def _made_up(model: Path, dims: dict[str, int], seed: int) -> dict[str, Any]:
+    from memoptc.ir.infer import infer_shapes
+    from memoptc.ir.onnx_io import read_onnx
+    from memoptc.runtime.evaluate import Evaluator, RunOptions
+    from memoptc.runtime.inputs import find_feeds
+
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    original = Evaluator(model, RunOptions(), label="the model")
+    return find_feeds(graph, original, count=1, dims=dims, seed=seed)[0].feed
+
+
+def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    from memoptc.ir.infer import infer_shapes
+    from memoptc.ir.onnx_io import read_onnx
+    from memoptc.runtime.arena import run_in_arena
+
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    found, report = run_in_arena(graph, feed)
+    lines = [
+        f"{report.steps} steps in an arena of {size(report.arena_bytes)} (floor {size(report.floor_bytes)}); freed "
+        "bytes were poisoned, guard zones are untouched"
+    ]
+    if report.outside:
+        lines.append(f"{len(report.outside)} values of unknown size lay outside: {', '.join(report.outside[:5])}")
+    return found, lines
+
+
+def _in_session(
+    model: Path,
+    feed: dict[str, Any],
+    memory: Any,
+    limit: int | None,
+    strict: bool,
+    runs: int,
+    threads: int | None,
+) -> tuple[dict[str, Any], list[str]]:
+    from memoptc.runtime.executed import executed_order, first_difference
+    from memoptc.runtime.session import Session
+
+    lines = []
+    with Session(model, memory=memory, memory_limit=limit, strict=strict, threads=threads) as session:
+        names = [port.name for port in session.get_outputs()]
+        seconds = []
+        for _ in range(runs + (memory == "planned")):  # the first planned run only records
+            start = time.perf_counter()
+            values = session.run(None, feed)
+            seconds.append(time.perf_counter() - start)
+        lines.append(f"{np.median(seconds[-runs:]) * 1e3:.2f} ms, median of {runs}")
+        for plan in session.plans:
+            bound = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in plan.bound.values())
+            lines.append(
+                f"planned: every allocation inside {size(plan.arena_bytes)} (floor {size(plan.plan.floor)}), "
+                f"outputs of {size(bound)} in the caller's arrays"
+            )
+        contract = session.contract
+    if memory != "stock" and contract.options.file_order:
+        wrong = first_difference(model, executed_order(model, feed, contract.options))
+        lines.append(f"not in the file's order: {wrong}" if wrong else "executed in the file's order, as contracted")
+    if memory == "arena" and contract.arena_bytes:
+        lines.append(f"arena of {size(contract.arena_bytes)}, as contracted")
+    return dict(zip(names, values, strict=True)), lines
+
+
+def _print(found: dict[str, Any], lines: list[str]) -> None:
+    console = result_console()
+    table = Table("output", "type", "shape", "min", "mean", "max")
+    for name, value in found.items():
+        array = np.asarray(value)
+        if array.dtype.kind in "fiu" and array.size:
+            wide = array.astype(np.float64)
+            figures = [f"{f:.4g}" for f in (wide.min(), wide.mean(), wide.max())]
+        else:
+            figures = ["", "", ""]
+        table.add_row(escape(name), str(array.dtype), "x".join(map(str, array.shape)) or "scalar", *figures)
+    console.print(table)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

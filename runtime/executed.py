@@ -1,0 +1,73 @@
+"""In which order onnxruntime really runs a model's nodes, from its own profiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.evaluate import Feed, RunOptions, clean_message
+
+_SUFFIX = "_kernel_time"
+
+
+def executed_order(model: str | os.PathLike[str], feed: Feed, options: RunOptions) -> list[str]:
+    """Run once under onnxruntime's profiler.
+
+    Args:
+        model: Path of the model.
+        feed: The inputs.
+        options: How to run.
+
+    Returns:
+        Names of the nodes of the top graph and of its branches and bodies, as they ended.
+
+    Raises:
+        InputError: onnxruntime cannot load or run the model.
+    """
+    native = options.session_options()
+    native.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="memoptc-order-") as folder:
+        native.profile_file_prefix = str(Path(folder) / "run")
+        try:
+            session = ort.InferenceSession(
+                os.fspath(model),
+                native,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(options.disabled_optimizers) or None,
+            )
+            session.run(None, dict(feed))
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot run the model: {clean_message(error)}.") from error
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)]
+    kernels.sort(key=lambda e: int(e["ts"]) + int(e["dur"]))
+    return [e["name"].removesuffix(_SUFFIX) for e in kernels]
+
+
+def first_difference(model: str | os.PathLike[str], executed: Sequence[str]) -> str:
+    """Compare what was executed with the order of the file.
+
+    Nodes without a name, and names that onnxruntime made, are left out; Shape and Size may run early, as they do under
+    every order of onnxruntime.
+
+    Returns:
+        One sentence on the first node that ran out of order; empty when all ran as written.
+    """
+    graph = onnx.load(os.fspath(model), load_external_data=False).graph
+    free = {n.name for n in graph.node if n.op_type in ("Shape", "Size", "Constant")}
+    written = [n.name for n in graph.node if n.name and n.name not in free]
+    known = set(written)
+    ran = [name for name in executed if name in known]
+    missing = known - set(ran)
+    expected = [name for name in written if name not in missing]
+    for wanted, found in zip(expected, ran, strict=False):
+        if wanted != found:
+            return f"node {found!r} ran where {wanted!r} is written"
+    return "" if len(expected) == len(ran) else "some nodes ran more than once"
