@@ -1,4 +1,10 @@
-"""Offsets for buffers: a portfolio of placements and a local search, the smallest arena kept."""
+"""Offsets for buffers: a portfolio of placements, a local search, an exact search; the smallest arena is kept.
+
+Constraints are expressed in the buffers themselves. What must lie at a certain place has a fixed offset. Tensors that
+share their bytes, a view and its base or the operand and the result of an operator in place, are one buffer whose life
+spans theirs (`memoptc.runtime.memory.liveness` merges them): two buffers at the same offset would say the same with
+more to search.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +13,44 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from memoptc.ir.diagnostics import InputError, InternalError
+from memoptc.runtime.memory.exact import Answer, Exact
 from memoptc.runtime.memory.overlap import Overlaps
 from memoptc.runtime.memory.placement import Failed, by_time, first_fit, lowest_first
 from memoptc.runtime.memory.plan import Plan, check
 from memoptc.runtime.memory.problem import Buffer, Problem
 
 EFFORT = 3_000_000
-"""Looks at a neighbour that `allocate` may spend, by default: a third of a second."""
+"""Looks at a neighbour that `allocate` may spend on every kind of search, by default: about a second of Python."""
+
+PERSISTENCE = 100
+"""How many times that effort it is worth to meet a capacity: two minutes of Python, two seconds of compiled code."""
 
 MOST_PAIRS = 8_000_000
 """With more overlapping pairs only placements that need no table of them are tried."""
 
 
 def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
-    """Place all buffers in as few bytes as the portfolio and the search find; stop at the floor.
+    """Place all buffers in as few bytes as the portfolio and the searches find; stop at the floor.
 
     The portfolio combines three ways to place (first fit, best fit, lowest first) with orders known to do well:
     by size, as TensorFlow Lite does (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
     2020); by the load of the busiest step that a buffer crosses, then by length or area (Moffitt, "MiniMalloc",
-    2023); by time, as a heap would at run time. The search that follows starts from the best placement's offsets as
+    2023); by time, as a heap would at run time.
+
+    If the problem has a capacity and nothing fits it yet, the exact search (`memoptc.runtime.memory.exact`) is asked
+    for just that, with PERSISTENCE times the effort. Else a local search starts from the best placement's offsets as
     order, demands one byte less, and moves whatever then does not fit to an earlier place. First fit in order of
     offsets never needs more than the placement the offsets come from: by induction every buffer finds its old place
-    free or a lower one. So each accepted step is an improvement.
+    free or a lower one. So each accepted step is an improvement. Last, the exact search asks for the floor, and for
+    capacities between it and the best placement.
 
     Effort is counted in neighbours looked at, not in seconds: the same problem gives the same plan anywhere.
 
     Args:
         problem: Buffers, with their fixed offsets, if any. Its capacity is not enforced here, only aimed at: what
             fits it is still made smaller as far as the effort goes.
-        effort: How many neighbours may be looked at.
-        seed: Of the search.
+        effort: How many neighbours each of the searches may look at.
+        seed: Of the local search.
 
     Returns:
         A checked plan: floor <= arena <= naive sum.
@@ -53,7 +67,7 @@ def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
             break
         portfolio.offer(name, place())
     if not portfolio.done and portfolio.overlaps.pairs <= MOST_PAIRS:
-        portfolio.search(random.Random(seed))
+        portfolio.search(effort, random.Random(seed))
     plan = Plan(Problem(problem.buffers), tuple(portfolio.offsets), portfolio.algorithm)
     check(plan)
     return plan
@@ -63,6 +77,7 @@ class _Portfolio:
     """The best placement so far, and what effort is left."""
 
     def __init__(self, problem: Problem, effort: int) -> None:
+        self.problem = problem
         self.buffers = problem.buffers
         self.floor = problem.floor
         self.overlaps = Overlaps(problem)
@@ -103,7 +118,24 @@ class _Portfolio:
             yield "heap", partial(by_time, self.buffers)
             yield "heap backwards", partial(by_time, self.buffers, backwards=True)
 
-    def search(self, rng: random.Random) -> None:
+    def search(self, effort: int, rng: random.Random) -> None:
+        """Meet the capacity, if there is one; then come as near to the floor as the effort allows."""
+        effort = min(effort, _LONGEST * self.cost)
+        exact = Exact(self.problem)
+        capacity = self.problem.capacity
+        if capacity is not None and self.floor <= capacity < self.arena:
+            self.accept("exact search", exact.decide(capacity, effort * PERSISTENCE))
+        if self.algorithm != "exact search":
+            self.local_search(rng)
+        if not self.done:
+            self.accept("exact search", exact.improve(self.offsets, effort))
+
+    def accept(self, name: str, answer: Answer) -> None:
+        """Take the offsets of an answer that has some."""
+        if answer.offsets is not None:
+            self.offer(name, answer.offsets)
+
+    def local_search(self, rng: random.Random) -> None:
         """Ask for one byte less; what does not fit moves to an earlier place in the order."""
         order = self._by_offset()
         failures = 0
@@ -129,6 +161,9 @@ class _Portfolio:
 
 _PATIENCE = 40
 """Failed steps of the search after which it starts again from the best order."""
+
+_LONGEST = 1_000
+"""The exact search looks at most as often as placing everything so many times would: few buffers need less effort."""
 
 _SURRENDER = 800
 """Failed steps in a row after which the search ends."""

@@ -31,7 +31,7 @@ def overlapping(plan: Plan) -> set[tuple[str, str]]:
 
 @given(problems(alignments=(1, 3, 4, 64)))
 def test_floor_arena_sum(problem: Problem) -> None:
-    plan = allocate(problem)
+    plan = allocate(problem, effort=50_000)
     assert not overlapping(plan)
     assert all(o % b.alignment == 0 for o, b in zip(plan.offsets, problem.buffers, strict=True))
     assert plan.floor <= plan.arena_bytes <= plan.naive_sum
