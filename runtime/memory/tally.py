@@ -57,6 +57,11 @@ class Tally:
         """Most bytes alive at once so far."""
 
     @property
+    def end_bytes(self) -> int:
+        """Bytes of copied outputs: no order has a smaller peak."""
+        return self._copies
+
+    @property
     def order(self) -> list[Op]:
         """The ops run so far."""
         return [self.ops[index] for index, _, _ in self._log]
