@@ -55,6 +55,17 @@ class Tally:
         """Bytes alive between the last op run and the next one."""
         self.peak: int = self.live + (0 if self.ops else self._copies)
         """Most bytes alive at once so far."""
+        self._start = (self.live, self.peak)
+
+    def reset(self) -> None:
+        """Take all ops back."""
+        self._left = [g.users for g in self._layout.groups]
+        self._log.clear()
+        self.live, self.peak = self._start
+
+    def inner_bytes(self, index: int) -> int:
+        """Bytes that an op needs during its own step besides operands and results."""
+        return self._inner[index]
 
     @property
     def end_bytes(self) -> int:
