@@ -135,7 +135,6 @@ def compile_file(
     refuse_overwriting(output, [source])
     with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch, staging(output) as folder:
         result = _compile(source, asked, Path(scratch), folder / output.name)
-        result.contract.save(contract_path(folder / output.name))
         worst = result.report.verification.get("worst_sample")
         if worst:
             kept = output.with_name(f"{output.stem}.worst.npz")
@@ -176,13 +175,17 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
     graph.info.metadata.update(steps.provenance(report, compiled.plan))
     options.progress("writing", 0.6)
     files = write_into(graph, output)
+    if options.pack_weights:
+        files = steps.pack_weights(output, files, scratch)
     steps.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
     if compiled.plan is not None:
+        report.candidate.plan = compiled.plan
         report.candidate.arena_bytes = compiled.plan.arena_bytes
 
     options.progress("verifying", 0.65)
     _prove(source, output, options, data, report, scratch)
     contract = steps.contract(output, compiled, options, data, report)
+    contract.save(contract_path(output))
     if options.measure:
         options.progress("measuring", 0.8)
         steps.measure(source.path, output, options, data, report)

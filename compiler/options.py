@@ -34,6 +34,8 @@ class Options:
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         freeze: Extents that become part of the model.
         freeze_runtime: Make onnxruntime's own optimization part of the model, so that it runs in our order.
+        pack_weights: Write weights beside the model in the layouts of this machine's kernels, so that loading maps
+            them; with `freeze_runtime`, and when compiling to a file.
         passes: Pipeline to run instead of the level's.
         verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
         measure: Measure memory and latency of both models in fresh processes.
@@ -55,6 +57,7 @@ class Options:
     dims: Mapping[str, int] = field(default_factory=dict)
     freeze: Mapping[str, int] = field(default_factory=dict)
     freeze_runtime: bool = False
+    pack_weights: bool = False
     passes: str | None = None
     verify: str = "fast"
     measure: bool = False
@@ -72,6 +75,10 @@ class Options:
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
         if self.target not in TARGETS:
             raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+        if self.pack_weights and not self.freeze_runtime:
+            raise InputError(
+                "Weights are packed for a graph that onnxruntime runs as it is.", hint="Add --freeze-runtime."
+            )
         if self.verify not in VERIFY_MODES:
             raise InputError(f"verify={self.verify!r} is unknown.", hint=f"Use {', '.join(VERIFY_MODES)}.")
         for name, extent in (*self.dims.items(), *self.freeze.items()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,8 +32,10 @@ from memoptc.report import Curve, Report, Side
 from memoptc.runtime.contract import FRUGAL, Contract, make_contract
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.freeze import write_packed
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.judge import Judge
+from memoptc.runtime.measure import InSession
 from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.liveness import liveness, peak
@@ -40,6 +43,9 @@ from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.source import Source
+
+_LISTED = 12
+"""Tensors that a report names at the peak."""
 
 EXACT_LEVEL = 1
 """Up to this level no output bit may change."""
@@ -171,6 +177,7 @@ def _fix_defaults(graph: Graph) -> None:
 def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int], report: Report) -> None:
     """Fill in one side of the report from the graph alone."""
     found = peak(graph, dims)
+    side.alive = [{"name": name, "bytes": count} for name, count in found.alive[:_LISTED]]
     side.file_bytes = file_bytes
     side.weight_bytes = weight_bytes(graph)
     side.nodes = count_nodes(graph)
@@ -186,7 +193,8 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
     """Plan the original, too, so that arenas can be compared."""
-    side.arena_bytes = allocate(liveness(graph, dims).problem).arena_bytes
+    side.plan = allocate(liveness(graph, dims).problem)
+    side.arena_bytes = side.plan.arena_bytes
 
 
 def pipeline(options: Options, calibrated: bool) -> Pipeline:
@@ -356,6 +364,18 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) 
     return "" if found.pass_ is None else str(found)
 
 
+def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:
+    """Write a model anew with packed weights; give its files."""
+    packed = scratch / "packed" / output.name
+    packed.parent.mkdir()
+    data = write_packed(output, packed)
+    for file in files:
+        file.unlink()
+    for file in (packed, data):
+        shutil.move(file, output.parent / file.name)
+    return [output, output.parent / data.name]
+
+
 def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs, report: Report) -> Contract:
     """Say how the candidate is to be run; with `options.measure` what a run allocates is recorded."""
     frugal = replace(FRUGAL, threads=options.jobs or 0)
@@ -376,3 +396,10 @@ def measure(original: Path, candidate: Path, options: Options, data: Inputs, rep
     run = RunOptions(threads=options.jobs or 0)
     before, after = measure_models([original, candidate], data.feed, options=run)
     report.control.measured, report.candidate.measured = before.to_json(), after.to_json()
+    report.candidate.session = {}
+    for tier in ("arena", "planned"):
+        try:
+            (found,) = measure_models([candidate], data.feed, options=InSession(tier), seconds=1.0)
+        except InputError:
+            continue  # what runs there are tensors, and only where the C interface can be used
+        report.candidate.session[tier] = found.to_json()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,12 @@ class _Reader:
         self._data_sizes: dict[str, int] = {}
 
     def read(self, digest: str) -> Graph:
+        with warnings.catch_warnings():
+            # Weights may lie beside the file a second time, in a kernel's own layout: onnxruntime writes and reads it.
+            warnings.filterwarnings("ignore", "Ignoring unknown external data key", UserWarning)
+            return self._read(digest)
+
+    def _read(self, digest: str) -> Graph:
         model = self.model
         info = ModelInfo(
             ir_version=model.ir_version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
@@ -68,7 +69,28 @@ def write_packed(model: str | os.PathLike[str], output: Path) -> Path:
     }
     options = session_options({"graph_optimization_level": "ORT_DISABLE_ALL", "log_severity_level": 4}, config)
     _save(model, output, options, ())
+    _restore_order(Path(model), output)
     return data
+
+
+def _restore_order(original: Path, written: Path) -> None:
+    """Nodes come out in onnxruntime's own order: bring them back into the file's."""
+    rank = {n: i for i, n in enumerate(_first_outputs(onnx.load(original, load_external_data=False)))}
+    model = onnx.load(written, load_external_data=False)
+    if not set(_first_outputs(model)) <= rank.keys():
+        return  # nodes were added, and where they belong is not known; onnxruntime's order is a valid one
+    nodes = sorted(model.graph.node, key=lambda node: rank[_key(node)])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    written.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _first_outputs(model: onnx.ModelProto) -> list[str]:
+    return [_key(node) for node in model.graph.node]
+
+
+def _key(node: onnx.NodeProto) -> str:
+    return next((name for name in node.output if name), node.name)
 
 
 def _save(model: str | os.PathLike[str], output: Path, options: ort.SessionOptions, disabled: tuple[str, ...]) -> None:

@@ -27,6 +27,11 @@ from memoptc.levels import TARGETS
 @click.option(
     "--freeze-runtime", is_flag=True, help="Make onnxruntime's own optimization part of the model; keeps our order."
 )
+@click.option(
+    "--pack-weights",
+    is_flag=True,
+    help="With --freeze-runtime: weights beside the model, laid out for this machine, mapped when loading.",
+)
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's; see `memoptc passes`.")
 @click.option(
     "--verify",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memoptc.runtime.memory.plan import Plan
+
 SCHEMA_VERSION = 1
 
 
@@ -35,7 +37,10 @@ class Side:
         floor_bytes: What no placement can go below, for that order.
         arena_bytes: Size of the planned arena.
         measured: What a fresh process needed (`load_peak_bytes`, `run_peak_bytes`, `latency_ms`, ...).
+        session: The same in `memoptc.runtime.Session`, by tier; `None` when not measured.
+        alive: What is alive at the planned peak, largest first: names and bytes.
         curve: Planned bytes over the run.
+        plan: The planned arena, for pictures; not part of the JSON form.
     """
 
     file_bytes: int = 0
@@ -45,11 +50,14 @@ class Side:
     floor_bytes: int | None = None
     arena_bytes: int | None = None
     measured: dict[str, Any] | None = None
+    session: dict[str, dict[str, Any]] | None = None
+    alive: list[dict[str, Any]] = field(default_factory=list)
     curve: Curve | None = None
+    plan: Plan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the JSON form."""
-        found = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "curve"}
+        found = {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in ("curve", "plan")}
         found["curve"] = None if self.curve is None else vars(self.curve)
         return found
 

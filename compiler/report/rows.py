@@ -48,7 +48,11 @@ def before_after(report: Report) -> list[Row]:
         rows += [
             _measured("loading, measured peak", control, candidate, "load_peak_bytes", size),
             _measured("run, measured peak", control, candidate, "run_peak_bytes", size),
+            _row("loaded and running, measured peak", _process(control.measured), _process(candidate.measured), size),
         ]
+        for tier, found in (candidate.session or {}).items():
+            before = control.measured["run_peak_bytes"]
+            rows.append(_row(f"run in Session, {tier}, measured peak", before, found["run_peak_bytes"], size))
         for key in ("p50", "p95"):
             a, b = (side.measured["latency_ms"][key] for side in (control, candidate) if side.measured)
             rows.append(_row(f"latency {key}", a, b, _milliseconds))
@@ -59,6 +63,13 @@ def before_after(report: Report) -> list[Row]:
         name = f"{report.accuracy['metric']}, {report.accuracy['samples']} samples"
         rows.append(_row(name, a, b, lambda v: f"{v:.4f}", more_is_better=True))
     return rows
+
+
+def _process(measured: dict[str, Any]) -> int | None:
+    """Most bytes of the whole process over one that has loaded nothing: mapped weights come in as they are read."""
+    if measured.get("loaded_bytes") is None:
+        return None
+    return int(max(measured["load_peak_bytes"], measured["loaded_bytes"] + measured["run_peak_bytes"]))
 
 
 def _measured(what: str, control: Side, candidate: Side, key: str, text: Any) -> Row:

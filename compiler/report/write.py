@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.report.chart import memory_chart
 from memoptc.report.model import Report
 from memoptc.report.rows import before_after, size, verdict
+from memoptc.runtime.memory.render import arena_map
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +72,27 @@ def write_report(report: Report, path: str | Path) -> None:
     atomic_write(path, FORMS[path.suffix](report).encode("utf-8"))
 
 
+_DRAWN = 1200
+"""Buffers of one arena that a page draws: more make it slow, and larger than 2 MB."""
+
+
+def _maps(report: Report) -> list[tuple[str, str]]:
+    """The arenas as SVG, before and after, to one scale."""
+    sides = [("before", report.control), ("after", report.candidate)]
+    top = max((s.plan.arena_bytes for _, s in sides if s.plan is not None), default=0)
+    return [
+        (name, arena_map(s.plan, "", s.curve.labels if s.curve else (), most=_DRAWN, top=top))
+        for name, s in sides
+        if s.plan is not None and s.plan.offsets
+    ]
+
+
+def _savings(report: Report) -> list[int | None]:
+    """Bytes of planned peak that each pass saved."""
+    peaks = [report.control.planned_peak_bytes, *(p.planned_peak_bytes for p in report.passes)]
+    return [None if a is None or b is None else a - b for a, b in pairwise(peaks)]
+
+
 def _render(template: str, report: Report) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("memoptc.report", "."),
@@ -85,5 +108,7 @@ def _render(template: str, report: Report) -> str:
         rows=before_after(report),
         verdict=verdict(report),
         chart=memory_chart(report.control.curve, report.candidate.curve),
+        maps=_maps(report),
+        savings=_savings(report),
         version=__version__,
     )

@@ -76,9 +76,17 @@ def to_svg(plan: Plan, title: str = "", labels: Sequence[str] = ()) -> str:
     )
 
 
-def arena_map(plan: Plan, title: str = "", labels: Sequence[str] = ()) -> str:
-    """Give the content of the picture, for an SVG element of 960 x 420 units. Arguments as `to_svg`."""
-    buffers, top = plan.problem.buffers, plan.arena_bytes or 1
+def arena_map(plan: Plan, title: str = "", labels: Sequence[str] = (), *, most: int = MOST, top: int = 0) -> str:
+    """Give the content of the picture, for an SVG element of 960 x 420 units.
+
+    Args:
+        plan: The plan.
+        title: Above the picture.
+        labels: What runs at each step.
+        most: Buffers drawn one by one.
+        top: Bytes that the height stands for; the arena's own when smaller.
+    """
+    buffers, top = plan.problem.buffers, max(plan.arena_bytes, top, 1)
     steps = max((b.last for b in buffers), default=0) + 1
     wide, high = _WIDTH - _LEFT - 10, _HEIGHT - _TOP - _BOTTOM
     parts = [f'<text x="{_LEFT}" y="20" class="t">{escape(title)}</text>'] if title else []
@@ -86,7 +94,7 @@ def arena_map(plan: Plan, title: str = "", labels: Sequence[str] = ()) -> str:
         y = _TOP + high * (1 - share)
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_human(top * share)}</text>')
     order = sorted(range(len(buffers)), key=lambda i: -buffers[i].size * (buffers[i].last - buffers[i].first + 1))
-    for index in order[:MOST]:
+    for index in order[:most]:
         b, offset = buffers[index], plan.offsets[index]
         x, width = _LEFT + wide * b.first / steps, wide * (b.last - b.first + 1) / steps
         y, height = _TOP + high * (1 - (offset + b.size) / top), high * b.size / top
@@ -98,7 +106,7 @@ def arena_map(plan: Plan, title: str = "", labels: Sequence[str] = ()) -> str:
             f'fill="{_COLORS[index % len(_COLORS)]}"><title>{escape(b.name)}: {b.size} bytes at {offset}, '
             f"{escape(span)}</title></rect>"
         )
-    dropped = len(buffers) - len(order[:MOST])
+    dropped = len(buffers) - len(order[:most])
     note = f"; the {dropped} smallest are not drawn" if dropped else ""
     parts.append(
         f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{len(buffers)} buffers over {steps} steps, {plan.arena_bytes} bytes, '
