@@ -1,0 +1,64 @@
+"""freeze-runtime: onnxruntime's own optimization becomes part of the model, its order and plan hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from memoptc.api import compile_file
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.contract import contract_path, load_contract
+from memoptc.runtime.executed import executed_order, first_difference
+from memoptc.runtime.session import Session
+
+MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
+CNN = MODELS / "digits_cnn.onnx"
+
+
+def feed(batch: int) -> dict[str, np.ndarray]:
+    """Made-up pictures."""
+    return {"image": np.random.default_rng(0).random((batch, 1, 8, 8), np.float32)}
+
+
+def test_a_frozen_model_runs_in_the_files_order(tmp_path: Path) -> None:
+    out = tmp_path / "frozen.onnx"
+    result = compile_file(CNN, out, level=1, freeze_runtime=True)
+    assert "freeze-runtime" in result.report.options["passes"]
+    assert {n.domain for n in onnx.load(out).graph.node} & {"com.microsoft"}
+    contract = load_contract(contract_path(out))
+    assert contract is not None
+    assert (contract.options.optimize, contract.options.file_order) == (False, True)
+    assert first_difference(out, executed_order(out, feed(4), contract.options)) == ""
+    session = Session(out, threads=1)
+    expected = Session(CNN, memory="stock", threads=1).run(None, feed(4))
+    assert np.allclose(session.run(None, feed(4))[0], expected[0], atol=1e-4)
+
+
+def test_weights_that_stay_are_not_written_twice(tmp_path: Path) -> None:
+    plain = compile_file(CNN, tmp_path / "plain.onnx", level=1)
+    frozen = compile_file(CNN, tmp_path / "frozen.onnx", level=1, freeze_runtime=True)
+    assert frozen.report.candidate.weight_bytes <= plain.report.candidate.weight_bytes * 1.01
+
+
+def test_packed_weights_give_the_same_bits_and_keep_the_order(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.onnx", tmp_path / "packed.onnx"
+    compile_file(CNN, plain, level=1, freeze_runtime=True)
+    compile_file(CNN, packed, level=1, freeze_runtime=True, pack_weights=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "packed.onnx", "packed.onnx.data", "packed.session.json", "plain.onnx", "plain.session.json",
+    ]  # fmt: skip
+    outputs = [[n.output[0] for n in onnx.load(p, load_external_data=False).graph.node] for p in (plain, packed)]
+    assert outputs[0] == outputs[1]
+    a, b = (Session(p, threads=1).run(None, feed(4)) for p in (plain, packed))
+    assert a[0].tobytes() == b[0].tobytes()
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="packed"):
+        compile_file(CNN, tmp_path / "x.onnx", pack_weights=True)
+    with pytest.raises(InputError, match="no level 'most'"):
+        compile_file(CNN, tmp_path / "x.onnx", passes='freeze-runtime{level="most"}')
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,106 @@
+"""The HTML report as a browser sees it: it renders, logs nothing, and nothing leaves the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from memoptc.api import compile_file
+from memoptc.report.write import render_html, schema
+
+MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+QUIET = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--no-first-run", "--disable-sync", "--disable-default-apps", "--disable-extensions", "--metrics-recording-only",
+    "--no-pings", "--disable-features=OptimizationHints,MediaRouter",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of a real compile, measured."""
+    folder = tmp_path_factory.mktemp("page")
+    result = compile_file(MODELS / "digits_cnn.onnx", folder / "out.onnx", level=2, measure=True)
+    return result.report
+
+
+def test_the_page_is_one_file_and_small(report: Any) -> None:
+    page = render_html(report)
+    assert len(page.encode()) < 2_000_000
+    assert re.findall(r"""(?:src|href|url\()\s*=?\s*["']?(?!#)[^"'#\s>)]+""", page) == []
+    assert page.count("<svg") == 3
+    for heading in ("Planned activation memory over one run", "Arena: addresses", "What makes the peak", "Passes"):
+        assert heading in page
+
+
+def test_the_json_form_has_what_the_schema_says(report: Any) -> None:
+    data = json.loads(json.dumps(report.to_json()))
+    jsonschema.validate(data, schema())
+    assert set(data["candidate"]["session"]) <= {"arena", "planned"}
+    assert data["candidate"]["alive"][0]["bytes"] > 0
+
+
+def test_a_page_of_a_large_plan_stays_small(report: Any) -> None:
+    from memoptc.runtime.memory.plan import Plan
+    from memoptc.runtime.memory.problem import Buffer, Problem
+
+    buffers = tuple(Buffer(f"a buffer with rather a long name {i}", 64, i, i + 40, 64) for i in range(20_000))
+    kept = report.candidate.plan
+    report.candidate.plan = Plan(Problem(buffers), tuple(64 * (i % 41) for i in range(20_000)), "made up")
+    try:
+        page = render_html(report)
+    finally:
+        report.candidate.plan = kept
+    assert len(page.encode()) < 2_000_000
+    assert "the 18800 smallest are not drawn" in page
+
+
+def browse(html: str, folder: Path) -> tuple[str, list[str], set[str]]:
+    """Open a page; give its DOM, what it logs, and what it asks of the network.
+
+    The browser has requests of its own (updates, time); those that a page causes name its origin as initiator.
+    """
+    page, log = folder / "page.html", folder / "net.json"
+    page.write_text(html, encoding="utf-8")
+    run = subprocess.run(
+        [
+            CHROMIUM, *QUIET, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}",
+            "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-1000:]
+    logged = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    asked = set()
+    for event in json.loads(log.read_text(encoding="utf-8", errors="replace"))["events"]:
+        params = event.get("params", {})
+        if "initiator" in params and params["initiator"] != "not an origin":
+            asked.add(str(params.get("url", "")))
+    return run.stdout, logged, {url for url in asked if not url.startswith(("file:", "data:"))}
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_the_page_renders_and_asks_for_nothing(report: Any, tmp_path: Path) -> None:
+    dom, logged, asked = browse(render_html(report), tmp_path)
+    assert "Arena: addresses over the run" in dom
+    assert dom.rstrip().endswith("</html>")
+    assert (logged, asked) == ([], set())
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_a_page_that_asks_for_something_is_noticed(tmp_path: Path) -> None:
+    """The check above can fail."""
+    bad = '<html><body><img src="http://example.invalid/x.png"><script>console.error("no")</script></body></html>'
+    _, logged, asked = browse(bad, tmp_path)
+    assert any("no" in line for line in logged)
+    assert asked == {"http://example.invalid/x.png"}
