@@ -6,9 +6,11 @@ import csv
 import json
 import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 from xml.etree import ElementTree
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -59,6 +61,8 @@ def test_plan_in_every_form(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     out = capsys.readouterr().out
     assert "above the floor" in out
     data = json.loads(files[0].read_text())
+    schema = json.loads(resources.files("memoptc.runtime.memory").joinpath("plan.schema.json").read_text("utf-8"))
+    jsonschema.validate(data, schema)
     assert data["version"] == 1
     assert data["dims"]["batch"] == 8
     with files[1].open() as file:
