@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from memoptc.ir.diagnostics import BudgetError, InputError
+from memoptc.ir.diagnostics import BudgetError, InputError, MemoptcError
 from memoptc.runtime.contract import Contract, arena_entries, contract_path, load_contract
 from memoptc.runtime.evaluate import Feed, RunOptions, clean_message
 from memoptc.runtime.memory.allocate import allocate
@@ -245,9 +245,28 @@ class _Stock:
 
 
 def _register_arena(size: int, limit: int) -> None:
-    """The environment has one arena per device; a session keeps the one that was there when it was made."""
+    """The environment has one arena per device; a session keeps the one that was there when it was made.
+
+    Older versions of onnxruntime (1.20) take one per process: later sessions share it, and cannot have a limit of
+    their own.
+    """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena_entries(size, limit)))
+    try:
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena_entries(size, limit)))
+    except RuntimeError as error:
+        if "already been registered" not in str(error):
+            raise
+        if limit or _limits:
+            raise InputError(
+                f"onnxruntime {ort.__version__} has one arena for all sessions of a process, so none can have a limit.",
+                hint="Use memory='planned', one session per process, or a newer onnxruntime.",
+            ) from None
+    else:
+        _limits.extend([limit] if limit else [])
+
+
+_limits: list[int] = []
+"""Limits of arenas that were registered: where there is one arena, nobody else may use one with a limit."""
 
 
 @dataclass
@@ -436,6 +455,8 @@ def _trim() -> None:
 def _translated(limit: int | None) -> Iterator[None]:
     try:
         yield
+    except MemoptcError:
+        raise
     except Exception as error:
         if limit is not None and "memory" in str(error).lower():
             raise MemoryLimit(

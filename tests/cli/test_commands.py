@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import jsonschema
 import numpy as np
 import pytest
+from native_models import version
 
 from memoptc.cli.main import main
 from memoptc.runtime.contract import contract_path
@@ -105,6 +106,7 @@ def test_run_gives_the_same_outputs_in_every_way(capsys: pytest.CaptureFixture[s
     assert "guard zones are untouched" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(version() < (1, 23), reason="this onnxruntime has one arena per process")
 def test_what_cannot_be_is_refused_with_a_way_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     limit = ["--memory-limit", "64KiB", "--dim", "batch=4096"]
     for arguments, code, words in [
