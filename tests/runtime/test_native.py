@@ -12,6 +12,7 @@ from native_models import model, usable
 from onnx import TensorProto, helper
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.types import DType
 from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.native.allocator import Block, Script, Trace
@@ -136,7 +137,7 @@ DTYPES = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 3)], ids=str)
 def test_every_element_type_passes(dtype: type, shape: tuple[int, ...]) -> None:
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    kind = int(DType.from_numpy(np.dtype(dtype)))
     node = [helper.make_node("Identity", ["x"], ["y"])]
     data = model(node, {"x": (kind, list(shape))}, {"y": (kind, list(shape))}, opset=19)
     try:

@@ -176,7 +176,7 @@ def test_the_worst_sample_is_kept(tmp_path: Path) -> None:
     assert set(kept) == {"input/x", "original/y", "candidate/y"}
     gap = np.abs(kept["original/y"] - kept["candidate/y"]).max()
     assert any(np.array_equal(kept["input/x"], feed["x"]) for feed in feeds)
-    assert 0 < gap <= found.max_error  # type: ignore[operator]
+    assert 0 < gap <= found.max_error * (1 + 1e-6)  # type: ignore[operator]
     assert verify(model, model, data=feeds, keep=tmp_path / "none.npz").worst_sample is None
 
 
