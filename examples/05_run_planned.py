@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memoptc.runtime.session import MemoryLimit, Session
+from memoptc.runtime import MemoryLimit, Session
 
 MODEL = Path(__file__).parent / "models" / "digits_cnn.onnx"
 

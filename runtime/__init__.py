@@ -1,1 +1,28 @@
-"""What runs and measures models: evaluation, verification, calibration, memory and time."""
+"""What runs and measures models: planned runs, evaluation, verification, calibration, memory and time.
+
+`memoptc.runtime.Session` is a drop-in for `onnxruntime.InferenceSession` that keeps memory small.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "Contract": "memoptc.runtime.contract",
+    "MemoryLimit": "memoptc.runtime.session",
+    "PlanLeft": "memoptc.runtime.session",
+    "Session": "memoptc.runtime.session",
+}
+
+__all__ = ["Contract", "MemoryLimit", "PlanLeft", "Session"]
+
+if TYPE_CHECKING:
+    from memoptc.runtime.contract import Contract
+    from memoptc.runtime.session import MemoryLimit, PlanLeft, Session
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'memoptc.runtime' has no attribute {name!r}")

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from memoptc.ir.core import Graph, ModelInfo, Op, Value, clone_op
 from memoptc.ir.diagnostics import InputError, InternalError
-from memoptc.ir.dims import Sym
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.types import DType, TensorType, Type
 from memoptc.runtime.evaluate import Evaluator, Feed, RunOptions
 from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import Liveness, label, liveness
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
@@ -78,14 +78,7 @@ def run_in_arena(graph: Graph, feed: Feed, *, plan: Plan | None = None) -> tuple
 
 def arena_problem(graph: Graph, feed: Feed) -> tuple[Liveness, Problem]:
     """Give what a run keeps alive, and its buffers with a guard zone behind each."""
-    dims: dict[str, int] = {}
-    for value in graph.inputs:
-        shape = getattr(feed.get(value.name), "shape", None)
-        if shape is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
-            for dim, extent in zip(value.type.shape, shape, strict=False):
-                if isinstance(dim, Sym) and dim.name is not None:
-                    dims.setdefault(dim.name, int(extent))
-    found = liveness(graph, dims, workspace=no_workspace, fused=False)
+    found = liveness(graph, bind_shapes(graph, feed), workspace=no_workspace, fused=False)
     buffers = [
         Buffer(f"{i}:{s.name}", s.size + GUARD, s.first, s.last, found.alignment) for i, s in enumerate(found.storages)
     ]

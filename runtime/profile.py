@@ -10,17 +10,21 @@ from typing import Any
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.dims import Dim, Sym
-from memoptc.ir.types import TensorType
+from memoptc.ir.dims import Dim
 from memoptc.runtime.contract import FRUGAL
 from memoptc.runtime.evaluate import Evaluator, Feed, RunOptions
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.measure import measure
-from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.extents import bind_shapes, extents
 from memoptc.runtime.memory.footprint import footprint
 from memoptc.runtime.memory.liveness import Liveness, Storage, label, liveness
 from memoptc.runtime.memory.workspace import kernel_workspace
 from memoptc.runtime.native.session import NativeSession
+
+__all__ = [
+    "AS_PLANNED", "Alive", "Profile", "Recorded", "access_pattern", "bind_shapes", "likely_extents", "make_feed",
+    "profile", "record",
+]  # fmt: skip
 
 AS_PLANNED = replace(FRUGAL, optimize=False, file_order=True, threads=1)
 """How the memory model sees a run: the graph as it is written, in its order, on one thread."""
@@ -242,15 +246,3 @@ def make_feed(graph: Graph, model: str | os.PathLike[str], dims: Mapping[str, in
     """
     original = Evaluator(os.fspath(model), RunOptions(), label="the model")
     return find_feeds(graph, original, count=1, dims=dims)[0].feed
-
-
-def bind_shapes(graph: Graph, feed: Feed) -> dict[str, int]:
-    """Read the extents of symbolic dimensions off the inputs."""
-    dims: dict[str, int] = {}
-    for value in graph.inputs:
-        shape = getattr(feed.get(value.name), "shape", None)
-        if shape is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
-            for dim, extent in zip(value.type.shape, shape, strict=False):
-                if isinstance(dim, Sym) and dim.name is not None:
-                    dims.setdefault(dim.name, int(extent))
-    return dims

@@ -7,6 +7,7 @@ may be 1; so may what a Slice or a Resize leaves. Once the inputs' extents are n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.dims import Sym, free_symbols
@@ -31,6 +32,23 @@ def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
     if key not in known:
         known[key] = _complete(graph, dims)
     return dict(known[key])
+
+
+def bind_shapes(graph: Graph, feed: Mapping[str, Any]) -> dict[str, int]:
+    """Read the extents of symbolic dimensions off the inputs.
+
+    Args:
+        graph: A top graph.
+        feed: Input name -> value; what has no shape is left out.
+    """
+    dims: dict[str, int] = {}
+    for value in graph.inputs:
+        shape = getattr(feed.get(value.name), "shape", None)
+        if shape is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
+            for dim, extent in zip(value.type.shape, shape, strict=False):
+                if isinstance(dim, Sym) and dim.name is not None:
+                    dims.setdefault(dim.name, int(extent))
+    return dims
 
 
 class _Completions(dict[frozenset[tuple[str, int]], dict[str, int]]):

@@ -23,8 +23,6 @@ from memoptc.runtime.native.layout import set_hidden
 _registration = threading.Lock()
 """The environment has one place for an allocator: register, make the session, unregister."""
 
-_LEVELS = {True: 99, False: 0}
-
 
 @dataclass(frozen=True)
 class Port:
@@ -48,7 +46,6 @@ class NativeSession:
         model: Path or serialized bytes.
         options: How to run it. `arena` is ignored: allocations go to an allocator of ours.
         folder: Where external data of serialized bytes lies.
-        level: onnxruntime's own level (0, 1, 2, 99) in place of `options.optimize`.
 
     Raises:
         Unavailable: the C interface or an option cannot be used here.
@@ -61,7 +58,6 @@ class NativeSession:
         options: RunOptions = STOCK,
         *,
         folder: str | os.PathLike[str] | None = None,
-        level: int | None = None,
     ) -> None:
         a = self._api = api()
         self.allocator = TrackingAllocator()
@@ -70,7 +66,7 @@ class NativeSession:
         native = a.new("CreateSessionOptions")
         try:
             a.SetSessionLogSeverityLevel(native, 4)
-            a.SetSessionGraphOptimizationLevel(native, _LEVELS[options.optimize] if level is None else level)
+            a.SetSessionGraphOptimizationLevel(native, 99 if options.optimize else 0)
             a.SetIntraOpNumThreads(native, options.threads)
             (a.EnableMemPattern if options.mem_pattern else a.DisableMemPattern)(native)
             a.DisableCpuMemArena(native)
