@@ -14,6 +14,7 @@ from rich.table import Table
 
 from memoptc.cli.options import Bindings, common
 from memoptc.cli.show import Progress, result_console
+from memoptc.report.chart import sparkline
 from memoptc.report.rows import size
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
             escape(point.at),
         )
     console.print(table)
+    console.print(f"over the run, up to {size(last.planned_peak_bytes)}:", markup=False)
+    console.print(sparkline(last.found.curve, width=console.width - 2), markup=False)
     table = Table("tensor", "bytes", "share", "made by", "kept for", title="alive at the peak", title_justify="left")
     for item in last.alive[:top]:
         name = f"{item.name}" + (" (workspace)" if item.workspace and "inside" not in item.name else "")

@@ -14,7 +14,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from memoptc.report import Report
-from memoptc.report.rows import before_after, verdict
+from memoptc.report.chart import sparkline
+from memoptc.report.rows import before_after, size, verdict
 
 
 class Progress:
@@ -58,6 +59,7 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
         return
     console = result_console()
     console.print(result_table(report))
+    _print_curves(report, console)
     console.print(verdict(report), soft_wrap=True)
     if verbose:
         console.print(pass_table(report))
@@ -65,6 +67,15 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def _print_curves(report: Report, console: Console) -> None:
+    """Planned bytes over the run, before and after, to one scale."""
+    curves = [(n, s.curve.live_bytes) for n, s in (("before", report.control), ("after", report.candidate)) if s.curve]
+    top = max((max(c, default=0) for _, c in curves), default=0)
+    if len(curves) == 2 and top:
+        for name, curve in curves:
+            console.print(f"{name:>7} {sparkline(curve, top)} {size(max(curve))}", markup=False, soft_wrap=True)
 
 
 def result_console() -> Console:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.sax.saxutils import escape
 
 from memoptc.report.model import Curve
@@ -67,3 +69,22 @@ def _area(series: _Series, top: int) -> str:
         f'<circle cx="{x:.1f}" cy="{_y(live[peak_at], top)}" r="4" fill="{series.color}">'
         f"<title>{series.name}: peak {size(live[peak_at])} at {label}</title></circle>"
     )
+
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def sparkline(curve: Sequence[int], top: int | None = None, width: int = 64) -> str:
+    """Draw a curve in one line of text, each column the peak of the steps that it stands for.
+
+    Args:
+        curve: Bytes alive during each step.
+        top: What the full height stands for; the curve's own peak when not given.
+        width: Columns at most.
+    """
+    top = max(curve, default=0) if top is None else top
+    columns = min(width, len(curve))
+    edges = [len(curve) * i // columns for i in range(columns + 1)] if columns else []
+    peaks = [max(curve[a:b]) for a, b in pairwise(edges)]
+    # Something alive is always seen: only 0 is a blank.
+    return "".join(_BLOCKS[-(-p * (len(_BLOCKS) - 1) // top)] if top and p else _BLOCKS[0] for p in peaks)

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from memoptc.api import compile_file
+from memoptc.report.chart import sparkline
 from memoptc.report.write import render_html, schema
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
@@ -104,3 +105,12 @@ def test_a_page_that_asks_for_something_is_noticed(tmp_path: Path) -> None:
     _, logged, asked = browse(bad, tmp_path)
     assert any("no" in line for line in logged)
     assert asked == {"http://example.invalid/x.png"}
+
+
+def test_a_curve_in_one_line() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0, 0]) == "  "
+    assert sparkline([0, 1, 50, 100]) == " ▁▄█"
+    assert sparkline([50, 100], top=200) == "▂▄"
+    long = sparkline([1] * 999 + [1000] + [1] * 9000, width=10)
+    assert long == "█" + "▁" * 9

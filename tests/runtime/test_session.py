@@ -80,6 +80,16 @@ def test_several_shapes_keep_several_plans_in_one_block() -> None:
     assert list(plans[50].bound) == ["y"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_hundred_runs_keep_to_the_plan(threads: int) -> None:
+    data = network()
+    expected = Session(data, memory="stock", threads=threads).run(None, feed(40))
+    session = Session(data, memory="planned", threads=threads, strict=True)
+    assert all(same(session.run(None, feed(40)), expected) for _ in range(101))
+    assert session.plans[0].runs == 100
+
+
 def data_dependent() -> bytes:
     """A model whose sizes follow from values: NonZero."""
     nodes = [
