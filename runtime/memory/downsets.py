@@ -169,57 +169,10 @@ class Segment:
         again = True
         while again:
             again = False
-            rest = ready
-            while rest:
-                bit = rest & -rest
-                rest ^= bit
-                op = bit.bit_length() - 1
-                during, change = self._effect(executed, op)
-                if change <= 0 and live + during <= peak:
-                    executed |= bit
-                    live += change
-                    ready = self._advance(executed, ready, op)
-                    ran.append(op)
-                    again = True
-        return executed, ready, live, ran
-
-    def _advance(self, executed: int, ready: int, op: int) -> int:
-        ready &= ~(1 << op)
-        for user in self.after[op]:
-            if self.needs[user] & ~executed == 0 and not executed >> user & 1:
-                ready |= 1 << user
-        return ready
-
-    def _exact(self, floor: int, effort: int) -> tuple[int, list[int] | None]:
-        """Take up sets of executed ops, the one with the lowest peak first, the fullest of these first."""
-        ready = sum(1 << i for i in range(self.count) if not self.needs[i])
-        base = max(self.live, floor)
-        executed, ready, live, ran = self._settle(0, ready, self.live, base)
-        lowest = {executed: base}
-        heap = [(base, -executed.bit_count(), executed, ready, live, _Trail(None, tuple(ran)))]
-        while heap:
-            peak, _, executed, ready, live, trail = heapq.heappop(heap)
-            if peak > lowest[executed]:
-                continue
-            if executed == self.full:
-                return peak, [self.order[i] for i in trail.ops()]
-            if self.looked >= effort:
-                return peak, None
-            rest = ready
-            while rest:
-                bit = rest & -rest
-                rest ^= bit
-                op = bit.bit_length() - 1
-                during, change = self._effect(executed, op)
-                reached = max(peak, live + during)
-                if reached >= self.peak:
-                    continue
-                then = executed | bit
-                then, open_, now, ran = self._settle(then, self._advance(then, ready, op), live + change, reached)
+            for reached, now, then, open_, ran in self._steps(executed, ready, live, peak):
                 if reached < lowest.get(then, self.peak):
                     lowest[then] = reached
-                    entry = (reached, -then.bit_count(), then, open_, now, _Trail(trail, (op, *ran)))
-                    heapq.heappush(heap, entry)
+                    heapq.heappush(heap, (reached, -then.bit_count(), then, open_, now, _Trail(trail, ran)))
         return self.peak, None
 
     def _beam(self, effort: int) -> list[int] | None:
@@ -234,19 +187,9 @@ class Segment:
                     return None
                 if executed == self.full:
                     return [self.order[i] for i in trail.ops()] if peak < self.peak else None
-                rest = ready
-                while rest:
-                    bit = rest & -rest
-                    rest ^= bit
-                    op = bit.bit_length() - 1
-                    during, change = self._effect(executed, op)
-                    reached = max(peak, live + during)
-                    if reached >= self.peak:
-                        continue
-                    then = executed | bit
-                    then, open_, now, ran = self._settle(then, self._advance(then, ready, op), live + change, reached)
+                for reached, now, then, open_, ran in self._steps(executed, ready, live, peak):
                     if then not in following or reached < following[then][0]:
-                        following[then] = (reached, now, then, open_, _Trail(trail, (op, *ran)))
+                        following[then] = (reached, now, then, open_, _Trail(trail, ran))
             level = heapq.nsmallest(_WIDTH, following.values(), key=lambda t: (t[0], t[1], -t[2].bit_count(), t[2]))
         return None
 
