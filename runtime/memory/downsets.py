@@ -157,7 +157,7 @@ class Segment:
     def _facts(self) -> Iterator[tuple[int, int, int, list[int]]]:
         return zip(self.made, self.inner, self.first, self.takes, strict=True)
 
-    def _settle(self, executed: int, ready: int, live: int, peak: int) -> tuple[int, int, int, list[int]]:
+    def _settle(self, executed: int, ready: int, live: int, peak: int) -> tuple[int, int, int, tuple[int, ...]]:
         """Run every ready op that takes nothing: none of them can be wrong.
 
         Let an op fit under the peak so far and leave no more alive than before. In any order that goes on from here,
@@ -169,6 +169,62 @@ class Segment:
         again = True
         while again:
             again = False
+            rest = ready
+            while rest:
+                bit = rest & -rest
+                rest ^= bit
+                op = bit.bit_length() - 1
+                during, change = self._effect(executed, op)
+                if change <= 0 and live + during <= peak:
+                    executed |= bit
+                    live += change
+                    ready = self._advance(executed, ready, op)
+                    ran.append(op)
+                    again = True
+        return executed, ready, live, tuple(ran)
+
+    def _advance(self, executed: int, ready: int, op: int) -> int:
+        ready &= ~(1 << op)
+        for user in self.after[op]:
+            if self.needs[user] & ~executed == 0 and not executed >> user & 1:
+                ready |= 1 << user
+        return ready
+
+    def _steps(
+        self, executed: int, ready: int, live: int, peak: int
+    ) -> Iterator[tuple[int, int, int, int, tuple[int, ...]]]:
+        """Ways to go on from a set that stay below the peak to beat.
+
+        Yields:
+            The peak then, bytes alive, the set, what is ready, and the ops that were run.
+        """
+        rest = ready
+        while rest:
+            bit = rest & -rest
+            rest ^= bit
+            op = bit.bit_length() - 1
+            during, change = self._effect(executed, op)
+            reached = max(peak, live + during)
+            if reached < self.peak:
+                then = executed | bit
+                then, open_, now, ran = self._settle(then, self._advance(then, ready, op), live + change, reached)
+                yield reached, now, then, open_, (op, *ran)
+
+    def _exact(self, floor: int, effort: int) -> tuple[int, list[int] | None]:
+        """Take up sets of executed ops, the one with the lowest peak first, the fullest of these first."""
+        ready = sum(1 << i for i in range(self.count) if not self.needs[i])
+        base = max(self.live, floor)
+        executed, ready, live, ran = self._settle(0, ready, self.live, base)
+        lowest = {executed: base}
+        heap = [(base, -executed.bit_count(), executed, ready, live, _Trail(None, ran))]
+        while heap:
+            peak, _, executed, ready, live, trail = heapq.heappop(heap)
+            if peak > lowest[executed]:
+                continue
+            if executed == self.full:
+                return peak, [self.order[i] for i in trail.ops()]
+            if self.looked >= effort:
+                return peak, None
             for reached, now, then, open_, ran in self._steps(executed, ready, live, peak):
                 if reached < lowest.get(then, self.peak):
                     lowest[then] = reached
@@ -179,7 +235,7 @@ class Segment:
         """Keep the sets with the lowest peaks, of equals those with the fewest bytes alive, level by level."""
         ready = sum(1 << i for i in range(self.count) if not self.needs[i])
         executed, ready, live, ran = self._settle(0, ready, self.live, self.live)
-        level = [(self.live, live, executed, ready, _Trail(None, tuple(ran)))]
+        level = [(self.live, live, executed, ready, _Trail(None, ran))]
         while level and self.looked < effort:
             following: dict[int, tuple[int, int, int, int, _Trail]] = {}
             for peak, live, executed, ready, trail in level:
