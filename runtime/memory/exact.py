@@ -198,6 +198,8 @@ class Group:
             The best offsets found, if any; `fits` tells whether nothing smaller exists above the goal.
         """
         unit, looks, budget = self.unit, 0, self.first_budget
+        if effort < budget:
+            return Answer(None, None, 0)
         best: tuple[int, ...] | None = None
         low = -(-goal // unit) * unit
         while low < arena and self.searchable:
