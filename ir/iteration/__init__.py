@@ -1,0 +1,39 @@
+"""Iteration spaces: which part of each operand a part of an operator's result needs.
+
+An operator's space is a list of axes along which its results can be computed piece by piece. For each, `Axis` says
+where it lies in every result, and `Along` which interval of an operand's axis an interval of it needs: the same one
+for element-wise operators, a wider one for windows (the *halo*), a scaled one where a reshape splits or merges axes.
+An operand without an `Along` is needed whole. An axis that is not listed (a reduction, a softmax's own) cannot be
+cut, and an operator that has no entry has no axes: it is a barrier, never an error.
+
+What makes a piece's operator differ from the whole one is the axis's `form`; `memoptc.passes` has the code that makes
+it. Shapes must be inferred; extents may be symbolic.
+"""
+
+from __future__ import annotations
+
+from memoptc.ir.core import Op
+from memoptc.ir.iteration.axis import Along, Axis, Form
+from memoptc.ir.iteration.elementwise import broadcast_axes
+from memoptc.ir.iteration.products import PRODUCTS
+from memoptc.ir.iteration.shapes import SHAPES
+from memoptc.ir.iteration.windows import WINDOWS
+from memoptc.ir.ops import facts
+
+__all__ = ["Along", "Axis", "Form", "iteration_space"]
+
+_TABLE = PRODUCTS | SHAPES | WINDOWS
+
+
+def iteration_space(op: Op) -> list[Axis]:
+    """Give the axes along which an op's results can be computed piece by piece; none for a barrier.
+
+    Args:
+        op: An op whose operands' and results' types are known.
+    """
+    if op.regions or not op.results or op.op_type in ("const", "absent", "return"):
+        return []
+    found = _TABLE.get(op.key)
+    if found is not None:
+        return found(op)
+    return broadcast_axes(op) if facts(op).elementwise else []

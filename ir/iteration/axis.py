@@ -1,0 +1,122 @@
+"""What an iteration space is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.dims import Dim, same
+from memoptc.ir.types import TensorType
+
+
+class Form(Enum):
+    """How the operator of a piece differs from that of the whole."""
+
+    SAME = "the same attributes"
+    PADS = "attribute pads keeps what lies at the border"
+    SHAPE = "the target shape has the piece's extent"
+    RESIZE = "scaled by a factor, cropped where neighbours were missing"
+    TRANSPOSED = "a transposed convolution, cropped by its pads"
+    PADDED = "Pad, with what lies at the border"
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Where an interval [lo, hi) of an iteration axis lies in an operand.
+
+    The operand's elements [(lo * stride + low) // per, ((hi - 1) * stride + high) // per + 1) are needed, of which
+    those outside the operand are padding.
+
+    Args:
+        axis: The operand's axis.
+        stride: Steps in the operand per step of the axis.
+        per: Divides those steps: as many elements of the result share one of the operand.
+        low: Offset of the window's first element, before the division.
+        high: Offset of the window's last element, before the division.
+    """
+
+    axis: int
+    stride: int = 1
+    per: int = 1
+    low: int = 0
+    high: int = 0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether an element needs exactly the element at the same place."""
+        return self.stride == self.per == 1 and not self.low and not self.high
+
+    def first(self, lo: int) -> int:
+        """First element that an interval from `lo` on needs; negative in the padding."""
+        return (lo * self.stride + self.low) // self.per
+
+    def end(self, hi: int) -> int:
+        """One past the last element that an interval up to `hi` needs."""
+        return ((hi - 1) * self.stride + self.high) // self.per + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis along which an operator can be computed piece by piece.
+
+    Args:
+        results: Per result its axis, or `None` where the result does not have it (it then cannot be cut).
+        operands: Per operand the part it needs; `None` when it is needed whole.
+        form: How the operator of a piece differs.
+        grain: Pieces begin and end at multiples of this (or at the end of the axis).
+        reorders: Whether a piece's sums may be added up in another order than the whole's, because kernels choose
+            by the shape: equal within float noise instead of bit for bit.
+    """
+
+    results: tuple[int | None, ...]
+    operands: tuple[Along | None, ...]
+    form: Form = Form.SAME
+    grain: int = 1
+    reorders: bool = False
+
+
+Space = Callable[[Op], list[Axis]]
+
+
+def shape(value: Value) -> tuple[Dim, ...] | None:
+    """A value's shape, `None` when its rank is not known."""
+    return value.type.shape if isinstance(value.type, TensorType) else None
+
+
+def extents(op: Op, index: int) -> tuple[Dim, ...]:
+    """Shape of operand `index`; () when it is absent or not known."""
+    value = op.input(index)
+    return (shape(value) if value is not None else None) or ()
+
+
+def given(op: Op, results: int | None, *operands: tuple[int, Along], **how: object) -> Axis:
+    """Put an axis together: result 0's axis, and the operands that are cut."""
+    cut = dict(operands)
+    others = (None,) * (len(op.results) - 1)
+    return Axis((results, *others), tuple(cut.get(i) for i in range(len(op.operands))), **how)  # type: ignore[arg-type]
+
+
+def everywhere(op: Op, axis: int) -> Axis:
+    """An axis that every result and operand 0 have at the same place; other operands are needed whole."""
+    operands = (Along(axis), *(None,) * (len(op.operands) - 1))
+    return Axis((axis,) * len(op.results), operands)
+
+
+def spread(op: Op, index: int, place: int, rank: int, extent: Dim) -> Along | bool | None:
+    """Where axis `place` of a broadcast result of rank `rank` lies in operand `index`.
+
+    Returns:
+        Its place; `None` when the operand is repeated along it; `False` when that is not known.
+    """
+    value = op.input(index)
+    if value is None:
+        return None
+    own = shape(value)
+    if own is None:
+        return False
+    axis = place - (rank - len(own))
+    if axis < 0 or own[axis] == 1:
+        return None
+    return Along(axis) if same(own[axis], extent) else False

@@ -1,0 +1,143 @@
+"""Operators that move elements and compute nothing: transposes, reshapes, concatenations, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from memoptc.ir.core import Op
+from memoptc.ir.dims import Dim, KnownDim, same
+from memoptc.ir.iteration.axis import Along, Axis, Form, Space, extents, given, shape
+from memoptc.ir.tensors import ints
+
+
+def _transpose(op: Op) -> list[Axis]:
+    rank = len(extents(op, 0))
+    perm = op.attrs.get("perm") or tuple(reversed(range(rank)))
+    return [given(op, i, (0, Along(int(p)))) for i, p in enumerate(perm)]
+
+
+def _reshape(op: Op) -> list[Axis]:
+    """Axes that stay, that are split, or that are merged with those after them."""
+    before, after = shape(op.operands[0]), shape(op.results[0])
+    if before is None or after is None or None in before or None in after:
+        return []
+    form = Form.SHAPE if op.op_type in ("Reshape",) else Form.SAME
+    found = []
+    for old, new in matching(before, after):
+        # Only the outermost axis of a group is contiguous in the other shape.
+        inner_old, inner_new = _product(before, old[1:]), _product(after, new[1:])
+        if same(before[old[0]], after[new[0]]):
+            found.append(given(op, new[0], (0, Along(old[0])), form=form))
+        elif isinstance(inner_old, int) and isinstance(inner_new, int) and inner_old and inner_new:
+            if inner_new % inner_old == 0:
+                scale = inner_new // inner_old
+                found.append(given(op, new[0], (0, Along(old[0], scale, 1, 0, scale - 1)), form=form))
+            elif inner_old % inner_new == 0:
+                scale = inner_old // inner_new
+                found.append(given(op, new[0], (0, Along(old[0], 1, scale)), form=form, grain=scale))
+    return found
+
+
+def matching(before: Sequence[Dim], after: Sequence[Dim]) -> Iterator[tuple[list[int], list[int]]]:
+    """Smallest groups of neighbouring axes whose products agree, extents of 1 left out where that is possible."""
+    olds = [i for i, d in enumerate(before) if d != 1]
+    news = [i for i, d in enumerate(after) if d != 1]
+    i = j = 0
+    while i < len(olds) and j < len(news):
+        old, new = [olds[i]], [news[j]]
+        i, j = i + 1, j + 1
+        while True:
+            a, b = _product(before, old), _product(after, new)
+            if a == b:
+                yield old, new
+                break
+            # Take from the side whose product divides the other's; where symbols hide that, from the shorter rest.
+            if j < len(news) and (i >= len(olds) or _divides(b, a)):
+                new.append(news[j])
+                j += 1
+            elif i < len(olds):
+                old.append(olds[i])
+                i += 1
+            else:
+                return
+
+
+def _product(dims: Sequence[Dim], axes: Sequence[int]) -> KnownDim:
+    total: KnownDim = 1
+    for axis in axes:
+        total = total * dims[axis]  # type: ignore[operator]
+    return total
+
+
+def _divides(a: KnownDim, b: KnownDim) -> bool:
+    """Whether `a` is a proper divisor of `b`, as far as one can see."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    if isinstance(a, int):
+        return True
+    if isinstance(b, int):
+        return False
+    return sum(len(m) for m, _ in a.terms) < sum(len(m) for m, _ in b.terms)
+
+
+def _concat(op: Op) -> list[Axis]:
+    whole = shape(op.results[0]) or ()
+    axis = int(op.attrs.get("axis", 0)) % len(whole) if whole else 0
+    return [given(op, i, *[(k, Along(i)) for k in range(len(op.operands))]) for i in range(len(whole)) if i != axis]
+
+
+def _split(op: Op) -> list[Axis]:
+    rank = len(extents(op, 0))
+    axis = int(op.attrs.get("axis", 0)) % rank if rank else 0
+    whole = (Along(0), *(None,) * (len(op.operands) - 1))
+    return [Axis((i,) * len(op.results), (Along(i), *whole[1:])) for i in range(rank) if i != axis]
+
+
+def _slice(op: Op) -> list[Axis]:
+    """Axes that are not sliced."""
+    rank = len(extents(op, 0))
+    if "starts" in op.attrs:
+        axes: Sequence[int] | None = op.attrs.get("axes", tuple(range(len(op.attrs["starts"]))))
+    else:
+        operand = op.input(3)
+        starts = op.input(1)
+        count = (extents(op, 1) or (None,))[0] if starts is not None else None
+        if operand is None:
+            axes = tuple(range(count)) if isinstance(count, int) else None
+        else:
+            axes = ints(operand.tensor) if operand.tensor is not None else None
+    if axes is None:
+        return []
+    sliced = {a % rank for a in axes} if rank else set()
+    return [given(op, i, (0, Along(i))) for i in range(rank) if i not in sliced]
+
+
+def _expand(op: Op) -> list[Axis]:
+    """Axes that the operand has in full; those it is repeated along need it whole."""
+    x, y = shape(op.operands[0]), shape(op.results[0])
+    if x is None or y is None:
+        return []
+    found = []
+    for place, extent in enumerate(y):
+        axis = place - (len(y) - len(x))
+        if axis >= 0 and same(x[axis], extent) and extent != 1:
+            found.append(given(op, place, (0, Along(axis)), form=Form.SHAPE))
+        elif axis < 0 or x[axis] == 1:
+            found.append(given(op, place, form=Form.SHAPE))
+    return found
+
+
+def _filled(op: Op) -> list[Axis]:
+    """ConstantOfShape: any part of it is like any other."""
+    return [given(op, i, form=Form.SHAPE) for i in range(len(shape(op.results[0]) or ()))]
+
+
+SHAPES: dict[str, Space] = {
+    "Transpose": _transpose,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Expand": _expand,
+    "ConstantOfShape": _filled,
+}

@@ -1,0 +1,89 @@
+"""The tilings worth looking at: regions around the peak, bounded where little is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from memoptc.ir.core import Op
+from memoptc.ir.iteration import Axis
+from memoptc.passes._tile.estimate import Estimate, Landscape, estimate
+from memoptc.passes._tile.frame import DoesNotFitError
+from memoptc.passes._tile.region import Region, Spaces, grow
+
+COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+BOUNDS = 10
+"""Places of each kind on each side of the peak at which a region may end."""
+CLEARLY = 0.9
+"""Share of the bytes alive at the last place that the next one must be below."""
+
+
+def tilings(land: Landscape, spaces: Spaces, counts: Sequence[int] = COUNTS) -> Iterator[Estimate]:
+    """Give tilings of regions around the peak, each region with each number of pieces that fits."""
+    seen: set[frozenset[Op]] = set()
+    for region in regions(land, spaces):
+        key = frozenset(region.ops)
+        if key in seen:
+            continue
+        seen.add(key)
+        last = 0
+        for count in counts:
+            try:
+                found = estimate(region, count, land, land.costs.extent)
+            except DoesNotFitError:
+                continue
+            if found.count > last:
+                last = found.count
+                yield found
+
+
+def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:
+    """Give regions that hold the op at the peak, or what makes its operands."""
+    peak = max(range(len(land.curve)), key=land.curve.__getitem__, default=None)
+    if peak is None:
+        return
+    starts = _bounds(land.curve, range(peak, -1, -1))
+    ends = _bounds(land.curve, range(peak, len(land.curve)))
+    for seed, axis in _seeds(land, peak, spaces):
+        place = land.position[seed]
+        for start in starts:
+            for end in ends:
+                if start <= place <= end:
+                    allowed = set(land.ops[start : end + 1])
+                    region = grow(seed, axis, allowed, spaces, land.position)
+                    if region is not None and len(region.ops) > 1:
+                        yield region
+
+
+def _seeds(land: Landscape, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axis]]:
+    """The op at the peak, else the makers and users of the largest values alive there."""
+    near: list[Op] = [land.ops[peak]]
+    near += [v.op for v in land.ops[peak].operands if v.op is not None and v.op in land.position]
+    near += [user for r in land.ops[peak].results for user in r.users if user in land.position]
+    used: set[tuple[Op, tuple[int | None, ...]]] = set()
+    found = 0
+    for op in dict.fromkeys(near):
+        for axis in spaces[op]:
+            if (op, axis.results) not in used:
+                used.add((op, axis.results))
+                found += 1
+                yield op, axis
+        if found and op is not land.ops[peak]:
+            return
+
+
+def _bounds(curve: Sequence[int], steps: Iterable[int]) -> list[int]:
+    """Steps, away from the peak, at which clearly less is alive than before on the way; and the nearest ones."""
+    steps = list(steps)
+    found = steps[:2]
+    least = None
+    for step in steps:
+        if least is None or curve[step] < least * CLEARLY:
+            least = curve[step]
+            found.append(step)
+    # Valleys further out count, too, nearest first: a region may hold several peaks.
+    valleys = [
+        step
+        for before, step, after in zip(steps, steps[1:], steps[2:], strict=False)
+        if curve[step] <= curve[before] and curve[step] < curve[after]
+    ]
+    return sorted({*found[: BOUNDS + 2], *valleys[:BOUNDS], *steps[-1:]})

@@ -1,0 +1,336 @@
+"""The ops of all pieces of a region, and the Concat that puts their results together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memoptc.ir import ops
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Op, Value
+from memoptc.ir.iteration import Form
+from memoptc.ir.types import TensorType
+from memoptc.passes._tile.forms import FORMS, Piece
+from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Need, Span, Static, Step, pieces, spans_of
+from memoptc.passes._tile.region import MARK, Region
+
+TO_END = np.iinfo(np.int64).max
+
+_LEAST = 8
+"""A step is no smaller than the planned one divided by this, so that small inputs are not cut into crumbs."""
+
+
+@dataclass
+class Tiled:
+    """What was made.
+
+    Args:
+        count: Pieces.
+        ops: Ops made, in order.
+        whole: Results put together, by the value they replace.
+    """
+
+    count: int
+    ops: list[Op] = field(default_factory=list)
+    whole: dict[Value, Value] = field(default_factory=dict)
+
+
+class Emitter:
+    """Makes a region's pieces, before its first op.
+
+    Args:
+        region: What is cut.
+        frame: Into which pieces.
+        extent: Gives the planned extent of a value's axis.
+    """
+
+    def __init__(self, region: Region, frame: Frame, extent: Callable[[Value, int], int]) -> None:
+        self.region, self.frame, self.extent = region, frame, extent
+        first = region.ops[0]
+        assert first.graph is not None
+        self.graph = first.graph
+        loc = first.loc.union(*(op.loc for op in region.ops[1:]), rule="tile")
+        self.b = Builder(self.graph, before=first, loc=loc)
+        self.steps: dict[Step, Value] = {}
+        self.step: Value | None = None
+        self.names: set[str] | None = None
+        self.parts: dict[tuple[Value, int, Span], Value] = {}
+        self.shared: dict[tuple[object, ...], Value] = {}
+
+    def run(self) -> Tiled:
+        """Make everything and put it in place; the region's own ops go.
+
+        Raises:
+            DoesNotFitError: the region cannot be cut so; nothing was changed.
+        """
+        plans = [spans_of(self.region, self.frame, index) for index in pieces(self.frame)]
+        self._settle()
+        found = Tiled(len(plans))
+        made: dict[Value, list[Value]] = {v: [] for v in self.region.outputs}
+        try:
+            for index, spans in enumerate(plans):
+                self._piece(index, spans, made)
+            for value, parts in made.items():
+                axis = self.region.cut[value]
+                joined = self.b.op("Concat", parts, {"axis": axis}, type=value.type) if len(parts) > 1 else None
+                found.whole[value] = joined.result if joined is not None else parts[0]
+        except DoesNotFitError:
+            for op in reversed(self.b.made):
+                op.erase()
+            raise
+        self._replace(found)
+        return found
+
+    def _settle(self) -> None:
+        """Ops that run between the region's and do not depend on it go before it."""
+        inside = set(self.region.ops)
+        behind: set[Op] = set()
+        op: Op | None = self.region.ops[0]
+        last = self.region.ops[-1]
+        first = self.region.ops[0]
+        while op is not None:
+            following = op.next
+            if op not in inside:
+                uses = [v.op for v in (*op.operands, *(c for r in op.regions.values() for c in r.captures()))]
+                if any(o in inside or o in behind for o in uses if o is not None):
+                    behind.add(op)
+                else:
+                    op.move_before(first)
+            if op is last:
+                break
+            op = following
+
+    def _piece(self, index: int, spans: Mapping[Op, Span], made: dict[Value, list[Value]]) -> None:
+        held: dict[Value, tuple[Value, Span]] = {}
+        self.parts.clear()
+        wanted = self.frame.piece(index)
+        for op in self.region.ops:
+            span = spans.get(op)
+            if span is None:
+                continue
+            self.b.loc = op.loc.union(rule="tile")
+            for old, new, kept in self._op(op, span, held, index):
+                held[old] = (new, kept)
+        for value, span in wanted.items():
+            made[value].append(self._part(value, self.region.cut[value], span, held))
+
+    def _op(
+        self, op: Op, span: Span, held: Mapping[Value, tuple[Value, Span]], index: int
+    ) -> list[tuple[Value, Value, Span]]:
+        axis = self.region.axes[op]
+        operands: list[Value] = []
+        needs: list[Need | None] = []
+        for operand, along in zip(op.operands, axis.operands, strict=True):
+            if along is None:
+                if operand in self.region.cut:
+                    raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
+                operands.append(operand)
+                needs.append(None)
+                continue
+            need = self.frame.need(along, span, operand)
+            needs.append(need)
+            operands.append(self._part(operand, along.axis, need.span, held))
+        piece = Piece(op, axis, span, tuple(operands), tuple(needs), self.frame, self)
+        attrs, operands = FORMS[axis.form](piece)
+        length = self.frame.length(span)
+        types = [self._type(r, place, length) for r, place in zip(op.results, axis.results, strict=True)]
+        known = length is not None and axis.form is not Form.RESIZE
+        new = self.b.op(
+            op.op_type,
+            operands,
+            dict(attrs),
+            domain=op.domain,
+            outputs=len(op.results),
+            type=types if known else None,
+        )
+        new.name = self._node_name(op.name, index)
+        new.overload = op.overload
+        for old, result in zip(op.results, new.results, strict=True):
+            result.omitted = old.omitted
+            if not old.omitted:
+                result.name = self.graph.fresh_name(f"{old.name}_{index}")
+        produced = piece.produced or span
+        return [(old, result, produced) for old, result in zip(op.results, new.results, strict=True)]
+
+    def _node_name(self, name: str, index: int) -> str:
+        """A name that no node has: onnxruntime refuses twins."""
+        if not name:
+            return ""
+        if self.names is None:
+            self.names = {op.name for op in self.graph.root.walk()}
+        found, n = f"{name}_{index}", 0
+        while found in self.names:
+            found, n = f"{name}_{index}_{n}", n + 1
+        self.names.add(found)
+        return found
+
+    def _type(self, value: Value, place: int | None, length: int | None) -> TensorType | None:
+        if not isinstance(value.type, TensorType) or value.type.shape is None or place is None:
+            return None
+        shape = list(value.type.shape)
+        shape[place] = length
+        return value.type.with_shape(tuple(shape))
+
+    # -- parts of values ------------------------------------------------------------------------------
+
+    def _part(self, value: Value, axis: int, span: Span, held: Mapping[Value, tuple[Value, Span]]) -> Value:
+        """The part of a value that a piece needs: of what the piece made, or of what is there before it."""
+        if value in held:
+            source, outer = held[value]
+            start, end = within(outer, span)
+            return self.crop(source, axis, start, end)
+        if value in self.region.cut:
+            raise DoesNotFitError("a part that no piece makes")
+        key = (value, axis, span)
+        if key not in self.parts:
+            self.parts[key] = self._outer(value, axis, span)
+        return self.parts[key]
+
+    def _outer(self, value: Value, axis: int, span: Span) -> Value:
+        whole = span.hi is None or (isinstance(self.frame, Static) and span.hi == self.extent(value, axis))
+        if span.lo == 0 and whole:
+            return value
+        if isinstance(span.lo, int) and isinstance(span.hi, int | None):
+            if value.tensor is not None:
+                return self._weight(value, axis, span)
+            return self.crop(value, axis, span.lo, TO_END if whole else span.hi or 0)
+        start = self.place(span.lo)
+        return self._slice(value, axis, start, TO_END if span.hi is None else self.place(span.hi))
+
+    def _weight(self, value: Value, axis: int, span: Span) -> Value:
+        """A part of a weight is a weight."""
+        key = ("weight", value, axis, span)
+        if key not in self.shared:
+            assert value.tensor is not None
+            cut = (slice(None),) * axis + (slice(span.lo, span.hi),)
+            array = np.ascontiguousarray(value.tensor.numpy()[cut])
+            dtype = value.type.dtype if isinstance(value.type, TensorType) else None
+            self.shared[key] = self.b.const(array, f"{value.name}_part", dtype)
+        return self.shared[key]
+
+    def crop(self, value: Value, axis: int, start: int, end: int) -> Value:
+        """A slice with ends that are known; the value itself when nothing is cut off."""
+        if start == 0 and end >= TO_END:
+            return value
+        type_ = value.type
+        extent = type_.shape[axis] if isinstance(type_, TensorType) and type_.shape is not None else None
+        if start == 0 and isinstance(extent, int) and end == extent:
+            return value
+        return self._slice(value, axis, start, end)
+
+    def _slice(self, value: Value, axis: int, start: int | Value, end: int | Value) -> Value:
+        """Cut along two axes, the second one in full: onnxruntime would turn plain disjoint slices of one value into
+        a Split, which makes all of them at once (its GatherSliceToSplitFusion)."""
+        rank = len(value.type.shape or ()) if isinstance(value.type, TensorType) else 1
+        axes = [axis] if rank < 2 else [axis, 0 if axis else rank - 1]
+        if (ops.opset_of(self.graph) or 13) < 10:
+            if isinstance(start, Value) or isinstance(end, Value):
+                raise DoesNotFitError("Slice takes no computed places before opset 10")
+            rest = [0] * (len(axes) - 1), [TO_END] * (len(axes) - 1)
+            return self._made("Slice", [value], {"axes": axes, "starts": [start, *rest[0]], "ends": [end, *rest[1]]})
+        operands = [
+            self._ends(start, 0, len(axes)), self._ends(end, TO_END, len(axes)), self.ints(axes),
+        ]  # fmt: skip
+        return self._made("Slice", [value, *operands])
+
+    def _made(self, op_type: str, operands: list[Value], attrs: dict[str, object] | None = None) -> Value:
+        made = self.b.op(op_type, operands, attrs)
+        made.metadata[MARK] = "1"
+        return made.result
+
+    def _ends(self, place: int | Value, other: int, count: int) -> Value:
+        if not isinstance(place, Value):
+            return self.ints([place, *[other] * (count - 1)])
+        if count == 1:
+            return place
+        key = ("ends", place, other)
+        if key not in self.shared:
+            self.shared[key] = self._made("Concat", [place, self.ints([other])], {"axis": 0})
+        return self.shared[key]
+
+    def ints(self, values: list[int]) -> Value:
+        """A constant vector of 64-bit integers, made once."""
+        key = ("ints", *values)
+        if key not in self.shared:
+            self.shared[key] = self.b.const(np.asarray(values, np.int64), "place")
+        return self.shared[key]
+
+    # -- steps known at run time ----------------------------------------------------------------------
+
+    def place(self, bound: int | Step | None) -> Value:
+        """A place on an axis as a vector of one integer."""
+        if not isinstance(bound, Step):
+            return self.ints([TO_END if bound is None else bound])
+        if bound not in self.steps:
+            step = self._step()
+            value = step if bound.a == 1 else self._made("Mul", [step, self.ints([bound.a])])
+            if bound.b:
+                value = self._made("Add", [value, self.ints([bound.b])])
+            self.steps[bound] = value
+        return self.steps[bound]
+
+    def _step(self) -> Value:
+        """The step `t`: a whole share of the first output's extent, none of it lost."""
+        if self.step is None:
+            assert isinstance(self.frame, Dynamic)
+            value, axis, rate = reference(self.region, self.frame)
+            extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
+            share = rate * self.frame.count
+            planned = max(1, -(-self.extent(value, axis) // share))
+            raised = self._made("Add", [extent, self.ints([share - 1])])
+            step = self._made("Div", [raised, self.ints([share])])
+            self.step = self._made("Max", [step, self.ints([max(1, planned // _LEAST)])])
+        return self.step
+
+    # -- putting in place -----------------------------------------------------------------------------
+
+    def _replace(self, found: Tiled) -> None:
+        for op in self.b.made:
+            op.metadata[MARK] = "1"
+        found.ops = [op for op in self.b.made if not op.is_const]
+        inside = set(self.region.ops)
+        renamed = []
+        for old, new in found.whole.items():
+            old.replace_by(new, where=lambda op, _: op not in inside)
+            new.doc, new.metadata = old.doc, dict(old.metadata)
+            renamed.append((new, old.name))
+        for op in reversed(self.region.ops):
+            op.erase()
+        for new, name in renamed:
+            new.name = name
+
+
+def reference(region: Region, frame: Frame) -> tuple[Value, int, int]:
+    """A value from outside whose extent is the region's: (value, axis, rate)."""
+    for op in region.ops:
+        for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
+            if along is not None and operand not in region.cut and operand.tensor is None:
+                rate = region.rates[op] * along.stride
+                if rate % along.per == 0:
+                    return operand, along.axis, rate // along.per
+    raise DoesNotFitError("no operand has the extent")
+
+
+def within(outer: Span, inner: Span) -> tuple[int, int]:
+    """Where an interval lies in one that holds it, as (start, end) of a Slice."""
+    return _start(outer.lo, inner.lo), _stop(outer, inner)
+
+
+def _start(outer: object, inner: object) -> int:
+    if isinstance(outer, int) and isinstance(inner, int):
+        return inner - outer
+    if isinstance(outer, Step) and isinstance(inner, Step) and outer.a == inner.a:
+        return inner.b - outer.b
+    raise DoesNotFitError("a part whose place is not known")
+
+
+def _stop(outer: Span, inner: Span) -> int:
+    if outer.hi == inner.hi:
+        return TO_END
+    if isinstance(outer.hi, int) and isinstance(inner.hi, int) and isinstance(outer.lo, int):
+        return inner.hi - outer.lo
+    if isinstance(outer.hi, Step) and isinstance(inner.hi, Step) and outer.hi.a == inner.hi.a:
+        return inner.hi.b - outer.hi.b
+    raise DoesNotFitError("a part whose place is not known")

@@ -1,0 +1,247 @@
+"""How the operator of a piece differs from that of the whole, form by form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.iteration import Axis, Form
+from memoptc.ir.iteration.axis import shape
+from memoptc.ir.iteration.windows import factor_of, pad_amounts, window_of
+from memoptc.ir.tensors import ints
+from memoptc.passes._tile.frame import DoesNotFitError, Frame, Need, Span, Static, Step
+
+if TYPE_CHECKING:
+    from memoptc.passes._tile.emit import Emitter
+
+
+@dataclass
+class Piece:
+    """One op of one piece.
+
+    Args:
+        op: The op of the whole.
+        axis: Along which axis it is cut.
+        span: What it must give.
+        operands: The parts it gets.
+        needs: What they are.
+        frame: How the region is cut.
+        emitter: Makes constants.
+        produced: What it gives, where that is more than `span`.
+    """
+
+    op: Op
+    axis: Axis
+    span: Span
+    operands: tuple[Value, ...]
+    needs: tuple[Need | None, ...]
+    frame: Frame
+    emitter: Emitter
+    produced: Span | None = None
+
+    @property
+    def place(self) -> int:
+        """The first result's axis."""
+        assert self.axis.results[0] is not None
+        return self.axis.results[0]
+
+    @property
+    def static(self) -> bool:
+        """Whether extents are numbers."""
+        return isinstance(self.frame, Static)
+
+
+Made = tuple[Mapping[str, Any], list[Value]]
+
+
+def _same(p: Piece) -> Made:
+    return p.op.attrs, list(p.operands)
+
+
+def _pads(p: Piece) -> Made:
+    """Padding stays where a piece borders on it."""
+    need = p.needs[0]
+    assert need is not None
+    spatial = p.place - 2
+    rank = len(shape(p.op.operands[0]) or ()) - 2
+    windows = [window_of(p.op, i) for i in range(rank)]
+    if any(w is None for w in windows):
+        raise DoesNotFitError(f"{p.op.op_type} whose padding is not known")
+    before = [w[3] for w in windows if w is not None]
+    after = [w[4] for w in windows if w is not None]
+    kernel = [w[0] for w in windows if w is not None]
+    before[spatial] = before[spatial] if need.before is None else need.before
+    after[spatial] = after[spatial] if need.after is None else need.after
+    attrs = dict(p.op.attrs)
+    attrs.pop("auto_pad", None)
+    attrs["pads"] = (*before, *after)
+    if p.op.op_type in ("MaxPool", "AveragePool"):
+        if p.static and attrs.get("ceil_mode") and p.span.hi == p.emitter.extent(p.op.results[0], p.place):
+            after[spatial] = windows[spatial][4]  # type: ignore[index]
+            attrs["pads"] = (*before, *after)
+        if before[spatial] >= kernel[spatial] or after[spatial] >= kernel[spatial]:
+            raise DoesNotFitError("a pool whose window would lie in the padding")
+    return attrs, list(p.operands)
+
+
+def _shape(p: Piece) -> Made:
+    """The target with the piece's extent in place of the whole's."""
+    dims = list(shape(p.op.results[0]) or ())
+    length = p.frame.length(p.span)
+    along = p.axis.operands[0]
+    if length is not None and all(isinstance(d, int) for i, d in enumerate(dims) if i != p.place):
+        dims[p.place] = length
+        return _with_target(p, [int(d) for d in dims])  # type: ignore[arg-type]
+    copies = along is not None and along.axis == p.place and along.is_identity
+    if p.op.op_type == "Expand":
+        entry = 1 if along is not None else length
+    elif p.op.op_type == "Reshape" and not p.op.attrs.get("allowzero"):
+        entry = 0 if copies else length if length is not None else -1
+    else:
+        entry = length
+    if entry is None:
+        raise DoesNotFitError(f"{p.op.op_type} to an extent that is known at run time only")
+    return _patched(p, entry)
+
+
+def _patched(p: Piece, entry: int) -> Made:
+    index = 0 if p.op.op_type == "ConstantOfShape" else 1
+    given = p.op.attrs.get("shape")
+    target = p.op.input(index)
+    known = given if given is not None else ints(target.tensor) if target is not None and target.tensor else None
+    rank = len(shape(p.op.results[0]) or ())
+    if known is not None:
+        entries = [1] * (rank - len(known)) + [int(e) for e in known]
+        entries[p.place] = entry
+        if entries.count(-1) > 1:
+            raise DoesNotFitError("two extents of a reshape are known at run time only")
+        return _with_target(p, entries)
+    if entry == -1 or target is None or len(shape(target) or ()) != 1:
+        raise DoesNotFitError("a reshape to a computed shape")
+    if (shape(target) or ())[0] != rank:
+        raise DoesNotFitError("a reshape to a computed shape of unknown rank")
+    key = ("target", p.op, entry)
+    shared = p.emitter.shared
+    if key not in shared:
+        mask = p.emitter.b.const(np.arange(rank) == p.place, "axis")
+        shared[key] = p.emitter._made("Where", [mask, p.emitter.ints([entry]), target])
+    operands = list(p.operands)
+    operands[index] = shared[key]
+    return p.op.attrs, operands
+
+
+def _with_target(p: Piece, entries: list[int]) -> Made:
+    if "shape" in p.op.attrs:
+        return {**p.op.attrs, "shape": tuple(entries)}, list(p.operands)
+    operands = list(p.operands)
+    operands[0 if p.op.op_type == "ConstantOfShape" else 1] = p.emitter.ints(entries)
+    return p.op.attrs, operands
+
+
+def _resize(p: Piece) -> Made:
+    """By the same factors; what is given beyond the piece is cut off by who uses it."""
+    need, along = p.needs[0], p.axis.operands[0]
+    assert need is not None
+    assert along is not None
+    factor = factor_of(p.op, p.place) or 1
+    if factor > 1 or not p.static:
+        p.produced = Span(_times(need.span.lo, factor), _times(need.span.hi, factor))
+    operands = list(p.operands)
+    if p.op.op_type == "Upsample" or p.op.input(3) is None:
+        return p.op.attrs, operands
+    factors = [factor_of(p.op, i) for i in range(len(shape(p.op.results[0]) or ()))]
+    if any(f is None for f in factors):
+        if not p.static or any(not isinstance(d, int) for d in shape(p.op.results[0]) or (None,)):
+            raise DoesNotFitError("a resize to computed sizes")
+        sizes = [int(d) for d in shape(p.op.results[0]) or ()]  # type: ignore[arg-type]
+        sizes[p.place] = p.frame.length(p.produced or p.span) or 0
+        operands[3] = p.emitter.ints(sizes)
+        return p.op.attrs, operands
+    scales = p.emitter.b.const(np.asarray(factors, np.float32), "scales")
+    return p.op.attrs, [operands[0], operands[1], scales]
+
+
+def _times(bound: int | Step | None, factor: int) -> int | Step | None:
+    if isinstance(bound, Step):
+        return Step(bound.a * factor, bound.b * factor)
+    return None if bound is None else bound * factor
+
+
+def _transposed(p: Piece) -> Made:
+    """What the parts' taps reach beyond the piece is cropped by the padding."""
+    need = p.needs[0]
+    assert need is not None
+    spatial = p.place - 2
+    rank = len(shape(p.op.operands[0]) or ()) - 2
+    windows = [window_of(p.op, i) for i in range(rank)]
+    window = windows[spatial]
+    if window is None:
+        raise DoesNotFitError("ConvTranspose whose padding is not known")
+    size, stride, dilation, before, after = window
+    more = list(p.op.attrs.get("output_padding", (0,) * rank))
+    begin, end, extra = before, after, more[spatial]
+    if p.span.lo != 0:
+        begin = _distance(p.span.lo, need.span.lo, stride) + before
+    at_end = p.span.hi is None or (
+        p.static and need.after == 0 and p.span.hi == p.emitter.extent(p.op.results[0], p.place)
+    )
+    if at_end and p.static:
+        at_end = need.span.hi == p.emitter.extent(p.op.operands[0], p.place)
+    if not at_end:
+        # Uncropped, the last tap ends (operands - 1) * stride + reach + 1 behind the first one's place.
+        reach = (size - 1) * dilation
+        extra = 0
+        end = -_distance(p.span.hi, need.span.hi, stride) - before - stride + reach + 1
+    if begin < 0 or end < 0:
+        raise DoesNotFitError("a transposed convolution with gaps")
+    pads = list(p.op.attrs.get("pads", (0,) * (2 * rank)))
+    pads[spatial], pads[spatial + rank] = begin, end
+    more[spatial] = extra
+    attrs = dict(p.op.attrs)
+    attrs.pop("auto_pad", None)
+    attrs["pads"] = tuple(pads)
+    if any(more):
+        attrs["output_padding"] = tuple(more)
+    else:
+        attrs.pop("output_padding", None)
+    return attrs, list(p.operands)
+
+
+def _distance(a: int | Step | None, b: int | Step | None, stride: int) -> int:
+    """`a - b * stride`, which the step must not be part of."""
+    if isinstance(a, Step) and isinstance(b, Step) and a.a == b.a * stride:
+        return a.b - b.b * stride
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b * stride
+    raise DoesNotFitError("steps that do not divide")
+
+
+def _padded(p: Piece) -> Made:
+    need = p.needs[0]
+    assert need is not None
+    rank = len(shape(p.op.results[0]) or ())
+    amounts = list(pad_amounts(p.op, rank) or ())
+    if need.before is not None:
+        amounts[p.place] = need.before
+    if need.after is not None:
+        amounts[p.place + rank] = need.after
+    for name in ("pads", "paddings"):
+        if name in p.op.attrs:
+            return {**p.op.attrs, name: tuple(amounts)}, list(p.operands)
+    operands = list(p.operands)
+    operands[1] = p.emitter.ints(amounts)
+    return p.op.attrs, operands
+
+
+FORMS: dict[Form, Callable[[Piece], Made]] = {
+    Form.SAME: _same,
+    Form.PADS: _pads,
+    Form.SHAPE: _shape,
+    Form.RESIZE: _resize,
+    Form.TRANSPOSED: _transposed,
+    Form.PADDED: _padded,
+}

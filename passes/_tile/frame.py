@@ -1,0 +1,244 @@
+"""Which interval of each axis a piece needs.
+
+In a `Static` frame extents are numbers, and intervals are clipped where they leave the axis. In a `Dynamic` one they
+are not known before the run: intervals are multiples of a step `t` that is computed then, `a * t + b`, and each
+piece's place says which of its ends lie at a border: the first piece begins at the start of every axis it needs, the
+last one ends at its end, and all others keep clear of both, which holds from some extent on (`shortest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.iteration import Along
+from memoptc.passes._tile.region import Region
+
+
+class DoesNotFitError(Exception):
+    """A region cannot be cut into these pieces; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`a * t + b`, where `t` is the step computed at run time."""
+
+    a: int
+    b: int = 0
+
+
+Bound: TypeAlias = int | Step | None
+"""A place on an axis: a number, a multiple of the step, or (as an end) `None` for the end of the axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open interval of an axis; a piece's `lo` of 0 is the axis's start."""
+
+    lo: Bound
+    hi: Bound
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a piece needs of an operand.
+
+    Args:
+        span: Elements of the operand.
+        before: Elements of padding before them.
+        after: Elements of padding behind them; `None`: as many as the whole has.
+    """
+
+    span: Span
+    before: int | None
+    after: int | None
+
+
+Extent = Callable[[Value, int], int]
+
+
+class Static:
+    """Intervals in numbers.
+
+    Args:
+        region: What is cut.
+        count: Pieces wanted; there may be fewer.
+        extent: Gives the extent of a value's axis.
+    """
+
+    def __init__(self, region: Region, count: int, extent: Extent) -> None:
+        self.region, self.extent = region, extent
+        ends = [(extent(v, region.cut[v]), region.rates[_op(v)]) for v in region.outputs]
+        steps = max(-(-n // rate) for n, rate in ends)
+        self.step = max(1, -(-steps // count))
+        self.count = -(-steps // self.step) if steps else 1
+
+    def piece(self, index: int) -> dict[Value, Span]:
+        """What a piece gives of each of the region's outputs that it gives something of."""
+        found = {}
+        for value in self.region.outputs:
+            n, stride = self.extent(value, self.region.cut[value]), self.region.rates[_op(value)] * self.step
+            lo, hi = min(index * stride, n), min((index + 1) * stride, n)
+            if index == self.count - 1:
+                hi = n
+            if lo < hi:
+                found[value] = Span(lo, hi)
+        return found
+
+    def need(self, along: Along, span: Span, operand: Value) -> Need:
+        """What an interval of an op's axis needs of an operand."""
+        assert isinstance(span.lo, int)
+        assert isinstance(span.hi, int)
+        n = self.extent(operand, along.axis)
+        lo, hi = along.first(span.lo), along.end(span.hi)
+        inner = Span(min(max(lo, 0), n), max(min(hi, n), 0))
+        if inner.lo >= inner.hi:  # type: ignore[operator]
+            raise DoesNotFitError("a piece would lie in the padding")
+        return Need(inner, max(0, -lo), max(0, hi - n))
+
+    def hull(self, a: Span, b: Span) -> Span:
+        """The smallest interval that holds both."""
+        return Span(min(a.lo, b.lo), max(a.hi, b.hi))  # type: ignore[type-var]
+
+    def widen(self, span: Span, grain: int, value: Value, axis: int) -> Span:
+        """Move the ends out to multiples of `grain`."""
+        assert isinstance(span.lo, int)
+        assert isinstance(span.hi, int)
+        if grain == 1:
+            return span
+        return Span(span.lo // grain * grain, min(-(-span.hi // grain) * grain, self.extent(value, axis)))
+
+    def length(self, span: Span) -> int | None:
+        """Elements in an interval."""
+        return span.hi - span.lo  # type: ignore[operator]
+
+
+class Dynamic:
+    """Intervals in steps, for extents that are known at run time only.
+
+    Args:
+        region: What is cut.
+        count: Pieces.
+    """
+
+    def __init__(self, region: Region, count: int) -> None:
+        self.region, self.count = region, count
+        self.reach = 0
+        """Least step for which no inner piece reaches a border."""
+        self.slack: list[tuple[Value, int, int, int]] = []
+        """(value, axis, a, b): places a * t + b that must not lie behind the end of that axis."""
+
+    def piece(self, index: int) -> dict[Value, Span]:
+        """What a piece gives of each of the region's outputs."""
+        found = {}
+        for value in self.region.outputs:
+            rate = self.region.rates[_op(value)]
+            lo = 0 if not index else Step(rate * index)
+            found[value] = Span(lo, None if index == self.count - 1 else Step(rate * (index + 1)))
+        return found
+
+    def need(self, along: Along, span: Span, operand: Value) -> Need:
+        """What an interval of an op's axis needs of an operand."""
+        lo, before = self._first(along, span.lo)
+        hi, after = self._end(along, span.hi, operand)
+        return Need(Span(lo, hi), before, after)
+
+    def _first(self, along: Along, lo: Bound) -> tuple[Bound, int | None]:
+        if lo == 0:
+            return 0, None
+        assert isinstance(lo, Step)
+        place = Step(_whole(lo.a * along.stride, along.per), (lo.b * along.stride + along.low) // along.per)
+        self.reach = max(self.reach, -(place.b // place.a))
+        return place, 0
+
+    def _end(self, along: Along, hi: Bound, operand: Value) -> tuple[Bound, int | None]:
+        if hi is None:
+            return None, None
+        assert isinstance(hi, Step)
+        place = Step(_whole(hi.a * along.stride, along.per), ((hi.b - 1) * along.stride + along.high) // along.per + 1)
+        self.slack.append((operand, along.axis, place.a, place.b))
+        return place, 0
+
+    def hull(self, a: Span, b: Span) -> Span:
+        """The smallest interval that holds both."""
+        lo: Bound = 0
+        if isinstance(a.lo, Step) and isinstance(b.lo, Step):
+            if a.lo.a != b.lo.a:
+                raise DoesNotFitError("two users move at different rates")
+            lo = replace(a.lo, b=min(a.lo.b, b.lo.b))
+        hi: Bound = None
+        if isinstance(a.hi, Step) and isinstance(b.hi, Step):
+            if a.hi.a != b.hi.a:
+                raise DoesNotFitError("two users move at different rates")
+            hi = replace(a.hi, b=max(a.hi.b, b.hi.b))
+        return Span(lo, hi)
+
+    def widen(self, span: Span, grain: int, value: Value, axis: int) -> Span:
+        """Move the ends out to multiples of `grain`."""
+        lo, hi = span.lo, span.hi
+        if isinstance(lo, Step):
+            lo = Step(_multiple(lo.a, grain), lo.b // grain * grain)
+        if isinstance(hi, Step):
+            hi = Step(_multiple(hi.a, grain), -(-hi.b // grain) * grain)
+            self.slack.append((value, axis, hi.a, hi.b))
+        return Span(lo, hi)
+
+    def length(self, span: Span) -> int | None:
+        """Elements in an interval, where they are known before the run."""
+        return None
+
+
+def _whole(a: int, b: int) -> int:
+    if a % b:
+        raise DoesNotFitError("steps that do not divide")
+    return a // b
+
+
+def _multiple(a: int, grain: int) -> int:
+    if a % grain:
+        raise DoesNotFitError("steps that do not divide")
+    return a
+
+
+def _op(value: Value) -> Op:
+    assert value.op is not None
+    return value.op
+
+
+Frame: TypeAlias = Static | Dynamic
+
+
+def spans_of(region: Region, frame: Frame, index: int) -> dict[Op, Span]:
+    """Which interval of its axis each op computes for a piece; ops that the piece does not need are left out.
+
+    Raises:
+        DoesNotFitError: the pieces are too small, or do not line up.
+    """
+    wanted: dict[Value, Span] = dict(frame.piece(index))
+    found: dict[Op, Span] = {}
+    for op in reversed(region.ops):
+        span: Span | None = None
+        axis = region.axes[op]
+        for result, place in zip(op.results, axis.results, strict=True):
+            need = wanted.get(result)
+            if need is not None and place is not None:
+                span = need if span is None else frame.hull(span, need)
+        if span is None:
+            continue
+        place = next(p for r, p in zip(op.results, axis.results, strict=True) if p is not None and r in wanted)
+        value = next(r for r, p in zip(op.results, axis.results, strict=True) if p is not None and r in wanted)
+        span = found[op] = frame.widen(span, axis.grain, value, place)
+        for operand, along in zip(op.operands, axis.operands, strict=True):
+            if along is not None:
+                need_of = frame.need(along, span, operand).span
+                if operand in region.cut:
+                    old = wanted.get(operand)
+                    wanted[operand] = need_of if old is None else frame.hull(old, need_of)
+    return found
+
+
+def pieces(frame: Frame) -> Sequence[int]:
+    """Numbers of the pieces."""
+    return range(frame.count)

@@ -1,0 +1,158 @@
+"""fit: compute what makes the peak piece by piece, so that it never exists whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from memoptc.ir.core import Graph, Op
+from memoptc.pass_base import Context, Pass
+from memoptc.passes._tile.choose import tilings
+from memoptc.passes._tile.emit import Emitter
+from memoptc.passes._tile.estimate import Costs, Estimate, Landscape
+from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
+from memoptc.passes._tile.region import Region, Spaces
+from memoptc.report.model import Decision
+from memoptc.runtime.memory.liveness import label
+
+
+class Fit(Pass):
+    """Lower the peak until it fits the budget, or as far as time allows.
+
+    The peak is found on the memory model; tilings of regions around it are compared on paper (bytes alive inside,
+    halo computed twice, nodes added), and the best one is made and checked on the model. That goes on until
+    the peak fits, or nothing that is worth it is left; then all is done once more with the cheapest tilings that reach
+    the same peak.
+
+    Args:
+        budget: Bytes that the planned activations shall fit into; 0: as few as possible.
+        slowdown: Largest accepted ratio of predicted run times.
+        worth: Share of the peak that one step must save at least.
+        moves: Most steps.
+    """
+
+    budget: int = 0
+    slowdown: float = 1.05
+    worth: float = 0.02
+    moves: int = 64
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Tile, and say what was done."""
+        start = Landscape(graph, Costs(graph, context.dims))
+        if not start.curve or start.peak <= self.budget:
+            return
+        allowance = (self.slowdown - 1) * start.seconds
+        first = self._round(graph.clone(), context, self.budget, allowance)
+        if not first.moves or first.peak > start.peak * (1 - self.worth):
+            self._report(first, start.peak, stats, context, done=False)
+            return
+        second = self._round(graph.clone(), context, max(self.budget, first.peak), allowance)
+        best = second if second.peak <= first.peak * 1.01 and second.seconds <= first.seconds else first
+        graph.become(best.graph)
+        self._report(best, start.peak, stats, context, done=True)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Tile without facts about the compile."""
+        self.apply(graph, stats, Context())
+
+    def _round(self, graph: Graph, context: Context, budget: int, allowance: float) -> _Round:
+        found = _Round(graph)
+        spaces = Spaces()
+        while True:
+            land = Landscape(graph, Costs(graph, context.dims))
+            found.peak = land.peak
+            found.holder = _holder(land)
+            if land.peak <= budget or len(found.moves) >= self.moves:
+                return found
+            target = max(budget, 0)
+            ranked = self._ranked(tilings(land, spaces), land.peak, target, allowance - found.seconds)
+            for choice in ranked:
+                move = self._make(graph, choice, land, context)
+                if move is not None:
+                    found.moves.append(move)
+                    found.seconds += max(0.0, choice.seconds)
+                    break
+            else:
+                return found
+
+    def _ranked(self, every: Iterable[Estimate], peak: int, target: int, allowance: float) -> list[Estimate]:
+        """The tilings worth trying, best first: the cheapest that reach the target, else the smallest."""
+        fair = [e for e in every if e.inside <= peak * (1 - self.worth) and e.seconds <= allowance]
+        if not fair:
+            return []
+        least = max(min(e.inside for e in fair), target)
+        near = [e for e in fair if e.inside <= least * 1.08]
+        near.sort(key=lambda e: (e.seconds, e.inside, e.nodes))
+        rest = sorted((e for e in fair if e.inside > least * 1.08), key=lambda e: (e.inside, e.seconds))
+        return [*near[:3], *rest[:1]]
+
+    def _make(self, graph: Graph, choice: Estimate, land: Landscape, context: Context) -> _Move | None:
+        """Make a tiling, and keep it if the model agrees that it helps."""
+        region = choice.region
+        name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
+        count = len(region.ops)
+        try:
+            frame = frame_for(region, choice.count, land)
+            tiled = Emitter(region, frame, land.costs.extent).run()
+        except DoesNotFitError:
+            return None
+        after = Landscape(graph, Costs(graph, context.dims))
+        steps = [after.position[op] for op in tiled.ops if op in after.position]
+        here = max(after.curve[min(steps) : max(steps) + 1], default=0)
+        return _Move(name, count, tiled.count, land.peak, here, choice.seconds)
+
+    def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
+        if done:
+            for move in found.moves:
+                stats["regions"] += 1
+                stats["pieces"] += move.pieces
+                what = f"{move.ops} nodes in {move.pieces} pieces: {move.name}"
+                why = f"{move.before:,} bytes were alive there, now {move.after:,}"
+                cost = f"{move.seconds * 1e3:+.2f} ms predicted"
+                context.decisions.append(Decision(self.name, what, why, move.before - move.after, cost))
+            stats["bytes saved"] = before - found.peak
+        peak = found.peak if done else before
+        if peak > self.budget:
+            why = "no tiling that helps fits the slowdown allowed" if self.budget else "nothing else is worth its time"
+            context.decisions.append(
+                Decision(self.name, f"stopped at {peak:,} bytes, at {found.holder}", why, 0, "none")
+            )
+
+
+@dataclass
+class _Move:
+    name: str
+    ops: int
+    pieces: int
+    before: int
+    after: int
+    seconds: float
+
+
+@dataclass
+class _Round:
+    graph: Graph
+    moves: list[_Move] = field(default_factory=list)
+    seconds: float = 0.0
+    peak: int = 0
+    holder: str = ""
+
+
+def frame_for(region: Region, count: int, land: Landscape) -> Frame:
+    """Give the frame in which a region is cut: in numbers where all its extents are known."""
+    symbolic = False
+    for op in region.ops:
+        for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
+            shape = getattr(operand.type, "shape", None)
+            if along is not None and shape is not None and not isinstance(shape[along.axis], int):
+                symbolic = True
+    return Dynamic(region, count) if symbolic else Static(region, count, land.costs.extent)
+
+
+def _holder(land: Landscape) -> str:
+    if not land.curve:
+        return "the end"
+    step = max(range(len(land.curve)), key=land.curve.__getitem__)
+    op: Op = land.ops[step]
+    return label(op)
