@@ -19,13 +19,8 @@ CLEARLY = 0.9
 
 def tilings(land: Landscape, spaces: Spaces, counts: Sequence[int] = COUNTS) -> Iterator[Estimate]:
     """Give tilings of regions around the peak, each region with each number of pieces that fits."""
-    seen: set[frozenset[Op]] = set()
     for region in regions(land, spaces):
-        key = frozenset(region.ops)
-        if key in seen:
-            continue
-        seen.add(key)
-        last = 0
+        last = 1
         for count in counts:
             try:
                 found = estimate(region, count, land, land.costs.extent)
@@ -43,15 +38,28 @@ def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:
         return
     starts = _bounds(land.curve, range(peak, -1, -1))
     ends = _bounds(land.curve, range(peak, len(land.curve)))
+    seen: set[frozenset[tuple[Op, Axis]]] = set()
     for seed, axis in _seeds(land, peak, spaces):
         place = land.position[seed]
+        if not _divides(seed, axis, land):
+            continue
         for start in starts:
             for end in ends:
                 if start <= place <= end:
                     allowed = set(land.ops[start : end + 1])
                     region = grow(seed, axis, allowed, spaces, land.position)
-                    if region is not None and len(region.ops) > 1:
-                        yield region
+                    if region is None or len(region.ops) < 2 or (key := frozenset(region.axes.items())) in seen:
+                        continue
+                    seen.add(key)
+                    yield region
+
+
+def _divides(op: Op, axis: Axis, land: Landscape) -> bool:
+    """Whether there is more than one piece to make."""
+    try:
+        return all(p is None or land.costs.extent(r, p) > 1 for r, p in zip(op.results, axis.results, strict=True))
+    except DoesNotFitError:
+        return False
 
 
 def _seeds(land: Landscape, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axis]]:

@@ -9,12 +9,24 @@ import numpy as np
 
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
-from memoptc.ir.core import Op, Value
-from memoptc.ir.iteration import Form
+from memoptc.ir.core import Graph, Op, Value, clone_op
+from memoptc.ir.dims import Dim, floordiv, maximum, minimum
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.forms import FORMS, Piece
-from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Need, Span, Static, Step, pieces, spans_of
+from memoptc.passes._tile.frame import (
+    Bound,
+    DoesNotFitError,
+    Dynamic,
+    Frame,
+    Need,
+    Span,
+    Static,
+    Step,
+    pieces,
+    spans_of,
+)
 from memoptc.passes._tile.region import MARK, Region
+from memoptc.passes._tile.shortest import shortest
 
 TO_END = np.iinfo(np.int64).max
 
@@ -52,7 +64,10 @@ class Emitter:
         assert first.graph is not None
         self.graph = first.graph
         loc = first.loc.union(*(op.loc for op in region.ops[1:]), rule="tile")
-        self.b = Builder(self.graph, before=first, loc=loc)
+        self.b = self.outside = Builder(self.graph, before=first, loc=loc)
+        self.branch: Op | None = None
+        self.reference: tuple[Value, int, int] | None = None
+        self.rounded_up = True
         self.steps: dict[Step, Value] = {}
         self.step: Value | None = None
         self.names: set[str] | None = None
@@ -66,6 +81,8 @@ class Emitter:
             DoesNotFitError: the region cannot be cut so; nothing was changed.
         """
         plans = [spans_of(self.region, self.frame, index) for index in pieces(self.frame)]
+        if isinstance(self.frame, Dynamic) and self.frame.overlaps:
+            self._decide(self.frame)
         self._settle()
         found = Tiled(len(plans))
         made: dict[Value, list[Value]] = {v: [] for v in self.region.outputs}
@@ -77,11 +94,69 @@ class Emitter:
                 joined = self.b.op("Concat", parts, {"axis": axis}, type=value.type) if len(parts) > 1 else None
                 found.whole[value] = joined.result if joined is not None else parts[0]
         except DoesNotFitError:
-            for op in reversed(self.b.made):
-                op.erase()
+            self._take_back()
             raise
+        if self.branch is not None:
+            self._branches(found)
         self._replace(found)
         return found
+
+    def _take_back(self) -> None:
+        if self.branch is not None:
+            self.outside.made.append(self.branch)
+            self.branch.set_region("then_branch", None)
+            self.b.made.clear()
+        for op in reversed([*self.outside.made, *(self.b.made if self.b is not self.outside else ())]):
+            op.erase()
+
+    def _decide(self, frame: Dynamic) -> None:
+        """Pieces that overlap need a certain extent: below it the region runs as it is.
+
+        The pieces go into one branch of an If and what was there into the other. Weights of convolutions are given to
+        the pieces once more: onnxruntime lays out only those that stand in the branch itself.
+        """
+        value, axis, _ = self._reference()
+        planned = self.extent(value, axis)
+        least = shortest(frame, self._reference(), rounded_up=True)
+        self.rounded_up = planned >= least
+        if not self.rounded_up:
+            least = shortest(frame, self._reference(), rounded_up=False)
+            if planned < least:
+                raise DoesNotFitError("pieces smaller than what they overlap by")
+        b = self.b
+        extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
+        wide = self._made("Squeeze", [self._made("GreaterOrEqual", [extent, self.ints([least])])])
+        then = Graph("pieces")
+        self.branch = b.op(
+            "If",
+            [wide],
+            outputs=len(self.region.outputs),
+            type=[v.type for v in self.region.outputs],
+            regions={"then_branch": then},
+        )
+        b.made.remove(self.branch)
+        self.graph = then
+        self.b = Builder(then, loc=b.loc)
+        self.shared.clear()
+
+    def _branches(self, found: Tiled) -> None:
+        """Finish the If: outputs of the pieces, and the region as it was."""
+        assert self.branch is not None
+        outputs = list(found.whole)
+        self.graph.set_outputs([found.whole[v] for v in outputs])
+        whole = Graph("whole")
+        self.branch.set_region("else_branch", whole)
+        mapping: dict[Value, Value] = {}
+        for op in self.region.ops:
+            copy = clone_op(op, mapping)
+            copy.name = self._node_name(op.name, self.frame.count)
+            for result in copy.results:
+                result.name = "" if result.omitted else whole.fresh_name(f"{result.name}_whole")
+            whole.append(copy)
+        whole.set_outputs([mapping[v] for v in outputs])
+        found.whole = dict(zip(outputs, self.branch.results, strict=True))
+        self.outside.made.append(self.branch)
+        self.b = self.outside
 
     def _settle(self) -> None:
         """Ops that run between the region's and do not depend on it go before it."""
@@ -126,7 +201,7 @@ class Emitter:
             if along is None:
                 if operand in self.region.cut:
                     raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
-                operands.append(operand)
+                operands.append(self._given(op, operand))
                 needs.append(None)
                 continue
             need = self.frame.need(along, span, operand)
@@ -134,24 +209,15 @@ class Emitter:
             operands.append(self._part(operand, along.axis, need.span, held))
         piece = Piece(op, axis, span, tuple(operands), tuple(needs), self.frame, self)
         attrs, operands = FORMS[axis.form](piece)
-        length = self.frame.length(span)
-        types = [self._type(r, place, length) for r, place in zip(op.results, axis.results, strict=True)]
-        known = length is not None and axis.form is not Form.RESIZE
-        new = self.b.op(
-            op.op_type,
-            operands,
-            dict(attrs),
-            domain=op.domain,
-            outputs=len(op.results),
-            type=types if known else None,
-        )
+        produced = piece.produced or span
+        types = [self._type(r, place, produced) for r, place in zip(op.results, axis.results, strict=True)]
+        new = self.b.op(op.op_type, operands, dict(attrs), domain=op.domain, outputs=len(op.results), type=types)
         new.name = self._node_name(op.name, index)
         new.overload = op.overload
         for old, result in zip(op.results, new.results, strict=True):
             result.omitted = old.omitted
             if not old.omitted:
                 result.name = self.graph.fresh_name(f"{old.name}_{index}")
-        produced = piece.produced or span
         return [(old, result, produced) for old, result in zip(op.results, new.results, strict=True)]
 
     def _node_name(self, name: str, index: int) -> str:
@@ -166,12 +232,57 @@ class Emitter:
         self.names.add(found)
         return found
 
-    def _type(self, value: Value, place: int | None, length: int | None) -> TensorType | None:
+    def _type(self, value: Value, place: int | None, span: Span) -> TensorType | None:
+        """The type of the part of a value: its extent is an expression of the whole's where that is a symbol."""
         if not isinstance(value.type, TensorType) or value.type.shape is None or place is None:
             return None
+        whole = value.type.shape[place]
+        lo, hi = self._known_place(span.lo, whole), self._known_place(span.hi, whole)
         shape = list(value.type.shape)
-        shape[place] = length
+        shape[place] = None if lo is None or hi is None else hi - lo
         return value.type.with_shape(tuple(shape))
+
+    def _known_place(self, bound: Bound, whole: Dim) -> Dim:
+        if isinstance(bound, int):
+            return bound
+        if bound is None or whole is None:
+            return whole
+        step = self._step_extent()
+        if step is None:
+            return None
+        place = step * bound.a + bound.b
+        # What lies behind the end is cut off, where pieces may do so.
+        return place if self.branch is not None else minimum(place, whole)
+
+    def _step_extent(self) -> Dim:
+        """The step as an expression of the whole's extent."""
+        value, axis, rate = self._reference()
+        whole = value.type.shape[axis] if isinstance(value.type, TensorType) and value.type.shape is not None else None
+        if whole is None:
+            return None
+        share = rate * self.frame.count
+        step = floordiv(whole + (share - 1 if self.rounded_up else 0), share)
+        return step if self.branch is not None else maximum(step, self._least_step())
+
+    def _least_step(self) -> int:
+        value, axis, rate = self._reference()
+        return max(1, -(-self.extent(value, axis) // (rate * self.frame.count)) // _LEAST)
+
+    def _reference(self) -> tuple[Value, int, int]:
+        if self.reference is None:
+            self.reference = reference(self.region, self.frame)
+        return self.reference
+
+    def _given(self, op: Op, operand: Value) -> Value:
+        """An operand that is needed whole."""
+        if operand.is_absent:
+            return self.graph.absent()
+        if self.branch is None or operand.tensor is None or op.op_type not in ops.PACKS_WEIGHTS:
+            return operand
+        key = ("given", operand)
+        if key not in self.shared:
+            self.shared[key] = self.b.const(operand.tensor, f"{operand.name}_given")
+        return self.shared[key]
 
     # -- parts of values ------------------------------------------------------------------------------
 
@@ -180,7 +291,7 @@ class Emitter:
         if value in held:
             source, outer = held[value]
             start, end = within(outer, span)
-            return self.crop(source, axis, start, end)
+            return self.crop(source, axis, start, end, self._type(value, axis, span))
         if value in self.region.cut:
             raise DoesNotFitError("a part that no piece makes")
         key = (value, axis, span)
@@ -195,9 +306,10 @@ class Emitter:
         if isinstance(span.lo, int) and isinstance(span.hi, int | None):
             if value.tensor is not None:
                 return self._weight(value, axis, span)
-            return self.crop(value, axis, span.lo, TO_END if whole else span.hi or 0)
-        start = self.place(span.lo)
-        return self._slice(value, axis, start, TO_END if span.hi is None else self.place(span.hi))
+            return self.crop(value, axis, span.lo, TO_END if whole else span.hi or 0, self._type(value, axis, span))
+        start: int | Value = span.lo if isinstance(span.lo, int) else self.place(span.lo)
+        end = TO_END if span.hi is None else self.place(span.hi)
+        return self._slice(value, axis, start, end, self._type(value, axis, span))
 
     def _weight(self, value: Value, axis: int, span: Span) -> Value:
         """A part of a weight is a weight."""
@@ -210,7 +322,7 @@ class Emitter:
             self.shared[key] = self.b.const(array, f"{value.name}_part", dtype)
         return self.shared[key]
 
-    def crop(self, value: Value, axis: int, start: int, end: int) -> Value:
+    def crop(self, value: Value, axis: int, start: int, end: int, type: TensorType | None) -> Value:
         """A slice with ends that are known; the value itself when nothing is cut off."""
         if start == 0 and end >= TO_END:
             return value
@@ -218,9 +330,9 @@ class Emitter:
         extent = type_.shape[axis] if isinstance(type_, TensorType) and type_.shape is not None else None
         if start == 0 and isinstance(extent, int) and end == extent:
             return value
-        return self._slice(value, axis, start, end)
+        return self._slice(value, axis, start, end, type)
 
-    def _slice(self, value: Value, axis: int, start: int | Value, end: int | Value) -> Value:
+    def _slice(self, value: Value, axis: int, start: int | Value, end: int | Value, type: TensorType | None) -> Value:
         """Cut along two axes, the second one in full: onnxruntime would turn plain disjoint slices of one value into
         a Split, which makes all of them at once (its GatherSliceToSplitFusion)."""
         rank = len(value.type.shape or ()) if isinstance(value.type, TensorType) else 1
@@ -229,14 +341,21 @@ class Emitter:
             if isinstance(start, Value) or isinstance(end, Value):
                 raise DoesNotFitError("Slice takes no computed places before opset 10")
             rest = [0] * (len(axes) - 1), [TO_END] * (len(axes) - 1)
-            return self._made("Slice", [value], {"axes": axes, "starts": [start, *rest[0]], "ends": [end, *rest[1]]})
+            attrs = {"axes": axes, "starts": [start, *rest[0]], "ends": [end, *rest[1]]}
+            return self._made("Slice", [value], attrs, type)
         operands = [
             self._ends(start, 0, len(axes)), self._ends(end, TO_END, len(axes)), self.ints(axes),
         ]  # fmt: skip
-        return self._made("Slice", [value, *operands])
+        return self._made("Slice", [value, *operands], type=type)
 
-    def _made(self, op_type: str, operands: list[Value], attrs: dict[str, object] | None = None) -> Value:
-        made = self.b.op(op_type, operands, attrs)
+    def _made(
+        self,
+        op_type: str,
+        operands: list[Value],
+        attrs: Mapping[str, object] | None = None,
+        type: TensorType | None = None,
+    ) -> Value:
+        made = self.b.op(op_type, operands, dict(attrs or {}), type=type)
         made.metadata[MARK] = "1"
         return made.result
 
@@ -272,16 +391,17 @@ class Emitter:
         return self.steps[bound]
 
     def _step(self) -> Value:
-        """The step `t`: a whole share of the first output's extent, none of it lost."""
+        """The step `t`: the pieces' share of the extent, in steps."""
         if self.step is None:
             assert isinstance(self.frame, Dynamic)
-            value, axis, rate = reference(self.region, self.frame)
+            value, axis, rate = self._reference()
             extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
             share = rate * self.frame.count
-            planned = max(1, -(-self.extent(value, axis) // share))
-            raised = self._made("Add", [extent, self.ints([share - 1])])
-            step = self._made("Div", [raised, self.ints([share])])
-            self.step = self._made("Max", [step, self.ints([max(1, planned // _LEAST)])])
+            if self.rounded_up:
+                extent = self._made("Add", [extent, self.ints([share - 1])])
+            self.step = self._made("Div", [extent, self.ints([share])])
+            if self.branch is None:
+                self.step = self._made("Max", [self.step, self.ints([self._least_step()])])
         return self.step
 
     # -- putting in place -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from memoptc.ir.core import Op, Value
-from memoptc.ir.iteration import Along
+from memoptc.ir.iteration import Along, Form
 from memoptc.passes._tile.region import Region
 
 
@@ -126,9 +126,21 @@ class Dynamic:
     def __init__(self, region: Region, count: int) -> None:
         self.region, self.count = region, count
         self.reach = 0
-        """Least step for which no inner piece reaches a border."""
-        self.slack: list[tuple[Value, int, int, int]] = []
+        """Least step for which no inner piece reaches the start of an axis."""
+        self.slack: set[tuple[Value, int, int, int]] = set()
         """(value, axis, a, b): places a * t + b that must not lie behind the end of that axis."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether pieces need more than their share of something: then borders matter, and how far away they are.
+
+        Where none does, pieces beyond the end are empty, and any extent will do.
+        """
+        return any(
+            along is not None and (along.low != 0 or along.high not in (0, along.stride - 1))
+            for axis in self.region.axes.values()
+            for along in axis.operands
+        ) or any(axis.form in (Form.PADS, Form.PADDED, Form.TRANSPOSED) for axis in self.region.axes.values())
 
     def piece(self, index: int) -> dict[Value, Span]:
         """What a piece gives of each of the region's outputs."""
@@ -158,7 +170,7 @@ class Dynamic:
             return None, None
         assert isinstance(hi, Step)
         place = Step(_whole(hi.a * along.stride, along.per), ((hi.b - 1) * along.stride + along.high) // along.per + 1)
-        self.slack.append((operand, along.axis, place.a, place.b))
+        self.slack.add((operand, along.axis, place.a, place.b))
         return place, 0
 
     def hull(self, a: Span, b: Span) -> Span:
@@ -182,7 +194,7 @@ class Dynamic:
             lo = Step(_multiple(lo.a, grain), lo.b // grain * grain)
         if isinstance(hi, Step):
             hi = Step(_multiple(hi.a, grain), -(-hi.b // grain) * grain)
-            self.slack.append((value, axis, hi.a, hi.b))
+            self.slack.add((value, axis, hi.a, hi.b))
         return Span(lo, hi)
 
     def length(self, span: Span) -> int | None:

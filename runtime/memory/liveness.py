@@ -3,9 +3,9 @@
 One storage is what one allocation serves: a result, every view of it, and every result that overwrites it in
 place. Inputs belong to the caller and weights to the session, so neither is counted; outputs are, from the step that
 makes them to the end. What runs inside a region's body lives inside its op's step, as one storage of the body's
-own peak: the largest of an If's branches, whose outputs are the If's results and counted there. Intervals are
-closed: a storage is alive during `first` and `last`, and so are operand and result of one op, unless it computes in
-place.
+own peak: of an If's branches that of the one which runs, or the largest where extents do not decide it; a branch's
+outputs are the If's results and counted there. Intervals are closed: a storage is alive during `first` and `last`, and
+so are operand and result of one op, unless it computes in place.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from itertools import accumulate
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
+from memoptc.runtime.memory.branches import branches
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import (
     ALIGNMENT,
@@ -228,7 +229,7 @@ def inner_bytes(
         alignment: Bytes to which every size is rounded up.
         unknown: Gets the names of values inside whose size is not known.
     """
-    bodies = [_body_bytes(op, r, dims, workspace, alignment, unknown) for r in op.regions.values()]
+    bodies = [_body_bytes(op, r, dims, workspace, alignment, unknown) for r in branches(op, dims)]
     inside = max(bodies, default=0)
     if op.op_type == "Loop" and not op.domain:
         inside = _loop_bytes(op, inside, dims)

@@ -1,0 +1,67 @@
+"""Which branch of an If runs, where that follows from extents alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.tensors import ints
+from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.memory.footprint import evaluate
+
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "Equal": lambda a, b: a == b,
+    "Greater": lambda a, b: a > b,
+    "GreaterOrEqual": lambda a, b: a >= b,
+    "Less": lambda a, b: a < b,
+    "LessOrEqual": lambda a, b: a <= b,
+}
+_SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+
+def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:
+    """The regions of an op that may run: all of them, but of an If only one when its condition follows from extents.
+
+    Args:
+        op: An op with regions.
+        dims: Extents of symbolic dimensions, completed (see `extents`).
+    """
+    if op.op_type == "If" and not op.domain:
+        known = _known(op.operands[0], dims)
+        if known is not None and len(known) == 1:
+            return [op.regions["then_branch" if known[0] else "else_branch"]]
+    return list(op.regions.values())
+
+
+def _known(value: Value, dims: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The elements of a small integer or boolean vector, `None` when they do not follow from extents."""
+    if value.tensor is not None:
+        if value.tensor.dtype == DType.BOOL and value.tensor.size <= 1:
+            return tuple(int(v) for v in value.tensor.numpy().reshape(-1))
+        return ints(value.tensor)
+    op = value.op
+    if op is None or op.domain:
+        return None
+    if op.op_type == "Shape" and not op.attrs.get("start") and "end" not in op.attrs:
+        type_ = op.operands[0].type
+        shape = type_.shape if isinstance(type_, TensorType) else None
+        found = [evaluate(d, dims) for d in shape or ()]
+        return None if shape is None or None in found else tuple(d for d in found if d is not None)
+    if op.op_type in _SAME:
+        return _known(op.operands[0], dims)
+    if op.op_type == "Gather":
+        data, places = _known(op.operands[0], dims), _known(op.operands[1], dims)
+        if data is None or places is None or any(not -len(data) <= p < len(data) for p in places):
+            return None
+        return tuple(data[p] for p in places)
+    if op.op_type in _COMPARE or op.op_type in ("And", "Or"):
+        a, b = _known(op.operands[0], dims), _known(op.operands[1], dims)
+        if a is None or b is None or len(a) != 1 or len(b) != 1:
+            return None
+        if op.op_type in _COMPARE:
+            return (int(_COMPARE[op.op_type](a[0], b[0])),)
+        return (int((a[0] and b[0]) if op.op_type == "And" else (a[0] or b[0])),)
+    if op.op_type == "Not":
+        a = _known(op.operands[0], dims)
+        return None if a is None else tuple(int(not v) for v in a)
+    return None
