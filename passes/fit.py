@@ -66,7 +66,7 @@ class Fit(Pass):
             if land.peak <= budget or len(found.moves) >= self.moves:
                 return found
             target = max(budget, 0)
-            ranked = self._ranked(tilings(land, spaces), land.peak, target, allowance - found.seconds)
+            ranked = self._ranked(tilings(land, spaces, target), land.peak, target, allowance - found.seconds)
             for choice in ranked:
                 move = self._make(graph, choice, land, context)
                 if move is not None:
@@ -94,7 +94,7 @@ class Fit(Pass):
         count = len(region.ops)
         try:
             frame = frame_for(region, choice.count, land)
-            tiled = Emitter(region, frame, land.costs.extent).run()
+            tiled = Emitter(region, frame, land.costs.extent, loose=choice.loose).run()
         except DoesNotFitError:
             return None
         after = Landscape(graph, Costs(graph, context.dims))

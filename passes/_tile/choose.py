@@ -6,29 +6,54 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
-from memoptc.passes._tile.estimate import Estimate, Landscape, estimate
+from memoptc.passes._tile.estimate import Estimate, Landscape, bound, estimates
 from memoptc.passes._tile.frame import DoesNotFitError
 from memoptc.passes._tile.region import Region, Spaces, grow
 
-COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+REGIONS = 24
+"""Regions that are looked at in detail."""
 BOUNDS = 10
 """Places of each kind on each side of the peak at which a region may end."""
+CLEARER = 0.97
+"""Share of a smaller region's bound that a larger one must be below to be worth a look."""
 CLEARLY = 0.9
 """Share of the bytes alive at the last place that the next one must be below."""
 
 
-def tilings(land: Landscape, spaces: Spaces, counts: Sequence[int] = COUNTS) -> Iterator[Estimate]:
-    """Give tilings of regions around the peak, each region with each number of pieces that fits."""
-    for region in regions(land, spaces):
+def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estimate]:
+    """Give tilings of regions around the peak, those first that could need least.
+
+    Args:
+        land: The graph.
+        spaces: Iteration spaces of its ops.
+        target: Bytes that suffice: regions that could do with less are all looked at.
+    """
+    every = [(max(bound(r, land)[2], target), len(r.ops), i, r) for i, r in enumerate(regions(land, spaces))]
+    for region in _skyline(every):
         last = 1
-        for count in counts:
+        for count in COUNTS:
             try:
-                found = estimate(region, count, land, land.costs.extent)
+                found = list(estimates(region, count, land, land.costs.extent))
             except DoesNotFitError:
-                continue
-            if found.count > last:
-                last = found.count
-                yield found
+                break
+            if found[0].count > last:
+                last = found[0].count
+                yield from found
+
+
+def _skyline(every: Sequence[tuple[int, int, int, Region]]) -> list[Region]:
+    """Regions that could need less than every smaller one along the same axes, and some of the smallest bounds."""
+    found: dict[int, Region] = {}
+    best: dict[frozenset[int | None], int] = {}
+    for floor, _, index, region in sorted(every, key=lambda e: (e[1], e[0], e[2])):
+        kind = frozenset(a.results[0] for a in region.axes.values())
+        if floor < best.get(kind, floor + 1) * (1 if kind not in best else CLEARER):
+            best[kind] = floor
+            found[index] = region
+    floors = {index: floor for floor, _, index, _ in every}
+    ranked = sorted(found, key=lambda i: (floors[i], i))
+    return [found[i] for i in ranked[:REGIONS]]
 
 
 def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:

@@ -18,15 +18,14 @@ from memoptc.passes._tile.frame import (
     DoesNotFitError,
     Dynamic,
     Frame,
-    Need,
     Span,
     Static,
     Step,
     pieces,
-    spans_of,
 )
 from memoptc.passes._tile.region import MARK, Region
 from memoptc.passes._tile.shortest import shortest
+from memoptc.passes._tile.work import Work, work_of
 
 TO_END = np.iinfo(np.int64).max
 
@@ -58,8 +57,10 @@ class Emitter:
         extent: Gives the planned extent of a value's axis.
     """
 
-    def __init__(self, region: Region, frame: Frame, extent: Callable[[Value, int], int]) -> None:
-        self.region, self.frame, self.extent = region, frame, extent
+    def __init__(
+        self, region: Region, frame: Frame, extent: Callable[[Value, int], int], *, loose: bool = False
+    ) -> None:
+        self.region, self.frame, self.extent, self.loose = region, frame, extent, loose
         first = region.ops[0]
         assert first.graph is not None
         self.graph = first.graph
@@ -80,15 +81,17 @@ class Emitter:
         Raises:
             DoesNotFitError: the region cannot be cut so; nothing was changed.
         """
-        plans = [spans_of(self.region, self.frame, index) for index in pieces(self.frame)]
+        if isinstance(self.frame, Dynamic) and (ops.opset_of(self.graph) or 13) < 10:
+            raise DoesNotFitError("Slice takes no computed places before opset 10")
+        plans = [work_of(self.region, self.frame, index, loose=self.loose) for index in pieces(self.frame)]
         if isinstance(self.frame, Dynamic) and self.frame.overlaps:
             self._decide(self.frame)
         self._settle()
         found = Tiled(len(plans))
         made: dict[Value, list[Value]] = {v: [] for v in self.region.outputs}
         try:
-            for index, spans in enumerate(plans):
-                self._piece(index, spans, made)
+            for index, work in enumerate(plans):
+                self._piece(index, work, made)
             for value, parts in made.items():
                 axis = self.region.cut[value]
                 joined = self.b.op("Concat", parts, {"axis": axis}, type=value.type) if len(parts) > 1 else None
@@ -125,7 +128,7 @@ class Emitter:
                 raise DoesNotFitError("pieces smaller than what they overlap by")
         b = self.b
         extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
-        wide = self._made("Squeeze", [self._made("GreaterOrEqual", [extent, self.ints([least])])])
+        wide = self._made("Squeeze", [self._made("Greater", [extent, self.ints([least - 1])])])
         then = Graph("pieces")
         self.branch = b.op(
             "If",
@@ -177,40 +180,34 @@ class Emitter:
                 break
             op = following
 
-    def _piece(self, index: int, spans: Mapping[Op, Span], made: dict[Value, list[Value]]) -> None:
+    def _piece(self, index: int, plan: Mapping[Op, Work], made: dict[Value, list[Value]]) -> None:
         held: dict[Value, tuple[Value, Span]] = {}
         self.parts.clear()
         wanted = self.frame.piece(index)
         for op in self.region.ops:
-            span = spans.get(op)
-            if span is None:
+            work = plan.get(op)
+            if work is None:
                 continue
             self.b.loc = op.loc.union(rule="tile")
-            for old, new, kept in self._op(op, span, held, index):
-                held[old] = (new, kept)
+            for old, new in self._op(op, work, held, index):
+                held[old] = (new, work.span)
         for value, span in wanted.items():
             made[value].append(self._part(value, self.region.cut[value], span, held))
 
     def _op(
-        self, op: Op, span: Span, held: Mapping[Value, tuple[Value, Span]], index: int
-    ) -> list[tuple[Value, Value, Span]]:
+        self, op: Op, work: Work, held: Mapping[Value, tuple[Value, Span]], index: int
+    ) -> list[tuple[Value, Value]]:
         axis = self.region.axes[op]
         operands: list[Value] = []
-        needs: list[Need | None] = []
-        for operand, along in zip(op.operands, axis.operands, strict=True):
-            if along is None:
-                if operand in self.region.cut:
-                    raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
+        for operand, along, need in zip(op.operands, axis.operands, work.needs, strict=True):
+            if along is not None and need is not None:
+                operands.append(self._part(operand, along.axis, need.span, held))
+            elif operand in self.region.cut:
+                raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
+            else:
                 operands.append(self._given(op, operand))
-                needs.append(None)
-                continue
-            need = self.frame.need(along, span, operand)
-            needs.append(need)
-            operands.append(self._part(operand, along.axis, need.span, held))
-        piece = Piece(op, axis, span, tuple(operands), tuple(needs), self.frame, self)
-        attrs, operands = FORMS[axis.form](piece)
-        produced = piece.produced or span
-        types = [self._type(r, place, produced) for r, place in zip(op.results, axis.results, strict=True)]
+        attrs, operands = FORMS[axis.form](Piece(op, axis, work, tuple(operands), self.frame, self))
+        types = [self._type(r, place, work.span) for r, place in zip(op.results, axis.results, strict=True)]
         new = self.b.op(op.op_type, operands, dict(attrs), domain=op.domain, outputs=len(op.results), type=types)
         new.name = self._node_name(op.name, index)
         new.overload = op.overload
@@ -218,7 +215,7 @@ class Emitter:
             result.omitted = old.omitted
             if not old.omitted:
                 result.name = self.graph.fresh_name(f"{old.name}_{index}")
-        return [(old, result, produced) for old, result in zip(op.results, new.results, strict=True)]
+        return list(zip(op.results, new.results, strict=True))
 
     def _node_name(self, name: str, index: int) -> str:
         """A name that no node has: onnxruntime refuses twins."""
@@ -338,8 +335,6 @@ class Emitter:
         rank = len(value.type.shape or ()) if isinstance(value.type, TensorType) else 1
         axes = [axis] if rank < 2 else [axis, 0 if axis else rank - 1]
         if (ops.opset_of(self.graph) or 13) < 10:
-            if isinstance(start, Value) or isinstance(end, Value):
-                raise DoesNotFitError("Slice takes no computed places before opset 10")
             rest = [0] * (len(axes) - 1), [TO_END] * (len(axes) - 1)
             attrs = {"axes": axes, "starts": [start, *rest[0]], "ends": [end, *rest[1]]}
             return self._made("Slice", [value], attrs, type)
@@ -401,7 +396,10 @@ class Emitter:
                 extent = self._made("Add", [extent, self.ints([share - 1])])
             self.step = self._made("Div", [extent, self.ints([share])])
             if self.branch is None:
-                self.step = self._made("Max", [self.step, self.ints([self._least_step()])])
+                # Max has integers from opset 12 on only.
+                floor = self.ints([self._least_step()])
+                larger = self._made("Greater", [self.step, floor])
+                self.step = self._made("Where", [larger, self.step, floor])
         return self.step
 
     # -- putting in place -----------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -10,19 +10,28 @@ from math import prod
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import facts
 from memoptc.ir.types import TensorType
-from memoptc.passes._tile.frame import DoesNotFitError, Static, spans_of
+from memoptc.passes._tile.frame import DoesNotFitError, Span, Static
 from memoptc.passes._tile.region import Region
+from memoptc.passes._tile.work import Work, work_of
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import aligned, evaluate, footprint, is_resident
 from memoptc.runtime.memory.liveness import inner_bytes, liveness, value_bytes
 from memoptc.runtime.memory.workspace import kernel_workspace
 
-FLOPS = 150e9
+FLOPS = 500e9
 """Multiplications and additions per second that a product or convolution reaches."""
-BANDWIDTH = 15e9
-"""Bytes per second that an operator moves."""
-OVERHEAD = 4e-6
+BANDWIDTH = 25e9
+"""Bytes per second that an operator moves when they come from memory."""
+CACHED = 60e9
+"""Bytes per second that an operator moves when they fit into a cache."""
+CACHE = 4 << 20
+"""Bytes that a cache holds."""
+OVERHEAD = 5e-6
 """Seconds that running one node costs."""
+CROP = 4
+"""How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
+ROWS = 12
+"""Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 3.0, "Erf": 3.0, "Gelu": 4.0, "Tanh": 3.0, "Sigmoid": 3.0, "Exp": 3.0, "Pow": 6.0, "Sin": 6.0}
 """Operators whose arithmetic, not their bytes, takes the time: by what factor."""
@@ -34,7 +43,7 @@ class Costs:
     def __init__(self, graph: Graph, dims: Mapping[str, int]) -> None:
         self.dims = extents(graph, dims)
         self._workspace = kernel_workspace(self.dims)
-        self._seconds: dict[Op, float] = {}
+        self._work: dict[Op, tuple[float, float]] = {}
         self._bytes: dict[Value, int | None] = {}
         self._scratch: dict[Op, int] = {}
 
@@ -62,17 +71,30 @@ class Costs:
             self._scratch[op] = inner_bytes(op, self.dims, self._workspace)
         return self._scratch[op]
 
-    def seconds(self, op: Op) -> float:
-        """Time of an op without the cost of a node."""
-        if op not in self._seconds:
-            self._seconds[op] = self._time(op)
-        return self._seconds[op]
+    def seconds(self, op: Op, share: float = 1.0, *, rows: bool = False) -> float:
+        """Time of an op, or of a share of it, without the cost of a node.
 
-    def _time(self, op: Op) -> float:
+        Args:
+            op: The op.
+            share: Share of its result.
+            rows: Whether that share has fewer rows of a product: those are computed several at once.
+        """
+        if op not in self._work:
+            self._work[op] = self._measure(op)
+        flops, moved = (w * share for w in self._work[op])
+        slow = SLOW.get(op.op_type, 1.0)
+        if rows and op.op_type in PRODUCTS:
+            shape = self._shape(op.results[0])
+            count = shape[-2] * share if len(shape) > 1 else 1.0
+            flops *= (count + ROWS) / max(count, 1.0)
+        return flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
+
+    def _measure(self, op: Op) -> tuple[float, float]:
+        """Operations, and bytes moved."""
         if facts(op).view is not None or is_resident(op) or _joins_convolution(op):
-            return 0.0
+            return 0.0, 0.0
         moved = sum(self.nbytes(v) for v in (*op.operands, *op.results) if v.tensor is None)
-        return max(self._multiplications(op) * 2 / FLOPS, moved * SLOW.get(op.op_type, 1.0) / BANDWIDTH)
+        return self._multiplications(op) * 2, moved
 
     def _multiplications(self, op: Op) -> float:
         result = self._shape(op.results[0]) if op.results else ()
@@ -128,6 +150,7 @@ class Landscape:
     costs: Costs
 
     def __post_init__(self) -> None:
+        self.bounds: dict[int, tuple[int, int, int]] = {}
         self.ops: list[Op] = [op for op in self.graph.ops if not is_resident(op)]
         self.position = {op: i for i, op in enumerate(self.ops)}
         found = liveness(self.graph, self.costs.dims)
@@ -173,6 +196,7 @@ class Estimate:
         inside: Bytes alive while the pieces run.
         seconds: Time that it takes longer.
         nodes: Nodes that it adds.
+        loose: Whether ops compute more than is needed, so that nothing is cropped inside.
     """
 
     region: Region
@@ -181,29 +205,48 @@ class Estimate:
     inside: int
     seconds: float
     nodes: int
+    loose: bool
 
 
-def estimate(region: Region, count: int, land: Landscape, extent: Callable[[Value, int], int]) -> Estimate:
-    """Look at a region cut into `count` pieces.
+def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Value, int], int]) -> Iterator[Estimate]:
+    """Look at a region cut into `count` pieces: exactly, and loosely where that saves cropping.
 
     Raises:
         DoesNotFitError: it cannot be.
     """
     frame = Static(region, count, extent)
     costs = land.costs
-    inside = set(region.ops)
-    middle = frame.count // 2
-    spans = spans_of(region, frame, middle)
-    base, freed = _around(region, inside, land)
-    outputs = sum(aligned(costs.nbytes(v)) for v in region.outputs)
-    tile, seconds, nodes = _one(region, spans, frame, costs, inside)
-    whole = sum(costs.seconds(op) for op in region.ops)
-    joined = max((aligned(costs.nbytes(v)) for v in region.outputs), default=0)
-    peak = max(base + outputs + tile, base - freed + outputs + joined)
+    base, outputs, floor = bound(region, land)
+    whole = sum(costs.seconds(op) + OVERHEAD for op in region.ops)
     first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
     outside = max((*land.curve[:first], *land.curve[last + 1 :], land.end), default=0)
-    more = (seconds + nodes * OVERHEAD) * frame.count + 2 * outputs / BANDWIDTH - whole - len(region.ops) * OVERHEAD
-    return Estimate(region, frame.count, max(peak, outside), peak, more, (nodes * frame.count) - len(region.ops))
+    for loose in (False, True):
+        try:
+            plan = work_of(region, frame, frame.count // 2, loose=loose)
+        except DoesNotFitError:
+            if not loose:
+                raise
+            return
+        tile, seconds, nodes, crops = _one(region, plan, frame, costs)
+        inside = max(base + outputs + tile, floor)
+        more = (seconds + nodes * OVERHEAD) * frame.count + 2 * outputs / BANDWIDTH - whole
+        yield Estimate(
+            region, frame.count, max(inside, outside), inside, more, nodes * frame.count - len(region.ops), loose
+        )
+        if not crops:
+            return
+
+
+def bound(region: Region, land: Landscape) -> tuple[int, int, int]:
+    """Bytes beside a region while it runs, those of its outputs, and the least that any tiling of it needs."""
+    known = land.bounds.get(id(region))
+    if known is None:
+        base, freed = _around(region, set(region.ops), land)
+        sizes = [aligned(land.costs.nbytes(v)) for v in region.outputs]
+        outputs = sum(sizes)
+        floor = max(base + outputs, base - freed + outputs + max(sizes, default=0))
+        known = land.bounds[id(region)] = (base, outputs, floor)
+    return known
 
 
 def _around(region: Region, inside: set[Op], land: Landscape) -> tuple[int, int]:
@@ -239,77 +282,82 @@ def _behind(region: Region, inside: set[Op], land: Landscape) -> set[Op]:
     return behind
 
 
-def _one(
-    region: Region, spans: Mapping[Op, object], frame: Static, costs: Costs, inside: set[Op]
-) -> tuple[int, float, int]:
-    """Bytes alive at most inside one piece, its time, and its nodes."""
+def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -> tuple[int, float, int, int]:
+    """Bytes alive at most inside one piece, its time, its nodes, and how often something is cropped inside."""
     left: dict[Value, int] = {}
-    size: dict[Value, int] = {}
-    for op in region.ops:
+    for op in plan:
         for operand in op.operands:
             if operand in region.cut:
                 left[operand] = left.get(operand, 0) + 1
-    live = peak = nodes = 0
+    size: dict[Value, int] = {}
+    held: dict[Value, Span] = {}
+    root: dict[Value, Value] = {}
+    sliced: set[tuple[Value, Span]] = set()
+    live = peak = nodes = crops = 0
     seconds = 0.0
     kept = set(region.outputs)
-    sliced: set[tuple[Value, object]] = set()
-    root: dict[Value, Value] = {}
-    for op in region.ops:
-        span = spans.get(op)
-        if span is None:
-            continue
-        axis = region.axes[op]
-        share = _share(op, region, span, costs)
-        cuts = 0
-        for operand, along in zip(op.operands, axis.operands, strict=True):
-            if along is None or operand in region.cut:
+
+    def part(value: Value, axis: int, span: Span) -> int:
+        whole = costs.extent(value, axis)
+        return aligned(costs.nbytes(value) * (frame.length(span) or 0) // max(1, whole))
+
+    for op, work in plan.items():
+        cuts = lasting = 0
+        for operand, along, need in zip(op.operands, region.axes[op].operands, work.needs, strict=True):
+            if along is None or need is None or operand.tensor is not None:
                 continue
-            need = frame.need(along, span, operand).span  # type: ignore[arg-type]
-            if (operand, need) not in sliced and operand.tensor is None:
-                sliced.add((operand, need))
-                part = frame.length(need) or 0
-                cuts += aligned(costs.nbytes(operand) * part // max(1, costs.extent(operand, along.axis)))
+            if operand in region.cut:
+                if held[operand] != need.span:
+                    cuts += part(operand, along.axis, need.span)
+                    seconds += part(operand, along.axis, need.span) * (CROP - 2) / BANDWIDTH
+                    nodes, crops = nodes + 1, crops + 1
+            elif (operand, need.span) not in sliced:
+                sliced.add((operand, need.span))
+                again = sum(1 for user in operand.users if user in plan) > 1
+                lasting += part(operand, along.axis, need.span) if again else 0
+                cuts += 0 if again else part(operand, along.axis, need.span)
                 nodes += 1
+        seconds += (cuts + lasting) * 2 / BANDWIDTH
         view = facts(op).view is not None and op.operands[0] in region.cut
         made = 0
-        for result in op.results:
-            if result in region.cut:
-                place = region.cut[result]
-                part = frame.length(span) or 0  # type: ignore[arg-type]
-                whole = costs.nbytes(result)
-                size[result] = 0 if view else aligned(whole * part // max(1, costs.extent(result, place)))
-                made += size[result]
-                if view:
-                    root[result] = root.get(op.operands[0], op.operands[0])
-                    left[root[result]] = left.get(root[result], 0) + left.get(result, 0)
+        for result, place in zip(op.results, region.axes[op].results, strict=True):
+            if result not in region.cut or place is None:
+                continue
+            held[result] = work.span
+            size[result] = 0 if view else part(result, place, work.span)
+            made += size[result]
+            if view:
+                source = root[result] = root.get(op.operands[0], op.operands[0])
+                left[source] = left.get(source, 0) + left.get(result, 0)
+        share = _share(op, region, work.span, costs)
         scratch = costs.scratch(op)
         scratch = int(scratch * share) if scratch > 1 << 18 else scratch
-        in_place = _overwrites(op, left, size, region)
-        peak = max(peak, live + cuts + made - in_place + scratch)
-        live += cuts + made
+        peak = max(peak, live + cuts + lasting + made - _overwrites(op, left, size, region) + scratch)
+        live += lasting + made
         for operand in op.operands:
             if operand in region.cut:
                 source = root.get(operand, operand)
                 left[source] -= 1
                 if not left[source] and source not in kept:
                     live -= size.get(source, 0)
-        live -= cuts if cuts and not _needed_later(op, region) else 0
-        seconds += costs.seconds(op) * share + cuts / BANDWIDTH
+        seconds += costs.seconds(op, share, rows=_cuts_rows(op, region))
         nodes += 1
-    return peak, seconds, nodes
+    return peak, seconds, nodes, crops
 
 
-def _needed_later(op: Op, region: Region) -> bool:
-    """Whether another op of the region may use what was cut for this one."""
-    return any(user in region.axes and user is not op for v in op.operands for user in v.users if v not in region.cut)
+def _cuts_rows(op: Op, region: Region) -> bool:
+    place, result = region.axes[op].results[0], op.results[0].type
+    rank = len(result.shape or ()) if isinstance(result, TensorType) else 0
+    return place is not None and place == rank - 2
 
 
-def _share(op: Op, region: Region, span: object, costs: Costs) -> float:
+def _share(op: Op, region: Region, span: Span, costs: Costs) -> float:
     for result, place in zip(op.results, region.axes[op].results, strict=True):
         if place is not None and not result.omitted:
             whole = costs.extent(result, place)
-            length = span.hi - span.lo  # type: ignore[attr-defined]
-            return length / whole if whole else 0.0
+            assert isinstance(span.lo, int)
+            assert isinstance(span.hi, int)
+            return (span.hi - span.lo) / whole if whole else 0.0
     return 1.0
 
 

@@ -14,6 +14,7 @@ from memoptc.ir.iteration.axis import shape
 from memoptc.ir.iteration.windows import factor_of, pad_amounts, window_of
 from memoptc.ir.tensors import ints
 from memoptc.passes._tile.frame import DoesNotFitError, Frame, Need, Span, Static, Step
+from memoptc.passes._tile.work import Work
 
 if TYPE_CHECKING:
     from memoptc.passes._tile.emit import Emitter
@@ -26,22 +27,30 @@ class Piece:
     Args:
         op: The op of the whole.
         axis: Along which axis it is cut.
-        span: What it must give.
+        work: What it does.
         operands: The parts it gets.
-        needs: What they are.
         frame: How the region is cut.
         emitter: Makes constants.
-        produced: What it gives, where that is more than `span`.
     """
 
     op: Op
     axis: Axis
-    span: Span
+    work: Work
     operands: tuple[Value, ...]
-    needs: tuple[Need | None, ...]
     frame: Frame
     emitter: Emitter
-    produced: Span | None = None
+
+    @property
+    def span(self) -> Span:
+        """What it gives."""
+        return self.work.span
+
+    @property
+    def need(self) -> Need:
+        """What it gets of its first operand."""
+        need = self.work.needs[0]
+        assert need is not None
+        return need
 
     @property
     def place(self) -> int:
@@ -64,8 +73,7 @@ def _same(p: Piece) -> Made:
 
 def _pads(p: Piece) -> Made:
     """Padding stays where a piece borders on it."""
-    need = p.needs[0]
-    assert need is not None
+    need = p.need
     spatial = p.place - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2
     windows = [window_of(p.op, i) for i in range(rank)]
@@ -144,37 +152,25 @@ def _with_target(p: Piece, entries: list[int]) -> Made:
 
 def _resize(p: Piece) -> Made:
     """By the same factors; what is given beyond the piece is cut off by who uses it."""
-    need, along = p.needs[0], p.axis.operands[0]
-    assert need is not None
-    assert along is not None
-    factor = factor_of(p.op, p.place) or 1
-    if factor > 1 or not p.static:
-        p.produced = Span(_times(need.span.lo, factor), _times(need.span.hi, factor))
     operands = list(p.operands)
     if p.op.op_type == "Upsample" or p.op.input(3) is None:
         return p.op.attrs, operands
     factors = [factor_of(p.op, i) for i in range(len(shape(p.op.results[0]) or ()))]
     if any(f is None for f in factors):
-        if not p.static or any(not isinstance(d, int) for d in shape(p.op.results[0]) or (None,)):
+        length = p.frame.length(p.span)
+        if length is None or any(not isinstance(d, int) for d in shape(p.op.results[0]) or (None,)):
             raise DoesNotFitError("a resize to computed sizes")
         sizes = [int(d) for d in shape(p.op.results[0]) or ()]  # type: ignore[arg-type]
-        sizes[p.place] = p.frame.length(p.produced or p.span) or 0
+        sizes[p.place] = length
         operands[3] = p.emitter.ints(sizes)
         return p.op.attrs, operands
     scales = p.emitter.b.const(np.asarray(factors, np.float32), "scales")
     return p.op.attrs, [operands[0], operands[1], scales]
 
 
-def _times(bound: int | Step | None, factor: int) -> int | Step | None:
-    if isinstance(bound, Step):
-        return Step(bound.a * factor, bound.b * factor)
-    return None if bound is None else bound * factor
-
-
 def _transposed(p: Piece) -> Made:
     """What the parts' taps reach beyond the piece is cropped by the padding."""
-    need = p.needs[0]
-    assert need is not None
+    need = p.need
     spatial = p.place - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2
     windows = [window_of(p.op, i) for i in range(rank)]
@@ -221,8 +217,7 @@ def _distance(a: int | Step | None, b: int | Step | None, stride: int) -> int:
 
 
 def _padded(p: Piece) -> Made:
-    need = p.needs[0]
-    assert need is not None
+    need = p.need
     rank = len(shape(p.op.results[0]) or ())
     amounts = list(pad_amounts(p.op, rank) or ())
     if need.before is not None:

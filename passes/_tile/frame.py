@@ -47,7 +47,7 @@ class Need:
 
     Args:
         span: Elements of the operand.
-        before: Elements of padding before them.
+        before: Elements of padding before them; `None`: as many as the whole has.
         after: Elements of padding behind them; `None`: as many as the whole has.
     """
 
@@ -109,6 +109,14 @@ class Static:
         if grain == 1:
             return span
         return Span(span.lo // grain * grain, min(-(-span.hi // grain) * grain, self.extent(value, axis)))
+
+    def end(self, value: Value, axis: int) -> int | None:
+        """The end of an axis."""
+        return self.extent(value, axis)
+
+    def allows(self, hi: Bound, value: Value, axis: int) -> bool:
+        """Whether a place does not lie behind the end of an axis."""
+        return isinstance(hi, int) and hi <= self.extent(value, axis)
 
     def length(self, span: Span) -> int | None:
         """Elements in an interval."""
@@ -197,6 +205,16 @@ class Dynamic:
             self.slack.add((value, axis, hi.a, hi.b))
         return Span(lo, hi)
 
+    def end(self, value: Value, axis: int) -> int | None:
+        """The end of an axis."""
+        return None
+
+    def allows(self, hi: Bound, value: Value, axis: int) -> bool:
+        """Whether a place does not lie behind the end of an axis: from the shortest extent on."""
+        if isinstance(hi, Step):
+            self.slack.add((value, axis, hi.a, hi.b))
+        return not isinstance(hi, int)
+
     def length(self, span: Span) -> int | None:
         """Elements in an interval, where they are known before the run."""
         return None
@@ -222,33 +240,36 @@ def _op(value: Value) -> Op:
 Frame: TypeAlias = Static | Dynamic
 
 
-def spans_of(region: Region, frame: Frame, index: int) -> dict[Op, Span]:
-    """Which interval of its axis each op computes for a piece; ops that the piece does not need are left out.
+def least(a: Span, b: Span) -> Span:
+    """What two intervals have in common.
 
     Raises:
-        DoesNotFitError: the pieces are too small, or do not line up.
+        DoesNotFitError: their ends cannot be compared.
     """
-    wanted: dict[Value, Span] = dict(frame.piece(index))
-    found: dict[Op, Span] = {}
-    for op in reversed(region.ops):
-        span: Span | None = None
-        axis = region.axes[op]
-        for result, place in zip(op.results, axis.results, strict=True):
-            need = wanted.get(result)
-            if need is not None and place is not None:
-                span = need if span is None else frame.hull(span, need)
-        if span is None:
-            continue
-        place = next(p for r, p in zip(op.results, axis.results, strict=True) if p is not None and r in wanted)
-        value = next(r for r, p in zip(op.results, axis.results, strict=True) if p is not None and r in wanted)
-        span = found[op] = frame.widen(span, axis.grain, value, place)
-        for operand, along in zip(op.operands, axis.operands, strict=True):
-            if along is not None:
-                need_of = frame.need(along, span, operand).span
-                if operand in region.cut:
-                    old = wanted.get(operand)
-                    wanted[operand] = need_of if old is None else frame.hull(old, need_of)
-    return found
+    return Span(_later(a.lo, b.lo), _earlier(a.hi, b.hi))
+
+
+def _later(a: Bound, b: Bound) -> Bound:
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    if isinstance(a, Step) and isinstance(b, Step) and a.a == b.a:
+        return Step(a.a, max(a.b, b.b))
+    raise DoesNotFitError("two users move at different rates")
+
+
+def _earlier(a: Bound, b: Bound) -> Bound:
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    if isinstance(a, Step) and isinstance(b, Step) and a.a == b.a:
+        return Step(a.a, min(a.b, b.b))
+    raise DoesNotFitError("two users move at different rates")
+
+
+def ends_at(frame: Frame, bound: Bound, value: Value, axis: int) -> bool:
+    """Whether a place is the end of a value's axis."""
+    return bound is None or bound == frame.end(value, axis)
 
 
 def pieces(frame: Frame) -> Sequence[int]:
