@@ -16,6 +16,9 @@ from memoptc.passes._tile.region import Region, Spaces
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.liveness import label
 
+SLIGHT = 0.003
+"""Share of the run time below which a tiling counts as costing nothing."""
+
 
 class Fit(Pass):
     """Lower the peak until it fits the budget, or as far as time allows.
@@ -43,11 +46,11 @@ class Fit(Pass):
         if not start.curve or start.peak <= self.budget:
             return
         allowance = (self.slowdown - 1) * start.seconds
-        first = self._round(graph.clone(), context, self.budget, allowance)
+        first = self._round(graph.clone(), stats, context, self.budget, allowance)
         if not first.moves or first.peak > start.peak * (1 - self.worth):
             self._report(first, start.peak, stats, context, done=False)
             return
-        second = self._round(graph.clone(), context, max(self.budget, first.peak), allowance)
+        second = self._round(graph.clone(), stats, context, max(self.budget, first.peak), allowance)
         best = second if second.peak <= first.peak * 1.01 and second.seconds <= first.seconds else first
         graph.become(best.graph)
         self._report(best, start.peak, stats, context, done=True)
@@ -56,7 +59,7 @@ class Fit(Pass):
         """Tile without facts about the compile."""
         self.apply(graph, stats, Context())
 
-    def _round(self, graph: Graph, context: Context, budget: int, allowance: float) -> _Round:
+    def _round(self, graph: Graph, stats: Counter[str], context: Context, budget: int, allowance: float) -> _Round:
         found = _Round(graph)
         spaces = Spaces()
         while True:
@@ -66,9 +69,11 @@ class Fit(Pass):
             if land.peak <= budget or len(found.moves) >= self.moves:
                 return found
             target = max(budget, 0)
-            ranked = self._ranked(tilings(land, spaces, target), land.peak, target, allowance - found.seconds)
+            ranked = self._ranked(
+                tilings(land, spaces, target), land.peak, target, allowance - found.seconds, SLIGHT * land.seconds
+            )
             for choice in ranked:
-                move = self._make(graph, choice, land, context)
+                move = self._make(graph, choice, land, stats, context)
                 if move is not None:
                     found.moves.append(move)
                     found.seconds += max(0.0, choice.seconds)
@@ -76,18 +81,23 @@ class Fit(Pass):
             else:
                 return found
 
-    def _ranked(self, every: Iterable[Estimate], peak: int, target: int, allowance: float) -> list[Estimate]:
+    def _ranked(
+        self, every: Iterable[Estimate], peak: int, target: int, allowance: float, slight: float
+    ) -> list[Estimate]:
         """The tilings worth trying, best first: the cheapest that reach the target, else the smallest."""
         fair = [e for e in every if e.inside <= peak * (1 - self.worth) and e.seconds <= allowance]
         if not fair:
             return []
         least = max(min(e.inside for e in fair), target)
         near = [e for e in fair if e.inside <= least * 1.08]
-        near.sort(key=lambda e: (e.seconds, e.inside, e.nodes))
+        # Gains of time are not relied on: of what costs next to nothing, the fewest nodes.
+        near.sort(key=lambda e: (e.seconds if e.seconds > slight else 0.0, e.nodes, e.inside))
         rest = sorted((e for e in fair if e.inside > least * 1.08), key=lambda e: (e.inside, e.seconds))
         return [*near[:3], *rest[:1]]
 
-    def _make(self, graph: Graph, choice: Estimate, land: Landscape, context: Context) -> _Move | None:
+    def _make(
+        self, graph: Graph, choice: Estimate, land: Landscape, stats: Counter[str], context: Context
+    ) -> _Move | None:
         """Make a tiling, and keep it if the model agrees that it helps."""
         region = choice.region
         name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
@@ -95,7 +105,8 @@ class Fit(Pass):
         try:
             frame = frame_for(region, choice.count, land)
             tiled = Emitter(region, frame, land.costs.extent, loose=choice.loose).run()
-        except DoesNotFitError:
+        except DoesNotFitError as reason:
+            stats[f"declined: {reason}"] += 1
             return None
         after = Landscape(graph, Costs(graph, context.dims))
         steps = [after.position[op] for op in tiled.ops if op in after.position]

@@ -113,7 +113,7 @@ def _slice(op: Op) -> list[Axis]:
 
 
 def _expand(op: Op) -> list[Axis]:
-    """Axes that the operand has in full; those it is repeated along need it whole."""
+    """Axes that the operand has in full; those it is repeated along need it whole, and a number to be repeated."""
     x, y = shape(op.operands[0]), shape(op.results[0])
     if x is None or y is None:
         return []
@@ -122,14 +122,15 @@ def _expand(op: Op) -> list[Axis]:
         axis = place - (len(y) - len(x))
         if axis >= 0 and same(x[axis], extent) and extent != 1:
             found.append(given(op, place, (0, Along(axis)), form=Form.SHAPE))
-        elif axis < 0 or x[axis] == 1:
+        elif isinstance(extent, int) and (axis < 0 or x[axis] == 1):
             found.append(given(op, place, form=Form.SHAPE))
     return found
 
 
 def _filled(op: Op) -> list[Axis]:
     """ConstantOfShape: any part of it is like any other."""
-    return [given(op, i, form=Form.SHAPE) for i in range(len(shape(op.results[0]) or ()))]
+    whole = shape(op.results[0]) or ()
+    return [given(op, i, form=Form.SHAPE) for i, extent in enumerate(whole) if isinstance(extent, int)]
 
 
 SHAPES: dict[str, Space] = {

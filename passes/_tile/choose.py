@@ -8,12 +8,14 @@ from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
 from memoptc.passes._tile.estimate import Estimate, Landscape, bound, estimates
 from memoptc.passes._tile.frame import DoesNotFitError
-from memoptc.passes._tile.region import Region, Spaces, grow
+from memoptc.passes._tile.region import Between, Region, Spaces, grow
 
 COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 REGIONS = 24
 """Regions that are looked at in detail."""
-BOUNDS = 10
+FAR = 2000
+"""Steps from the peak beyond which no region reaches."""
+BOUNDS = 7
 """Places of each kind on each side of the peak at which a region may end."""
 CLEARER = 0.97
 """Share of a smaller region's bound that a larger one must be below to be worth a look."""
@@ -31,6 +33,8 @@ def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estima
     """
     every = [(max(bound(r, land)[2], target), len(r.ops), i, r) for i, r in enumerate(regions(land, spaces))]
     for region in _skyline(every):
+        if region.rates is None:
+            continue
         last = 1
         for count in COUNTS:
             try:
@@ -61,8 +65,9 @@ def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:
     peak = max(range(len(land.curve)), key=land.curve.__getitem__, default=None)
     if peak is None:
         return
-    starts = _bounds(land.curve, range(peak, -1, -1))
-    ends = _bounds(land.curve, range(peak, len(land.curve)))
+    starts = _bounds(land.curve, range(peak, max(-1, peak - FAR), -1))
+    ends = _bounds(land.curve, range(peak, min(peak + FAR, len(land.curve))))
+    between = Between(land.ops[starts[0] : ends[-1] + 1])
     seen: set[frozenset[tuple[Op, Axis]]] = set()
     for seed, axis in _seeds(land, peak, spaces):
         place = land.position[seed]
@@ -71,8 +76,7 @@ def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:
         for start in starts:
             for end in ends:
                 if start <= place <= end:
-                    allowed = set(land.ops[start : end + 1])
-                    region = grow(seed, axis, allowed, spaces, land.position)
+                    region = grow(seed, axis, start - starts[0], end - starts[0], spaces, between)
                     if region is None or len(region.ops) < 2 or (key := frozenset(region.axes.items())) in seen:
                         continue
                     seen.add(key)

@@ -10,7 +10,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value, clone_op
-from memoptc.ir.dims import Dim, floordiv, maximum, minimum
+from memoptc.ir.dims import Dim, floordiv
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.forms import FORMS, Piece
 from memoptc.passes._tile.frame import (
@@ -29,8 +29,11 @@ from memoptc.passes._tile.work import Work, work_of
 
 TO_END = np.iinfo(np.int64).max
 
-_LEAST = 8
-"""A step is no smaller than the planned one divided by this, so that small inputs are not cut into crumbs."""
+LAID_OUT = ("Conv", "ConvTranspose", "FusedConv")
+"""Operators whose weights onnxruntime lays out anew, and only where they stand in the same graph."""
+
+FEWER = 8
+"""An extent smaller than the planned one by this factor is not cut: the pieces would be crumbs."""
 
 
 @dataclass
@@ -68,10 +71,10 @@ class Emitter:
         self.b = self.outside = Builder(self.graph, before=first, loc=loc)
         self.branch: Op | None = None
         self.reference: tuple[Value, int, int] | None = None
-        self.rounded_up = True
         self.steps: dict[Step, Value] = {}
-        self.step: Value | None = None
+        self.whole: Value | None = None
         self.names: set[str] | None = None
+        self.places: dict[tuple[Bound, Dim], Dim] = {}
         self.parts: dict[tuple[Value, int, Span], Value] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
 
@@ -84,9 +87,10 @@ class Emitter:
         if isinstance(self.frame, Dynamic) and (ops.opset_of(self.graph) or 13) < 10:
             raise DoesNotFitError("Slice takes no computed places before opset 10")
         plans = [work_of(self.region, self.frame, index, loose=self.loose) for index in pieces(self.frame)]
-        if isinstance(self.frame, Dynamic) and self.frame.overlaps:
-            self._decide(self.frame)
+        least = self._shortest(self.frame) if isinstance(self.frame, Dynamic) else None
         self._settle()
+        if least is not None:
+            self._branch(least)
         found = Tiled(len(plans))
         made: dict[Value, list[Value]] = {v: [] for v in self.region.outputs}
         try:
@@ -112,20 +116,24 @@ class Emitter:
         for op in reversed([*self.outside.made, *(self.b.made if self.b is not self.outside else ())]):
             op.erase()
 
-    def _decide(self, frame: Dynamic) -> None:
-        """Pieces that overlap need a certain extent: below it the region runs as it is.
+    def _shortest(self, frame: Dynamic) -> int:
+        """The extent below which the region runs as it is: pieces overlap too far, or are not worth their nodes."""
+        value, axis, rate = self._reference()
+        planned = self.extent(value, axis)
+        least = max(frame.count * rate, planned // FEWER)
+        if frame.overlaps:
+            least = max(least, shortest(frame, self._reference()))
+        if planned < least:
+            raise DoesNotFitError("pieces smaller than what they overlap by")
+        return least
 
-        The pieces go into one branch of an If and what was there into the other. Weights of convolutions are given to
-        the pieces once more: onnxruntime lays out only those that stand in the branch itself.
+    def _branch(self, least: int) -> None:
+        """Put the pieces into one branch of an If, and what was there into the other.
+
+        Weights of convolutions are given to the pieces once more: onnxruntime lays out only those that stand in the
+        branch itself.
         """
         value, axis, _ = self._reference()
-        planned = self.extent(value, axis)
-        least = shortest(frame, self._reference(), rounded_up=True)
-        self.rounded_up = planned >= least
-        if not self.rounded_up:
-            least = shortest(frame, self._reference(), rounded_up=False)
-            if planned < least:
-                raise DoesNotFitError("pieces smaller than what they overlap by")
         b = self.b
         extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
         wide = self._made("Squeeze", [self._made("Greater", [extent, self.ints([least - 1])])])
@@ -240,30 +248,24 @@ class Emitter:
         return value.type.with_shape(tuple(shape))
 
     def _known_place(self, bound: Bound, whole: Dim) -> Dim:
+        key = (bound, whole)
+        if key not in self.places:
+            self.places[key] = self._find_place(bound, whole)
+        return self.places[key]
+
+    def _find_place(self, bound: Bound, whole: Dim) -> Dim:
         if isinstance(bound, int):
             return bound
         if bound is None or whole is None:
             return whole
-        step = self._step_extent()
-        if step is None:
-            return None
-        place = step * bound.a + bound.b
-        # What lies behind the end is cut off, where pieces may do so.
-        return place if self.branch is not None else minimum(place, whole)
+        share = self._share_extent(bound.i)
+        return None if share is None else share * bound.a + bound.b
 
-    def _step_extent(self) -> Dim:
-        """The step as an expression of the whole's extent."""
+    def _share_extent(self, index: int) -> Dim:
+        """The bound before a piece as an expression of the whole's extent."""
         value, axis, rate = self._reference()
         whole = value.type.shape[axis] if isinstance(value.type, TensorType) and value.type.shape is not None else None
-        if whole is None:
-            return None
-        share = rate * self.frame.count
-        step = floordiv(whole + (share - 1 if self.rounded_up else 0), share)
-        return step if self.branch is not None else maximum(step, self._least_step())
-
-    def _least_step(self) -> int:
-        value, axis, rate = self._reference()
-        return max(1, -(-self.extent(value, axis) // (rate * self.frame.count)) // _LEAST)
+        return None if whole is None else floordiv(floordiv(whole, rate) * index, self.frame.count)
 
     def _reference(self) -> tuple[Value, int, int]:
         if self.reference is None:
@@ -274,7 +276,7 @@ class Emitter:
         """An operand that is needed whole."""
         if operand.is_absent:
             return self.graph.absent()
-        if self.branch is None or operand.tensor is None or op.op_type not in ops.PACKS_WEIGHTS:
+        if self.branch is None or operand.tensor is None or op.op_type not in LAID_OUT:
             return operand
         key = ("given", operand)
         if key not in self.shared:
@@ -371,36 +373,33 @@ class Emitter:
             self.shared[key] = self.b.const(np.asarray(values, np.int64), "place")
         return self.shared[key]
 
-    # -- steps known at run time ----------------------------------------------------------------------
+    # -- places known at run time ---------------------------------------------------------------------
 
     def place(self, bound: int | Step | None) -> Value:
         """A place on an axis as a vector of one integer."""
         if not isinstance(bound, Step):
             return self.ints([TO_END if bound is None else bound])
         if bound not in self.steps:
-            step = self._step()
-            value = step if bound.a == 1 else self._made("Mul", [step, self.ints([bound.a])])
+            value = self._share(bound.i)
+            if bound.a != 1:
+                value = self._made("Mul", [value, self.ints([bound.a])])
             if bound.b:
                 value = self._made("Add", [value, self.ints([bound.b])])
             self.steps[bound] = value
         return self.steps[bound]
 
-    def _step(self) -> Value:
-        """The step `t`: the pieces' share of the extent, in steps."""
-        if self.step is None:
-            assert isinstance(self.frame, Dynamic)
-            value, axis, rate = self._reference()
-            extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
-            share = rate * self.frame.count
-            if self.rounded_up:
-                extent = self._made("Add", [extent, self.ints([share - 1])])
-            self.step = self._made("Div", [extent, self.ints([share])])
-            if self.branch is None:
-                # Max has integers from opset 12 on only.
-                floor = self.ints([self._least_step()])
-                larger = self._made("Greater", [self.step, floor])
-                self.step = self._made("Where", [larger, self.step, floor])
-        return self.step
+    def _share(self, index: int) -> Value:
+        """The bound before a piece: as many even shares of the extent, rounded down."""
+        key = ("share", index)
+        if key not in self.shared:
+            if self.whole is None:
+                value, axis, rate = self._reference()
+                self.whole = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
+                if rate != 1:
+                    self.whole = self._made("Div", [self.whole, self.ints([rate])])
+            parts = self._made("Mul", [self.whole, self.ints([index])]) if index > 1 else self.whole
+            self.shared[key] = self._made("Div", [parts, self.ints([self.frame.count])])
+        return self.shared[key]
 
     # -- putting in place -----------------------------------------------------------------------------
 
@@ -425,7 +424,7 @@ def reference(region: Region, frame: Frame) -> tuple[Value, int, int]:
     for op in region.ops:
         for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
             if along is not None and operand not in region.cut and operand.tensor is None:
-                rate = region.rates[op] * along.stride
+                rate = region.rate(op) * along.stride
                 if rate % along.per == 0:
                     return operand, along.axis, rate // along.per
     raise DoesNotFitError("no operand has the extent")

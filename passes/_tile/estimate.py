@@ -30,8 +30,10 @@ OVERHEAD = 5e-6
 """Seconds that running one node costs."""
 CROP = 4
 """How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
-ROWS = 12
+ROWS = 32
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
+DEPTH = 64
+"""Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 3.0, "Erf": 3.0, "Gelu": 4.0, "Tanh": 3.0, "Sigmoid": 3.0, "Exp": 3.0, "Pow": 6.0, "Sin": 6.0}
 """Operators whose arithmetic, not their bytes, takes the time: by what factor."""
@@ -114,7 +116,7 @@ class Costs:
         ):
             left = self._shape(op.operands[0])
             depth = left[-2] if op.attrs.get("transA") and len(left) > 1 else left[-1] if left else 1
-            return prod(result) * depth
+            return prod(result) * (depth + DEPTH)
         if op.op_type in ("LSTM", "GRU", "RNN") and len(op.operands) > 2:
             rows = self._shape(op.operands[0])
             return prod(rows[:2]) * (prod(self._shape(op.operands[1])) + prod(self._shape(op.operands[2])))

@@ -107,7 +107,7 @@ def _shape(p: Piece) -> Made:
     copies = along is not None and along.axis == p.place and along.is_identity
     if p.op.op_type == "Expand":
         entry = 1 if along is not None else length
-    elif p.op.op_type == "Reshape" and not p.op.attrs.get("allowzero"):
+    elif p.op.op_type == "Reshape":
         entry = 0 if copies else length if length is not None else -1
     else:
         entry = length
@@ -121,13 +121,18 @@ def _patched(p: Piece, entry: int) -> Made:
     given = p.op.attrs.get("shape")
     target = p.op.input(index)
     known = given if given is not None else ints(target.tensor) if target is not None and target.tensor else None
-    rank = len(shape(p.op.results[0]) or ())
+    dims = shape(p.op.results[0]) or ()
+    rank = len(dims)
     if known is not None:
         entries = [1] * (rank - len(known)) + [int(e) for e in known]
+        if p.op.attrs.get("allowzero") and 0 in entries:
+            raise DoesNotFitError("a reshape to nothing")
+        # A -1 cannot be worked out where nothing is left: what is known is said.
+        entries = [d if e == -1 and isinstance(d, int) else e for e, d in zip(entries, dims, strict=True)]
         entries[p.place] = entry
         if entries.count(-1) > 1:
             raise DoesNotFitError("two extents of a reshape are known at run time only")
-        return _with_target(p, entries)
+        return _without_zeros(_with_target(p, entries))
     if entry == -1 or target is None or len(shape(target) or ()) != 1:
         raise DoesNotFitError("a reshape to a computed shape")
     if (shape(target) or ())[0] != rank:
@@ -139,15 +144,22 @@ def _patched(p: Piece, entry: int) -> Made:
         shared[key] = p.emitter._made("Where", [mask, p.emitter.ints([entry]), target])
     operands = list(p.operands)
     operands[index] = shared[key]
-    return p.op.attrs, operands
+    return _without_zeros((p.op.attrs, operands))
+
+
+def _without_zeros(made: Made) -> Made:
+    """A 0 in the target copies an extent: of the piece's."""
+    attrs, operands = made
+    return {name: value for name, value in attrs.items() if name != "allowzero"}, operands
 
 
 def _with_target(p: Piece, entries: list[int]) -> Made:
-    if "shape" in p.op.attrs:
-        return {**p.op.attrs, "shape": tuple(entries)}, list(p.operands)
+    attrs = dict(p.op.attrs)
+    if "shape" in attrs:
+        return {**attrs, "shape": tuple(entries)}, list(p.operands)
     operands = list(p.operands)
     operands[0 if p.op.op_type == "ConstantOfShape" else 1] = p.emitter.ints(entries)
-    return p.op.attrs, operands
+    return attrs, operands
 
 
 def _resize(p: Piece) -> Made:

@@ -1,15 +1,17 @@
 """Which interval of each axis a piece needs.
 
 In a `Static` frame extents are numbers, and intervals are clipped where they leave the axis. In a `Dynamic` one they
-are not known before the run: intervals are multiples of a step `t` that is computed then, `a * t + b`, and each
-piece's place says which of its ends lie at a border: the first piece begins at the start of every axis it needs, the
-last one ends at its end, and all others keep clear of both, which holds from some extent on (`shortest`).
+are not known before the run: pieces are bounded by even shares `t[i]` of the extent, computed then, intervals by
+multiples of them, `a * t[i] + b`, and each piece's place says which of its ends lie at a border: the first piece begins
+at the start of every axis it needs, the last one ends at its end, and all others keep clear of both, which holds from
+some extent on (`shortest`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 from memoptc.ir.core import Op, Value
@@ -23,14 +25,15 @@ class DoesNotFitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`a * t + b`, where `t` is the step computed at run time."""
+    """`a * t[i] + b`, where `t[i]` is the bound before piece `i`, computed at run time: i shares of the extent."""
 
     a: int
-    b: int = 0
+    b: int
+    i: int
 
 
 Bound: TypeAlias = int | Step | None
-"""A place on an axis: a number, a multiple of the step, or (as an end) `None` for the end of the axis."""
+"""A place on an axis: a number, one computed at run time, or (as an end) `None` for the end of the axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +73,18 @@ class Static:
 
     def __init__(self, region: Region, count: int, extent: Extent) -> None:
         self.region, self.extent = region, extent
-        ends = [(extent(v, region.cut[v]), region.rates[_op(v)]) for v in region.outputs]
+        ends = [(extent(v, region.cut[v]), region.rate(_op(v))) for v in region.outputs]
         steps = max(-(-n // rate) for n, rate in ends)
         self.step = max(1, -(-steps // count))
         self.count = -(-steps // self.step) if steps else 1
+
+    overlaps = False
 
     def piece(self, index: int) -> dict[Value, Span]:
         """What a piece gives of each of the region's outputs that it gives something of."""
         found = {}
         for value in self.region.outputs:
-            n, stride = self.extent(value, self.region.cut[value]), self.region.rates[_op(value)] * self.step
+            n, stride = self.extent(value, self.region.cut[value]), self.region.rate(_op(value)) * self.step
             lo, hi = min(index * stride, n), min((index + 1) * stride, n)
             if index == self.count - 1:
                 hi = n
@@ -134,15 +139,15 @@ class Dynamic:
     def __init__(self, region: Region, count: int) -> None:
         self.region, self.count = region, count
         self.reach = 0
-        """Least step for which no inner piece reaches the start of an axis."""
-        self.slack: set[tuple[Value, int, int, int]] = set()
-        """(value, axis, a, b): places a * t + b that must not lie behind the end of that axis."""
+        """Least share for which no inner piece reaches the start of an axis."""
+        self.slack: set[tuple[Value, int, Step]] = set()
+        """(value, axis, place): places that must not lie behind the end of that axis."""
 
-    @property
+    @cached_property
     def overlaps(self) -> bool:
         """Whether pieces need more than their share of something: then borders matter, and how far away they are.
 
-        Where none does, pieces beyond the end are empty, and any extent will do.
+        Where none does, any extent will do that gives each piece something.
         """
         return any(
             along is not None and (along.low != 0 or along.high not in (0, along.stride - 1))
@@ -154,9 +159,9 @@ class Dynamic:
         """What a piece gives of each of the region's outputs."""
         found = {}
         for value in self.region.outputs:
-            rate = self.region.rates[_op(value)]
-            lo = 0 if not index else Step(rate * index)
-            found[value] = Span(lo, None if index == self.count - 1 else Step(rate * (index + 1)))
+            rate = self.region.rate(_op(value))
+            lo = 0 if not index else Step(rate, 0, index)
+            found[value] = Span(lo, None if index == self.count - 1 else Step(rate, 0, index + 1))
         return found
 
     def need(self, along: Along, span: Span, operand: Value) -> Need:
@@ -169,7 +174,7 @@ class Dynamic:
         if lo == 0:
             return 0, None
         assert isinstance(lo, Step)
-        place = Step(_whole(lo.a * along.stride, along.per), (lo.b * along.stride + along.low) // along.per)
+        place = Step(_whole(lo.a * along.stride, along.per), (lo.b * along.stride + along.low) // along.per, lo.i)
         self.reach = max(self.reach, -(place.b // place.a))
         return place, 0
 
@@ -177,8 +182,9 @@ class Dynamic:
         if hi is None:
             return None, None
         assert isinstance(hi, Step)
-        place = Step(_whole(hi.a * along.stride, along.per), ((hi.b - 1) * along.stride + along.high) // along.per + 1)
-        self.slack.add((operand, along.axis, place.a, place.b))
+        last = ((hi.b - 1) * along.stride + along.high) // along.per
+        place = Step(_whole(hi.a * along.stride, along.per), last + 1, hi.i)
+        self.slack.add((operand, along.axis, place))
         return place, 0
 
     def hull(self, a: Span, b: Span) -> Span:
@@ -199,10 +205,10 @@ class Dynamic:
         """Move the ends out to multiples of `grain`."""
         lo, hi = span.lo, span.hi
         if isinstance(lo, Step):
-            lo = Step(_multiple(lo.a, grain), lo.b // grain * grain)
+            lo = Step(_multiple(lo.a, grain), lo.b // grain * grain, lo.i)
         if isinstance(hi, Step):
-            hi = Step(_multiple(hi.a, grain), -(-hi.b // grain) * grain)
-            self.slack.add((value, axis, hi.a, hi.b))
+            hi = Step(_multiple(hi.a, grain), -(-hi.b // grain) * grain, hi.i)
+            self.slack.add((value, axis, hi))
         return Span(lo, hi)
 
     def end(self, value: Value, axis: int) -> int | None:
@@ -212,7 +218,7 @@ class Dynamic:
     def allows(self, hi: Bound, value: Value, axis: int) -> bool:
         """Whether a place does not lie behind the end of an axis: from the shortest extent on."""
         if isinstance(hi, Step):
-            self.slack.add((value, axis, hi.a, hi.b))
+            self.slack.add((value, axis, hi))
         return not isinstance(hi, int)
 
     def length(self, span: Span) -> int | None:
@@ -253,7 +259,7 @@ def _later(a: Bound, b: Bound) -> Bound:
     if isinstance(a, int) and isinstance(b, int):
         return max(a, b)
     if isinstance(a, Step) and isinstance(b, Step) and a.a == b.a:
-        return Step(a.a, max(a.b, b.b))
+        return replace(a, b=max(a.b, b.b))
     raise DoesNotFitError("two users move at different rates")
 
 
@@ -263,7 +269,7 @@ def _earlier(a: Bound, b: Bound) -> Bound:
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     if isinstance(a, Step) and isinstance(b, Step) and a.a == b.a:
-        return Step(a.a, min(a.b, b.b))
+        return replace(a, b=min(a.b, b.b))
     raise DoesNotFitError("two users move at different rates")
 
 

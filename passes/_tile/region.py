@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from functools import cached_property
+from math import gcd, lcm
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Axis, iteration_space
+from memoptc.runtime.memory.footprint import used_values
 
 MARK = "memoptc.tile"
 """Metadata of ops that are part of a piece: they are not cut again."""
@@ -37,38 +39,91 @@ class Region:
         axes: Per op the axis along which it is cut.
         cut: Values made inside -> the axis along which they are cut.
         outputs: Values made inside that are used outside, in order.
-        rates: Per op, how far one step of the region moves along its axis. Whole numbers.
     """
 
     ops: list[Op]
     axes: dict[Op, Axis]
     cut: dict[Value, int]
     outputs: list[Value]
-    rates: dict[Op, int]
 
-    @property
-    def inside(self) -> set[Value]:
-        """Values that are made inside and used nowhere else."""
-        return set(self.cut) - set(self.outputs)
+    @cached_property
+    def rates(self) -> dict[Op, int] | None:
+        """Per op, how far one step of the region moves along its axis, in whole numbers; `None` when ops cannot move
+        together."""
+        return _rates(self.ops, self.axes)
+
+    def rate(self, op: Op) -> int:
+        """How far one step of the region moves along an op's axis."""
+        assert self.rates is not None
+        return self.rates[op]
 
 
-def grow(seed: Op, axis: Axis, allowed: Collection[Op], spaces: Spaces, position: Mapping[Op, int]) -> Region | None:
+class Between:
+    """Which ops lie between others: paths among a stretch of ops, as bit masks.
+
+    Args:
+        ops: The stretch, in the order in which they run.
+    """
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.ops = ops
+        self.place = {op: i for i, op in enumerate(ops)}
+        self.before = [0] * len(ops)
+        self.behind = [0] * len(ops)
+        for i, op in enumerate(ops):
+            for need in {self.place[v.op] for v in used_values(op) if v.op in self.place}:
+                self.before[i] |= self.before[need] | (1 << need)
+        for i in range(len(ops) - 1, -1, -1):
+            mask = self.before[i]
+            bit = self.behind[i] | (1 << i)
+            while mask:
+                low = mask & -mask
+                self.behind[low.bit_length() - 1] |= bit
+                mask ^= low
+
+    def mask(self, ops: Iterable[Op]) -> int:
+        """Ops as a mask."""
+        found = 0
+        for op in ops:
+            found |= 1 << self.place[op]
+        return found
+
+    def members(self, mask: int) -> list[int]:
+        """Places in a mask."""
+        found = []
+        while mask:
+            low = mask & -mask
+            found.append(low.bit_length() - 1)
+            mask ^= low
+        return found
+
+    def joined(self, masks: Sequence[int], places: Iterable[int]) -> int:
+        """Everything before, or behind, any of these."""
+        found = 0
+        for place in places:
+            found |= masks[place]
+        return found
+
+
+def grow(seed: Op, axis: Axis, first: int, last: int, spaces: Spaces, between: Between) -> Region | None:
     """Grow a region from one op along its axis, through neighbours that can be cut at the same places.
 
     Args:
         seed: Where to begin.
         axis: Along which axis of the seed.
-        allowed: Ops that may join.
+        first: First op of the stretch that may join, counted within the stretch that `between` knows.
+        last: Last op that may join.
         spaces: Iteration spaces.
-        position: Place of each op in the order in which they run.
+        between: Paths among the ops.
 
     Returns:
         The region, or `None` when nothing sound is left.
     """
-    chosen = _convex(seed, _reach(seed, axis, allowed, spaces), position)
+    allowed = _Stretch(between.place, first, last)
+    chosen = _convex(seed, _reach(seed, axis, allowed, spaces), between)
     if chosen is None:
         return None
-    ops = sorted(chosen, key=position.__getitem__)
+    ops = sorted(chosen, key=between.place.__getitem__)
     cut: dict[Value, int] = {}
     outputs = []
     for op in ops:
@@ -80,11 +135,22 @@ def grow(seed: Op, axis: Axis, allowed: Collection[Op], spaces: Spaces, position
             cut[result] = place
             if any(user not in chosen for user, _ in result.uses):
                 outputs.append(result)
-    rates = _rates(ops, chosen)
-    return None if rates is None or not outputs else Region(ops, chosen, cut, outputs, rates)
+    return Region(ops, chosen, cut, outputs) if outputs else None
 
 
-def _reach(seed: Op, axis: Axis, allowed: Collection[Op], spaces: Spaces) -> dict[Op, Axis]:
+@dataclass(frozen=True)
+class _Stretch:
+    """The ops of a stretch between two places, as a set."""
+
+    place: Mapping[Op, int]
+    first: int
+    last: int
+
+    def __contains__(self, op: Op) -> bool:
+        return self.first <= self.place.get(op, -1) <= self.last
+
+
+def _reach(seed: Op, axis: Axis, allowed: _Stretch, spaces: Spaces) -> dict[Op, Axis]:
     chosen = {seed: axis}
     places: dict[Value, int] = {r: a for r, a in zip(seed.results, axis.results, strict=True) if a is not None}
     todo = [seed]
@@ -130,57 +196,23 @@ def _fits(op: Op, axis: Axis, chosen: Mapping[Op, Axis], places: Mapping[Value, 
     return True
 
 
-def _convex(seed: Op, chosen: dict[Op, Axis], position: Mapping[Op, int]) -> dict[Op, Axis] | None:
+def _convex(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis] | None:
     """Leave ops out until nothing outside the region lies between two of its ops."""
     while True:
-        first, last = min(position[op] for op in chosen), max(position[op] for op in chosen)
-        behind: set[Op] = set()
-        todo = [user for op in chosen for r in op.results for user in _users(r) if user not in chosen]
-        while todo:
-            op = todo.pop()
-            if op in behind or not first <= position.get(op, last + 1) <= last:
-                continue
-            behind.add(op)
-            todo.extend(user for r in op.results for user in _users(r))
-        back = behind & set(chosen)
-        if not back:
+        mask = between.mask(chosen)
+        places = between.members(mask)
+        outside = between.joined(between.behind, places) & between.joined(between.before, places) & ~mask
+        if not outside:
             return chosen
-        if seed in back:
+        through = between.members(outside)
+        back = between.joined(between.behind, through) & mask
+        if back >> between.place[seed] & 1:
             # What the seed needs through the outside goes instead: all that such a path begins at.
-            back = _ancestors_through(behind - set(chosen), chosen)
-            if seed in back or not back:
+            back = between.joined(between.before, through) & mask
+            if back >> between.place[seed] & 1:
                 return None
-        kept = {op: axis for op, axis in chosen.items() if op not in back}
-        chosen = _connected(seed, kept)
-
-
-def _users(value: Value) -> list[Op]:
-    """Ops of the same graph that use a value, those included whose regions do."""
-    found = []
-    for op in value.users:
-        graph = op.graph
-        while graph is not None and graph is not value.graph and graph.parent is not None:
-            op, graph = graph.parent, graph.parent.graph
-        found.append(op)
-    return found
-
-
-def _ancestors_through(outside: set[Op], chosen: Mapping[Op, Axis]) -> set[Op]:
-    found: set[Op] = set()
-    todo = list(outside)
-    seen = set(todo)
-    while todo:
-        for operand in todo.pop().operands:
-            op = operand.op
-            if op is None or op in seen:
-                continue
-            seen.add(op)
-            if op in chosen:
-                found.add(op)
-                todo.append(op)
-            elif op in outside:
-                todo.append(op)
-    return found
+        gone = {between.ops[i] for i in between.members(back)}
+        chosen = _connected(seed, {op: axis for op, axis in chosen.items() if op not in gone})
 
 
 def _connected(seed: Op, chosen: dict[Op, Axis]) -> dict[Op, Axis]:
@@ -224,14 +256,8 @@ def _rates(ops: Sequence[Op], axes: Mapping[Op, Axis]) -> dict[Op, int] | None:
             if along is not None and (whole * along.stride) % along.per:
                 wanted = lcm(wanted, along.per)
         if whole % wanted:
-            scale *= wanted // _gcd(whole, wanted)
+            scale *= wanted // gcd(whole, wanted)
     return {op: int(rate * scale) for op, rate in found.items()}
-
-
-def _gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a
 
 
 def _neighbours(op: Op, rate: Fraction, axes: Mapping[Op, Axis], inside: set[Op]) -> list[tuple[Op, Fraction]]:

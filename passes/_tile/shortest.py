@@ -14,39 +14,35 @@ _TRIED = (*range(1, 385), 1000, 1001, 1023, 1024, 2047, 4093, 4096, 65521, 65536
 """Extents at which the relation between two axes is looked at: all remainders of any stride a network has."""
 
 
-def shortest(frame: Dynamic, reference: tuple[Value, int, int], *, rounded_up: bool) -> int:
+def shortest(frame: Dynamic, reference: tuple[Value, int, int]) -> int:
     """Give the least extent of the reference axis from which on no piece but the last reaches an end it should not.
 
-    With `t` the step, a place `a * t + b` on an axis of extent `n` must be <= n, and every place >= 0. Extents of a
-    network's axes are `n >= slope * m - lag` for that of the reference, `m`, with a lag that comes from rounding alone;
-    from that the least `m` follows for each place.
+    A place `a * t[i] + b` on an axis of extent `n` must be <= n, and >= 0. With `m` the reference's extent and `r` its
+    rate, t[i] = i * (m // r) // count. Extents of a network's axes are n >= slope * m - lag, with a lag that comes from
+    rounding alone, and a = slope * r; from that the least `m` follows for each place.
 
     Args:
-        frame: The frame, after the spans of all pieces were asked for.
-        reference: The value, axis and rate whose extent decides on the step.
-        rounded_up: Whether the step is the extent's share rounded up, or down.
+        frame: The frame, after the work of all pieces was asked for.
+        reference: The value, axis and rate whose extent decides on the shares.
 
     Raises:
         DoesNotFitError: two extents are not known to grow together.
     """
     value, axis, rate = reference
     main = _dim(value, axis)
-    share = rate * frame.count
-    lags: dict[Dim, Fraction] = {}
-    least = share * (frame.reach + (0 if rounded_up else 1))
-    for other, place, a, b in frame.slack:
+    lags: dict[Dim, tuple[Fraction, Fraction]] = {}
+    least = frame.count * rate * max(frame.reach, 1)
+    for other, place, step in frame.slack:
         dim = _dim(other, place)
-        # The rate of the other axis follows from the places themselves: the end of piece i is a * t, a = rate * i.
-        slope = _slope(main, dim)
         if dim not in lags:
-            lags[dim] = _lag(main, dim, slope)
-        # t <= (m + share - 1) / share when rounded up, <= m / share when not.
-        extra = Fraction(a * (share - 1), share) if rounded_up else Fraction(0)
-        room = slope - Fraction(a, share)
+            slope = _slope(main, dim)
+            lags[dim] = slope, _lag(main, dim, slope)
+        slope, lag = lags[dim]
+        room = slope - Fraction(step.a * step.i, rate * frame.count)
         if room <= 0:
             raise DoesNotFitError("pieces that move faster than the axis")
-        least = max(least, ceil((b + extra + lags[dim]) / room))
-    return max(least, frame.count * rate)
+        least = max(least, ceil((step.b + lag) / room))
+    return least
 
 
 def _dim(value: Value, axis: int) -> Dim:

@@ -65,7 +65,7 @@ def needs_of(region: Region, frame: Frame, index: int, *, aligned: bool = False)
     """Which interval of its axis each op must compute for a piece."""
     wanted: dict[Value, Span] = dict(frame.piece(index))
     found: dict[Op, Span] = {}
-    slowest = min(region.rates.values())
+    slowest = min(map(region.rate, region.ops))
     for op in reversed(region.ops):
         axis = region.axes[op]
         span: Span | None = None
@@ -77,9 +77,9 @@ def needs_of(region: Region, frame: Frame, index: int, *, aligned: bool = False)
         if span is None:
             continue
         grain = axis.grain
-        if aligned and region.rates[op] % slowest == 0 and axis.grain == 1:
+        if aligned and region.rate(op) % slowest == 0 and axis.grain == 1:
             # Windows with strides downstream then start where they do in the whole.
-            grain = region.rates[op] // slowest
+            grain = region.rate(op) // slowest
         span = found[op] = frame.widen(span, grain, value, where)
         for operand, along in zip(op.operands, axis.operands, strict=True):
             if along is not None and operand in region.cut:
@@ -110,7 +110,7 @@ def _resized(op: Op, region: Region, needs: tuple[Need | None, ...]) -> Work | N
 
 def _times(bound: Bound, factor: int) -> Bound:
     if isinstance(bound, Step):
-        return Step(bound.a * factor, bound.b * factor)
+        return Step(bound.a * factor, bound.b * factor, bound.i)
     return None if bound is None else bound * factor
 
 
@@ -158,7 +158,7 @@ def _window(op: Op, axis: Axis, frame: Frame, have: Span) -> Work | None:
 
 def _divided(bound: Bound, by: int) -> Bound:
     if isinstance(bound, Step):
-        return Step(bound.a // by, bound.b // by) if bound.a % by == 0 and bound.b % by == 0 else None
+        return Step(bound.a // by, bound.b // by, bound.i) if bound.a % by == 0 and bound.b % by == 0 else None
     return None if bound is None or bound % by else bound // by
 
 
@@ -167,10 +167,10 @@ def _count(have: Span, stride: int, reach: int, lo: Bound) -> Bound:
     if isinstance(have.lo, int) and isinstance(have.hi, int) and isinstance(lo, int):
         return lo + (have.hi - have.lo + reach) // stride + 1
     if isinstance(have.hi, Step) and have.hi.a % stride == 0:
-        first = have.lo if isinstance(have.lo, Step) else Step(0, have.lo or 0)
-        if first.a % stride or first.b % stride:
+        start = have.lo.b if isinstance(have.lo, Step) else have.lo or 0
+        if start % stride:
             return None
-        return Step(have.hi.a // stride, first.b // stride + (have.hi.b - first.b + reach) // stride + 1)
+        return Step(have.hi.a // stride, start // stride + (have.hi.b - start + reach) // stride + 1, have.hi.i)
     return None
 
 
