@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from memoptc.ir.diagnostics import InputError
 
-TARGETS = ("float32", "int8", "uint8")
+TARGETS = ("float32", "int8", "uint8", "int4")
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,simplify,share-common,drop-dead)*"
+_WEIGHTS = {"int4": "quantize-weights"}
+"""Targets that need no data. The kernels of int4 are in onnxruntime's own domain, for any opset."""
+
 _PLACE = "order,plan-memory,lower"
 
 
@@ -30,7 +33,9 @@ def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = Fal
         parts.append(_EXACT)
     if level >= 2:
         parts.append(_FUSE)
-    if target != "float32":
+    if target in _WEIGHTS:
+        parts += [_WEIGHTS[target], "share-weights,drop-dead"]
+    elif target != "float32":
         parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
     if freeze:
         parts.append("freeze-runtime,drop-dead")

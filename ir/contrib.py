@@ -25,6 +25,8 @@ def install() -> None:
     registry.register(_DOMAIN, "QGemm", since_version=1)(_infer_quantized_gemm)
     for name in _FLOAT_PRODUCTS:
         registry.register(_DOMAIN, name, since_version=1)(_infer_product)
+    registry.register(_DOMAIN, "MatMulNBits", since_version=1)(_infer_product_of_codes)
+    registry.register(_DOMAIN, "GatherBlockQuantized", since_version=1)(_infer_lookup_of_codes)
 
 
 def _delegate(op_type: str, version: int) -> Callable[[Any, onnx_ir.Node], None]:
@@ -54,3 +56,27 @@ def _infer_product(context: Any, node: onnx_ir.Node) -> None:
     _delegate("MatMul", 13)(context, node)
     result = node.outputs[0]
     context.set_shape_and_dtype(result, result.shape, onnx_ir.DataType.FLOAT)
+
+
+def _infer_product_of_codes(context: Any, node: onnx_ir.Node) -> None:
+    """The weights' shape is in attributes: N results for each row."""
+    a = node.inputs[0]
+    if a is not None:
+        shape = None if a.shape is None else onnx_ir.Shape([*a.shape[:-1], node.attributes["N"].as_int()])
+        context.set_shape_and_dtype(node.outputs[0], shape, a.dtype)
+
+
+def _infer_lookup_of_codes(context: Any, node: onnx_ir.Node) -> None:
+    """Rows of a table whose codes lie in bytes, several in each."""
+    data, indices, scales = node.inputs[:3]
+    if data is None or indices is None or scales is None:
+        return
+    shape = None
+    attrs = {name: node.attributes[name].as_int() for name in ("gather_axis", "bits") if name in node.attributes}
+    if data.shape is not None and indices.shape is not None:
+        axis, dims = attrs.get("gather_axis", 0), list(data.shape)
+        packed = dims[-1] if data.dtype == onnx_ir.DataType.UINT8 else None
+        if isinstance(packed, int):
+            dims[-1] = packed * (8 // attrs.get("bits", 4))
+        shape = onnx_ir.Shape([*dims[:axis], *indices.shape, *dims[axis + 1 :]])
+    context.set_shape_and_dtype(node.outputs[0], shape, scales.dtype)

@@ -23,7 +23,7 @@ EXACT = frozenset(
     "simplify fold-constants share-weights share-common drop-dead inline-functions order plan-memory lower".split()
 )
 """Passes that must keep every output bit."""
-CODED = frozenset({"quantize"})
+CODED = frozenset({"quantize", "quantize-weights", "to-half"})
 """Passes that make numbers coarser on purpose."""
 LEAST_SQNR = 20.0
 """Decibels by which outputs must exceed what coding them changed."""

@@ -1,0 +1,286 @@
+"""Writing weights in blocks: operators of onnxruntime that read codes, or standard ones that decode them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir import ops
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.types import DType, TensorType
+from memoptc.passes._quantize.blocks import Blocks, encode, error_of
+from memoptc.passes._quantize.numerics import weight_codes
+from memoptc.passes._quantize.places import CONVOLUTIONS, GATHER, Site, Weight
+from memoptc.runtime.kernels import gathers_codes, multiplies_codes
+
+RULE = "quantize-weights"
+BLOCKED_SINCE = 21
+"""Opset from which DequantizeLinear has a scale per block, and codes of 4 bits."""
+
+PER_AXIS_SINCE = 13
+
+_DTYPES = {(4, True): DType.INT4, (4, False): DType.UINT4, (8, True): DType.INT8, (8, False): DType.UINT8}
+
+
+@dataclass
+class Plan:
+    """How weights are written.
+
+    Args:
+        bits: 4 or 8.
+        block: Weights that share a scale.
+        symmetric: Whether 0 always has the middle code.
+        form: "nbits" or "dq".
+        opset: Version of the standard operators in force.
+        search: Search for scales, or round plainly.
+    """
+
+    bits: int
+    block: int
+    symmetric: bool
+    form: str
+    opset: int
+    search: bool = True
+
+    def why_not(self, weight: Weight, site: Site) -> str:
+        """Say why a site cannot be written in this form; `""` when it can."""
+        if site.op.op_type in CONVOLUTIONS or site.op.op_type == GATHER:
+            return ""
+        tensor = weight.value.tensor
+        if tensor is not None and self._bytes(tuple(tensor.shape.numpy()), site.columns) >= weight.bytes:
+            return f"in blocks of {self.block} its codes would take as many bytes"
+        if self.form == "nbits":
+            known = multiplies_codes(self.bits)
+            return "" if known else f'this onnxruntime has no MatMulNBits for {self.bits} bits (form="dq" needs none)'
+        if self.opset < BLOCKED_SINCE:
+            return f"blocks need opset {BLOCKED_SINCE}, the model has {self.opset} (raise-opset{{to=21,below=21}})"
+        return ""
+
+    def _bytes(self, shape: tuple[int, ...], columns: int) -> int:
+        """Bytes of a matrix in codes, with scales and zero points."""
+        blocks = shape[1 - columns] * -(-shape[columns] // self.block)
+        zeros = 0 if self.symmetric else blocks * self.bits // 8
+        return blocks * (self.block * self.bits // 8 + 4) + zeros
+
+
+@dataclass
+class Writer:
+    """Replaces the readers of one weight after the other.
+
+    Args:
+        plan: How.
+        stats: Counts what was done.
+        signal: Squared magnitude of all weights coded so far.
+        noise: Squared magnitude of what coding changed.
+    """
+
+    plan: Plan
+    stats: Counter[str]
+    signal: float = 0.0
+    noise: float = 0.0
+    _codes: dict[tuple[int, float], Blocks] = field(default_factory=dict)
+    _values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+
+    def write(self, weight: Weight) -> int:
+        """Replace every reader of a weight; the weight is then unused. Give the bytes of the codes."""
+        self._codes.clear()
+        self._values.clear()
+        for site in weight.sites:
+            op = site.op
+            if op.graph is None:
+                raise InternalError(f"{op.key} is in no graph")
+            builder = Builder(op.graph, before=op, loc=op.loc.union(rule=RULE))
+            if op.op_type in CONVOLUTIONS:
+                op.set_operand(1, self._window(builder, weight))
+            elif op.op_type == GATHER:
+                self._replace(op, self._lookup(builder, weight, op))
+            elif self.plan.form == "nbits":
+                self._replace(op, self._product(builder, weight, site))
+            else:
+                self._decode_in_place(builder, weight, site)
+            self.stats[f"quantized {op.op_type}"] += 1
+        return sum(v.type.nbytes for v in self._values.values() if _static(v.type))  # type: ignore[union-attr,misc]
+
+    def _replace(self, op: Op, made: Value) -> None:
+        made.type = op.result.type
+        op.result.replace_by(made)
+        made.name, op.result.name = op.result.name, made.name
+        if made.op is not None:
+            made.op.name = op.name
+        op.erase()
+
+    # -- codes ----------------------------------------------------------------------------------------
+
+    def _matrix(self, weight: Weight, columns: int, factor: float) -> Blocks:
+        """The weight as a matrix whose rows are the sums' results."""
+        key = (columns, factor)
+        if key not in self._codes:
+            content = weight.numpy() if factor == 1.0 else weight.numpy() * np.float32(factor)
+            rows = np.ascontiguousarray(content if columns == 1 else content.T)
+            self._codes[key] = self._encode(rows, self.plan.block)
+        return self._codes[key]
+
+    def _encode(self, rows: npt.NDArray[np.float32], block: int) -> Blocks:
+        blocks = encode(rows, self.plan.bits, block, symmetric=self.plan.symmetric, search=self.plan.search)
+        signal, noise = error_of(rows, blocks)
+        self.signal += signal
+        self.noise += noise
+        return blocks
+
+    def _const(self, weight: Weight, content: npt.NDArray[Any], suffix: str, key: object) -> Value:
+        """A constant beside the weight, made once."""
+        known = (suffix, key)
+        if known not in self._values:
+            graph: Graph = weight.value.graph
+            self._values[known] = Builder(graph).const(content, f"{weight.value.name}_{suffix}")
+        return self._values[known]
+
+    # -- products -------------------------------------------------------------------------------------
+
+    def _product(self, builder: Builder, weight: Weight, site: Site) -> Value:
+        """Give onnxruntime's own product with codes."""
+        blocks, op = self._matrix(weight, site.columns, site.factor), site.op
+        key = (site.columns, site.factor)
+        operands: list[Value | None] = [
+            op.operand,
+            self._const(weight, blocks.packed(), f"q{blocks.bits}", key),
+            self._const(weight, blocks.scales, "scales", key),
+            None if blocks.symmetric else self._const(weight, blocks.packed_zeros(), "zeros", key),
+        ]
+        attrs = {"K": blocks.columns, "N": len(blocks.scales), "bits": blocks.bits, "block_size": blocks.block}
+        bias = op.input(2) if op.op_type == "Gemm" else None
+        beta = float(op.attrs.get("beta", 1.0))
+        row = _row(bias, attrs["N"])
+        if row is not None:
+            content = row if beta == 1.0 else row * np.float32(beta)
+            given = bias if beta == 1.0 and bias is not None and _is_row(bias, attrs["N"]) else None
+            operands += [None, given if given is not None else builder.const(content, f"{weight.value.name}_bias")]
+        result = builder.op("MatMulNBits", operands, attrs, domain=ops.MICROSOFT, type=op.result.type).result
+        if bias is not None and row is None:
+            scaled = bias if beta == 1.0 else builder.op("Mul", [bias, np.float32(beta)], type=bias.type).result
+            result = builder.op("Add", [result, scaled], type=op.result.type).result
+        return result
+
+    def _decode_in_place(self, builder: Builder, weight: Weight, site: Site) -> None:
+        """Put a standard DequantizeLinear with blocks before the op, in the layout that the weight has."""
+        blocks, op = self._matrix(weight, site.columns, 1.0), site.op
+        turned = site.columns == 0
+        parts = self._parts(weight, blocks, blocks.codes[:, : blocks.columns], blocks.scales, blocks.zeros, turned)
+        attrs = {"axis": site.columns, "block_size": blocks.block}
+        real = builder.op("DequantizeLinear", parts, attrs, domain="", type=weight.value.type).result
+        through = op.operands[1]
+        if through is not weight.value:  # its Transpose stays, and reads what was decoded
+            assert through.op is not None
+            real = builder.op("Transpose", [real], dict(through.op.attrs), type=through.type).result
+        op.set_operand(1, real)
+
+    def _parts(
+        self,
+        weight: Weight,
+        blocks: Blocks,
+        codes: npt.NDArray[np.uint8],
+        scales: npt.NDArray[np.float32],
+        zeros: npt.NDArray[np.uint8],
+        turned: bool,
+    ) -> list[Value]:
+        """Operands of a DequantizeLinear: codes, scales, and zero points where they differ."""
+        dtype = _DTYPES[blocks.bits, blocks.symmetric]
+        middle = 2 ** (blocks.bits - 1) if blocks.symmetric else 0
+        real = (codes.astype(np.int16) - middle).astype(dtype.numpy())
+        arrays = [("codes", real), ("scales", scales)]
+        if not blocks.symmetric:
+            arrays.append(("zeros", zeros.astype(dtype.numpy())))
+        return [
+            self._const(weight, np.ascontiguousarray(array.T if turned else array), f"{name}", ("dq", turned))
+            for name, array in arrays
+        ]
+
+    # -- convolutions ---------------------------------------------------------------------------------
+
+    def _window(self, builder: Builder, weight: Weight) -> Value:
+        """Decode rows of one block each, and give them the weight's shape."""
+        content = weight.numpy()
+        length = int(np.prod(content.shape[1:]))
+        block = near_divisor(length, self.plan.block)
+        key = (2, 1.0)
+        if key not in self._codes:
+            self._codes[key] = self._encode(content.reshape(-1, block), block)
+        blocks = self._codes[key]
+        scales, zeros = blocks.scales.reshape(-1), blocks.zeros.reshape(-1)
+        parts = self._parts(weight, blocks, blocks.codes, scales, zeros, False)
+        standard = self.plan.opset >= (BLOCKED_SINCE if blocks.bits == 4 else PER_AXIS_SINCE)
+        domain = "" if standard else ops.MICROSOFT
+        rows = TensorType(DType.FLOAT, blocks.codes.shape)
+        real = builder.op("DequantizeLinear", parts, {"axis": 0}, domain=domain, type=rows).result
+        shape = self._const(weight, np.asarray(content.shape, np.int64), "shape", ())
+        return builder.op("Reshape", [real, shape], type=weight.value.type).result
+
+    # -- lookups --------------------------------------------------------------------------------------
+
+    def _lookup(self, builder: Builder, weight: Weight, op: Op) -> Value:
+        """Give rows of a table, decoded after the lookup."""
+        columns = weight.numpy().shape[1]
+        whole = columns * self.plan.bits % 8 == 0
+        if self.plan.form != "nbits" or not whole or not gathers_codes(self.plan.bits):
+            return self._row_lookup(builder, weight, op)
+        blocks = self._matrix(weight, 1, 1.0)
+        packed = blocks.packed().reshape(len(blocks.scales), -1)[:, : columns * blocks.bits // 8]
+        operands: list[Value | None] = [
+            self._const(weight, np.ascontiguousarray(packed), f"rows{blocks.bits}", ()),
+            op.operands[1],
+            self._const(weight, blocks.scales, "scales", (1, 1.0)),
+            None if blocks.symmetric else self._const(weight, blocks.packed_zeros(), "zeros", (1, 1.0)),
+        ]
+        attrs = {"gather_axis": 0, "quantize_axis": 1, "block_size": blocks.block, "bits": blocks.bits}
+        return builder.op("GatherBlockQuantized", operands, attrs, domain=ops.MICROSOFT, type=op.result.type).result
+
+    def _row_lookup(self, builder: Builder, weight: Weight, op: Op) -> Value:
+        """Look up int8 rows and their scales: standard operators only, of any opset."""
+        rows = weight.numpy()
+        found = weight_codes(rows, 0, DType.INT8)
+        real = found.codes.astype(np.float32) * found.scales[:, None]
+        self.signal += float(np.square(rows, dtype=np.float64).sum())
+        self.noise += float(np.square(rows - real, dtype=np.float64).sum())
+        codes = self._const(weight, found.codes, "rows8", ())
+        scales = self._const(weight, np.ascontiguousarray(found.scales[:, None]), "row_scales", ())
+        result = op.result.type
+        shape = result.shape if isinstance(result, TensorType) else None
+        one = None if shape is None else (*shape[:-1], 1)
+        picked = builder.op("Gather", [codes, op.operands[1]], {"axis": 0}, type=TensorType(DType.INT8, shape))
+        scale = builder.op("Gather", [scales, op.operands[1]], {"axis": 0}, type=TensorType(DType.FLOAT, one))
+        wide = builder.op("Cast", [picked.result], {"to": int(DType.FLOAT)}, type=result)
+        return builder.op("Mul", [wide.result, scale.result], type=result).result
+
+
+def near_divisor(length: int, block: int) -> int:
+    """Give the divisor of `length` nearest to `block` (as a ratio), at most twice as large; else `length` itself.
+
+    Blocks of equal size need no padding. Divisors below half of the block spend more on scales than they gain.
+    """
+    fitting = [d for d in range(max(1, block // 2), 2 * block + 1) if length % d == 0]
+    return min(fitting, key=lambda d: (max(d / block, block / d), d)) if fitting else length
+
+
+def _static(type_: Any) -> bool:
+    return isinstance(type_, TensorType) and isinstance(type_.nbytes, int)
+
+
+def _is_row(bias: Value, columns: int) -> bool:
+    return isinstance(bias.type, TensorType) and bias.type.static_shape == (columns,)
+
+
+def _row(bias: Value | None, columns: int) -> npt.NDArray[np.float32] | None:
+    """A constant bias that is the same in every row, as one row; `None` for any other."""
+    if bias is None or bias.tensor is None:
+        return None
+    shape = tuple(bias.tensor.shape.numpy())
+    if bias.tensor.dtype != DType.FLOAT or len(shape) > 2 or (len(shape) == 2 and shape[0] != 1):
+        return None
+    content = np.asarray(bias.tensor.numpy(), np.float32).reshape(-1)
+    return np.ascontiguousarray(np.broadcast_to(content, (columns,)))

@@ -1,0 +1,111 @@
+"""What the installed onnxruntime can do, found by asking it: one node, loaded and run on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from memoptc.ir.types import DType
+from memoptc.runtime.evaluate import RunOptions
+
+_DOMAIN = "com.microsoft"
+_IR_VERSION, _OPSET = 10, 21
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def run_node(node: onnx.NodeProto, feed: Arrays, weights: Arrays, result: DType) -> npt.NDArray[Any] | None:
+    """Run one node.
+
+    Args:
+        node: The node; its inputs are names of `feed` and `weights`.
+        feed: Inputs, of numpy's own element types.
+        weights: Constants.
+        result: Element type of the node's first result.
+
+    Returns:
+        Its first result; `None` when onnxruntime refuses to load or to run it.
+    """
+    inputs = [_port(name, array) for name, array in feed.items()]
+    output = onnx.helper.make_tensor_value_info(node.output[0], int(result), None)
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph([node], "probe", inputs, [output], constants)
+    try:
+        session = onnxruntime.InferenceSession(
+            _model(graph), RunOptions().session_options(), providers=["CPUExecutionProvider"]
+        )
+        found: npt.NDArray[Any] = session.run(None, dict(feed))[0]
+    except Exception:  # onnxruntime has many classes of errors, and each of them means no
+        return None
+    return found
+
+
+@cache
+def multiplies_codes(bits: int) -> bool:
+    """Whether MatMulNBits has a kernel for codes of this many bits."""
+    block, rows = 32, 4
+    codes = np.full((rows, 1, block * bits // 8), 0xFF, np.uint8)
+    node = onnx.helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain=_DOMAIN, K=block, N=rows, bits=bits, block_size=block
+    )
+    weights: Arrays = {"w": codes, "s": np.ones((rows, 1), np.float32)}
+    found = run_node(node, {"x": np.ones((1, block), np.float32)}, weights, DType.FLOAT)
+    return found is not None and bool(np.allclose(found, block * (2 ** (bits - 1) - 1)))
+
+
+@cache
+def gathers_codes(bits: int) -> bool:
+    """Whether GatherBlockQuantized has a kernel for codes of this many bits in bytes."""
+    block, rows = 32, 4
+    node = onnx.helper.make_node(
+        "GatherBlockQuantized", ["w", "i", "s"], ["y"], domain=_DOMAIN,
+        gather_axis=0, quantize_axis=1, block_size=block, bits=bits,
+    )  # fmt: skip
+    codes = np.full((rows, block * bits // 8), 0xFF, np.uint8)
+    weights: Arrays = {"w": codes, "s": np.ones((rows, 1), np.float32)}
+    found = run_node(node, {"i": np.array([1], np.int64)}, weights, DType.FLOAT)
+    return found is not None and found.shape == (1, block) and bool(np.all(found == 2 ** (bits - 1) - 1))
+
+
+def casts_inserted(
+    node: onnx.NodeProto, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], opset: int
+) -> int | None:
+    """Give how many Casts onnxruntime puts around a node for want of a kernel; `None` when it refuses the node.
+
+    Args:
+        node: One node; an isolated one may be run in float32 although it has a kernel, so give it such neighbours
+            through `inputs` and `outputs` as it would have.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        opset: Version of the standard operators.
+    """
+    graph = onnx.helper.make_graph([node], "probe", list(inputs), list(outputs))
+    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+        written = Path(folder) / "optimized.onnx"
+        options = RunOptions(optimize=False).session_options()
+        options.optimized_model_filepath = str(written)
+        try:
+            onnxruntime.InferenceSession(_model(graph, opset), options, providers=["CPUExecutionProvider"])
+        except Exception:
+            return None
+        operators = [n.op_type for n in onnx.load(written).graph.node]
+        return operators.count("Cast") - (node.op_type == "Cast")
+
+
+def _port(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, array.shape)
+
+
+def _model(graph: onnx.GraphProto, opset: int = _OPSET) -> bytes:
+    imports = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(_DOMAIN, 1)]
+    content: bytes = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION).SerializeToString()
+    return content
