@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from memoptc.ir.diagnostics import InputError
 
-TARGETS = ("float32", "int8", "uint8", "int4")
+TARGETS = ("float32", "int8", "uint8", "int4", "float16", "bfloat16", "float8")
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,simplify,share-common,drop-dead)*"
-_WEIGHTS = {"int4": "quantize-weights"}
-"""Targets that need no data. The kernels of int4 are in onnxruntime's own domain, for any opset."""
+_WEIGHTS = {
+    "int4": "quantize-weights",
+    "float16": "to-half",
+    "bfloat16": 'raise-opset{to=13,below=13},to-half{format="bfloat16",storage=true}',
+    "float8": 'raise-opset{to=19,below=19},to-half{format="float8"}',
+}
+"""Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
 
 _PLACE = "order,plan-memory,lower"
 

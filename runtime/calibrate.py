@@ -227,8 +227,43 @@ class _Probe:
         return Evaluator(model, options, folder=self.folder, label="the model under calibration")
 
 
-def _extremes(probe: _Probe, names: Sequence[str], samples: Data) -> tuple[dict[str, Range], dict[str, int]]:
-    """Pass one: exact smallest and largest values, and the number of elements in the largest sample."""
+def magnitudes(
+    model: ModelSource,
+    tensors: Iterable[str],
+    data: DataSource | Data,
+    *,
+    threads: int = 1,
+    folder: str | os.PathLike[str] | None = None,
+) -> dict[str, float]:
+    """Find the largest magnitude of tensors of the main graph.
+
+    Args:
+        model: The model, as for `calibrate`.
+        tensors: Names of float tensors.
+        data: Samples.
+        threads: Threads of onnxruntime.
+        folder: Where external data lies when `model` is no path.
+
+    Returns:
+        Tensor name -> largest magnitude, infinite where NaN or Inf was seen. Tensors that were empty in every sample
+        are left out.
+
+    Raises:
+        InputError: unknown tensor, wrong data, or the model does not run.
+    """
+    probe = _Probe(model, folder, threads)
+    samples = data if isinstance(data, Data) else probe.data(data)
+    ranges, _ = _extremes(probe, list(dict.fromkeys(tensors)), samples, finite=False)
+    return {name: max(abs(r.min), abs(r.max)) for name, r in ranges.items()}
+
+
+def _extremes(
+    probe: _Probe, names: Sequence[str], samples: Data, *, finite: bool = True
+) -> tuple[dict[str, Range], dict[str, int]]:
+    """Pass one: exact smallest and largest values, and the number of elements in the largest sample.
+
+    NaN and Inf are refused, or (with `finite=False`) give an infinite range.
+    """
     unknown = [name for name in names if name not in probe.known()]
     if unknown:
         raise InputError(f"The model has no tensor {unknown[0]!r} in its main graph.")
@@ -250,7 +285,10 @@ def _extremes(probe: _Probe, names: Sequence[str], samples: Data) -> tuple[dict[
                 continue
             least, most, total = (float(found[f"{_PREFIX}.{index}.{kind}"]) for kind in kinds[:3])
             # a NaN may not show in minimum and maximum, but it does in the sum (which may overflow, to Inf)
-            if not (np.isfinite(least) and np.isfinite(most)) or np.isnan(total):
+            odd = not (np.isfinite(least) and np.isfinite(most)) or bool(np.isnan(total))
+            if odd and not finite:
+                least, most = -np.inf, np.inf
+            elif odd:
                 raise InputError(
                     f"{sample.where}: the tensor {name!r} holds NaN or Inf.",
                     hint="Take such samples out of the data, or leave the tensor out.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir
 import onnxruntime
 
 from memoptc.ir.types import DType
@@ -18,6 +21,7 @@ from memoptc.runtime.evaluate import RunOptions
 
 _DOMAIN = "com.microsoft"
 _IR_VERSION, _OPSET = 10, 21
+_STRING = onnx.TensorProto.STRING
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -36,7 +40,7 @@ def run_node(node: onnx.NodeProto, feed: Arrays, weights: Arrays, result: DType)
     """
     inputs = [_port(name, array) for name, array in feed.items()]
     output = onnx.helper.make_tensor_value_info(node.output[0], int(result), None)
-    constants = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    constants = [onnx_ir.to_proto(onnx_ir.tensor(array, name=name)) for name, array in weights.items()]
     graph = onnx.helper.make_graph([node], "probe", inputs, [output], constants)
     try:
         session = onnxruntime.InferenceSession(
@@ -73,6 +77,50 @@ def gathers_codes(bits: int) -> bool:
     weights: Arrays = {"w": codes, "s": np.ones((rows, 1), np.float32)}
     found = run_node(node, {"i": np.array([1], np.int64)}, weights, DType.FLOAT)
     return found is not None and found.shape == (1, block) and bool(np.all(found == 2 ** (bits - 1) - 1))
+
+
+@cache
+def gathers_float8() -> bool:
+    """Whether GatherBlockQuantized has a kernel for float8 (E4M3FN) with one scale per block."""
+    block, rows = 32, 4
+    node = onnx.helper.make_node(
+        "GatherBlockQuantized", ["w", "i", "s"], ["y"], domain=_DOMAIN,
+        gather_axis=0, quantize_axis=1, block_size=block,
+    )  # fmt: skip
+    codes = np.full((rows, block), 1.5, DType.FLOAT8E4M3FN.numpy())
+    weights: Arrays = {"w": codes, "s": np.full((rows, 1), 2.0, np.float32)}
+    found = run_node(node, {"i": np.array([1], np.int64)}, weights, DType.FLOAT)
+    return found is not None and found.shape == (1, block) and bool(np.all(found == 3.0))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as onnxruntime holds it once loaded, before kernels lay weights out their own way.
+
+    Args:
+        casts: Casts in it.
+        weight_bytes: Bytes of its weights.
+    """
+
+    casts: int
+    weight_bytes: int
+
+
+def loaded(path: str | Path) -> Loaded | None:
+    """Let onnxruntime load a model and fold its constants; `None` when it refuses, or cannot write what it has."""
+    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+        written = Path(folder) / "optimized.onnx"
+        options = RunOptions().session_options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(written)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception:
+            return None
+        graph = onnx.load(written, load_external_data=False).graph
+        size = sum(DType(t.data_type).itemsize * math.prod(t.dims) for t in graph.initializer if t.data_type != _STRING)
+        return Loaded(sum(n.op_type == "Cast" for n in graph.node), int(size))
 
 
 def casts_inserted(

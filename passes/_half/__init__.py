@@ -1,0 +1,1 @@
+"""Parts of to-half: facts about formats and kernels, which ops change, weights, and the change itself."""
