@@ -146,9 +146,9 @@ def compile_file(
     return result
 
 
-def pipeline_for(level: int, target: str, passes: str | None, calibrated: bool, plugins: Sequence[str] = ()) -> str:
-    """Give the pipeline that a level and target stand for, or the given one in its canonical spelling."""
-    return str(steps.pipeline(Options(level=level, target=target, passes=passes, plugins=tuple(plugins)), calibrated))
+def pipeline_for(options: Options) -> str:
+    """Give the pipeline that options stand for in its canonical spelling."""
+    return str(steps.pipeline(options, options.calibration is not None))
 
 
 def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Result:

@@ -17,16 +17,30 @@ _WEIGHTS = {
 """Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
 
 _PLACE = "order,plan-memory,lower"
+_SLOWDOWN = {2: 1.05, 3: 1.3}
+"""What a level may make of the run time to save memory, where nobody says otherwise."""
+_ANY = 1000.0
+"""A slowdown that stands for none being too much: a budget was given, and no other limit."""
 
 
-def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = False, freeze: bool = False) -> str:
+def pipeline_text(
+    level: int,
+    target: str = "float32",
+    *,
+    calibrated: bool = False,
+    freeze: bool = False,
+    budget: int | None = None,
+    slowdown: float | None = None,
+) -> str:
     """Give the pipeline of a level and target.
 
     Args:
-        level: 0 changes nothing; 1 no output bit; 2 adds fusion; 3 (memory first) is 2 for now.
+        level: 0 changes nothing; 1 no output bit; 2 adds fusion, and tiling at equal latency; 3 tiles memory first.
         target: Numbers to use.
-        freeze: Whether onnxruntime's own optimization becomes part of the model.
         calibrated: Whether calibration data is at hand: without it, int8 needs none.
+        freeze: Whether onnxruntime's own optimization becomes part of the model.
+        budget: Bytes that the planned activations shall fit into; as few as possible when not given.
+        slowdown: Largest ratio of run times; the level's when neither this nor a budget is given, and any for a budget.
 
     Raises:
         InputError: there is no such target.
@@ -42,10 +56,21 @@ def pipeline_text(level: int, target: str = "float32", *, calibrated: bool = Fal
         parts += [_WEIGHTS[target], "share-weights,drop-dead"]
     elif target != "float32":
         parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
+    if level >= 2:
+        parts.append(f"order,{_fit(level, budget, slowdown)}")
     if freeze:
         parts.append("freeze-runtime,drop-dead")
     parts.append(_PLACE if level >= 1 or freeze else "plan-memory,lower")
     return ",".join(parts)
+
+
+def _fit(level: int, budget: int | None, slowdown: float | None) -> str:
+    if slowdown is None:
+        slowdown = _SLOWDOWN[level] if budget is None else _ANY
+    options = [f"slowdown={slowdown:g}"] if slowdown != _SLOWDOWN[2] else []
+    if budget is not None:
+        options.insert(0, f"budget={budget}")
+    return "fit" + (f"{{{','.join(options)}}}" if options else "")
 
 
 def _quantize(target: str, calibrated: bool) -> str:

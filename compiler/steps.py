@@ -203,7 +203,14 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         registry.load_plugin(plugin)
     if options.passes is not None:
         return parse(options.passes)
-    text = levels.pipeline_text(options.level, options.target, calibrated=calibrated, freeze=options.freeze_runtime)
+    text = levels.pipeline_text(
+        options.level,
+        options.target,
+        calibrated=calibrated,
+        freeze=options.freeze_runtime,
+        budget=options.memory_budget,
+        slowdown=options.max_slowdown,
+    )
     return parse(text)
 
 

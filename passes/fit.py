@@ -33,17 +33,19 @@ class Fit(Pass):
         slowdown: Largest accepted ratio of predicted run times.
         worth: Share of the peak that one step must save at least.
         moves: Most steps.
+        ignore: Bytes; without a budget a smaller peak is not worth a node.
     """
 
     budget: int = 0
     slowdown: float = 1.05
     worth: float = 0.02
     moves: int = 64
+    ignore: int = 1 << 20
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Tile, and say what was done."""
         start = Landscape(graph, Costs(graph, context.dims))
-        if not start.curve or start.peak <= self.budget:
+        if not start.curve or start.peak <= (self.budget or self.ignore):
             return
         allowance = (self.slowdown - 1) * start.seconds
         first = self._round(graph.clone(), stats, context, self.budget, allowance)
@@ -66,9 +68,9 @@ class Fit(Pass):
             land = Landscape(graph, Costs(graph, context.dims))
             found.peak = land.peak
             found.holder = _holder(land)
-            if land.peak <= budget or len(found.moves) >= self.moves:
+            if land.peak <= (budget or self.ignore) or len(found.moves) >= self.moves:
                 return found
-            target = max(budget, 0)
+            target = budget or self.ignore
             ranked = self._ranked(
                 tilings(land, spaces, target), land.peak, target, allowance - found.seconds, SLIGHT * land.seconds
             )

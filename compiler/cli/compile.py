@@ -71,9 +71,10 @@ def command(
 ) -> None:
     """Compile MODEL into one that needs less memory, and prove that it still does the same."""
     from memoptc.api import compile_file, pipeline_for
+    from memoptc.options import Options
 
     if print_pipeline:
-        click.echo(pipeline_for(level, target, options["passes"], options["calibration"] is not None, plugins))
+        click.echo(pipeline_for(Options(level=level, target=target, plugins=plugins, **options)))
         return
     output = output or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(quiet) as progress:
