@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph, Op
 from memoptc.pass_base import Context, Pass
+from memoptc.passes._tile.again import Recompute, recomputations
+from memoptc.passes._tile.again import apply as recompute
 from memoptc.passes._tile.choose import tilings
 from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.estimate import Costs, Estimate, Landscape
 from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
-from memoptc.passes._tile.region import Region, Spaces
+from memoptc.passes._tile.region import AGAIN, MARK, Region, Spaces
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.liveness import label
 
@@ -33,6 +36,7 @@ class Fit(Pass):
         slowdown: Largest accepted ratio of predicted run times.
         worth: Share of the peak that one step must save at least.
         moves: Most steps.
+        again: Most values that are computed once more where they are used late.
         ignore: Bytes; without a budget a smaller peak is not worth a node.
     """
 
@@ -40,6 +44,7 @@ class Fit(Pass):
     slowdown: float = 1.05
     worth: float = 0.02
     moves: int = 64
+    again: int = 6
     ignore: int = 1 << 20
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
@@ -48,28 +53,55 @@ class Fit(Pass):
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
         allowance = (self.slowdown - 1) * start.seconds
-        first = self._round(graph.clone(), stats, context, self.budget, allowance)
+        first = self._search(graph, stats, context, allowance)
         if not first.moves or first.peak > start.peak * (1 - self.worth):
             self._report(first, start.peak, stats, context, done=False)
             return
-        second = self._round(graph.clone(), stats, context, max(self.budget, first.peak), allowance)
+        target = max(self.budget, first.peak)
+        second = self._round(graph.clone(), stats, context, target, allowance, len(first.again))
         best = second if second.peak <= first.peak * 1.01 and second.seconds <= first.seconds else first
         graph.become(best.graph)
         self._report(best, start.peak, stats, context, done=True)
+
+    def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float) -> _Round:
+        """Tile as far as it goes: as it is, and with more and more computed again, as long as that helps."""
+        best = self._round(graph.clone(), stats, context, self.budget, allowance, 0)
+        missed = 0
+        for count in range(1, self.again + 1):
+            if best.peak <= (self.budget or self.ignore) or missed > 1:
+                break
+            found = self._round(graph.clone(), stats, context, self.budget, allowance, count)
+            if len(found.again) < count:
+                break
+            if found.peak <= best.peak * (1 - self.worth):
+                best, missed = found, 0
+            else:
+                missed += 1
+        return best
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Tile without facts about the compile."""
         self.apply(graph, stats, Context())
 
-    def _round(self, graph: Graph, stats: Counter[str], context: Context, budget: int, allowance: float) -> _Round:
+    def _round(
+        self, graph: Graph, stats: Counter[str], context: Context, budget: int, allowance: float, again: int
+    ) -> _Round:
+        """Compute the first `again` values that offer themselves once more, then tile until the peak fits."""
         found = _Round(graph)
+        for _ in range(again):
+            offered = recomputations(Landscape(graph, Costs(graph, context.dims)), allowance - found.seconds)
+            if not offered:
+                break
+            found.again.append(offered[0])
+            found.seconds += offered[0].seconds
+            recompute(offered[0])
         spaces = Spaces()
         while True:
             land = Landscape(graph, Costs(graph, context.dims))
             found.peak = land.peak
             found.holder = _holder(land)
             if land.peak <= (budget or self.ignore) or len(found.moves) >= self.moves:
-                return found
+                return self._checked(found)
             target = budget or self.ignore
             ranked = self._ranked(
                 tilings(land, spaces, target), land.peak, target, allowance - found.seconds, SLIGHT * land.seconds
@@ -81,7 +113,13 @@ class Fit(Pass):
                     found.seconds += max(0.0, choice.seconds)
                     break
             else:
-                return found
+                return self._checked(found)
+
+    def _checked(self, found: _Round) -> _Round:
+        """What is computed again and was not cut would be merged by onnxruntime: nothing would be gained."""
+        if any(AGAIN in op.metadata and MARK not in op.metadata for op in found.graph.ops):
+            found.peak = sys.maxsize
+        return found
 
     def _ranked(
         self, every: Iterable[Estimate], peak: int, target: int, allowance: float, slight: float
@@ -117,6 +155,11 @@ class Fit(Pass):
 
     def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
         if done:
+            for value in found.again:
+                stats["computed again"] += 1
+                what = f"%{value.value.name} computed again for {label(value.users[0])} ({len(value.ops)} nodes)"
+                cost = f"{value.seconds * 1e3:+.2f} ms predicted"
+                context.decisions.append(Decision(self.name, what, "it waits while the peak passes", value.gain, cost))
             for move in found.moves:
                 stats["regions"] += 1
                 stats["pieces"] += move.pieces
@@ -146,6 +189,7 @@ class _Move:
 @dataclass
 class _Round:
     graph: Graph
+    again: list[Recompute] = field(default_factory=list)
     moves: list[_Move] = field(default_factory=list)
     seconds: float = 0.0
     peak: int = 0

@@ -23,7 +23,7 @@ from memoptc.passes._tile.frame import (
     Step,
     pieces,
 )
-from memoptc.passes._tile.region import MARK, Region
+from memoptc.passes._tile.region import AGAIN, MARK, Region
 from memoptc.passes._tile.shortest import shortest
 from memoptc.passes._tile.work import Work, work_of
 
@@ -77,6 +77,8 @@ class Emitter:
         self.places: dict[tuple[Bound, Dim], Dim] = {}
         self.parts: dict[tuple[Value, int, Span], Value] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
+        # Where something is computed again, a slice says "all" in another way: onnxruntime merges equal ops.
+        self.all = TO_END - 1 if any(AGAIN in op.metadata for op in region.ops) else TO_END
 
     def run(self) -> Tiled:
         """Make everything and put it in place; the region's own ops go.
@@ -337,11 +339,11 @@ class Emitter:
         rank = len(value.type.shape or ()) if isinstance(value.type, TensorType) else 1
         axes = [axis] if rank < 2 else [axis, 0 if axis else rank - 1]
         if (ops.opset_of(self.graph) or 13) < 10:
-            rest = [0] * (len(axes) - 1), [TO_END] * (len(axes) - 1)
+            rest = [0] * (len(axes) - 1), [self.all] * (len(axes) - 1)
             attrs = {"axes": axes, "starts": [start, *rest[0]], "ends": [end, *rest[1]]}
             return self._made("Slice", [value], attrs, type)
         operands = [
-            self._ends(start, 0, len(axes)), self._ends(end, TO_END, len(axes)), self.ints(axes),
+            self._ends(start, 0, len(axes)), self._ends(end, self.all, len(axes)), self.ints(axes),
         ]  # fmt: skip
         return self._made("Slice", [value, *operands], type=type)
 

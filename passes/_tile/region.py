@@ -15,6 +15,9 @@ from memoptc.runtime.memory.footprint import used_values
 MARK = "memoptc.tile"
 """Metadata of ops that are part of a piece: they are not cut again."""
 
+AGAIN = "memoptc.again"
+"""Metadata of ops that compute once more what another op computes, too."""
+
 
 class Spaces:
     """Iteration spaces of a graph's ops, each looked up once."""
