@@ -16,7 +16,7 @@ _WEIGHTS = {
 }
 """Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
 
-_PLACE = "order,plan-memory,lower"
+_PLACE = "plan-memory,lower"
 _SLOWDOWN = {2: 1.05, 3: 1.3}
 """What a level may make of the run time to save memory, where nobody says otherwise."""
 _ANY = 1000.0
@@ -56,11 +56,13 @@ def pipeline_text(
         parts += [_WEIGHTS[target], "share-weights,drop-dead"]
     elif target != "float32":
         parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
+    if level >= 1:
+        parts.append("order")
     if level >= 2:
-        parts.append(f"order,{_fit(level, budget, slowdown)}")
+        parts.append(_fit(level, budget, slowdown))
     if freeze:
-        parts.append("freeze-runtime,drop-dead")
-    parts.append(_PLACE if level >= 1 or freeze else "plan-memory,lower")
+        parts.append("freeze-runtime,drop-dead,order")
+    parts.append(_PLACE)
     return ",".join(parts)
 
 

@@ -129,10 +129,11 @@ class Fit(Pass):
         if not fair:
             return []
         least = max(min(e.inside for e in fair), target)
-        near = [e for e in fair if e.inside <= least * 1.08]
+        enough = target if least <= target else least * 1.08
+        near = [e for e in fair if e.inside <= enough]
         # Gains of time are not relied on: of what costs next to nothing, the fewest nodes.
         near.sort(key=lambda e: (e.seconds if e.seconds > slight else 0.0, e.nodes, e.inside))
-        rest = sorted((e for e in fair if e.inside > least * 1.08), key=lambda e: (e.inside, e.seconds))
+        rest = sorted((e for e in fair if e.inside > enough), key=lambda e: (e.inside, e.seconds))
         return [*near[:3], *rest[:1]]
 
     def _make(

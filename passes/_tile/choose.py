@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
@@ -19,6 +20,8 @@ BOUNDS = 7
 """Places of each kind on each side of the peak at which a region may end."""
 CLEARER = 0.97
 """Share of a smaller region's bound that a larger one must be below to be worth a look."""
+WORKSPACE = 0.1
+"""Share of the peak that the workspace of one op must be to cut that op alone."""
 CLEARLY = 0.9
 """Share of the bytes alive at the last place that the next one must be below."""
 
@@ -31,7 +34,10 @@ def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estima
         spaces: Iteration spaces of its ops.
         target: Bytes that suffice: regions that could do with less are all looked at.
     """
-    every = [(max(bound(r, land)[2], target), len(r.ops), i, r) for i, r in enumerate(regions(land, spaces))]
+    every = [
+        _Offer(kind, max(bound(region, land)[2], target), i, region)
+        for i, (kind, region) in enumerate(regions(land, spaces))
+    ]
     for region in _skyline(every):
         if region.rates is None:
             continue
@@ -46,22 +52,30 @@ def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estima
                 yield from found
 
 
-def _skyline(every: Sequence[tuple[int, int, int, Region]]) -> list[Region]:
-    """Regions that could need less than every smaller one along the same axes, and some of the smallest bounds."""
-    found: dict[int, Region] = {}
-    best: dict[frozenset[int | None], int] = {}
-    for floor, _, index, region in sorted(every, key=lambda e: (e[1], e[0], e[2])):
-        kind = frozenset(a.results[0] for a in region.axes.values())
-        if floor < best.get(kind, floor + 1) * (1 if kind not in best else CLEARER):
-            best[kind] = floor
-            found[index] = region
-    floors = {index: floor for floor, _, index, _ in every}
-    ranked = sorted(found, key=lambda i: (floors[i], i))
-    return [found[i] for i in ranked[:REGIONS]]
+@dataclass(frozen=True)
+class _Offer:
+    """A region grown from an axis of an op (`kind`), and the bytes that every tiling of it needs at least."""
+
+    kind: tuple[Op, Axis]
+    floor: int
+    index: int
+    region: Region
 
 
-def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:
-    """Give regions that hold the op at the peak, or what makes its operands."""
+def _skyline(every: Sequence[_Offer]) -> list[Region]:
+    """Regions that could need less than every smaller one grown along the same axis; of them the smallest bounds."""
+    found: list[_Offer] = []
+    best: dict[tuple[Op, Axis], int] = {}
+    for offer in sorted(every, key=lambda o: (len(o.region.ops), o.floor, o.index)):
+        if offer.kind not in best or offer.floor < best[offer.kind] * CLEARER:
+            best[offer.kind] = offer.floor
+            found.append(offer)
+    found.sort(key=lambda o: (o.floor, o.index))
+    return [offer.region for offer in found[:REGIONS]]
+
+
+def regions(land: Landscape, spaces: Spaces) -> Iterator[tuple[tuple[Op, Axis], Region]]:
+    """Give regions that hold the op at the peak, or what makes its operands; each with what it was grown from."""
     peak = max(range(len(land.curve)), key=land.curve.__getitem__, default=None)
     if peak is None:
         return
@@ -77,10 +91,12 @@ def regions(land: Landscape, spaces: Spaces) -> Iterator[Region]:
             for end in ends:
                 if start <= place <= end:
                     region = grow(seed, axis, start - starts[0], end - starts[0], spaces, between)
-                    if region is None or len(region.ops) < 2 or (key := frozenset(region.axes.items())) in seen:
+                    if region is None or (key := frozenset(region.axes.items())) in seen:
+                        continue
+                    if len(region.ops) < 2 and land.costs.scratch(region.ops[0]) < WORKSPACE * land.peak:
                         continue
                     seen.add(key)
-                    yield region
+                    yield (seed, axis), region
 
 
 def _divides(op: Op, axis: Axis, land: Landscape) -> bool:
