@@ -1,6 +1,6 @@
 """Tiled models against stock onnxruntime on the originals, in fresh processes; the peers on the same models beside.
 
-    python benchmarks/fit.py [--only NAME ...] [--level 2 --level 3] [--no-peers] [--threads 2] [--json FILE]
+    python benchmarks/fit.py [--only NAME ...] [--level 2 --level 3] [--no-peers] [--tune] [--threads 2] [--json FILE]
 
 Run peak: highest resident memory during four runs over the loaded model (MB). `default`: stock onnxruntime with default
 session options; `arena`, `planned`: `memoptc.runtime.Session`. Ratios are to stock onnxruntime on the original. Each
@@ -77,7 +77,14 @@ def error(original: Path, candidate: Path, feed: dict[str, Any], threads: int) -
 
 
 def one(
-    name: str, variant: str | None, levels: tuple[int, ...], peers: bool, threads: int, seconds: float, folder: Path
+    name: str,
+    variant: str | None,
+    levels: tuple[int, ...],
+    peers: bool,
+    tune: bool,
+    threads: int,
+    seconds: float,
+    folder: Path,
 ) -> dict[str, Any] | None:
     """Measure one model in one size; `None` when it is not bound by activations."""
     assert zoo.ZOO is not None
@@ -92,7 +99,14 @@ def one(
         path = folder / f"{name}.{level}.onnx"
         start = time.perf_counter()
         result = compile_file(
-            original, path, level=level, dims=dims, max_slowdown=SLOWDOWN.get(level), verify="off", jobs=threads
+            original,
+            path,
+            level=level,
+            dims=dims,
+            max_slowdown=SLOWDOWN.get(level),
+            tune=tune,
+            verify="off",
+            jobs=threads,
         )
         line["compile_s"][f"O{level}"] = time.perf_counter() - start
         line["planned_mb"][f"O{level}"] = (result.report.candidate.planned_peak_bytes or 0) / 1e6
@@ -162,11 +176,18 @@ def summary(lines: list[dict[str, Any]], console: Console) -> None:
 @click.option("--only", multiple=True, help="Models; all when not given.")
 @click.option("--level", "levels", multiple=True, type=int, default=(2, 3), show_default=True)
 @click.option("--peers/--no-peers", default=True, show_default=True)
+@click.option("--tune", is_flag=True, help="Compile with --tune.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--seconds", default=8.0, show_default=True, help="Timed runs per case.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure as JSON.")
 def main(
-    only: tuple[str, ...], levels: tuple[int, ...], peers: bool, threads: int, seconds: float, json_file: Path | None
+    only: tuple[str, ...],
+    levels: tuple[int, ...],
+    peers: bool,
+    tune: bool,
+    threads: int,
+    seconds: float,
+    json_file: Path | None,
 ) -> None:
     """Run the benchmark."""
     if zoo.ZOO is None:
@@ -175,7 +196,7 @@ def main(
     for name, variant in cases(only):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                line = one(name, variant, levels, peers, threads, seconds, Path(folder))
+                line = one(name, variant, levels, peers, tune, threads, seconds, Path(folder))
                 if line is not None:
                     lines.append(line)
                     print(json.dumps(line), file=sys.stderr, flush=True)

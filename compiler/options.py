@@ -30,6 +30,7 @@ class Options:
         validation: Data to verify and to measure accuracy with; the calibration data when not given.
         memory_budget: Bytes that the planned activations must fit into.
         max_slowdown: Largest accepted ratio of median latencies, candidate to control.
+        tune: Let passes measure what they made, instead of relying on predicted run times.
         max_error: Largest accepted error of an output relative to its scale.
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         freeze: Extents that become part of the model.
@@ -53,6 +54,7 @@ class Options:
     validation: Any = None
     memory_budget: int | None = None
     max_slowdown: float | None = None
+    tune: bool = False
     max_error: float | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     freeze: Mapping[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
@@ -13,6 +13,10 @@ from typing import Any, ClassVar, dataclass_transform
 from memoptc.ir.core import Graph
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.report.model import Decision
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
 
 
 @dataclass
@@ -25,6 +29,8 @@ class Context:
         dims: Extents of symbolic dimensions to plan with.
         calibration: Samples to observe (re-iterable), or `None`.
         scratch: An existing folder for temporary files.
+        slowdown: Measures a graph: its run time over the original's; `None` when nothing is to be measured.
+        say: Tells the user where a long pass stands.
         warnings: What the user must know; passes append.
         decisions: What was done and why; passes append.
         results: What one pass leaves for another or for the caller, by name (such as `plan`).
@@ -35,6 +41,8 @@ class Context:
     dims: Mapping[str, int] = field(default_factory=dict)
     calibration: Any = None
     scratch: Path = Path()
+    slowdown: Callable[[Graph], float] | None = None
+    say: Callable[[str], None] = _silent
     warnings: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)

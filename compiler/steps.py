@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +47,9 @@ from memoptc.source import Source
 
 _LISTED = 12
 """Tensors that a report names at the peak."""
+
+_TUNING = 4.0
+"""Seconds that measuring one candidate may take."""
 
 EXACT_LEVEL = 1
 """Up to this level no output bit may change."""
@@ -253,8 +257,12 @@ def run_passes(
     steps = pipeline(options, data.calibration is not None)
     report.options["passes"] = str(steps)
     context = _context(options, data, scratch)
+    progress = _Progress(options, len(list(steps.passes())))
+    context.say = progress.say
+    if options.tune:
+        context.slowdown = lambda g: _slowdown(g, source, options, data, scratch)
     context.results["shapes"] = (graph, graph.version, shapes)
-    instruments: list[Instrument] = [VerifyEach(), _Progress(options, len(list(steps.passes())))]
+    instruments: list[Instrument] = [VerifyEach(), progress]
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))
     if options.check_each:
@@ -277,9 +285,26 @@ def run_passes(
 class _Progress(Instrument):
     def __init__(self, options: Options, total: int) -> None:
         self._options, self._total = options, max(total, 1)
+        self._name, self._share = "", 0.05
 
     def before(self, index: int, pass_: Any, graph: Graph) -> None:
-        self._options.progress(str(pass_.name), 0.05 + 0.5 * min(index / self._total, 1.0))
+        self._name, self._share = str(pass_.name), 0.05 + 0.5 * min(index / self._total, 1.0)
+        self._options.progress(self._name, self._share)
+
+    def say(self, text: str) -> None:
+        """Say where the pass stands."""
+        self._options.progress(f"{self._name}: {text}", self._share)
+
+
+def _slowdown(graph: Graph, source: Source, options: Options, data: Inputs, scratch: Path) -> float:
+    """Run time of a graph over the original's: medians of runs in turns, in processes of their own."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    path = folder / "tune.onnx"
+    write_into(graph, path)
+    run = RunOptions(threads=options.jobs or 0)
+    before, after = measure_models([source.path, path], data.feed, options=run, seconds=_TUNING)
+    shutil.rmtree(folder)
+    return float(after.latency_ms["p50"] / before.latency_ms["p50"])
 
 
 def _context(options: Options, data: Inputs, scratch: Path) -> Context:

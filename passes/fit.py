@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph, Op
@@ -18,6 +18,9 @@ from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
 from memoptc.passes._tile.region import AGAIN, MARK, Region, Spaces
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.liveness import label
+
+BOLDNESS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
+"""Multiples of the slowdown allowed that predictions may say, when what comes out is measured."""
 
 SLIGHT = 0.003
 """Share of the run time below which a tiling counts as costing nothing."""
@@ -52,16 +55,51 @@ class Fit(Pass):
         start = Landscape(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
-        allowance = (self.slowdown - 1) * start.seconds
+        if context.slowdown is None:
+            found = self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start.peak)
+        else:
+            found = self._measured(context.slowdown, graph, stats, context, start)
+        done = bool(found.moves) and found.peak <= start.peak * (1 - self.worth)
+        if done:
+            graph.become(found.graph)
+        self._report(found, start.peak, stats, context, done=done)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Tile without facts about the compile."""
+        self.apply(graph, stats, Context())
+
+    def _measured(
+        self,
+        slowdown: Callable[[Graph], float],
+        graph: Graph,
+        stats: Counter[str],
+        context: Context,
+        start: Landscape,
+    ) -> _Round:
+        """Tile boldly, measure, and be less bold until the run time is right."""
+        tried: set[int] = set()
+        for boldness in BOLDNESS:
+            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, stats, context, start.peak)
+            if not found.moves:
+                return found
+            if found.peak in tried:
+                continue
+            tried.add(found.peak)
+            found.measured = slowdown(found.graph)
+            context.say(f"{found.peak:,} bytes, {found.measured:.2f} times the run time")
+            if found.measured <= self.slowdown:
+                return found
+            stats["taken back: slower than predicted"] += 1
+        return _Round(graph, peak=start.peak, holder=_holder(start))
+
+    def _within(self, allowance: float, graph: Graph, stats: Counter[str], context: Context, before: int) -> _Round:
+        """The smallest peak within an allowance of seconds, then the cheapest way to it."""
         first = self._search(graph, stats, context, allowance)
-        if not first.moves or first.peak > start.peak * (1 - self.worth):
-            self._report(first, start.peak, stats, context, done=False)
-            return
+        if not first.moves or first.peak > before * (1 - self.worth):
+            return first
         target = max(self.budget, first.peak)
         second = self._round(graph.clone(), stats, context, target, allowance, len(first.again))
-        best = second if second.peak <= first.peak * 1.01 and second.seconds <= first.seconds else first
-        graph.become(best.graph)
-        self._report(best, start.peak, stats, context, done=True)
+        return second if second.peak <= first.peak * 1.01 and second.seconds <= first.seconds else first
 
     def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float) -> _Round:
         """Tile as far as it goes: as it is, and with more and more computed again, as long as that helps."""
@@ -78,10 +116,6 @@ class Fit(Pass):
             else:
                 missed += 1
         return best
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Tile without facts about the compile."""
-        self.apply(graph, stats, Context())
 
     def _round(
         self, graph: Graph, stats: Counter[str], context: Context, budget: int, allowance: float, again: int
@@ -110,6 +144,7 @@ class Fit(Pass):
                 move = self._make(graph, choice, land, stats, context)
                 if move is not None:
                     found.moves.append(move)
+                    context.say(f"{land.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     found.seconds += max(0.0, choice.seconds)
                     break
             else:
@@ -169,6 +204,9 @@ class Fit(Pass):
                 cost = f"{move.seconds * 1e3:+.2f} ms predicted"
                 context.decisions.append(Decision(self.name, what, why, move.before - move.after, cost))
             stats["bytes saved"] = before - found.peak
+            if found.measured is not None:
+                cost = f"{found.measured:.2f} times the original's run time"
+                context.decisions.append(Decision(self.name, "measured", "instead of predicted", 0, cost))
         peak = found.peak if done else before
         if peak > self.budget:
             why = "no tiling that helps fits the slowdown allowed" if self.budget else "nothing else is worth its time"
@@ -193,6 +231,7 @@ class _Round:
     again: list[Recompute] = field(default_factory=list)
     moves: list[_Move] = field(default_factory=list)
     seconds: float = 0.0
+    measured: float | None = None
     peak: int = 0
     holder: str = ""
 

@@ -21,6 +21,9 @@ from memoptc.levels import TARGETS
 @click.option("--validation", metavar="DATA", help="As --calibration; to verify and to measure accuracy with.")
 @click.option("--memory-budget", type=Bytes(), help="Planned activation memory must fit, e.g. 64MiB.")
 @click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest accepted ratio of latencies, e.g. 1.2.")
+@click.option(
+    "--tune", is_flag=True, help="Measure what tiling made, instead of relying on predicted run times (slow)."
+)
 @click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
 @dim_option
 @click.option("--freeze", multiple=True, type=Binding(), help="Make a symbolic dimension static, e.g. N=8.")

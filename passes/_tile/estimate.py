@@ -20,11 +20,11 @@ from memoptc.runtime.memory.workspace import kernel_workspace
 
 FLOPS = 500e9
 """Multiplications and additions per second that a product or convolution reaches."""
-BANDWIDTH = 25e9
+BANDWIDTH = 30e9
 """Bytes per second that an operator moves when they come from memory."""
-CACHED = 60e9
+CACHED = 90e9
 """Bytes per second that an operator moves when they fit into a cache."""
-CACHE = 4 << 20
+CACHE = 8 << 20
 """Bytes that a cache holds."""
 OVERHEAD = 5e-6
 """Seconds that running one node costs."""
@@ -34,8 +34,9 @@ ROWS = 32
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
+CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose"))
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
-SLOW = {"Softmax": 3.0, "Erf": 3.0, "Gelu": 4.0, "Tanh": 3.0, "Sigmoid": 3.0, "Exp": 3.0, "Pow": 6.0, "Sin": 6.0}
+SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
 """Operators whose arithmetic, not their bytes, takes the time: by what factor."""
 
 
@@ -93,7 +94,7 @@ class Costs:
 
     def _measure(self, op: Op) -> tuple[float, float]:
         """Operations, and bytes moved."""
-        if facts(op).view is not None or is_resident(op) or _joins_convolution(op):
+        if facts(op).view is not None or is_resident(op) or joins_convolution(op):
             return 0.0, 0.0
         moved = sum(self.nbytes(v) for v in (*op.operands, *op.results) if v.tensor is None)
         return self._multiplications(op) * 2, moved
@@ -131,7 +132,7 @@ class Costs:
         return tuple(evaluate(d, self.dims) or 1 for d in value.type.shape)
 
 
-def _joins_convolution(op: Op) -> bool:
+def joins_convolution(op: Op) -> bool:
     """Whether onnxruntime makes the op part of the convolution before it."""
     maker = op.operands[0].op if op.operands else None
     return op.op_type in ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh") and (
@@ -221,6 +222,7 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
     base, outputs, floor = bound(region, land)
     whole = sum(costs.seconds(op) + OVERHEAD for op in region.ops)
     first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
+    borders, border_nodes = _borders(region, frame.count, costs)
     outside = max((*land.curve[:first], *land.curve[last + 1 :], land.end), default=0)
     for loose in (False, True):
         try:
@@ -231,12 +233,35 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
             return
         tile, seconds, nodes, crops = _one(region, plan, frame, costs)
         inside = max(base + outputs + tile, floor)
-        more = (seconds + nodes * OVERHEAD) * frame.count + 2 * outputs / BANDWIDTH - whole
+        more = (seconds + (nodes + border_nodes) * OVERHEAD) * frame.count + 2 * outputs / BANDWIDTH + borders - whole
         yield Estimate(
             region, frame.count, max(inside, outside), inside, more, nodes * frame.count - len(region.ops), loose
         )
         if not crops:
             return
+
+
+def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
+    """Time lost because onnxruntime's layouts and fusions end at the region's borders, and nodes added per piece."""
+    if not any(op.op_type in CONVOLUTIONS for op in region.ops):
+        return 0.0, 0
+    seconds, nodes = 0.0, 0
+
+    def laid_out(value: Value) -> float:
+        moved = 2 * costs.nbytes(value)
+        return moved / (CACHED if moved / count <= CACHE else BANDWIDTH)
+
+    for value in {v for op in region.ops for v in op.operands if v.op is not None and v not in region.cut}:
+        if value.op is not None and not is_resident(value.op):
+            seconds, nodes = seconds + laid_out(value), nodes + 1
+    for op in region.ops:
+        if joins_convolution(op) and op.operands[0] not in region.cut:
+            seconds += 2 * costs.nbytes(op.operands[0]) / BANDWIDTH
+    for value in region.outputs:
+        seconds, nodes = seconds + laid_out(value), nodes + 1
+        if any(joins_convolution(user) for user in value.users if user not in region.axes):
+            seconds += 2 * costs.nbytes(value) / BANDWIDTH
+    return seconds, nodes
 
 
 def bound(region: Region, land: Landscape) -> tuple[int, int, int]:
