@@ -22,6 +22,11 @@ from memoptc.runtime.memory.liveness import label
 BOLDNESS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
 """Multiples of the slowdown allowed that predictions may say, when what comes out is measured."""
 
+LADDER = (0.05, 0.3, 1.0, 10.0)
+"""Shares of the run time that tiling may take longer, tried one after the other where a budget is to be kept."""
+
+WORSE = "more was alive than predicted"
+
 SLIGHT = 0.003
 """Share of the run time below which a tiling counts as costing nothing."""
 
@@ -56,7 +61,7 @@ class Fit(Pass):
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
         if context.slowdown is None:
-            found = self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start.peak)
+            found = self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start)
         else:
             found = self._measured(context.slowdown, graph, stats, context, start)
         done = bool(found.moves) and found.peak <= start.peak * (1 - self.worth)
@@ -79,7 +84,7 @@ class Fit(Pass):
         """Tile boldly, measure, and be less bold until the run time is right."""
         tried: set[int] = set()
         for boldness in BOLDNESS:
-            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, stats, context, start.peak)
+            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, stats, context, start)
             if not found.moves:
                 return found
             if found.peak in tried:
@@ -92,23 +97,35 @@ class Fit(Pass):
             stats["taken back: slower than predicted"] += 1
         return _Round(graph, peak=start.peak, holder=_holder(start))
 
-    def _within(self, allowance: float, graph: Graph, stats: Counter[str], context: Context, before: int) -> _Round:
-        """The smallest peak within an allowance of seconds, then the cheapest way to it."""
-        first = self._search(graph, stats, context, allowance)
-        if not first.moves or first.peak > before * (1 - self.worth):
-            return first
-        target = max(self.budget, first.peak)
-        second = self._round(graph.clone(), stats, context, target, allowance, len(first.again))
-        return second if second.peak <= first.peak * 1.01 and second.seconds <= first.seconds else first
+    def _within(
+        self, allowance: float, graph: Graph, stats: Counter[str], context: Context, start: Landscape
+    ) -> _Round:
+        """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
+        best: _Round | None = None
+        steps = [step * start.seconds for step in LADDER if self.budget and step * start.seconds < allowance]
+        for most in (*steps, allowance):
+            for goal in dict.fromkeys((self.budget or self.ignore, self.ignore)):
+                first = self._search(graph, stats, context, most, goal)
+                target = max(self.budget, first.peak)
+                if first.moves and first.peak <= start.peak * (1 - self.worth) and first.peak < sys.maxsize:
+                    second = self._round(graph.clone(), stats, context, target, most, len(first.again))
+                    if second.peak <= target * 1.01 and second.seconds <= first.seconds:
+                        first = second
+                if best is None or first.peak < best.peak:
+                    best = first
+                if best.peak <= self.budget:
+                    return best
+        assert best is not None
+        return best
 
-    def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float) -> _Round:
-        """Tile as far as it goes: as it is, and with more and more computed again, as long as that helps."""
-        best = self._round(graph.clone(), stats, context, self.budget, allowance, 0)
+    def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
+        """Tile until the peak is down to `goal`: as it is, and with more and more computed again while that helps."""
+        best = self._round(graph.clone(), stats, context, goal, allowance, 0)
         missed = 0
         for count in range(1, self.again + 1):
-            if best.peak <= (self.budget or self.ignore) or missed > 1:
+            if best.peak <= goal or missed > 1:
                 break
-            found = self._round(graph.clone(), stats, context, self.budget, allowance, count)
+            found = self._round(graph.clone(), stats, context, goal, allowance, count)
             if len(found.again) < count:
                 break
             if found.peak <= best.peak * (1 - self.worth):
@@ -118,37 +135,45 @@ class Fit(Pass):
         return best
 
     def _round(
-        self, graph: Graph, stats: Counter[str], context: Context, budget: int, allowance: float, again: int
+        self, graph: Graph, stats: Counter[str], context: Context, goal: int, allowance: float, again: int
     ) -> _Round:
         """Compute the first `again` values that offer themselves once more, then tile until the peak fits."""
         found = _Round(graph)
         for _ in range(again):
-            offered = recomputations(Landscape(graph, Costs(graph, context.dims)), allowance - found.seconds)
-            if not offered:
+            values = recomputations(Landscape(graph, Costs(graph, context.dims)), allowance - found.seconds)
+            if not values:
                 break
-            found.again.append(offered[0])
-            found.seconds += offered[0].seconds
-            recompute(offered[0])
+            found.again.append(values[0])
+            found.seconds += values[0].seconds
+            recompute(values[0])
+        refused: set[object] = set()
         spaces = Spaces()
         while True:
             land = Landscape(graph, Costs(graph, context.dims))
             found.peak = land.peak
             found.holder = _holder(land)
-            if land.peak <= (budget or self.ignore) or len(found.moves) >= self.moves:
+            if land.peak <= goal or len(found.moves) >= self.moves:
                 return self._checked(found)
-            target = budget or self.ignore
-            ranked = self._ranked(
-                tilings(land, spaces, target), land.peak, target, allowance - found.seconds, SLIGHT * land.seconds
-            )
+            slight = SLIGHT * land.seconds
+            offered = (e for e in tilings(land, spaces, goal) if _key(e) not in refused)
+            ranked = self._ranked(offered, land.peak, goal, allowance - found.seconds, slight)
+            if not ranked:
+                return self._checked(found)
             for choice in ranked:
-                move = self._make(graph, choice, land, stats, context)
-                if move is not None:
+                before = graph.clone()
+                move = self._make(graph, choice, land, context)
+                if isinstance(move, _Move):
                     found.moves.append(move)
-                    context.say(f"{land.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     found.seconds += max(0.0, choice.seconds)
+                    context.say(f"{land.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     break
-            else:
-                return self._checked(found)
+                stats[f"declined: {move}"] += 1
+                refused.add(_key(choice))
+                if move == WORSE:
+                    # It had to be made to be seen: back to what was before, whose ops are others.
+                    graph.become(before)
+                    spaces = Spaces()
+                    break
 
     def _checked(self, found: _Round) -> _Round:
         """What is computed again and was not cut would be merged by onnxruntime: nothing would be gained."""
@@ -171,10 +196,8 @@ class Fit(Pass):
         rest = sorted((e for e in fair if e.inside > enough), key=lambda e: (e.inside, e.seconds))
         return [*near[:3], *rest[:1]]
 
-    def _make(
-        self, graph: Graph, choice: Estimate, land: Landscape, stats: Counter[str], context: Context
-    ) -> _Move | None:
-        """Make a tiling, and keep it if the model agrees that it helps."""
+    def _make(self, graph: Graph, choice: Estimate, land: Landscape, context: Context) -> _Move | str:
+        """Make a tiling; give why not where it cannot be, or does not help."""
         region = choice.region
         name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
         count = len(region.ops)
@@ -182,11 +205,12 @@ class Fit(Pass):
             frame = frame_for(region, choice.count, land)
             tiled = Emitter(region, frame, land.costs.extent, loose=choice.loose).run()
         except DoesNotFitError as reason:
-            stats[f"declined: {reason}"] += 1
-            return None
+            return str(reason)
         after = Landscape(graph, Costs(graph, context.dims))
         steps = [after.position[op] for op in tiled.ops if op in after.position]
         here = max(after.curve[min(steps) : max(steps) + 1], default=0)
+        if here >= land.peak * (1 - self.worth / 2) or after.peak > land.peak:
+            return WORSE
         return _Move(name, count, tiled.count, land.peak, here, choice.seconds)
 
     def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
@@ -213,6 +237,13 @@ class Fit(Pass):
             context.decisions.append(
                 Decision(self.name, f"stopped at {peak:,} bytes, at {found.holder}", why, 0, "none")
             )
+
+
+def _key(choice: Estimate) -> object:
+    """What tells a tiling from others, whatever objects it is made of."""
+    region = choice.region
+    places = tuple((op.results[0].name, region.axes[op].results) for op in region.ops)
+    return choice.count, choice.loose, places
 
 
 @dataclass

@@ -24,6 +24,7 @@ COMMANDS = {
     "compile": "memoptc.cli.compile",
     "opt": "memoptc.cli.opt",
     "passes": "memoptc.cli.passes",
+    "frontier": "memoptc.cli.frontier",
     "profile": "memoptc.cli.profile",
     "plan": "memoptc.cli.plan",
     "run": "memoptc.cli.run",

@@ -1,0 +1,77 @@
+"""`memoptc frontier`: how small a model gets, and at what price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from memoptc.cli.options import common, dim_option
+from memoptc.cli.show import Progress, result_console
+from memoptc.levels import TARGETS
+from memoptc.report.rows import size
+
+
+@click.command("frontier")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-O", "level", type=click.IntRange(2, 3), default=2, show_default=True, help="Optimisation level.")
+@click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True, help="Numbers to use.")
+@click.option("--calibration", metavar="DATA", help="As for compiling.")
+@click.option("--validation", metavar="DATA", help="As for compiling.")
+@click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest predicted ratio of latencies.")
+@click.option("--points", default=10, show_default=True, type=click.IntRange(min=1), help="Most budgets to try.")
+@click.option("--seconds", default=10.0, show_default=True, help="Timed runs in all; 0 measures nothing.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Threads onnxruntime may use while measuring.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write the curve: .svg, .html or .json; may be repeated.",
+)
+@dim_option
+@common
+def command(
+    model: Path,
+    points: int,
+    seconds: float,
+    reports: tuple[Path, ...],
+    dims: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Compile MODEL for smaller and smaller memory budgets; verify, enforce and measure each."""
+    from memoptc.frontier import SHARES, frontier
+    from memoptc.options import Options
+    from memoptc.report.frontier import HEADINGS, rows, write_frontier
+
+    with Progress(quiet) as progress:
+        found = frontier(
+            model,
+            Options(dims=dict(dims), plugins=plugins, **options),
+            shares=SHARES[:points],
+            seconds=seconds,
+            say=progress,
+        )
+    for path in reports:
+        write_frontier(found, path)
+    if quiet:
+        return
+    console = result_console()
+    latency = f", {found.latency_ms:.1f} ms" if found.latency_ms else ""
+    console.print(
+        f"{found.model}: planned {size(found.planned_bytes)}, run peak {size(found.run_peak_bytes)}{latency}",
+        markup=False,
+    )
+    table = Table(*HEADINGS)
+    for row in rows(found):
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    for path in reports:
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
