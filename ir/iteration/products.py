@@ -7,6 +7,7 @@ import re
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.iteration.axis import Along, Axis, Space, everywhere, extents, given, shape, spread
+from memoptc.ir.iteration.elementwise import ROUND_BY_PLACE
 from memoptc.ir.ops import default_of, opset_of
 from memoptc.ir.tensors import ints
 
@@ -229,7 +230,8 @@ def _trilu(op: Op) -> list[Axis]:
 
 
 def _bias_gelu(op: Op) -> list[Axis]:
-    return [given(op, i, (0, Along(i))) for i in range(len(extents(op, 0)) - 1)]
+    rounds = op.op_type in ROUND_BY_PLACE
+    return [given(op, i, (0, Along(i)), reorders=rounds) for i in range(len(extents(op, 0)) - 1)]
 
 
 def _elementwise_first(op: Op) -> list[Axis]:
