@@ -424,11 +424,11 @@ def simplified_layer_norm(m: Maker, x: Value) -> Value | None:
 
 @move("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization", ranks=(3,))
 def skip_layer_norm(m: Maker, x: Value, name: str) -> Value | None:
-    width = dims(x)[-1]
-    if not isinstance(width, int):
-        return None
+    rows, width = dims(x)[1:]
     others = [v for v in m.pool if dims(v) == dims(x)]
-    skip = m.r.choice(others) if others and m.r.random() < 0.8 else m.array(number(dims(x)[1]) if whole(dims(x)[1]) else 1, width)
+    if not isinstance(width, int) or (not isinstance(rows, int) and not others):
+        return None
+    skip = m.r.choice(others) if others and (m.r.random() < 0.8 or not whole(rows)) else m.array(number(rows), width)
     more = [m.array(width)] if name.endswith("SkipSimplifiedLayerNormalization") else [m.array(width), m.array(width)]
     return m.op(short(name), x, skip, *more)
 

@@ -43,7 +43,8 @@ def _product(op: Op, left: int, right: int, flip_a: bool, flip_b: bool) -> list[
         parts = [spread(op, i, place, rank, y[place]) for i in (left, right)]
         if all(p is not False for p in parts) and any(parts):
             cut = [(i, p) for i, p in zip((left, right), parts, strict=True) if isinstance(p, Along)]
-            found.append(given(op, place, *cut))
+            # Batches of one operand only may be computed as rows of one product.
+            found.append(given(op, place, *cut, reorders=len(cut) < 2))
     found.append(given(op, rank - 2, (left, Along(len(a) - (1 if flip_a else 2))), reorders=True))
     found.append(given(op, rank - 1, (right, Along(len(b) - (2 if flip_b else 1))), reorders=True))
     return found

@@ -47,9 +47,9 @@ def _spatial(op: Op) -> list[Axis]:
         window = window_of(op, spatial)
         if window is None or (shape(op.results[0]) or ()) == ():
             continue
-        size, stride, dilation, before, _ = window
+        size, stride, dilation, before, after = window
         along = Along(2 + spatial, stride, 1, -before, (size - 1) * dilation - before)
-        plain = along.is_identity
+        plain = along.is_identity and not after
         found.append(
             Axis(
                 (2 + spatial, *(None,) * (len(op.results) - 1)),
