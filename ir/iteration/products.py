@@ -121,7 +121,8 @@ def _skip_layer_norm(op: Op) -> list[Axis]:
 
 
 def _instance_norm(op: Op) -> list[Axis]:
-    return [given(op, 0, (0, Along(0))), given(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)))]
+    batches = given(op, 0, (0, Along(0)), reorders=True)
+    return [batches, given(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)), reorders=True)]
 
 
 def _batch_norm(op: Op) -> list[Axis]:
@@ -132,11 +133,11 @@ def _batch_norm(op: Op) -> list[Axis]:
 
 
 def _batch_only(op: Op) -> list[Axis]:
-    return [everywhere(op, 0)] if len(op.results) == 1 and extents(op, 0) else []
+    return [given(op, 0, (0, Along(0)), reorders=True)] if len(op.results) == 1 and extents(op, 0) else []
 
 
 def _all_but_channels(op: Op) -> list[Axis]:
-    return [everywhere(op, i) for i in range(len(extents(op, 0))) if i != 1]
+    return [given(op, i, (0, Along(i)), reorders=True) for i in range(len(extents(op, 0))) if i != 1]
 
 
 def _all_but_axis(op: Op) -> list[Axis]:

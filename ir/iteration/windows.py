@@ -135,7 +135,7 @@ def _resize(op: Op) -> list[Axis]:
             continue
         if factor == 1:
             if mode != "cubic" or all(f == 1 for f in factors):
-                found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE))
+                found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE, reorders=mode != "nearest"))
         elif mode == "nearest" and _repeats(op, where, factor):
             found.append(given(op, axis, (0, Along(axis, 1, factor)), form=Form.RESIZE, grain=factor))
         elif mode in ("linear", "bilinear") and where == "half_pixel":

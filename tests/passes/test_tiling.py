@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 import pytest
@@ -13,7 +14,7 @@ from numbers_of import NOT_EMPTY, UNOPTIMIZED, Feed
 from tileable import ancestors, bound, dims, feed_of, tileable_graph
 from tileable_moves import MOVES
 
-from memoptc.ir.core import Graph, Op, Output, Value
+from memoptc.ir.core import Graph, Output, Value
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
@@ -32,6 +33,8 @@ TRIES = 12
 """Regions tried per graph."""
 SHARE = 3 * settings.default.max_examples // 2  # type: ignore[union-attr]
 """Cases of each of the two properties: 300 together in CI, 6,000 in the nightly form."""
+NO_EMPTY = NOT_EMPTY | {"InstanceNormalization", "MultiHeadAttention"}
+"""Kernels that end the process when an extent is 0."""
 filters = settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
@@ -123,7 +126,7 @@ def bindings(graph: Graph, seed: int) -> list[Mapping[str, int]]:
     some = [{"S": rng.randint(2, 80), "N": rng.randint(1, 80)} for _ in range(4)]
     few = [{"S": 1, "N": 1}, {"S": 1, "N": 2}, {"S": 7, "N": 5}]
     none = [{"S": 0, "N": 0}, {"S": 0, "N": 3}]
-    can_be_empty = not any(op.op_type in NOT_EMPTY or op.op_type == "InstanceNormalization" for op in graph.walk())
+    can_be_empty = not any(op.op_type in NO_EMPTY for op in graph.walk())
     return [PLANNED, *few, *some, *(none if can_be_empty else [])]
 
 
@@ -138,23 +141,28 @@ def agree(tiling: Tiling, name: str, expected: object, found: object, *, exact: 
     return "" if gap.max_abs <= allowed else f"differs by {gap.max_abs} at a magnitude of {gap.scale}"
 
 
-def same_numbers(before: Graph, tiling: Tiling, feeds: list[Feed]) -> int:
+def same_numbers(before: Graph, tiling: Tiling, seed: int) -> int:
     """Hold a graph against what became of it, as it is written and as onnxruntime optimizes it.
 
     Returns:
-        How many feeds counted: those that the original accepts.
+        How many runs counted: those in which the original gives what it says it gives.
     """
     proto = to_proto(tiling.graph)
     old = Evaluator(to_proto(before), UNOPTIMIZED)
     runs = {"as written": Evaluator(proto, UNOPTIMIZED), "optimized": Evaluator(proto, STOCK)}
     counted = 0
-    for feed in feeds:
+    for number, binding in enumerate(bindings(before, seed)):
+        feed = feed_of(before, binding, seed + number)
         try:
             expected = old.run(feed)
         except MemoptcError:
             continue
+        if not as_declared(before, expected, binding):
+            continue
         counted += 1
         for how, run in runs.items():
+            if how == "optimized" and 0 in binding.values():
+                continue  # some of what it puts in place of others gives anything then
             found = run.run(feed)
             assert list(found) == list(expected)
             for name, value in expected.items():
@@ -162,6 +170,14 @@ def same_numbers(before: Graph, tiling: Tiling, feeds: list[Feed]) -> int:
                 shapes = {k: v.shape for k, v in feed.items()}
                 assert not fault, f"{name}, {how}, {shapes}: {fault}\n{print_graph(tiling.graph)}"
     return counted
+
+
+def as_declared(graph: Graph, found: Mapping[str, Any], binding: Mapping[str, int]) -> bool:
+    """Whether outputs have the shapes they should: onnxruntime's reductions forget to, when there is nothing."""
+    return all(
+        found[info.name].shape == tuple(None if d is None else bound(d, binding) for d in dims(value))
+        for info, value in zip(graph.outputs_info, graph.outputs, strict=True)
+    )
 
 
 def types_hold(graph: Graph, feed: Feed) -> None:
@@ -183,17 +199,17 @@ def check(graph: Graph, seed: int) -> Tiling:
     """Tile a graph at random; what comes out is well-formed and gives the same."""
     infer_shapes(graph)
     before = graph.clone()
+    known = {fault.rule for fault in verify(before)}
     tiling = Tiling(graph, seed)
     for reason in tiling.refused:
         event(f"refused: {reason}")
     assume(tiling.done)
     for done in tiling.done:
         event(done)
-    assert not verify(graph)
+    verify(graph, tolerated=known)
     if not any(op.op_type == "SimplifiedLayerNormalization" for op in graph.walk()):  # not ONNX's
         onnx.checker.check_model(to_proto(graph))
-    feeds = [feed_of(before, b, seed + i) for i, b in enumerate(bindings(before, seed))]
-    assert same_numbers(before, tiling, feeds) > 0
+    assert same_numbers(before, tiling, seed) > 0
     return tiling
 
 
@@ -227,7 +243,3 @@ def test_most_graphs_are_tiled(symbols: bool) -> None:
     assert len(tiled) >= 40
     kinds = {kind.split(" pieces")[0][:-3] for t in tiled for kind in t.done}
     assert kinds >= {"static, exact", "static, loose"} | ({"dynamic, exact", "dynamic, loose"} if symbols else set())
-
-
-def ops_of(graph: Graph) -> list[Op]:
-    return [op for op in graph.walk() if op.op_type not in ("const", "absent", "return")]
