@@ -33,7 +33,7 @@ TRIES = 12
 """Regions tried per graph."""
 SHARE = 3 * settings.default.max_examples // 2  # type: ignore[union-attr]
 """Cases of each of the two properties: 300 together in CI, 6,000 in the nightly form."""
-NO_EMPTY = NOT_EMPTY | {"InstanceNormalization", "MultiHeadAttention"}
+NO_EMPTY = NOT_EMPTY | {"FusedConv", "InstanceNormalization", "MultiHeadAttention"}
 """Kernels that end the process when an extent is 0."""
 filters = settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
@@ -123,7 +123,7 @@ def bindings(graph: Graph, seed: int) -> list[Mapping[str, int]]:
     if not any(not isinstance(d, int) for v in graph.inputs for d in dims(v)):
         return [{}]
     rng = random.Random(seed)
-    some = [{"S": rng.randint(2, 80), "N": rng.randint(1, 80)} for _ in range(4)]
+    some = [{"S": rng.randint(2, 70), "N": rng.randint(1, 50)} for _ in range(4)]
     few = [{"S": 1, "N": 1}, {"S": 1, "N": 2}, {"S": 7, "N": 5}]
     none = [{"S": 0, "N": 0}, {"S": 0, "N": 3}]
     can_be_empty = not any(op.op_type in NO_EMPTY for op in graph.walk())
@@ -149,7 +149,9 @@ def same_numbers(before: Graph, tiling: Tiling, seed: int) -> int:
     """
     proto = to_proto(tiling.graph)
     old = Evaluator(to_proto(before), UNOPTIMIZED)
-    runs = {"as written": Evaluator(proto, UNOPTIMIZED), "optimized": Evaluator(proto, STOCK)}
+    runs = {"as written": Evaluator(proto, UNOPTIMIZED)}
+    if not any(op.op_type == "DequantizeLinear" for op in before.walk()):  # whose users become integer kernels
+        runs["optimized"] = Evaluator(proto, STOCK)
     counted = 0
     for number, binding in enumerate(bindings(before, seed)):
         feed = feed_of(before, binding, seed + number)
