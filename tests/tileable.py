@@ -117,9 +117,10 @@ class Maker:
         """Apply a move if it fits, and if its result is neither empty nor of unknown rank."""
         if len(dims(value)) not in move.ranks or (move.jumps and value in self.noisy):
             return None
-        before = len(self.b.made)
+        before, pool = len(self.b.made), len(self.pool)
         result = move.make(self, value)
         if result is None:
+            del self.pool[pool:]
             return None
         sizes = [d for v in (r for op in self.b.made[before:] for r in op.results) for d in dims(v)]
         known = [d for d in sizes if isinstance(d, int)]
@@ -127,6 +128,7 @@ class Maker:
             for op in reversed(self.b.made[before:]):
                 op.erase()
             del self.b.made[before:]
+            del self.pool[pool:]
             return None
         return result
 

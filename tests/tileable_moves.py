@@ -195,6 +195,9 @@ def conv_transpose(m: Maker, x: Value) -> Value | None:
     style = r.random()
     if style < 0.15:
         attrs["auto_pad"] = r.choice(("SAME_UPPER", "SAME_LOWER", "VALID"))
+        # Where a kernel is shorter than its stride, or dilated, onnxruntime does not give the extents it should.
+        kernel = [max(k, s) for k, s in zip(kernel, stride, strict=True)]
+        del attrs["dilations"]
     elif style < 0.8:
         attrs["pads"] = [r.randint(0, (k - 1) * d) for _ in "ab" for k, d in zip(kernel, attrs["dilations"], strict=True)]
         attrs["output_padding"] = [r.randrange(max(s, d)) if r.random() < 0.4 else 0
@@ -470,7 +473,7 @@ REDUCTIONS = (
 @move(*REDUCTIONS)
 def reduce(m: Maker, x: Value, name: str) -> Value | None:
     if name in ("ReduceLogSum", "ReduceProd"):
-        x = m.op("Sigmoid", x)
+        x = m.op("Sigmoid", m.op("Tanh", x))
     axes = m.r.sample(range(len(dims(x))), m.r.randint(1, len(dims(x))))
     axes = [a - len(dims(x)) if m.r.random() < 0.5 else a for a in axes]
     return m.op(name, x, m.ints(*axes) if m.r.random() < 0.9 else None, keepdims=m.r.choice((None, 0, 1)))

@@ -33,7 +33,7 @@ TRIES = 12
 """Regions tried per graph."""
 SHARE = 3 * settings.default.max_examples // 2  # type: ignore[union-attr]
 """Cases of each of the two properties: 300 together in CI, 6,000 in the nightly form."""
-NO_EMPTY = NOT_EMPTY | {"FusedConv", "InstanceNormalization", "MultiHeadAttention"}
+NO_EMPTY = NOT_EMPTY | {"FusedConv", "InstanceNormalization", "MultiHeadAttention", "Resize"}
 """Kernels that end the process when an extent is 0."""
 filters = settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
