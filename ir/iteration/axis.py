@@ -66,8 +66,8 @@ class Axis:
         operands: Per operand the part it needs; `None` when it is needed whole.
         form: How the operator of a piece differs.
         grain: Pieces begin and end at multiples of this (or at the end of the axis).
-        reorders: Whether a piece's sums may be added up in another order than the whole's, because kernels choose
-            by the shape: equal within float noise instead of bit for bit.
+        reorders: Whether a piece's sums may be added up in another order than the whole's, or its elements be
+            rounded otherwise, because kernels choose by the shape: equal within float noise instead of bit for bit.
     """
 
     results: tuple[int | None, ...]

@@ -7,6 +7,7 @@ import re
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.iteration.axis import Along, Axis, Space, everywhere, extents, given, shape, spread
+from memoptc.ir.iteration.elementwise import ROUND_BY_PLACE
 from memoptc.ir.ops import default_of, opset_of
 from memoptc.ir.tensors import ints
 
@@ -42,7 +43,8 @@ def _product(op: Op, left: int, right: int, flip_a: bool, flip_b: bool) -> list[
         parts = [spread(op, i, place, rank, y[place]) for i in (left, right)]
         if all(p is not False for p in parts) and any(parts):
             cut = [(i, p) for i, p in zip((left, right), parts, strict=True) if isinstance(p, Along)]
-            found.append(given(op, place, *cut))
+            # Batches of one operand only may be computed as rows of one product.
+            found.append(given(op, place, *cut, reorders=len(cut) < 2))
     found.append(given(op, rank - 2, (left, Along(len(a) - (1 if flip_a else 2))), reorders=True))
     found.append(given(op, rank - 1, (right, Along(len(b) - (2 if flip_b else 1))), reorders=True))
     return found
@@ -119,7 +121,8 @@ def _skip_layer_norm(op: Op) -> list[Axis]:
 
 
 def _instance_norm(op: Op) -> list[Axis]:
-    return [given(op, 0, (0, Along(0))), given(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)))]
+    batches = given(op, 0, (0, Along(0)), reorders=True)
+    return [batches, given(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)), reorders=True)]
 
 
 def _batch_norm(op: Op) -> list[Axis]:
@@ -130,11 +133,11 @@ def _batch_norm(op: Op) -> list[Axis]:
 
 
 def _batch_only(op: Op) -> list[Axis]:
-    return [everywhere(op, 0)] if len(op.results) == 1 and extents(op, 0) else []
+    return [given(op, 0, (0, Along(0)), reorders=True)] if len(op.results) == 1 and extents(op, 0) else []
 
 
 def _all_but_channels(op: Op) -> list[Axis]:
-    return [everywhere(op, i) for i in range(len(extents(op, 0))) if i != 1]
+    return [given(op, i, (0, Along(i)), reorders=True) for i in range(len(extents(op, 0))) if i != 1]
 
 
 def _all_but_axis(op: Op) -> list[Axis]:
@@ -229,7 +232,8 @@ def _trilu(op: Op) -> list[Axis]:
 
 
 def _bias_gelu(op: Op) -> list[Axis]:
-    return [given(op, i, (0, Along(i))) for i in range(len(extents(op, 0)) - 1)]
+    rounds = op.op_type in ROUND_BY_PLACE
+    return [given(op, i, (0, Along(i)), reorders=rounds) for i in range(len(extents(op, 0)) - 1)]
 
 
 def _elementwise_first(op: Op) -> list[Axis]:

@@ -47,9 +47,9 @@ def _spatial(op: Op) -> list[Axis]:
         window = window_of(op, spatial)
         if window is None or (shape(op.results[0]) or ()) == ():
             continue
-        size, stride, dilation, before, _ = window
+        size, stride, dilation, before, after = window
         along = Along(2 + spatial, stride, 1, -before, (size - 1) * dilation - before)
-        plain = along.is_identity
+        plain = along.is_identity and not after
         found.append(
             Axis(
                 (2 + spatial, *(None,) * (len(op.results) - 1)),
@@ -135,7 +135,7 @@ def _resize(op: Op) -> list[Axis]:
             continue
         if factor == 1:
             if mode != "cubic" or all(f == 1 for f in factors):
-                found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE))
+                found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE, reorders=mode != "nearest"))
         elif mode == "nearest" and _repeats(op, where, factor):
             found.append(given(op, axis, (0, Along(axis, 1, factor)), form=Form.RESIZE, grain=factor))
         elif mode in ("linear", "bilinear") and where == "half_pixel":

@@ -74,6 +74,7 @@ class Emitter:
         self.steps: dict[Step, Value] = {}
         self.whole: Value | None = None
         self.names: set[str] | None = None
+        self.settled: list[tuple[Op, Op]] = []
         self.places: dict[tuple[Bound, Dim], Dim] = {}
         self.parts: dict[tuple[Value, int, Span], Value] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
@@ -117,6 +118,8 @@ class Emitter:
             self.b.made.clear()
         for op in reversed([*self.outside.made, *(self.b.made if self.b is not self.outside else ())]):
             op.erase()
+        for moved, following in reversed(self.settled):
+            moved.move_before(following)
 
     def _shortest(self, frame: Dynamic) -> int:
         """The extent below which the region runs as it is: pieces overlap too far, or are not worth their nodes."""
@@ -184,8 +187,9 @@ class Emitter:
                 uses = [v.op for v in (*op.operands, *(c for r in op.regions.values() for c in r.captures()))]
                 if any(o in inside or o in behind for o in uses if o is not None):
                     behind.add(op)
-                else:
+                elif following is not None:
                     op.move_before(first)
+                    self.settled.append((op, following))
             if op is last:
                 break
             op = following

@@ -161,14 +161,21 @@ class Dynamic:
         for value in self.region.outputs:
             rate = self.region.rate(_op(value))
             lo = 0 if not index else Step(rate, 0, index)
+            self._some(value, self.region.cut[value], lo)
             found[value] = Span(lo, None if index == self.count - 1 else Step(rate, 0, index + 1))
         return found
 
     def need(self, along: Along, span: Span, operand: Value) -> Need:
         """What an interval of an op's axis needs of an operand."""
         lo, before = self._first(along, span.lo)
+        self._some(operand, along.axis, lo)
         hi, after = self._end(along, span.hi, operand)
         return Need(Span(lo, hi), before, after)
+
+    def _some(self, value: Value, axis: int, lo: Bound) -> None:
+        """Something lies behind a piece's first place, also where an axis ends before the others do."""
+        if isinstance(lo, Step):
+            self.slack.add((value, axis, replace(lo, b=lo.b + 1)))
 
     def _first(self, along: Along, lo: Bound) -> tuple[Bound, int | None]:
         if lo == 0:
