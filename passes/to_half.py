@@ -19,7 +19,7 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._half.choice import Candidate, Choice, narrow_candidates, worth
 from memoptc.passes._half.rewrite import Rewriter, can_look_up_float8, channel_axis, is_table, scaled
-from memoptc.passes._half.table import FORMATS, Format
+from memoptc.passes._half.table import CODED, FORMATS, Format
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import magnitudes
 from memoptc.runtime.evaluate import Evaluator
@@ -102,6 +102,8 @@ class ToHalf(Pass):
             value = op.result
             tensor = value.tensor
             if tensor is None or tensor.dtype != DType.FLOAT or not value.has_uses:
+                continue
+            if any(u.op_type in CODED or u.op_type.startswith("QLinear") for u in value.users):
                 continue
             reason = self._why_not(value, format_)
             if not reason:

@@ -51,3 +51,11 @@ FORMATS = {
 
 FIRST_RESULT_ONLY = frozenset({"LayerNormalization", "RMSNormalization"})
 """Further results are in the precision of the sums, whatever the operands are."""
+
+CODED = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeMatMul", "GatherBlockQuantized", "MatMulBnb4",
+        "MatMulFpQ4", "MatMulIntegerToFloat", "MatMulNBits", "DynamicQuantizeLSTM", "QAttention", "QGemm", "QMoE",
+    }
+)  # fmt: skip
+"""Take scales (or float tables) of codes, which belong to them and stay as they are; so do all of QLinear..."""
