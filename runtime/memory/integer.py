@@ -20,7 +20,8 @@ class Fused:
     Args:
         views: Results that are another view of their first operand's bytes.
         coded: Float results that exist only as the codes of the named value.
-        resident: Results that take no bytes, since the kernel reads the codes of a weight.
+        resident: Results that take no bytes of a run: the kernel reads the codes of a weight, or a weight is cast once,
+            when the model is loaded.
     """
 
     views: set[Value] = field(default_factory=set)
@@ -29,8 +30,12 @@ class Fused:
 
 
 def fused_pairs(graph: Graph) -> Fused:
-    """Find the pairs that onnxruntime fuses, judged by the operators around them."""
+    """Find the pairs that onnxruntime fuses, judged by the operators around them, and the Casts that it folds."""
     found = Fused()
+    found.resident |= {
+        op.result for op in graph.ops
+        if op.key == "Cast" and op.operand.tensor is not None and not op.result.is_output
+    }  # fmt: skip
     kernels: set[Op] = set()
     for op in graph.ops:
         if op.op_type in ops.INTEGER_KERNELS and not op.domain and _reads_codes(op):
