@@ -11,7 +11,7 @@ _FUSE = "(fold-constants{exact=false},fuse-conv-bn,simplify,share-common,drop-de
 _WEIGHTS = {
     "int4": "quantize-weights",
     "float16": "to-half",
-    "bfloat16": 'raise-opset{to=13,below=13},to-half{format="bfloat16",storage=true}',
+    "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',
     "float8": 'raise-opset{to=19,below=19},to-half{format="float8"}',
 }
 """Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
@@ -53,9 +53,9 @@ def pipeline_text(
     if level >= 2:
         parts.append(_FUSE)
     if target in _WEIGHTS:
-        parts += [_WEIGHTS[target], "share-weights,drop-dead"]
+        parts += [_WEIGHTS[target], "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
-        parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
+        parts += ["raise-opset", _quantize(target, calibrated), "drop-dead,drop-notes"]
     if level >= 1:
         parts.append("order")
     if level >= 2:
