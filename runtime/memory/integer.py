@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.types import TensorType
 
 
 @dataclass
@@ -62,7 +63,16 @@ def _reads_codes(op: Op) -> bool:
         floats = floats[:1]
     elif op.op_type == "Concat":
         floats = list(op.operands)
-    return bool(floats) and all(v.op is not None and v.op.op_type == "DequantizeLinear" for v in floats)
+    return bool(floats) and all(_decoded(v) for v in floats)
+
+
+def _decoded(value: Value) -> bool:
+    """Whether a value comes from codes of 8 bits, or of 32 (a bias): kernels know no others."""
+    op = value.op
+    if op is None or op.op_type != "DequantizeLinear":
+        return False
+    type_ = op.operand.type
+    return not isinstance(type_, TensorType) or type_.dtype.bitwidth in (8, 32)
 
 
 def _until_codes(op: Op) -> list[Value]:
