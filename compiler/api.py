@@ -183,12 +183,12 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
         report.candidate.arena_bytes = compiled.plan.arena_bytes
 
     options.progress("verifying", 0.65)
-    _prove(source, output, options, data, report, scratch)
+    _prove(source, steps.comparable(source, graph, output, scratch), options, data, report, scratch)
     contract = steps.contract(output, compiled, options, data, report)
     contract.save(contract_path(output))
     if options.measure:
         options.progress("measuring", 0.8)
-        steps.measure(source.path, output, options, data, report)
+        steps.measure(source.path, output, compiled, options, data, report)
         check_slowdown(report, options)
     check_budget(report, graph, options, data.dims)
     report.seconds = time.perf_counter() - start

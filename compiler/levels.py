@@ -5,13 +5,15 @@ from __future__ import annotations
 from memoptc.ir.diagnostics import InputError
 
 TARGETS = ("float32", "int8", "uint8", "int4", "float16", "bfloat16", "float8")
+CODED_BORDERS = ("int8", "uint8", "float16")
+"""Targets whose models can take and give codes."""
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,simplify,share-common,drop-dead)*"
 _WEIGHTS = {
     "int4": "quantize-weights",
     "float16": "to-half",
-    "bfloat16": 'raise-opset{to=13,below=13},to-half{format="bfloat16",storage=true}',
+    "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',
     "float8": 'raise-opset{to=19,below=19},to-half{format="float8"}',
 }
 """Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
@@ -29,6 +31,7 @@ def pipeline_text(
     *,
     calibrated: bool = False,
     freeze: bool = False,
+    quantize_io: bool = False,
     budget: int | None = None,
     slowdown: float | None = None,
 ) -> str:
@@ -39,6 +42,7 @@ def pipeline_text(
         target: Numbers to use.
         calibrated: Whether calibration data is at hand: without it, int8 needs none.
         freeze: Whether onnxruntime's own optimization becomes part of the model.
+        quantize_io: Whether callers hand in and get codes.
         budget: Bytes that the planned activations shall fit into; as few as possible when not given.
         slowdown: Largest ratio of run times; the level's when neither this nor a budget is given, and any for a budget.
 
@@ -53,9 +57,12 @@ def pipeline_text(
     if level >= 2:
         parts.append(_FUSE)
     if target in _WEIGHTS:
-        parts += [_WEIGHTS[target], "share-weights,drop-dead"]
+        parts += [_WEIGHTS[target], "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
-        parts += ["raise-opset", _quantize(target, calibrated), "drop-dead"]
+        parts += ["raise-opset", _quantize(target, calibrated), "drop-dead,drop-notes"]
+    if quantize_io:
+        parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
+        parts.append("drop-dead")
     if level >= 1:
         parts.append("order")
     if level >= 2:

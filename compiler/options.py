@@ -28,6 +28,8 @@ class Options:
         target: Numbers to use; see `memoptc.levels.TARGETS`.
         calibration: Data that quantization observes: a path, `module:function`, or an iterable of feeds.
         validation: Data to verify and to measure accuracy with; the calibration data when not given.
+        quantize_io: Inputs and outputs in the dtypes that the model works with, where it codes them as a whole; the
+            caller's dtypes when not set.
         memory_budget: Bytes that the planned activations must fit into.
         max_slowdown: Largest accepted ratio of median latencies, candidate to control.
         tune: Let passes measure what they made, instead of relying on predicted run times.
@@ -52,6 +54,7 @@ class Options:
     target: str = "float32"
     calibration: Any = None
     validation: Any = None
+    quantize_io: bool = False
     memory_budget: int | None = None
     max_slowdown: float | None = None
     tune: bool = False
@@ -71,12 +74,19 @@ class Options:
     progress: ProgressCallback = _silent
 
     def __post_init__(self) -> None:
-        from memoptc.levels import TARGETS
+        from memoptc.levels import CODED_BORDERS, TARGETS
 
         if self.level not in (0, 1, 2, 3):
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
         if self.target not in TARGETS:
             raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+        if self.quantize_io and self.target not in CODED_BORDERS:
+            raise InputError(
+                f"Target {self.target} leaves inputs and outputs as they are.",
+                hint=f"--quantize-io goes with --target {', '.join(CODED_BORDERS)}.",
+            )
+        if self.quantize_io and self.passes is not None:
+            raise InputError("A pipeline of your own says all that runs.", hint="Put quantize-io into --passes.")
         if self.pack_weights and not self.freeze_runtime:
             raise InputError(
                 "Weights are packed for a graph that onnxruntime runs as it is.", hint="Add --freeze-runtime."

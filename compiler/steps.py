@@ -18,6 +18,7 @@ import onnxruntime
 
 from memoptc import __version__, levels, registry
 from memoptc.bisect import bisect
+from memoptc.border import Border, border_since, with_border_of
 from memoptc.instruments import CheckEach, Dump, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
@@ -212,6 +213,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         options.target,
         calibrated=calibrated,
         freeze=options.freeze_runtime,
+        quantize_io=options.quantize_io,
         budget=options.memory_budget,
         slowdown=options.max_slowdown,
     )
@@ -225,10 +227,12 @@ class Compiled:
     Args:
         plan: The plan, where one was made.
         frozen: Whether the graph is as onnxruntime's optimizer left it.
+        border: Inputs and outputs that are codes now.
     """
 
     plan: Plan | None
     frozen: bool
+    border: Border
 
 
 def run_passes(
@@ -279,7 +283,8 @@ def run_passes(
         raise
     report.warnings.extend(context.warnings)
     report.decisions.extend(context.decisions)
-    return Compiled(context.results.get("plan"), bool(context.results.get("frozen")))
+    border = border_since(graph, source.graph)
+    return Compiled(context.results.get("plan"), bool(context.results.get("frozen")), border)
 
 
 class _Progress(Instrument):
@@ -325,6 +330,16 @@ def provenance(report: Report, plan: Plan | None) -> dict[str, str]:
         "memoptc.options": f"{options} --passes '{report.options['passes']}'",
         "memoptc.source_sha256": report.model["sha256"],
     }
+
+
+def comparable(source: Source, graph: Graph, written: Path, scratch: Path) -> Path:
+    """Give a file that takes and gives what the original does: the written one, or one with the border put back."""
+    floating = with_border_of(source.graph, graph)
+    if floating is graph:
+        return written
+    path = scratch / "border.onnx"
+    write_into(floating, path)
+    return path
 
 
 def verify(source: Source, candidate: Path, options: Options, data: Inputs, report: Report, scratch: Path) -> None:
@@ -373,7 +388,7 @@ def _bound(options: Options) -> dict[str, int] | None:
 
 def _error(graph: Graph, source: Source, data: Inputs, scratch: Path) -> float:
     path = scratch / "check.onnx"
-    write_into(graph, path)
+    write_into(with_border_of(source.graph, graph), path)
     found = verify_models(source.path, path, mode="fast", data=data.raw, inputs=data.kind)
     errors = [o["max_abs"] for o in found.outputs if isinstance(o["max_abs"], int | float)]
     return max(errors, default=0.0)
@@ -385,7 +400,7 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) 
     wanted = judge(options)
 
     def good(graph: Graph) -> bool:
-        write_into(graph, path)
+        write_into(with_border_of(source.graph, graph), path)
         return verify_models(
             source.path, path, wanted, mode="fast", data=data.raw, inputs=data.kind, dims=_bound(options)
         ).passed
@@ -417,21 +432,24 @@ def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs
         return Contract(frugal)
     choices = [frugal] if compiled.frozen else [frugal, replace(frugal, file_order=True)]
     try:
-        return make_contract(candidate, data.feed, threads=frugal.threads, candidates=choices)
+        return make_contract(candidate, compiled.border.encode(data.feed), threads=frugal.threads, candidates=choices)
     except InputError as error:
         report.warnings.append(f"What a run allocates could not be recorded: {error.message}")
         return Contract(frugal)
 
 
-def measure(original: Path, candidate: Path, options: Options, data: Inputs, report: Report) -> None:
+def measure(
+    original: Path, candidate: Path, compiled: Compiled, options: Options, data: Inputs, report: Report
+) -> None:
     """Measure both models, interleaved, in fresh processes."""
     run = RunOptions(threads=options.jobs or 0)
-    before, after = measure_models([original, candidate], data.feed, options=run)
+    feed = compiled.border.encode(data.feed)
+    before, after = measure_models([original, candidate], [data.feed, feed], options=run)
     report.control.measured, report.candidate.measured = before.to_json(), after.to_json()
     report.candidate.session = {}
     for tier in ("arena", "planned"):
         try:
-            (found,) = measure_models([candidate], data.feed, options=InSession(tier), seconds=1.0)
+            (found,) = measure_models([candidate], feed, options=InSession(tier), seconds=1.0)
         except InputError:
             continue  # what runs there are tensors, and only where the C interface can be used
         report.candidate.session[tier] = found.to_json()

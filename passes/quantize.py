@@ -19,6 +19,7 @@ from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
 
 _DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
+_ACTIVATIONS = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
 
 
 class Quantize(Pass):
@@ -27,7 +28,8 @@ class Quantize(Pass):
     With calibration data (form "static"): weights per channel and symmetric, activations asymmetric in uint8
     with ranges seen in the data, written as QuantizeLinear/DequantizeLinear pairs that onnxruntime turns into
     integer kernels. Without data (form "dynamic"): the same weights; products code activations at run time by their
-    own range. Models that carry such pairs already are left as they are. Inputs and outputs stay float.
+    own range. Pairs that a model carries already are kept as they are; with data, what lacks them gets them. Inputs and
+    outputs stay float.
 
     Args:
         form: "auto" (static with data, else dynamic), "static" or "dynamic".
@@ -36,6 +38,8 @@ class Quantize(Pass):
             minmax for all else.
         percentile: For "percentile": which, in percent.
         weights: Element type of weight codes, "int8" or "uint8".
+        activations: Element type of activation codes in the static form: "uint8"; "int8", around 0; "uint16" or "int16"
+            for models that 8 bits are too coarse for (onnxruntime's CPU computes these in float between the codes).
         processor: Whose saturation to respect; see `PROCESSORS`.
         exclude: Node names or operators to leave in float.
         convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
@@ -47,6 +51,7 @@ class Quantize(Pass):
     method: str = "auto"
     percentile: float = 99.99
     weights: str = "int8"
+    activations: str = "uint8"
     processor: str = "vnni"
     exclude: tuple[str, ...] = ()
     convolutions: str = "weights"
@@ -55,12 +60,15 @@ class Quantize(Pass):
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
         self._check()
-        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
-            stats["left: quantized already"] += 1
-            context.warnings.append("The model is quantized already; its own scales are kept as they are.")
-            return
         dtype, bits = _DTYPES[self.weights], table.PROCESSORS[self.processor]
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
+        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+            kept = "The model is quantized already; its own scales are kept as they are"
+            if form == "dynamic":
+                stats["left: quantized already"] += 1
+                context.warnings.append(f"{kept}. With --calibration, what they leave in float would be completed.")
+                return
+            context.warnings.append(f"{kept}, and what they leave in float is completed.")
         if form == "static":
             self._static(graph, dtype, bits, stats, context)
         else:
@@ -79,6 +87,7 @@ class Quantize(Pass):
         for name, value, known in (
             ("form", self.form, ("auto", "static", "dynamic")),
             ("weights", self.weights, tuple(_DTYPES)),
+            ("activations", self.activations, tuple(_ACTIVATIONS)),
             ("processor", self.processor, tuple(table.PROCESSORS)),
             ("convolutions", self.convolutions, ("weights", "integer")),
         ):
@@ -91,21 +100,22 @@ class Quantize(Pass):
         choice = choose(graph, frozenset(self.exclude), stats)
         scales = self._scales(graph, choice, context)
         share_scales(choice, scales)
-        Emitter(graph, choice, scales, dtype, bits, stats).emit()
+        Emitter(graph, choice, scales, dtype, bits, stats, _ACTIVATIONS[self.activations]).emit()
 
     def _scales(self, graph: Graph, choice: Choice, context: Context) -> dict[Value, Scale]:
-        wanted = [v for v in choice.tensors if is_float32(v)]
+        known = choice.existing.scales
+        wanted = [v for v in choice.tensors if is_float32(v) and v not in known]
         if not wanted:
-            return {}
+            return dict(known)
         path = Path(context.scratch) / "calibrate.onnx"
         names = Names()
         names.assign(graph)
         write_into(graph, path)
         by_name = {names.of[v]: v for v in wanted}
-        scales: dict[Value, Scale] = {}
+        scales, dtype = dict(known), _ACTIVATIONS[self.activations]
         for method, group in self._methods(by_name).items():
             ranges = calibrate(path, group, context.calibration, method, percentile=self.percentile)
-            scales |= {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
+            scales |= {by_name[n]: activation_scale(r.min, r.max, dtype) for n, r in ranges.items()}
         path.unlink()
         return scales
 
@@ -113,6 +123,8 @@ class Quantize(Pass):
         """Which tensors are observed how."""
         if self.method != "auto":
             return {self.method: list(by_name)}
+        if _ACTIVATIONS[self.activations].bitwidth == 16:
+            return {"minmax": list(by_name)}  # steps are fine enough for outliers
         groups: dict[str, list[str]] = {}
         for name, value in by_name.items():
             products = all(user.key == "MatMul" for user in value.users)

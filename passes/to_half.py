@@ -19,7 +19,7 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._half.choice import Candidate, Choice, narrow_candidates, worth
 from memoptc.passes._half.rewrite import Rewriter, can_look_up_float8, channel_axis, is_table, scaled
-from memoptc.passes._half.table import FORMATS, Format
+from memoptc.passes._half.table import CODED, FORMATS, Format
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import magnitudes
 from memoptc.runtime.evaluate import Evaluator
@@ -43,7 +43,7 @@ class ToHalf(Pass):
     Args:
         format: "float16", "bfloat16" or "float8" (E4M3FN with a scale per channel; weights only).
         storage: Weights only: every op computes in float32, but for lookups, which give rows in the format.
-        whole: Run every op in the format that ONNX defines for it, for runtimes that have such kernels. On a CPU
+        whole: Run every op in float16 that ONNX defines for it, for runtimes that have such kernels. On a CPU
             onnxruntime casts around each that has none, and holds those weights in both formats.
         share: Part of the format's largest number up to which a measured magnitude is trusted to stay in range.
         smallest: Bytes below which a weight that float32 ops read stays as it is.
@@ -64,6 +64,11 @@ class ToHalf(Pass):
             raise InputError(f"share={self.share} is no part of a whole.", hint="Give a number above 0 and up to 1.")
         if self.whole and (self.storage or self.format == "float8"):
             raise InputError("Weights that are only stored leave no op to run whole.", hint="Leave out whole=true.")
+        if self.whole and self.format == "bfloat16":
+            raise InputError(
+                "onnxruntime does not load bfloat16 ops that it has no CPU kernels for, so nothing could be proven.",
+                hint="Leave out whole=true, or use float16, around which it puts Casts.",
+            )
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Measure, choose, change, and say what stays float32 and why."""
@@ -102,6 +107,8 @@ class ToHalf(Pass):
             value = op.result
             tensor = value.tensor
             if tensor is None or tensor.dtype != DType.FLOAT or not value.has_uses:
+                continue
+            if any(u.op_type in CODED or u.op_type.startswith("QLinear") for u in value.users):
                 continue
             reason = self._why_not(value, format_)
             if not reason:

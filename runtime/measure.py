@@ -79,7 +79,7 @@ Way: TypeAlias = RunOptions | InSession
 
 def measure(
     models: Sequence[str | os.PathLike[str]],
-    feed: Feed,
+    feed: Feed | Sequence[Feed],
     *,
     options: Way | Sequence[Way] = STOCK,
     seconds: float = 10.0,
@@ -92,7 +92,7 @@ def measure(
 
     Args:
         models: Paths of the models, usually control and candidate.
-        feed: The inputs, the same for all.
+        feed: The inputs: the same for all, or one per model.
         options: How to run: one for all, or one per model.
         seconds: About how long all timed runs together may take. Every model runs at least 3 times.
 
@@ -101,11 +101,13 @@ def measure(
     """
     each = [options] * len(models) if isinstance(options, RunOptions | InSession) else list(options)
     with tempfile.TemporaryDirectory(prefix="memoptc-measure-") as folder:
-        file = Path(folder) / "feed.npz"
-        save_feed(file, feed)
-        pairs = list(zip(models, each, strict=True))
-        memory = [_memory(model, option, file, seconds) for model, option in pairs]
-        times = _times(pairs, file, seconds)
+        feeds = [feed] if isinstance(feed, Mapping) else list(feed)
+        files = [Path(folder) / f"feed{i}.npz" for i in range(len(feeds))]
+        for file, content in zip(files, feeds, strict=True):
+            save_feed(file, content)
+        cases = list(zip(models, each, files * len(models) if len(files) == 1 else files, strict=True))
+        memory = [_memory(*case, seconds) for case in cases]
+        times = _times(cases, seconds)
     return [_result(found, ms) for found, ms in zip(memory, times, strict=True)]
 
 
@@ -119,9 +121,9 @@ def _memory(model: str | os.PathLike[str], options: Way, feed: Path, seconds: fl
     return {"load": load, "peak": peak, "runs": 1 + more, "method": rest["method"]}
 
 
-def _times(pairs: Sequence[tuple[str | os.PathLike[str], Way]], feed: Path, seconds: float) -> list[list[float]]:
+def _times(cases: Sequence[tuple[str | os.PathLike[str], Way, Path]], seconds: float) -> list[list[float]]:
     with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(model, options, feed)) for model, options in pairs]
+        workers = [stack.enter_context(_worker(*case)) for case in cases]
         for ask in workers:
             ask(do="load")
         warm = [ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers]

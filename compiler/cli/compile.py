@@ -19,6 +19,7 @@ from memoptc.levels import TARGETS
 @click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True, help="Numbers to use.")
 @click.option("--calibration", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function; for int8.")
 @click.option("--validation", metavar="DATA", help="As --calibration; to verify and to measure accuracy with.")
+@click.option("--quantize-io", is_flag=True, help="Inputs and outputs as codes (int8, uint8) or half (float16), too.")
 @click.option("--memory-budget", type=Bytes(), help="Planned activation memory must fit, e.g. 64MiB.")
 @click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest accepted ratio of latencies, e.g. 1.2.")
 @click.option(

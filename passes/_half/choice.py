@@ -95,7 +95,8 @@ def candidate(op: Op, format_: Format, *, any_kernel: bool) -> Candidate | None:
         same = schema.inputs[min(i, len(schema.inputs) - 1)].type_str in bound
         if same and not value.is_absent and not is_float32(value):
             return None
-    return Candidate(op, operands, results)
+    unknown = [r for r in op.results if r.type is None and not r.omitted]  # readers could not be told what they get
+    return None if unknown else Candidate(op, operands, results)
 
 
 def worth(found: dict[Op, Candidate], dims: Mapping[str, int], stored: set[Value]) -> Choice:

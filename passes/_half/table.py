@@ -32,14 +32,14 @@ class Format:
 
 
 _MOVES = {
-    "Compress": 9, "Concat": 4, "Flatten": 1, "Gather": 1, "GatherElements": 11, "GatherND": 11, "Identity": 1,
-    "LayerNormalization": 17, "Reshape": 1, "ReverseSequence": 10, "ScatterElements": 11, "ScatterND": 11,
-    "Slice": 1, "Split": 2, "Squeeze": 1, "TensorScatter": 24, "Transpose": 1, "Unsqueeze": 1,
+    "Concat": 4, "Flatten": 1, "Gather": 1, "GatherElements": 11, "GatherND": 11, "Identity": 1,
+    "LayerNormalization": 17, "Reshape": 1, "ScatterElements": 11, "ScatterND": 11, "Slice": 1, "Split": 2,
+    "Squeeze": 1, "TensorScatter": 24, "Transpose": 1, "Unsqueeze": 1,
 }  # fmt: skip
 
 _FLOAT16 = _MOVES | {
-    "Clip": 12, "Expand": 8, "Max": 12, "Min": 12, "RMSNormalization": 23, "RotaryEmbedding": 23, "Round": 11,
-    "Sign": 9,
+    "Clip": 12, "Compress": 9, "Expand": 8, "Max": 12, "Min": 12, "ReverseSequence": 10, "RMSNormalization": 23,
+    "RotaryEmbedding": 23, "Round": 11, "Sign": 9,
 }  # fmt: skip
 
 FORMATS = {
@@ -51,3 +51,11 @@ FORMATS = {
 
 FIRST_RESULT_ONLY = frozenset({"LayerNormalization", "RMSNormalization"})
 """Further results are in the precision of the sums, whatever the operands are."""
+
+CODED = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeMatMul", "GatherBlockQuantized", "MatMulBnb4",
+        "MatMulFpQ4", "MatMulIntegerToFloat", "MatMulNBits", "DynamicQuantizeLSTM", "QAttention", "QGemm", "QMoE",
+    }
+)  # fmt: skip
+"""Take scales (or float tables) of codes, which belong to them and stay as they are; so do all of QLinear..."""

@@ -22,13 +22,23 @@ class Scale:
     dtype: DType = DType.UINT8
 
 
-def activation_scale(low: float, high: float) -> Scale:
-    """Give the uint8 code of a range, widened to hold 0, so that 0 is coded exactly (padding, Relu)."""
+def activation_scale(low: float, high: float, dtype: DType = DType.UINT8) -> Scale:
+    """Give the code of a range, widened to hold 0, so that 0 is coded exactly (padding, Relu).
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        dtype: UINT8 or UINT16 for a code with a zero point, INT8 or INT16 for one around 0.
+    """
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32((high - low) / 255.0))
+    if dtype.is_signed():
+        magnitude = float(np.float32(max(-low, high) / (2 ** (dtype.bitwidth - 1) - 1)))
+        return Scale(magnitude if magnitude >= _SMALLEST else 1.0, 0, dtype)
+    top = 2**dtype.bitwidth - 1
+    scale = float(np.float32((high - low) / top))
     if scale < _SMALLEST:
-        return Scale(1.0, 0)
-    return Scale(scale, int(np.clip(np.round(-low / scale), 0, 255)))
+        return Scale(1.0, 0, dtype)
+    return Scale(scale, int(np.clip(np.round(-low / scale), 0, top)), dtype)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize import table
+from memoptc.passes._quantize.existing import Existing, decoded_weight, find_existing, is_decoder, reads_codes
 from memoptc.passes._quantize.numerics import Codes, Scale, activation_scale, bias_codes, weight_codes
 
 
@@ -26,12 +27,16 @@ class Choice:
         light: Operators between them that can follow.
         tensors: Activations that get a code, in order of definition.
         absorbed: Relu and Clip that vanish into the code of their result, by operand.
+        kept: Products and convolutions whose weights are codes already, in order.
+        existing: Codes that the model brought along.
     """
 
     heavy: dict[Op, None] = field(default_factory=dict)
     light: dict[Op, None] = field(default_factory=dict)
     tensors: dict[Value, None] = field(default_factory=dict)
     absorbed: dict[Value, Op] = field(default_factory=dict)
+    kept: dict[Op, None] = field(default_factory=dict)
+    existing: Existing = field(default_factory=Existing)
 
     def result_of(self, op: Op) -> Value:
         """The op's result, behind an absorbed activation."""
@@ -43,14 +48,18 @@ class Choice:
         if op is None:
             return False
         absorbed = op.op_type in table.ABSORBED and op.operand in self.absorbed
-        return absorbed or op in self.light or op in self.heavy
+        return absorbed or op in self.light or op in self.heavy or op in self.kept
 
 
 def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> Choice:
     """Decide what to quantize in the top graph; reasons for leaving something go into `stats`."""
-    choice = Choice()
+    choice = Choice(existing=find_existing(graph))
+    choice.tensors = dict.fromkeys(choice.existing.scales)
     for op in graph.ops:
         if op.key not in table.HEAVY:
+            continue
+        if decoded_weight(op.input(1)) is not None and is_float32(op.operand) and op.operand.tensor is None:
+            choice.kept[op] = None
             continue
         reason = "excluded by name" if op.name in excluded or op.key in excluded else _why_not(op)
         if reason:
@@ -58,7 +67,7 @@ def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> Choic
             continue
         choice.heavy[op] = None
     for op in graph.ops:
-        if op in choice.heavy:
+        if op in choice.heavy or op in choice.kept:
             choice.tensors[op.operand] = None
             if op.op_type == "Conv":
                 _absorb(op, choice)
@@ -136,23 +145,38 @@ class Emitter:
         dtype: Element type of weight codes.
         bits: Bits of weights.
         stats: Counts what was done.
+        activations: Element type of activation codes.
     """
 
     def __init__(
-        self, graph: Graph, choice: Choice, scales: Mapping[Value, Scale], dtype: DType, bits: int, stats: Counter[str]
+        self,
+        graph: Graph,
+        choice: Choice,
+        scales: Mapping[Value, Scale],
+        dtype: DType,
+        bits: int,
+        stats: Counter[str],
+        activations: DType = DType.UINT8,
     ) -> None:
         self.graph, self.choice, self.scales = graph, choice, scales
         self.dtype, self.bits, self.stats = dtype, bits, stats
-        # Codes per channel exist from opset 13 on; onnxruntime's own operators have them in any.
-        self.domain = "" if (ops.opset_of(graph) or 0) >= 13 else ops.MICROSOFT
+        # Codes per channel exist from opset 13 on, of 16 bits from 21; onnxruntime's own operators have them in any.
+        self.domain = "" if (ops.opset_of(graph) or 0) >= (13 if activations.bitwidth == 8 else 21) else ops.MICROSOFT
+        self.activations = activations
         self.coded: dict[Value, Value] = {}
+        self.existing = choice.existing
         self._weights: dict[tuple[Value, int | None], tuple[Value, Codes]] = {}
 
     def emit(self) -> None:
         """Insert all pairs, then put integer weights in."""
+        kept = {op for op in (*self.choice.kept, *self.choice.light) if self._complete(op)}
         for value in self.choice.tensors:
-            if value in self.scales:
+            if value in self.existing.decoded:
+                self._read_codes(value)
+            elif value in self.scales and not is_decoder(value.op):
                 self._pair(value)
+        for op in self.choice.kept:
+            self._keep(op)
         for op in self.choice.heavy:
             if self._source(op.operand) is not None:
                 self._weighted(op)
@@ -160,10 +184,44 @@ class Emitter:
             for index, value in enumerate(op.operands):
                 if value.tensor is not None and op.op_type in ("Add", "Mul"):
                     op.set_operand(index, self._constant(value))
-            self.stats[f"quantized {op.op_type}"] += 1
+            if op not in kept:
+                self.stats[f"quantized {op.op_type}"] += 1
+        for op in self.choice.kept:
+            if op not in kept:
+                self.stats[f"completed {op.op_type}"] += 1
+        if kept:
+            self.stats["kept: quantized already"] += len(kept)
+
+    def _complete(self, op: Op) -> bool:
+        """Whether an op was on codes all around when it came."""
+        after = self.choice.result_of(op)
+        coded = after in self.existing.decoded or (op.op_type in ops.FLOAT_RESULTS and after.is_output)
+        return all(reads_codes(op)) and (coded or op.op_type in ops.FLOAT_RESULTS)
+
+    def _read_codes(self, value: Value) -> None:
+        """Let what is quantized read the codes that the model has of a value."""
+        real = self.existing.decoded[value]
+        for user, index in value.uses:
+            if self.choice.quantized(user) and real.op is not None and user is not real.op:
+                user.set_operand(index, real)
+
+    def _keep(self, op: Op) -> None:
+        """Leave an op's codes alone; give it a bias in codes where it has none."""
+        bias, weight, scale = op.input(2), decoded_weight(op.input(1)), self._source(op.operand)
+        if bias is None or bias.tensor is None or weight is None or scale is None or not is_float32(bias):
+            return
+        steps = np.float64(scale.scale) * weight.scales.astype(np.float64)
+        content = np.asarray(bias.tensor.numpy(), np.float64).reshape(-1)
+        steps = np.broadcast_to(steps, content.shape) if steps.size == 1 else steps
+        if content.shape == steps.shape:
+            codes = bias_codes(content, steps.astype(np.float32))
+            if codes is not None:
+                op.set_operand(2, self._bias(op, bias, codes, steps.astype(np.float32)))
 
     def _source(self, value: Value) -> Scale | None:
         """The code of the value that a DequantizeLinear gives."""
+        if value in self.existing.scales and is_decoder(value.op):
+            return self.existing.scales[value]
         op = value.op
         if op is None or op.op_type != "DequantizeLinear":
             return None
@@ -219,10 +277,12 @@ class Emitter:
             steps = np.float64(scale.scale) * codes.scales.astype(np.float64)
             spread = np.broadcast_to(np.asarray(bias.tensor.numpy(), np.float64).reshape(-1), steps.shape)
             new_bias = bias_codes(spread, steps.astype(np.float32))
-            if new_bias is None:
+            if new_bias is None and scale.dtype.bitwidth == 8:
                 self.stats[f"left {op.op_type}: bias too large for its scale"] += 1
                 return
-            op.set_operand(2, self._bias(op, bias, new_bias, steps.astype(np.float32)))
+            # Steps of 16-bit activations are so small that a bias may not fit; no kernel needs it in codes there.
+            if new_bias is not None:
+                op.set_operand(2, self._bias(op, bias, new_bias, steps.astype(np.float32)))
         op.set_operand(1, self._weight(op, weight, codes))
         self.stats[f"quantized {op.op_type}"] += 1
 
@@ -254,8 +314,10 @@ class Emitter:
         """A constant operand of Add or Mul, coded like an activation."""
         assert value.tensor is not None
         array = value.tensor.numpy()
-        scale = activation_scale(float(array.min()), float(array.max()))
-        codes = np.clip(np.round(array.astype(np.float64) / scale.scale) + scale.zero_point, 0, 255).astype(np.uint8)
+        scale = activation_scale(float(array.min()), float(array.max()), self.activations)
+        ends = np.iinfo(scale.dtype.numpy())
+        exact = np.round(array.astype(np.float64) / scale.scale) + scale.zero_point
+        codes = np.clip(exact, ends.min, ends.max).astype(scale.dtype.numpy())
         builder = Builder(self.graph, before=self._first())
         operands = [
             builder.const(codes, f"{value.name}_quantized"),
@@ -268,5 +330,6 @@ class Emitter:
 def share_scales(choice: Choice, scales: dict[Value, Scale]) -> None:
     """Give the result of an operator that only moves elements the code of its operand."""
     for op in choice.light:
-        if op.op_type in table.SAME_SCALE and op.operand in scales:
-            scales[choice.result_of(op)] = scales[op.operand]
+        result = choice.result_of(op)
+        if op.op_type in table.SAME_SCALE and op.operand in scales and result not in choice.existing.scales:
+            scales[result] = scales[op.operand]

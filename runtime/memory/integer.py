@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.types import TensorType
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Fused:
     Args:
         views: Results that are another view of their first operand's bytes.
         coded: Float results that exist only as the codes of the named value.
-        resident: Results that take no bytes, since the kernel reads the codes of a weight.
+        resident: Results that take no bytes of a run: the kernel reads the codes of a weight, or a weight is cast once,
+            when the model is loaded.
     """
 
     views: set[Value] = field(default_factory=set)
@@ -29,8 +31,12 @@ class Fused:
 
 
 def fused_pairs(graph: Graph) -> Fused:
-    """Find the pairs that onnxruntime fuses, judged by the operators around them."""
+    """Find the pairs that onnxruntime fuses, judged by the operators around them, and the Casts that it folds."""
     found = Fused()
+    found.resident |= {
+        op.result for op in graph.ops
+        if op.key == "Cast" and op.operand.tensor is not None and not op.result.is_output
+    }  # fmt: skip
     kernels: set[Op] = set()
     for op in graph.ops:
         if op.op_type in ops.INTEGER_KERNELS and not op.domain and _reads_codes(op):
@@ -57,7 +63,16 @@ def _reads_codes(op: Op) -> bool:
         floats = floats[:1]
     elif op.op_type == "Concat":
         floats = list(op.operands)
-    return bool(floats) and all(v.op is not None and v.op.op_type == "DequantizeLinear" for v in floats)
+    return bool(floats) and all(_decoded(v) for v in floats)
+
+
+def _decoded(value: Value) -> bool:
+    """Whether a value comes from codes of 8 bits, or of 32 (a bias): kernels know no others."""
+    op = value.op
+    if op is None or op.op_type != "DequantizeLinear":
+        return False
+    type_ = op.operand.type
+    return not isinstance(type_, TensorType) or type_.dtype.bitwidth in (8, 32)
 
 
 def _until_codes(op: Op) -> list[Value]:

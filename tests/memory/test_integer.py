@@ -38,3 +38,14 @@ def test_a_result_with_other_users_exists_as_floats() -> None:
     text = text.replace("-> (f32[1,4,16,16])", "-> (f32[1,4,16,16], f32[1,4,16,16])")
     text = text.replace("return %y", "return %y, %c")
     assert peak(parse(text), {}).peak_bytes >= 2 * 4096
+
+
+def test_a_weight_that_is_cast_when_the_model_is_loaded_takes_nothing_of_a_run() -> None:
+    text = """graph @g(%x: f32[1,64]) -> (f32[1,64]) {
+      %w = const() {value=splat(1)} : f16[64,64]
+      %f = Cast(%w) {to=1} : f32[64,64]
+      %y = MatMul(%x, %f) : f32[1,64]
+      return %y
+    }"""
+    assert peak(parse(text), {}).peak_bytes == 64 * 4
+    assert peak(parse(text.replace("%w)", "%x)").replace("f32[64,64]", "f32[1,64]")), {}).peak_bytes == 2 * 64 * 4
