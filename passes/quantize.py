@@ -31,9 +31,8 @@ class Quantize(Pass):
 
     Args:
         form: "auto" (static with data, else dynamic), "static" or "dynamic".
-        method: Ranges by "minmax", "percentile" or "mse" (least mean squared error of the code); "auto" takes
-            percentiles for what only MatMul reads (activations of transformers have rare, large outliers), and
-            minmax for all else.
+        method: Ranges by "minmax", "percentile", "entropy" (least Kullback-Leibler divergence), "mse" (least mean
+            squared error of the code), or "auto": for each tensor the range whose code errs least on the data.
         percentile: For "percentile": which, in percent.
         weights: Element type of weight codes, "int8" or "uint8".
         processor: Whose saturation to respect; see `PROCESSORS`.
@@ -41,6 +40,7 @@ class Quantize(Pass):
         convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
             in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
         embeddings: Also code the tables of Gather, per column.
+        checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
     """
 
     form: str = "auto"
@@ -51,6 +51,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     convolutions: str = "weights"
     embeddings: bool = True
+    checkpoint: str = ""
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
@@ -102,22 +103,16 @@ class Quantize(Pass):
         names.assign(graph)
         write_into(graph, path)
         by_name = {names.of[v]: v for v in wanted}
-        scales: dict[Value, Scale] = {}
-        for method, group in self._methods(by_name).items():
-            ranges = calibrate(path, group, context.calibration, method, percentile=self.percentile)
-            scales |= {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
+        ranges = calibrate(
+            path,
+            by_name,
+            context.calibration,
+            self.method,
+            percentile=self.percentile,
+            checkpoint=self.checkpoint or None,
+        )
         path.unlink()
-        return scales
-
-    def _methods(self, by_name: dict[str, Value]) -> dict[str, list[str]]:
-        """Which tensors are observed how."""
-        if self.method != "auto":
-            return {self.method: list(by_name)}
-        groups: dict[str, list[str]] = {}
-        for name, value in by_name.items():
-            products = all(user.key == "MatMul" for user in value.users)
-            groups.setdefault("percentile" if products else "minmax", []).append(name)
-        return groups
+        return {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
 
 
 def _count_left(graph: Graph, stats: Counter[str]) -> None:
