@@ -7,13 +7,12 @@ from pathlib import Path
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.onnx_io import write_into
-from memoptc.ir.onnx_write import Names
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize import embedding, table
 from memoptc.passes._quantize.dynamic import quantize_dynamically
 from memoptc.passes._quantize.numerics import Scale, activation_scale
+from memoptc.passes._quantize.observe import observe
 from memoptc.passes._quantize.static import Choice, Emitter, choose, is_float32, share_scales
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
@@ -96,23 +95,19 @@ class Quantize(Pass):
 
     def _scales(self, graph: Graph, choice: Choice, context: Context) -> dict[Value, Scale]:
         wanted = [v for v in choice.tensors if is_float32(v)]
-        if not wanted:
-            return {}
-        path = Path(context.scratch) / "calibrate.onnx"
-        names = Names()
-        names.assign(graph)
-        write_into(graph, path)
-        by_name = {names.of[v]: v for v in wanted}
-        ranges = calibrate(
-            path,
-            by_name,
-            context.calibration,
-            self.method,
-            percentile=self.percentile,
-            checkpoint=self.checkpoint or None,
-        )
-        path.unlink()
-        return {by_name[n]: activation_scale(r.min, r.max) for n, r in ranges.items()}
+
+        def look(path: Path, names: dict[str, Value]) -> dict[str, Scale]:
+            ranges = calibrate(
+                path,
+                names,
+                context.calibration,
+                self.method,
+                percentile=self.percentile,
+                checkpoint=self.checkpoint or None,
+            )
+            return {name: activation_scale(r.min, r.max) for name, r in ranges.items()}
+
+        return observe(graph, wanted, context, look)
 
 
 def _count_left(graph: Graph, stats: Counter[str]) -> None:

@@ -24,12 +24,11 @@ from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.histogram import Accumulator, Histogram
 from memoptc.runtime.observers import OBSERVERS, observe
-from memoptc.runtime.probe import Probe
+from memoptc.runtime.probe import PREFIX, Probe, copies
 
 BUDGET = 128 << 20
 """Bytes of activations that one run hands out at most (one tensor may be larger)."""
 
-_PREFIX = "memoptc.calibrate"
 _KINDS = ("min", "max", "sum", "size")
 
 
@@ -92,19 +91,17 @@ def calibrate(
         raise InputError(f"The percentile is {percentile}; a number above 50 and up to 100 was expected.")
     names = list(dict.fromkeys(tensors))
     probe = Probe(model, folder, threads)
-    unknown = [name for name in names if name not in probe.known()]
-    if unknown:
-        raise InputError(f"The model has no tensor {unknown[0]!r} in its main graph.")
+    probe.require(names)
     if not names:
         return {}
     samples = data if isinstance(data, Data) else probe.data(data)
-    groups = [names] if method == "minmax" else list(_groups(names, _sizes(probe, names, samples), budget))
+    passes = [names] if method == "minmax" else list(groups(names, sizes(probe, names, samples), budget))
     kept = None
     if checkpoint is not None:
-        what = [probe.fingerprint, "minmax" if method == "minmax" else "histograms", [list(g) for g in groups]]
+        what = [probe.fingerprint, "minmax" if method == "minmax" else "histograms", passes]
         kept = Checkpoint(Path(checkpoint), what)
     seen: dict[str, Accumulator] = {}
-    for index, group in enumerate(groups):
+    for index, group in enumerate(passes):
         seen |= (_extremes if method == "minmax" else _distributions)(probe, group, samples, index, kept)
     found = {}
     for name in names:
@@ -144,10 +141,10 @@ def _walk(
     kept.save(group, seen, last=True)
 
 
-def _sizes(probe: Probe, names: Sequence[str], samples: Data) -> dict[str, int]:
+def sizes(probe: Probe, names: Sequence[str], samples: Data) -> dict[str, int]:
     """Elements of each tensor in the largest sample: one run for each set of input shapes in the data."""
-    extra = [onnx.helper.make_node("Size", [name], [f"{_PREFIX}.{i}.size"]) for i, name in enumerate(names)]
-    evaluator = probe.load(extra, [f"{_PREFIX}.{i}.size" for i in range(len(names))])
+    extra = [onnx.helper.make_node("Size", [name], [f"{PREFIX}.{i}.size"]) for i, name in enumerate(names)]
+    evaluator = probe.load(extra, [f"{PREFIX}.{i}.size" for i in range(len(names))])
     largest = dict.fromkeys(names, 0)
     known = set()
     for sample in samples:
@@ -155,8 +152,8 @@ def _sizes(probe: Probe, names: Sequence[str], samples: Data) -> dict[str, int]:
         if shapes in known:
             continue
         known.add(shapes)
-        sizes = evaluator.run(sample.feed).values()
-        largest = {name: max(largest[name], int(size)) for name, size in zip(names, sizes, strict=True)}
+        found = evaluator.run(sample.feed).values()
+        largest = {name: max(largest[name], int(size)) for name, size in zip(names, found, strict=True)}
     return largest
 
 
@@ -164,11 +161,12 @@ def _extent(value: Any) -> Any:
     return np.shape(value) if isinstance(value, np.ndarray) else id(value)
 
 
-def _groups(names: Sequence[str], sizes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
+def groups(names: Sequence[str], elements: Mapping[str, int], budget: int) -> Iterator[list[str]]:
+    """Part tensors into groups whose float32 elements together need at most `budget` bytes, or that are single."""
     group: list[str] = []
     total = 0
     for name in names:
-        nbytes = 4 * sizes[name]
+        nbytes = 4 * elements[name]
         if group and total + nbytes > budget:
             yield group
             group, total = [], 0
@@ -204,6 +202,7 @@ def magnitudes(
     """
     names = list(dict.fromkeys(tensors))
     probe = Probe(model, folder, threads)
+    probe.require(names)
     samples = data if isinstance(data, Data) else probe.data(data)
     seen = _extremes(probe, names, samples, 0, None, finite=False)
     return {name: max(abs(seen[name].low), abs(seen[name].high)) for name in names if seen[name].count}
@@ -218,19 +217,19 @@ def _extremes(
     """
     extra: list[onnx.NodeProto] = []
     for index, name in enumerate(names):
-        extra += _reductions(f"{_PREFIX}.{index}", name)
-    evaluator = probe.load(extra, [f"{_PREFIX}.{index}.{kind}" for index in range(len(names)) for kind in _KINDS])
+        extra += _reductions(f"{PREFIX}.{index}", name)
+    evaluator = probe.load(extra, [f"{PREFIX}.{index}.{kind}" for index in range(len(names)) for kind in _KINDS])
     seen: dict[str, Accumulator] = {}
     for sample in _walk(samples, names, group, kept, seen):
         found = evaluator.run(sample.feed)
         for index, name in enumerate(names):
-            least, most, total, size = (float(found[f"{_PREFIX}.{index}.{kind}"]) for kind in _KINDS)
+            least, most, total, size = (float(found[f"{PREFIX}.{index}.{kind}"]) for kind in _KINDS)
             if not size:
                 continue
             # a NaN may not show in minimum and maximum, but it does in the sum (which may overflow, to Inf)
             if not (np.isfinite(least) and np.isfinite(most)) or np.isnan(total):
                 if finite:
-                    raise _not_finite(sample, name)
+                    raise not_finite(sample, name)
                 least, most = -np.inf, np.inf
             was = seen[name]
             was.low, was.high, was.count = min(was.low, least), max(was.high, most), was.count + int(size)
@@ -251,21 +250,18 @@ def _distributions(
     probe: Probe, names: Sequence[str], samples: Data, group: int, kept: Checkpoint | None
 ) -> dict[str, Accumulator]:
     """Histograms of one group of tensors."""
-    copies = [
-        onnx.helper.make_node("Cast", [name], [f"{_PREFIX}.{i}.copy"], to=onnx.TensorProto.FLOAT)
-        for i, name in enumerate(names)
-    ]
-    evaluator = probe.load(copies, [f"{_PREFIX}.{i}.copy" for i in range(len(names))])
+    evaluator = probe.load(copies(names), [f"{PREFIX}.{i}.copy" for i in range(len(names))])
     seen: dict[str, Accumulator] = {}
     for sample in _walk(samples, names, group, kept, seen):
         found = evaluator.run(sample.feed)
         for index, name in enumerate(names):
-            if not seen[name].add(found.pop(f"{_PREFIX}.{index}.copy")):
-                raise _not_finite(sample, name)
+            if not seen[name].add(found.pop(f"{PREFIX}.{index}.copy")):
+                raise not_finite(sample, name)
     return seen
 
 
-def _not_finite(sample: Sample, name: str) -> InputError:
+def not_finite(sample: Sample, name: str) -> InputError:
+    """What to raise about a tensor that cannot be observed."""
     return InputError(
         f"{sample.where}: the tensor {name!r} holds NaN or Inf.",
         hint="Take such samples out of the data, or leave the tensor out.",

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
 
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.data import Data, DataSource
 from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
+
+PREFIX = "memoptc.calibrate"
+"""What names of probes begin with."""
+
+
+def copies(names: Sequence[str]) -> list[onnx.NodeProto]:
+    """Give nodes that hand tensors out as float32, tensor i under the name `PREFIX.i.copy`."""
+    return [
+        onnx.helper.make_node("Cast", [name], [f"{PREFIX}.{i}.copy"], to=onnx.TensorProto.FLOAT)
+        for i, name in enumerate(names)
+    ]
 
 
 class Probe:
@@ -52,6 +64,17 @@ class Probe:
         graph = self.proto.graph
         names = {i.name for i in graph.input} | {t.name for t in graph.initializer}
         return names | {name for node in graph.node for name in node.output if name}
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse names of tensors that the main graph does not have.
+
+        Raises:
+            InputError: naming the first.
+        """
+        known = self.known()
+        for name in names:
+            if name not in known:
+                raise InputError(f"The model has no tensor {name!r} in its main graph.")
 
     def load(self, extra: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> Evaluator:
         """Load the model with nodes put in behind the producers of what they read, and with these outputs.
