@@ -7,13 +7,12 @@ from pathlib import Path
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.onnx_io import write_into
-from memoptc.ir.onnx_write import Names
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize import embedding, table
 from memoptc.passes._quantize.dynamic import quantize_dynamically
 from memoptc.passes._quantize.numerics import Scale, activation_scale
+from memoptc.passes._quantize.observe import observe
 from memoptc.passes._quantize.static import Choice, Emitter, choose, is_float32, share_scales
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
@@ -33,9 +32,8 @@ class Quantize(Pass):
 
     Args:
         form: "auto" (static with data, else dynamic), "static" or "dynamic".
-        method: Ranges by "minmax", "percentile" or "mse" (least mean squared error of the code); "auto" takes
-            percentiles for what only MatMul reads (activations of transformers have rare, large outliers), and
-            minmax for all else.
+        method: Ranges by "minmax", "percentile", "entropy" (least Kullback-Leibler divergence), "mse" (least mean
+            squared error of the code), or "auto": for each tensor the range whose code errs least on the data.
         percentile: For "percentile": which, in percent.
         weights: Element type of weight codes, "int8" or "uint8".
         activations: Element type of activation codes in the static form: "uint8"; "int8", around 0; "uint16" or "int16"
@@ -45,6 +43,7 @@ class Quantize(Pass):
         convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
             in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
         embeddings: Also code the tables of Gather, per column.
+        checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
     """
 
     form: str = "auto"
@@ -56,6 +55,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     convolutions: str = "weights"
     embeddings: bool = True
+    checkpoint: str = ""
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
@@ -105,31 +105,22 @@ class Quantize(Pass):
     def _scales(self, graph: Graph, choice: Choice, context: Context) -> dict[Value, Scale]:
         known = choice.existing.scales
         wanted = [v for v in choice.tensors if is_float32(v) and v not in known]
-        if not wanted:
-            return dict(known)
-        path = Path(context.scratch) / "calibrate.onnx"
-        names = Names()
-        names.assign(graph)
-        write_into(graph, path)
-        by_name = {names.of[v]: v for v in wanted}
-        scales, dtype = dict(known), _ACTIVATIONS[self.activations]
-        for method, group in self._methods(by_name).items():
-            ranges = calibrate(path, group, context.calibration, method, percentile=self.percentile)
-            scales |= {by_name[n]: activation_scale(r.min, r.max, dtype) for n, r in ranges.items()}
-        path.unlink()
-        return scales
+        dtype = _ACTIVATIONS[self.activations]
+        # With 16 bits steps are fine enough for outliers.
+        method = "minmax" if self.method == "auto" and dtype.bitwidth == 16 else self.method
 
-    def _methods(self, by_name: dict[str, Value]) -> dict[str, list[str]]:
-        """Which tensors are observed how."""
-        if self.method != "auto":
-            return {self.method: list(by_name)}
-        if _ACTIVATIONS[self.activations].bitwidth == 16:
-            return {"minmax": list(by_name)}  # steps are fine enough for outliers
-        groups: dict[str, list[str]] = {}
-        for name, value in by_name.items():
-            products = all(user.key == "MatMul" for user in value.users)
-            groups.setdefault("percentile" if products else "minmax", []).append(name)
-        return groups
+        def look(path: Path, names: dict[str, Value]) -> dict[str, Scale]:
+            ranges = calibrate(
+                path,
+                names,
+                context.calibration,
+                method,
+                percentile=self.percentile,
+                checkpoint=self.checkpoint or None,
+            )
+            return {name: activation_scale(r.min, r.max, dtype) for name, r in ranges.items()}
+
+        return dict(known) | (observe(graph, wanted, context, look) if wanted else {})
 
 
 def _count_left(graph: Graph, stats: Counter[str]) -> None:

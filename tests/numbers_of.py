@@ -28,6 +28,8 @@ EXACT = frozenset(
 """Passes that must keep every output bit."""
 CODED = frozenset({"quantize", "quantize-weights", "to-half"})
 """Passes that make numbers coarser on purpose."""
+RESCALING = frozenset({"equalize", "smooth"})
+"""Passes that keep every bit of what neither overflows nor vanishes: factors are powers of two."""
 LEAST_SQNR = 20.0
 """Decibels by which outputs must exceed what coding them changed."""
 

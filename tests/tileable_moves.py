@@ -144,7 +144,11 @@ def window(m: Maker, x: Value, *, most: int = 4, modes: bool = True, full: bool 
             if dilation > 1:
                 dilation -= 1
             else:
-                size, one, two = size - 1, min(one, size - 2 if not full else size), min(two, size - 2 if not full else size)
+                size, one, two = (
+                    size - 1,
+                    min(one, size - 2 if not full else size),
+                    min(two, size - 2 if not full else size),
+                )
         attrs["kernel_shape"].append(max(size, 1))
         attrs["strides"].append(stride)
         attrs["dilations"].append(dilation)
@@ -199,7 +203,9 @@ def conv_transpose(m: Maker, x: Value) -> Value | None:
         kernel = [max(k, s) for k, s in zip(kernel, stride, strict=True)]
         del attrs["dilations"]
     elif style < 0.8:
-        attrs["pads"] = [r.randint(0, (k - 1) * d) for _ in "ab" for k, d in zip(kernel, attrs["dilations"], strict=True)]
+        attrs["pads"] = [
+            r.randint(0, (k - 1) * d) for _ in "ab" for k, d in zip(kernel, attrs["dilations"], strict=True)
+        ]
         attrs["output_padding"] = [r.randrange(max(s, d)) if r.random() < 0.4 else 0
                                    for s, d in zip(stride, attrs["dilations"], strict=True)]  # fmt: skip
         attrs["output_padding"] = [min(p, s - 1) for p, s in zip(attrs["output_padding"], stride, strict=True)]
@@ -295,7 +301,9 @@ def matmul(m: Maker, x: Value, name: str) -> Value | None:
     if name != "MatMul":
         attrs = {"transA": int(flip_a), "transB": int(flip_b), "alpha": 0.5}
         batch = batch if len(batch) == len(shape) - 2 else []
-    others = [v for v in m.pool if len(dims(v)) == len(shape) and dims(v)[-1] == shape[-1] and dims(v)[:-2] == shape[:-2]]
+    others = [
+        v for v in m.pool if len(dims(v)) == len(shape) and dims(v)[-1] == shape[-1] and dims(v)[:-2] == shape[:-2]
+    ]
     if others and r.random() < 0.4 and name == "MatMul":
         order = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
         return m.op("MatMul", x, m.op("Transpose", r.choice(others), perm=order))

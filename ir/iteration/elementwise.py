@@ -5,9 +5,7 @@ from __future__ import annotations
 from memoptc.ir.core import Op
 from memoptc.ir.iteration.axis import Along, Axis, shape, spread
 
-ROUND_BY_PLACE = frozenset(
-    "Acos Asin Atan Celu Cos Elu Exp Log Mish Selu Sigmoid Sin Softplus Tanh FastGelu".split()
-)
+ROUND_BY_PLACE = frozenset("Acos Asin Atan Celu Cos Elu Exp Log Mish Selu Sigmoid Sin Softplus Tanh FastGelu".split())
 """onnxruntime's kernels compute the last elements of a buffer by other instructions than those before them (in
 float32, or in float64 only), and round some of them otherwise: a piece's last elements lie in the whole's midst."""
 

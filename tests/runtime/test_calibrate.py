@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,11 @@ from hypothesis import strategies as st
 from runtime_models import convolutions, mlp, normal, parse, weight
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime import calibrate as calibration
-from memoptc.runtime.calibrate import BINS, Histogram, calibrate
+from memoptc.runtime import checkpoint as checkpoints
+from memoptc.runtime import probe as probes
+from memoptc.runtime.calibrate import Range, calibrate
+from memoptc.runtime.histogram import CELLS, Accumulator, Histogram
+from memoptc.runtime.observers import AUTO_POWER, OBSERVERS, squared_error
 
 FEEDS = [{"x": normal(300, 16, seed=i)} for i in range(5)]
 
@@ -36,17 +42,16 @@ def test_minmax_is_exact() -> None:
 def test_percentile_follows_numpy() -> None:
     found = calibrate(mlp(), ["b", "a"], FEEDS, "percentile", percentile=99.0)["b"]
     values = relu_values()
-    bin_width = values.max() / BINS
+    bin_width = 2 * values.max() / CELLS
     assert found.max == pytest.approx(float(np.quantile(values, 0.99)), abs=3 * float(bin_width))
     assert found.histogram is not None
     assert found.histogram.counts.sum() == values.size == found.count
 
 
-def test_batches_of_tensors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_tensors_give_the_same() -> None:
     names = ["x", "a", "b", "y"]
     whole = calibrate(mlp(), names, FEEDS, "percentile")
-    monkeypatch.setattr(calibration, "BATCH_BYTES", 1)
-    parts = calibrate(mlp(), names, FEEDS, "percentile")
+    parts = calibrate(mlp(), names, FEEDS, "percentile", budget=1)
     assert list(parts) == names
     assert all((whole[n].min, whole[n].max) == (parts[n].min, parts[n].max) for n in names)
 
@@ -105,6 +110,151 @@ def test_nan_inside_the_model_is_named() -> None:
     feeds = [{"x": np.ones(3, np.float32)}, {"x": np.array([1, -1, 2], np.float32)}]
     with pytest.raises(InputError, match="sample 1: the tensor 'z' holds NaN or Inf"):
         calibrate(model, ["z"], feeds)
+
+
+class Stopped(Exception):
+    """What ends a calibration early."""
+
+
+@pytest.mark.parametrize("method", ["minmax", "auto"])
+@pytest.mark.parametrize("after", [0, 2, 6])
+def test_interrupted_and_resumed_is_the_same(
+    method: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    names = ["x", "b", "y"]
+    whole = calibrate(mlp(), names, FEEDS, method, budget=1)
+    runs = 0
+
+    def load(self, extra, outputs):  # type: ignore[no-untyped-def]
+        evaluator = original(self, extra, outputs)
+        if not outputs[0].endswith(".size"):
+            run = evaluator.run
+
+            def counted(feed):  # type: ignore[no-untyped-def]
+                nonlocal runs
+                runs += 1
+                if runs == after + 1:
+                    raise Stopped
+                return run(feed)
+
+            evaluator.run = counted
+        return evaluator
+
+    original = probes.Probe.load
+    stopped = after < len(FEEDS) * (1 if method == "minmax" else len(names))
+    with monkeypatch.context() as patch:
+        patch.setattr(probes.Probe, "load", load)
+        with pytest.raises(Stopped) if stopped else nullcontext():
+            calibrate(mlp(), names, FEEDS, method, budget=1, checkpoint=tmp_path)
+    assert (tmp_path / "calibration.json").exists() == (stopped and after > 0)
+    runs, after = 0, 1000
+    with monkeypatch.context() as patch:
+        patch.setattr(probes.Probe, "load", load)
+        resumed = calibrate(mlp(), names, FEEDS, method, budget=1, checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert [summary(r) for r in resumed.values()] == [summary(r) for r in whole.values()]
+
+
+def summary(found: Range) -> tuple[object, ...]:
+    return found.min, found.max, found.count, found.method
+
+
+def test_resumed_work_is_not_done_again_and_other_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+
+    def broken():  # type: ignore[no-untyped-def]
+        yield from FEEDS[:3]
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        calibrate(mlp(), ["b"], broken, checkpoint=tmp_path)
+    other = [{"x": normal(300, 16, seed=i + 100)} for i in range(5)]
+    with pytest.raises(InputError, match="about other samples"):
+        calibrate(mlp(), ["b"], other, checkpoint=tmp_path)
+    found = calibrate(mlp(), ["b"], FEEDS, checkpoint=tmp_path)["b"]
+    assert summary(found) == summary(calibrate(mlp(), ["b"], FEEDS)["b"])
+    (tmp_path / "calibration.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be used as a checkpoint"):
+        calibrate(mlp(), ["b"], FEEDS, checkpoint=tmp_path)
+
+
+def test_auto_takes_the_least_error_and_says_which() -> None:
+    found = {m: calibrate(mlp(), ["b"], FEEDS, m)["b"] for m in ("auto", *OBSERVERS)}
+    values = relu_values().astype(np.float64)
+
+    def coded(top: float, power: float) -> float:
+        scale = top / 255
+        return float(np.sum(np.abs(values - np.clip(np.round(values / scale), 0, 255) * scale) ** power))
+
+    # the distribution stands for the elements: within a few percent of what coding them costs
+    for best, power in (("auto", AUTO_POWER), ("mse", 2.0)):
+        errors = {m: coded(r.max, power) for m, r in found.items()}
+        assert errors[best] <= min(errors.values()) * 1.02
+    histogram = found["auto"].histogram
+    assert histogram is not None
+    assert squared_error(histogram, (0.0, values.max()), 0.0, found["mse"].max) == pytest.approx(
+        coded(found["mse"].max, 2.0), rel=0.03
+    )
+
+
+def test_an_outlier_is_clipped_where_that_costs_less() -> None:
+    bulk = normal(100_000, seed=3)
+    seen = Accumulator()
+    assert seen.add(np.concatenate([bulk, np.float32([40.0])]))
+    histogram, ends = seen.histogram(), (seen.low, seen.high)
+    for name, observer in OBSERVERS.items():
+        low, high = observer(histogram, ends, 99.99)
+        assert (high == 40.0) == (name == "minmax"), name
+        assert -5.0 < low < -1.5, name
+        assert high > 3.0, name
+
+
+def test_twenty_thousand_samples_stay_in_bounded_memory(tmp_path: Path) -> None:
+    """The peak of a fresh process, over what it needs for the model and one sample."""
+    onnx.save(convolutions(), tmp_path / "m.onnx")
+    script = f"""
+import resource, sys
+import numpy as np
+from memoptc.runtime.calibrate import calibrate
+def feeds(count):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield {{"x": rng.standard_normal((1, 3, 16, 16), np.float32)}}
+peaks = []
+for count in (1, 20_000):
+    calibrate({str(tmp_path / "m.onnx")!r}, ["x", "a", "b", "d"], lambda: feeds(count), "auto")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) * 1024 < 30e6
+
+
+finite = st.floats(-1e6, 1e6, width=32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(st.lists(finite, max_size=30), min_size=1, max_size=6), seed=st.integers(0, 5))
+def test_distributions_do_not_depend_on_order_or_batches(parts: list[list[float]], seed: int) -> None:
+    values = np.array([v for part in parts for v in part], np.float32)
+    whole, piecewise = Accumulator(), Accumulator()
+    whole.add(np.random.default_rng(seed).permutation(values))
+    for part in parts:
+        piecewise.add(np.array(part, np.float32))
+    assert piecewise.count == len(values)
+    if not len(values):
+        return
+    assert (whole.low, whole.high) == (piecewise.low, piecewise.high) == (values.min(), values.max())
+    assert (whole.exponent, whole.first, whole.zeros) == (piecewise.exponent, piecewise.first, piecewise.zeros)
+    assert whole.counts.tolist() == piecewise.counts.tolist()
+    assert len(whole.counts) <= CELLS
+    histogram = whole.histogram()
+    assert histogram.low <= values.min()
+    assert values.max() < histogram.high
+    assert histogram.counts.tolist() == np.histogram(values.astype(np.float64), histogram.edges)[0].tolist()
 
 
 @settings(max_examples=50, deadline=None)

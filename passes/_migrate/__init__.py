@@ -1,0 +1,1 @@
+"""Parts of equalize and smooth: where scales of channels can move, and which are worth it."""

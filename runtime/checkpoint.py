@@ -1,0 +1,119 @@
+"""What a calibration has seen so far, in one file: an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import atomic_write
+from memoptc.runtime.data import Sample
+from memoptc.runtime.histogram import Accumulator
+
+FILE = "calibration.json"
+
+SECONDS = 5.0
+"""Time between two writes."""
+
+
+class Checkpoint:
+    """The file, and the data seen so far.
+
+    Args:
+        folder: Where the file lies; made when it does not exist.
+        what: What is calibrated, as JSON: a file about anything else is not used, and replaced.
+
+    Raises:
+        InputError: the folder cannot be made, or its file cannot be read.
+    """
+
+    def __init__(self, folder: Path, what: Any) -> None:
+        self.file = folder / FILE
+        self.what = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        self.state: dict[str, Any] = {"groups": {}}
+        self._group, self._digest, self._done, self._written = "", hashlib.sha256(), 0, time.monotonic()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.file.is_file():
+                found = json.loads(self.file.read_text("utf-8"))
+                if found["what"] == self.what:
+                    self.state = found
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.file} cannot be used as a checkpoint: {error}.", hint="Remove it, or choose another folder."
+            ) from error
+
+    def load(self, group: int, seen: dict[str, Accumulator]) -> int:
+        """Begin a pass over the data.
+
+        Args:
+            group: Which pass.
+            seen: Tensor name -> what was seen of it; filled in.
+
+        Returns:
+            How many samples that covers.
+        """
+        self._group, self._digest, self._done = str(group), hashlib.sha256(), 0
+        found = self.state["groups"].get(str(group))
+        if found is None:
+            return 0
+        for name, (low, high, count, zeros, exponent, first, counts) in found["seen"].items():
+            seen[name] = Accumulator(low, high, count, zeros, exponent, first, np.array(counts, np.int64))
+        done: int = found["samples"]
+        return done
+
+    def finished(self, group: int) -> bool:
+        """Whether a pass had seen all samples."""
+        return bool(self.state["groups"].get(str(group), {}).get("last"))
+
+    def check(self, sample: Sample) -> None:
+        """Note that a sample was seen, now or before the interruption."""
+        for name, value in sorted(sample.feed.items()):
+            self._digest.update(name.encode())
+            if isinstance(value, np.ndarray) and value.dtype != object:
+                self._digest.update(f"{value.dtype}{value.shape}".encode())
+                self._digest.update(value.tobytes())
+            else:
+                self._digest.update(repr(value).encode())
+        self._done += 1
+
+    def same(self, name: str) -> None:
+        """Refuse data other than what the file is about.
+
+        Raises:
+            InputError: the samples noted since `load` are not those of the file.
+        """
+        if self.state["groups"][self._group]["data"] != self._digest.hexdigest():
+            raise InputError(
+                f"{self.file} is about other samples than {name} holds.",
+                hint="Remove the file to begin anew, or give the data that it was made with.",
+            )
+
+    def save(self, group: int, seen: Mapping[str, Accumulator], *, last: bool = False) -> None:
+        """Write the file, if the last time is long enough ago or the pass is over."""
+        if not last and time.monotonic() - self._written < SECONDS:
+            return
+        self.state["groups"][str(group)] = {
+            "samples": self._done,
+            "data": self._digest.hexdigest(),
+            "last": last,
+            "seen": {
+                name: [a.low, a.high, a.count, a.zeros, a.exponent, a.first, a.counts.tolist()]
+                for name, a in seen.items()
+                if a.count
+            },
+        }
+        atomic_write(self.file, json.dumps({**self.state, "what": self.what}).encode())
+        self._written = time.monotonic()
+
+    def done(self) -> None:
+        """Remove the file: everything is seen."""
+        if self.file.exists():
+            os.unlink(self.file)

@@ -1,0 +1,135 @@
+"""Distributions of tensors in bounded memory: cells of a power-of-two width, joined as the range grows.
+
+Cell i of exponent e holds the values in [i * 2^e, (i + 1) * 2^e). e is the smallest for which the range seen needs
+at most `CELLS` cells. As ranges only grow, so does e, and joining 2^d cells is exact: floor(floor(x / a) / 2^d) is
+floor(x / (a * 2^d)). Hence counts depend on the values alone, neither on their order nor on how they were batched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+CELLS = 4096
+"""Most cells of one histogram. Between half of them and all are in use: 8 to 16 per step of an 8-bit code."""
+
+_DEPTH = 22
+"""Binary digits that indices may have: of 24 that float32 has; finer cells would stay empty."""
+
+_LEAST = -160
+"""Smallest exponent, below all float32 numbers."""
+
+_CHUNK = 1 << 20
+"""Elements counted at once."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a tensor's elements.
+
+    Args:
+        low: Left edge of the first cell.
+        high: Right edge of the last cell.
+        counts: int64, one per cell of equal width.
+        zeros: How many of the elements are exactly 0 (a code has no error there).
+    """
+
+    low: float
+    high: float
+    counts: npt.NDArray[np.int64]
+    zeros: int = 0
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]:
+        """Edges of the cells, one more than there are cells."""
+        return np.linspace(self.low, self.high, len(self.counts) + 1)
+
+    def quantile(self, part: float) -> float:
+        """Give the value below which `part` (0 ... 1) of the elements lie, interpolated inside its cell."""
+        total = self.counts.sum()
+        if not total or self.high <= self.low:
+            return self.low
+        below = np.concatenate([[0], np.cumsum(self.counts)]) / total
+        return float(np.interp(part, below, self.edges))
+
+
+@dataclass
+class Accumulator:
+    """What was seen of one tensor so far.
+
+    Args:
+        low: Smallest element, exactly.
+        high: Largest element, exactly.
+        count: Elements seen.
+        zeros: Elements that are exactly 0.
+        exponent: Cells are 2^exponent wide.
+        first: Index of the first cell.
+        counts: int64, one per cell from `first` on; as many as `low` to `high` need.
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+    count: int = 0
+    zeros: int = 0
+    exponent: int = _LEAST
+    first: int = 0
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, array: npt.NDArray[np.generic]) -> bool:
+        """Count elements of any shape and float type, as float32.
+
+        Returns:
+            Whether all are finite; if not, nothing is counted.
+        """
+        flat = np.asarray(array, np.float32).reshape(-1)
+        if not flat.size:
+            return True
+        least, most = float(flat.min()), float(flat.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            return False
+        self._reach(least, most)
+        for start in range(0, flat.size, _CHUNK):
+            index = np.multiply(flat[start : start + _CHUNK], 2.0**-self.exponent, dtype=np.float64)
+            np.floor(index, out=index)
+            index -= self.first
+            self.counts += np.bincount(index.astype(np.intp), minlength=len(self.counts))
+        self.count += flat.size
+        self.zeros += flat.size - int(np.count_nonzero(flat))
+        return True
+
+    def histogram(self) -> Histogram:
+        """Give what was counted."""
+        width = 2.0**self.exponent
+        return Histogram(
+            self.first * width, (self.first + len(self.counts)) * width, self.counts.copy(), zeros=self.zeros
+        )
+
+    def _reach(self, least: float, most: float) -> None:
+        """Make room for a range."""
+        low, high = min(self.low, least), max(self.high, most)
+        if self.count and (low, high) == (self.low, self.high):
+            return
+        exponent = _exponent(low, high)
+        first, last = _cell(low, exponent), _cell(high, exponent)
+        counts = np.zeros(last - first + 1, np.int64)
+        if self.count:
+            moved = (np.arange(len(self.counts)) + self.first >> (exponent - self.exponent)) - first
+            np.add.at(counts, moved, self.counts)
+        self.low, self.high, self.exponent, self.first, self.counts = low, high, exponent, first, counts
+
+
+def _cell(value: float, exponent: int) -> int:
+    return math.floor(math.ldexp(value, -exponent))
+
+
+def _exponent(low: float, high: float) -> int:
+    """The smallest exponent whose cells are few enough and whose indices are short enough."""
+    start = math.frexp(high - low)[1] - CELLS.bit_length() if high > low else _LEAST
+    digits = math.frexp(max(abs(low), abs(high)))[1] - _DEPTH
+    exponent = max(start, digits, _LEAST)
+    while _cell(high, exponent) - _cell(low, exponent) >= CELLS:
+        exponent += 1
+    return exponent
