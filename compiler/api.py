@@ -182,6 +182,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Resul
         report.candidate.plan = compiled.plan
         report.candidate.arena_bytes = compiled.plan.arena_bytes
 
+    steps.count_kernels(graph, output, report)
     options.progress("verifying", 0.65)
     _prove(source, steps.comparable(source, graph, output, scratch), options, data, report, scratch)
     contract = steps.contract(output, compiled, options, data, report)

@@ -31,11 +31,13 @@ from memoptc.options import Options
 from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
 from memoptc.report import Curve, Report, Side
+from memoptc.report.model import Decision
 from memoptc.runtime.contract import FRUGAL, Contract, make_contract
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.runtime.freeze import write_packed
 from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.integer_kernels import has_codes, integer_run
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.measure import InSession
 from memoptc.runtime.measure import measure as measure_models
@@ -340,6 +342,29 @@ def comparable(source: Source, graph: Graph, written: Path, scratch: Path) -> Pa
     path = scratch / "border.onnx"
     write_into(floating, path)
     return path
+
+
+def count_kernels(graph: Graph, written: Path, report: Report) -> None:
+    """Say which nodes of a quantized candidate onnxruntime runs on integers, and why the others do not."""
+    if not has_codes(graph):
+        return
+    found = integer_run(written)
+    if found is None:
+        return
+    report.kernels = found.to_json()
+    kinds = ", ".join(f"{op} {n}" for op, n in found.integer.most_common())
+    what = f"{found.integer.total()} nodes run on integers" + (f" ({kinds})" if kinds else "")
+    why = f"{found.heavy_float.total()} products and convolutions run in float, {found.weights_only} of them with "
+    why += (
+        f"weights in codes, and {found.borders} nodes turn floats into codes or back, as onnxruntime optimized it here"
+    )
+    report.decisions.append(Decision("kernels", what, why))
+    for fallback in found.fallbacks[:_LISTED]:
+        what = f"{fallback.op} {fallback.name!r} runs in float in spite of its codes"
+        report.decisions.append(Decision("kernels", what, fallback.why))
+    if len(found.fallbacks) > _LISTED:
+        more = f"{len(found.fallbacks) - _LISTED} further nodes run in float in spite of their codes"
+        report.decisions.append(Decision("kernels", more, "for the same reasons"))
 
 
 def verify(source: Source, candidate: Path, options: Options, data: Inputs, report: Report, scratch: Path) -> None:

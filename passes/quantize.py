@@ -10,6 +10,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize import embedding, table
+from memoptc.passes._quantize.bias import join_biases
 from memoptc.passes._quantize.dynamic import quantize_dynamically
 from memoptc.passes._quantize.numerics import Scale, activation_scale
 from memoptc.passes._quantize.observe import observe
@@ -97,6 +98,7 @@ class Quantize(Pass):
     def _static(self, graph: Graph, dtype: DType, bits: int, stats: Counter[str], context: Context) -> None:
         if context.calibration is None:
             raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
+        join_biases(graph, frozenset(self.exclude), stats)
         choice = choose(graph, frozenset(self.exclude), stats)
         scales = self._scales(graph, choice, context)
         share_scales(choice, scales)

@@ -96,6 +96,7 @@ class Report:
         options: The options in force, as given or by default.
         verification: Outcome of the proof, with `mode` (`off`, `fast` or `full`).
         accuracy: A task figure before and after, where the data carries labels.
+        kernels: Which nodes of a quantized candidate onnxruntime runs on integers, and which fall back to float.
         environment: Versions and threads that the measurements hold for.
     """
 
@@ -106,6 +107,7 @@ class Report:
     passes: list[PassRecord] = field(default_factory=list)
     verification: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] | None = None
+    kernels: dict[str, Any] | None = None
     decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class Report:
                 "passes": [vars(p) for p in self.passes],
                 "verification": self.verification,
                 "accuracy": self.accuracy,
+                "kernels": self.kernels,
                 "decisions": [vars(d) for d in self.decisions],
                 "warnings": self.warnings,
                 "environment": self.environment,

@@ -14,6 +14,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize import table
+from memoptc.passes._quantize.bias import bias_behind, will_be_joined
 from memoptc.passes._quantize.existing import Existing, decoded_weight, find_existing, is_decoder, reads_codes
 from memoptc.passes._quantize.numerics import Codes, Scale, activation_scale, bias_codes, weight_codes
 
@@ -272,9 +273,11 @@ class Emitter:
         assert weight.tensor is not None
         codes = weight_codes(weight.tensor.numpy(), axis, self.dtype, self.bits)
         new_bias = None
+        steps = np.float64(scale.scale) * codes.scales.astype(np.float64)
+        if op.op_type == "MatMul" and will_be_joined(op):
+            self._code_bias_behind(op, steps)
         if bias is not None:
             assert bias.tensor is not None
-            steps = np.float64(scale.scale) * codes.scales.astype(np.float64)
             spread = np.broadcast_to(np.asarray(bias.tensor.numpy(), np.float64).reshape(-1), steps.shape)
             new_bias = bias_codes(spread, steps.astype(np.float32))
             if new_bias is None and scale.dtype.bitwidth == 8:
@@ -299,6 +302,17 @@ class Emitter:
             real = self._op(builder, "DequantizeLinear", operands, weight.type, f"{weight.name}_dequantized", **attrs)
             self._weights[key] = (real, codes)
         return self._weights[key][0]
+
+    def _code_bias_behind(self, op: Op, steps: npt.NDArray[np.float64]) -> None:
+        found = bias_behind(op)
+        if found is None:
+            return
+        add, index = found
+        row = add.operands[index]
+        assert row.tensor is not None
+        codes = bias_codes(np.asarray(row.tensor.numpy()).reshape(-1), steps.astype(np.float32))
+        if codes is not None:
+            add.set_operand(index, self._bias(add, row, codes, steps.astype(np.float32)))
 
     def _bias(self, op: Op, bias: Value, codes: npt.NDArray[np.int32], steps: npt.NDArray[np.float32]) -> Value:
         builder = Builder(self.graph, before=op)
