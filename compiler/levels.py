@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.pass_base import spell
+from memoptc.runtime.devices import USUAL
 
 TARGETS = ("float32", "int8", "uint8", "int4", "float16", "bfloat16", "float8")
 CODED_BORDERS = ("int8", "uint8", "float16")
@@ -32,6 +34,7 @@ def pipeline_text(
     calibrated: bool = False,
     freeze: bool = False,
     quantize_io: bool = False,
+    device: str = USUAL,
     budget: int | None = None,
     slowdown: float | None = None,
 ) -> str:
@@ -43,6 +46,7 @@ def pipeline_text(
         calibrated: Whether calibration data is at hand: without it, int8 needs none.
         freeze: Whether onnxruntime's own optimization becomes part of the model.
         quantize_io: Whether callers hand in and get codes.
+        device: Profile to write for.
         budget: Bytes that the planned activations shall fit into; as few as possible when not given.
         slowdown: Largest ratio of run times; the level's when neither this nor a budget is given, and any for a budget.
 
@@ -57,9 +61,9 @@ def pipeline_text(
     if level >= 2:
         parts.append(_FUSE)
     if target in _WEIGHTS:
-        parts += [_WEIGHTS[target], "share-weights,drop-dead,drop-notes"]
+        parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
-        parts += ["raise-opset", _quantize(target, calibrated), "drop-dead,drop-notes"]
+        parts += ["raise-opset", _quantize(target, calibrated, device), "drop-dead,drop-notes"]
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
@@ -82,8 +86,18 @@ def _fit(level: int, budget: int | None, slowdown: float | None) -> str:
     return "fit" + (f"{{{','.join(options)}}}" if options else "")
 
 
-def _quantize(target: str, calibrated: bool) -> str:
+def _for_device(text: str, device: str) -> str:
+    """Name the device in the pass that asks what has kernels for half floats."""
+    named, option = "to-half", f"device={spell(device)}"
+    if device == USUAL or named not in text:
+        return text
+    return text.removesuffix("}") + f",{option}}}" if text.endswith("}") else f"{text}{{{option}}}"
+
+
+def _quantize(target: str, calibrated: bool, device: str) -> str:
     options = [] if calibrated else ['form="dynamic"']
     if target != "int8":
         options.append(f'weights="{target}"')
+    if device != USUAL:
+        options.append(f"device={spell(device)}")
     return "quantize" + (f"{{{','.join(options)}}}" if options else "")

@@ -30,6 +30,8 @@ class Options:
         validation: Data to verify and to measure accuracy with; the calibration data when not given.
         quantize_io: Inputs and outputs in the dtypes that the model works with, where it codes them as a whole; the
             caller's dtypes when not set.
+        device: Profile of the device to quantize for: a name (`memoptc.runtime.devices`), a `.toml` file, or `auto` for
+            that of this machine.
         memory_budget: Bytes that the planned activations must fit into.
         max_slowdown: Largest accepted ratio of median latencies, candidate to control.
         tune: Let passes measure what they made, instead of relying on predicted run times.
@@ -55,6 +57,7 @@ class Options:
     calibration: Any = None
     validation: Any = None
     quantize_io: bool = False
+    device: str = "auto"
     memory_budget: int | None = None
     max_slowdown: float | None = None
     tune: bool = False

@@ -34,6 +34,7 @@ from memoptc.report import Curve, Report, Side
 from memoptc.report.model import Decision
 from memoptc.runtime.contract import FRUGAL, Contract, make_contract
 from memoptc.runtime.data import Data
+from memoptc.runtime.devices import USUAL, detect, load_device
 from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.runtime.freeze import write_packed
 from memoptc.runtime.inputs import InputMaker, find_feeds
@@ -204,6 +205,13 @@ def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
     side.arena_bytes = side.plan.arena_bytes
 
 
+def device_of(options: Options) -> str:
+    """Name the profile to write for; this machine is only looked at where that makes a difference."""
+    if options.device != "auto":
+        return load_device(options.device).name
+    return detect() if options.target in ("int8", "uint8") else USUAL
+
+
 def pipeline(options: Options, calibrated: bool) -> Pipeline:
     """The pipeline that the options stand for."""
     for plugin in options.plugins:
@@ -216,6 +224,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         calibrated=calibrated,
         freeze=options.freeze_runtime,
         quantize_io=options.quantize_io,
+        device=device_of(options),
         budget=options.memory_budget,
         slowdown=options.max_slowdown,
     )

@@ -17,6 +17,7 @@ from memoptc.passes._quantize.observe import observe
 from memoptc.passes._quantize.static import Choice, Emitter, choose, is_float32, share_scales
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
+from memoptc.runtime.devices import USUAL, Device, load_device
 
 _DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
 _ACTIVATIONS = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
@@ -39,7 +40,7 @@ class Quantize(Pass):
         weights: Element type of weight codes, "int8" or "uint8".
         activations: Element type of activation codes in the static form: "uint8"; "int8", around 0; "uint16" or "int16"
             for models that 8 bits are too coarse for (onnxruntime's CPU computes these in float between the codes).
-        processor: Whose saturation to respect; see `PROCESSORS`.
+        device: Whose integer kernels to write for, and whose saturation to respect: a profile's name or `.toml` file.
         exclude: Node names or operators to leave in float.
         convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
             in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
@@ -52,7 +53,7 @@ class Quantize(Pass):
     percentile: float = 99.99
     weights: str = "int8"
     activations: str = "uint8"
-    processor: str = "vnni"
+    device: str = USUAL
     exclude: tuple[str, ...] = ()
     convolutions: str = "weights"
     embeddings: bool = True
@@ -61,7 +62,8 @@ class Quantize(Pass):
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
         self._check()
-        dtype, bits = _DTYPES[self.weights], table.PROCESSORS[self.processor]
+        device = load_device(self.device)
+        dtype, bits = _DTYPES[self.weights], device.weight_bits(self.weights)
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
         if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
             kept = "The model is quantized already; its own scales are kept as they are"
@@ -71,13 +73,14 @@ class Quantize(Pass):
                 return
             context.warnings.append(f"{kept}, and what they leave in float is completed.")
         if form == "static":
-            self._static(graph, dtype, bits, stats, context)
+            self._static(graph, dtype, bits, stats, device, context)
         else:
             whole = self.convolutions == "integer"
-            quantize_dynamically(graph, frozenset(self.exclude), dtype, bits, stats, integer_convolutions=whole)
+            excluded = frozenset(self.exclude)
+            quantize_dynamically(graph, excluded, dtype, bits, stats, device, integer_convolutions=whole)
         if self.embeddings:
             embedding.quantize_tables(graph, frozenset(self.exclude), stats)
-        _count_left(graph, stats)
+        _count_left(graph, stats, device)
         _decide(form, stats, context)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
@@ -89,17 +92,18 @@ class Quantize(Pass):
             ("form", self.form, ("auto", "static", "dynamic")),
             ("weights", self.weights, tuple(_DTYPES)),
             ("activations", self.activations, tuple(_ACTIVATIONS)),
-            ("processor", self.processor, tuple(table.PROCESSORS)),
             ("convolutions", self.convolutions, ("weights", "integer")),
         ):
             if value not in known:
                 raise InputError(f"quantize has no {name} {value!r}.", hint=f"There are: {', '.join(known)}.")
 
-    def _static(self, graph: Graph, dtype: DType, bits: int, stats: Counter[str], context: Context) -> None:
+    def _static(
+        self, graph: Graph, dtype: DType, bits: int, stats: Counter[str], device: Device, context: Context
+    ) -> None:
         if context.calibration is None:
             raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
         join_biases(graph, frozenset(self.exclude), stats)
-        choice = choose(graph, frozenset(self.exclude), stats)
+        choice = choose(graph, frozenset(self.exclude), stats, device)
         scales = self._scales(graph, choice, context)
         share_scales(choice, scales)
         Emitter(graph, choice, scales, dtype, bits, stats, _ACTIVATIONS[self.activations]).emit()
@@ -125,11 +129,11 @@ class Quantize(Pass):
         return dict(known) | (observe(graph, wanted, context, look) if wanted else {})
 
 
-def _count_left(graph: Graph, stats: Counter[str]) -> None:
+def _count_left(graph: Graph, stats: Counter[str], device: Device) -> None:
     for op in graph.walk():
         if op.key in table.RECURRENT:
             stats[f"left {op.op_type}: recurrent, errors would add up"] += 1
-        elif op.key in table.HEAVY and op.graph is not graph:
+        elif op.key in device.heavy and op.graph is not graph:
             stats[f"left {op.op_type}: inside a subgraph"] += 1
 
 

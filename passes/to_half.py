@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from memoptc.passes._half.rewrite import Rewriter, can_look_up_float8, channel_a
 from memoptc.passes._half.table import CODED, FORMATS, Format
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import magnitudes
+from memoptc.runtime.devices import USUAL, load_device
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import find_feeds
 from memoptc.runtime.kernels import loaded
@@ -48,6 +50,7 @@ class ToHalf(Pass):
         share: Part of the format's largest number up to which a measured magnitude is trusted to stay in range.
         smallest: Bytes below which a weight that float32 ops read stays as it is.
         keep: Node names or operators to leave in float32.
+        device: Whose kernels to count on: a profile's name or `.toml` file.
     """
 
     format: str = "float16"
@@ -56,6 +59,7 @@ class ToHalf(Pass):
     share: float = 0.25
     smallest: int = 2048
     keep: tuple[str, ...] = ()
+    device: str = USUAL
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -72,7 +76,7 @@ class ToHalf(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Measure, choose, change, and say what stays float32 and why."""
-        format_ = FORMATS[self.format]
+        format_ = replace(FORMATS[self.format], kernels=load_device(self.device).half.get(self.format, {}))
         version = ops.opset_of(graph) or 0
         if version < format_.opset:
             what = f"the model stays float32: {self.format} needs opset {format_.opset}, it has {version}"

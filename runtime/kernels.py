@@ -93,6 +93,16 @@ def gathers_float8() -> bool:
     return found is not None and found.shape == (1, block) and bool(np.all(found == 3.0))
 
 
+@cache
+def saturates() -> bool:
+    """Whether sums of uint8 * int8 products overflow 16 bits on this machine, as on x86 without VNNI."""
+    # Enough rows for any kernel to work in its widest registers.
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    weights: Arrays = {"w": np.full((64, 64), 127, np.int8)}
+    found = run_node(node, {"x": np.full((64, 64), 255, np.uint8)}, weights, DType.INT32)
+    return found is not None and not bool(np.all(found == 64 * 127 * 255))
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model as onnxruntime holds it once loaded, before kernels lay weights out their own way.

@@ -20,6 +20,12 @@ from memoptc.levels import TARGETS
 @click.option("--calibration", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function; for int8.")
 @click.option("--validation", metavar="DATA", help="As --calibration; to verify and to measure accuracy with.")
 @click.option("--quantize-io", is_flag=True, help="Inputs and outputs as codes (int8, uint8) or half (float16), too.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Profile to quantize for: x86-vnni, x86-avx2, arm64, or a .toml file.",
+)
 @click.option("--memory-budget", type=Bytes(), help="Planned activation memory must fit, e.g. 64MiB.")
 @click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest accepted ratio of latencies, e.g. 1.2.")
 @click.option(

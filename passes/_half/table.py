@@ -6,7 +6,8 @@ kernel of these, it puts Casts around the op, which costs time and no correctnes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from memoptc.ir.types import DType
 
@@ -21,31 +22,20 @@ class Format:
         opset: Standard operators from which on it can be stored and decoded.
         least_decibels: What a weight must keep over its own rounding; a weight of normal numbers keeps about 73 dB in
             float16, 55 in bfloat16 and 31 in float8, one below the smallest normal number far less.
-        kernels: Operators with a CPU kernel for it, and the first opset of that kernel.
+        kernels: Operators with a kernel for it on the device, and the first opset of that kernel.
     """
 
     dtype: DType
     largest: float
     opset: int
     least_decibels: float
-    kernels: dict[str, int]
+    kernels: Mapping[str, int] = field(default_factory=dict)
 
-
-_MOVES = {
-    "Concat": 4, "Flatten": 1, "Gather": 1, "GatherElements": 11, "GatherND": 11, "Identity": 1,
-    "LayerNormalization": 17, "Reshape": 1, "ScatterElements": 11, "ScatterND": 11, "Slice": 1, "Split": 2,
-    "Squeeze": 1, "TensorScatter": 24, "Transpose": 1, "Unsqueeze": 1,
-}  # fmt: skip
-
-_FLOAT16 = _MOVES | {
-    "Clip": 12, "Compress": 9, "Expand": 8, "Max": 12, "Min": 12, "ReverseSequence": 10, "RMSNormalization": 23,
-    "RotaryEmbedding": 23, "Round": 11, "Sign": 9,
-}  # fmt: skip
 
 FORMATS = {
-    "float16": Format(DType.FLOAT16, 65504.0, 6, 60.0, _FLOAT16),
-    "bfloat16": Format(DType.BFLOAT16, 3.3895313892515355e38, 13, 45.0, _MOVES),
-    "float8": Format(DType.FLOAT8E4M3FN, 448.0, 19, 20.0, {}),
+    "float16": Format(DType.FLOAT16, 65504.0, 6, 60.0),
+    "bfloat16": Format(DType.BFLOAT16, 3.3895313892515355e38, 13, 45.0),
+    "float8": Format(DType.FLOAT8E4M3FN, 448.0, 19, 20.0),
 }
 """float8 is E4M3FN (no infinities); it is only stored, with scales, and never computed with."""
 

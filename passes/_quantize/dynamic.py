@@ -12,6 +12,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.numerics import weight_codes
 from memoptc.passes._quantize.static import choose
+from memoptc.runtime.devices import Device
 
 
 def quantize_dynamically(
@@ -20,6 +21,7 @@ def quantize_dynamically(
     dtype: DType,
     bits: int,
     stats: Counter[str],
+    device: Device,
     *,
     integer_convolutions: bool,
 ) -> None:
@@ -31,9 +33,10 @@ def quantize_dynamically(
         dtype: Element type of weight codes.
         bits: Bits of weights.
         stats: Counts what was done.
+        device: What has integer kernels.
         integer_convolutions: Run convolutions on integers, or keep only their weights as such.
     """
-    for op in choose(graph, excluded, stats).heavy:
+    for op in choose(graph, excluded, stats, device).heavy:
         weight = op.operands[1]
         builder = Builder(graph, before=op, loc=op.loc.union(rule="quantize"))
         if op.op_type == "Conv" and not integer_convolutions:

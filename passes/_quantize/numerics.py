@@ -70,7 +70,7 @@ def weight_codes(weight: npt.NDArray[np.generic], axis: int | None, dtype: DType
         weight: Float weights, all finite.
         axis: Channel axis, or `None` for one scale for all.
         dtype: INT8, or UINT8 (the same codes plus 128).
-        bits: 8, or 7 for processors whose 8-bit products saturate (see `table.PROCESSORS`).
+        bits: 8, or 7 for devices whose 8-bit products saturate (see `memoptc.runtime.devices`).
     """
     w = np.asarray(weight, np.float64)
     top = 2 ** (bits - 1) - 1

@@ -13,10 +13,10 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes._quantize import table
 from memoptc.passes._quantize.bias import bias_behind, will_be_joined
 from memoptc.passes._quantize.existing import Existing, decoded_weight, find_existing, is_decoder, reads_codes
 from memoptc.passes._quantize.numerics import Codes, Scale, activation_scale, bias_codes, weight_codes
+from memoptc.runtime.devices import Device
 
 
 @dataclass
@@ -30,7 +30,10 @@ class Choice:
         absorbed: Relu and Clip that vanish into the code of their result, by operand.
         kept: Products and convolutions whose weights are codes already, in order.
         existing: Codes that the model brought along.
+        device: What has integer kernels.
     """
+
+    device: Device
 
     heavy: dict[Op, None] = field(default_factory=dict)
     light: dict[Op, None] = field(default_factory=dict)
@@ -48,16 +51,16 @@ class Choice:
         """Whether the op runs on integers."""
         if op is None:
             return False
-        absorbed = op.op_type in table.ABSORBED and op.operand in self.absorbed
+        absorbed = op.op_type in self.device.absorbed and op.operand in self.absorbed
         return absorbed or op in self.light or op in self.heavy or op in self.kept
 
 
-def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> Choice:
+def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str], device: Device) -> Choice:
     """Decide what to quantize in the top graph; reasons for leaving something go into `stats`."""
-    choice = Choice(existing=find_existing(graph))
+    choice = Choice(device, existing=find_existing(graph))
     choice.tensors = dict.fromkeys(choice.existing.scales)
     for op in graph.ops:
-        if op.key not in table.HEAVY:
+        if op.key not in device.heavy:
             continue
         if decoded_weight(op.input(1)) is not None and is_float32(op.operand) and op.operand.tensor is None:
             choice.kept[op] = None
@@ -84,7 +87,7 @@ def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> Choic
 def _absorb(op: Op, choice: Choice) -> None:
     if op.result.single_use:
         (after,) = op.result.users
-        if after.key in table.ABSORBED and after.graph is op.graph and after.operand is op.result:
+        if after.key in choice.device.absorbed and after.graph is op.graph and after.operand is op.result:
             choice.absorbed[op.result] = after
 
 
@@ -121,13 +124,13 @@ def _can_follow(op: Op, choice: Choice, excluded: frozenset[str]) -> bool:
         return False
     if op.result.is_output or op.graph is None:
         return False
-    if op.op_type in table.SAME_SCALE:
+    if op.op_type in choice.device.same_scale:
         version = ops.opset_of(op.graph) or 0
         nearest = op.op_type != "Resize" or op.attrs.get("mode", "nearest") in ("nearest", b"nearest")
         one_result = all(not r.has_uses for r in op.results[1:])
-        fits = version >= table.SAME_SCALE[op.op_type] and nearest and one_result
+        fits = version >= choice.device.same_scale[op.op_type] and nearest and one_result
         return fits and op.operand in choice.tensors
-    if op.op_type not in table.LIGHT:
+    if op.op_type not in choice.device.light:
         return False
     if op.op_type == "AveragePool" and op.attrs.get("ceil_mode", 0):
         return False
@@ -345,5 +348,5 @@ def share_scales(choice: Choice, scales: dict[Value, Scale]) -> None:
     """Give the result of an operator that only moves elements the code of its operand."""
     for op in choice.light:
         result = choice.result_of(op)
-        if op.op_type in table.SAME_SCALE and op.operand in scales and result not in choice.existing.scales:
+        if op.op_type in choice.device.same_scale and op.operand in scales and result not in choice.existing.scales:
             scales[result] = scales[op.operand]
