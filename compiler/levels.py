@@ -63,7 +63,7 @@ def pipeline_text(
     if target in _WEIGHTS:
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
-        parts += ["raise-opset", _quantize(target, calibrated, device), "drop-dead,drop-notes"]
+        parts += ["raise-opset", _quantize(target, calibrated, device, quantize_io), "drop-dead,drop-notes"]
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
@@ -94,10 +94,12 @@ def _for_device(text: str, device: str) -> str:
     return text.removesuffix("}") + f",{option}}}" if text.endswith("}") else f"{text}{{{option}}}"
 
 
-def _quantize(target: str, calibrated: bool, device: str) -> str:
+def _quantize(target: str, calibrated: bool, device: str, outputs: bool) -> str:
     options = [] if calibrated else ['form="dynamic"']
     if target != "int8":
         options.append(f'weights="{target}"')
     if device != USUAL:
         options.append(f"device={spell(device)}")
+    if outputs and calibrated:
+        options.append("outputs=true")
     return "quantize" + (f"{{{','.join(options)}}}" if options else "")

@@ -45,6 +45,7 @@ class Quantize(Pass):
         convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
             in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
         embeddings: Also code the tables of Gather, per column.
+        outputs: Also code outputs of the model, in the static form, where they come from integers (see `quantize-io`).
         checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
     """
 
@@ -57,6 +58,7 @@ class Quantize(Pass):
     exclude: tuple[str, ...] = ()
     convolutions: str = "weights"
     embeddings: bool = True
+    outputs: bool = False
     checkpoint: str = ""
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
@@ -103,7 +105,7 @@ class Quantize(Pass):
         if context.calibration is None:
             raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
         join_biases(graph, frozenset(self.exclude), stats)
-        choice = choose(graph, frozenset(self.exclude), stats, device)
+        choice = choose(graph, frozenset(self.exclude), stats, device, outputs=self.outputs)
         scales = self._scales(graph, choice, context)
         share_scales(choice, scales)
         Emitter(graph, choice, scales, dtype, bits, stats, _ACTIVATIONS[self.activations]).emit()

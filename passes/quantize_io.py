@@ -13,6 +13,9 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
 
+_EXTENTS = frozenset({"Shape", "Size"})
+"""Read no numbers: codes are as good to them."""
+
 _HALF = {"": None, "float16": DType.FLOAT16}
 
 
@@ -79,7 +82,7 @@ def _input(graph: Graph, value: Value, half: DType | None) -> Coded | str:
         return "it is coded in several ways" if codes else "nothing quantizes it as a whole"
     ((coded, coders),) = codes.items()
     shape = value.type.shape if isinstance(value.type, TensorType) else None
-    wide = [(u, i) for u, i in value.uses if u not in coders]
+    wide = [(u, i) for u, i in value.uses if u not in coders and u.key not in _EXTENTS]
     model = coders[0].operands[1:] if coders else ()
     for coder in coders:
         coder.result.replace_by(value)

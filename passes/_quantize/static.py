@@ -55,8 +55,18 @@ class Choice:
         return absorbed or op in self.light or op in self.heavy or op in self.kept
 
 
-def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str], device: Device) -> Choice:
-    """Decide what to quantize in the top graph; reasons for leaving something go into `stats`."""
+def choose(
+    graph: Graph, excluded: frozenset[str], stats: Counter[str], device: Device, *, outputs: bool = False
+) -> Choice:
+    """Decide what to quantize in the top graph; reasons for leaving something go into `stats`.
+
+    Args:
+        graph: The graph.
+        excluded: Node names and operators to leave in float.
+        stats: Gets the reasons.
+        device: What has integer kernels.
+        outputs: Whether outputs shall be codes, too, where an operator with an integer kernel makes them.
+    """
     choice = Choice(device, existing=find_existing(graph))
     choice.tensors = dict.fromkeys(choice.existing.scales)
     for op in graph.ops:
@@ -76,7 +86,9 @@ def choose(graph: Graph, excluded: frozenset[str], stats: Counter[str], device: 
             if op.op_type == "Conv":
                 _absorb(op, choice)
                 choice.tensors[choice.result_of(op)] = None
-        elif _can_follow(op, choice, excluded):
+            elif outputs and op.result.is_output:
+                choice.tensors[op.result] = None
+        elif (outputs or not (op.results and op.result.is_output)) and _can_follow(op, choice, excluded):
             choice.light[op] = None
             if op.op_type in ("Add", "Mul"):
                 _absorb(op, choice)
@@ -122,7 +134,7 @@ def _why_not(op: Op) -> str:
 def _can_follow(op: Op, choice: Choice, excluded: frozenset[str]) -> bool:
     if op.domain or op.name in excluded or op.op_type in excluded or not op.results or not is_float32(op.result):
         return False
-    if op.result.is_output or op.graph is None:
+    if op.graph is None:
         return False
     if op.op_type in choice.device.same_scale:
         version = ops.opset_of(op.graph) or 0

@@ -80,6 +80,29 @@ def assert_same_numbers(before: onnx.ModelProto, found: Result, least: float) ->
             assert 10 * np.log10(np.square(value).sum() / noise) > least, name
 
 
+def reasons(found: Result) -> list[str]:
+    return [f"{d.what}: {d.why}" for d in found.report.decisions if d.step == "quantize-io"]
+
+
+def test_outputs_of_products_are_codes_and_extents_are_read_off_codes() -> None:
+    weight = ",".join(repr(float(v)) for v in RNG.standard_normal(32).astype(np.float32))
+    graph = parse(
+        f"graph @g(%x: f32[N,8]) -> (f32[*], i64[*]) {{\n %w = const() {{value=[{weight}]}} : f32[8,4]\n"
+        " %y = MatMul(%x, %w)\n %n = Shape(%x)\n return %y, %n\n}"
+    )
+    infer_shapes(graph)
+    before, data = to_proto(graph), [{"x": RNG.standard_normal((3, 8)).astype(np.float32)} for _ in range(3)]
+    found = compile(before, 1, "int8", calibration=data, quantize_io=True)
+    assert kinds(found) == ({"x": TensorProto.UINT8}, {"y": TensorProto.UINT8, "n": TensorProto.INT64})
+    assert [op.op_type for op in found.graph.ops if not op.is_const].count("DequantizeLinear") == 2
+    got = Evaluator(found.model).run(read_border(found.graph).encode(data[0]))
+    expected = Evaluator(before).run(data[0])
+    assert np.abs(decoded("y", found, got["y"]) - expected["y"]).max() < 0.03 * np.abs(expected["y"]).max()
+    assert (got["n"] == expected["n"]).all()
+    assert found.report.kernels is not None
+    assert found.report.kernels["integer"] == {"QLinearMatMul": 1}
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_callers_hand_in_and_get_codes(level: int) -> None:
     before = net()
@@ -87,9 +110,10 @@ def test_callers_hand_in_and_get_codes(level: int) -> None:
     inputs, outputs = kinds(found)
     assert inputs == {"image": TensorProto.UINT8, "scale": TensorProto.FLOAT}
     assert outputs == {"act": TensorProto.UINT8, "y": TensorProto.FLOAT}
+    assert "output 'y' stays float32: nothing quantizes it as a whole" in reasons(found)
     assert found.report.verification["passed"]
     assert_same_numbers(before, found, 20)
-    lines = [f"{d.what}: {d.why}" for d in found.report.decisions if d.step == "quantize-io"]
+    lines = reasons(found)
     assert any(line.startswith("input 'image' is uint8, scale ") for line in lines)
     assert "input 'scale' stays float32: nothing quantizes it as a whole" in lines
     assert not any(op.op_type == "QuantizeLinear" and op.operand.name == "image" for op in found.graph.ops)
