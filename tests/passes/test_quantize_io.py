@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from memoptc.api import Result, compile
 from memoptc.border import Coded, read_border
+from memoptc.cli.main import main
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
@@ -190,3 +191,21 @@ def test_real_models(name: str, tmp_path: Path) -> None:
     found = compile(zoo.ZOO.path(name), 2, "int8", calibration=data, quantize_io=True)
     assert found.report.verification["passed"]
     assert TensorProto.UINT8 in kinds(found)[0].values()
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was written takes codes, and `verify` holds it against the original all the same."""
+    examples = Path(__file__).resolve().parents[2] / "examples" / "models"
+    before, after, report = examples / "digits_cnn.onnx", tmp_path / "q.onnx", tmp_path / "r.json"
+    data = str(examples / "digits_calibration.npz")
+    asked = ["--target", "int8", "--calibration", data, "--quantize-io", "--no-measure", "--report", str(report)]
+    assert main([str(before), "-o", str(after), *asked]) == 0
+    ports = onnx.load(after).graph
+    assert {v.type.tensor_type.elem_type for v in (*ports.input, *ports.output)} == {TensorProto.UINT8}
+    found = json.loads(report.read_text())
+    assert found["kernels"]["integer"]["QLinearConv"] == 7
+    assert found["kernels"]["borders"] <= 2
+    assert found["options"]["quantize_io"] is True
+    capsys.readouterr()
+    assert main(["verify", str(before), str(after), "--target", "int8", "--validation", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"][0]["sqnr_db"] > 20
