@@ -12,6 +12,7 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize import embedding, table
 from memoptc.passes._quantize.bias import join_biases
 from memoptc.passes._quantize.dynamic import quantize_dynamically
+from memoptc.passes._quantize.existing import without_sign
 from memoptc.passes._quantize.numerics import Scale, activation_scale
 from memoptc.passes._quantize.observe import observe
 from memoptc.passes._quantize.static import Choice, Emitter, choose, is_float32, share_scales
@@ -38,8 +39,10 @@ class Quantize(Pass):
             squared error of the code), or "auto": for each tensor the range whose code errs least on the data.
         percentile: For "percentile": which, in percent.
         weights: Element type of weight codes, "int8" or "uint8".
-        activations: Element type of activation codes in the static form: "uint8"; "int8", around 0; "uint16" or "int16"
-            for models that 8 bits are too coarse for (onnxruntime's CPU computes these in float between the codes).
+        activations: Element type of activation codes in the static form: "uint8"; "int8", around 0 (onnxruntime has no
+            convolutions for it on x86); "uint16" or "int16" for models that 8 bits are too coarse for (onnxruntime's
+            CPU computes these in float between the codes); "auto" takes that of the codes which the model brings
+            along, since kernels do not mix them, else "uint8".
         device: Whose integer kernels to write for, and whose saturation to respect: a profile's name or `.toml` file.
         exclude: Node names or operators to leave in float.
         convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
@@ -53,7 +56,7 @@ class Quantize(Pass):
     method: str = "auto"
     percentile: float = 99.99
     weights: str = "int8"
-    activations: str = "uint8"
+    activations: str = "auto"
     device: str = USUAL
     exclude: tuple[str, ...] = ()
     convolutions: str = "weights"
@@ -68,6 +71,8 @@ class Quantize(Pass):
         dtype, bits = _DTYPES[self.weights], device.weight_bits(self.weights)
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
         if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+            if not device.signed:
+                without_sign(graph, stats)
             kept = "The model is quantized already; its own scales are kept as they are"
             if form == "dynamic":
                 stats["left: quantized already"] += 1
@@ -93,7 +98,7 @@ class Quantize(Pass):
         for name, value, known in (
             ("form", self.form, ("auto", "static", "dynamic")),
             ("weights", self.weights, tuple(_DTYPES)),
-            ("activations", self.activations, tuple(_ACTIVATIONS)),
+            ("activations", self.activations, ("auto", *_ACTIVATIONS)),
             ("convolutions", self.convolutions, ("weights", "integer")),
         ):
             if value not in known:
@@ -106,14 +111,14 @@ class Quantize(Pass):
             raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
         join_biases(graph, frozenset(self.exclude), stats)
         choice = choose(graph, frozenset(self.exclude), stats, device, outputs=self.outputs)
-        scales = self._scales(graph, choice, context)
+        activations = _ACTIVATIONS.get(self.activations) or choice.existing.dtype or DType.UINT8
+        scales = self._scales(graph, choice, activations, context)
         share_scales(choice, scales)
-        Emitter(graph, choice, scales, dtype, bits, stats, _ACTIVATIONS[self.activations]).emit()
+        Emitter(graph, choice, scales, dtype, bits, stats, activations).emit()
 
-    def _scales(self, graph: Graph, choice: Choice, context: Context) -> dict[Value, Scale]:
+    def _scales(self, graph: Graph, choice: Choice, dtype: DType, context: Context) -> dict[Value, Scale]:
         known = choice.existing.scales
         wanted = [v for v in choice.tensors if is_float32(v) and v not in known]
-        dtype = _ACTIVATIONS[self.activations]
         # With 16 bits steps are fine enough for outliers.
         method = "minmax" if self.method == "auto" and dtype.bitwidth == 16 else self.method
 

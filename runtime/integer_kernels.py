@@ -135,6 +135,8 @@ def _why(op: Op) -> str:
     if bias is not None and _codes(bias) is None:
         return "its bias is no code"
     if op.op_type in _CONVOLUTIONS:
+        if op.attrs.get("activation"):
+            return f"its {op.attrs['activation']} ends elsewhere than the code's range, so it is not absorbed"
         if op.op_type == "ConvTranspose":
             return "there is no integer kernel of ConvTranspose"
         user = next((u for u in op.result.users if u.op_type != "QuantizeLinear"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir import ops
+from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.numerics import Scale
@@ -33,6 +35,12 @@ class Existing:
         """Whether there are any."""
         return bool(self.scales)
 
+    @property
+    def dtype(self) -> DType | None:
+        """The element type of most codes."""
+        common = Counter(scale.dtype for scale in self.scales.values()).most_common(1)
+        return common[0][0] if common else None
+
 
 def find_existing(graph: Graph) -> Existing:
     """Find the codes of whole activations in the top graph."""
@@ -48,6 +56,29 @@ def find_existing(graph: Graph) -> Existing:
                 found.scales.setdefault(coder.operand, scale)
                 found.decoded.setdefault(coder.operand, op.result)
     return found
+
+
+def without_sign(graph: Graph, stats: Counter[str]) -> None:
+    """Write int8 codes of activations as uint8, for devices whose kernels take no others: the same numbers exactly.
+
+    A code and its zero point move up by 128 together, so `scale * (code - zero_point)` stays as it is, and so do the
+    ends of the range. Codes that anything but a DequantizeLinear reads stay.
+    """
+    for op in list(graph.ops):
+        if op.op_type != "QuantizeLinear" or _scale(op, op.result) is None or op.result.is_output:
+            continue
+        scale, readers = _scale(op, op.result), op.result.users
+        if scale is None or scale.dtype != DType.INT8 or op.input(2) is None or "output_dtype" in op.attrs:
+            continue
+        if not all(is_decoder(r) and r.graph is graph and _scale(r, r.operand) == scale for r in readers):
+            continue
+        builder = Builder(graph, before=op)
+        zero = builder.const(np.asarray(scale.zero_point + 128, np.uint8), f"{op.operands[2].name}_uint8")
+        for one in (op, *readers):
+            one.set_operands((*one.operands[:2], zero))
+        if isinstance(op.result.type, TensorType):
+            op.result.type = TensorType(DType.UINT8, op.result.type.shape)
+        stats["codes without a sign"] += 1
 
 
 def is_decoder(op: Op | None) -> bool:

@@ -20,6 +20,7 @@ from memoptc.runtime.kernels import saturates
 USUAL = "x86-vnni"
 """The profile that passes take when nobody names one."""
 
+_FLAGS = ("saturates", "signed")
 _INTEGER = ("heavy", "light", "absorbed", "same_scale")
 _HALF = ("float16", "bfloat16")
 _ENDING = ".toml"
@@ -33,6 +34,7 @@ class Device:
         name: Of a built-in profile, or a path.
         description: One line.
         saturates: Whether sums of uint8 * int8 products overflow in 16 bits; weights of 7 bits then avoid that.
+        signed: Whether integer kernels take int8 activations, not only uint8.
         heavy: Products and convolutions with integer kernels.
         light: Other operators with integer kernels that rescale.
         absorbed: Operators that vanish into the range of what they follow.
@@ -43,6 +45,7 @@ class Device:
     name: str
     description: str
     saturates: bool
+    signed: bool
     heavy: frozenset[str]
     light: frozenset[str]
     absorbed: frozenset[str]
@@ -106,15 +109,17 @@ def _device(name: str, found: dict[str, Any]) -> Device:
     try:
         if not isinstance(integer, dict):
             raise TypeError("integer is a table")
-        unknown = (set(found) - {"description", "saturates", "integer", *_HALF}) | (set(integer) - set(_INTEGER))
+        unknown = (set(found) - {"description", *_FLAGS, "integer", *_HALF}) | (set(integer) - set(_INTEGER))
         if unknown:
             raise TypeError(f"{min(unknown)} is no entry of one")
-        if not isinstance(found.get("saturates", False), bool):
-            raise TypeError("saturates is true or false")
+        wrong = [key for key in _FLAGS if not isinstance(found.get(key, False), bool)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is true or false")
         return Device(
             name=name,
             description=str(found.get("description", "")),
             saturates=found.get("saturates", False),
+            signed=found.get("signed", False),
             heavy=_operators(integer, "heavy"),
             light=_operators(integer, "light"),
             absorbed=_operators(integer, "absorbed"),
