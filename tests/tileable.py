@@ -23,6 +23,13 @@ from memoptc.ir.types import DType, TensorType
 
 EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 19)
 WIDE = (5, 7, 8, 9, 11, 12, 13, 16, 17, 19, 24)
+THEMES = (
+    "Conv ConvTranspose MaxPool AveragePool Resize DepthToSpace SpaceToDepth Pad Relu Add Sub Concat Slice Clip "
+    "BatchNormalization Conv Conv com.microsoft::FusedConv LeakyRelu Transpose Split GlobalAveragePool ReduceMean",
+    "MatMul Softmax Transpose Reshape LayerNormalization Add Mul Gelu ReduceMean Gather Split Concat Slice Expand "
+    "Einsum Gemm Flatten Squeeze Unsqueeze CumSum Where Pad com.microsoft::MultiHeadAttention Reshape Transpose",
+)
+"""Operators that stand together in vision and in language; half of the graphs are of one kind."""
 Feed = dict[str, npt.NDArray[Any]]
 
 
@@ -176,7 +183,9 @@ def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: 
     maker.pool.append(first)
     if maker.r.random() < 0.3:
         maker.pool.append(maker.input(*dims(first)))
-    names = sorted(n for n, m in moves.items() if m.opset == 21)
+    names = [n for n, m in moves.items() if m.opset == 21]
+    if maker.r.random() < 0.5:
+        names = THEMES[0 if len(dims(first)) == 4 else 1].split()
     for _ in range(size):
         for _ in range(20):
             floats = [v for v in maker.pool if is_float(v)]
