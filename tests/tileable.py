@@ -25,7 +25,7 @@ EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 19)
 WIDE = (5, 7, 8, 9, 11, 12, 13, 16, 17, 19, 24)
 THEMES = (
     "Conv ConvTranspose MaxPool AveragePool Resize DepthToSpace SpaceToDepth Pad Relu Add Sub Concat Slice Clip "
-    "BatchNormalization Conv Conv com.microsoft::FusedConv LeakyRelu Transpose Split GlobalAveragePool ReduceMean",
+    "BatchNormalization Conv Conv Conv Relu Add com.microsoft::FusedConv MaxPool ConvTranspose Resize Split ReduceMean",
     "MatMul Softmax Transpose Reshape LayerNormalization Add Mul Gelu ReduceMean Gather Split Concat Slice Expand "
     "Einsum Gemm Flatten Squeeze Unsqueeze CumSum Where Pad com.microsoft::MultiHeadAttention Reshape Transpose",
 )
@@ -116,6 +116,8 @@ class Maker:
             shape[1] = self.r.choice((1, 2, 3, 4, 6, 8))
         if self.symbols:
             symbolic = self.r.sample(range(rank), self.r.choice((1, 1, 1, 2)) if rank > 1 else 1)
+            if rank == 4 and self.r.random() < 0.6:
+                symbolic = self.r.choice(([2], [3], [2, 0], [3, 2]))
             for name, axis in zip(("S", "N"), symbolic, strict=False):
                 shape[axis] = Sym(name)
         return self.input(*shape)
