@@ -153,12 +153,17 @@ def same_numbers(before: Graph, tiling: Tiling, seed: int) -> int:
     """Hold a graph against what became of it, as it is written and as onnxruntime optimizes it.
 
     Returns:
-        How many runs counted: those in which the original gives what it says it gives.
+        How many runs counted: those in which the original gives what it says it gives. A few originals never do.
     """
     proto = to_proto(tiling.graph)
-    old = Evaluator(to_proto(before), UNOPTIMIZED)
+    try:
+        old = Evaluator(to_proto(before), UNOPTIMIZED)
+        Evaluator(to_proto(before), STOCK)
+    except MemoptcError:
+        return 0
     runs = {"as written": Evaluator(proto, UNOPTIMIZED)}
-    if not any(op.op_type == "DequantizeLinear" for op in before.walk()):  # whose users become integer kernels
+    if not any(op.op_type == "DequantizeLinear" or op.attrs.get("ceil_mode") for op in before.walk()):
+        # Users of DequantizeLinear become integer kernels; windows beyond the end confuse onnxruntime's inference.
         runs["optimized"] = Evaluator(proto, STOCK)
     counted = 0
     for number, binding in enumerate(bindings(before, seed)):
@@ -219,7 +224,7 @@ def check(graph: Graph, seed: int) -> Tiling:
     verify(graph, tolerated=known)
     if not any(op.op_type == "SimplifiedLayerNormalization" for op in graph.walk()):  # not ONNX's
         onnx.checker.check_model(to_proto(graph))
-    assume(same_numbers(before, tiling, seed))  # a few originals never run
+    assume(same_numbers(before, tiling, seed))
     return tiling
 
 
