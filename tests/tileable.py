@@ -20,6 +20,7 @@ from memoptc.ir.core import Graph, ModelInfo, Op, Output, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym
 from memoptc.ir.iteration import iteration_space
 from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.memory.footprint import used_values
 
 EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 19)
 WIDE = (5, 7, 8, 9, 11, 12, 13, 16, 17, 19, 24)
@@ -122,6 +123,18 @@ class Maker:
                 shape[axis] = Sym(name)
         return self.input(*shape)
 
+    def branch(self, x: Value) -> Value | None:
+        """An If whose branches use a value from outside: a barrier."""
+        regions = {}
+        for name, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
+            regions[name] = Graph(name)
+            inner = Builder(regions[name]).op(op_type, [x])
+            regions[name].set_outputs([inner.result])
+        made = self.b.op("If", [self.input(dtype=DType.BOOL)], type=x.type, regions=regions)
+        if x in self.noisy:
+            self.noisy.add(made.result)
+        return made.result
+
     def apply(self, move: Move, value: Value) -> Value | None:
         """Apply a move if it fits, and if its result is neither empty nor of unknown rank."""
         if len(dims(value)) not in move.ranks or (move.jumps and value in self.noisy):
@@ -171,6 +184,9 @@ def is_float(value: Value) -> bool:
     return isinstance(value.type, TensorType) and value.type.dtype == DType.FLOAT
 
 
+BRANCH = Move("If", (1, 2, 3, 4, 5), Maker.branch)
+
+
 def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: bool = False) -> Graph:
     """Make a random graph.
 
@@ -180,6 +196,7 @@ def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: 
         moves: What they are chosen from.
         symbols: Whether some extents are symbols.
     """
+    moves = {**moves, "If": BRANCH}
     maker = Maker(seed, symbols=symbols)
     first = maker.start(maker.r.choice((2, 3, 3, 4, 4, 4, 4, 5)))
     maker.pool.append(first)
@@ -187,7 +204,7 @@ def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: 
         maker.pool.append(maker.input(*dims(first)))
     names = [n for n, m in moves.items() if m.opset == 21]
     if maker.r.random() < 0.5:
-        names = THEMES[0 if len(dims(first)) == 4 else 1].split()
+        names = [*THEMES[0 if len(dims(first)) == 4 else 1].split(), "If"]
     for _ in range(size):
         for _ in range(20):
             floats = [v for v in maker.pool if is_float(v)]
@@ -225,5 +242,5 @@ def ancestors(values: list[Value]) -> set[Op]:
         op = todo.pop()
         if op is not None and op not in found:
             found.add(op)
-            todo += [v.op for v in op.operands]
+            todo += [v.op for v in used_values(op)]
     return found
