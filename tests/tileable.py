@@ -165,6 +165,8 @@ class Maker:
         if inner and self.r.random() < 0.3:
             results.append(self.r.choice(inner))
         results = results or self.pool[-1:]
+        if self.r.random() < 0.1:
+            results.append(results[0])
         self.graph.set_outputs(results, [Output(f"out{i}", v.type) for i, v in enumerate(results)])
         return self.graph
 
