@@ -87,9 +87,10 @@ def test_an_output_that_ends_before_the_others(loose: bool) -> None:
 
 @each_way
 def test_a_first_piece_that_would_lie_in_the_padding(loose: bool) -> None:
-    text = """graph @g(%x: f32[2,S]) -> (f32[*]) {
-      %n = const() {value=[0,3,0,1]} : i64[4]
-      %a = Neg(%x)
+    """A pool of no channels at all is refused."""
+    text = """graph @g(%x: f32[2,S,3,3]) -> (f32[*]) {
+      %n = const() {value=[0,3,0,0,0,1,0,0]} : i64[8]
+      %a = GlobalAveragePool(%x)
       %y = Pad(%a, %n)
       return %y
     }"""
