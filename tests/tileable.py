@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, ModelInfo, Op, Output, Value
-from memoptc.ir.dims import Dim, KnownDim, Sym
+from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols
 from memoptc.ir.iteration import iteration_space
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.footprint import used_values
@@ -144,9 +144,9 @@ class Maker:
         if result is None:
             del self.pool[pool:]
             return None
-        sizes = [d for v in (r for op in self.b.made[before:] for r in op.results) for d in dims(v)]
-        known = [d for d in sizes if isinstance(d, int)]
-        if not self._whole(result) or min(known, default=1) < 1 or elements(result) > 40_000:
+        made = [r for op in self.b.made[before:] for r in op.results if not r.is_absent]
+        known = [d for v in made for d in dims(v) if isinstance(d, int)]
+        if not all(map(self._whole, made)) or min(known, default=1) < 1 or elements(result) > 40_000:
             for op in reversed(self.b.made[before:]):
                 op.erase()
             del self.b.made[before:]
@@ -156,7 +156,9 @@ class Maker:
 
     @staticmethod
     def _whole(value: Value) -> bool:
-        return isinstance(value.type, TensorType) and value.type.shape is not None and None not in value.type.shape
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            return False
+        return all(d is not None and free_symbols(d) <= {"S", "N"} for d in value.type.shape)
 
     def finish(self) -> Graph:
         """Return what nobody uses, and sometimes what is used, too."""
