@@ -59,6 +59,11 @@ def tame_feeds(graph: Graph, count: int = 8) -> list[Feed]:
     return [_feed(graph, dict.fromkeys(symbols, 4), seed, False) for seed in range(count)]
 
 
+def feed_of(graph: Graph, binding: Mapping[str, int], seed: int = 0) -> Feed:
+    """Plain numbers, with symbols bound."""
+    return _feed(graph, binding, seed, False)
+
+
 def _shape(value: Value) -> tuple[Any, ...]:
     return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
 

@@ -1,6 +1,7 @@
 """Every file in tests/cases: a pipeline, a graph, `// ---- expect`, the graph that must come out.
 
-Each gives five tests. `pytest tests/test_cases.py --update` writes what comes out as the expectation.
+A second line `// dims: S=64` names the extents to plan with; numbers are compared for them, too. Each gives five
+tests. `pytest tests/test_cases.py --update` writes what comes out as the expectation.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from numbers_of import CODED, EXACT, RESCALING, compare, compare_coded, tame_feeds
+from numbers_of import CODED, EXACT, NOT_EMPTY, RESCALING, compare, compare_coded, feed_of, hard_feeds, tame_feeds
 
 from memoptc.instruments import VerifyEach
 from memoptc.ir.core import Graph
@@ -17,11 +18,12 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.manager import run_pipeline
+from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline
 from memoptc.pipeline import parse as parse_pipeline
 
 CASES = Path(__file__).parent / "cases"
-PIPELINE, EXPECT = "// pipeline: ", "// ---- expect\n"
+PIPELINE, DIMS, EXPECT = "// pipeline: ", "// dims: ", "// ---- expect\n"
 FILES = sorted(CASES.glob("*/*.mir"))
 each_case = pytest.mark.parametrize("file", FILES, ids=[str(f.relative_to(CASES))[:-4] for f in FILES])
 
@@ -36,6 +38,13 @@ def read(file: Path) -> tuple[Pipeline, str, str]:
     return parse_pipeline(head.removeprefix(PIPELINE).strip()), before, after
 
 
+def dims_of(text: str) -> dict[str, int]:
+    """Extents to plan with."""
+    head = text.partition("\n")[0]
+    pairs = head.removeprefix(DIMS).split() if head.startswith(DIMS) else []
+    return {name: int(extent) for name, _, extent in (pair.partition("=") for pair in pairs)}
+
+
 def typed(text: str, file: Path) -> Graph:
     graph = parse(text, file=file.name)
     infer_shapes(graph)
@@ -45,7 +54,7 @@ def typed(text: str, file: Path) -> Graph:
 def ran(pipeline: Pipeline, text: str, file: Path) -> Graph:
     """The graph after the pipeline, verified after each pass."""
     graph = typed(text, file)
-    run_pipeline(pipeline, graph, instruments=[VerifyEach()])
+    run_pipeline(pipeline, graph, Context(dims=dims_of(text)), [VerifyEach()])
     return graph
 
 
@@ -82,7 +91,7 @@ def test_again_changes_nothing(file: Path) -> None:
     pipeline, before, _ = read(file)
     graph = ran(pipeline, before, file)
     once = print_graph(graph)
-    run_pipeline(pipeline, graph)
+    run_pipeline(pipeline, graph, Context(dims=dims_of(before)))
     assert print_graph(graph) == once
 
 
@@ -94,6 +103,9 @@ def test_numbers(file: Path) -> None:
         assert compare_coded(graph, ran(pipeline, before, file), tame_feeds(graph)) > 0
         return
     exact = all(p.name in EXACT | RESCALING and getattr(p, "exact", True) for p in pipeline.passes())
-    graph = typed(before, file)
+    graph, dims = typed(before, file), dims_of(before)
     feeds = tame_feeds(graph) if any(p.name in RESCALING for p in pipeline.passes()) else None
+    if dims:
+        empty = not any(op.op_type in NOT_EMPTY for op in graph.walk())
+        feeds = [*hard_feeds(graph, empty=empty), feed_of(graph, dims)]
     assert compare(graph, ran(pipeline, before, file), exact=exact, feeds=feeds) > 0

@@ -17,12 +17,20 @@ import numpy.typing as npt
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, ModelInfo, Op, Output, Value
-from memoptc.ir.dims import Dim, KnownDim, Sym
+from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols
 from memoptc.ir.iteration import iteration_space
 from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.memory.footprint import used_values
 
 EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 19)
 WIDE = (5, 7, 8, 9, 11, 12, 13, 16, 17, 19, 24)
+THEMES = (
+    "Conv ConvTranspose MaxPool AveragePool Resize DepthToSpace SpaceToDepth Pad Relu Add Sub Concat Slice Clip "
+    "BatchNormalization Conv Conv Conv Relu Add com.microsoft::FusedConv MaxPool ConvTranspose Resize Split ReduceMean",
+    "MatMul Softmax Transpose Reshape LayerNormalization Add Mul Gelu ReduceMean Gather Split Concat Slice Expand "
+    "Einsum Gemm Flatten Squeeze Unsqueeze CumSum Where Pad com.microsoft::MultiHeadAttention Reshape Transpose",
+)
+"""Operators that stand together in vision and in language; half of the graphs are of one kind."""
 Feed = dict[str, npt.NDArray[Any]]
 
 
@@ -109,9 +117,23 @@ class Maker:
             shape[1] = self.r.choice((1, 2, 3, 4, 6, 8))
         if self.symbols:
             symbolic = self.r.sample(range(rank), self.r.choice((1, 1, 1, 2)) if rank > 1 else 1)
+            if rank == 4 and self.r.random() < 0.6:
+                symbolic = self.r.choice(([2], [3], [2, 0], [3, 2]))
             for name, axis in zip(("S", "N"), symbolic, strict=False):
                 shape[axis] = Sym(name)
         return self.input(*shape)
+
+    def branch(self, x: Value) -> Value | None:
+        """An If whose branches use a value from outside: a barrier."""
+        regions = {}
+        for name, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
+            regions[name] = Graph(name)
+            inner = Builder(regions[name]).op(op_type, [x])
+            regions[name].set_outputs([inner.result])
+        made = self.b.op("If", [self.input(dtype=DType.BOOL)], type=x.type, regions=regions)
+        if x in self.noisy:
+            self.noisy.add(made.result)
+        return made.result
 
     def apply(self, move: Move, value: Value) -> Value | None:
         """Apply a move if it fits, and if its result is neither empty nor of unknown rank."""
@@ -122,9 +144,9 @@ class Maker:
         if result is None:
             del self.pool[pool:]
             return None
-        sizes = [d for v in (r for op in self.b.made[before:] for r in op.results) for d in dims(v)]
-        known = [d for d in sizes if isinstance(d, int)]
-        if not self._whole(result) or min(known, default=1) < 1 or elements(result) > 40_000:
+        made = [r for op in self.b.made[before:] for r in op.results if not r.is_absent]
+        known = [d for v in made for d in dims(v) if isinstance(d, int)]
+        if not all(map(self._whole, made)) or min(known, default=1) < 1 or elements(result) > 40_000:
             for op in reversed(self.b.made[before:]):
                 op.erase()
             del self.b.made[before:]
@@ -134,7 +156,9 @@ class Maker:
 
     @staticmethod
     def _whole(value: Value) -> bool:
-        return isinstance(value.type, TensorType) and value.type.shape is not None and None not in value.type.shape
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            return False
+        return all(d is not None and free_symbols(d) <= {"S", "N"} for d in value.type.shape)
 
     def finish(self) -> Graph:
         """Return what nobody uses, and sometimes what is used, too."""
@@ -143,6 +167,8 @@ class Maker:
         if inner and self.r.random() < 0.3:
             results.append(self.r.choice(inner))
         results = results or self.pool[-1:]
+        if self.r.random() < 0.1:
+            results.append(results[0])
         self.graph.set_outputs(results, [Output(f"out{i}", v.type) for i, v in enumerate(results)])
         return self.graph
 
@@ -162,6 +188,9 @@ def is_float(value: Value) -> bool:
     return isinstance(value.type, TensorType) and value.type.dtype == DType.FLOAT
 
 
+BRANCH = Move("If", (1, 2, 3, 4, 5), Maker.branch)
+
+
 def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: bool = False) -> Graph:
     """Make a random graph.
 
@@ -171,12 +200,15 @@ def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: 
         moves: What they are chosen from.
         symbols: Whether some extents are symbols.
     """
+    moves = {**moves, "If": BRANCH}
     maker = Maker(seed, symbols=symbols)
     first = maker.start(maker.r.choice((2, 3, 3, 4, 4, 4, 4, 5)))
     maker.pool.append(first)
     if maker.r.random() < 0.3:
         maker.pool.append(maker.input(*dims(first)))
-    names = sorted(n for n, m in moves.items() if m.opset == 21)
+    names = [n for n, m in moves.items() if m.opset == 21]
+    if maker.r.random() < 0.5:
+        names = [*THEMES[0 if len(dims(first)) == 4 else 1].split(), "If"]
     for _ in range(size):
         for _ in range(20):
             floats = [v for v in maker.pool if is_float(v)]
@@ -214,5 +246,5 @@ def ancestors(values: list[Value]) -> set[Op]:
         op = todo.pop()
         if op is not None and op not in found:
             found.add(op)
-            todo += [v.op for v in op.operands]
+            todo += [v.op for v in used_values(op)]
     return found

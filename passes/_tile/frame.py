@@ -139,7 +139,7 @@ class Dynamic:
     def __init__(self, region: Region, count: int) -> None:
         self.region, self.count = region, count
         self.reach = 0
-        """Least share for which no inner piece reaches the start of an axis."""
+        """Least share for which no inner piece reaches the start of an axis, nor the first one ends there."""
         self.slack: set[tuple[Value, int, Step]] = set()
         """(value, axis, place): places that must not lie behind the end of that axis."""
 
@@ -192,6 +192,7 @@ class Dynamic:
         last = ((hi.b - 1) * along.stride + along.high) // along.per
         place = Step(_whole(hi.a * along.stride, along.per), last + 1, hi.i)
         self.slack.add((operand, along.axis, place))
+        self.reach = max(self.reach, -((place.b - 1) // place.a))
         return place, 0
 
     def hull(self, a: Span, b: Span) -> Span:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import settings
 from numbers_of import UNOPTIMIZED
-from tileable import Maker, bound, dims, feed_of
+from tileable import Maker, dims, feed_of
 from tileable_moves import MOVES
 
 from memoptc.ir.builder import Builder
@@ -22,7 +22,7 @@ from memoptc.ir.iteration.products import PRODUCTS
 from memoptc.ir.iteration.shapes import SHAPES
 from memoptc.ir.iteration.windows import WINDOWS
 from memoptc.ir.onnx_io import to_proto
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import TensorType
 from memoptc.runtime.compare import difference
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.judge import TOLERANCES
@@ -188,6 +188,3 @@ def test_the_operator_on_the_parts_gives_the_part(name: str) -> None:
 
 def test_every_operator_of_the_tables_is_tried() -> None:
     assert set(PRODUCTS | SHAPES | WINDOWS) <= set(MOVES)
-
-
-__all__ = ["DType", "bound"]

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from numbers_of import NOT_EMPTY, UNOPTIMIZED, Feed
+from numbers_of import NOT_EMPTY, UNOPTIMIZED
 from tileable import ancestors, bound, dims, feed_of, tileable_graph
 from tileable_moves import MOVES
 
+from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Output, Value
 from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.dims import free_symbols
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.iteration import Form
 from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
+from memoptc.passes._simplify.control import simplify_control
 from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
 from memoptc.passes._tile.region import MARK, Between, Region, Spaces, grow
@@ -86,24 +93,25 @@ class Tiling:
         self.done.append(f"{kind}, {'loose' if loose else 'exact'}, {made.count} pieces of {len(changed)}")
 
     def region(self) -> Region | None:
-        """A connected part that can be cut, of two ops if there is one."""
+        """A connected part that can be cut, of several ops and with halos rather than not."""
         ops = [op for op in self.graph.ops if op.op_type not in ("const", "absent", "return")]
-        seeds = [op for op in ops if self.spaces[op] and MARK not in op.metadata]
-        if not seeds:
+        axes = [(op, axis) for op in ops for axis in self.spaces[op]]
+        halos = [(op, axis) for op, axis in axes if axis.form is not Form.SAME]
+        if not axes:
             return None
-        seed = self.random.choice(seeds)
+        seed, axis = self.random.choice(halos if halos and self.random.random() < 0.6 else axes)
         place = ops.index(seed)
         first, last = 0, len(ops) - 1
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.4:
             first, last = self.random.randint(0, place), self.random.randint(place, last)
-        region = grow(seed, self.random.choice(self.spaces[seed]), first, last, self.spaces, Between(ops))
+        region = grow(seed, axis, first, last, self.spaces, Between(ops))
         if region is None or region.rates is None or (len(region.ops) < 2 and self.random.random() < 0.8):
             return None
         return region
 
 
 def extent(value: Value, axis: int) -> int:
-    dim = dims(value)[axis]
+    dim = dims(value)[axis] if dims(value) else None
     if dim is None:
         raise DoesNotFitError("an extent that is not known")
     return bound(dim, PLANNED)
@@ -127,7 +135,13 @@ def bindings(graph: Graph, seed: int) -> list[Mapping[str, int]]:
     few = [{"S": 1, "N": 1}, {"S": 1, "N": 2}, {"S": 7, "N": 5}]
     none = [{"S": 0, "N": 0}, {"S": 0, "N": 3}]
     can_be_empty = not any(op.op_type in NO_EMPTY for op in graph.walk())
-    return [PLANNED, *few, *some, *(none if can_be_empty else [])]
+    return [b for b in (PLANNED, *few, *some, *none) if can_be_empty or not empty(graph, b)]
+
+
+def empty(graph: Graph, binding: Mapping[str, int]) -> bool:
+    """Whether some value has no elements."""
+    values = [*graph.inputs, *(r for op in graph.ops for r in op.results)]
+    return any(d is None or bound(d, binding) <= 0 for v in values for d in dims(v))
 
 
 def agree(tiling: Tiling, name: str, expected: object, found: object, *, exact: bool) -> str:
@@ -145,12 +159,17 @@ def same_numbers(before: Graph, tiling: Tiling, seed: int) -> int:
     """Hold a graph against what became of it, as it is written and as onnxruntime optimizes it.
 
     Returns:
-        How many runs counted: those in which the original gives what it says it gives.
+        How many runs counted: those in which the original gives what it says it gives. A few originals never do.
     """
     proto = to_proto(tiling.graph)
-    old = Evaluator(to_proto(before), UNOPTIMIZED)
+    try:
+        old = Evaluator(to_proto(before), UNOPTIMIZED)
+        Evaluator(to_proto(before), STOCK)
+    except MemoptcError:
+        return 0
     runs = {"as written": Evaluator(proto, UNOPTIMIZED)}
-    if not any(op.op_type == "DequantizeLinear" for op in before.walk()):  # whose users become integer kernels
+    if not any(op.op_type == "DequantizeLinear" or op.attrs.get("ceil_mode") for op in before.walk()):
+        # Users of DequantizeLinear become integer kernels; windows beyond the end confuse onnxruntime's inference.
         runs["optimized"] = Evaluator(proto, STOCK)
     counted = 0
     for number, binding in enumerate(bindings(before, seed)):
@@ -163,7 +182,7 @@ def same_numbers(before: Graph, tiling: Tiling, seed: int) -> int:
             continue
         counted += 1
         for how, run in runs.items():
-            if how == "optimized" and 0 in binding.values():
+            if how == "optimized" and empty(before, binding):
                 continue  # some of what it puts in place of others gives anything then
             found = run.run(feed)
             assert list(found) == list(expected)
@@ -177,29 +196,36 @@ def same_numbers(before: Graph, tiling: Tiling, seed: int) -> int:
 def as_declared(graph: Graph, found: Mapping[str, Any], binding: Mapping[str, int]) -> bool:
     """Whether outputs have the shapes they should: onnxruntime's reductions forget to, when there is nothing."""
     return all(
-        found[info.name].shape == tuple(None if d is None else bound(d, binding) for d in dims(value))
+        not dims(value)
+        or found[info.name].shape == tuple(None if d is None else bound(d, binding) for d in dims(value))
         for info, value in zip(graph.outputs_info, graph.outputs, strict=True)
     )
 
 
-def types_hold(graph: Graph, feed: Feed) -> None:
-    """What types the pieces' results say is what comes out."""
-    made = [r for op in graph.ops if MARK in op.metadata and not op.is_const for r in op.results if not r.omitted]
+def types_hold(graph: Graph, seed: int) -> None:
+    """What types the pieces' results say is what comes out, those of pieces in branches included."""
     every = graph.clone()
-    twins = {r.name: r for op in every.ops for r in op.results}
-    shown = [twins[v.name] for v in made if v.name in twins and dims(v)]
-    every.set_outputs(shown, [Output(v.name, v.type) for v in shown])
-    found = Evaluator(to_proto(every), UNOPTIMIZED).run(feed)
-    for value in shown:
-        said = tuple(d if isinstance(d, int) else None for d in dims(value))
-        real = found[value.name].shape
-        assert len(said) == len(real), f"%{value.name}: {said}, really {real}"
-        assert all(a in (None, b) for a, b in zip(said, real, strict=True)), f"%{value.name}: {said}, really {real}"
+    for op in list(every.walk("If")):
+        if MARK in op.metadata:
+            op.set_operand(0, Builder(every, before=op).const(np.asarray(True)))
+    simplify_control(every, Counter())
+    made = [op for op in every.ops if MARK in op.metadata and not op.is_const]
+    shown = [r for op in made for r in op.results if not r.omitted and dims(r)]
+    every.set_outputs(shown, [Output(f"shown{i}", v.type) for i, v in enumerate(shown)])
+    found = Evaluator(to_proto(every), UNOPTIMIZED).run(feed_of(graph, PLANNED, seed))
+    for value, real in zip(shown, found.values(), strict=True):
+        said = tuple(None if d is None else bound(d, PLANNED) for d in dims(value))
+        assert len(said) == real.ndim, f"%{value.name}: {said}, really {real.shape}"
+        assert all(a in (None, b) for a, b in zip(said, real.shape, strict=True)), (
+            f"%{value.name}: {said}, really {real.shape}"
+        )
 
 
-def check(graph: Graph, seed: int) -> Tiling:
+def check(graph: Graph, seed: int) -> None:
     """Tile a graph at random; what comes out is well-formed and gives the same."""
     infer_shapes(graph)
+    symbols = {s for op in graph.ops for r in op.results for d in dims(r) for s in free_symbols(d)}
+    assume(symbols <= set(PLANNED))  # an extent that only the run knows cannot be foretold here
     before = graph.clone()
     known = {fault.rule for fault in verify(before)}
     tiling = Tiling(graph, seed)
@@ -211,20 +237,18 @@ def check(graph: Graph, seed: int) -> Tiling:
     verify(graph, tolerated=known)
     if not any(op.op_type == "SimplifiedLayerNormalization" for op in graph.walk()):  # not ONNX's
         onnx.checker.check_model(to_proto(graph))
-    assert same_numbers(before, tiling, seed) > 0
-    return tiling
+    assume(same_numbers(before, tiling, seed))
+    types_hold(graph, seed)
 
 
-seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 9)
+seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 12)
 
 
 @settings(filters, max_examples=SHARE)
 @given(seed=seeds, size=sizes)
 def test_static(seed: int, size: int) -> None:
     graph = tileable_graph(seed, size, MOVES)
-    tiling = check(graph, seed)
-    assert tiling.done
-    types_hold(graph, feed_of(graph, {}, seed))
+    check(graph, seed)
 
 
 @settings(filters, max_examples=SHARE)
@@ -245,3 +269,33 @@ def test_most_graphs_are_tiled(symbols: bool) -> None:
     assert len(tiled) >= 40
     kinds = {kind.split(" pieces")[0][:-3] for t in tiled for kind in t.done}
     assert kinds >= {"static, exact", "static, loose"} | ({"dynamic, exact", "dynamic, loose"} if symbols else set())
+
+
+OLDER = """model {{ir_version=4, opset={{""={opset}}}}}
+graph @g(%x: f32[3,4,12,9]) -> (f32[3,2,12], f32[3,2,30,18]) {{
+  %w = const() {{value=[{weights}]}} : f32[2,4,3,3]
+  %a = Conv(%x, %w) {{kernel_shape=[3,3], pads=[1,1,1,1]}}
+  %b = Softmax(%a) {{axis=2}}
+  %c = Slice(%b) {{axes=[3], starts=[1], ends=[8]}}
+  %d = ReduceMax(%c) {{axes=[3], keepdims=1}}
+  %e = Squeeze(%d) {{axes=[3]}}
+  %f = Pad(%b) {{pads=[0,0,2,0,0,0,1,0]}}
+  %g = Upsample(%f, %s) {{mode="nearest"}}
+  return %e, %g
+}}"""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_older_opset(seed: int) -> None:
+    """Attributes instead of operands, and a softmax over all axes from one on."""
+    weights = ",".join(str((i * 7 % 13 - 6) / 8) for i in range(72))
+    scales = "  %s = const() {value=[1.0,1.0,2.0,2.0]} : f32[4]\n  %a ="
+    graph = parse(OLDER.format(opset=9, weights=weights).replace("  %a =", scales))
+    infer_shapes(graph)
+    before = graph.clone()
+    tiling = Tiling(graph, seed)
+    assert tiling.done
+    verify(graph)
+    onnx.checker.check_model(to_proto(graph))
+    assert same_numbers(before, tiling, seed) == 1
+    types_hold(graph, seed)
