@@ -33,7 +33,10 @@ def window_of(op: Op, spatial: int) -> tuple[int, int, int, int, int] | None:
         there, result = extents(op, 0)[2 + spatial], (shape(op.results[0]) or ())[2 + spatial]
         if not isinstance(there, int) or not isinstance(result, int) or op.op_type == "ConvTranspose":
             return None
-        total = max(0, (result - 1) * stride + (size - 1) * dilation + 1 - there)
+        total = (result - 1) * stride + (size - 1) * dilation + 1 - there
+        if total < 0 and op.op_type not in ("Conv", "FusedConv"):
+            return None  # onnxruntime's pools skip elements at both ends then, as if padded by less than nothing
+        total = max(0, total)
         small, large = total // 2, total - total // 2
         before, after = (small, large) if mode == "SAME_UPPER" else (large, small)
     elif mode == "VALID":

@@ -74,6 +74,19 @@ def test_padding_behind_a_window_of_one_element(loose: bool) -> None:
 
 
 @each_way
+def test_same_padding_by_less_than_nothing(loose: bool) -> None:
+    """onnxruntime's pools shift windows that leave elements over: such an axis is neither cut nor padded anew."""
+    text = """graph @g(%x: f32[2,3,7,9]) -> (f32[*]) {
+      %a = Neg(%x)
+      %y = AveragePool(%a) {auto_pad="SAME_UPPER", kernel_shape=[4,1], strides=[1,3]}
+      return %y
+    }"""
+    check(text, "AveragePool", 1, 3, [7], loose=loose)
+    with pytest.raises((StopIteration, DoesNotFitError)):
+        check(text, "AveragePool", 2, 2, [7], loose=loose)
+
+
+@each_way
 def test_an_output_that_ends_before_the_others(loose: bool) -> None:
     """The last piece must hold an element of the shorter one, too: shares of one element are too short."""
     text = """graph @g(%x: f32[1,1,S]) -> (f32[*], f32[*]) {
