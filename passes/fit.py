@@ -101,22 +101,39 @@ class Fit(Pass):
         self, allowance: float, graph: Graph, stats: Counter[str], context: Context, start: Landscape
     ) -> _Round:
         """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
-        best: _Round | None = None
-        steps = [step * start.seconds for step in LADDER if self.budget and step * start.seconds < allowance]
-        for most in (*steps, allowance):
-            for goal in dict.fromkeys((self.budget or self.ignore, self.ignore)):
-                first = self._search(graph, stats, context, most, goal)
-                target = max(self.budget, first.peak)
-                if first.moves and first.peak <= start.peak * (1 - self.worth) and first.peak < sys.maxsize:
-                    second = self._round(graph.clone(), stats, context, target, most, len(first.again))
-                    if second.peak <= target * 1.01 and second.seconds <= first.seconds:
-                        first = second
-                if best is None or first.peak < best.peak:
-                    best = first
-                if best.peak <= self.budget:
-                    return best
-        assert best is not None
-        return best
+        if not self.budget:
+            first = self._search(graph, stats, context, allowance, self.ignore)
+            return self._cheapest(first, graph, stats, context, allowance, start)
+        # What costs most tells whether the budget can be reached at all.
+        least = self._search(graph, stats, context, allowance, self.budget)
+        if least.peak > self.budget:
+            lower = self._search(graph, stats, context, allowance, self.ignore)
+            least = lower if lower.peak < least.peak else least
+            if least.peak > self.budget:
+                return least
+        for share in LADDER:
+            if share * start.seconds < min(allowance, least.seconds):
+                for goal in dict.fromkeys((self.budget, self.ignore)):
+                    found = self._search(graph, stats, context, share * start.seconds, goal)
+                    if found.peak <= self.budget:
+                        return self._cheapest(found, graph, stats, context, share * start.seconds, start)
+        return self._cheapest(least, graph, stats, context, allowance, start)
+
+    def _cheapest(
+        self,
+        found: _Round,
+        graph: Graph,
+        stats: Counter[str],
+        context: Context,
+        allowance: float,
+        start: Landscape,
+    ) -> _Round:
+        """Do it once more with the cheapest tilings that reach the same peak."""
+        if not found.moves or start.peak * (1 - self.worth) < found.peak:
+            return found
+        target = max(self.budget, found.peak)
+        second = self._round(graph.clone(), stats, context, target, allowance, len(found.again))
+        return second if second.peak <= target * 1.01 and second.seconds <= found.seconds else found
 
     def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
         """Tile until the peak is down to `goal`: as it is, and with more and more computed again while that helps."""

@@ -252,14 +252,25 @@ def _body_bytes(
     alignment: int,
     unknown: list[str] | None,
 ) -> int:
-    inner = liveness(region, dims, workspace=workspace, alignment=alignment)
+    known = region.analysis(_known)
+    model = getattr(workspace, "__code__", workspace)  # closures of one function over the extents are one model
+    key = (frozenset(dims.items()), model, alignment, tuple(r.omitted for r in op.results))
+    if key not in known:
+        inner = liveness(region, dims, workspace=workspace, alignment=alignment)
+        lent = _lent(op, region, dims)
+        for storage in inner.storages:
+            if storage.values and storage.values[0] in lent:
+                storage.size = 0
+        known[key] = max(inner.curve, default=0), tuple(inner.unknown)
+    found, without_size = known[key]
     if unknown is not None:
-        unknown.extend(inner.unknown)
-    lent = _lent(op, region, dims)
-    for storage in inner.storages:
-        if storage.values and storage.values[0] in lent:
-            storage.size = 0
-    return max(inner.curve, default=0)
+        unknown.extend(without_size)
+    return found
+
+
+def _known(region: Graph) -> dict[object, tuple[int, tuple[str, ...]]]:
+    """What was found for a version of a body, by extents: an op is looked at again for every change around it."""
+    return {}
 
 
 def _lent(op: Op, region: Graph, dims: Mapping[str, int]) -> set[Value]:
