@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import spell
 from memoptc.runtime.devices import USUAL
@@ -27,6 +29,39 @@ _ANY = 1000.0
 """A slowdown that stands for none being too much: a budget was given, and no other limit."""
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """What is asked of 8-bit integers.
+
+    Args:
+        min_sqnr: Least signal to difference of every output, in decibels.
+        max_loss: Largest accepted loss of the metric.
+        fallback: Whether layers may stay in float for that.
+        study: Measure each layer alone even when accuracy is met without.
+    """
+
+    min_sqnr: float | None = None
+    max_loss: float | None = None
+    fallback: bool = True
+    study: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether it differs from nothing being asked."""
+        return self != Accuracy()
+
+    def options(self) -> list[str]:
+        """Options of `quantize-search`: where nothing is asked, its own."""
+        found = []
+        if self.min_sqnr is not None:
+            found.append(f"min_sqnr={float(self.min_sqnr)!r}")
+        elif self.max_loss is not None or not self.fallback:
+            found.append("min_sqnr=none")
+        found += [] if self.max_loss is None else [f"max_loss={float(self.max_loss)!r}"]
+        found += [] if self.fallback else ["fallback=false"]
+        return found + (["study=true"] if self.study else [])
+
+
 def pipeline_text(
     level: int,
     target: str = "float32",
@@ -37,6 +72,7 @@ def pipeline_text(
     device: str = USUAL,
     budget: int | None = None,
     slowdown: float | None = None,
+    accuracy: Accuracy = Accuracy(),
 ) -> str:
     """Give the pipeline of a level and target.
 
@@ -49,12 +85,18 @@ def pipeline_text(
         device: Profile to write for.
         budget: Bytes that the planned activations shall fit into; as few as possible when not given.
         slowdown: Largest ratio of run times; the level's when neither this nor a budget is given, and any for a budget.
+        accuracy: What is asked of int8 and uint8.
 
     Raises:
-        InputError: there is no such target.
+        InputError: there is no such target, or it cannot be held to an accuracy.
     """
     if target not in TARGETS:
         raise InputError(f"There is no target {target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+    if accuracy.asked and (target not in ("int8", "uint8") or not calibrated):
+        raise InputError(
+            "An accuracy can be asked of --target int8 and uint8 with --calibration only.",
+            hint="Give both, or hold other targets to --max-error.",
+        )
     parts = []
     if level >= 1:
         parts.append(_EXACT)
@@ -63,7 +105,7 @@ def pipeline_text(
     if target in _WEIGHTS:
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
-        parts += ["raise-opset", _quantize(target, calibrated, device, quantize_io), "drop-dead,drop-notes"]
+        parts += ["raise-opset", _quantize(target, calibrated, device, quantize_io, accuracy), "drop-dead,drop-notes"]
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
@@ -94,12 +136,13 @@ def _for_device(text: str, device: str) -> str:
     return text.removesuffix("}") + f",{option}}}" if text.endswith("}") else f"{text}{{{option}}}"
 
 
-def _quantize(target: str, calibrated: bool, device: str, outputs: bool) -> str:
-    options = [] if calibrated else ['form="dynamic"']
+def _quantize(target: str, calibrated: bool, device: str, outputs: bool, accuracy: Accuracy) -> str:
+    options = accuracy.options() if calibrated else ['form="dynamic"']
     if target != "int8":
         options.append(f'weights="{target}"')
     if device != USUAL:
         options.append(f"device={spell(device)}")
     if outputs and calibrated:
         options.append("outputs=true")
-    return "quantize" + (f"{{{','.join(options)}}}" if options else "")
+    name = "quantize-search" if calibrated else "quantize"
+    return name + (f"{{{','.join(options)}}}" if options else "")

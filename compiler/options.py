@@ -36,6 +36,12 @@ class Options:
         max_slowdown: Largest accepted ratio of median latencies, candidate to control.
         tune: Let passes measure what they made, instead of relying on predicted run times.
         max_error: Largest accepted error of an output relative to its scale.
+        min_sqnr: Least signal to difference of every output in decibels, for int8 and uint8 with calibration data:
+            layers stay in float as far as that needs it.
+        max_accuracy_loss: Largest accepted loss of the metric, as `min_sqnr`.
+        metric: What measures accuracy: `module:function` or a function (see `memoptc.runtime.quality.Metric`); top-1
+            on labels that come with the data when not given.
+        fallback: Whether layers may stay in float.
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         freeze: Extents that become part of the model.
         freeze_runtime: Make onnxruntime's own optimization part of the model, so that it runs in our order.
@@ -62,6 +68,10 @@ class Options:
     max_slowdown: float | None = None
     tune: bool = False
     max_error: float | None = None
+    min_sqnr: float | None = None
+    max_accuracy_loss: float | None = None
+    metric: Any = None
+    fallback: bool = True
     dims: Mapping[str, int] = field(default_factory=dict)
     freeze: Mapping[str, int] = field(default_factory=dict)
     freeze_runtime: bool = False
@@ -94,6 +104,8 @@ class Options:
             raise InputError(
                 "Weights are packed for a graph that onnxruntime runs as it is.", hint="Add --freeze-runtime."
             )
+        if self.metric is not None and self.max_accuracy_loss is None:
+            raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
         if self.verify not in VERIFY_MODES:
             raise InputError(f"verify={self.verify!r} is unknown.", hint=f"Use {', '.join(VERIFY_MODES)}.")
         for name, extent in (*self.dims.items(), *self.freeze.items()):
@@ -107,7 +119,7 @@ class Options:
             value = getattr(self, f.name)
             if f.name in ("progress",):
                 continue
-            if f.name in ("calibration", "validation") and value is not None and not isinstance(value, str):
+            if f.name in ("calibration", "validation", "metric") and value is not None and not isinstance(value, str):
                 value = str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
             found[f.name] = dict(value) if isinstance(value, Mapping) else value
         return found

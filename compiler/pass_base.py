@@ -28,6 +28,9 @@ class Context:
         target: Numbers asked for.
         dims: Extents of symbolic dimensions to plan with.
         calibration: Samples to observe (re-iterable), or `None`.
+        validation: Samples to hold results against (re-iterable), or `None`.
+        metric: What measures accuracy (see `memoptc.runtime.quality.Metric`), or `None`.
+        force: Whether a missed target is only a warning.
         scratch: An existing folder for temporary files.
         slowdown: Measures a graph: its run time over the original's; `None` when nothing is to be measured.
         say: Tells the user where a long pass stands.
@@ -40,6 +43,9 @@ class Context:
     target: str = "float32"
     dims: Mapping[str, int] = field(default_factory=dict)
     calibration: Any = None
+    validation: Any = None
+    metric: Any = None
+    force: bool = False
     scratch: Path = Path()
     slowdown: Callable[[Graph], float] | None = None
     say: Callable[[str], None] = _silent

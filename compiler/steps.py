@@ -45,6 +45,7 @@ from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.liveness import liveness, peak
 from memoptc.runtime.memory.plan import Plan
+from memoptc.runtime.quality import load_metric
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.source import Source
@@ -82,8 +83,11 @@ class Inputs:
         self.raw = options.validation if options.validation is not None else options.calibration
         self.kind = "validation" if options.validation is not None else "calibration"
         self.raw = None if self.raw is None else _plain_path(self.raw)
+        self.validation = self.calibration
+        if options.validation is not None:
+            self.validation = Data(self.raw, types, optional)
         self.first: dict[str, Any] | None = None
-        for data in (self.calibration, Data(self.raw, types, optional) if self.raw is not None else None):
+        for data in (self.calibration, self.validation):
             if data is not None:
                 self.first = next(iter(data)).feed
         self.dims = self._extents(graph)
@@ -227,6 +231,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         device=device_of(options),
         budget=options.memory_budget,
         slowdown=options.max_slowdown,
+        accuracy=levels.Accuracy(options.min_sqnr, options.max_accuracy_loss, options.fallback),
     )
     return parse(text)
 
@@ -294,6 +299,7 @@ def run_passes(
         raise
     report.warnings.extend(context.warnings)
     report.decisions.extend(context.decisions)
+    report.precision = context.results.get("precision")
     border = border_since(graph, source.graph)
     return Compiled(context.results.get("plan"), bool(context.results.get("frozen")), border)
 
@@ -329,6 +335,9 @@ def _context(options: Options, data: Inputs, scratch: Path) -> Context:
         target=options.target,
         dims=data.dims,
         calibration=data.calibration,
+        validation=data.validation,
+        metric=None if options.metric is None else load_metric(options.metric),
+        force=options.force,
         scratch=scratch,
     )
 

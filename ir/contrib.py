@@ -10,7 +10,7 @@ from onnx_shape_inference import registry
 
 _DOMAIN = "com.microsoft"
 
-_LIKE = {"FusedConv": ("Conv", 11), "FusedGemm": ("Gemm", 13)}
+_LIKE = {"FusedConv": ("Conv", 11), "FusedGemm": ("Gemm", 13), "DynamicQuantizeLSTM": ("LSTM", 14)}
 """Operators whose results have the shapes of another operator's."""
 
 _FLOAT_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")

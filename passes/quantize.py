@@ -20,7 +20,8 @@ from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
 from memoptc.runtime.devices import USUAL, Device, load_device
 
-_DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
+DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
+"""Element types of weight codes, by their names as options."""
 _ACTIVATIONS = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
 
 
@@ -68,7 +69,7 @@ class Quantize(Pass):
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
         self._check()
         device = load_device(self.device)
-        dtype, bits = _DTYPES[self.weights], device.weight_bits(self.weights)
+        dtype, bits = DTYPES[self.weights], device.weight_bits(self.weights)
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
         if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
             if not device.signed:
@@ -97,7 +98,7 @@ class Quantize(Pass):
     def _check(self) -> None:
         for name, value, known in (
             ("form", self.form, ("auto", "static", "dynamic")),
-            ("weights", self.weights, tuple(_DTYPES)),
+            ("weights", self.weights, tuple(DTYPES)),
             ("activations", self.activations, ("auto", *_ACTIVATIONS)),
             ("convolutions", self.convolutions, ("weights", "integer")),
         ):

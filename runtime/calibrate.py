@@ -42,6 +42,7 @@ class Range:
         count: Elements seen.
         histogram: Their distribution, where the method needed one.
         method: What chose `min` and `max`.
+        extremes: Smallest and largest value seen.
     """
 
     min: float
@@ -49,6 +50,7 @@ class Range:
     count: int
     histogram: Histogram | None = None
     method: str = "minmax"
+    extremes: tuple[float, float] = (0.0, 0.0)
 
 
 def calibrate(
@@ -112,7 +114,7 @@ def calibrate(
         if method != "minmax":
             histogram = seen[name].histogram()
             (low, high), chosen = observe(histogram, (low, high), method, percentile)
-        found[name] = Range(low, high, seen[name].count, histogram, chosen)
+        found[name] = Range(low, high, seen[name].count, histogram, chosen, (seen[name].low, seen[name].high))
     if kept is not None:
         kept.done()
     return found

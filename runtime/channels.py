@@ -56,7 +56,7 @@ class Channels:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             return False
         total = rows.sum(1, dtype=np.float64)
-        squares = np.array([np.square(row, dtype=np.float64).sum() for row in rows])
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         if self.count:
             low, high = np.minimum(low, self.low), np.maximum(high, self.high)
             total, squares = total + self.total, squares + self.squares

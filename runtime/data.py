@@ -92,7 +92,7 @@ class Data:
                 return text, lambda: self._file(path, split=True)
             module, colon, function = text.rpartition(":")
             if colon and module and function.isidentifier() and not path.exists():
-                call = _load_function(module, function)
+                call = load_function(module, function)
                 return text, lambda: self._dicts(_call(call, text), text)
             if not path.exists():
                 raise InputError(
@@ -347,7 +347,12 @@ def _check_shape(
                 )
 
 
-def _load_function(module: str, function: str) -> Callable[[], Feeds]:
+def load_function(module: str, function: str) -> Callable[..., Any]:
+    """Import a user's function; the current folder counts as a place of modules.
+
+    Raises:
+        InputError: there is no such module or function.
+    """
     added = os.getcwd() not in sys.path and "" not in sys.path
     if added:
         sys.path.insert(0, os.getcwd())
@@ -360,7 +365,7 @@ def _load_function(module: str, function: str) -> Callable[[], Feeds]:
             sys.path.remove(os.getcwd())
     if not callable(found):
         raise InputError(f"{module} has no function {function!r}.")
-    call: Callable[[], Feeds] = found
+    call: Callable[..., Any] = found
     return call
 
 

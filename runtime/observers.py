@@ -49,8 +49,14 @@ class _Points:
         if scale <= 0.0:
             return float(self.weights @ np.abs(self.values) ** power)
         zero = np.round(-low / scale)
-        codes = np.clip(np.round(self.values / scale) + zero, 0, LEVELS - 1)
-        return float(self.weights @ np.abs(self.values - (codes - zero) * scale) ** power)
+        codes = np.rint(self.values / scale)
+        np.minimum(np.maximum(codes, -zero, out=codes), LEVELS - 1 - zero, out=codes)
+        codes *= -scale
+        codes += self.values
+        error = np.abs(codes, out=codes)
+        if power == 2.0:
+            return float(self.weights @ np.square(error))
+        return float(self.weights @ (error * np.square(error) if power == 3.0 else error**power))
 
     def search(self, ends: Ends, power: float) -> Ends:
         """Give the ends with the least error.

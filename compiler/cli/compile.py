@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import Binding, Bytes, common, dim_option
+from memoptc.cli.options import Binding, Bytes, accuracy_options, common, dim_option
 from memoptc.cli.show import Progress, print_result
 from memoptc.levels import TARGETS
 
@@ -32,6 +32,7 @@ from memoptc.levels import TARGETS
     "--tune", is_flag=True, help="Measure what tiling made, instead of relying on predicted run times (slow)."
 )
 @click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
+@accuracy_options
 @dim_option
 @click.option("--freeze", multiple=True, type=Binding(), help="Make a symbolic dimension static, e.g. N=8.")
 @click.option(

@@ -30,6 +30,7 @@ COMMANDS = {
     "run": "memoptc.cli.run",
     "verify": "memoptc.cli.verify",
     "bisect": "memoptc.cli.bisect",
+    "study": "memoptc.cli.study",
 }
 
 

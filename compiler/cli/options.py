@@ -87,3 +87,27 @@ dim_option = click.option(
     type=Binding(),
     help="Extent of a symbolic dimension for planning, measuring and verifying; the model stays dynamic.",
 )
+
+
+def accuracy_options(function: F) -> F:
+    """Add the options that hold 8-bit integers to an accuracy."""
+    for option in reversed(
+        [
+            click.option("--min-sqnr", type=float, help="Least signal to difference of every output, in dB, for int8."),
+            click.option(
+                "--max-accuracy-loss",
+                type=click.FloatRange(min=0),
+                help="Largest accepted loss of the metric, e.g. 0.005, for int8.",
+            ),
+            click.option(
+                "--metric", metavar="MODULE:FUNCTION", help="What measures accuracy; top-1 on labels if not given."
+            ),
+            click.option(
+                "--fallback/--no-fallback",
+                default=True,
+                help="Whether layers may stay in float for that; else exit code 3 when it is not met.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function

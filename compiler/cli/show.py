@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -61,6 +62,8 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
     console.print(result_table(report))
     _print_curves(report, console)
     console.print(verdict(report), soft_wrap=True)
+    if report.precision is not None and any(r["decision"] != "integer" for r in report.precision["layers"]):
+        console.print(layer_table(report.precision, all_layers=verbose))
     if verbose:
         console.print(pass_table(report))
         for decision in report.decisions:
@@ -107,4 +110,27 @@ def pass_table(report: Report) -> Table:
     for p in report.passes:
         did = ", ".join(f"{k} {v}" for k, v in p.stats.items())
         table.add_row(p.name, f"{p.seconds:.2f}", f"{p.nodes_before} → {p.nodes_after}", escape(did))
+    return table
+
+
+def layer_table(precision: dict[str, Any], *, all_layers: bool) -> Table:
+    """One line per layer: its weights, what it does to the output alone, what was decided.
+
+    Args:
+        precision: As in the report.
+        all_layers: Also those that run on integers.
+    """
+    reached = precision["reached"]
+    table = Table(
+        title=f"layers; {reached['setting']}: {reached['sqnr_db']:.1f} dB on {reached['samples']} samples",
+        title_justify="left",
+    )
+    for heading in ("layer", "operator", "weights", "alone dB", "decision"):
+        table.add_column(heading, justify="right" if heading in ("weights", "alone dB") else "left")
+    for row in precision["layers"]:
+        if all_layers or row["decision"] != "integer":
+            about = "" if row["measured"] else "~"
+            table.add_row(
+                escape(row["layer"]), row["op"], size(row["bytes"]), f"{about}{row['alone_db']:.1f}", row["decision"]
+            )
     return table

@@ -98,6 +98,8 @@ class Report:
         accuracy: A task figure before and after, where the data carries labels.
         kernels: Which nodes of a quantized candidate onnxruntime runs on integers, and which fall back to float.
         environment: Versions and threads that the measurements hold for.
+        precision: Where 8-bit integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty
+            when accuracy was met with all on integers) and `reached` (setting, SQNR, metric).
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class Report:
     decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] | None = None
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +132,7 @@ class Report:
                 "decisions": [vars(d) for d in self.decisions],
                 "warnings": self.warnings,
                 "environment": self.environment,
+                "precision": self.precision,
                 "seconds": round(self.seconds, 3),
             }
         )

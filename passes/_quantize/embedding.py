@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,14 +12,14 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.numerics import weight_codes
+from memoptc.passes._quantize.static import Memo
 
 SMALLEST = 65536
 """Tables below this many bytes are not worth two more nodes."""
 
 
-def quantize_tables(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> None:
-    """Code float32 matrices that only Gather (axis 0) reads."""
-    domain = "" if (ops.opset_of(graph) or 0) >= 13 else ops.MICROSOFT
+def tables(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> Iterator[Op]:
+    """Find Gathers (axis 0) of float32 matrices that nobody else reads and that are worth it."""
     for op in list(graph.walk("Gather")):
         table = op.operand.tensor
         if op.name in excluded or "Gather" in excluded or table is None or op.attrs.get("axis", 0) != 0:
@@ -28,15 +29,26 @@ def quantize_tables(graph: Graph, excluded: frozenset[str], stats: Counter[str])
         if not op.operand.single_use or not np.isfinite(table.numpy()).all():
             stats["left Gather: its table has other users"] += 1
             continue
-        _quantize(op, domain)
+        yield op
+
+
+def quantize_tables(graph: Graph, excluded: frozenset[str], stats: Counter[str], memo: Memo | None = None) -> None:
+    """Code the tables of Gather; `memo` as for the emitter of codes."""
+    memo = {} if memo is None else memo
+    domain = "" if (ops.opset_of(graph) or 0) >= 13 else ops.MICROSOFT
+    for op in list(tables(graph, excluded, stats)):
+        _quantize(op, domain, memo)
         stats["quantized Gather"] += 1
 
 
-def _quantize(op: Op, domain: str) -> None:
+def _quantize(op: Op, domain: str, memo: Memo) -> None:
     assert op.graph is not None
     table = op.operand
     assert table.tensor is not None
-    codes = weight_codes(table.tensor.numpy(), 1, DType.INT8)
+    key = (id(table.tensor), 1, False)
+    if key not in memo:
+        memo[key] = weight_codes(table.tensor.numpy(), 1, DType.INT8)
+    codes = memo[key]
     builder = Builder(op.graph, before=op, loc=op.loc.union(rule="quantize"))
     result = op.result.type
     shape = result.shape if isinstance(result, TensorType) else None

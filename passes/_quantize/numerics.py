@@ -63,7 +63,13 @@ class Codes:
         return np.full(self.scales.shape, self.zero_point, self.codes.dtype)
 
 
-def weight_codes(weight: npt.NDArray[np.generic], axis: int | None, dtype: DType, bits: int = 8) -> Codes:
+CLIPPED = tuple(1.0 - step / 40 for step in range(17))
+"""Parts of a channel's largest magnitude that a search tries as the largest code."""
+
+
+def weight_codes(
+    weight: npt.NDArray[np.generic], axis: int | None, dtype: DType, bits: int = 8, energy: Floats | None = None
+) -> Codes:
     """Quantize weights symmetrically: the largest magnitude of a channel becomes the largest code.
 
     Args:
@@ -71,11 +77,16 @@ def weight_codes(weight: npt.NDArray[np.generic], axis: int | None, dtype: DType
         axis: Channel axis, or `None` for one scale for all.
         dtype: INT8, or UINT8 (the same codes plus 128).
         bits: 8, or 7 for devices whose 8-bit products saturate (see `memoptc.runtime.devices`).
+        energy: How much a squared error at each weight counts, broadcast to the weights. When given, each channel is
+            clipped where its error is least instead.
     """
     w = np.asarray(weight, np.float64)
     top = 2 ** (bits - 1) - 1
     others = None if axis is None else tuple(i for i in range(w.ndim) if i != axis)
     magnitude = np.max(np.abs(w), axis=others, initial=0.0)
+    if energy is not None and others is not None:
+        assert axis is not None
+        magnitude = _clipped(w, magnitude, energy, top, axis)
     scales = np.asarray(magnitude / top, np.float32)
     scales = np.where(scales < _SMALLEST, np.float32(1.0), scales).astype(np.float32)
     spread = scales.astype(np.float64)
@@ -85,6 +96,19 @@ def weight_codes(weight: npt.NDArray[np.generic], axis: int | None, dtype: DType
     if dtype == DType.UINT8:
         return Codes((codes.astype(np.int16) + 128).astype(np.uint8), scales, 128, axis)
     return Codes(codes, scales, 0, axis)
+
+
+def _clipped(w: Floats, magnitude: Floats, energy: Floats, top: int, axis: int) -> Floats:
+    """Where to clip each channel for the least weighted squared error."""
+    spread = [-1 if i == axis else 1 for i in range(w.ndim)]
+    others = tuple(i for i in range(w.ndim) if i != axis)
+    best, least = magnitude, np.full(magnitude.shape, np.inf)
+    for part in CLIPPED:
+        step = (np.maximum(part * magnitude, _SMALLEST) / top).reshape(spread)
+        coded = np.clip(np.round(w / step), -top, top) * step
+        error = (np.square(w - coded) * energy).sum(others)
+        best, least = np.where(error < least, part * magnitude, best), np.minimum(error, least)
+    return best
 
 
 def bias_codes(bias: npt.NDArray[np.generic], scales: npt.NDArray[np.floating]) -> npt.NDArray[np.int32] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,20 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.bias import bias_behind, will_be_joined
+from memoptc.passes._quantize.correct import (
+    NO_CORRECTION,
+    Correction,
+    mean_shift,
+    output_axis,
+    shift_following,
+    spread_inputs,
+)
 from memoptc.passes._quantize.existing import Existing, decoded_weight, find_existing, is_decoder, reads_codes
 from memoptc.passes._quantize.numerics import Codes, Scale, activation_scale, bias_codes, weight_codes
 from memoptc.runtime.devices import Device
+
+Memo: TypeAlias = dict[tuple[int, int, bool], Codes]
+"""Codes of weights by the tensor's identity, the axis, and whether they are clipped."""
 
 
 @dataclass
@@ -31,6 +43,7 @@ class Choice:
         kept: Products and convolutions whose weights are codes already, in order.
         existing: Codes that the model brought along.
         device: What has integer kernels.
+        decoded: Products and convolutions in float whose weights are stored as integers.
     """
 
     device: Device
@@ -41,6 +54,7 @@ class Choice:
     absorbed: dict[Value, Op] = field(default_factory=dict)
     kept: dict[Op, None] = field(default_factory=dict)
     existing: Existing = field(default_factory=Existing)
+    decoded: dict[Op, None] = field(default_factory=dict)
 
     def result_of(self, op: Op) -> Value:
         """The op's result, behind an absorbed activation."""
@@ -56,7 +70,13 @@ class Choice:
 
 
 def choose(
-    graph: Graph, excluded: frozenset[str], stats: Counter[str], device: Device, *, outputs: bool = False
+    graph: Graph,
+    excluded: frozenset[str],
+    stats: Counter[str],
+    device: Device,
+    *,
+    outputs: bool = False,
+    decoded: frozenset[str] = frozenset(),
 ) -> Choice:
     """Decide what to quantize in the top graph; reasons for leaving something go into `stats`.
 
@@ -66,6 +86,7 @@ def choose(
         stats: Gets the reasons.
         device: What has integer kernels.
         outputs: Whether outputs shall be codes, too, where an operator with an integer kernel makes them.
+        decoded: Names of nodes that compute in float, with weights stored as integers.
     """
     choice = Choice(device, existing=find_existing(graph))
     choice.tensors = dict.fromkeys(choice.existing.scales)
@@ -78,8 +99,10 @@ def choose(
         reason = "excluded by name" if op.name in excluded or op.key in excluded else _why_not(op)
         if reason:
             stats[f"left {op.op_type}: {reason}"] += 1
-            continue
-        choice.heavy[op] = None
+        elif op.name in decoded:
+            choice.decoded[op] = None
+        else:
+            choice.heavy[op] = None
     for op in graph.ops:
         if op in choice.heavy or op in choice.kept:
             choice.tensors[op.operand] = None
@@ -162,6 +185,8 @@ class Emitter:
         bits: Bits of weights.
         stats: Counts what was done.
         activations: Element type of activation codes.
+        correction: What calibration says of channels, for better codes and biases.
+        memo: Codes of weights by tensor, to use and to add to: for many copies of one graph.
     """
 
     def __init__(
@@ -173,15 +198,18 @@ class Emitter:
         bits: int,
         stats: Counter[str],
         activations: DType = DType.UINT8,
+        correction: Correction = NO_CORRECTION,
+        memo: Memo | None = None,
     ) -> None:
         self.graph, self.choice, self.scales = graph, choice, scales
         self.dtype, self.bits, self.stats = dtype, bits, stats
         # Codes per channel exist from opset 13 on, of 16 bits from 21; onnxruntime's own operators have them in any.
         self.domain = "" if (ops.opset_of(graph) or 0) >= (13 if activations.bitwidth == 8 else 21) else ops.MICROSOFT
-        self.activations = activations
-        self.coded: dict[Value, Value] = {}
+        self.activations, self.correction = activations, correction
         self.existing = choice.existing
-        self._weights: dict[tuple[Value, int | None], tuple[Value, Codes]] = {}
+        self._coded: dict[tuple[Value, int], Codes] = {}
+        self._memo: Memo = {} if memo is None else memo
+        self._decoded: dict[tuple[Value, int | None], Value] = {}
 
     def emit(self) -> None:
         """Insert all pairs, then put integer weights in."""
@@ -196,6 +224,16 @@ class Emitter:
         for op in self.choice.heavy:
             if self._source(op.operand) is not None:
                 self._weighted(op)
+        for op in self.choice.decoded:
+            weight = op.operands[1]
+            assert weight.tensor is not None
+            codes = self._codes(weight, output_axis(op))
+            bias, scale = op.input(2), self._source(op.operand)
+            if bias is not None and bias.tensor is not None and scale is not None and self.domain:
+                # onnxruntime codes a float bias between coded operands by itself, but below opset 13 not validly
+                self._code_bias(op, bias.tensor.numpy(), scale, codes)
+            op.set_operand(1, self._weight(weight, codes))
+            self.stats[f"weights only {op.op_type}"] += 1
         for op in self.choice.light:
             for index, value in enumerate(op.operands):
                 if value.tensor is not None and op.op_type in ("Add", "Mul"):
@@ -238,11 +276,15 @@ class Emitter:
         """The code of the value that a DequantizeLinear gives."""
         if value in self.existing.scales and is_decoder(value.op):
             return self.existing.scales[value]
+        tensor = self._uncoded(value)
+        return None if tensor is None else self.scales.get(tensor)
+
+    def _uncoded(self, value: Value) -> Value | None:
+        """The activation whose code a DequantizeLinear reads."""
         op = value.op
-        if op is None or op.op_type != "DequantizeLinear":
+        if op is None or op.op_type != "DequantizeLinear" or op.operand.op is None:
             return None
-        quantize = op.operand.op
-        return self.scales.get(quantize.operand) if quantize is not None else None
+        return op.operand.op.operands[0] if op.operand.op.op_type == "QuantizeLinear" else None
 
     def _pair(self, value: Value) -> None:
         scale, op = self.scales[value], value.op
@@ -263,7 +305,6 @@ class Emitter:
         for user, index in users:
             if integer_producer or self.choice.quantized(user):
                 user.set_operand(index, real)
-        self.coded[value] = real
         self.stats["tensors coded"] += 1
 
     def _first(self) -> Op | None:
@@ -282,31 +323,54 @@ class Emitter:
 
     def _weighted(self, op: Op) -> None:
         weight, bias = op.operands[1], op.input(2)
-        axis = 0 if op.op_type == "Conv" or op.attrs.get("transB", 0) else 1
-        scale = self._source(op.operand)
+        scale, seen = self._source(op.operand), self.correction.of(self._uncoded(op.operand))
         assert scale is not None
         assert weight.tensor is not None
-        codes = weight_codes(weight.tensor.numpy(), axis, self.dtype, self.bits)
-        new_bias = None
-        steps = np.float64(scale.scale) * codes.scales.astype(np.float64)
+        floats = weight.tensor.numpy()
+        energy = None if seen is None or not self.correction.clip else spread_inputs(op, seen.mean_square)
+        codes = self._codes(weight, output_axis(op), energy)
+        offset = None
+        if seen is not None and self.correction.bias:
+            offset = mean_shift(op, floats, codes, seen.mean)
+            if bias is None and offset is not None and shift_following(op, offset):
+                self.stats["biases corrected"] += 1
         if op.op_type == "MatMul" and will_be_joined(op):
-            self._code_bias_behind(op, steps)
+            self._code_bias_behind(op, np.float64(scale.scale) * codes.scales.astype(np.float64))
         if bias is not None:
             assert bias.tensor is not None
-            spread = np.broadcast_to(np.asarray(bias.tensor.numpy(), np.float64).reshape(-1), steps.shape)
-            new_bias = bias_codes(spread, steps.astype(np.float32))
-            if new_bias is None and scale.dtype.bitwidth == 8:
+            floats = bias.tensor.numpy()
+            if offset is not None:
+                floats = np.asarray(floats, np.float64).reshape(-1) - offset
+                self.stats["biases corrected"] += 1
+            # Steps of 16-bit activations are so small that a bias may not fit; no kernel needs it in codes there.
+            if not self._code_bias(op, floats, scale, codes) and scale.dtype.bitwidth == 8:
                 self.stats[f"left {op.op_type}: bias too large for its scale"] += 1
                 return
-            # Steps of 16-bit activations are so small that a bias may not fit; no kernel needs it in codes there.
-            if new_bias is not None:
-                op.set_operand(2, self._bias(op, bias, new_bias, steps.astype(np.float32)))
-        op.set_operand(1, self._weight(op, weight, codes))
+        op.set_operand(1, self._weight(weight, codes))
         self.stats[f"quantized {op.op_type}"] += 1
 
-    def _weight(self, op: Op, weight: Value, codes: Codes) -> Value:
+    def _code_bias(self, op: Op, bias: npt.NDArray[np.generic], scale: Scale, codes: Codes) -> bool:
+        """Put integers in the place of a bias; gives whether it fits them."""
+        steps = np.float64(scale.scale) * codes.scales.astype(np.float64)
+        spread = np.broadcast_to(np.asarray(bias, np.float64).reshape(-1), steps.shape)
+        found = bias_codes(spread, steps.astype(np.float32))
+        if found is not None:
+            op.set_operand(2, self._bias(op, op.operands[2], found, steps.astype(np.float32)))
+        return found is not None
+
+    def _codes(self, weight: Value, axis: int, energy: npt.NDArray[np.float64] | None = None) -> Codes:
+        """Codes of a weight; the first reader of a shared one decides."""
+        assert weight.tensor is not None
+        if (weight, axis) not in self._coded:
+            key = (id(weight.tensor), axis, energy is not None)
+            if key not in self._memo:
+                self._memo[key] = weight_codes(weight.tensor.numpy(), axis, self.dtype, self.bits, energy)
+            self._coded[weight, axis] = self._memo[key]
+        return self._coded[weight, axis]
+
+    def _weight(self, weight: Value, codes: Codes) -> Value:
         key = (weight, codes.axis)
-        if key not in self._weights:
+        if key not in self._decoded:
             builder = Builder(self.graph, before=self._first())
             operands = [
                 builder.const(codes.codes, f"{weight.name}_quantized"),
@@ -314,9 +378,10 @@ class Emitter:
                 builder.const(codes.zero_points, f"{weight.name}_zero_point"),
             ]
             attrs = {} if codes.axis is None else {"axis": codes.axis}
-            real = self._op(builder, "DequantizeLinear", operands, weight.type, f"{weight.name}_dequantized", **attrs)
-            self._weights[key] = (real, codes)
-        return self._weights[key][0]
+            self._decoded[key] = self._op(
+                builder, "DequantizeLinear", operands, weight.type, f"{weight.name}_dequantized", **attrs
+            )
+        return self._decoded[key]
 
     def _code_bias_behind(self, op: Op, steps: npt.NDArray[np.float64]) -> None:
         found = bias_behind(op)
@@ -334,7 +399,6 @@ class Emitter:
         operands = [
             builder.const(codes, f"{bias.name}_quantized"),
             builder.const(steps, f"{bias.name}_scale"),
-            builder.const(np.zeros(steps.shape, np.int32), f"{bias.name}_zero_point"),
         ]
         type_ = TensorType(DType.FLOAT, (len(codes),))
         return self._op(builder, "DequantizeLinear", operands, type_, f"{bias.name}_dequantized", axis=0)

@@ -208,6 +208,6 @@ def test_a_trained_model_keeps_its_codes(name: str) -> None:
     before = read_onnx(zoo.ZOO.path(name))
     assert {k for k in codes(before) if k[0] == "QuantizeLinear"} <= set(codes(found.graph))
     assert found.report.verification["passed"]
-    stats = next(p.stats for p in found.report.passes if p.name == "quantize")
+    stats = next(p.stats for p in found.report.passes if p.name == "quantize-search")
     assert stats["kept: quantized already"] >= 8
     assert not any(k.startswith("completed") for k in stats)

@@ -1,0 +1,222 @@
+"""One way to quantize a graph, tried on a copy: settings, calibrated variants, the outcome on data."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.onnx_io import write_into
+from memoptc.ir.types import DType
+from memoptc.pass_base import Context, Pass
+from memoptc.passes._migrate.sites import read_axis
+from memoptc.passes._quantize import embedding
+from memoptc.passes._quantize.correct import Correction
+from memoptc.passes._quantize.numerics import Scale, activation_scale
+from memoptc.passes._quantize.observe import observe
+from memoptc.passes._quantize.recurrent import quantize_recurrent, recurrent
+from memoptc.passes._quantize.static import Choice, Emitter, Memo, choose, is_float32, share_scales
+from memoptc.runtime.calibrate import Range, calibrate
+from memoptc.runtime.channels import Channels, channel_statistics
+from memoptc.runtime.devices import Device
+from memoptc.runtime.observers import observe as cover
+from memoptc.runtime.quality import Examiner, Quality
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How codes are chosen.
+
+    Args:
+        recoveries: Passes that prepare the graph.
+        method: Ranges of activations; see `memoptc.runtime.observers`.
+        clip: Clip weights where the error of the product is least.
+        bias: Correct biases.
+    """
+
+    recoveries: tuple[Pass, ...] = ()
+    method: str = "auto"
+    clip: bool = False
+    bias: bool = False
+
+    def __str__(self) -> str:
+        parts = [p.name for p in self.recoveries] + [f"ranges by {self.method}"]
+        parts += ["clipped weights"] if self.clip else []
+        return ", ".join(parts + (["corrected biases"] if self.bias else []))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What codes weights have, whatever the setting.
+
+    Args:
+        dtype: Element type.
+        bits: Bits.
+        device: What has integer kernels.
+        percentile: For the method of that name, in percent.
+        excluded: Node names and operators that stay in float.
+        embeddings: Also code tables of Gather.
+        recurrent: Also code weights of LSTM.
+        outputs: Whether outputs shall be codes, too.
+    """
+
+    dtype: DType
+    bits: int
+    device: Device
+    percentile: float = 99.99
+    excluded: frozenset[str] = frozenset()
+    embeddings: bool = True
+    recurrent: bool = True
+    outputs: bool = False
+
+    def choose(self, graph: Graph, excluded: frozenset[str], stats: Counter[str], decoded: frozenset[str]) -> Choice:
+        """Decide what to quantize in a graph, as `static.choose`."""
+        return choose(graph, excluded, stats, self.device, outputs=self.outputs, decoded=decoded)
+
+
+@dataclass
+class Variant:
+    """A graph after recoveries, with what calibration saw in it.
+
+    Args:
+        graph: The graph in float.
+        context: Of the compile.
+        codes: What codes weights have.
+        checkpoint: A folder for interrupted calibration, or `None`.
+        stats: What the recoveries did.
+        memo: Codes of weights, for the next copy.
+    """
+
+    graph: Graph
+    context: Context
+    codes: Codes
+    checkpoint: Path | None = None
+    stats: Counter[str] = field(default_factory=Counter)
+    memo: Memo = field(default_factory=dict)
+    _covers: dict[str, dict[Value, Scale]] = field(default_factory=dict)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """All that can be quantized."""
+        return self.codes.choose(self.graph, self.codes.excluded, Counter(), frozenset())
+
+    @cached_property
+    def ranges(self) -> dict[Value, Range]:
+        """What calibration saw of each activation."""
+        wanted = [v for v in self.choice.tensors if is_float32(v)]
+        data, kept = self.context.calibration, self.checkpoint
+
+        def look(path: Path, names: dict[str, Value]) -> dict[str, Range]:
+            return calibrate(path, names, data, "auto", checkpoint=kept)
+
+        return observe(self.graph, wanted, self.context, look)
+
+    @cached_property
+    def channels(self) -> dict[Value, Channels]:
+        """What the channels hold that products and convolutions read."""
+        axes = {op.operand: read_axis(op) for op in self.choice.heavy if is_float32(op.operand)}
+
+        def look(path: Path, names: dict[str, Value]) -> dict[str, Channels]:
+            return channel_statistics(path, {n: axes[v] for n, v in names.items()}, self.context.calibration)
+
+        return observe(self.graph, axes, self.context, look)
+
+    def scales(self, method: str) -> dict[Value, Scale]:
+        """Codes of all activations, by one method."""
+        if method not in self._covers:
+            found = self._covers[method] = {}
+            for value, seen in self.ranges.items():
+                assert seen.histogram is not None
+                ends = (seen.min, seen.max)
+                if method != "auto":
+                    ends, _ = cover(seen.histogram, seen.extremes, method, self.codes.percentile)
+                found[value] = activation_scale(*ends)
+        return self._covers[method]
+
+    def quantized(
+        self,
+        setting: Setting,
+        excluded: Iterable[str] = (),
+        decoded: Iterable[str] = (),
+        stats: Counter[str] | None = None,
+    ) -> Graph:
+        """Give a quantized copy.
+
+        Args:
+            setting: How.
+            excluded: Names of nodes to leave in float.
+            decoded: Names of nodes that compute in float with integer weights.
+            stats: Counts what was done.
+        """
+        stats = Counter() if stats is None else stats
+        mapping: dict[Value, Value] = {}
+        graph = self.graph.clone(mapping)
+        left = self.codes.excluded | frozenset(excluded)
+        choice = self.codes.choose(graph, left, stats, frozenset(decoded))
+        covers = self.scales(setting.method)
+        scales = {mapping[v]: scale for v, scale in covers.items() if mapping[v] in choice.tensors}
+        share_scales(choice, scales)
+        correction = Correction()
+        if setting.clip or setting.bias:
+            channels = {mapping[v]: c for v, c in self.channels.items()}
+            correction = Correction(channels, setting.clip, setting.bias)
+        Emitter(
+            graph, choice, scales, self.codes.dtype, self.codes.bits, stats, correction=correction, memo=self.memo
+        ).emit()
+        if self.codes.embeddings:
+            embedding.quantize_tables(graph, left, stats, self.memo)
+        for op in list(recurrent(graph, left)) if self.codes.recurrent else ():
+            quantize_recurrent(op)
+            stats["quantized LSTM"] += 1
+        return graph
+
+
+class Trials:
+    """Runs copies of a graph against it.
+
+    Args:
+        examiner: Holds them against the graph in float.
+        folder: Where a copy lies while it runs.
+    """
+
+    def __init__(self, examiner: Examiner, folder: Path) -> None:
+        self.examiner, self._path = examiner, folder / "trial.onnx"
+        self.count = 0
+
+    def quick(self, graph: Graph, most: int | None = None) -> Quality:
+        """Compare on few samples."""
+        return self._with(graph, lambda path: self.examiner.quick(path, most))
+
+    def full(self, graph: Graph) -> Quality:
+        """Compare on all, and measure the metric."""
+        return self._with(graph, self.examiner.full)
+
+    def _with(self, graph: Graph, look: Callable[[Path], Quality]) -> Quality:
+        self.count += 1
+        files = write_into(graph, self._path)
+        try:
+            return look(self._path)
+        except MemoptcError:  # what onnxruntime does not run is no candidate
+            return Quality({"": math.inf}, 0, -math.inf)
+        finally:
+            for file in files:
+                file.unlink(missing_ok=True)
+
+
+def name_layers(graph: Graph, codes: Codes) -> dict[str, Op]:
+    """Give everything with weights that can be quantized a name of its own, and list it, in order."""
+    layers: dict[str, Op] = {}
+    found = codes.choose(graph, codes.excluded, Counter(), frozenset()).heavy
+    others = set(embedding.tables(graph, codes.excluded, Counter())) if codes.embeddings else set()
+    others |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
+    for op in graph.ops:
+        if op in found or op in others:
+            if not op.name or op.name in layers:
+                op.name = f"{op.op_type}_{op.result.name}"
+            layers[op.name] = op
+    return layers

@@ -1,0 +1,236 @@
+"""How good a coarser model is: signal to difference against the original, and a metric on labels or a user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.compare import difference, flatten
+from memoptc.runtime.data import Data, Sample, load_function
+from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
+
+FEW = 16
+"""Samples on which candidates are compared with each other."""
+
+MOST = 2000
+"""Samples on which a candidate is examined before it is taken; of more, evenly spaced ones."""
+
+
+ROOM = 32 << 20
+"""Bytes that those few may have with their outputs; the one that exceeds them is the last."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One sample as a metric sees it.
+
+    Args:
+        feed: Input name -> value.
+        outputs: Output name -> value, as the model under examination gives them.
+        label: The right answer, or `None`.
+    """
+
+    feed: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    label: npt.NDArray[Any] | None
+
+
+Metric: TypeAlias = Callable[[Iterable[Outcome]], float]
+"""From the samples of a data set to a figure of which more is better."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured.
+
+    Args:
+        noise: Per output, energy of the difference over that of the original; infinite for NaN, Inf and other shapes.
+        samples: On how many samples.
+        metric: The metric's value, where there is one.
+    """
+
+    noise: dict[str, float]
+    samples: int
+    metric: float | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to difference of the worst output, in decibels."""
+        return decibels(max(self.noise.values(), default=0.0))
+
+    @property
+    def mean_db(self) -> float:
+        """Mean over outputs of their signal to difference, each counted up to 150 dB."""
+        return float(np.mean([min(decibels(n), 150.0) for n in self.noise.values()])) if self.noise else 150.0
+
+
+def decibels(noise: float) -> float:
+    """Give a ratio of noise to signal as signal to noise in decibels."""
+    if noise <= 0:
+        return math.inf
+    return -10 * math.log10(noise) if math.isfinite(noise) else -math.inf
+
+
+def top1(outcomes: Iterable[Outcome]) -> float:
+    """Part of labels that are where the largest score is, in the first output with one row of scores per label.
+
+    Raises:
+        InputError: no sample has labels, or no output has scores for them.
+    """
+    right = seen = 0
+    for outcome in outcomes:
+        if outcome.label is None:
+            continue
+        labels = np.atleast_1d(outcome.label).reshape(-1)
+        for value in outcome.outputs.values():
+            if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == labels.size:
+                if value.shape[1] > 1 and labels.dtype.kind in "iu":
+                    right += int((np.argmax(value, 1) == labels).sum())
+                    seen += labels.size
+                    break
+    if not seen:
+        raise InputError(
+            "The data has no labels that fit an output, so accuracy cannot be measured.",
+            hint="Give labels with the data, or a metric of your own with --metric module:function.",
+        )
+    return right / seen
+
+
+def load_metric(metric: str | Metric) -> Metric:
+    """Give the function that a metric's name stands for.
+
+    Args:
+        metric: `module:function`, or the function itself.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    if callable(metric):
+        return metric
+    module, colon, function = metric.rpartition(":")
+    if not colon:
+        raise InputError(f"{metric!r} names no metric.", hint="Write module:function.")
+    found: Metric = load_function(module, function)
+    return found
+
+
+class Examiner:
+    """Holds models against an original on data.
+
+    Args:
+        original: The model that is right.
+        data: Samples.
+        metric: What to measure beside signal to difference, if anything.
+        few: How many samples are kept in memory, with the original's outputs, for quick looks.
+        most: How many samples a full examination takes.
+
+    Raises:
+        InputError: the original does not run on the data.
+    """
+
+    def __init__(
+        self, original: ModelSource, data: Data, metric: Metric | None = None, few: int = FEW, most: int = MOST
+    ) -> None:
+        self._original = Evaluator(original, RunOptions(), label="the original")
+        self._data, self._most = data, most
+        self._metric = metric
+        self._total = 0
+        self._few: list[tuple[Sample, dict[str, Any]]] = []
+        kept, room = self._spread(few), ROOM
+        for sample in kept:
+            self._few.append((sample, self._original.run(sample.feed)))
+            room -= sum(_nbytes(v) for values in (sample.feed, self._few[-1][1]) for v in values.values())
+            if room <= 0:
+                break
+        self.metric = None if metric is None else self._measure(self._original)
+
+    def _spread(self, most: int) -> list[Sample]:
+        """At most so many samples, evenly spaced: every one, then every second, every fourth."""
+        kept: list[Sample] = []
+        step = 1
+        for index, sample in zip(count(), self._data, strict=False):
+            self._total = index + 1
+            if index % step:
+                continue
+            if len(kept) == most:
+                kept, step = kept[::2], 2 * step
+                if index % step:
+                    continue
+            kept.append(sample)
+        return kept
+
+    def _samples(self) -> Iterator[Sample]:
+        step = max(1, math.ceil(self._total / self._most))
+        return (s for index, s in zip(count(), self._data, strict=False) if index % step == 0)
+
+    def quick(self, candidate: ModelSource, most: int | None = None) -> Quality:
+        """Compare outputs on few samples."""
+        evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
+        kept = self._few if most is None else self._few[:most]
+        sums: dict[str, list[float]] = {}
+        for sample, wanted in kept:
+            _add(sums, wanted, evaluator.run(sample.feed))
+        return Quality(_ratios(sums), len(kept))
+
+    def full(self, candidate: ModelSource) -> Quality:
+        """Compare outputs on all samples (of more than `most`, evenly spaced ones), and measure the metric."""
+        evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
+        sums: dict[str, list[float]] = {}
+        samples = 0
+
+        def walk() -> Iterator[Outcome]:
+            nonlocal samples
+            for sample in self._samples():
+                got = evaluator.run(sample.feed)
+                _add(sums, self._original.run(sample.feed), got)
+                samples += 1
+                yield Outcome(sample.feed, got, sample.label)
+
+        outcomes = walk()
+        value = None if self._metric is None else float(self._metric(outcomes))
+        for _ in outcomes:  # a metric may stop early
+            pass
+        return Quality(_ratios(sums), samples, value)
+
+    def _measure(self, evaluator: Evaluator) -> float:
+        assert self._metric is not None
+        return float(self._metric(Outcome(s.feed, evaluator.run(s.feed), s.label) for s in self._samples()))
+
+
+def _add(sums: dict[str, list[float]], wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    for name in wanted:
+        found = dict(flatten(name, got[name]))
+        for key, value in flatten(name, wanted[name]):
+            other = found.get(key)
+            total = sums.setdefault(key, [0.0, 0.0])
+            if _plain(value) and _plain(other) and value.shape == other.shape:
+                # not by BLAS, whose threads cost more than such sums
+                total[0] += float(np.square(np.subtract(value, other, dtype=np.float64)).sum())
+                total[1] += float(np.square(value, dtype=np.float64).sum())
+                continue
+            one = difference(value, other)
+            if one.fault:
+                total[0] = math.inf
+            elif one.lossless:
+                total[0], total[1] = total[0] + one.mismatches, total[1] + one.elements
+            else:
+                total[0], total[1] = total[0] + one.error2, total[1] + one.reference2
+
+
+def _nbytes(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else 0
+
+
+def _plain(value: Any) -> TypeGuard[npt.NDArray[np.float32]]:
+    return isinstance(value, np.ndarray) and value.dtype == np.float32 and bool(np.isfinite(value).all())
+
+
+def _ratios(sums: Mapping[str, list[float]]) -> dict[str, float]:
+    return {k: 0.0 if not error else error / signal if signal else math.inf for k, (error, signal) in sums.items()}
