@@ -13,7 +13,7 @@ CODED_BORDERS = ("int8", "uint8", "float16")
 """Targets whose models can take and give codes."""
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
-_FUSE = "(fold-constants{exact=false},fuse-conv-bn,narrow,simplify,share-common,drop-dead)*"
+_FUSE = "(fold-constants{exact=false},fuse-conv-bn,narrow,scale-early,simplify,share-common,drop-dead)*"
 _WEIGHTS = {
     "int4": "quantize-weights",
     "float16": "to-half",

@@ -11,7 +11,7 @@ from memoptc.passes._tile.estimate import Estimate, Landscape, bound, estimates
 from memoptc.passes._tile.frame import DoesNotFitError
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
 
-COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 REGIONS = 24
 """Regions that are looked at in detail."""
 FAR = 2000
