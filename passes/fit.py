@@ -67,6 +67,9 @@ class Fit(Pass):
         done = bool(found.moves) and found.peak <= start.peak * (1 - self.worth)
         if done:
             graph.become(found.graph)
+            # onnxruntime overwrites an operand only where both shapes are known to be the same, and cannot tell by
+            # itself that they are for slices whose ends are computed.
+            graph.info.states_types = True
         self._report(found, start.peak, stats, context, done=done)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:

@@ -153,7 +153,7 @@ class Landscape:
     costs: Costs
 
     def __post_init__(self) -> None:
-        self.bounds: dict[int, tuple[int, int, int]] = {}
+        self.bounds: dict[int, tuple[Region, tuple[int, int, int]]] = {}
         self.ops: list[Op] = [op for op in self.graph.ops if not is_resident(op)]
         self.position = {op: i for i, op in enumerate(self.ops)}
         found = liveness(self.graph, self.costs.dims)
@@ -266,13 +266,14 @@ def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
 
 def bound(region: Region, land: Landscape) -> tuple[int, int, int]:
     """Bytes beside a region while it runs, those of its outputs, and the least that any tiling of it needs."""
-    known = land.bounds.get(id(region))
-    if known is None:
+    held, known = land.bounds.get(id(region), (None, (0, 0, 0)))
+    if held is not region:
         base, freed = _around(region, set(region.ops), land)
         sizes = [aligned(land.costs.nbytes(v)) for v in region.outputs]
         outputs = sum(sizes)
         floor = max(base + outputs, base - freed + outputs + max(sizes, default=0))
-        known = land.bounds[id(region)] = (base, outputs, floor)
+        known = base, outputs, floor
+        land.bounds[id(region)] = region, known
     return known
 
 

@@ -16,6 +16,7 @@ from itertools import accumulate
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
+from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.branches import branches
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import (
@@ -257,15 +258,26 @@ def _body_bytes(
     key = (frozenset(dims.items()), model, alignment, tuple(r.omitted for r in op.results))
     if key not in known:
         inner = liveness(region, dims, workspace=workspace, alignment=alignment)
-        lent = _lent(op, region, dims)
+        lent, late = _lent(op, region, dims), 0
         for storage in inner.storages:
-            if storage.values and storage.values[0] in lent:
-                storage.size = 0
-        known[key] = max(inner.curve, default=0), tuple(inner.unknown)
+            value = storage.values[0] if storage.values else None
+            if value in lent:
+                # What an If makes has its place from the start where its shape is fixed, else from where it is made.
+                if op.op_type == "If" and value is not None and not _is_fixed(value):
+                    late += storage.size
+                else:
+                    storage.size = 0
+        known[key] = max(max(inner.curve, default=0) - late, 0), tuple(inner.unknown)
     found, without_size = known[key]
     if unknown is not None:
         unknown.extend(without_size)
     return found
+
+
+def _is_fixed(value: Value) -> bool:
+    """Whether a value's shape is written in the model, in numbers."""
+    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    return shape is not None and all(isinstance(d, int) for d in shape)
 
 
 def _known(region: Graph) -> dict[object, tuple[int, tuple[str, ...]]]:
