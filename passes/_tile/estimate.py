@@ -30,7 +30,7 @@ OVERHEAD = 5e-6
 """Seconds that running one node costs."""
 CROP = 4
 """How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
-ROWS = 32
+ROWS = 14
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
