@@ -23,6 +23,10 @@ SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09, 0.06, 0.045, 0.03, 0.02,
 """Budgets as shares of the planned peak of the original."""
 
 
+LESS, LEAST = 0.8, 0.55
+"""How much less is asked for when runs need more than planned, and from where on that is given up."""
+
+
 @dataclass
 class Point:
     """One budget, and what came of it.
@@ -110,13 +114,9 @@ def frontier(
             path = Path(folder) / f"{number}.onnx"
             if found is None:
                 found = Frontier(model.name, _planned(model, options, path))
-            point = _point(model, path, int(found.planned_bytes * share), options)
+            point = _kept(model, path, int(found.planned_bytes * share), options, feed)
             found.points.append(point)
-            threads = options.jobs or 0
-            make_contract(path, feed, threads=threads).save(contract_path(path))
             files.append(path)
-            if point.reached and point.verified:
-                point.held = _holds(path, feed, point.budget_bytes, threads)
             if not point.reached:
                 break
         assert found is not None
@@ -134,6 +134,22 @@ def _planned(model: Path, options: Options, path: Path) -> int:
 
 def _fields(options: Options) -> dict[str, Any]:
     return {**vars(options), "measure": False}
+
+
+def _kept(model: Path, path: Path, budget: int, options: Options, feed: dict[str, Any]) -> Point:
+    """Compile for a budget; where onnxruntime, which has a mind of its own, needs more than the plan, for less."""
+    asked = budget
+    while True:
+        point = _point(model, path, asked, options)
+        point.budget_bytes = budget
+        make_contract(path, feed, threads=options.jobs or 0).save(contract_path(path))
+        if not point.reached or not point.verified:
+            return point
+        # Workspace is planned for one thread.
+        point.held = _holds(path, feed, budget, options.jobs or 1)
+        if point.held is not False or asked < budget * LEAST:
+            return point
+        asked = int(asked * LESS)
 
 
 def _point(model: Path, path: Path, budget: int, options: Options) -> Point:
