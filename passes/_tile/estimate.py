@@ -26,7 +26,7 @@ CACHED = 90e9
 """Bytes per second that an operator moves when they fit into a cache."""
 CACHE = 8 << 20
 """Bytes that a cache holds."""
-OVERHEAD = 5e-6
+OVERHEAD = 2e-6
 """Seconds that running one node costs."""
 CROP = 4
 """How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
