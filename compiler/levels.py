@@ -122,7 +122,7 @@ def pipeline_text(
 def _fit(level: int, budget: int | None, slowdown: float | None) -> str:
     if slowdown is None:
         slowdown = _SLOWDOWN[level] if budget is None else _ANY
-    options = [f"slowdown={slowdown:g}"] if slowdown != _SLOWDOWN[2] else []
+    options = [f"slowdown={float(slowdown)!r}"] if slowdown != _SLOWDOWN[2] else []
     if budget is not None:
         options.insert(0, f"budget={budget}")
     return "fit" + (f"{{{','.join(options)}}}" if options else "")

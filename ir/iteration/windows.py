@@ -64,6 +64,10 @@ def _spatial(op: Op) -> list[Axis]:
     return found
 
 
+FILTERS = 16
+"""Filters that kernels compute side by side: onnxruntime pads fewer to as many (NCHWc layout; 8 without AVX-512)."""
+
+
 def _conv(op: Op) -> list[Axis]:
     if op.domain and len(op.operands) > 3:
         return []  # a fused sum: its fourth operand has the result's shape
@@ -78,7 +82,7 @@ def _filters(op: Op, biased: bool) -> list[Axis]:
     group = int(op.attrs.get("group", 1))
     cut = [(1, Along(0))] + ([(2, Along(0))] if biased and op.input(2) is not None else [])
     if group == 1:
-        return [given(op, 1, *cut, reorders=True)]
+        return [given(op, 1, *cut, grain=FILTERS, reorders=True)]
     return []
 
 

@@ -1,0 +1,204 @@
+"""`fit` as its users see it: budgets kept or refused, recomputation that survives onnxruntime, dynamic extents."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnxruntime
+import pytest
+from native_models import usable
+
+import memoptc
+from memoptc.cli.main import main
+from memoptc.ir.diagnostics import BudgetError
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import write_onnx
+from memoptc.ir.parser import parse
+from memoptc.levels import pipeline_text
+from memoptc.pass_base import Context
+from memoptc.passes.fit import Fit
+from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.memory.liveness import peak
+from memoptc.runtime.profile import AS_PLANNED, record
+
+CNN = Path(__file__).resolve().parents[2] / "examples" / "models" / "digits_cnn.onnx"
+
+ATTENTION = """
+graph @attention(%q: f32[B,4,S,16], %k: f32[B,4,16,S], %v: f32[B,4,S,16]) -> (f32[*]) {
+  %scores = MatMul(%q, %k)
+  %weights = Softmax(%scores) {axis=-1}
+  %y = MatMul(%weights, %v)
+  return %y
+}
+"""
+
+SKIP = """
+graph @skip(%x: f32[1,3,256,256]) -> (f32[*]) {
+  %w1 = const() {value=WEIGHTS1} : f32[16,3,3,3]
+  %w2 = const() {value=WEIGHTS2} : f32[8,16,3,3]
+  %w3 = const() {value=WEIGHTS3} : f32[2,24,3,3]
+  %scales = const() {value=[1.0,1.0,4.0,4.0]} : f32[4]
+  %none = absent()
+  %a = Conv(%x, %w1) {pads=[1,1,1,1]}
+  %skip = Relu(%a)
+  %small = MaxPool(%skip) {kernel_shape=[4,4], strides=[4,4]}
+  %deep = Conv(%small, %w2) {pads=[1,1,1,1]}
+  %mean = GlobalAveragePool(%deep)
+  %centred = Sub(%deep, %mean)
+  %up = Resize(%centred, %none, %scales) {coordinate_transformation_mode="asymmetric", nearest_mode="floor"}
+  %both = Concat(%skip, %up) {axis=1}
+  %y = Conv(%both, %w3) {pads=[1,1,1,1]}
+  return %y
+}
+"""
+
+
+def written(text: str, path: Path) -> Path:
+    graph = parse(text)
+    infer_shapes(graph)
+    write_onnx(graph, path)
+    return path
+
+
+def skip_model(path: Path) -> Path:
+    random = np.random.default_rng(0)
+    text = SKIP
+    for name, count in (("WEIGHTS1", 16 * 27), ("WEIGHTS2", 8 * 144), ("WEIGHTS3", 2 * 216)):
+        text = text.replace(name, str([float(np.float32(v)) for v in random.standard_normal(count) * 0.1]))
+    return written(text, path)
+
+
+def outputs(path: Path, feed: dict[str, Any]) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return list(onnxruntime.InferenceSession(str(path), options).run(None, feed))
+
+
+def heads(batch: int, tokens: int) -> dict[str, Any]:
+    random = np.random.default_rng(tokens)
+    shapes = {"q": (batch, 4, tokens, 16), "k": (batch, 4, 16, tokens), "v": (batch, 4, tokens, 16)}
+    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Attention over any number of tokens, and what a budget made of it."""
+    folder = tmp_path_factory.mktemp("attention")
+    model = written(ATTENTION, folder / "attention.onnx")
+    result = memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget=3_000_000)
+    result.save(folder / "small.onnx")
+    assert result.report.control.planned_peak_bytes > 16_000_000
+    assert result.report.candidate.arena_bytes <= 3_000_000
+    return model, folder / "small.onnx"
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens"), [(1, 0), (1, 1), (1, 7), (2, 64), (0, 64), (3, 500), (1, 1000), (2, 1777)]
+)
+def test_one_model_is_right_at_every_size(attention: tuple[Path, Path], batch: int, tokens: int) -> None:
+    model, small = attention
+    (expected,), (found,) = (outputs(p, heads(batch, tokens)) for p in (model, small))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+@pytest.mark.parametrize("tokens", [64, 500, 1000, 2000])
+def test_one_model_is_small_at_every_size(attention: tuple[Path, Path], tokens: int) -> None:
+    before, after = (record(p, heads(1, tokens), AS_PLANNED, runs=1).run_peak_bytes for p in attention)
+    scores = 16 * tokens**2
+    assert before >= scores
+    # Below the extent from which on pieces are worth their nodes, the model runs as it was.
+    assert after <= (scores / 4 if tokens >= 500 else before + 4096)
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+def test_what_is_computed_again_is_not_merged_by_onnxruntime(tmp_path: Path) -> None:
+    model = skip_model(tmp_path / "skip.onnx")
+    result = memoptc.compile(model, level=3, memory_budget=2_500_000)
+    result.save(tmp_path / "small.onnx")
+    decisions = [d.what for d in result.report.decisions if d.step == "fit"]
+    assert any("%skip computed again" in what for what in decisions)
+    assert result.report.candidate.arena_bytes <= 2_500_000 < 4_000_000 < result.report.control.planned_peak_bytes
+    feed = {"x": np.random.default_rng(1).random((1, 3, 256, 256), dtype=np.float32)}
+    recorded = record(tmp_path / "small.onnx", feed, RunOptions(threads=1, mem_pattern=False, mem_reuse=False))
+    # The skip alone takes 4.2 MB.
+    assert recorded.run_peak_bytes < 4_000_000
+    (expected,), (found,) = (outputs(p, feed) for p in (model, tmp_path / "small.onnx"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_budget_out_of_reach_is_refused_with_what_holds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = written(ATTENTION, tmp_path / "attention.onnx")
+    arguments = [str(model), "-o", str(tmp_path / "out.onnx"), "--dim", "B=1", "--dim", "S=1000", "--no-measure"]
+    assert main([*arguments, "--memory-budget", "200kB"]) == 4
+    message = capsys.readouterr().err
+    assert "out of reach" in message
+    assert "held there by" in message
+    assert not (tmp_path / "out.onnx").exists()
+    with pytest.raises(BudgetError):
+        memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget=200_000)
+
+
+def test_less_slowdown_leaves_a_larger_peak_and_small_models_stay() -> None:
+    peaks = []
+    for slowdown in (1.0, 1.05, 3.0):
+        result = memoptc.compile(CNN, passes=f"order,fit{{slowdown={slowdown}}},plan-memory,lower", dims={"batch": 256})
+        peaks.append(result.report.candidate.planned_peak_bytes)
+    assert peaks[0] >= peaks[1] >= peaks[2]
+    assert peaks[2] < 0.3 * result.report.control.planned_peak_bytes
+    single = memoptc.compile(CNN, dims={"batch": 1}, level=3)
+    assert not any(d.step == "fit" and "pieces" in d.what for d in single.report.decisions)
+
+
+def test_tuning_takes_back_what_measures_slow() -> None:
+    dims = {"B": 1, "S": 1000}
+
+    def fitted(*ratios: float) -> tuple[int, Counter[str]]:
+        graph = parse(ATTENTION)
+        infer_shapes(graph)
+        left = list(ratios)
+        context = Context(dims=dims, slowdown=lambda g: left.pop(0) if left else 0.9)
+        stats: Counter[str] = Counter()
+        Fit(slowdown=1.2).apply(graph, stats, context)
+        return peak(graph, dims).peak_bytes, stats
+
+    bold, _ = fitted()
+    careful, stats = fitted(2.0, 2.0)
+    never, _ = fitted(*[2.0] * 20)
+    assert bold < careful <= never
+    assert stats["taken back: slower than predicted"] > 0
+    assert never >= 4 * 4 * 1000**2  # the scores, whole
+
+
+def test_budget_and_slowdown_are_part_of_the_pipeline() -> None:
+    assert "fit{" not in pipeline_text(2)
+    assert "fit" not in pipeline_text(1)
+    assert "fit{slowdown=1.3}" in pipeline_text(3)
+    assert "fit{slowdown=1.1}" in pipeline_text(2, slowdown=1.1)
+    assert "fit{budget=4096,slowdown=1000.0}" in pipeline_text(2, budget=4096)
+
+
+def test_frontier_verifies_and_enforces_each_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / f"frontier{ending}" for ending in (".json", ".svg", ".html")]
+    reports = [a for f in files for a in ("--report", str(f))]
+    arguments = ["frontier", str(CNN), "--dim", "batch=256", "--points", "4", "--seconds", "0", "--jobs", "1"]
+    assert main([*arguments, *reports]) == 0
+    assert "budget" in capsys.readouterr().out
+    data = json.loads(files[0].read_text())
+    budgets = [p["budget_bytes"] for p in data["points"]]
+    assert len(budgets) == 4
+    assert budgets == sorted(budgets, reverse=True)
+    for point in data["points"]:
+        assert point["planned_bytes"] <= point["budget_bytes"]
+        assert point["verified"] is True
+        assert point["held"] is (True if usable() else None)
+    assert ElementTree.fromstring(files[1].read_text()).tag.endswith("svg")
+    assert files[2].read_text().count("<tr>") == 5
+    assert main(["frontier", str(CNN), "--report", str(tmp_path / "x.txt"), "--points", "1", "--seconds", "0"]) == 2
