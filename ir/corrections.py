@@ -2,7 +2,8 @@
 
 onnx-shape-inference 0.4 assumes where it does not know: of two symbols that broadcast it takes the first, though
 either may be 1; a symbol cut to [0:6] it takes to be at least 6; Squeeze without axes it takes to leave symbols
-alone, which may be 1, too. A shape that does not hold for every extent would make passes wrong.
+alone, which may be 1, too; of a symbol, a pool that rounds up gets windows that begin behind the end. A shape that
+does not hold for every extent would make passes wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx_ir
 import onnx_ir._symbolic_shapes as ir_symbols
 import onnx_shape_inference._symbolic_shapes as engine_symbols
 from onnx_shape_inference import _broadcast, _constraints, registry
-from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
+from onnx_shape_inference._ops import _elementwise, _pooling, _slice, _squeeze, _utils, _where
 
 from memoptc.ir import contrib
 
@@ -28,6 +29,7 @@ def install() -> None:
     _broadcast._broadcast_dim = broadcast_extents
     for module in (ir_symbols, engine_symbols, _constraints):
         setattr(module, "sympy", _Sympy("sympy"))  # noqa: B010
+    _pooling._compute_pool_output_shape = _pool_extents
     registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
     registry.register("", "Slice", since_version=10)(_infer_slice)
     registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
@@ -73,6 +75,36 @@ def _either(a: str, b: str) -> str:
 
 
 _NUMBERS = itertools.count(1_000_000)
+
+
+def _pool_extents(
+    context: Any,
+    node: onnx_ir.Node,
+    shape: onnx_ir.Shape,
+    kernel: list[int],
+    strides: list[int],
+    pads: list[int],
+    dilations: list[int],
+    ceil_mode: int,
+    auto_pad: str = "NOTSET",
+) -> list[_Extent]:
+    """Count the windows; where they are rounded up, those that begin in the input or the padding before it."""
+    if not ceil_mode or auto_pad.startswith("SAME"):
+        return _ENGINES_POOL(context, node, shape, kernel, strides, pads, dilations, ceil_mode, auto_pad)  # type: ignore[no-any-return]
+    found: list[_Extent] = []
+    for i, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        before, after = (0, 0) if auto_pad == "VALID" else (pads[i], pads[i + len(kernel)])
+        extent = shape[i + 2]
+        if not isinstance(extent, int) and extent.value is None:
+            found.append(context.new_symbolic_dim())
+            continue
+        # ceil((extent + before + after - reach) / stride) + 1 windows, of ceil((extent + before) / stride) that begin.
+        beyond = stride + after - (size - 1) * dilation - 1
+        found.append((extent + (before + min(beyond, 0) + stride - 1)) // stride)
+    return found
+
+
+_ENGINES_POOL = _pooling._compute_pool_output_shape
 
 
 def _constant_of_shape(context: Any, node: onnx_ir.Node) -> None:

@@ -130,6 +130,16 @@ LINES = {
     "prelu": "%r = PRelu(%z, %w)",
     "pool": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
     "%r = MaxPool(%u) {kernel_shape=[2,2], strides=[2,2], ceil_mode=1, pads=[1,1,0,0]}",
+    "pool behind the end": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
+    "%r = MaxPool(%u) {kernel_shape=[1,2], strides=[3,3], ceil_mode=1}",
+    "pool in the padding behind": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
+    "%r = AveragePool(%u) {kernel_shape=[2,3], strides=[2,3], ceil_mode=1, pads=[0,1,1,2]}",
+    "pool with holes": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
+    "%r = MaxPool(%u) {kernel_shape=[2,2], strides=[3,4], dilations=[2,1], ceil_mode=1, pads=[1,0,1,1]}",
+    "pool without padding": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
+    "%r = MaxPool(%u) {kernel_shape=[1,1], strides=[2,3], ceil_mode=1, auto_pad=\"VALID\"}",
+    "norm pool": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
+    "%r = LpPool(%u) {kernel_shape=[1,2], strides=[2,3], ceil_mode=1, pads=[0,0,0,1]}",
 }  # fmt: skip
 
 
