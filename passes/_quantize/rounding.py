@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.passes._quantize.blocks import Blocks
+from memoptc.passes._quantize.numerics import Codes
 from memoptc.runtime.moments import Moments
 
 Floats = npt.NDArray[np.float64]
@@ -143,3 +144,25 @@ def round_blocks(rows: npt.NDArray[np.float32], blocks: Blocks, moments: Moments
     changed = codes.copy()
     changed[:, :columns] = (found.levels + zeros).astype(np.uint8)
     return replace(blocks, codes=changed.reshape(blocks.codes.shape)), found
+
+
+def round_channels(weight: npt.NDArray[np.generic], codes: Codes, moments: Moments, bits: int) -> Codes:
+    """Give codes with the same scales, one per channel, that make the product's error least.
+
+    Args:
+        weight: Of a product or convolution.
+        codes: Its codes, with channels along an axis.
+        moments: X^T X of what is multiplied, input channels before the places of a window.
+        bits: Bits of the codes.
+    """
+    axis = codes.axis
+    assert axis is not None
+    first = np.moveaxis(np.asarray(weight, np.float64), axis, 0)
+    given = np.moveaxis(codes.codes, axis, 0).astype(np.float64) - codes.zero_point
+    top = np.asarray(2 ** (bits - 1) - 1, np.float64)
+    grid = Grid(codes.scales.astype(np.float64)[:, None], -top, top)
+    flat = (len(first), -1)
+    found = round_to(first.reshape(flat), grid, moments, given.reshape(flat))
+    levels = np.moveaxis(found.levels.reshape(first.shape), 0, axis) + codes.zero_point
+    changed = np.ascontiguousarray(levels)
+    return replace(codes, codes=changed.astype(np.uint8 if codes.zero_point else np.int8))

@@ -13,8 +13,11 @@ from numbers_of import Feed, run
 from memoptc.ir.core import Graph
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context
-from memoptc.passes._quantize.rounding import Grid, round_to
+from memoptc.passes._quantize.numerics import weight_codes
+from memoptc.passes._quantize.rounding import Grid, round_channels, round_to
+from memoptc.passes.quantize_search import QuantizeSearch
 from memoptc.passes.quantize_weights import QuantizeWeights
 from memoptc.runtime.data import Data
 from memoptc.runtime.moments import Moments
@@ -33,7 +36,7 @@ def test_levels_stay_on_the_grid_and_the_error_never_grows(seed: int, columns: i
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((6, columns))
     step = np.abs(weight).max(1, keepdims=True) / 8
-    grid, seen = Grid(step, np.float64(-8), np.float64(7)), moments(rng, columns, rows)
+    grid, seen = Grid(step, np.asarray(-8.0), np.asarray(7.0)), moments(rng, columns, rows)
     found = round_to(weight, grid, seen)
     assert (found.levels == np.rint(found.levels)).all()
     assert found.levels.min() >= -8
@@ -53,7 +56,7 @@ def test_levels_stay_on_the_grid_and_the_error_never_grows(seed: int, columns: i
 @pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
 def test_without_use_of_the_moments_levels_are_the_nearest(bad: float) -> None:
     weight = np.linspace(-1, 1, 12).reshape(2, 6)
-    grid = Grid(np.float64(0.3), np.float64(-3), np.float64(3))
+    grid = Grid(*np.float64([0.3, -3, 3]))
     found = round_to(weight, grid, Moments(np.full((6, 6), bad), np.eye(6)))
     assert (found.levels == grid.nearest(weight)).all()
 
@@ -62,7 +65,7 @@ def test_what_is_worse_on_data_kept_aside_is_not_taken() -> None:
     rng = np.random.default_rng(3)
     weight = rng.standard_normal((4, 30))
     fit = np.outer(*[np.ones(30)] * 2)  # a single row: says nothing of the others
-    grid = Grid(np.float64(0.3), np.float64(-8), np.float64(7))
+    grid = Grid(*np.float64([0.3, -8, 7]))
     found = round_to(weight, grid, Moments(fit, np.eye(30)))
     assert (found.levels == grid.nearest(weight)).all()
     assert found.after == found.before
@@ -158,3 +161,39 @@ def test_a_table_that_is_also_a_product_is_rounded_plainly(tmp_path: object) -> 
     QuantizeWeights(smallest=0).apply(two, Counter(), Context(calibration=data, scratch=tmp_path))  # type: ignore[arg-type]
     for a, b in zip(one.walk("const"), two.walk("const"), strict=True):
         assert a.attrs["value"].numpy().tobytes() == b.attrs["value"].numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.UINT8])
+@pytest.mark.parametrize(("shape", "axis"), [((64, 24), 1), ((24, 64), 0), ((24, 7, 3, 3), 0)])
+@pytest.mark.parametrize("bits", [8, 7])
+def test_codes_per_channel_keep_scales_and_range(dtype: DType, shape: tuple[int, ...], axis: int, bits: int) -> None:
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    codes = weight_codes(weight, axis, dtype, bits)
+    seen = moments(rng, weight.size // 24, 500)
+    found = round_channels(weight, codes, seen, bits)
+    assert found.scales is codes.scales
+    assert found.codes.dtype == codes.codes.dtype
+    assert found.codes.shape == shape
+    assert np.abs(found.codes.astype(int) - found.zero_point).max() <= 2 ** (bits - 1) - 1
+
+    def energy(coded: np.ndarray) -> float:
+        scales = codes.scales.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        difference = weight - (coded.astype(np.float64) - codes.zero_point) * scales
+        rows = np.moveaxis(difference, axis, 0).reshape(24, -1)
+        return float(((rows @ seen.check) * rows).sum())
+
+    assert energy(found.codes) < 0.7 * energy(codes.codes)
+
+
+def test_the_search_takes_rounding_where_the_output_gains(tmp_path: object) -> None:
+    rng = np.random.default_rng(5)
+    graph = model(PRODUCT, rng)
+    data = Data(feeds(PRODUCT, rng, 12), {v.name: v.type for v in graph.inputs})
+    context = Context(calibration=data, scratch=tmp_path)  # type: ignore[arg-type]
+    result, plain = graph.clone(), graph.clone()
+    QuantizeSearch(weights="int8", device="x86-avx2").apply(result, Counter(), context)
+    assert [d.what for d in context.decisions if d.step == "rounding"] == ["ranges by auto, weights rounded by data"]
+    QuantizeSearch(weights="int8", device="x86-avx2", recover=False).apply(plain, Counter(), context)
+    new = feeds(PRODUCT, rng, 6)
+    assert noise(graph, result, new) < noise(graph, plain, new)
