@@ -33,9 +33,10 @@ class QuantizeSearch(Pass):
 
     Copies of the graph are quantized and held against the graph in float on data: validation data where there is
     any, else that of the calibration. First the recoveries: `equalize`, `smooth`, how ranges are found, where weights
-    are clipped, corrected biases; each stays if the output gains from it. If what was asked for is not met then,
-    each layer's effect on the output is measured alone, and layers leave the integers, those first that bring most
-    for the bytes and the work they cost: first their activations (weights stay integers), then the weights, too.
+    are clipped, weights rounded by data, corrected biases; each stays if the output gains from it. If what was asked
+    for is not met then, each layer's effect on the output is measured alone, and layers leave the integers, those
+    first that bring most for the bytes and the work they cost: first their activations (weights stay integers), then
+    the weights, too.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
@@ -181,6 +182,7 @@ class _Search:
         yield "equalize, smooth", [{"recoveries": r} for r in (both[:1], both[1:], both)]
         yield "ranges", [{"method": m} for m in OBSERVERS]
         yield "clip-weights", [{"clip": True}]
+        yield "rounding", [{"rounding": True}]
         yield "correct-bias", [{"bias": True}]
 
     def good(self, quality: Quality) -> bool:

@@ -23,11 +23,13 @@ class Correction:
         channels: What calibration saw of their left sides.
         clip: Clip weights where the error of the product is least.
         bias: Take the mean of the product's error out of the bias.
+        codes: Codes of weights that are decided already.
     """
 
     channels: Mapping[Value, Channels] = field(default_factory=dict)
     clip: bool = False
     bias: bool = False
+    codes: Mapping[Value, Codes] = field(default_factory=dict)
 
     def of(self, value: Value | None) -> Channels | None:
         """What was seen of a value."""

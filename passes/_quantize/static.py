@@ -361,6 +361,9 @@ class Emitter:
     def _codes(self, weight: Value, axis: int, energy: npt.NDArray[np.float64] | None = None) -> Codes:
         """Codes of a weight; the first reader of a shared one decides."""
         assert weight.tensor is not None
+        decided = self.correction.codes.get(weight)
+        if decided is not None and decided.axis == axis:
+            return decided
         if (weight, axis) not in self._coded:
             key = (id(weight.tensor), axis, energy is not None)
             if key not in self._memo:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,16 +16,24 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._migrate.sites import read_axis
 from memoptc.passes._quantize import embedding
-from memoptc.passes._quantize.correct import Correction
-from memoptc.passes._quantize.numerics import Scale, activation_scale
+from memoptc.passes._quantize.correct import Correction, output_axis, spread_inputs
+from memoptc.passes._quantize.numerics import Codes as WeightCodes
+from memoptc.passes._quantize.numerics import Scale, activation_scale, weight_codes
 from memoptc.passes._quantize.observe import observe
+from memoptc.passes._quantize.reading import columns_of, in_groups, moments_of, why_not
 from memoptc.passes._quantize.recurrent import quantize_recurrent, recurrent
+from memoptc.passes._quantize.rounding import round_channels
 from memoptc.passes._quantize.static import Choice, Emitter, Memo, choose, is_float32, share_scales
+from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
 from memoptc.runtime.channels import Channels, channel_statistics
 from memoptc.runtime.devices import Device
+from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import observe as cover
 from memoptc.runtime.quality import Examiner, Quality
+
+WORK = 3e11
+"""Multiplications that rounding weights by data may take, half a minute or so."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,19 @@ class Setting:
         method: Ranges of activations; see `memoptc.runtime.observers`.
         clip: Clip weights where the error of the product is least.
         bias: Correct biases.
+        rounding: Round weights for the least error of their products.
     """
 
     recoveries: tuple[Pass, ...] = ()
     method: str = "auto"
     clip: bool = False
     bias: bool = False
+    rounding: bool = False
 
     def __str__(self) -> str:
         parts = [p.name for p in self.recoveries] + [f"ranges by {self.method}"]
         parts += ["clipped weights"] if self.clip else []
+        parts += ["weights rounded by data"] if self.rounding else []
         return ", ".join(parts + (["corrected biases"] if self.bias else []))
 
 
@@ -98,6 +109,7 @@ class Variant:
     checkpoint: Path | None = None
     stats: Counter[str] = field(default_factory=Counter)
     memo: Memo = field(default_factory=dict)
+    _rounded: dict[bool, dict[Value, WeightCodes]] = field(default_factory=dict)
     _covers: dict[str, dict[Value, Scale]] = field(default_factory=dict)
 
     @cached_property
@@ -125,6 +137,20 @@ class Variant:
             return channel_statistics(path, {n: axes[v] for n, v in names.items()}, self.context.calibration)
 
         return observe(self.graph, axes, self.context, look)
+
+    def rounded(self, clip: bool) -> dict[Value, WeightCodes]:
+        """Codes of weights, rounded for the least error of their products; those of much work are left out."""
+        if clip not in self._rounded:
+            found = self._rounded[clip] = {}
+            with one_thread():
+                for op, moments in _observed(self.graph, self.choice.heavy, self.context):
+                    weight, seen = op.operands[1], self.channels.get(op.operand) if clip else None
+                    assert weight.tensor is not None
+                    floats = weight.tensor.numpy()
+                    energy = None if seen is None else spread_inputs(op, seen.mean_square)
+                    codes = weight_codes(floats, output_axis(op), self.codes.dtype, self.codes.bits, energy)
+                    found[weight] = round_channels(floats, codes, moments, self.codes.bits)
+        return self._rounded[clip]
 
     def scales(self, method: str) -> dict[Value, Scale]:
         """Codes of all activations, by one method."""
@@ -165,6 +191,9 @@ class Variant:
         if setting.clip or setting.bias:
             channels = {mapping[v]: c for v, c in self.channels.items()}
             correction = Correction(channels, setting.clip, setting.bias)
+        if setting.rounding:
+            rounded = {mapping[v]: codes for v, codes in self.rounded(setting.clip).items()}
+            correction = replace(correction, codes=rounded)
         Emitter(
             graph, choice, scales, self.codes.dtype, self.codes.bits, stats, correction=correction, memo=self.memo
         ).emit()
@@ -220,3 +249,25 @@ def name_layers(graph: Graph, codes: Codes) -> dict[str, Op]:
                 op.name = f"{op.op_type}_{op.result.name}"
             layers[op.name] = op
     return layers
+
+
+def _observed(graph: Graph, ops: Iterable[Op], context: Context) -> Iterator[tuple[Op, Moments]]:
+    """Ops whose weights nobody else reads, with the moments of what they read; in all of bounded work, cheap first."""
+    alone = [op for op in ops if op.operands[1].single_use and not why_not(op, graph)]
+    left, chosen = WORK, set()
+    for op in sorted(alone, key=_effort):
+        left -= _effort(op)
+        if left < 0:
+            break
+        chosen.add(op)
+    kept = [op for op in alone if op in chosen]
+    for group in in_groups([[op] for op in kept]):
+        members = [kept[i] for i in group]
+        seen = moments_of(graph, members, context)
+        yield from ((op, seen[op]) for op in members if op in seen)
+
+
+def _effort(op: Op) -> float:
+    tensor = op.operands[1].tensor
+    assert tensor is not None
+    return 3.0 * columns_of(op) * (float(tensor.size) + columns_of(op) ** 2)

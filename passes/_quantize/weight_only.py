@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +18,18 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.blocks import Blocks, encode, error_of
 from memoptc.passes._quantize.numerics import weight_codes
 from memoptc.passes._quantize.places import CONVOLUTIONS, GATHER, Site, Weight
+from memoptc.passes._quantize.rounding import Rounded, round_blocks
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
+from memoptc.runtime.moments import Moments
 
 RULE = "quantize-weights"
 BLOCKED_SINCE = 21
 """Opset from which DequantizeLinear has a scale per block, and codes of 4 bits."""
 
 PER_AXIS_SINCE = 13
+
+WINDOW = 2
+"""What stands for `Site.columns` of convolutions."""
 
 _DTYPES = {(4, True): DType.INT4, (4, False): DType.UINT4, (8, True): DType.INT8, (8, False): DType.UINT8}
 
@@ -78,17 +84,26 @@ class Writer:
         stats: Counts what was done.
         signal: Squared magnitude of all weights coded so far.
         noise: Squared magnitude of what coding changed.
+        rounded: What rounding by data gained, for each matrix where moments were at hand.
     """
 
     plan: Plan
     stats: Counter[str]
     signal: float = 0.0
     noise: float = 0.0
+    rounded: list[Rounded] = field(default_factory=list)
+    _moments: Mapping[int, Moments] = field(default_factory=dict)
     _codes: dict[tuple[int, float], Blocks] = field(default_factory=dict)
     _values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
-    def write(self, weight: Weight) -> int:
-        """Replace every reader of a weight; the weight is then unused. Give the bytes of the codes."""
+    def write(self, weight: Weight, moments: Mapping[int, Moments] | None = None) -> int:
+        """Replace every reader of a weight; the weight is then unused. Give the bytes of the codes.
+
+        Args:
+            weight: What to code.
+            moments: X^T X of what its columns meet, by `Site.columns` (`WINDOW` for convolutions).
+        """
+        self._moments = moments or {}
         self._codes.clear()
         self._values.clear()
         for site in weight.sites:
@@ -123,11 +138,17 @@ class Writer:
         if key not in self._codes:
             content = weight.numpy() if factor == 1.0 else weight.numpy() * np.float32(factor)
             rows = np.ascontiguousarray(content if columns == 1 else content.T)
-            self._codes[key] = self._encode(rows, self.plan.block)
+            self._codes[key] = self._encode(rows, rows, self.plan.block, columns)
         return self._codes[key]
 
-    def _encode(self, rows: npt.NDArray[np.float32], block: int) -> Blocks:
+    def _encode(
+        self, rows: npt.NDArray[np.float32], results: npt.NDArray[np.float32], block: int, columns: int
+    ) -> Blocks:
+        """Code rows of blocks; `results` are the same weights, in rows of one result each."""
         blocks = encode(rows, self.plan.bits, block, symmetric=self.plan.symmetric, search=self.plan.search)
+        if columns in self._moments:
+            blocks, gained = round_blocks(results, blocks, self._moments[columns])
+            self.rounded.append(gained)
         signal, noise = error_of(rows, blocks)
         self.signal += signal
         self.noise += noise
@@ -208,9 +229,10 @@ class Writer:
         content = weight.numpy()
         length = int(np.prod(content.shape[1:]))
         block = near_divisor(length, self.plan.block)
-        key = (2, 1.0)
+        key = (WINDOW, 1.0)
         if key not in self._codes:
-            self._codes[key] = self._encode(content.reshape(-1, block), block)
+            results = content.reshape(len(content), -1)
+            self._codes[key] = self._encode(content.reshape(-1, block), results, block, WINDOW)
         blocks = self._codes[key]
         scales, zeros = blocks.scales.reshape(-1), blocks.zeros.reshape(-1)
         parts = self._parts(weight, blocks, blocks.codes, scales, zeros, False)

@@ -1,0 +1,199 @@
+"""Rounding by data: the same grid, a smaller error of the product, and only where data kept aside shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numbers_of import Feed, run
+
+from memoptc.ir.core import Graph
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.parser import parse
+from memoptc.ir.types import DType
+from memoptc.pass_base import Context
+from memoptc.passes._quantize.numerics import weight_codes
+from memoptc.passes._quantize.rounding import Grid, round_channels, round_to
+from memoptc.passes.quantize_search import QuantizeSearch
+from memoptc.passes.quantize_weights import QuantizeWeights
+from memoptc.runtime.data import Data
+from memoptc.runtime.moments import Moments
+
+
+def moments(rng: np.random.Generator, columns: int, rows: int) -> Moments:
+    """Inputs that depend on each other, as those of real layers do."""
+    mix = rng.standard_normal((max(2, columns // 3), columns))
+    parts = [rng.standard_normal((rows, len(mix))) @ mix + 0.1 * rng.standard_normal((rows, columns)) for _ in "ab"]
+    return Moments(parts[0].T @ parts[0], parts[1].T @ parts[1], 2 * rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([3, 40, 150]), st.sampled_from([1, 60, 400]))
+def test_levels_stay_on_the_grid_and_the_error_never_grows(seed: int, columns: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((6, columns))
+    step = np.abs(weight).max(1, keepdims=True) / 8
+    grid, seen = Grid(step, np.asarray(-8.0), np.asarray(7.0)), moments(rng, columns, rows)
+    found = round_to(weight, grid, seen)
+    assert (found.levels == np.rint(found.levels)).all()
+    assert found.levels.min() >= -8
+    assert found.levels.max() <= 7
+
+    def energy(levels: np.ndarray) -> float:
+        difference = weight - levels * step
+        return float(((difference @ seen.check) * difference).sum())
+
+    assert found.after <= found.before
+    assert found.after == pytest.approx(energy(found.levels))
+    assert found.before == pytest.approx(energy(np.clip(np.rint(weight / step), -8, 7)))
+    if rows > columns > 100:
+        assert found.after < 0.6 * found.before
+
+
+@pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
+def test_without_use_of_the_moments_levels_are_the_nearest(bad: float) -> None:
+    weight = np.linspace(-1, 1, 12).reshape(2, 6)
+    grid = Grid(*np.float64([0.3, -3, 3]))
+    found = round_to(weight, grid, Moments(np.full((6, 6), bad), np.eye(6)))
+    assert (found.levels == grid.nearest(weight)).all()
+
+
+def test_what_is_worse_on_data_kept_aside_is_not_taken() -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((4, 30))
+    fit = np.outer(*[np.ones(30)] * 2)  # a single row: says nothing of the others
+    grid = Grid(*np.float64([0.3, -8, 7]))
+    found = round_to(weight, grid, Moments(fit, np.eye(30)))
+    assert (found.levels == grid.nearest(weight)).all()
+    assert found.after == found.before
+
+
+PRODUCT = """graph @g(%x: f32[N,S,96]) -> (f32[*]) {
+  %w = const() {value=@w} : f32[96,64]
+  %y = MatMul(%x, %w)
+  return %y
+}"""
+TURNED = PRODUCT.replace("[96,64]", "[64,96]").replace("%y = M", "%t = Transpose(%w) {perm=[1,0]}\n%y = M")
+TURNED = TURNED.replace("(%x, %w)", "(%x, %t)")
+CONVOLUTION = """graph @g(%x: f32[N,8,12,12]) -> (f32[*]) {
+  %w = const() {value=@w} : f32[32,8,3,3]
+  %y = Conv(%x, %w) {pads=[1,1,1,1]}
+  return %y
+}"""
+GEMM = """graph @g(%x: f32[N,96]) -> (f32[*]) {
+  %w = const() {value=@w} : f32[40,96]
+  %y = Gemm(%x, %w) {transB=1, alpha=0.5}
+  return %y
+}"""
+SHAPES = {PRODUCT: (3, 7, 96), TURNED: (3, 7, 96), CONVOLUTION: (1, 8, 12, 12), GEMM: (24, 96)}
+
+
+def model(text: str, rng: np.random.Generator) -> Graph:
+    """A graph with weights."""
+    shape = tuple(int(d) for d in text.split("%w = const")[1].split("f32[")[1].split("]")[0].split(","))
+    content = rng.standard_normal(shape).astype(np.float32)
+    values = ",".join(repr(float(v)) for v in content.reshape(-1))
+    found = parse(text.replace("@w", f"[{values}]"))
+    infer_shapes(found)
+    return found
+
+
+def feeds(text: str, rng: np.random.Generator, count: int) -> list[Feed]:
+    """Inputs whose numbers depend on each other along the axis that is summed up."""
+    shape = SHAPES[text]
+    axis = 1 if text is CONVOLUTION else -1
+    mix = np.random.default_rng(0).standard_normal((5, shape[axis]))
+    found = []
+    for _ in range(count):
+        free = np.moveaxis(rng.standard_normal(shape), axis, -1)
+        whole = free[..., :5] @ mix + 0.3 * free
+        found.append({"x": np.ascontiguousarray(np.moveaxis(whole, -1, axis)).astype(np.float32)})
+    return found
+
+
+def noise(graph: Graph, other: Graph, data: list[Feed]) -> float:
+    """Energy of the difference over that of the original."""
+    pairs = [(run(graph, feed), run(other, feed)) for feed in data]
+    assert all(a is not None and b is not None for a, b in pairs)
+    error = sum(float(np.square(a["y"] - b["y"]).sum()) for a, b in pairs if a and b)
+    return error / sum(float(np.square(a["y"]).sum()) for a, _ in pairs if a)
+
+
+@pytest.mark.parametrize("text", SHAPES, ids=["product", "transposed", "convolution", "gemm"])
+@pytest.mark.parametrize("options", [{}, {"form": "dq"}, {"symmetric": True}, {"bits": 8}], ids=str)
+def test_products_come_nearer_on_new_data_with_the_same_scales(
+    text: str, options: dict[str, object], tmp_path: object
+) -> None:
+    rng = np.random.default_rng(5)
+    graph = model(text, rng)
+    plain, rounded = graph.clone(), graph.clone()
+    data = Data(feeds(text, rng, 12), {v.name: v.type for v in graph.inputs})
+    context = Context(calibration=data, scratch=tmp_path)  # type: ignore[arg-type]
+    QuantizeWeights(smallest=0, rounding=False, **options).apply(plain, Counter(), context)  # type: ignore[arg-type]
+    assert not any(d.step == "rounding" for d in context.decisions)
+    QuantizeWeights(smallest=0, **options).apply(rounded, Counter(), context)  # type: ignore[arg-type]
+    assert any(d.step == "rounding" and d.what.startswith("1 of 1 weights") for d in context.decisions)
+    new = feeds(text, rng, 6)
+    assert noise(graph, rounded, new) < 0.7 * noise(graph, plain, new)
+    pairs = [
+        (a, b)
+        for a, b in zip(plain.walk("const"), rounded.walk("const"), strict=True)
+        if a.attrs["value"].numpy().tobytes() != b.attrs["value"].numpy().tobytes()
+    ]
+    assert len(pairs) == 1, "only codes differ: scales and zero points are the same"
+
+
+def test_a_table_that_is_also_a_product_is_rounded_plainly(tmp_path: object) -> None:
+    text = """graph @g(%x: f32[N,32], %i: i64[M]) -> (f32[*], f32[*]) {
+      %w = const() {value=@w} : f32[80,32]
+      %y = Gemm(%x, %w) {transB=1}
+      %z = Gather(%w, %i)
+      return %y, %z
+    }"""
+    graph = model(text, np.random.default_rng(1))
+    one, two = graph.clone(), graph.clone()
+    feed = {"x": np.ones((4, 32), np.float32), "i": np.zeros(2, np.int64)}
+    data = Data([feed], {v.name: v.type for v in graph.inputs})
+    QuantizeWeights(smallest=0).run(one, Counter())
+    QuantizeWeights(smallest=0).apply(two, Counter(), Context(calibration=data, scratch=tmp_path))  # type: ignore[arg-type]
+    for a, b in zip(one.walk("const"), two.walk("const"), strict=True):
+        assert a.attrs["value"].numpy().tobytes() == b.attrs["value"].numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.UINT8])
+@pytest.mark.parametrize(("shape", "axis"), [((64, 24), 1), ((24, 64), 0), ((24, 7, 3, 3), 0)])
+@pytest.mark.parametrize("bits", [8, 7])
+def test_codes_per_channel_keep_scales_and_range(dtype: DType, shape: tuple[int, ...], axis: int, bits: int) -> None:
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    codes = weight_codes(weight, axis, dtype, bits)
+    seen = moments(rng, weight.size // 24, 500)
+    found = round_channels(weight, codes, seen, bits)
+    assert found.scales is codes.scales
+    assert found.codes.dtype == codes.codes.dtype
+    assert found.codes.shape == shape
+    assert np.abs(found.codes.astype(int) - found.zero_point).max() <= 2 ** (bits - 1) - 1
+
+    def energy(coded: np.ndarray) -> float:
+        scales = codes.scales.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        difference = weight - (coded.astype(np.float64) - codes.zero_point) * scales
+        rows = np.moveaxis(difference, axis, 0).reshape(24, -1)
+        return float(((rows @ seen.check) * rows).sum())
+
+    assert energy(found.codes) < 0.7 * energy(codes.codes)
+
+
+def test_the_search_takes_rounding_where_the_output_gains(tmp_path: object) -> None:
+    rng = np.random.default_rng(5)
+    graph = model(PRODUCT, rng)
+    data = Data(feeds(PRODUCT, rng, 12), {v.name: v.type for v in graph.inputs})
+    context = Context(calibration=data, scratch=tmp_path)  # type: ignore[arg-type]
+    result, plain = graph.clone(), graph.clone()
+    QuantizeSearch(weights="int8", device="x86-avx2").apply(result, Counter(), context)
+    assert [d.what for d in context.decisions if d.step == "rounding"] == ["ranges by auto, weights rounded by data"]
+    QuantizeSearch(weights="int8", device="x86-avx2", recover=False).apply(plain, Counter(), context)
+    new = feeds(PRODUCT, rng, 6)
+    assert noise(graph, result, new) < noise(graph, plain, new)
