@@ -25,6 +25,9 @@ BOLDNESS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
 LADDER = (0.05, 0.3, 1.0, 10.0)
 """Shares of the run time that tiling may take longer, tried one after the other where a budget is to be kept."""
 
+MISSES = 6
+"""Tilings in a row that may turn out worse than predicted before a peak is left as it is."""
+
 WORSE = "more was alive than predicted"
 
 SLIGHT = 0.003
@@ -167,6 +170,7 @@ class Fit(Pass):
             found.seconds += values[0].seconds
             recompute(values[0])
         refused: set[object] = set()
+        misses = 0
         spaces = Spaces()
         while True:
             land = Landscape(graph, Costs(graph, context.dims))
@@ -183,6 +187,7 @@ class Fit(Pass):
                 before = graph.clone()
                 move = self._make(graph, choice, land, context)
                 if isinstance(move, _Move):
+                    misses = 0
                     found.moves.append(move)
                     found.seconds += max(0.0, choice.seconds)
                     context.say(f"{land.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
@@ -190,6 +195,10 @@ class Fit(Pass):
                 stats[f"declined: {move}"] += 1
                 refused.add(_key(choice))
                 if move == WORSE:
+                    misses += 1
+                    if misses > MISSES:
+                        graph.become(before)
+                        return self._checked(found)
                     # It had to be made to be seen: back to what was before, whose ops are others.
                     graph.become(before)
                     spaces = Spaces()

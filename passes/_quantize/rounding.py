@@ -165,4 +165,5 @@ def round_channels(weight: npt.NDArray[np.generic], codes: Codes, moments: Momen
     found = round_to(first.reshape(flat), grid, moments, given.reshape(flat))
     levels = np.moveaxis(found.levels.reshape(first.shape), 0, axis) + codes.zero_point
     changed = np.ascontiguousarray(levels)
-    return replace(codes, codes=changed.astype(np.uint8 if codes.zero_point else np.int8))
+    coded = changed.astype(np.uint8) if codes.zero_point else changed.astype(np.int8)
+    return replace(codes, codes=coded)
