@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from memoptc.ir.core import Graph, Op
+from memoptc.ir.core import Graph, Op, clone_op
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._tile.again import Recompute, recomputations
 from memoptc.passes._tile.again import apply as recompute
@@ -60,6 +60,7 @@ class Fit(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Tile, and say what was done."""
+        _one_decoder_per_use(graph)
         start = Landscape(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
@@ -144,17 +145,13 @@ class Fit(Pass):
     def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
         """Tile until the peak is down to `goal`: as it is, and with more and more computed again while that helps."""
         best = self._round(graph.clone(), stats, context, goal, allowance, 0)
-        missed = 0
         for count in range(1, self.again + 1):
-            if best.peak <= goal or missed > 1:
+            if best.peak <= goal:
                 break
             found = self._round(graph.clone(), stats, context, goal, allowance, count)
-            if len(found.again) < count:
+            if len(found.again) < count or found.peak > best.peak * (1 - self.worth):
                 break
-            if found.peak <= best.peak * (1 - self.worth):
-                best, missed = found, 0
-            else:
-                missed += 1
+            best = found
         return best
 
     def _round(
@@ -266,6 +263,23 @@ class Fit(Pass):
             context.decisions.append(
                 Decision(self.name, f"stopped at {peak:,} bytes, at {found.holder}", why, 0, "none")
             )
+
+
+def _one_decoder_per_use(graph: Graph) -> None:
+    """Give each user of decoded codes a DequantizeLinear of its own, right before it, as onnxruntime does when it looks
+    for integer kernels: codes cross the borders of regions then, not floats."""
+    for op in list(graph.ops):
+        if op.key != "DequantizeLinear" or op.operands[0].tensor is not None or not op.result.has_uses:
+            continue
+        uses = [(user, i) for user, i in op.result.uses if user.graph is graph and not user.is_return]
+        if len(uses) < op.result.use_count:
+            continue
+        for user, index in uses[1:]:
+            copy = clone_op(op, {})
+            copy.name, copy.result.name = "", graph.fresh_name(op.result.name)
+            graph.insert_before(user, copy)
+            user.set_operand(index, copy.result)
+        op.move_before(uses[0][0])
 
 
 def _key(choice: Estimate) -> object:

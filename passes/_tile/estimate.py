@@ -15,6 +15,7 @@ from memoptc.passes._tile.region import Region
 from memoptc.passes._tile.work import Work, work_of
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import aligned, evaluate, footprint, is_resident
+from memoptc.runtime.memory.integer import fused_pairs
 from memoptc.runtime.memory.liveness import inner_bytes, liveness, value_bytes
 from memoptc.runtime.memory.workspace import kernel_workspace
 
@@ -45,6 +46,7 @@ class Costs:
 
     def __init__(self, graph: Graph, dims: Mapping[str, int]) -> None:
         self.dims = extents(graph, dims)
+        self._fused = fused_pairs(graph)
         self._workspace = kernel_workspace(self.dims)
         self._work: dict[Op, tuple[float, float]] = {}
         self._bytes: dict[Value, int | None] = {}
@@ -65,8 +67,13 @@ class Costs:
     def nbytes(self, value: Value) -> int:
         """Bytes of a value; those of unknown size count as none."""
         if value not in self._bytes:
-            self._bytes[value] = value_bytes(value, self.dims)
+            stored = self._fused.coded.get(value, value)
+            self._bytes[value] = 0 if value in self._fused.resident else value_bytes(stored, self.dims)
         return self._bytes[value] or 0
+
+    def is_view(self, op: Op) -> bool:
+        """Whether an op's result is another name for its first operand's bytes."""
+        return facts(op).view is not None or (bool(op.results) and op.results[0] in self._fused.views)
 
     def scratch(self, op: Op) -> int:
         """Bytes that an op's kernel needs besides."""
@@ -94,7 +101,7 @@ class Costs:
 
     def _measure(self, op: Op) -> tuple[float, float]:
         """Operations, and bytes moved."""
-        if facts(op).view is not None or is_resident(op) or joins_convolution(op):
+        if self.is_view(op) or is_resident(op) or joins_convolution(op):
             return 0.0, 0.0
         moved = sum(self.nbytes(v) for v in (*op.operands, *op.results) if v.tensor is None)
         return self._multiplications(op) * 2, moved
@@ -281,7 +288,10 @@ def _around(region: Region, inside: set[Op], land: Landscape) -> tuple[int, int]
     """Bytes that are alive beside the region while it runs, and those of them that it is the last to use."""
     first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
     behind = _behind(region, inside, land)
-    own = {land.home[v] for op in region.ops for v in op.results if v in land.home}
+    # A view of what was there before is not the region's own.
+    own = {
+        g for op in region.ops for v in op.results if (g := land.home.get(v)) is not None and _roots(g, land) in inside
+    }
     base = freed = 0
     for group, size in enumerate(land.sizes):
         if not size or group in own:
@@ -298,6 +308,10 @@ def _around(region: Region, inside: set[Op], land: Landscape) -> tuple[int, int]
             base += size
             freed += size
     return base, freed
+
+
+def _roots(group: int, land: Landscape) -> Op | None:
+    return land.layout.groups[group].values[0].op
 
 
 def _behind(region: Region, inside: set[Op], land: Landscape) -> set[Op]:
@@ -346,7 +360,7 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
                 cuts += 0 if again else part(operand, along.axis, need.span)
                 nodes += 1
         seconds += (cuts + lasting) * 2 / BANDWIDTH
-        view = facts(op).view is not None and op.operands[0] in region.cut
+        view = costs.is_view(op) and op.operands[0] in region.cut
         made = 0
         for result, place in zip(op.results, region.axes[op].results, strict=True):
             if result not in region.cut or place is None:

@@ -126,6 +126,7 @@ def grow(seed: Op, axis: Axis, first: int, last: int, spaces: Spaces, between: B
     chosen = _convex(seed, _reach(seed, axis, allowed, spaces), between)
     if chosen is None:
         return None
+    _take_codes(chosen, between, spaces)
     ops = sorted(chosen, key=between.place.__getitem__)
     cut: dict[Value, int] = {}
     outputs = []
@@ -139,6 +140,31 @@ def grow(seed: Op, axis: Axis, first: int, last: int, spaces: Spaces, between: B
             if any(user not in chosen for user, _ in result.uses):
                 outputs.append(result)
     return Region(ops, chosen, cut, outputs) if outputs else None
+
+
+def _take_codes(chosen: dict[Op, Axis], between: Between, spaces: Spaces) -> None:
+    """Take in what codes and decodes at the region's borders, so that what crosses them is codes, not floats."""
+    for op in list(chosen):
+        for operand, along in zip(op.operands, chosen[op].operands, strict=True):
+            maker = operand.op
+            if along is None or maker is None or maker in chosen or maker not in between.place:
+                continue
+            if maker.key == "DequantizeLinear" and maker.operands[0].tensor is None:
+                found = [a for a in spaces[maker] if a.results[0] == along.axis]
+                if found and all(u in chosen and _needs(u, i, chosen) == along.axis for u, i in operand.uses):
+                    chosen[maker] = found[0]
+        for result, place in zip(op.results, chosen[op].results, strict=True):
+            if place is not None and result.single_use:
+                ((user, _),) = result.uses
+                if user.key == "QuantizeLinear" and user not in chosen and user in between.place:
+                    found = [a for a in spaces[user] if a.results[0] == place]
+                    if found:
+                        chosen[user] = found[0]
+
+
+def _needs(op: Op, index: int, chosen: Mapping[Op, Axis]) -> int | None:
+    along = chosen[op].operands[index]
+    return None if along is None else along.axis
 
 
 @dataclass(frozen=True)
