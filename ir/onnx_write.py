@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from onnx_ir import serde
 from memoptc.ir import ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import Sym
 from memoptc.ir.files import publish, staging
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType, TensorType, Type
 
 INLINE_LIMIT = 1_500_000_000
 """Weights above this go beside the model: one protobuf message holds at most 2 GB, structure included."""
@@ -133,6 +135,8 @@ class _Writer:
         self.external = external
         self.threshold = threshold
         self.names = Names()
+        self.nameless = frozenset(name for value in graph.inputs for name in _spelled_otherwise(value.type))
+        """Symbols that the inputs do not spell: said of inner values, onnxruntime would report them of outputs."""
 
     def model(self) -> onnx.ModelProto:
         info = self.graph.info
@@ -164,7 +168,7 @@ class _Writer:
             proto.doc_string = graph.doc
         protos.write_props(graph.metadata, proto.metadata_props)
         for value in graph.inputs:
-            self._value(value, proto.input.add())
+            self._value(value, proto.input.add(), value.type if graph is self.graph else self._shown(value.type))
             if value in graph.defaults:
                 self._tensor(self.names.of[value], graph.defaults[value], proto.initializer.add())
         legacy = graph.parent is None and graph.root.model is not None and graph.info.ir_version < 4
@@ -173,7 +177,7 @@ class _Writer:
             if op.is_const:
                 self._tensor(self.names.of[op.result], op.attrs["value"], proto.initializer.add(), op.result)
                 if legacy:
-                    self._value(op.result, proto.input.add())
+                    self._value(op.result, proto.input.add(), op.result.type)
                 continue
             if op.op_type == "sparse_const":
                 proto.sparse_initializer.add().CopyFrom(op.attrs["value"])
@@ -186,7 +190,7 @@ class _Writer:
                 stated = self.graph.info.states_types and result.type is not None and not _is_untyped(result)
                 described = bool(result.doc or result.metadata)
                 if not result.omitted and (stated or described) and result not in returned:
-                    self._value(result, proto.value_info.add())
+                    self._value(result, proto.value_info.add(), self._shown(result.type))
         self._tail(graph, proto)
 
     def _tail(self, graph: Graph, proto: onnx.GraphProto) -> None:
@@ -195,7 +199,7 @@ class _Writer:
         for info, name in zip(graph.outputs_info, self.names.outputs[graph], strict=True):
             written = proto.output.add(name=name)
             if info.type is not None:
-                protos.write_type(info.type, written.type)
+                protos.write_type(info.type if graph is self.graph else self._shown(info.type), written.type)
             if info.doc:
                 written.doc_string = info.doc
             protos.write_props(info.metadata, written.metadata_props)
@@ -203,10 +207,18 @@ class _Writer:
             for result in op.results:
                 _quantization_note(result, self.names.of.get(result, ""), proto)
 
-    def _value(self, value: Value, proto: onnx.ValueInfoProto) -> None:
+    def _shown(self, type_: Type | None) -> Type | None:
+        """What is said of the type of a value that is not at the border."""
+        if not self.nameless or not isinstance(type_, TensorType) or type_.shape is None:
+            return type_
+        hidden = [isinstance(d, Sym) and d.spelling is None and bool(d.free & self.nameless) for d in type_.shape]
+        shape = tuple(None if h else d for h, d in zip(hidden, type_.shape, strict=True))
+        return replace(type_, shape=shape) if any(hidden) else type_
+
+    def _value(self, value: Value, proto: onnx.ValueInfoProto, type_: Type | None) -> None:
         proto.name = self.names.of[value]
-        if value.type is not None:
-            protos.write_type(value.type, proto.type)
+        if type_ is not None:
+            protos.write_type(type_, proto.type)
         if value.doc and not (value.op is not None and value.op.is_const):
             proto.doc_string = value.doc
         plain = {k: v for k, v in value.metadata.items() if not k.startswith("quantization_annotation.")}
@@ -280,10 +292,16 @@ class _Writer:
                 self._node(op, proto.node.add())
                 for result in op.results:
                     if result.type is not None and not result.omitted and hasattr(proto, "value_info"):
-                        self._value(result, proto.value_info.add())
+                        self._value(result, proto.value_info.add(), result.type)
         for source, name in self.names.identities[body]:
             proto.node.add(op_type="Identity", input=[source], output=[name])
         proto.output.extend(self.names.outputs[body])
+
+
+def _spelled_otherwise(type_: Type | None) -> Iterator[str]:
+    for dim in (type_.shape or ()) if isinstance(type_, TensorType) else ():
+        if isinstance(dim, Sym) and dim.name is not None and dim.spelling is not None:
+            yield dim.name
 
 
 def _is_untyped(value: Value) -> bool:

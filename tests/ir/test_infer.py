@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import onnx
+import onnxruntime
 import pytest
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.spelling import type_text
 
@@ -107,6 +110,27 @@ def test_elements_of_shape_vectors_are_known() -> None:
     }""")
     found = infer_shapes(graph)
     assert [str(e) for e in found.elements[named(graph, "s")]] == ["N", "3", "8"]
+
+
+@pytest.mark.parametrize(("spelling", "reported"), [("", None), ("?", "?"), ("batch", "batch")])
+def test_an_axis_without_a_name_lends_none_to_outputs(spelling: str, reported: str | None) -> None:
+    """What is said of inner values shows in the outputs that onnxruntime reports."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N,4] x) => (float[M,K] y) <float[A,B] r> { r = Relu(x)  y = Neg(r) }""")
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    for value in (proto.graph.input[0], proto.graph.value_info[0]):
+        first, second = value.type.tensor_type.shape.dim
+        first.dim_param, second.dim_value = spelling, 4
+    if not spelling:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    graph = read_onnx(proto)
+    infer_shapes(graph)
+    written = to_proto(graph)
+    session = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape == [reported, 4]
+    assert written.graph.value_info[0].type.tensor_type.shape.dim[0].dim_param == spelling.strip("?")
 
 
 @pytest.mark.parametrize("op", ["made.up::Thing(%x)", "Relu(%x, %x, %x)", "Reshape(%x)"])
