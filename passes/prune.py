@@ -215,7 +215,8 @@ def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float)
         states = []
         for (_, _, each), weight, whole, (signal, _) in zip(readers, weights, damped, signals, strict=True):
             columns = _columns(kept, each)
-            states.append(_State(np.linalg.inv(whole[np.ix_(columns, columns)]), weight[:, columns], each, signal))
+            inverse = np.asarray(np.linalg.inv(whole[np.ix_(columns, columns)]), np.float64)
+            states.append(_State(inverse, weight[:, columns], each, signal))
         while len(kept) > goal:
             score = sum((state.scores() for state in states), np.zeros(len(kept)))
             gone = np.argsort(score, kind="stable")[: min(max(1, units.count // ROUNDS), len(kept) - goal)]
