@@ -15,13 +15,11 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._migrate.sites import WEIGHTED
-from memoptc.passes._quantize.correct import output_axis
 from memoptc.passes._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes._shrink.gate import Gate, Level, Levels
+from memoptc.passes._shrink.matrix import Floats, energy, rows_of
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
-
-Floats = npt.NDArray[np.float64]
 
 PARTS = 8
 """Ranks that are tried: so many parts of the one at which nothing is saved."""
@@ -145,10 +143,7 @@ class _Axes:
 
 def _axes(op: Op, moments: Moments) -> _Axes:
     """Find principal axes, and what is lost without the last of them."""
-    tensor = op.operands[1].tensor
-    assert tensor is not None
-    first = np.moveaxis(np.asarray(tensor.numpy(), np.float64), output_axis(op), 0)
-    rows = first.reshape(len(first), -1)
+    rows = rows_of(op)
     results, columns = rows.shape
     most = results * columns / (results + columns)
     ranks = sorted({max(int(most * part / PARTS / WHOLE), 1) * WHOLE for part in range(1, PARTS)})
@@ -158,9 +153,9 @@ def _axes(op: Op, moments: Moments) -> _Axes:
         return _Axes(op.name, np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32), min(rows.shape), [], [])
     out = principal_axes(rows, moments.fit)[:, : ranks[-1]]
     into = rows.T @ out
-    whole, levels = _energy(rows, moments.check), []
+    whole, levels = energy(rows, moments.check), []
     for rank in ranks:
-        lost = _energy(rows - out[:, :rank] @ into[:, :rank].T, moments.check)
+        lost = energy(rows - out[:, :rank] @ into[:, :rank].T, moments.check)
         levels.append(Level(lost / whole if whole else 0.0, 4.0 * (rows.size - rank * (results + columns))))
     return _Axes(op.name, into.astype(np.float32), out.astype(np.float32), min(rows.shape), ranks, levels)
 
@@ -181,10 +176,6 @@ def principal_axes(rows: Floats, moments: Floats) -> Floats:
     # QR makes axes without any energy orthonormal, too
     turned = wide @ np.linalg.eigh(wide.T @ wide)[1][:, ::-1]
     return np.asarray(np.linalg.qr(turned)[0], np.float64)
-
-
-def _energy(rows: Floats, moments: Floats) -> float:
-    return max(float(np.einsum("ij,ij->", rows @ moments, rows)), 0.0)
 
 
 def _thin(op: Op, rank: int) -> TensorType | None:

@@ -13,14 +13,12 @@ from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.tensors import nbytes
 from memoptc.pass_base import Context, Pass
-from memoptc.passes._quantize.correct import output_axis
 from memoptc.passes._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes._shrink.gate import Gate, Level, Levels
+from memoptc.passes._shrink.matrix import Floats, energy, in_form_of, rows_of
 from memoptc.passes._shrink.units import Units, find_units, put, remove
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
-
-Floats = npt.NDArray[np.float64]
 
 FORMS = ("units", "zeros")
 PARTS = 8
@@ -112,9 +110,7 @@ class Prune(Pass):
             for site, level in levels.items():
                 way = ways[site][level]
                 for op, matrix in zip(fresh[site].readers, way.matrices, strict=True):
-                    tensor = op.operands[1].tensor
-                    assert tensor is not None
-                    put(copy, op, 1, _into(op, tensor.numpy(), matrix), self.name)
+                    put(copy, op, 1, in_form_of(op, matrix), self.name)
             # Weights of all readers first: a reader may lose units of its own, too.
             for site, level in levels.items():
                 remove(copy, fresh[site], ways[site][level].kept, self.name)
@@ -143,16 +139,16 @@ class Prune(Pass):
                 curves.append([])
                 if ops[i] not in seen:
                     continue
-                rows, moments = _rows(ops[i]), seen[ops[i]].fit
+                rows, moments = rows_of(ops[i]), seen[ops[i]].fit
                 score = np.abs(rows) * np.sqrt(np.maximum(np.diag(moments), 0.0))
                 order = np.argsort(score, axis=1, kind="stable")
-                signal = _energy(rows, moments)
+                signal = energy(rows, moments)
                 for part in range(1, PARTS):
                     count = int(self.most * rows.shape[1] * part / (PARTS - 1))
                     mask = np.ones(rows.shape, np.bool_)
                     np.put_along_axis(mask, order[:, :count], False, axis=1)
                     masks[-1].append(mask)
-                    noise = _energy(rows * ~mask, moments) / signal if signal else 0.0
+                    noise = energy(rows * ~mask, moments) / signal if signal else 0.0
                     curves[-1].append(Level(noise, float(4 * (~mask).sum())))
         names = {i: op.result.name for i, op in enumerate(ops)}
 
@@ -161,9 +157,7 @@ class Prune(Pass):
             by_name = {op.result.name: op for op in copy.ops if op.results}
             for site, level in levels.items():
                 op = by_name[names[site]]
-                tensor = op.operands[1].tensor
-                assert tensor is not None
-                put(copy, op, 1, _into(op, tensor.numpy(), _rows(op) * masks[site][level]), self.name)
+                put(copy, op, 1, in_form_of(op, rows_of(op) * masks[site][level]), self.name)
             return copy
 
         chosen = gate.search(graph, curves, make)
@@ -199,11 +193,11 @@ def _best_ways(units: Units, seen: Mapping[Op, Moments], most: float) -> list[_W
 
 def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float) -> list[_Way]:
     """Remove one part after the other, the least needed first."""
-    readers = [(_rows(op), seen[op], each) for op, each in units.readers.items()]
+    readers = [(rows_of(op), seen[op], each) for op, each in units.readers.items()]
     if not all(np.isfinite(m.fit).all() and np.trace(m.check) > 0 for _, m, _ in readers):
         return []
     damped = [m.fit + np.eye(len(m.fit)) * damping * float(np.diag(m.fit).mean()) for _, m, _ in readers]
-    signals = [(_energy(rows, m.fit), _energy(rows, m.check)) for rows, m, _ in readers]
+    signals = [(energy(rows, m.fit), energy(rows, m.check)) for rows, m, _ in readers]
     if not all(a > 0 and b > 0 for a, b in signals):
         return []
     kept, found = np.arange(units.count), []
@@ -229,7 +223,7 @@ def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float)
             weight = np.zeros_like(rows)
             weight[:, columns] = np.linalg.solve(whole[np.ix_(columns, columns)], whole[columns] @ rows.T).T
             weights.append(weight)
-            noise += _energy(rows - weight, moments.check) / signal
+            noise += energy(rows - weight, moments.check) / signal
         found.append(_Way(kept, [w.astype(np.float32) for w in weights], noise / len(readers)))
     return found
 
@@ -268,22 +262,3 @@ class _State:
 def _columns(kept: npt.NDArray[np.int64], each: int) -> npt.NDArray[np.int64]:
     found: npt.NDArray[np.int64] = (kept[:, None] * each + np.arange(each)).reshape(-1)
     return found
-
-
-def _energy(rows: Floats, moments: Floats) -> float:
-    return max(float(np.einsum("ij,ij->", rows @ moments, rows)), 0.0)
-
-
-def _rows(op: Op) -> Floats:
-    """Weights as rows of one result each."""
-    tensor = op.operands[1].tensor
-    assert tensor is not None
-    first = np.moveaxis(np.asarray(tensor.numpy(), np.float64), output_axis(op), 0)
-    return np.ascontiguousarray(first.reshape(len(first), -1))
-
-
-def _into(op: Op, like: npt.NDArray[np.generic], rows: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """Rows of one result each in the form that the op has its weights in."""
-    axis = output_axis(op)
-    shape = np.moveaxis(like, axis, 0).shape
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape), 0, axis).astype(np.float32))
