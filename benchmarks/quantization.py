@@ -1,17 +1,25 @@
-"""8-bit integers, side by side: memoptc against onnxruntime's own static and dynamic quantization.
+"""8-bit integers, side by side: memoptc against other quantizers of ONNX models.
 
     python benchmarks/quantization.py [--only NAME ...] [--seconds 1.0] [--calibration 32] > table.md
 
 Every float model of the zoo that has real samples. All tools calibrate on the same samples (the first ones, at most
 half of those that there are); signal to difference against the original (of the worst output), cosine and the task
-figure are measured on the others, or on all where there are labels. Latency is that of one process, one thread, runs
-of all candidates interleaved. onnxruntime's static form has its own pre-processing (`quant_pre_process`) and default
-settings. The table is Markdown, on stdout; what fails is told in its place.
+figure are measured on the others, or on all where there are labels. Memory and latency are measured in fresh processes
+on one thread with onnxruntime's own options, runs of all candidates in turns (`memoptc.runtime.measure`): the load peak
+over the interpreter, the run peak over the loaded model.
+
+onnxruntime's static form has its own pre-processing (`quant_pre_process`) and default settings; onnxsim's static and
+weight-only forms are simplified afterwards, which takes the float weights out; NNCF (`nncf.quantize`, its default
+preset) and Intel's quantizer for ONNX (`onnx-neural-compressor`, static; neural-compressor itself has no ONNX front end
+in version 3) are called on the model as it is. Tools that are not installed are left out, and named above the table.
+Models that a tool leaves in float (over nine tenths of the bytes) do not count in the means against it. The table is
+Markdown, on stdout; what fails is told in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -32,6 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
 from memoptc.api import compile_file
+from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.measure import measure
 
 Feed = dict[str, Any]
 
@@ -85,11 +95,54 @@ def ours(source: Path, output: Path, feeds: list[Feed], folder: Path) -> None:
     compile_file(source, output, target="int8", calibration=feeds, verify="off", force=True)
 
 
-TOOLS: dict[str, Callable[[Path, Path, list[Feed], Path], None]] = {
-    "memoptc": ours,
-    "ort static": static,
-    "ort dynamic": dynamic,
+def onnxsim_static(source: Path, output: Path, feeds: list[Feed], folder: Path) -> None:
+    """onnxsim's static form."""
+    import onnxsim
+
+    onnx.save(onnxsim.simplify(onnxsim.quantize_static(str(source), calibration_data=feeds))[0], output)
+
+
+def onnxsim_weights(source: Path, output: Path, feeds: list[Feed], folder: Path) -> None:
+    """onnxsim's form with weights in codes only."""
+    import onnxsim
+
+    onnx.save(onnxsim.simplify(onnxsim.quantize_weight_only(str(source)))[0], output)
+
+
+def nncf(source: Path, output: Path, feeds: list[Feed], folder: Path) -> None:
+    """NNCF's static form."""
+    import nncf
+
+    onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(feeds), subset_size=len(feeds)), output)
+
+
+def intel(source: Path, output: Path, feeds: list[Feed], folder: Path) -> None:
+    """Intel's static form, in one file."""
+    from onnx_neural_compressor import data_reader
+    from onnx_neural_compressor.quantization import config, quantize
+
+    class Given(Reader, data_reader.CalibrationDataReader):
+        """The same samples, as an instance of what is asked for."""
+
+    quantize(str(source), str(folder / "parts.onnx"), config.StaticQuantConfig(calibration_data_reader=Given(feeds)))
+    onnx.save(onnx.load(folder / "parts.onnx"), output)
+
+
+TOOLS: dict[str, tuple[str, Callable[[Path, Path, list[Feed], Path], None]]] = {
+    "memoptc": ("memoptc", ours),
+    "ort static": ("onnxruntime", static),
+    "ort dynamic": ("onnxruntime", dynamic),
+    "onnxsim static": ("onnxsim", onnxsim_static),
+    "onnxsim weights": ("onnxsim", onnxsim_weights),
+    "nncf": ("nncf", nncf),
+    "intel": ("onnx_neural_compressor", intel),
 }
+"""What to compare, each with the package that it needs."""
+
+
+def installed() -> list[str]:
+    """The tools whose packages are here."""
+    return [tool for tool, (package, _) in TOOLS.items() if importlib.util.find_spec(package) is not None]
 
 
 @contextlib.contextmanager
@@ -118,20 +171,6 @@ def against(original: ort.InferenceSession, other: ort.InferenceSession, feeds: 
     return min(decibels), min(s[2] / math.sqrt(s[0] * s[3]) if s[3] else 0.0 for s in used)
 
 
-def latencies(sessions: dict[str, ort.InferenceSession], feed: Feed, seconds: float) -> dict[str, float]:
-    """Median milliseconds, runs of all sessions interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for one in sessions.values():
-        one.run(None, feed)
-    end = time.perf_counter() + seconds * len(sessions)
-    while time.perf_counter() < end or len(times["original"]) < 5:
-        for name, one in sessions.items():
-            start = time.perf_counter()
-            one.run(None, feed)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def size_of(path: Path) -> int:
     """Bytes of a model and its external data."""
     return sum(f.stat().st_size for f in (path, path.with_name(path.name + ".data")) if f.exists())
@@ -152,8 +191,9 @@ def one(name: str, folder: Path, seconds: float, calibration: int) -> dict[str, 
     first = feeds[: max(1, min(calibration, len(feeds) // 2))]
     rest = feeds[len(first) :][-64:] or feeds
     lines: dict[str, dict[str, Any]] = {"original": {"bytes": size_of(source)}}
-    sessions = {"original": session(source)}
-    for tool, make in TOOLS.items():
+    sessions, paths = {"original": session(source)}, {"original": source}
+    for tool in installed():
+        _, make = TOOLS[tool]
         place = folder / tool.replace(" ", "_")
         place.mkdir()
         output = place / f"{name}.onnx"
@@ -167,9 +207,12 @@ def one(name: str, folder: Path, seconds: float, calibration: int) -> dict[str, 
             lines[tool] = {"fault": f"{type(e).__name__}: {' '.join(str(e).split())[:60]}"}
             sessions.pop(tool, None)
             continue
+        paths[tool] = output
         lines[tool] = {"bytes": size_of(output), "sqnr": sqnr, "cosine": cosine, "took": time.perf_counter() - start}
-    for tool, found in latencies(sessions, rest[0], seconds).items():
-        lines[tool]["ms"] = found
+    measured = measure(list(paths.values()), rest[0], options=RunOptions(), seconds=seconds * len(paths))
+    for tool, found in zip(paths, measured, strict=True):
+        lines[tool]["ms"] = found.latency_ms["p50"]
+        lines[tool]["load"], lines[tool]["run"] = found.load_peak_bytes, found.run_peak_bytes
     for tool, loaded in sessions.items():
         quality = zoo.ZOO.quality(name, lambda feed, loaded=loaded: loaded.run(None, feed))
         lines[tool]["task"] = None if quality is None else next(iter(quality.items()))
@@ -181,7 +224,7 @@ def show(name: str, lines: dict[str, dict[str, Any]]) -> None:
     base = lines["original"]
     for tool, line in lines.items():
         if "fault" in line:
-            print(f"| {name} | {tool} | {line['fault']} | | | | | |", flush=True)
+            print(f"| {name} | {tool} | {line['fault']} | | | | | | | |", flush=True)
             continue
         task = "" if line.get("task") is None else f"{line['task'][0]} {line['task'][1]:.4f}"
         sqnr, cosine = (f"{line['sqnr']:.1f}", f"{line['cosine']:.5f}") if "sqnr" in line else ("", "")
@@ -189,26 +232,36 @@ def show(name: str, lines: dict[str, dict[str, Any]]) -> None:
         ratio = f"{line['bytes'] / base['bytes']:.3f}"
         print(
             f"| {name} | {tool} | {line['bytes'] / 1e3:.0f} ({ratio}) | {sqnr} | {cosine} | {task} "
-            f"| {line['ms']:.3f} ({line['ms'] / base['ms']:.2f}) | {took} |",
+            f"| {line['ms']:.3f} ({line['ms'] / base['ms']:.2f}) | {line['run'] / 1e6:.1f} | {line['load'] / 1e6:.1f} "
+            f"| {took} |",
             flush=True,
         )
 
 
 def summary(found: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Print means over the models that both tools can quantize."""
-    print("\n| memoptc against | models | SQNR gained, mean dB | size ratio, geomean | latency ratio, geomean |")
-    print("|---|---:|---:|---:|---:|")
-    for peer in list(TOOLS)[1:]:
+    print(
+        "\n| memoptc against | models | SQNR gained, mean dB | size, geomean ratio | latency | run peak | load peak |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for peer in installed()[1:]:
         pairs = [
             (lines["memoptc"], lines[peer])
             for lines in found.values()
-            if all("sqnr" in lines[t] and math.isfinite(lines[t]["sqnr"]) for t in ("memoptc", peer))
+            if peer in lines and lines[peer].get("bytes", 0) < 0.9 * lines["original"]["bytes"]
+            if all("sqnr" in lines.get(t, {}) and math.isfinite(lines[t]["sqnr"]) for t in ("memoptc", peer))
         ]
         if pairs:
             gain = statistics.fmean(a["sqnr"] - b["sqnr"] for a, b in pairs)
             sizes = statistics.geometric_mean(a["bytes"] / b["bytes"] for a, b in pairs)
             times = statistics.geometric_mean(a["ms"] / b["ms"] for a, b in pairs)
-            print(f"| {peer} | {len(pairs)} | {gain:+.1f} | {sizes:.3f} | {times:.2f} |")
+            runs, loads = (
+                statistics.geometric_mean(max(a[key], 1) / max(b[key], 1) for a, b in pairs) for key in ("run", "load")
+            )
+            print(
+                f"| {peer} | {len(pairs)} | {gain:+.1f} | {sizes:.3f} | {times:.2f} | {runs:.2f} | {loads:.2f} |",
+                flush=True,
+            )
 
 
 @click.command(help=__doc__)
@@ -220,9 +273,14 @@ def main(only: tuple[str, ...], seconds: float, calibration: int) -> None:
     if zoo.ZOO is None:
         raise click.ClickException("There is no zoo of models; set MEMOPTC_ZOO to its folder.")
     logging.disable(logging.CRITICAL)
-    print(f"onnxruntime {ort.__version__}; ratios are to the original\n")
-    print("| model | tool | kB | SQNR dB | cosine | task | p50 ms | took s |")
-    print("|---|---|---:|---:|---:|---|---:|---:|")
+    missing = ", ".join(tool for tool in TOOLS if tool not in installed())
+    print(
+        f"onnxruntime {ort.__version__}; ratios are to the original"
+        + (f"; not installed: {missing}" if missing else "")
+    )
+    print()
+    print("| model | tool | kB | SQNR dB | cosine | task | p50 ms | run peak MB | load peak MB | took s |")
+    print("|---|---|---:|---:|---:|---|---:|---:|---:|---:|")
     found = {}
     for name in only or zoo.NAMES:
         if not zoo.ZOO.samples(name, 1)[0] or not is_float(Path(zoo.ZOO.path(name))):
@@ -231,7 +289,7 @@ def main(only: tuple[str, ...], seconds: float, calibration: int) -> None:
             try:
                 found[name] = one(name, Path(folder), seconds, calibration)
             except Exception as e:
-                print(f"| {name} | | {type(e).__name__}: {' '.join(str(e).split())[:80]} | | | | | |", flush=True)
+                print(f"| {name} | | {type(e).__name__}: {' '.join(str(e).split())[:80]} | | | | | | | |", flush=True)
                 continue
         show(name, found[name])
     summary(found)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.runtime.calibrate import BUDGET, groups, sizes
-from memoptc.runtime.data import Data, DataSource
+from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.probe import PREFIX, Probe, copies
 
@@ -112,6 +112,26 @@ class Moments:
         return Moments(self.fit + other.fit, self.check + other.check, self.rows + other.rows)
 
 
+class Aside:
+    """The samples that second moments keep aside: every fourth; all of them where there are fewer than four.
+
+    Args:
+        data: All samples.
+    """
+
+    def __init__(self, data: Iterable[Sample]) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[Sample]:
+        whole = enough(self._data)
+        return (s for i, s in enumerate(self._data) if not whole or i % ASIDE == ASIDE - 1)
+
+
+def enough(data: Iterable[Sample]) -> bool:
+    """Whether there are enough samples to keep whole ones aside."""
+    return sum(1 for _ in islice(data, ASIDE)) == ASIDE
+
+
 class _Sum:
     """Takes in rows; a quarter goes to the side: whole samples where there are some, else runs of rows.
 
@@ -182,7 +202,7 @@ def _observe(
     probe: Probe, names: list[str], readings: list[Reading], samples: Data
 ) -> Iterator[tuple[Reading, Moments]]:
     evaluator = probe.load(copies(names), [f"{PREFIX}.{i}.copy" for i in range(len(names))])
-    whole = sum(1 for _ in islice(samples, ASIDE)) == ASIDE
+    whole = enough(samples)
     spoilt: set[str] = set()
     sums = {reading: _Sum(whole) for reading in readings}
     for number, sample in enumerate(samples):

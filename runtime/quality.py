@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.compare import difference, flatten
-from memoptc.runtime.data import Data, Sample, load_function
+from memoptc.runtime.data import Sample, load_function
 from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
 
 FEW = 16
@@ -126,7 +126,7 @@ class Examiner:
 
     Args:
         original: The model that is right.
-        data: Samples.
+        data: Samples, to be walked again and again.
         metric: What to measure beside signal to difference, if anything.
         few: How many samples are kept in memory, with the original's outputs, for quick looks.
         most: How many samples a full examination takes.
@@ -136,7 +136,12 @@ class Examiner:
     """
 
     def __init__(
-        self, original: ModelSource, data: Data, metric: Metric | None = None, few: int = FEW, most: int = MOST
+        self,
+        original: ModelSource,
+        data: Iterable[Sample],
+        metric: Metric | None = None,
+        few: int = FEW,
+        most: int = MOST,
     ) -> None:
         self._original = Evaluator(original, RunOptions(), label="the original")
         self._data, self._most = data, most
