@@ -60,6 +60,7 @@ class Fit(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Tile, and say what was done."""
+        original, graph = graph, graph.clone()
         _one_decoder_per_use(graph)
         start = Landscape(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
@@ -70,10 +71,10 @@ class Fit(Pass):
             found = self._measured(context.slowdown, graph, stats, context, start)
         done = bool(found.moves) and found.peak <= start.peak * (1 - self.worth)
         if done:
-            graph.become(found.graph)
+            original.become(found.graph)
             # onnxruntime overwrites an operand only where both shapes are known to be the same, and cannot tell by
             # itself that they are for slices whose ends are computed.
-            graph.info.states_types = True
+            original.info.states_types = True
         self._report(found, start.peak, stats, context, done=done)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:

@@ -26,10 +26,11 @@ class Spaces:
         self._known: dict[Op, list[Axis]] = {}
 
     def __getitem__(self, op: Op) -> list[Axis]:
-        """The axes of an op; none for one that belongs to a piece already."""
+        """The axes of an op; none for one that belongs to a piece already, or is computed when the model is loaded."""
         found = self._known.get(op)
         if found is None:
-            found = self._known[op] = [] if MARK in op.metadata else iteration_space(op)
+            whole = MARK in op.metadata or all(v.tensor is not None or v.is_absent for v in op.operands)
+            found = self._known[op] = [] if whole else iteration_space(op)
         return found
 
 

@@ -21,8 +21,8 @@ class Fused:
     Args:
         views: Results that are another view of their first operand's bytes.
         coded: Float results that exist only as the codes of the named value.
-        resident: Results that take no bytes of a run: the kernel reads the codes of a weight, or a weight is cast once,
-            when the model is loaded.
+        resident: Results that take no bytes of a run: the kernel reads the codes of a weight, or all that a result
+            depends on is weights, so that it is computed once, when the model is loaded.
     """
 
     views: set[Value] = field(default_factory=set)
@@ -31,12 +31,11 @@ class Fused:
 
 
 def fused_pairs(graph: Graph) -> Fused:
-    """Find the pairs that onnxruntime fuses, judged by the operators around them, and the Casts that it folds."""
+    """Find the pairs that onnxruntime fuses, judged by the operators around them, and what it folds."""
     found = Fused()
-    found.resident |= {
-        op.result for op in graph.ops
-        if op.key == "Cast" and op.operand.tensor is not None and not op.result.is_output
-    }  # fmt: skip
+    for op in graph.ops:
+        if _is_folded(op, found.resident):
+            found.resident |= set(op.results)
     kernels: set[Op] = set()
     for op in graph.ops:
         if op.op_type in ops.INTEGER_KERNELS and not op.domain and _reads_codes(op):
@@ -55,6 +54,20 @@ def fused_pairs(graph: Graph) -> Fused:
             else:
                 found.views.add(op.result)
     return found
+
+
+def _is_folded(op: Op, resident: set[Value]) -> bool:
+    """Whether onnxruntime computes an op when the model is loaded: from weights alone, and nothing that is handed out.
+
+    It leaves decoders of weights for the kernels that read codes (see `fused_pairs`).
+    """
+    if op.is_const or not op.operands or op.regions or op.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        return False
+    known = ops.facts(op)
+    if not known.known or not known.pure or any(r.is_output for r in op.results):
+        return False
+    given = [v for v in op.operands if not v.is_absent]
+    return bool(given) and all(v.tensor is not None or v in resident for v in given)
 
 
 def _reads_codes(op: Op) -> bool:
