@@ -173,7 +173,7 @@ def test_this_onnxruntime_has_kernels_for_4_bits() -> None:
 
 
 SIZES = {"minilm_l6": 0.17, "long_attention_4k": 0.17}
-"""Part of the float32 file that is left; the weights of these models are nearly all in products and tables."""
+"""Part of the float32 weights that is left; those of these models are nearly all in products and tables."""
 
 
 @zoo.each_model(skip=tuple(n for n in zoo.NAMES if n not in SIZES))
@@ -183,7 +183,7 @@ def test_real_models_shrink_and_beat_plain_rounding(name: str, tmp_path: Path) -
     data = samples or [zoo.ZOO.inputs(name, "1k" if name == "long_attention_4k" else None)]
     found = compile_file(zoo.ZOO.path(name), tmp_path / "q.onnx", target="int4", validation=data).report
     assert found.verification["passed"]
-    assert found.candidate.file_bytes <= SIZES[name] * found.control.file_bytes
+    assert found.candidate.weight_bytes <= SIZES[name] * found.control.weight_bytes
     passes = found.options["passes"].replace("quantize-weights", "quantize-weights{search=false}")
     plain = compile_file(
         zoo.ZOO.path(name), tmp_path / "p.onnx", target="int4", validation=data, passes=passes, force=True
