@@ -12,9 +12,8 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._migrate.sites import shape_of
-from memoptc.passes._quantize.correct import output_axis
 from memoptc.passes._quantize.observe import observe
-from memoptc.passes._shrink.matrix import rows_of
+from memoptc.passes._shrink.matrix import in_form_of, rows_of
 from memoptc.passes._shrink.units import put
 from memoptc.report.model import Decision
 from memoptc.runtime.channels import Channels, channel_statistics
@@ -24,7 +23,7 @@ SUFFIX = "_outliers"
 
 
 class SplitOutliers(Pass):
-    """Write `x W` as `x[rest] W[rest] + x[outliers] W[outliers]`, so that the first can be coded finely.
+    """Write `x W` as `(x mask) W + x[outliers] W[outliers]`, so that the first product can be coded finely.
 
     Outliers are the fewest channels without which the range of x falls to a part. Their products stay in float32
     (Dettmers et al., "LLM.int8()", 2022, with channels that calibration data shows instead of the run's own). The sum
@@ -99,22 +98,19 @@ def _split(graph: Graph, value: Value, readers: list[Op], outliers: np.ndarray) 
     first = readers[0]
     assert isinstance(value.type, TensorType)
     assert value.type.shape is not None
-    rest = np.setdiff1d(np.arange(rows_of(first).shape[1]), outliers)
+    few = value.type.with_shape((*value.type.shape[:-1], len(outliers)))
+    mask = np.ones(rows_of(first).shape[1], np.float32)
+    mask[outliers] = 0.0
     builder = Builder(graph, before=first, loc=first.loc.union(rule="split-outliers"))
-
-    def pick(places: np.ndarray, name: str) -> Value:
-        assert isinstance(value.type, TensorType)
-        assert value.type.shape is not None
-        type_ = value.type.with_shape((*value.type.shape[:-1], len(places)))
-        indices = builder.const(places.astype(np.int64), f"{name}_places")
-        return builder.op("Gather", [value, indices], {"axis": -1}, type=type_, name=name).result
-
-    main, extreme = pick(rest, f"{value.name}_rest"), pick(outliers, f"{value.name}_outliers")
+    # Not a Gather of all others: it copies number by number, and took longer than the products of a small encoder.
+    kept = builder.const(mask, f"{value.name}_mask")
+    main = builder.op("Mul", [value, kept], type=value.type, name=f"{value.name}_rest").result
+    places = builder.const(outliers.astype(np.int64), f"{value.name}_places")
+    extreme = builder.op("Gather", [value, places], {"axis": -1}, type=few, name=f"{value.name}_outliers").result
     for op in readers:
         rows, name = rows_of(op), op.operands[1].name
         op.set_operand(0, main)
-        kept = rows[:, rest].T if output_axis(op) == 1 else rows[:, rest]
-        put(graph, op, 1, np.ascontiguousarray(kept).astype(np.float32), "split-outliers")
+        put(graph, op, 1, in_form_of(op, rows * mask), "split-outliers")
         after = Builder(graph, before=op.next, loc=op.loc.union(rule="split-outliers"))
         weight = after.const(np.ascontiguousarray(rows[:, outliers].T).astype(np.float32), f"{name}_outliers")
         beside = after.op("MatMul", [extreme, weight], type=op.result.type)
