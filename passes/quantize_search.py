@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from memoptc.passes._quantize.trial import Codes, Setting, Trials, Variant, name
 from memoptc.passes.equalize import Equalize
 from memoptc.passes.quantize import DTYPES, Quantize
 from memoptc.passes.smooth import Smooth
+from memoptc.passes.split_outliers import SplitOutliers, names_of_split
 from memoptc.report.model import Decision
 from memoptc.runtime.devices import USUAL, load_device
 from memoptc.runtime.observers import OBSERVERS
@@ -32,11 +33,11 @@ class QuantizeSearch(Pass):
     """Quantize as `quantize` does from data, choose how by trial, and keep in float what accuracy needs there.
 
     Copies of the graph are quantized and held against the graph in float on data: validation data where there is
-    any, else that of the calibration. First the recoveries: `equalize`, `smooth`, how ranges are found, where weights
-    are clipped, weights rounded by data, corrected biases; each stays if the output gains from it. If what was asked
-    for is not met then, each layer's effect on the output is measured alone, and layers leave the integers, those
-    first that bring most for the bytes and the work they cost: first their activations (weights stay integers), then
-    the weights, too.
+    any, else that of the calibration. First the recoveries: `equalize`, `smooth`, `split-outliers`, how ranges are
+    found, where weights are clipped, weights rounded by data, corrected biases; each stays if the output gains from
+    it. If what was asked for is not met then, each layer's effect on the output is measured alone, and layers leave
+    the integers, those first that bring most for the bytes and the work they cost: first their activations (weights
+    stay integers), then the weights, too.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
@@ -133,9 +134,10 @@ class _Search:
             graph, stats = self.graph.clone(), Counter[str]()
             for pass_ in recoveries:
                 pass_.apply(graph, stats, replace(self.context, decisions=[], warnings=[]))
+            codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
             kept = Path(self.asked.checkpoint) / "-".join(["search", *(p.name for p in recoveries)])
             checkpoint = kept if self.asked.checkpoint else None
-            self.variants[recoveries] = Variant(graph, self.context, self.codes, checkpoint, stats)
+            self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats)
         return self.variants[recoveries]
 
     def run(self) -> None:
@@ -162,9 +164,9 @@ class _Search:
         if not self.asked.recover:
             return best
         level = self.trials.quick(self.variant(()).quantized(best)).mean_db
-        for what, tries in self.options(best):
+        for what, tries in self.options():
             start = best
-            for change in tries:
+            for change in tries(start):
                 tried = replace(start, **change)
                 recovered = self.variant(tried.recoveries)
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
@@ -176,14 +178,15 @@ class _Search:
         return best
 
     @staticmethod
-    def options(start: Setting) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def options() -> Iterator[tuple[str, Callable[[Setting], list[dict[str, Any]]]]]:
         """What is tried, in order; all of one line start from the same setting."""
         both = (Equalize(), Smooth())
-        yield "equalize, smooth", [{"recoveries": r} for r in (both[:1], both[1:], both)]
-        yield "ranges", [{"method": m} for m in OBSERVERS]
-        yield "clip-weights", [{"clip": True}]
-        yield "rounding", [{"rounding": True}]
-        yield "correct-bias", [{"bias": True}]
+        yield "equalize, smooth", lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
+        yield "split-outliers", lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]
+        yield "ranges", lambda start: [{"method": m} for m in OBSERVERS]
+        yield "clip-weights", lambda start: [{"clip": True}]
+        yield "rounding", lambda start: [{"rounding": True}]
+        yield "correct-bias", lambda start: [{"bias": True}]
 
     def good(self, quality: Quality) -> bool:
         """Whether what was asked for is met."""

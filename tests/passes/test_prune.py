@@ -6,12 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import zoo
 from numbers_of import Feed, feed_of, run
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
@@ -19,6 +22,7 @@ from memoptc.passes._quantize.correct import output_axis
 from memoptc.passes._shrink.units import find_units, put, remove
 from memoptc.passes.prune import Prune
 from memoptc.runtime.data import Data
+from memoptc.runtime.evaluate import Evaluator, RunOptions
 
 
 def graph(text: str) -> Graph:
@@ -100,13 +104,11 @@ TWICE = """graph @twice(%x: f32[N,6]) -> (f32[*]) {
 }"""
 
 
-@pytest.mark.parametrize("text", [MLP, GEMMS, CHAIN, FLAT, TWICE], ids=["mlp", "gemms", "chain", "flat", "twice"])
-def test_removing_units_is_as_if_nobody_listened_to_them(text: str) -> None:
-    before = graph(text)
+def halves(before: Graph) -> tuple[Graph, Graph, int]:
+    """Half of all units removed, the same units with nobody listening to them, and how many layers have units."""
     removed, silenced = before.clone(), before.clone()
     rng = np.random.default_rng(1)
     choices = [np.sort(rng.choice(u.count, u.count // 2, replace=False)) for u in find_units(before, frozenset())]
-    assert len(choices) == (2 if text is TWICE else 1)
     for units, kept in zip(list(find_units(silenced, frozenset())), choices, strict=True):
         gone = np.setdiff1d(np.arange(units.count), kept)
         for cut in units.cuts:
@@ -120,6 +122,14 @@ def test_removing_units_is_as_if_nobody_listened_to_them(text: str) -> None:
     for units, kept in zip(list(find_units(removed, frozenset())), choices, strict=True):
         remove(removed, units, kept, "test")
     verify(removed)
+    return removed, silenced, len(choices)
+
+
+@pytest.mark.parametrize("text", [MLP, GEMMS, CHAIN, FLAT, TWICE], ids=["mlp", "gemms", "chain", "flat", "twice"])
+def test_removing_units_is_as_if_nobody_listened_to_them(text: str) -> None:
+    before = graph(text)
+    removed, silenced, layers = halves(before)
+    assert layers == (2 if text is TWICE else 1)
     feed = feed_of(before, {"N": 3})
     expected, found, whole = run(silenced, feed), run(removed, feed), run(before, feed)
     assert expected is not None
@@ -128,6 +138,31 @@ def test_removing_units_is_as_if_nobody_listened_to_them(text: str) -> None:
     for name, value in expected.items():
         assert np.allclose(value, found[name], atol=1e-4)
         assert not np.allclose(value, whole[name], atol=1e-2)
+
+
+LAYERS = {
+    "charlm": 4, "digits_mlp": 2, "fsmn_vad": 7, "squeezenet_fp32": 9, "tashkeel_fp32": 6, "ultraface_rfb320": 21,
+    "selfie_seg_256": 11,
+}  # fmt: skip
+"""Layers of real models whose units can go."""
+
+
+@zoo.each_model(skip=tuple(n for n in zoo.NAMES if n not in LAYERS))
+def test_removing_units_of_real_models_is_as_if_nobody_listened_to_them(name: str) -> None:
+    assert zoo.ZOO is not None
+    path = Path(zoo.ZOO.path(name))
+    before = read_onnx(onnx.load(path), path.parent)
+    for value, tensor in list(before.defaults.items()):
+        value.replace_by(before.const(tensor, value.name))
+        before.erase_input(value)
+    infer_shapes(before)
+    removed, silenced, layers = halves(before)
+    assert layers == LAYERS[name]
+    feed = zoo.ZOO.inputs(name)
+    expected, found = (Evaluator(to_proto(one), RunOptions(optimize=False)).run(feed) for one in (silenced, removed))
+    for key, value in expected.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
+            assert np.abs(value - found[key]).max() <= 1e-3 * max(float(np.abs(value).max()), 1e-3), key
 
 
 @pytest.mark.parametrize(
