@@ -119,7 +119,7 @@ def one(
     for peer, code in PEERS.items() if peers else ():
         path = folder / f"{name}.{peer}.onnx"
         command = [sys.executable, "-c", code.format(source=str(original), output=str(path))]
-        done = subprocess.run(command, capture_output=True, timeout=600, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=600, check=False, cwd=folder)
         if done.returncode == 0 and path.exists():
             subjects.append((peer, path, RunOptions(threads=threads)))
     found = measure([p for _, p, _ in subjects], feed, options=[w for _, _, w in subjects], seconds=seconds)
