@@ -285,7 +285,8 @@ def main(only: tuple[str, ...], seconds: float, calibration: int) -> None:
     for name in only or zoo.NAMES:
         if not zoo.ZOO.samples(name, 1)[0] or not is_float(Path(zoo.ZOO.path(name))):
             continue
-        with tempfile.TemporaryDirectory() as folder:
+        # Some tools leave files in the current folder.
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             try:
                 found[name] = one(name, Path(folder), seconds, calibration)
             except Exception as e:
