@@ -9,7 +9,7 @@ from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.options import Options
 from memoptc.report import Report
 from memoptc.report.rows import size
-from memoptc.runtime.memory.liveness import peak
+from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
 
 
 def check_verification(report: Report, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -75,9 +75,19 @@ def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[s
         floor = report.candidate.floor_bytes
         message = (
             f"The budget of {size(options.memory_budget)} is out of reach: the plan needs {size(need)}, its floor "
-            f"is {size(floor)}, held there by {found.op_label}."
+            f"is {size(floor)}, held there by {found.op_label}{_made_from(graph, dims, found)}."
         )
     if options.force:
         report.warnings.append(f"{message} Written all the same (--force).")
         return
     raise BudgetError(message, hint="Nothing was written; bind smaller sizes with --dim, or use --force.")
+
+
+def _made_from(graph: Graph, dims: Mapping[str, int], found: PeakReport) -> str:
+    """Which nodes of the original the one at the peak stands for, where a pass made it."""
+    steps = liveness(graph, dims).steps
+    loc = steps[found.step].loc
+    if not loc.rules or not loc.nodes:
+        return ""
+    first, *others = loc.nodes
+    return f", made from {first}" + (f" ... {others[-1]}" if others else "")
