@@ -22,6 +22,9 @@ HARD_TO_QUANTIZE = ("gtcrn_stream", "ppocr_det_mobile")
 FEW = {"ppocr_det_mobile": 2}
 """Samples where one takes long; the search runs the model on all of them again and again."""
 
+PLACES = 4096
+"""Bytes of constants that say where tiling cuts; some models have hardly more in their weights."""
+
 
 def ports(path: Path) -> list[Any]:
     """Names, types and extents of inputs and outputs as onnxruntime reports them."""
@@ -76,5 +79,6 @@ def test_int8_passes_its_gates_or_writes_nothing(name: str, tmp_path: Path) -> N
         assert not output.exists()
         return
     assert found.verification["passed"]
-    assert found.candidate.weight_bytes <= found.control.weight_bytes
+    # Tiling adds the places of its slices: a few integers.
+    assert found.candidate.weight_bytes <= found.control.weight_bytes + PLACES
     assert ports(output) == ports(source)
