@@ -27,7 +27,7 @@ CACHED = 90e9
 """Bytes per second that an operator moves when they fit into a cache."""
 CACHE = 8 << 20
 """Bytes that a cache holds."""
-OVERHEAD = 2e-6
+OVERHEAD = 4e-6
 """Seconds that running one node costs."""
 CROP = 4
 """How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
