@@ -291,18 +291,24 @@ def _packed_attention(s: _Sizes) -> int:
 
 
 def _multi_head(s: _Sizes) -> int:
-    """The same with separate operands; a flash kernel, where nothing is masked, keeps tiles of the scores instead."""
+    """Heads are brought outside; a flash kernel, where nothing is masked, then keeps tiles of the scores instead of all
+    (contrib_ops/cpu/bert/multihead_attention.cc). It is not for keys and values that have their heads outside."""
     batch, length, hidden = s.operand(0)
-    keys = s.operand(1)[1] if s.has(1) else length
-    heads = int(s.op.attrs["num_heads"])
-    copies = _FLOAT * batch * hidden * (length + 2 * keys)
-    if not any(s.has(i) for i in (3, 4, 5, 6, 7)):
-        return copies + s.threads * _FLASH_TILE
-    return copies + _FLOAT * (batch * heads * length * keys + length + batch * length * hidden)
+    key = s.operand(1) if s.has(1) else (batch, length, hidden)
+    heads, outside = int(s.op.attrs["num_heads"]), len(key) == 4
+    keys, width_out = key[2 if outside else 1], s.result[-1]
+    each, out = hidden // heads, width_out // heads
+    copies = _FLOAT * batch * (length * hidden + (0 if outside else keys * (hidden + width_out)))
+    if outside or s.op.attrs.get("unidirectional") or any(s.has(i) for i in (4, 5, 6, 7)) or len(s.op.results) > 1:
+        causal = batch * length * keys if s.op.attrs.get("unidirectional") else 0
+        return copies + _FLOAT * causal + _FLOAT * (batch * heads * length * keys + batch * length * width_out)
+    columns = max(1, _SECOND_CACHE // (4 * _FLOAT * (each + out)))
+    rows = min(columns, each + out, length)
+    return copies + s.threads * _FLOAT * rows * (2 + min(columns, keys) + out)
 
 
-_FLASH_TILE = 18 * 1024
-"""Bytes per thread of a flash kernel; the exact figure follows the size of the second-level cache."""
+_SECOND_CACHE = 1 << 20
+"""Bytes of a core's second-level cache, which a flash kernel reads from the machine; plans take the usual."""
 
 
 _TABLE: dict[tuple[str, str], Callable[[_Sizes], int]] = {
