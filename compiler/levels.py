@@ -98,6 +98,8 @@ def pipeline_text(
             hint="Give both, or hold other targets to --max-error.",
         )
     parts = []
+    if level >= 2:
+        parts.append("raise-opset" if target in ("int8", "uint8") else "raise-opset{needed=false}")
     if level >= 1:
         parts.append(_EXACT)
     if level >= 2:
@@ -105,7 +107,11 @@ def pipeline_text(
     if target in _WEIGHTS:
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
-        parts += ["raise-opset", _quantize(target, calibrated, device, quantize_io, accuracy), "drop-dead,drop-notes"]
+        parts += [
+            *(["raise-opset"] if level < 2 else []),
+            _quantize(target, calibrated, device, quantize_io, accuracy),
+            "drop-dead,drop-notes",
+        ]
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
@@ -115,6 +121,8 @@ def pipeline_text(
         parts.append(_fit(level, budget, slowdown))
     if freeze:
         parts.append("freeze-runtime,drop-dead,order")
+    elif level >= 2:
+        parts.append("avoid-pattern" if budget is None else f"avoid-pattern{{most={budget}}}")
     parts.append(_PLACE)
     return ",".join(parts)
 

@@ -49,12 +49,34 @@ def _set(context: Any, output: onnx_ir.Value, type_: Any, shape: onnx_ir.Shape |
 
 
 def _infer_if(context: Any, node: onnx_ir.Node) -> None:
-    branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    names = ("then_branch", "then_branch") if _compares_nothing(node.inputs[0]) else ("then_branch", "else_branch")
+    branches = [node.attributes[name].as_graph() for name in names]
     for index, output in enumerate(node.outputs):
         a, b = (branch.outputs[index] for branch in branches)
         if a.type is None or b.type is None or a.type != b.type:
             continue
         _set(context, output, a.type, _merged(context, a.shape, b.shape))
+
+
+def _compares_nothing(condition: onnx_ir.Value | None) -> bool:
+    """Whether a condition compares the length of an empty sequence with 0: such a branch is always taken."""
+    equal = condition.producer() if condition is not None else None
+    if equal is None or equal.op_type != "Equal" or len(equal.inputs) != 2:
+        return False
+    length, zero = equal.inputs
+    counts = length.producer() if length is not None else None
+    made = (
+        counts.inputs[0].producer() if counts is not None and counts.inputs and counts.inputs[0] is not None else None
+    )
+    return (
+        counts is not None
+        and counts.op_type == "SequenceLength"
+        and made is not None
+        and made.op_type == "SequenceEmpty"
+        and zero is not None
+        and zero.const_value is not None
+        and not zero.const_value.numpy().any()
+    )
 
 
 def _infer_loop(context: Any, node: onnx_ir.Node) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
@@ -208,8 +210,14 @@ def gather_everything(b: Builder, x: Value, indices: Value, node: Op) -> Value:
     return forward(x, node.result)
 
 
+@rewrite(op.SequenceLength(op.any("SequenceEmpty", "SequenceConstruct")(rest("elements"))))
+def length_of_sequence(b: Builder, elements: tuple[Value, ...]) -> Value:
+    return b.const(np.asarray(len(elements), np.int64))
+
+
 RULES: tuple[Rule, ...] = (
     identity, cast_to_same, cast_like_same, same_shape_again, transpose_of_nothing, pad_by_nothing,
     slice_of_everything, of_one_operand, split_into_one, dropout_in_inference, resize_to_same, times_one,
     plus_zero, power_of_one, where_always, twice_is_once, not_not, reduce_nothing, gather_everything,
+    length_of_sequence,
 )  # fmt: skip
