@@ -286,7 +286,7 @@ def _one_decoder_per_use(graph: Graph) -> None:
 def _key(choice: Estimate) -> object:
     """What tells a tiling from others, whatever objects it is made of."""
     region = choice.region
-    places = tuple((op.results[0].name, region.axes[op].results) for op in region.ops)
+    places = tuple((op.results[0].name, region.axes[op].cuts) for op in region.ops)
     return choice.count, choice.loose, places
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, ModelInfo, Op, Output, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols
-from memoptc.ir.iteration import iteration_space
+from memoptc.ir.iteration import accumulations, iteration_space
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.footprint import used_values
 
@@ -29,8 +29,11 @@ THEMES = (
     "BatchNormalization Conv Conv Conv Relu Add com.microsoft::FusedConv MaxPool ConvTranspose Resize Split ReduceMean",
     "MatMul Softmax Transpose Reshape LayerNormalization Add Mul Gelu ReduceMean Gather Split Concat Slice Expand "
     "Einsum Gemm Flatten Squeeze Unsqueeze CumSum Where Pad com.microsoft::MultiHeadAttention Reshape Transpose",
+    "MatMul Gemm Einsum Gelu Relu Add Mul Relu Add ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2 ReduceSumSquare "
+    "ReduceLogSum ReduceL1 ReduceProd ArgMax ArgMin TopK Transpose GlobalAveragePool GlobalMaxPool Conv MatMul",
 )
-"""Operators that stand together in vision and in language; half of the graphs are of one kind."""
+"""Operators that stand together in vision, in language, and before what accumulates; half of the graphs are of one
+kind."""
 Feed = dict[str, npt.NDArray[Any]]
 
 
@@ -103,7 +106,9 @@ class Maker:
     def op(self, op_type: str, *operands: Value | None, _outputs: int = 1, **attrs: Any) -> Value:
         """Make an op, with inferred types; the first result."""
         made = self.b.op(op_type, operands, {k: v for k, v in attrs.items() if v is not None}, outputs=_outputs)
-        if any(v in self.noisy for v in made.operands) or any(a.reorders for a in iteration_space(made)):
+        if any(v in self.noisy for v in made.operands) or any(
+            a.reorders for a in (*iteration_space(made), *accumulations(made))
+        ):
             self.noisy.update(made.results)
         return made.results[0]
 
@@ -208,7 +213,8 @@ def tileable_graph(seed: int, size: int, moves: Mapping[str, Move], *, symbols: 
         maker.pool.append(maker.input(*dims(first)))
     names = [n for n, m in moves.items() if m.opset == 21]
     if maker.r.random() < 0.5:
-        names = [*THEMES[0 if len(dims(first)) == 4 else 1].split(), "If"]
+        kind = 2 if maker.r.random() < 0.4 else 0 if len(dims(first)) == 4 else 1
+        names = [*THEMES[kind].split(), "If"]
     for _ in range(size):
         for _ in range(20):
             floats = [v for v in maker.pool if is_float(v)]

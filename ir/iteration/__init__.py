@@ -3,8 +3,11 @@
 An operator's space is a list of axes along which its results can be computed piece by piece. For each, `Axis` says
 where it lies in every result, and `Along` which interval of an operand's axis an interval of it needs: the same one
 for element-wise operators, a wider one for windows (the *halo*), a scaled one where a reshape splits or merges axes.
-An operand without an `Along` is needed whole. An axis that is not listed (a reduction, a softmax's own) cannot be
+An operand without an `Along` is needed whole. An axis that is not listed (a softmax's own) cannot be
 cut, and an operator that has no entry has no axes: it is a barrier, never an error.
+
+Along an axis that a result does not have, because the operator adds up along it, or takes the largest, pieces give
+partial results; `accumulations` lists those axes, and `Join` says how what the pieces give becomes the whole.
 
 What makes a piece's operator differ from the whole one is the axis's `form`; `memoptc.passes` has the code that makes
 it. Shapes must be inferred; extents may be symbolic.
@@ -13,14 +16,15 @@ it. Shapes must be inferred; extents may be symbolic.
 from __future__ import annotations
 
 from memoptc.ir.core import Op
-from memoptc.ir.iteration.axis import Along, Axis, Form
+from memoptc.ir.iteration.accumulate import ACCUMULATING
+from memoptc.ir.iteration.axis import Along, Axis, Form, Join
 from memoptc.ir.iteration.elementwise import broadcast_axes
 from memoptc.ir.iteration.products import PRODUCTS
 from memoptc.ir.iteration.shapes import SHAPES
 from memoptc.ir.iteration.windows import WINDOWS
 from memoptc.ir.ops import facts
 
-__all__ = ["Along", "Axis", "Form", "iteration_space"]
+__all__ = ["Along", "Axis", "Form", "Join", "accumulations", "iteration_space"]
 
 _TABLE = PRODUCTS | SHAPES | WINDOWS
 
@@ -37,3 +41,15 @@ def iteration_space(op: Op) -> list[Axis]:
     if found is not None:
         return found(op)
     return broadcast_axes(op) if facts(op).elementwise else []
+
+
+def accumulations(op: Op) -> list[Axis]:
+    """Give the axes that an op accumulates along, and along which it can be computed piece by piece nevertheless.
+
+    Args:
+        op: An op whose operands' and results' types are known.
+    """
+    if op.regions or not op.results:
+        return []
+    found = ACCUMULATING.get(op.key)
+    return found(op) if found is not None else []

@@ -22,6 +22,18 @@ class Form(Enum):
     PADDED = "Pad, with what lies at the border"
 
 
+class Join(Enum):
+    """How the results of pieces that each cover a part of an accumulating axis become the whole's."""
+
+    SUM = "added up"
+    MEAN = "added up, each times its share of the axis"
+    PRODUCT = "multiplied"
+    LEAST = "the smallest"
+    LARGEST = "the largest"
+    PLACE = "the place of the largest or smallest: of pieces before it where they are equal, or behind it"
+    TOP = "the first of what was first in the pieces"
+
+
 @dataclass(frozen=True, slots=True)
 class Along:
     """Where an interval [lo, hi) of an iteration axis lies in an operand.
@@ -68,6 +80,8 @@ class Axis:
         grain: Pieces begin and end at multiples of this (or at the end of the axis).
         reorders: Whether a piece's sums may be added up in another order than the whole's, or its elements be
             rounded otherwise, because kernels choose by the shape: equal within float noise instead of bit for bit.
+        join: For an axis that no result has, because the operator accumulates along it: how what pieces give becomes
+            the whole. Its operands are then cut at the same places as the axis itself.
     """
 
     results: tuple[int | None, ...]
@@ -75,6 +89,14 @@ class Axis:
     form: Form = Form.SAME
     grain: int = 1
     reorders: bool = False
+    join: Join | None = None
+
+    @property
+    def cuts(self) -> tuple[tuple[int | None, ...], tuple[tuple[int, int], ...]]:
+        """What tells an op's axes apart: where they lie in the results, or else in the operands."""
+        if self.join is None:
+            return self.results, ()
+        return self.results, tuple((i, a.axis) for i, a in enumerate(self.operands) if a is not None)
 
 
 Space = Callable[[Op], list[Axis]]

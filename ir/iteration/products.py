@@ -70,16 +70,26 @@ def _rows(op: Op) -> list[Axis]:
     return [Axis((i,), everywhere(op, i).operands, reorders=True) for i in range(len(extents(op, 0)) - 1)]
 
 
-def _einsum(op: Op) -> list[Axis]:
+def einsum_terms(op: Op) -> tuple[list[str], str] | None:
+    """The letters of each operand and of the result, `None` where one has a letter twice or they are not all said."""
     equation = op.attrs.get("equation", "")
     text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
     if "." in text or "->" not in text or not re.fullmatch(r"[A-Za-z,]*->[A-Za-z]*", text):
-        return []
+        return None
     left, _, result = text.partition("->")
     terms = left.split(",")
-    y = shape(op.results[0])
-    if y is None or len(terms) != len(op.operands) or any(len(set(t)) != len(t) for t in [*terms, result]):
+    if len(terms) != len(op.operands) or any(len(set(t)) != len(t) for t in [*terms, result]):
+        return None
+    if any(len(extents(op, i)) != len(t) for i, t in enumerate(terms)):
+        return None
+    return terms, result
+
+
+def _einsum(op: Op) -> list[Axis]:
+    letters, y = einsum_terms(op), shape(op.results[0])
+    if letters is None or y is None:
         return []
+    terms, result = letters
     found = []
     for place, letter in enumerate(result):
         places = [t.find(letter) for t in terms]
@@ -152,24 +162,31 @@ def _cum_sum(op: Op) -> list[Axis]:
     return [everywhere(op, i) for i in range(rank) if i != known[0] % rank] if known and rank else []
 
 
-def _reduce(op: Op) -> list[Axis]:
+def reduced_axes(op: Op) -> set[int] | None:
+    """The axes that a reduction reduces, `None` where they are not known, or it does nothing."""
     rank = len(extents(op, 0))
     if not rank:
-        return []
+        return None
     axes: tuple[int, ...] | None = op.attrs.get("axes")
     if axes is None:
         operand = op.input(1)
         if operand is not None:
             axes = ints(operand.tensor) if operand.tensor is not None else None
             if axes is None:
-                return []
+                return None
         elif op.attrs.get("noop_with_empty_axes"):
-            return []
+            return None
     if op.op_type in ("ArgMax", "ArgMin"):
         axes = (int(op.attrs.get("axis", 0)),)
-    gone = {a % rank for a in axes} if axes else set(range(rank))
+    return {a % rank for a in axes} if axes else set(range(rank))
+
+
+def _reduce(op: Op) -> list[Axis]:
+    gone = reduced_axes(op)
+    if gone is None:
+        return []
     keep = bool(op.attrs.get("keepdims", 1))
-    kept = [i for i in range(rank) if i not in gone]
+    kept = [i for i in range(len(extents(op, 0))) if i not in gone]
     return [given(op, i if keep else kept.index(i), (0, Along(i)), reorders=True) for i in kept]
 
 

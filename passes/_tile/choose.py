@@ -102,6 +102,10 @@ def regions(land: Landscape, spaces: Spaces) -> Iterator[tuple[tuple[Op, Axis], 
 def _divides(op: Op, axis: Axis, land: Landscape) -> bool:
     """Whether there is more than one piece to make."""
     try:
+        if axis.join is not None:
+            return all(
+                a is None or land.costs.extent(v, a.axis) > 1 for v, a in zip(op.operands, axis.operands, strict=True)
+            )
         return all(p is None or land.costs.extent(r, p) > 1 for r, p in zip(op.results, axis.results, strict=True))
     except DoesNotFitError:
         return False
@@ -112,12 +116,12 @@ def _seeds(land: Landscape, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axi
     near: list[Op] = [land.ops[peak]]
     near += [v.op for v in land.ops[peak].operands if v.op is not None and v.op in land.position]
     near += [user for r in land.ops[peak].results for user in r.users if user in land.position]
-    used: set[tuple[Op, tuple[int | None, ...]]] = set()
+    used: set[tuple[Op, object]] = set()
     found = 0
     for op in dict.fromkeys(near):
-        for axis in spaces[op]:
-            if (op, axis.results) not in used:
-                used.add((op, axis.results))
+        for axis in (*spaces[op], *spaces.sums(op)):
+            if (op, axis.cuts) not in used:
+                used.add((op, axis.cuts))
                 found += 1
                 yield op, axis
         if found and op is not land.ops[peak]:

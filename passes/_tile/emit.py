@@ -1,8 +1,8 @@
-"""The ops of all pieces of a region, and the Concat that puts their results together."""
+"""The ops of all pieces of a region, and what puts their results together: a Concat, or what accumulates (`joins`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value, clone_op
 from memoptc.ir.dims import Dim, floordiv
-from memoptc.ir.types import TensorType
+from memoptc.ir.types import DType, TensorType, Type
 from memoptc.passes._tile.forms import FORMS, Piece
 from memoptc.passes._tile.frame import (
     Bound,
@@ -23,6 +23,7 @@ from memoptc.passes._tile.frame import (
     Step,
     pieces,
 )
+from memoptc.passes._tile.joins import Accumulated, accumulated
 from memoptc.passes._tile.region import AGAIN, MARK, Region
 from memoptc.passes._tile.shortest import shortest
 from memoptc.passes._tile.work import Work, work_of
@@ -78,6 +79,7 @@ class Emitter:
         self.places: dict[tuple[Bound, Dim], Dim] = {}
         self.parts: dict[tuple[Value, int, Span], Value] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
+        self.sums: dict[Op, Accumulated] = {}
         # Where something is computed again, a slice says "all" in another way: onnxruntime merges equal ops.
         self.all = TO_END - 1 if any(AGAIN in op.metadata for op in region.ops) else TO_END
 
@@ -95,14 +97,19 @@ class Emitter:
         if least is not None:
             self._branch(least)
         found = Tiled(len(plans))
-        made: dict[Value, list[Value]] = {v: [] for v in self.region.outputs}
+        made: dict[Value, list[Value]] = {v: [] for v in self.region.outputs if v in self.region.cut}
+        self.sums = {op: accumulated(op, axis, self) for op, axis in self.region.axes.items() if axis.join is not None}
         try:
             for index, work in enumerate(plans):
                 self._piece(index, work, made)
+            for op, total in self.sums.items():
+                self.b.loc = op.loc.union(rule="tile")
+                found.whole.update(zip(op.results, total.finish(), strict=False))
             for value, parts in made.items():
                 axis = self.region.cut[value]
                 joined = self.b.op("Concat", parts, {"axis": axis}, type=value.type) if len(parts) > 1 else None
                 found.whole[value] = joined.result if joined is not None else parts[0]
+            found.whole = {value: found.whole[value] for value in self.region.outputs}
         except DoesNotFitError:
             self._take_back()
             raise
@@ -140,8 +147,8 @@ class Emitter:
         """
         value, axis, _ = self._reference()
         b = self.b
-        extent = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
-        wide = self._made("Squeeze", [self._made("Greater", [extent, self.ints([least - 1])])])
+        extent = self.made("Gather", [self.made("Shape", [value]), self.ints([axis])], {"axis": 0})
+        wide = self.made("Squeeze", [self.made("Greater", [extent, self.ints([least - 1])])])
         then = Graph("pieces")
         self.branch = b.op(
             "If",
@@ -206,7 +213,8 @@ class Emitter:
             for old, new in self._op(op, work, held, index):
                 held[old] = (new, work.span)
         for value, span in wanted.items():
-            made[value].append(self._part(value, self.region.cut[value], span, held))
+            if value in made:
+                made[value].append(self._part(value, self.region.cut[value], span, held))
 
     def _op(
         self, op: Op, work: Work, held: Mapping[Value, tuple[Value, Span]], index: int
@@ -220,16 +228,32 @@ class Emitter:
                 raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
             else:
                 operands.append(self._given(op, operand))
+        if op in self.sums:
+            self.sums[op].add(operands, work.span, index)
+            return []
         attrs, operands = FORMS[axis.form](Piece(op, axis, work, tuple(operands), self.frame, self))
         types = [self._type(r, place, work.span) for r, place in zip(op.results, axis.results, strict=True)]
-        new = self.b.op(op.op_type, operands, dict(attrs), domain=op.domain, outputs=len(op.results), type=types)
+        return list(zip(op.results, self.copied(op, operands, attrs, index, types=types), strict=True))
+
+    def copied(
+        self,
+        op: Op,
+        operands: Sequence[Value],
+        attrs: Mapping[str, object],
+        index: int,
+        op_type: str | None = None,
+        types: Sequence[Type | None] | None = None,
+    ) -> tuple[Value, ...]:
+        """Make an op's like for a piece, of another type if one is given, and named after it."""
+        kind = op_type or op.op_type
+        new = self.b.op(kind, operands, dict(attrs), domain=op.domain, outputs=len(op.results), type=types)
         new.name = self._node_name(op.name, index)
         new.overload = op.overload
         for old, result in zip(op.results, new.results, strict=True):
             result.omitted = old.omitted
             if not old.omitted:
                 result.name = self.graph.fresh_name(f"{old.name}_{index}")
-        return list(zip(op.results, new.results, strict=True))
+        return tuple(new.results)
 
     def _node_name(self, name: str, index: int) -> str:
         """A name that no node has: onnxruntime refuses twins."""
@@ -345,22 +369,30 @@ class Emitter:
         if (ops.opset_of(self.graph) or 13) < 10:
             rest = [0] * (len(axes) - 1), [self.all] * (len(axes) - 1)
             attrs = {"axes": axes, "starts": [start, *rest[0]], "ends": [end, *rest[1]]}
-            return self._made("Slice", [value], attrs, type)
+            return self.made("Slice", [value], attrs, type)
         operands = [
             self._ends(start, 0, len(axes)), self._ends(end, self.all, len(axes)), self.ints(axes),
         ]  # fmt: skip
-        return self._made("Slice", [value, *operands], type=type)
+        return self.made("Slice", [value, *operands], type=type)
 
-    def _made(
+    def made(
         self,
         op_type: str,
         operands: list[Value],
         attrs: Mapping[str, object] | None = None,
-        type: TensorType | None = None,
+        type: Type | None = None,
     ) -> Value:
+        """Make an op with one result, as part of the pieces."""
         made = self.b.op(op_type, operands, dict(attrs or {}), type=type)
         made.metadata[MARK] = "1"
         return made.result
+
+    def scalar(self, number: float, dtype: DType) -> Value:
+        """A constant, made once."""
+        key = ("scalar", number, dtype)
+        if key not in self.shared:
+            self.shared[key] = self.b.const(number, "number", dtype)
+        return self.shared[key]
 
     def _ends(self, place: int | Value, other: int, count: int) -> Value:
         if not isinstance(place, Value):
@@ -369,7 +401,7 @@ class Emitter:
             return place
         key = ("ends", place, other)
         if key not in self.shared:
-            self.shared[key] = self._made("Concat", [place, self.ints([other])], {"axis": 0})
+            self.shared[key] = self.made("Concat", [place, self.ints([other])], {"axis": 0})
         return self.shared[key]
 
     def ints(self, values: list[int]) -> Value:
@@ -388,9 +420,9 @@ class Emitter:
         if bound not in self.steps:
             value = self._share(bound.i)
             if bound.a != 1:
-                value = self._made("Mul", [value, self.ints([bound.a])])
+                value = self.made("Mul", [value, self.ints([bound.a])])
             if bound.b:
-                value = self._made("Add", [value, self.ints([bound.b])])
+                value = self.made("Add", [value, self.ints([bound.b])])
             self.steps[bound] = value
         return self.steps[bound]
 
@@ -400,11 +432,11 @@ class Emitter:
         if key not in self.shared:
             if self.whole is None:
                 value, axis, rate = self._reference()
-                self.whole = self._made("Gather", [self._made("Shape", [value]), self.ints([axis])], {"axis": 0})
+                self.whole = self.made("Gather", [self.made("Shape", [value]), self.ints([axis])], {"axis": 0})
                 if rate != 1:
-                    self.whole = self._made("Div", [self.whole, self.ints([rate])])
-            parts = self._made("Mul", [self.whole, self.ints([index])]) if index > 1 else self.whole
-            self.shared[key] = self._made("Div", [parts, self.ints([self.frame.count])])
+                    self.whole = self.made("Div", [self.whole, self.ints([rate])])
+            parts = self.made("Mul", [self.whole, self.ints([index])]) if index > 1 else self.whole
+            self.shared[key] = self.made("Div", [parts, self.ints([self.frame.count])])
         return self.shared[key]
 
     # -- putting in place -----------------------------------------------------------------------------

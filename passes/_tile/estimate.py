@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.iteration import Axis, Join
 from memoptc.ir.ops import facts
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.frame import DoesNotFitError, Span, Static
@@ -35,6 +36,8 @@ ROWS = 14
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
+JOINING = {Join.PLACE: 6, Join.MEAN: 2}
+"""Nodes that join a part of an accumulated result to those before it; of other kinds, one."""
 CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose"))
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
@@ -81,13 +84,14 @@ class Costs:
             self._scratch[op] = inner_bytes(op, self.dims, self._workspace)
         return self._scratch[op]
 
-    def seconds(self, op: Op, share: float = 1.0, *, rows: bool = False) -> float:
+    def seconds(self, op: Op, share: float = 1.0, *, rows: bool = False, terms: bool = False) -> float:
         """Time of an op, or of a share of it, without the cost of a node.
 
         Args:
             op: The op.
             share: Share of its result.
             rows: Whether that share has fewer rows of a product: those are computed several at once.
+            terms: Whether it is a share of what is added up instead, for every element of the result.
         """
         if op not in self._work:
             self._work[op] = self._measure(op)
@@ -97,6 +101,8 @@ class Costs:
             shape = self._shape(op.results[0])
             count = shape[-2] * share if len(shape) > 1 else 1.0
             flops *= (count + ROWS) / max(count, 1.0)
+        if terms and op.op_type in PRODUCTS:
+            flops += 2.0 * (1 - share) * prod(self._shape(op.results[0])) * DEPTH
         return flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
 
     def _measure(self, op: Op) -> tuple[float, float]:
@@ -240,7 +246,8 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
             return
         tile, seconds, nodes, crops = _one(region, plan, frame, costs)
         inside = max(base + outputs + tile, floor)
-        more = (seconds + (nodes + border_nodes) * OVERHEAD) * frame.count + 2 * outputs / BANDWIDTH + borders - whole
+        moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
+        more = (seconds + (nodes + border_nodes) * OVERHEAD) * frame.count + moved / BANDWIDTH + borders - whole
         yield Estimate(
             region, frame.count, max(inside, outside), inside, more, nodes * frame.count - len(region.ops), loose
         )
@@ -276,9 +283,12 @@ def bound(region: Region, land: Landscape) -> tuple[int, int, int]:
     held, known = land.bounds.get(id(region), (None, (0, 0, 0)))
     if held is not region:
         base, freed = _around(region, set(region.ops), land)
-        sizes = [aligned(land.costs.nbytes(v)) for v in region.outputs]
-        outputs = sum(sizes)
-        floor = max(base + outputs, base - freed + outputs + max(sizes, default=0))
+        sizes = {v: aligned(land.costs.nbytes(v)) for v in region.outputs}
+        outputs = sum(sizes.values())
+        # Beside what is put together from pieces are the pieces; beside what is accumulated, one part of it.
+        whole = max((size for v, size in sizes.items() if v in region.cut), default=0)
+        part = max((size for v, size in sizes.items() if v not in region.cut), default=0)
+        floor = max(base + outputs + part, base - freed + outputs + whole)
         known = base, outputs, floor
         land.bounds[id(region)] = region, known
     return known
@@ -360,8 +370,15 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
                 cuts += 0 if again else part(operand, along.axis, need.span)
                 nodes += 1
         seconds += (cuts + lasting) * 2 / BANDWIDTH
+        join = region.axes[op].join
         view = costs.is_view(op) and op.operands[0] in region.cut
-        made = 0
+        made = part_made = 0
+        if join is not None:
+            part_made = sum(aligned(costs.nbytes(r)) for r in op.results) + _copied(
+                op, region.axes[op], work.span, costs
+            )
+            seconds += 3 * part_made / BANDWIDTH
+            nodes += JOINING.get(join, 1)
         for result, place in zip(op.results, region.axes[op].results, strict=True):
             if result not in region.cut or place is None:
                 continue
@@ -374,7 +391,7 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
         share = _share(op, region, work.span, costs)
         scratch = costs.scratch(op)
         scratch = int(scratch * share) if scratch > 1 << 18 else scratch
-        peak = max(peak, live + cuts + lasting + made - _overwrites(op, left, size, region) + scratch)
+        peak = max(peak, live + cuts + lasting + made + part_made - _overwrites(op, left, size, region) + scratch)
         live += lasting + made
         for operand in op.operands:
             if operand in region.cut:
@@ -382,7 +399,7 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
                 left[source] -= 1
                 if not left[source] and source not in kept:
                     live -= size.get(source, 0)
-        seconds += costs.seconds(op, share, rows=_cuts_rows(op, region))
+        seconds += costs.seconds(op, share, rows=_cuts_rows(op, region), terms=join is not None)
         nodes += 1
     return peak, seconds, nodes, crops
 
@@ -393,7 +410,20 @@ def _cuts_rows(op: Op, region: Region) -> bool:
     return place is not None and place == rank - 2
 
 
+def _copied(op: Op, axis: Axis, span: Span, costs: Costs) -> int:
+    """Bytes of a copy of the operand, with a number before it."""
+    if axis.join is not Join.PLACE or not axis.operands[0]:
+        return 0
+    value, place = op.operands[0], axis.operands[0].axis
+    length = span.hi - span.lo  # type: ignore[operator]
+    return aligned(costs.nbytes(value) * length // max(1, costs.extent(value, place)))
+
+
 def _share(op: Op, region: Region, span: Span, costs: Costs) -> float:
+    if region.axes[op].join is not None:
+        value, axis = region.bearer(op.results[0])
+        whole = costs.extent(value, axis)
+        return (span.hi - span.lo) / whole if whole else 0.0  # type: ignore[operator]
     for result, place in zip(op.results, region.axes[op].results, strict=True):
         if place is not None and not result.omitted:
             whole = costs.extent(result, place)

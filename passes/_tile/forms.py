@@ -141,7 +141,7 @@ def _patched(p: Piece, entry: int) -> Made:
     shared = p.emitter.shared
     if key not in shared:
         mask = p.emitter.b.const(np.arange(rank) == p.place, "axis")
-        shared[key] = p.emitter._made("Where", [mask, p.emitter.ints([entry]), target])
+        shared[key] = p.emitter.made("Where", [mask, p.emitter.ints([entry]), target])
     operands = list(p.operands)
     operands[index] = shared[key]
     return _without_zeros((p.op.attrs, operands))

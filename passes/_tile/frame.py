@@ -73,7 +73,7 @@ class Static:
 
     def __init__(self, region: Region, count: int, extent: Extent) -> None:
         self.region, self.extent = region, extent
-        ends = [(extent(v, region.cut[v]), region.rate(_op(v))) for v in region.outputs]
+        ends = [(extent(*region.bearer(v)), region.rate(_op(v))) for v in region.outputs]
         steps = max(-(-n // rate) for n, rate in ends)
         self.step = max(1, -(-steps // count))
         self.count = -(-steps // self.step) if steps else 1
@@ -84,7 +84,7 @@ class Static:
         """What a piece gives of each of the region's outputs that it gives something of."""
         found = {}
         for value in self.region.outputs:
-            n, stride = self.extent(value, self.region.cut[value]), self.region.rate(_op(value)) * self.step
+            n, stride = self.extent(*self.region.bearer(value)), self.region.rate(_op(value)) * self.step
             lo, hi = min(index * stride, n), min((index + 1) * stride, n)
             if index == self.count - 1:
                 hi = n
@@ -161,7 +161,7 @@ class Dynamic:
         for value in self.region.outputs:
             rate = self.region.rate(_op(value))
             lo = 0 if not index else Step(rate, 0, index)
-            self._some(value, self.region.cut[value], lo)
+            self._some(*self.region.bearer(value), lo)
             found[value] = Span(lo, None if index == self.count - 1 else Step(rate, 0, index + 1))
         return found
 

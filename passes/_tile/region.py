@@ -9,7 +9,8 @@ from functools import cached_property
 from math import gcd, lcm
 
 from memoptc.ir.core import Op, Value
-from memoptc.ir.iteration import Axis, iteration_space
+from memoptc.ir.iteration import Axis, accumulations, iteration_space
+from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.footprint import used_values
 
 MARK = "memoptc.tile"
@@ -24,14 +25,35 @@ class Spaces:
 
     def __init__(self) -> None:
         self._known: dict[Op, list[Axis]] = {}
+        self._sums: dict[Op, list[Axis]] = {}
 
     def __getitem__(self, op: Op) -> list[Axis]:
         """The axes of an op; none for one that belongs to a piece already, or is computed when the model is loaded."""
         found = self._known.get(op)
         if found is None:
-            whole = MARK in op.metadata or all(v.tensor is not None or v.is_absent for v in op.operands)
-            found = self._known[op] = [] if whole else iteration_space(op)
+            found = self._known[op] = [] if _is_settled(op) else iteration_space(op)
         return found
+
+    def sums(self, op: Op) -> list[Axis]:
+        """The axes of known extent that an op accumulates along."""
+        found = self._sums.get(op)
+        if found is None:
+            found = [] if _is_settled(op) else accumulations(op)
+            found = self._sums[op] = [axis for axis in found if _has_known_extent(op, axis)]
+        return found
+
+
+def _has_known_extent(op: Op, axis: Axis) -> bool:
+    shapes = [
+        (v.type.shape if isinstance(v.type, TensorType) else None, a.axis)
+        for v, a in zip(op.operands, axis.operands, strict=True)
+        if a is not None
+    ]
+    return all(shape is not None and isinstance(shape[place], int) for shape, place in shapes)
+
+
+def _is_settled(op: Op) -> bool:
+    return MARK in op.metadata or all(v.tensor is not None or v.is_absent for v in op.operands)
 
 
 @dataclass
@@ -42,7 +64,8 @@ class Region:
         ops: In the order in which they run.
         axes: Per op the axis along which it is cut.
         cut: Values made inside -> the axis along which they are cut.
-        outputs: Values made inside that are used outside, in order.
+        outputs: Values made inside that are used outside, in order: those that are cut, and those of ops that
+            accumulate along their axis, which nothing inside depends on.
     """
 
     ops: list[Op]
@@ -60,6 +83,14 @@ class Region:
         """How far one step of the region moves along an op's axis."""
         assert self.rates is not None
         return self.rates[op]
+
+    def bearer(self, output: Value) -> tuple[Value, int]:
+        """A value that has the axis along which an output's op is cut, and where: an operand's, if it accumulates."""
+        if output in self.cut:
+            return output, self.cut[output]
+        op = output.op
+        assert op is not None
+        return next((v, a.axis) for v, a in zip(op.operands, self.axes[op].operands, strict=True) if a is not None)
 
 
 class Between:
@@ -136,7 +167,10 @@ def grow(seed: Op, axis: Axis, first: int, last: int, spaces: Spaces, between: B
             if result.omitted or not result.has_uses:
                 continue
             if place is None:
-                return None
+                if chosen[op].join is None:
+                    return None
+                outputs.append(result)
+                continue
             cut[result] = place
             if any(user not in chosen for user, _ in result.uses):
                 outputs.append(result)
@@ -197,7 +231,8 @@ def _reach(seed: Op, axis: Axis, allowed: _Stretch, spaces: Spaces) -> dict[Op, 
                 continue
             for user, index in result.uses:
                 if user in allowed and user not in chosen:
-                    found = [a for a in spaces[user] if (p := a.operands[index]) is not None and p.axis == place]
+                    every = (*spaces[user], *spaces.sums(user))
+                    found = [a for a in every if (p := a.operands[index]) is not None and p.axis == place]
                     _join(user, found, chosen, places, todo)
     return chosen
 
@@ -229,6 +264,7 @@ def _fits(op: Op, axis: Axis, chosen: Mapping[Op, Axis], places: Mapping[Value, 
 def _convex(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis] | None:
     """Leave ops out until nothing outside the region lies between two of its ops."""
     while True:
+        chosen = _ending(seed, chosen, between)
         mask = between.mask(chosen)
         places = between.members(mask)
         outside = between.joined(between.behind, places) & between.joined(between.before, places) & ~mask
@@ -243,6 +279,16 @@ def _convex(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis
                 return None
         gone = {between.ops[i] for i in between.members(back)}
         chosen = _connected(seed, {op: axis for op, axis in chosen.items() if op not in gone})
+
+
+def _ending(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis]:
+    """Leave out what accumulates if something in the region depends on it: that is there after the last piece only."""
+    mask = between.mask(chosen)
+    gone = set()
+    for op, axis in chosen.items():
+        if axis.join is not None and (behind := between.behind[between.place[op]] & mask):
+            gone |= {between.ops[i] for i in between.members(behind)} if op is seed else {op}
+    return _connected(seed, {op: axis for op, axis in chosen.items() if op not in gone}) if gone else chosen
 
 
 def _connected(seed: Op, chosen: dict[Op, Axis]) -> dict[Op, Axis]:

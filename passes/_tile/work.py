@@ -71,7 +71,7 @@ def needs_of(region: Region, frame: Frame, index: int, *, aligned: bool = False)
         span: Span | None = None
         for result, place in zip(op.results, axis.results, strict=True):
             need = wanted.get(result)
-            if need is not None and place is not None:
+            if need is not None and (place is not None or axis.join is not None):
                 span = need if span is None else frame.hull(span, need)
                 value, where = result, place
         if span is None:
@@ -80,7 +80,9 @@ def needs_of(region: Region, frame: Frame, index: int, *, aligned: bool = False)
         if aligned and region.rate(op) % slowest == 0 and axis.grain == 1:
             # Windows with strides downstream then start where they do in the whole.
             grain = region.rate(op) // slowest
-        span = found[op] = frame.widen(span, grain, value, where)
+        if where is not None:  # what accumulates gets everything once
+            span = frame.widen(span, grain, value, where)
+        found[op] = span
         for operand, along in zip(op.operands, axis.operands, strict=True):
             if along is not None and operand in region.cut:
                 part = frame.need(along, span, operand).span
@@ -117,6 +119,8 @@ def _times(bound: Bound, factor: int) -> Bound:
 def _loosely(op: Op, region: Region, frame: Frame, held: Mapping[Value, Span], need: Span) -> Work | None:
     """Compute what the operands hold; `None` where that cannot be said, or nothing is held yet."""
     axis = region.axes[op]
+    if axis.join is not None:
+        return None
     have = [held[v] for v, a in zip(op.operands, axis.operands, strict=True) if a is not None and v in held]
     if not have:
         return None

@@ -1,0 +1,254 @@
+"""How partial results become the whole, for ops that accumulate along the axis that is cut.
+
+Each piece gives a partial result, which is joined to what the pieces before it gave at once: two of them are alive, not
+all. Sums are added up in another order then, as any kernel that shares its work among threads does. What is largest or
+smallest stays exact, the first of equal ones included.
+
+onnxruntime's `ArgMax` and `ArgMin` see a NaN only where it comes first of all. A piece but the first gets the worst
+number there is before its first element, so that none of its own is taken for the first. (Whether `ReduceMax` gives
+a NaN depends on which lane of its kernel's registers it falls into; joining the pieces keeps those that it gives.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memoptc.ir import ops
+from memoptc.ir.core import Op, Value
+from memoptc.ir.iteration import Axis, Join
+from memoptc.ir.types import TensorType
+from memoptc.passes._tile.frame import DoesNotFitError, Span
+
+if TYPE_CHECKING:
+    from memoptc.passes._tile.emit import Emitter
+
+PARTIAL = {"ReduceL2": "ReduceSumSquare", "ReduceLogSum": "ReduceSum"}
+"""What gives parts of a sum of which the operator gives a function,"""
+FINISH = {"ReduceL2": "Sqrt", "ReduceLogSum": "Log"}
+"""and that function."""
+JOINED = {
+    Join.SUM: "Add",
+    Join.MEAN: "Add",
+    Join.PRODUCT: "Mul",
+    Join.LARGEST: "Max",
+    Join.LEAST: "Min",
+}
+
+
+@dataclass
+class Accumulated:
+    """One accumulating op of a region, piece after piece.
+
+    Args:
+        op: The op of the whole.
+        axis: Its accumulating axis.
+        emitter: Makes ops.
+    """
+
+    op: Op
+    axis: Axis
+    emitter: Emitter
+    total: Value | None = field(default=None, init=False)
+    """What the pieces so far give together."""
+
+    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
+        """Join what another piece gives.
+
+        Args:
+            operands: The parts it gets.
+            span: The interval of the axis that it covers.
+            index: Its number.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> list[Value]:
+        """What the op as a whole would give, by result."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> int:
+        """Where the axis lies in the first operand."""
+        along = self.axis.operands[0]
+        assert along is not None
+        return along.axis
+
+    @property
+    def floats(self) -> bool:
+        """Whether there are infinities and what is not a number."""
+        type_ = self.op.operands[0].type
+        return isinstance(type_, TensorType) and type_.dtype.is_floating_point()
+
+    def bounded(self, value: Value, bound: float) -> Value:
+        """Put a number before the first elements along the axis."""
+        type_ = value.type
+        assert isinstance(type_, TensorType)
+        rank = len(type_.shape or ())
+        pads = [int(i == self.place) for i in range(2 * rank)]
+        if (ops.opset_of(self.emitter.graph) or 13) < 11:
+            return self.emitter.made("Pad", [value], {"pads": pads, "value": bound})
+        number = self.emitter.scalar(bound, type_.dtype)
+        return self.emitter.made("Pad", [value, self.emitter.ints(pads), number])
+
+
+@dataclass
+class Sums(Accumulated):
+    """Sums, means, products, and the largest or smallest."""
+
+    even: bool = field(default=False, init=False)
+    """Whether all pieces are as long: a mean is then divided once."""
+
+    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
+        """Join what another piece gives."""
+        operands, attrs = list(operands), dict(self.op.attrs)
+        if self.total is not None:
+            if self.op.op_type == "Gemm":
+                operands = operands[:2]  # what is added to the product is added once
+                attrs.pop("beta", None)
+        kind = PARTIAL.get(self.op.op_type, self.op.op_type)
+        (part,) = self.emitter.copied(self.op, operands, attrs, index, kind, [r.type for r in self.op.results])
+        if self.axis.join is Join.MEAN:
+            part = self._weighed(part, span)
+        if self.total is None:
+            self.total = part
+        else:
+            self.total = self.emitter.made(JOINED[self.join], [self.total, part], type=self.op.result.type)
+
+    @property
+    def join(self) -> Join:
+        """How pieces are joined."""
+        assert self.axis.join is not None
+        return self.axis.join
+
+    def _weighed(self, part: Value, span: Span) -> Value:
+        assert isinstance(span.lo, int)
+        assert isinstance(span.hi, int)
+        whole, length = self.emitter.extent(self.op.operands[0], self.place), span.hi - span.lo
+        if self.total is None:
+            self.even = length * self.emitter.frame.count == whole
+        return part if self.even else self._times(part, length / whole)
+
+    def _times(self, value: Value, factor: float) -> Value:
+        assert isinstance(value.type, TensorType)
+        return self.emitter.made("Mul", [value, self.emitter.scalar(factor, value.type.dtype)], type=value.type)
+
+    def finish(self) -> list[Value]:
+        """What the op as a whole would give."""
+        if self.total is None:
+            raise DoesNotFitError("nothing to add up")
+        total = self.total
+        if self.even:
+            total = self._times(total, 1 / self.emitter.frame.count)
+        last = FINISH.get(self.op.op_type)
+        return [self.emitter.made(last, [total], type=self.op.result.type) if last else total]
+
+
+@dataclass
+class Place(Accumulated):
+    """The place of the largest or smallest: `ArgMax` and `ArgMin`."""
+
+    value: Value | None = field(default=None, init=False)
+    """The value at the place so far, if `newer` does not hold a better one:"""
+    newer: tuple[Value, Value] | None = field(default=None, init=False)
+    """whether it does, and that one."""
+
+    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
+        """Join what another piece gives."""
+        assert isinstance(span.lo, int)
+        x, made = operands[0], self.emitter.made
+        largest, first = self.op.op_type == "ArgMax", self.total is None
+        last_of = bool(self.op.attrs.get("select_last_index"))
+        bounded = self.floats and not first
+        if bounded:
+            x = self.bounded(x, -np.inf if largest else np.inf)
+        attrs = {**self.op.attrs, "keepdims": 1}
+        (found,) = self.emitter.copied(self.op, [x], attrs, index)
+        value = made("GatherElements", [x, found], {"axis": self.place})
+        offset = span.lo - bounded
+        there = made("Add", [found, self.emitter.ints([offset])]) if offset else found
+        if self.total is None:
+            self.total, self.value = there, value
+            return
+        best = self._best()
+        test = ("GreaterOrEqual" if largest else "LessOrEqual") if last_of else "Greater" if largest else "Less"
+        better = made(test, [value, best])
+        if last_of and bounded:
+            better = made("And", [better, made("Greater", [found, self.emitter.ints([0])])])
+        self.total = made("Where", [better, there, self.total])
+        self.newer = better, value
+
+    def _best(self) -> Value:
+        """The value at the place so far."""
+        assert self.value is not None
+        if self.newer is not None:
+            self.value = self.emitter.made("Where", [*self.newer, self.value])
+        return self.value
+
+    def finish(self) -> list[Value]:
+        """What the op as a whole would give."""
+        if self.total is None:
+            raise DoesNotFitError("nothing to look for")
+        if self.op.attrs.get("keepdims", 1):
+            return [self.total]
+        return [self.emitter.made("Squeeze", [self.total, self.emitter.ints([self.place])])]
+
+
+@dataclass
+class Top(Accumulated):
+    """`TopK` over what is first in the pieces: those of a piece come before equal ones of later pieces."""
+
+    parts: list[tuple[Value, ...]] = field(default_factory=list, init=False)
+    """Per piece its first values, and their places."""
+
+    @property
+    def count(self) -> int:
+        """How many are asked for."""
+        tensor = self.op.operands[1].tensor
+        assert tensor is not None
+        return int(tensor.numpy().reshape(-1)[0])
+
+    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
+        """Join what another piece gives."""
+        assert isinstance(span.lo, int)
+        assert isinstance(span.hi, int)
+        length = span.hi - span.lo
+        few = self.emitter.ints([min(self.count, length)])
+        values, found = self.emitter.copied(self.op, [operands[0], few], self.op.attrs, index)
+        if span.lo:
+            found = self.emitter.made("Add", [found, self.emitter.ints([span.lo])])
+        self.parts.append((values, found))
+
+    def finish(self) -> list[Value]:
+        """What the op as a whole would give."""
+        if not self.parts:
+            raise DoesNotFitError("nothing to look for")
+        if len(self.parts) == 1:
+            return list(self.parts[0])
+        values, places = (
+            self.emitter.made("Concat", list(p), {"axis": self.place}) for p in zip(*self.parts, strict=True)
+        )
+        first, found = self.emitter.copied(
+            self.op,
+            [values, self.op.operands[1]],
+            self.op.attrs,
+            len(self.parts),
+            None,
+            [r.type for r in self.op.results],
+        )
+        return [first, self.emitter.made("GatherElements", [places, found], {"axis": self.place})]
+
+
+_KINDS: dict[Join, Callable[[Op, Axis, Emitter], Accumulated]] = {
+    **dict.fromkeys((Join.SUM, Join.MEAN, Join.PRODUCT, Join.LARGEST, Join.LEAST), Sums),
+    Join.PLACE: Place,
+    Join.TOP: Top,
+}
+
+
+def accumulated(op: Op, axis: Axis, emitter: Emitter) -> Accumulated:
+    """Begin to accumulate an op's result."""
+    assert axis.join is not None
+    return _KINDS[axis.join](op, axis, emitter)
