@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
+from memoptc.ir.taken import looked_into
 from memoptc.options import Options
 from memoptc.report import Report
 from memoptc.report.rows import size
@@ -71,6 +72,7 @@ def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[s
     if need is None:
         message = "The planned memory is unknown, since some sizes are; the budget cannot be checked."
     else:
+        graph = looked_into(graph)
         found = peak(graph, dims)
         floor = report.candidate.floor_bytes
         message = (

@@ -25,6 +25,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym, substitute
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import write_into
+from memoptc.ir.taken import looked_into
 from memoptc.ir.types import TensorType
 from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
 from memoptc.options import Options
@@ -188,7 +189,7 @@ def _fix_defaults(graph: Graph) -> None:
 
 def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int], report: Report) -> None:
     """Fill in one side of the report from the graph alone."""
-    found = peak(graph, dims)
+    found = peak(looked_into(graph), dims)
     side.alive = [{"name": name, "bytes": count} for name, count in found.alive[:_LISTED]]
     side.file_bytes = file_bytes
     side.weight_bytes = weight_bytes(graph)
@@ -205,7 +206,7 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
     """Plan the original, too, so that arenas can be compared."""
-    side.plan = allocate(liveness(graph, dims).problem)
+    side.plan = allocate(liveness(looked_into(graph), dims).problem)
     side.arena_bytes = side.plan.arena_bytes
 
 
@@ -288,7 +289,9 @@ def run_passes(
     if options.check_each:
         instruments.append(CheckEach(lambda g: _error(g, source, data, scratch)))
     try:
-        report.passes = run_pipeline(steps, graph, context, instruments, lambda g: peak(g, data.dims).peak_bytes)
+        report.passes = run_pipeline(
+            steps, graph, context, instruments, lambda g: peak(looked_into(g), data.dims).peak_bytes
+        )
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
         named = options.calibration if isinstance(options.calibration, str) else None

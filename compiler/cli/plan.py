@@ -49,6 +49,7 @@ def command(
     from memoptc.ir.files import atomic_write
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
+    from memoptc.ir.taken import looked_into
     from memoptc.runtime.memory.allocate import allocate
     from memoptc.runtime.memory.liveness import liveness
     from memoptc.runtime.memory.workspace import no_workspace
@@ -59,6 +60,7 @@ def command(
             raise InputError(f"{path} is no form of a plan.", hint=f"Names end in {', '.join(FORMS)}.")
     graph = read_onnx(model)
     infer_shapes(graph)
+    graph = looked_into(graph)
     bound = likely_extents(graph, dict(dims))
     found = liveness(graph, bound, workspace=None if workspace else no_workspace)
     plan = allocate(found.problem)

@@ -50,12 +50,14 @@ def command(
     """Show where MODEL's memory goes: on paper, and recorded inside onnxruntime."""
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
+    from memoptc.ir.taken import looked_into
     from memoptc.manager import count_nodes, weight_bytes
     from memoptc.runtime import profile as profiler
     from memoptc.runtime.evaluate import RunOptions
 
     graph = read_onnx(model)
     infer_shapes(graph)
+    graph = looked_into(graph)
     names = [name for name, _ in dims]
     points: list[Profile] = []
     sizes = list(itertools.product(*(values for _, values in dims)))

@@ -87,11 +87,12 @@ def _made_up(model: Path, dims: dict[str, int], seed: int) -> dict[str, Any]:
 def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
+    from memoptc.ir.taken import looked_into
     from memoptc.runtime.arena import run_in_arena
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    found, report = run_in_arena(graph, feed)
+    found, report = run_in_arena(looked_into(graph), feed)
     lines = [
         f"{report.steps} steps in an arena of {size(report.arena_bytes)} (floor {size(report.floor_bytes)}); freed "
         "bytes were poisoned, guard zones are untouched"

@@ -9,6 +9,7 @@ import numpy as np
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import feeds_packed
+from memoptc.ir.taken import inline
 from memoptc.ir.tensors import scalar
 
 
@@ -30,7 +31,7 @@ def _inline_if(op: Op, stats: Counter[str]) -> bool:
     if any(_shows_weight(v, r) for v, r in zip(op.regions[name].outputs, op.results, strict=True)):
         return False
     region = op.take_region(name)
-    _replace(op, region, region.outputs)
+    _inline(op, region, region.outputs)
     stats["branches inlined"] += 1
     return True
 
@@ -60,7 +61,7 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
     entry = (builder.const(np.zeros((), np.int64)), builder.const(np.ones((), np.bool_)), *states)
     for inside, outside in zip(body.inputs, entry, strict=True):
         inside.replace_by(outside)
-    _replace(op, body, body.outputs[1:])
+    _inline(op, body, body.outputs[1:])
     stats["loops that run once"] += 1
     return True
 
@@ -79,14 +80,7 @@ def _graph(op: Op) -> Graph:
     return op.graph
 
 
-def _replace(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
-    """Put a region's ops where its owner stands, and its outputs in place of the owner's results."""
-    region.terminator.set_operands(())
-    for inner in list(region.ops):
-        inner.move_before(op)
+def _inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
+    for inner in region.ops:
         inner.loc = inner.loc.union(op.loc, rule="inline")
-    for result, value in zip(op.results, outputs, strict=True):
-        if value.type is None:
-            value.type = result.type
-        result.replace_by(value)
-    op.erase()
+    inline(op, region, outputs)

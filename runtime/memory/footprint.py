@@ -112,6 +112,8 @@ def aligned(size: int, alignment: int = ALIGNMENT) -> int:
 
 def value_size(value: Value) -> Dim:
     """Bytes of a value as an expression; `None` when they are not known (strings, sequences, unknown extents)."""
+    if value.op is not None and value.op.is_a("SequenceEmpty"):
+        return 0
     return value.type.nbytes if isinstance(value.type, TensorType) else None
 
 

@@ -9,9 +9,13 @@ import onnx
 import pytest
 
 from memoptc.api import compile_file
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.ir.taken import looked_into
 from memoptc.levels import pipeline_text
 from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.measure import measure
+from memoptc.runtime.memory.liveness import liveness, peak
 from memoptc.runtime.session import Session
 
 CNN = Path(__file__).resolve().parents[2] / "examples" / "models" / "digits_cnn.onnx"
@@ -91,3 +95,17 @@ def test_old_models_get_an_opset_that_has_sequences(tmp_path: Path, opset: int) 
     assert result.report.verification is not None
     assert result.report.verification["passed"]
     assert [n.op_type for n in onnx.load(out).graph.node][-1] == "If"
+
+
+def test_figures_are_of_what_runs_inside(tmp_path: Path) -> None:
+    wrapped = tmp_path / "wrapped.onnx"
+    compiled(wrapped, "simplify,order,avoid-pattern,plan-memory,lower")
+    outer, inside = (f(read_onnx(wrapped)) for f in (lambda g: g, looked_into))
+    infer_shapes(inside)
+    original = read_onnx(CNN)
+    infer_shapes(original)
+    assert [op.op_type for op in outer.ops][-1] == "If"
+    assert not any(op.is_a("If", "SequenceEmpty") for op in inside.ops)
+    peaks = [peak(g, {"batch": BATCH}).peak_bytes for g in (original, inside)]
+    assert peaks[1] <= peaks[0]
+    assert liveness(inside, {"batch": BATCH}).unknown == []
