@@ -8,14 +8,15 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import spell
 from memoptc.runtime.devices import USUAL
 
-TARGETS = ("float32", "int8", "uint8", "int4", "float16", "bfloat16", "float8")
+TARGETS = ("float32", "int8", "uint8", "int4", "mixed", "float16", "bfloat16", "float8")
+INTEGERS = ("int8", "uint8", "int4", "mixed")
+"""Targets that can be held to an accuracy, on data."""
 CODED_BORDERS = ("int8", "uint8", "float16")
 """Targets whose models can take and give codes."""
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,narrow,scale-early,simplify,share-common,drop-dead)*"
 _WEIGHTS = {
-    "int4": "quantize-weights",
     "float16": "to-half",
     "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',
     "float8": 'raise-opset{to=19,below=19},to-half{format="float8"}',
@@ -31,7 +32,7 @@ _ANY = 1000.0
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What is asked of 8-bit integers.
+    """What is asked of integers.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels.
@@ -51,7 +52,7 @@ class Accuracy:
         return self != Accuracy()
 
     def options(self) -> list[str]:
-        """Options of `quantize-search`: where nothing is asked, its own."""
+        """Options of `quantize-search` and `mix-weights`: where nothing is asked, their own."""
         found = []
         if self.min_sqnr is not None:
             found.append(f"min_sqnr={float(self.min_sqnr)!r}")
@@ -92,9 +93,9 @@ def pipeline_text(
     """
     if target not in TARGETS:
         raise InputError(f"There is no target {target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
-    if accuracy.asked and (target not in ("int8", "uint8") or not calibrated):
+    if accuracy.asked and (target not in INTEGERS or not calibrated):
         raise InputError(
-            "An accuracy can be asked of --target int8 and uint8 with --calibration only.",
+            f"An accuracy can be asked of --target {', '.join(INTEGERS)} with --calibration only.",
             hint="Give both, or hold other targets to --max-error.",
         )
     parts = []
@@ -106,6 +107,9 @@ def pipeline_text(
         parts.append(_FUSE)
     if target in _WEIGHTS:
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
+    elif target == "int4" or (target == "mixed" and not calibrated):
+        options = accuracy.options() if target == "int4" else ["min_sqnr=20.0", 'by="weights"']
+        parts += [_spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
         parts += [
             *(["raise-opset"] if level < 2 else []),
@@ -146,11 +150,16 @@ def _for_device(text: str, device: str) -> str:
 
 def _quantize(target: str, calibrated: bool, device: str, outputs: bool, accuracy: Accuracy) -> str:
     options = accuracy.options() if calibrated else ['form="dynamic"']
-    if target != "int8":
+    if target == "mixed":
+        options.append("mixed=true")
+    elif target != "int8":
         options.append(f'weights="{target}"')
     if device != USUAL:
         options.append(f"device={spell(device)}")
     if outputs and calibrated:
         options.append("outputs=true")
-    name = "quantize-search" if calibrated else "quantize"
+    return _spelled("quantize-search" if calibrated else "quantize", options)
+
+
+def _spelled(name: str, options: list[str]) -> str:
     return name + (f"{{{','.join(options)}}}" if options else "")

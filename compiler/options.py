@@ -36,8 +36,8 @@ class Options:
         max_slowdown: Largest accepted ratio of median latencies, candidate to control.
         tune: Let passes measure what they made, instead of relying on predicted run times.
         max_error: Largest accepted error of an output relative to its scale.
-        min_sqnr: Least signal to difference of every output in decibels, for int8 and uint8 with calibration data:
-            layers stay in float as far as that needs it.
+        min_sqnr: Least signal to difference of every output in decibels, for targets of integers with calibration
+            data: layers stay in float as far as that needs it.
         max_accuracy_loss: Largest accepted loss of the metric, as `min_sqnr`.
         metric: What measures accuracy: `module:function` or a function (see `memoptc.runtime.quality.Metric`); top-1
             on labels that come with the data when not given.

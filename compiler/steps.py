@@ -214,7 +214,7 @@ def device_of(options: Options) -> str:
     """Name the profile to write for; this machine is only looked at where that makes a difference."""
     if options.device != "auto":
         return load_device(options.device).name
-    return detect() if options.target in ("int8", "uint8") else USUAL
+    return detect() if options.target in ("int8", "uint8", "mixed") else USUAL
 
 
 def pipeline(options: Options, calibrated: bool) -> Pipeline:

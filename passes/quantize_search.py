@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from memoptc.ir.core import Graph, Op
-from memoptc.ir.diagnostics import GateError, InputError
-from memoptc.ir.onnx_io import write_into
+from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize.bias import join_biases
-from memoptc.passes._quantize.sensitivity import Layer, sensitivities
-from memoptc.passes._quantize.tradeoff import FLOAT, INTEGER, WEIGHTS, Move, moves, shortest, states
-from memoptc.passes._quantize.trial import Codes, Setting, Trials, Variant, name_layers
+from memoptc.passes._quantize.sensitivity import sensitivities
+from memoptc.passes._quantize.tradeoff import (
+    BLOCKS,
+    FLOAT,
+    INTEGER,
+    WEIGHTS,
+    Layer,
+    Move,
+    ladder,
+    layer_row,
+    needed,
+    shortest,
+)
+from memoptc.passes._quantize.trial import Codes, Setting, Variant, name_layers
+from memoptc.passes._quantize.wanted import Wanted
 from memoptc.passes.equalize import Equalize
 from memoptc.passes.quantize import DTYPES, Quantize
 from memoptc.passes.smooth import Smooth
@@ -23,7 +34,9 @@ from memoptc.passes.split_outliers import SplitOutliers, names_of_split
 from memoptc.report.model import Decision
 from memoptc.runtime.devices import USUAL, load_device
 from memoptc.runtime.observers import OBSERVERS
-from memoptc.runtime.quality import Examiner, Quality, decibels, top1
+from memoptc.runtime.quality import Quality, decibels
+
+_WRITTEN = {BLOCKS: "with weights in 4 bits", WEIGHTS: "with weights in 8 bits", FLOAT: "in float"}
 
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
@@ -37,12 +50,16 @@ class QuantizeSearch(Pass):
     found, where weights are clipped, weights rounded by data, corrected biases; each stays if the output gains from
     it. If what was asked for is not met then, each layer's effect on the output is measured alone, and layers leave
     the integers, those first that bring most for the bytes and the work they cost: first their activations (weights
-    stay integers), then the weights, too.
+    stay integers), then the weights, too. With `mixed`, weights in blocks of 4 bits are one more state of a layer, and
+    each layer starts in its cheapest: tables and products whose bytes weigh more than their work in 4 bits.
+    Activations of 16 bits are no state: onnxruntime computes with them in float, so float activations on integer
+    weights cost the same bytes and less time.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
         max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
-        fallback: Whether layers may leave the integers.
+        mixed: Also choose weights in 4 bits, in each layer for which that is smaller or faster and accurate enough.
+        fallback: Whether layers may leave the integers; with `mixed`, whether layers may stay in float.
         recover: Whether recoveries are tried.
         weights: Element type of weight codes, "int8" or "uint8".
         device: Profile of the device to write for, as for `quantize`.
@@ -57,6 +74,7 @@ class QuantizeSearch(Pass):
 
     min_sqnr: float | None = 20.0
     max_loss: float | None = None
+    mixed: bool = False
     fallback: bool = True
     recover: bool = True
     weights: str = "int8"
@@ -94,7 +112,7 @@ class QuantizeSearch(Pass):
             self.outputs,
         )
         join_biases(graph, codes.excluded, stats)
-        layers = name_layers(graph, codes)
+        layers, codes = name_layers(graph, codes, narrow=self.mixed)
         if not layers:
             stats["left: nothing to quantize"] += 1
             return
@@ -115,18 +133,9 @@ class _Search:
     ) -> None:
         self.asked, self.graph, self.layers, self.codes = asked, graph, layers, codes
         self.stats, self.context = stats, context
-        self.folder = Path(context.scratch)
         self.variants: dict[tuple[Pass, ...], Variant] = {}
-        metric = context.metric
-        if metric is None and asked.max_loss is not None:
-            metric = top1
-        path = self.folder / "float.onnx"
-        files = write_into(graph, path)
-        data = context.validation if context.validation is not None else context.calibration
-        self.examiner = Examiner(path, data, metric)
-        for file in files:
-            file.unlink()
-        self.trials = Trials(self.examiner, self.folder)
+        self.wanted = Wanted(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
+        self.trials = self.wanted.trials
 
     def variant(self, recoveries: tuple[Pass, ...]) -> Variant:
         """The graph after these recoveries, made once."""
@@ -143,20 +152,27 @@ class _Search:
     def run(self) -> None:
         """Search, then put the result into the graph."""
         setting = self.recovered()
-        chosen: Sequence[Move] = ()
-        quality = self.trials.full(self.variant(setting.recoveries).quantized(setting))
+        chosen: Mapping[str, str] = self.all_integers
+        quality = None if self.asked.mixed else self.trials.full(self.variant(setting.recoveries).quantized(setting))
         found: list[Layer] = []
-        met = self.good(quality)
-        if not met or self.asked.study:
+        if quality is None or not self.wanted.good(quality) or self.asked.study:
+            self.context.say("each layer alone")
             found = sensitivities(self.variant(setting.recoveries), setting, self.layers, self.trials)
-        if not met:
+        if quality is None or not self.wanted.good(quality):
+            self.context.say("which layers")
             chosen, quality = self.choose(setting, found, quality)
         self.note(setting, found, chosen, quality)
         done = self.quantized(setting, chosen, self.stats)
-        imports = dict(done.info.opset_imports)
+        imports, version = dict(done.info.opset_imports), done.info.ir_version
         self.graph.become(done)
         self.graph.info.opset_imports.update(imports)
+        self.graph.info.ir_version = max(self.graph.info.ir_version, version)
         self.stats["trials"] = self.trials.count
+
+    @property
+    def all_integers(self) -> dict[str, str]:
+        """Every layer where it is cheapest with 8 bits."""
+        return dict.fromkeys(self.layers, INTEGER)
 
     def recovered(self) -> Setting:
         """Try one recovery after the other; each stays if the output gains from it."""
@@ -188,94 +204,53 @@ class _Search:
         yield "rounding", lambda start: [{"rounding": True}]
         yield "correct-bias", lambda start: [{"bias": True}]
 
-    def good(self, quality: Quality) -> bool:
-        """Whether what was asked for is met."""
-        if self.asked.min_sqnr is not None and quality.sqnr_db < self.asked.min_sqnr:
-            return False
-        return self.asked.max_loss is None or self.loss(quality) <= self.asked.max_loss + 1e-12
+    def quantized(self, setting: Setting, states: Mapping[str, str], stats: Counter[str] | None = None) -> Graph:
+        """Quantize with layers in these states."""
+        return self.variant(setting.recoveries).quantized(setting, states, stats)
 
-    def loss(self, quality: Quality) -> float:
-        """How much of the metric is lost."""
-        assert quality.metric is not None
-        assert self.examiner.metric is not None
-        return self.examiner.metric - quality.metric
-
-    def quantized(self, setting: Setting, chosen: Sequence[Move], stats: Counter[str] | None = None) -> Graph:
-        """Quantize with some layers in other states."""
-        found = states(chosen)
-        excluded = [name for name, state in found.items() if state == FLOAT]
-        decoded = [name for name, state in found.items() if state == WEIGHTS]
-        return self.variant(setting.recoveries).quantized(setting, excluded, decoded, stats)
-
-    def choose(self, setting: Setting, layers: Sequence[Layer], before: Quality) -> tuple[Sequence[Move], Quality]:
-        """Choose the layers that leave the integers."""
-        if not self.asked.fallback:
-            return (), self.refuse(before, layers)
-        last = before
+    def choose(
+        self, setting: Setting, layers: Sequence[Layer], before: Quality | None
+    ) -> tuple[Mapping[str, str], Quality]:
+        """Choose the states of layers; `before` is the quality of all of them on integers, where that is no choice."""
+        asked = self.asked
+        if before is not None and not asked.fallback:
+            return self.all_integers, self.wanted.refuse(before, layers)
+        steps = ladder(layers, floats=asked.fallback)
+        last = before if before is not None else self.trials.full(self.quantized(setting, steps.states()))
+        if before is None and self.wanted.good(last):
+            return steps.states(), last
 
         def good(chosen: Sequence[Move]) -> bool:
             nonlocal last
-            graph = self.quantized(setting, chosen)
-            if self.asked.min_sqnr is not None and self.trials.quick(graph).sqnr_db < self.asked.min_sqnr - 1:
-                return False
-            last = self.trials.full(graph)
-            return self.good(last)
+            found = self.wanted.look(self.quantized(setting, steps.states(chosen)))
+            last = found or last
+            return found is not None and self.wanted.good(found)
 
-        chosen = shortest(moves(layers), good)
+        guess = 1 if asked.min_sqnr is None else needed(layers, steps, 10 ** (-asked.min_sqnr / 10))
+        chosen = shortest(steps.moves, good, guess) if steps.moves else None
+        states = steps.states(chosen or ())
         if chosen is None:
-            return (), self.refuse(last, layers)
-        return chosen, self.trials.full(self.quantized(setting, chosen))
-
-    def refuse(self, reached: Quality, layers: Sequence[Layer]) -> Quality:
-        """Give up, or with `--force` only say so."""
-        asked = self.asked
-        wanted, got = [], []
-        if asked.min_sqnr is not None:
-            wanted.append(f"{asked.min_sqnr:g} dB")
-            got.append(f"{reached.sqnr_db:.1f} dB")
-        if asked.max_loss is not None:
-            wanted.append(f"a loss of {asked.max_loss:g}")
-            got.append(f"a loss of {self.loss(reached):.4g}")
-        worst = sorted(layers, key=lambda layer: -layer.worst)[:3]
-        names = ", ".join(f"{la.name} ({decibels(la.worst):.1f} dB alone)" for la in worst)
-        message = f"{' and '.join(wanted)} was asked for, {' and '.join(got)} was reached; what costs most: {names}."
-        if not self.context.force:
-            hint = "Leave --no-fallback out, so that such layers stay in float." if not asked.fallback else ""
-            raise GateError(message, hint=hint or "Ask for less, or use --force.")
-        self.context.warnings.append(f"{message} Written all the same (--force).")
-        return reached
+            return states, self.wanted.refuse(last, layers)
+        return states, self.trials.full(self.quantized(setting, states))
 
     def decide(self, step: str, what: str, why: str, gain: int | None = None) -> None:
         """Note a decision for the report."""
         self.context.decisions.append(Decision(step, what, why, gain))
 
-    def note(self, setting: Setting, layers: Sequence[Layer], chosen: Sequence[Move], quality: Quality) -> None:
+    def note(self, setting: Setting, layers: Sequence[Layer], state: Mapping[str, str], quality: Quality) -> None:
         """Tell the report what was decided for each layer, and what came of it."""
-        state = states(chosen)
-        rows = []
+        usual = Counter(state.values()).most_common(1)[0][0] if self.asked.mixed else INTEGER
         for layer in layers:
-            decision = state.get(layer.name, INTEGER)
-            rows.append(
-                {
-                    "layer": layer.name,
-                    "op": layer.op_type,
-                    "bytes": layer.nbytes,
-                    "alone_db": decibels(layer.worst),
-                    "weights_alone_db": decibels(max(layer.weights.values(), default=0.0)),
-                    "measured": layer.measured,
-                    "decision": decision,
-                }
-            )
-            if decision != INTEGER:
-                why = f"{decibels(layer.worst):.1f} dB with this layer alone on integers"
-                self.decide("mixed precision", f"{layer.name}: {decision}", why)
-        reached = {"sqnr_db": quality.sqnr_db, "samples": quality.samples, "setting": str(setting)}
-        if quality.metric is not None:
-            reached |= {"metric_before": self.examiner.metric, "metric": quality.metric}
-        self.context.results["precision"] = {"layers": rows, "reached": reached}
-        kept = len(self.layers) - len(state)
+            if state[layer.name] != usual:
+                alone = "on integers" if INTEGER in layer.noise else f"with {WEIGHTS}"
+                why = f"{decibels(layer.alone(INTEGER) or layer.worst):.1f} dB with this layer alone {alone}"
+                self.decide("mixed precision", f"{layer.name}: {state[layer.name]}", why)
+        rows = [layer_row(layer, state[layer.name]) for layer in layers]
+        self.context.results["precision"] = {"layers": rows, "reached": self.wanted.reached(quality, str(setting))}
+        counts = Counter(state.values())
+        others = "".join(f", {counts[s]} {_WRITTEN[s]}" for s in (BLOCKS, WEIGHTS, FLOAT) if counts[s])
         self.decide(
             "quantize-search",
-            f"{kept} of {len(self.layers)} layers on 8-bit integers: {setting}",
+            f"{counts[INTEGER]} of {len(self.layers)} layers on 8-bit integers{others}: {setting}",
             f"{quality.sqnr_db:.1f} dB reached on {quality.samples} samples",
         )

@@ -21,11 +21,10 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes._half.choice import Candidate, Choice, narrow_candidates, worth
 from memoptc.passes._half.rewrite import Rewriter, can_look_up_float8, channel_axis, is_table, scaled
 from memoptc.passes._half.table import CODED, FORMATS, Format
+from memoptc.passes._quantize.wanted import made_up
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import magnitudes
 from memoptc.runtime.devices import USUAL, load_device
-from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import find_feeds
 from memoptc.runtime.kernels import loaded
 
 MADE_UP = 3
@@ -226,8 +225,8 @@ class _Report:
         data = self.context.calibration
         self.ranges = "the calibration data"
         if data is None:
-            feeds = find_feeds(graph, Evaluator(path), count=MADE_UP, dims=_known(graph, self.context.dims))
-            data, self.ranges = [f.feed for f in feeds], f"{len(feeds)} made-up inputs"
+            data = made_up(graph, path, self.context, MADE_UP)
+            self.ranges = f"{len(data)} made-up inputs"
         by_name = {names.of[v]: v for v in values}
         found = magnitudes(path, list(by_name), data)
         for file in files:
@@ -270,14 +269,6 @@ class _Report:
             return "what onnxruntime holds after loading could not be asked"
         casts = f" and {found.casts} Casts" if self.pass_.whole else ""
         return f"onnxruntime holds {found.weight_bytes} bytes of weights{casts} once loaded: float32 where no kernel is"
-
-
-def _known(graph: Graph, dims: object) -> dict[str, int] | None:
-    """Extents of those dimensions that the inputs still have."""
-    from memoptc.runtime.inputs import InputMaker
-
-    given = dict(dims) if isinstance(dims, dict) else {}
-    return {k: v for k, v in given.items() if k in InputMaker(graph).classes} or None
 
 
 def _readers(value: Value) -> str:

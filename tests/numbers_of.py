@@ -26,7 +26,7 @@ EXACT = frozenset(
     ]
 )  # fmt: skip
 """Passes that must keep every output bit."""
-CODED = frozenset({"quantize", "quantize-weights", "to-half"})
+CODED = frozenset({"quantize", "quantize-weights", "mix-weights", "to-half"})
 """Passes that make numbers coarser on purpose."""
 RESCALING = frozenset({"equalize", "smooth"})
 """Passes that keep every bit of what neither overflows nor vanishes: factors are powers of two."""

@@ -17,7 +17,7 @@ from memoptc.levels import TARGETS
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; MODEL.opt.onnx if not given.")
 @click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True, help="Optimisation level.")
 @click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True, help="Numbers to use.")
-@click.option("--calibration", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function; for int8.")
+@click.option("--calibration", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function; for integers.")
 @click.option("--validation", metavar="DATA", help="As --calibration; to verify and to measure accuracy with.")
 @click.option("--quantize-io", is_flag=True, help="Inputs and outputs as codes (int8, uint8) or half (float16), too.")
 @click.option(

@@ -90,14 +90,14 @@ dim_option = click.option(
 
 
 def accuracy_options(function: F) -> F:
-    """Add the options that hold 8-bit integers to an accuracy."""
+    """Add the options that hold integers to an accuracy."""
     for option in reversed(
         [
-            click.option("--min-sqnr", type=float, help="Least signal to difference of every output, in dB, for int8."),
+            click.option("--min-sqnr", type=float, help="Least signal to difference of every output, in dB."),
             click.option(
                 "--max-accuracy-loss",
                 type=click.FloatRange(min=0),
-                help="Largest accepted loss of the metric, e.g. 0.005, for int8.",
+                help="Largest accepted loss of the metric, e.g. 0.005.",
             ),
             click.option(
                 "--metric", metavar="MODULE:FUNCTION", help="What measures accuracy; top-1 on labels if not given."

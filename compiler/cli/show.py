@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,7 +64,7 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
     console.print(result_table(report))
     _print_curves(report, console)
     console.print(verdict(report), soft_wrap=True)
-    if report.precision is not None and any(r["decision"] != "integer" for r in report.precision["layers"]):
+    if report.precision is not None and _differ(report.precision["layers"]):
         console.print(layer_table(report.precision, all_layers=verbose))
     if verbose:
         console.print(pass_table(report))
@@ -70,6 +72,11 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def _differ(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether layers are in several states, or all in float."""
+    return len({row["decision"] for row in rows}) > 1 or any(row["decision"] == "float" for row in rows)
 
 
 def _print_curves(report: Report, console: Console) -> None:
@@ -118,19 +125,32 @@ def layer_table(precision: dict[str, Any], *, all_layers: bool) -> Table:
 
     Args:
         precision: As in the report.
-        all_layers: Also those that run on integers.
+        all_layers: Also those that are in the state of most.
     """
-    reached = precision["reached"]
+    reached, rows = precision["reached"], precision["layers"]
     table = Table(
-        title=f"layers; {reached['setting']}: {reached['sqnr_db']:.1f} dB on {reached['samples']} samples",
+        title=f"layers; {reached['setting']}: {reached['sqnr_db']:.1f} dB"
+        + (f" on {reached['samples']} samples" if reached["samples"] else ""),
         title_justify="left",
     )
-    for heading in ("layer", "operator", "weights", "alone dB", "decision"):
-        table.add_column(heading, justify="right" if heading in ("weights", "alone dB") else "left")
-    for row in precision["layers"]:
-        if all_layers or row["decision"] != "integer":
+    blocks = any("blocks_alone_db" in row for row in rows)
+    weights = any(row["weights_alone_db"] != row["alone_db"] for row in rows)
+    columns = ["alone dB"] + ["8-bit weights dB"] * weights + ["4-bit weights dB"] * blocks
+    for heading in ("layer", "operator", "weights", *columns, "decision"):
+        table.add_column(heading, justify="left" if heading in ("layer", "operator", "decision") else "right")
+    usual = usual_state(rows)
+    for row in rows:
+        if all_layers or row["decision"] != usual:
             about = "" if row["measured"] else "~"
-            table.add_row(
-                escape(row["layer"]), row["op"], size(row["bytes"]), f"{about}{row['alone_db']:.1f}", row["decision"]
-            )
+            figures = [row["alone_db"]] + [row["weights_alone_db"]] * weights
+            figures += [row.get("blocks_alone_db")] * blocks
+            cells = ["" if figure is None else f"{about}{figure:.1f}" for figure in figures]
+            table.add_row(escape(row["layer"]), row["op"], size(row["bytes"]), *cells, row["decision"])
     return table
+
+
+def usual_state(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The state that the target is named for, where a layer has it; else that of most layers."""
+    states = Counter(row["decision"] for row in rows)
+    named = [state for state in ("integer", "4-bit weights") if states[state]]
+    return named[0] if named else next((state for state, _ in states.most_common(1)), "integer")

@@ -1,4 +1,4 @@
-"""`memoptc study MODEL`: what each layer costs in accuracy on 8-bit integers, and what would be decided."""
+"""`memoptc study MODEL`: what each layer costs in accuracy in smaller numbers, and what would be decided."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import click
 
 from memoptc.cli.options import accuracy_options, common, dim_option
 from memoptc.cli.show import Progress, layer_table, result_console
+from memoptc.levels import INTEGERS
 
 
 @click.command("study")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True, help="Optimisation level.")
-@click.option("--target", type=click.Choice(["int8", "uint8"]), default="int8", show_default=True, help="Weight codes.")
+@click.option(
+    "--target", type=click.Choice(INTEGERS), default="int8", show_default=True, help="Numbers to choose from."
+)
 @click.option("--calibration", metavar="DATA", required=True, help=".npz, .npy, folder of .npz, or module:function.")
 @click.option("--validation", metavar="DATA", help="As --calibration; to measure accuracy with.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -37,7 +40,7 @@ def command(
     debug: bool,
     **options: Any,
 ) -> None:
-    """Measure each layer of MODEL alone on 8-bit integers, and show what would run how; nothing is written."""
+    """Measure each layer of MODEL alone in smaller numbers, and show what would run how; nothing is written."""
     from memoptc.api import compile as compile_model
     from memoptc.levels import Accuracy, pipeline_text
 

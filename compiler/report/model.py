@@ -98,8 +98,8 @@ class Report:
         accuracy: A task figure before and after, where the data carries labels.
         kernels: Which nodes of a quantized candidate onnxruntime runs on integers, and which fall back to float.
         environment: Versions and threads that the measurements hold for.
-        precision: Where 8-bit integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty
-            when accuracy was met with all on integers) and `reached` (setting, SQNR, metric).
+        precision: Where integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty when
+            accuracy was met with all alike) and `reached` (setting, SQNR, metric).
     """
 
     model: dict[str, Any] = field(default_factory=dict)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import TensorType
 from memoptc.passes._migrate.factors import Reader
 from memoptc.passes._migrate.sites import WEIGHTED
+from memoptc.passes._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, WEIGHTS, Layer
 from memoptc.passes._quantize.trial import Setting, Trials, Variant
 
 EXACT = 32
@@ -24,34 +25,6 @@ _FAINT = 0.01
 """Layers with less than this part of the loudest one's noise are not looked at twice."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One product, convolution or table.
-
-    Args:
-        name: Of the node.
-        op_type: Its operator.
-        nbytes: Of its weights in float.
-        work: Multiplications of one run, where extents are known.
-        noise: Noise to signal per output with this layer alone on integers.
-        weights: The same with its weights alone on integers; where that was not looked at, the same figures.
-        measured: Whether that was measured, or estimated from the layer's own error.
-    """
-
-    name: str
-    op_type: str
-    nbytes: int
-    work: float
-    noise: dict[str, float]
-    weights: dict[str, float]
-    measured: bool
-
-    @property
-    def worst(self) -> float:
-        """Noise to signal at the output that suffers most."""
-        return max(self.noise.values(), default=0.0)
-
-
 def sensitivities(variant: Variant, setting: Setting, layers: Mapping[str, Op], trials: Trials) -> list[Layer]:
     """Measure each layer alone, the noisiest by their own error first and exactly, then estimate the others.
 
@@ -62,44 +35,53 @@ def sensitivities(variant: Variant, setting: Setting, layers: Mapping[str, Op], 
         trials: Runs copies.
     """
     own = _own_noise(variant, layers)
-    ranked = sorted(layers, key=lambda name: -own[name])
+    ranked = sorted(layers, key=lambda name: -own.get(name, math.inf))
     exact, rest = ranked[:EXACT], ranked[EXACT:]
-    noise, weights = {}, {}
+    everywhere = dict.fromkeys(layers, FLOAT)
+
+    def alone(name: str, state: str) -> dict[str, float]:
+        return trials.quick(variant.quantized(setting, {**everywhere, name: state}), SAMPLES).noise
+
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in layers}
     for name in exact:
-        others = [n for n in layers if n != name]
-        noise[name] = trials.quick(variant.quantized(setting, others), SAMPLES).noise
-    loud = _FAINT * max(max(found.values(), default=0.0) for found in noise.values())
+        for state in _measured(name, layers[name], variant):
+            found[name][state] = alone(name, state)
+    loud = _FAINT * max((max(n.values(), default=0.0) for f in found.values() for n in f.values()), default=0.0)
     for name in exact:
-        weights[name] = noise[name]
-        if layers[name].op_type in WEIGHTED and max(noise[name].values(), default=0.0) >= loud:
-            others = [n for n in layers if n != name]
-            weights[name] = trials.quick(variant.quantized(setting, others, [name]), SAMPLES).noise
+        if layers[name].op_type in WEIGHTED and INTEGER in found[name]:
+            noise = found[name][INTEGER]
+            heard = max(noise.values(), default=0.0) >= loud
+            found[name][WEIGHTS] = alone(name, WEIGHTS) if heard else noise
     for name in rest:
-        for found in (noise, weights):
-            found[name] = _scaled(own[name], [(own[n], found[n]) for n in exact])
-    order = {name: i for i, name in enumerate(layers)}
+        for state in _possible(name, layers[name], variant):
+            # blocks err by their weights only, much alike in all layers
+            sizes = {n: own.get(n, 0.0) if state != BLOCKS else 1.0 for n in layers}
+            found[name][state] = _scaled(sizes[name], [(sizes[n], found[n][state]) for n in exact if state in found[n]])
     return [
-        Layer(
-            name,
-            layers[name].op_type,
-            _bytes(layers[name]),
-            _work(layers[name], variant.context.dims),
-            noise[name],
-            weights[name],
-            name in exact,
-        )
-        for name in sorted(layers, key=order.__getitem__)
+        Layer(name, op.op_type, _bytes(op), work_of(op, variant.context.dims), found[name], measured=name in set(exact))
+        for name, op in layers.items()
     ]
 
 
+def _measured(name: str, op: Op, variant: Variant) -> list[str]:
+    """States of a layer that are looked at in any case."""
+    states = [INTEGER] if name not in variant.codes.apart else [WEIGHTS]
+    return [*states, BLOCKS] if name in variant.codes.narrow else states
+
+
+def _possible(name: str, op: Op, variant: Variant) -> list[str]:
+    states = _measured(name, op, variant)
+    return [*states, WEIGHTS] if op.op_type in WEIGHTED and WEIGHTS not in states else states
+
+
 def _own_noise(variant: Variant, layers: Mapping[str, Op]) -> dict[str, float]:
-    """Noise to signal expected in each layer's own result, from one pass over the data."""
-    found = dict.fromkeys(layers, 0.0)
+    """Noise to signal expected in each layer's own result, from one pass over the data, where that is known."""
+    found: dict[str, float] = {}
     if len(layers) <= EXACT:
         return found
     for op in variant.choice.heavy:
         seen = variant.channels.get(op.operand)
-        if op.name in found and seen is not None:
+        if op.name in layers and seen is not None:
             reader = Reader.of(op)
             if len(reader.energy) == len(seen.low):
                 found[op.name] = reader.noise(seen, np.ones(len(seen.low)))
@@ -115,15 +97,17 @@ def _scaled(own: float, measured: Iterable[tuple[float, dict[str, float]]]) -> d
 
 
 def _bytes(op: Op) -> int:
-    return sum(nbytes(v.tensor) for v in op.operands if v.tensor is not None)
+    read = [v.op.operand if v.op is not None and v.op.is_a("Transpose") else v for v in op.operands]
+    return sum(nbytes(v.tensor) for v in read if v.tensor is not None)
 
 
-def _work(op: Op, dims: Mapping[str, int]) -> float:
+def work_of(op: Op, dims: Mapping[str, int]) -> float:
     """Multiplications: each weight meets every place of the result once."""
     if op.op_type not in WEIGHTED:
         return 0.0
     tensor, result = op.operands[1].tensor, op.result.type
-    assert tensor is not None
+    if tensor is None:  # read through a Transpose: no integer kernel takes it, so all states work alike
+        return 0.0
     shape = result.bind(dims).static_shape if isinstance(result, TensorType) else None
     if shape is None:
         return float(tensor.size)

@@ -1,21 +1,55 @@
-"""Which layers leave the integers, and how far, for the accuracy asked for at least bytes and work."""
+"""Which numbers each layer computes and is stored in, for the accuracy asked for at least bytes and work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from memoptc.passes._migrate.sites import WEIGHTED
-from memoptc.passes._quantize.sensitivity import Layer
+from memoptc.runtime.quality import decibels
 
-INTEGER, WEIGHTS, FLOAT = "integer", "integer weights", "float"
-"""What a layer can be: computed on integers; in float with weights stored as integers; in float."""
+INTEGER, BLOCKS, WEIGHTS, FLOAT = "integer", "4-bit weights", "integer weights", "float"
+"""What a layer can be: computed on 8-bit integers; in float with weights in blocks of 4 bits, or in 8; in float."""
+
+COSTS = {INTEGER: (0.25, 0.0), BLOCKS: (0.16, 1.0), WEIGHTS: (0.25, 1.0), FLOAT: (1.0, 1.0)}
+"""Bytes of each state, as a part of those in float, and whether it computes in float."""
 
 GIVE_BACK = 12
 """Moves that are tried to take back at the end."""
 
 _FREE = 1e-6
 """Cost that every move has, as a part of the whole model's."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One product, convolution or table.
+
+    Args:
+        name: Of the node.
+        op_type: Its operator.
+        nbytes: Of its weights in float.
+        work: Multiplications of one run, where extents are known.
+        noise: State -> output -> noise to signal there with this layer alone in the state; `FLOAT` has none.
+        measured: Whether that was measured, or estimated from the layer's own error.
+    """
+
+    name: str
+    op_type: str
+    nbytes: int
+    work: float
+    noise: Mapping[str, Mapping[str, float]]
+    measured: bool
+
+    def alone(self, state: str) -> float:
+        """Noise to signal at the output that suffers most, with this layer alone in a state."""
+        return max(self.noise.get(state, {}).values(), default=0.0)
+
+    @property
+    def worst(self) -> float:
+        """The same in the state that suffers most."""
+        return max((self.alone(state) for state in self.noise), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -27,80 +61,158 @@ class Move:
         state: The new state.
         gain: Noise that goes, outputs weighted alike.
         cost: Bytes and work that come, each as a part of the whole model's.
-        half: Whether it skips a state, which may be enough.
+        between: Cheaper states that it skips, the cheapest first; one of them may be enough.
     """
 
     layer: str
     state: str
     gain: float
     cost: float
-    half: bool = False
+    between: tuple[str, ...] = ()
 
 
-def moves(layers: Sequence[Layer]) -> list[Move]:
+@dataclass(frozen=True)
+class Ladder:
+    """Where all layers start, and the moves from there.
+
+    Args:
+        start: Layer -> its cheapest state.
+        moves: By gain per cost, best first; after all of them every layer is in float, if it may be.
+    """
+
+    start: Mapping[str, str]
+    moves: Sequence[Move]
+
+    def states(self, chosen: Iterable[Move] = ()) -> dict[str, str]:
+        """The state of each layer after some moves, in their order."""
+        return {**self.start, **{move.layer: move.state for move in chosen}}
+
+
+def ladder(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
     """Order all moves by gain per cost, best first: the greedy solution of the multiple-choice knapsack.
 
     Noise of layers adds up at the output as long as it is small, so a set's gain is the sum of its members'. Within a
     layer, a dearer state with the better ratio takes the place of the cheaper one (upper hull: Sinha and Zoltners,
     "The Multiple-Choice Knapsack Problem", 1979). Only `shortest` decides what is good enough, by measuring.
+
+    Args:
+        layers: What there is to choose for.
+        floats: Whether layers may end in float.
     """
-    keys = {key for layer in layers for key in layer.noise}
-    total = {k: sum(layer.noise.get(k, 0.0) for layer in layers) or 1.0 for k in keys}
     work, nbytes = sum(la.work for la in layers) or 1.0, sum(la.nbytes for la in layers) or 1
+    prices = {
+        layer.name: {
+            state: COSTS[state][0] * layer.nbytes / nbytes + COSTS[state][1] * layer.work / work
+            for state in (*layer.noise, *([FLOAT] if floats or not layer.noise else []))
+        }
+        for layer in layers
+    }
+    start = {layer.name: min(layer.noise, key=prices[layer.name].__getitem__, default=FLOAT) for layer in layers}
+    keys = {key for layer in layers for noise in layer.noise.values() for key in noise}
+    total = {k: sum(la.noise.get(start[la.name], {}).get(k, 0.0) for la in layers) or 1.0 for k in keys}
     found: list[Move] = []
-
-    def weigh(noise: dict[str, float]) -> float:
-        return sum(_share(noise.get(k, 0.0), total[k]) for k in keys)
-
     for layer in layers:
-        whole, left = weigh(layer.noise), weigh(layer.weights)
-        slower, larger = layer.work / work + _FREE, 0.75 * layer.nbytes / nbytes + _FREE
-        first = Move(layer.name, WEIGHTS, max(whole - left, 0.0), slower)
-        second = Move(layer.name, FLOAT, max(left, 0.0), larger)
-        if second.gain / second.cost >= first.gain / first.cost or layer.op_type not in WEIGHTED:
-            found.append(Move(layer.name, FLOAT, whole, slower + larger, layer.op_type in WEIGHTED))
-        else:
-            found += [first, second]
-    return sorted(found, key=lambda m: -m.gain / m.cost)
+        price, at = prices[layer.name], start[layer.name]
+        noise = {s: sum(_share(n, total[k]) for k, n in layer.noise.get(s, {}).items()) for s in price}
+        while at != FLOAT:
+            dearer = [s for s in price if s == FLOAT or (price[s] > price[at] and noise[s] < noise[at])]
+            if not dearer:
+                break
+            step = [(max(noise[at] - noise[s], 0.0), max(price[s] - price[at], 0.0) + _FREE, s) for s in dearer]
+            gain, cost, to = max(step, key=lambda found: (found[0] / found[1], found[1]))
+            between = tuple(sorted((s for s in dearer if price[s] < price[to]), key=price.__getitem__))
+            found.append(Move(layer.name, to, gain, cost, between))
+            at = to
+    return Ladder(start, sorted(found, key=lambda m: -m.gain / m.cost))
+
+
+def layer_row(layer: Layer, decision: str) -> dict[str, Any]:
+    """One layer as reports list it."""
+    first = INTEGER if INTEGER in layer.noise else BLOCKS if BLOCKS in layer.noise else WEIGHTS
+    second = WEIGHTS if WEIGHTS in layer.noise else first
+    row = {
+        "layer": layer.name,
+        "op": layer.op_type,
+        "bytes": layer.nbytes,
+        "alone_db": decibels(layer.alone(first)),
+        "weights_alone_db": decibels(layer.alone(second)),
+        "measured": layer.measured,
+        "decision": decision,
+    }
+    return row | ({"blocks_alone_db": decibels(layer.alone(BLOCKS))} if BLOCKS in layer.noise else {})
 
 
 def _share(noise: float, total: float) -> float:
-    if noise == float("inf"):
+    if noise == math.inf:
         return 1.0
-    return noise / total if total != float("inf") else 0.0
+    return noise / total if total != math.inf else 0.0
 
 
-def states(chosen: Sequence[Move]) -> dict[str, str]:
-    """The state of each layer that left the integers."""
-    return {move.layer: move.state for move in chosen}
+def needed(layers: Sequence[Layer], steps: Ladder, limit: float) -> int:
+    """How many moves it takes until the noise of every output, added up over layers, stays below a limit."""
+    by_name = {layer.name: layer for layer in layers}
+    state = dict(steps.start)
+    sums: dict[str, float] = {}
+    for layer in layers:
+        for key, noise in layer.noise.get(state[layer.name], {}).items():
+            sums[key] = sums.get(key, 0.0) + _finite(noise)
+    for count, move in enumerate(steps.moves):
+        if max(sums.values(), default=0.0) <= limit:
+            return count
+        layer = by_name[move.layer]
+        before, after = layer.noise.get(state[move.layer], {}), layer.noise.get(move.state, {})
+        for key in {*before, *after}:
+            sums[key] = sums.get(key, 0.0) + _finite(after.get(key, 0.0)) - _finite(before.get(key, 0.0))
+        state[move.layer] = move.state
+    return len(steps.moves)
 
 
-def shortest(ordered: Sequence[Move], good: Callable[[Sequence[Move]], bool]) -> list[Move] | None:
+def _finite(noise: float) -> float:
+    return min(noise, 1e12)
+
+
+def shortest(
+    ordered: Sequence[Move], good: Callable[[Sequence[Move]], bool], guess: int = 1, give_back: int = GIVE_BACK
+) -> list[Move] | None:
     """Give the shortest beginning of the order that is good enough, then without what it can do without.
 
     Args:
         ordered: Moves, best first.
-        good: Measures whether a set is good enough; called about 2 log2(n) + 2 `GIVE_BACK` times.
+        good: Measures whether a set is good enough; called about 2 log2(n) + 2 `give_back` times, fewer the better
+            the guess is.
+        guess: How many moves are probably needed.
+        give_back: Moves that are tried to take back at the end, the dearest first.
 
     Returns:
         The moves, or `None` when not even all of them are good enough.
     """
-    low, high = 0, 1
-    while not good(ordered[: min(high, len(ordered))]):
-        if high >= len(ordered):
-            return None
-        low, high = high, 2 * high
-    high = min(high, len(ordered))
+    low, high, step = 0, min(max(guess, 1), len(ordered)), 1
+    if good(ordered[:high]):
+        while high - low > 1:
+            at = max(high - step, low + 1)
+            if not good(ordered[:at]):
+                low = at
+                break
+            high, step = at, 2 * step
+    else:
+        while True:
+            if high >= len(ordered):
+                return None
+            low, high, step = high, min(high + step, len(ordered)), 2 * step
+            if good(ordered[:high]):
+                break
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if good(ordered[:middle]) else (middle, high)
     chosen = list(ordered[:high])
-    for move in sorted(chosen[:-1], key=lambda m: -m.cost)[:GIVE_BACK]:
-        if any(m.layer == move.layer and m.state == FLOAT and m is not move for m in chosen):
+    for move in sorted(chosen[:-1], key=lambda m: -m.cost)[:give_back]:
+        last = [m for m in chosen if m.layer == move.layer][-1]
+        if last is not move:
             continue
-        rest = [m for m in chosen if m is not move]
-        if good(rest):
-            chosen = rest
-        elif move.half and not any(m.layer == move.layer for m in rest) and good([*rest, replace(move, state=WEIGHTS)]):
-            chosen = [*rest, replace(move, state=WEIGHTS)]
+        at = chosen.index(move)
+        for other in (None, *move.between):
+            rest = [*chosen[:at], *([] if other is None else [replace(move, state=other)]), *chosen[at + 1 :]]
+            if good(rest):
+                chosen = rest
+                break
     return chosen

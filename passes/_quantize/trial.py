@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import write_into
@@ -16,14 +17,19 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._migrate.sites import read_axis
 from memoptc.passes._quantize import embedding
+from memoptc.passes._quantize.coding import MINIMUM_IR_VERSION, SMALLEST, obstacle, write_all
 from memoptc.passes._quantize.correct import Correction, output_axis, spread_inputs
 from memoptc.passes._quantize.numerics import Codes as WeightCodes
 from memoptc.passes._quantize.numerics import Scale, activation_scale, weight_codes
 from memoptc.passes._quantize.observe import observe
+from memoptc.passes._quantize.places import GATHER, Weight, find_weights
 from memoptc.passes._quantize.reading import columns_of, in_groups, moments_of, why_not
 from memoptc.passes._quantize.recurrent import quantize_recurrent, recurrent
 from memoptc.passes._quantize.rounding import round_channels
 from memoptc.passes._quantize.static import Choice, Emitter, Memo, choose, is_float32, share_scales
+from memoptc.passes._quantize.tradeoff import BLOCKS, FLOAT, WEIGHTS
+from memoptc.passes._quantize.weight_only import Memo as BlockMemo
+from memoptc.passes._quantize.weight_only import Plan, Writer
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
 from memoptc.runtime.channels import Channels, channel_statistics
@@ -31,6 +37,12 @@ from memoptc.runtime.devices import Device
 from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import observe as cover
 from memoptc.runtime.quality import Examiner, Quality
+
+NONE: Mapping[str, str] = {}
+"""Every layer on integers."""
+
+BLOCK = 32
+"""Weights that share a scale where they are in 4 bits."""
 
 WORK = 3e11
 """Multiplications that rounding weights by data may take, half a minute or so."""
@@ -74,6 +86,8 @@ class Codes:
         embeddings: Also code tables of Gather.
         recurrent: Also code weights of LSTM.
         outputs: Whether outputs shall be codes, too.
+        narrow: Names of nodes whose weights can be in blocks of 4 bits.
+        apart: Names of those among them that have no integer kernel.
     """
 
     dtype: DType
@@ -84,6 +98,8 @@ class Codes:
     embeddings: bool = True
     recurrent: bool = True
     outputs: bool = False
+    narrow: frozenset[str] = frozenset()
+    apart: frozenset[str] = frozenset()
 
     def choose(self, graph: Graph, excluded: frozenset[str], stats: Counter[str], decoded: frozenset[str]) -> Choice:
         """Decide what to quantize in a graph, as `static.choose`."""
@@ -101,6 +117,7 @@ class Variant:
         checkpoint: A folder for interrupted calibration, or `None`.
         stats: What the recoveries did.
         memo: Codes of weights, for the next copy.
+        blocks: The same of weights in blocks.
     """
 
     graph: Graph
@@ -109,6 +126,7 @@ class Variant:
     checkpoint: Path | None = None
     stats: Counter[str] = field(default_factory=Counter)
     memo: Memo = field(default_factory=dict)
+    blocks: BlockMemo = field(default_factory=dict)
     _rounded: dict[bool, dict[Value, WeightCodes]] = field(default_factory=dict)
     _covers: dict[str, dict[Value, Scale]] = field(default_factory=dict)
 
@@ -164,26 +182,20 @@ class Variant:
                 found[value] = activation_scale(*ends)
         return self._covers[method]
 
-    def quantized(
-        self,
-        setting: Setting,
-        excluded: Iterable[str] = (),
-        decoded: Iterable[str] = (),
-        stats: Counter[str] | None = None,
-    ) -> Graph:
+    def quantized(self, setting: Setting, states: Mapping[str, str] = NONE, stats: Counter[str] | None = None) -> Graph:
         """Give a quantized copy.
 
         Args:
             setting: How.
-            excluded: Names of nodes to leave in float.
-            decoded: Names of nodes that compute in float with integer weights.
+            states: Name of a node -> its state (see `tradeoff`), where that is not `INTEGER`.
             stats: Counts what was done.
         """
         stats = Counter() if stats is None else stats
         mapping: dict[Value, Value] = {}
         graph = self.graph.clone(mapping)
-        left = self.codes.excluded | frozenset(excluded)
-        choice = self.codes.choose(graph, left, stats, frozenset(decoded))
+        decoded = frozenset(n for n, state in states.items() if state == WEIGHTS)
+        left = self.codes.excluded | frozenset(n for n, state in states.items() if state in (FLOAT, BLOCKS))
+        choice = self.codes.choose(graph, left, stats, decoded)
         covers = self.scales(setting.method)
         scales = {mapping[v]: scale for v, scale in covers.items() if mapping[v] in choice.tensors}
         share_scales(choice, scales)
@@ -202,7 +214,28 @@ class Variant:
         for op in list(recurrent(graph, left)) if self.codes.recurrent else ():
             quantize_recurrent(op)
             stats["quantized LSTM"] += 1
+        self._write_blocks(graph, states, stats)
         return graph
+
+    def _write_blocks(self, graph: Graph, states: Mapping[str, str], stats: Counter[str]) -> None:
+        """Put weights in blocks of 4 bits, and those of nodes that have no other place for codes of 8."""
+        narrow = {n for n, state in states.items() if state == BLOCKS}
+        writer = Writer(_plan(graph), stats, memo=self.blocks)
+        if narrow and not self.blocks:
+            self._code_blocks()
+        for weight in _readable_by(graph, narrow):
+            writer.write(weight)
+        for weight in _readable_by(graph, {n for n, state in states.items() if state == WEIGHTS} & self.codes.apart):
+            writer.write(weight, channels=True)
+        if narrow:
+            graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
+
+    def _code_blocks(self) -> None:
+        """Code all weights in blocks once, each knowing the codes of those before it."""
+        graph = self.graph.clone()
+        writer = Writer(_plan(graph), Counter(), memo=self.blocks)
+        for _ in write_all(graph, _readable_by(graph, self.codes.narrow), writer, self.context):
+            pass
 
 
 class Trials:
@@ -237,18 +270,54 @@ class Trials:
                 file.unlink(missing_ok=True)
 
 
-def name_layers(graph: Graph, codes: Codes) -> dict[str, Op]:
-    """Give everything with weights that can be quantized a name of its own, and list it, in order."""
+def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[dict[str, Op], Codes]:
+    """Give everything with weights that can be quantized a name of its own, and list it, in order.
+
+    Args:
+        graph: The graph.
+        codes: What codes weights have.
+        narrow: Also what can only have its weights in codes: subgraphs, and operators without an integer kernel.
+
+    Returns:
+        The nodes, and the codes with the names of those that can be in blocks.
+    """
+    found = set(codes.choose(graph, codes.excluded, Counter(), frozenset()).heavy)
+    found |= set(embedding.tables(graph, codes.excluded, Counter())) if codes.embeddings else set()
+    found |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
+    plan, blocks = _plan(graph), set()
+    for weight in find_weights(graph, codes.excluded) if narrow else ():
+        if weight.bytes >= SMALLEST and not obstacle(weight, plan):
+            blocks |= {site.op for site in weight.sites if codes.embeddings or site.op.op_type != GATHER}
     layers: dict[str, Op] = {}
-    found = codes.choose(graph, codes.excluded, Counter(), frozenset()).heavy
-    others = set(embedding.tables(graph, codes.excluded, Counter())) if codes.embeddings else set()
-    others |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
-    for op in graph.ops:
-        if op in found or op in others:
-            if not op.name or op.name in layers:
-                op.name = f"{op.op_type}_{op.result.name}"
+    for op in graph.walk():
+        if op in found or op in blocks:
+            number, name = 1, op.name
+            while not op.name or op.name in layers:
+                op.name = (
+                    f"{name or f'{op.op_type}_{op.result.name}'}{'' if number == 1 and not name else f'_{number}'}"
+                )
+                number += 1
             layers[op.name] = op
-    return layers
+    named = replace(
+        codes,
+        narrow=frozenset(op.name for op in blocks),
+        apart=frozenset(op.name for op in blocks - found),
+    )
+    return layers, named
+
+
+def _plan(graph: Graph) -> Plan:
+    return Plan(4, BLOCK, False, "nbits", ops.opset_of(graph) or 0)
+
+
+def _readable_by(graph: Graph, names: Set[str]) -> list[Weight]:
+    """Weights as far as nodes of these names read them."""
+    found = []
+    for weight in find_weights(graph, frozenset()) if names else ():
+        weight.sites = [site for site in weight.sites if site.op.name in names]
+        if weight.sites:
+            found.append(weight)
+    return found
 
 
 def _observed(graph: Graph, ops: Iterable[Op], context: Context) -> Iterator[tuple[Op, Moments]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ PER_AXIS_SINCE = 13
 
 WINDOW = 2
 """What stands for `Site.columns` of convolutions."""
+
+Memo: TypeAlias = dict[tuple[Any, ...], tuple[Blocks, float, float]]
+"""Codes by the tensor's identity and how it is read; squared magnitudes of the weights and of what coding changed."""
 
 _DTYPES = {(4, True): DType.INT4, (4, False): DType.UINT4, (8, True): DType.INT8, (8, False): DType.UINT8}
 
@@ -85,6 +88,7 @@ class Writer:
         signal: Squared magnitude of all weights coded so far.
         noise: Squared magnitude of what coding changed.
         rounded: What rounding by data gained, for each matrix where moments were at hand.
+        memo: Codes to use and to add to, for many copies of one graph; `None` keeps them for one weight only.
     """
 
     plan: Plan
@@ -92,26 +96,36 @@ class Writer:
     signal: float = 0.0
     noise: float = 0.0
     rounded: list[Rounded] = field(default_factory=list)
+    memo: Memo | None = None
     _moments: Mapping[int, Moments] = field(default_factory=dict)
-    _codes: dict[tuple[int, float], Blocks] = field(default_factory=dict)
+    _codes: Memo = field(default_factory=dict)
     _values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+    _counted: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def write(self, weight: Weight, moments: Mapping[int, Moments] | None = None) -> int:
+    def write(self, weight: Weight, moments: Mapping[int, Moments] | None = None, *, channels: bool = False) -> int:
         """Replace every reader of a weight; the weight is then unused. Give the bytes of the codes.
 
         Args:
             weight: What to code.
             moments: X^T X of what its columns meet, by `Site.columns` (`WINDOW` for convolutions).
+            channels: Instead of blocks: int8 with one scale per channel, in standard operators.
         """
         self._moments = moments or {}
-        self._codes.clear()
+        if self.memo is None:
+            self._codes.clear()
+        else:
+            self._codes = self.memo
         self._values.clear()
         for site in weight.sites:
             op = site.op
             if op.graph is None:
                 raise InternalError(f"{op.key} is in no graph")
             builder = Builder(op.graph, before=op, loc=op.loc.union(rule=RULE))
-            if op.op_type in CONVOLUTIONS:
+            if channels and op.op_type != GATHER:
+                self._decode_channels(builder, weight, site)
+            elif channels:
+                self._replace(op, self._row_lookup(builder, weight, op))
+            elif op.op_type in CONVOLUTIONS:
                 op.set_operand(1, self._window(builder, weight))
             elif op.op_type == GATHER:
                 self._replace(op, self._lookup(builder, weight, op))
@@ -134,25 +148,30 @@ class Writer:
 
     def _matrix(self, weight: Weight, columns: int, factor: float) -> Blocks:
         """The weight as a matrix whose rows are the sums' results."""
-        key = (columns, factor)
+        key = (id(weight.value.tensor), columns, factor)
         if key not in self._codes:
             content = weight.numpy() if factor == 1.0 else weight.numpy() * np.float32(factor)
             rows = np.ascontiguousarray(content if columns == 1 else content.T)
             self._codes[key] = self._encode(rows, rows, self.plan.block, columns)
-        return self._codes[key]
+        return self._known(key)
+
+    def _known(self, key: tuple[Any, ...]) -> Blocks:
+        blocks, signal, noise = self._codes[key]
+        if key not in self._counted:
+            self._counted.add(key)
+            self.signal += signal
+            self.noise += noise
+        return blocks
 
     def _encode(
         self, rows: npt.NDArray[np.float32], results: npt.NDArray[np.float32], block: int, columns: int
-    ) -> Blocks:
+    ) -> tuple[Blocks, float, float]:
         """Code rows of blocks; `results` are the same weights, in rows of one result each."""
         blocks = encode(rows, self.plan.bits, block, symmetric=self.plan.symmetric, search=self.plan.search)
         if columns in self._moments:
             blocks, gained = round_blocks(results, blocks, self._moments[columns])
             self.rounded.append(gained)
-        signal, noise = error_of(rows, blocks)
-        self.signal += signal
-        self.noise += noise
-        return blocks
+        return blocks, *error_of(rows, blocks)
 
     def _const(self, weight: Weight, content: npt.NDArray[Any], suffix: str, key: object) -> Value:
         """A constant beside the weight, made once."""
@@ -195,8 +214,31 @@ class Writer:
         parts = self._parts(weight, blocks, blocks.codes[:, : blocks.columns], blocks.scales, blocks.zeros, turned)
         attrs = {"axis": site.columns, "block_size": blocks.block}
         real = builder.op("DequantizeLinear", parts, attrs, domain="", type=weight.value.type).result
+        self._put(builder, weight, op, real)
+
+    def _decode_channels(self, builder: Builder, weight: Weight, site: Site) -> None:
+        """Put a DequantizeLinear with a scale per row of results before the op; onnxruntime multiplies such codes."""
+        op, content = site.op, weight.numpy()
+        axis = 0 if op.op_type in CONVOLUTIONS else 1 - site.columns
+        found = weight_codes(content, axis, DType.INT8)
+        spread = found.scales.reshape([-1 if i == axis else 1 for i in range(content.ndim)])
+        self._count(content, found.codes * spread)
+        parts = [
+            self._const(weight, array, name, ("channels", axis))
+            for name, array in (("codes", found.codes), ("scales", found.scales), ("zeros", found.zero_points))
+        ]
+        domain = "" if self.plan.opset >= PER_AXIS_SINCE else ops.MICROSOFT
+        real = builder.op("DequantizeLinear", parts, {"axis": axis}, domain=domain, type=weight.value.type).result
+        self._put(builder, weight, op, real)
+
+    def _count(self, content: npt.NDArray[np.float32], real: npt.NDArray[np.floating]) -> None:
+        self.signal += float(np.square(content, dtype=np.float64).sum())
+        self.noise += float(np.square(content - real, dtype=np.float64).sum())
+
+    def _put(self, builder: Builder, weight: Weight, op: Op, real: Value) -> None:
+        """Let an op read what was decoded; a Transpose between them stays, and reads it instead."""
         through = op.operands[1]
-        if through is not weight.value:  # its Transpose stays, and reads what was decoded
+        if through is not weight.value:
             assert through.op is not None
             real = builder.op("Transpose", [real], dict(through.op.attrs), type=through.type).result
         op.set_operand(1, real)
@@ -229,11 +271,11 @@ class Writer:
         content = weight.numpy()
         length = int(np.prod(content.shape[1:]))
         block = near_divisor(length, self.plan.block)
-        key = (WINDOW, 1.0)
+        key = (id(weight.value.tensor), WINDOW, 1.0)
         if key not in self._codes:
             results = content.reshape(len(content), -1)
             self._codes[key] = self._encode(content.reshape(-1, block), results, block, WINDOW)
-        blocks = self._codes[key]
+        blocks = self._known(key)
         scales, zeros = blocks.scales.reshape(-1), blocks.zeros.reshape(-1)
         parts = self._parts(weight, blocks, blocks.codes, scales, zeros, False)
         standard = self.plan.opset >= (BLOCKED_SINCE if blocks.bits == 4 else PER_AXIS_SINCE)
@@ -266,9 +308,7 @@ class Writer:
         """Look up int8 rows and their scales: standard operators only, of any opset."""
         rows = weight.numpy()
         found = weight_codes(rows, 0, DType.INT8)
-        real = found.codes.astype(np.float32) * found.scales[:, None]
-        self.signal += float(np.square(rows, dtype=np.float64).sum())
-        self.noise += float(np.square(rows - real, dtype=np.float64).sum())
+        self._count(rows, found.codes.astype(np.float32) * found.scales[:, None])
         codes = self._const(weight, found.codes, "rows8", ())
         scales = self._const(weight, np.ascontiguousarray(found.scales[:, None]), "row_scales", ())
         result = op.result.type

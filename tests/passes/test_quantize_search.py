@@ -7,74 +7,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
+from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import GateError, InputError
-from memoptc.passes._quantize.sensitivity import Layer
-from memoptc.passes._quantize.tradeoff import FLOAT, Move, moves, shortest, states
+from memoptc.passes._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, WEIGHTS, Layer, Move, ladder, needed, shortest
 from memoptc.runtime.quality import Outcome
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "models"
-CNN = EXAMPLES / "digits_cnn.onnx"
-DATA = {
-    "calibration": str(EXAMPLES / "digits_calibration.npz"),
-    "validation": str(EXAMPLES / "digits_validation.npz"),
-}
-FLAGS = [f"--{key}={value}" for key, value in DATA.items()]
-
-
-def failing_model(path: Path) -> Path:
-    """Five products; the fourth reads rows whose sizes differ a thousandfold, and a normalization behind it evens them.
-
-    No scale per tensor codes such rows, no factor per channel helps, and clipping breaks the large ones.
-    """
-    rng = np.random.default_rng(0)
-    sizes = [(16, 32), (32, 32), (32, 32), (32, 32), (32, 8)]
-    weights = {f"w{i}": rng.normal(size=s, scale=s[0] ** -0.5).astype(np.float32) for i, s in enumerate(sizes)}
-    weights["gain"] = np.ones(32, np.float32)
-    nodes = []
-    value = "x"
-    for i in range(5):
-        nodes.append(helper.make_node("MatMul", [value, f"w{i}"], [f"p{i}"], name=f"product_{i}"))
-        value = f"p{i}"
-        if i == 2:
-            nodes.append(helper.make_node("Mul", [value, "size"], ["sized"], name="outliers"))
-            value = "sized"
-        elif i == 3:
-            nodes.append(helper.make_node("LayerNormalization", [value, "gain"], ["n"], name="norm"))
-            value = "n"
-        elif i < 4:
-            nodes.append(helper.make_node("Tanh", [value], [f"t{i}"], name=f"tanh_{i}"))
-            value = f"t{i}"
-    ports = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16]),
-        helper.make_tensor_value_info("size", TensorProto.FLOAT, ["N", 1]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        ports,
-        [helper.make_tensor_value_info("p4", TensorProto.FLOAT, ["N", 8])],
-        [numpy_helper.from_array(v, k) for k, v in weights.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
-
-
-def data_for(path: Path) -> Path:
-    rng = np.random.default_rng(1)
-    path.mkdir()
-    for i in range(24):
-        x = rng.normal(size=(16, 16)).astype(np.float32)
-        np.savez(path / f"{i:02}.npz", x=x, size=(10.0 ** rng.uniform(-2, 3, (16, 1))).astype(np.float32))
-    return path
 
 
 def test_the_layer_with_outliers_is_found_named_and_kept(tmp_path: Path) -> None:
@@ -141,7 +84,7 @@ def test_asked_for_more_than_there_is(tmp_path: Path) -> None:
     assert {row["decision"] for row in all_float.report.to_json()["precision"]["layers"]} == {"float"}
     with pytest.raises(InputError, match="with --calibration only"):
         compile_model(CNN, 2, "int8", min_sqnr=20.0)
-    with pytest.raises(InputError, match="int8 and uint8"):
+    with pytest.raises(InputError, match="int8, uint8, int4, mixed"):
         compile_model(CNN, 2, "float16", calibration=DATA["calibration"], min_sqnr=20.0)
 
 
@@ -194,28 +137,35 @@ def test_recurrent_weights_become_integers(direction: str) -> None:
 
 
 FIGURE = st.floats(1e-6, 1e-2)
+LAYER = st.tuples(FIGURE, st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000), st.integers(1, 1000), st.booleans())
 
 
-@given(st.lists(st.tuples(FIGURE, st.floats(0, 1), st.integers(1, 1000), st.integers(1, 1000)), min_size=1, max_size=5))
-def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(figures: list[tuple[float, float, int, int]]) -> None:
-    layers = [
-        Layer(f"l{i}", "Conv", nbytes, float(work), {"y": noise}, {"y": noise * share}, True)
-        for i, (noise, share, nbytes, work) in enumerate(figures)
-    ]
+@given(st.lists(LAYER, min_size=1, max_size=5), st.booleans())
+def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
+    figures: list[tuple[float, float, float, int, int, bool]], mixed: bool
+) -> None:
+    layers = []
+    for i, (noise, share, blocks, nbytes, work, product) in enumerate(figures):
+        states = {INTEGER: {"y": noise}}
+        states |= {WEIGHTS: {"y": noise * share}} if product else {}
+        states |= {BLOCKS: {"y": blocks * 1e-2}} if mixed else {}
+        layers.append(Layer(f"l{i}", "Conv", nbytes, float(work), states, True))
+    steps = ladder(layers)
 
     def noise_of(chosen: Sequence[Move]) -> float:
-        found = states(chosen)
-        return sum(
-            layer.noise["y"] if layer.name not in found else layer.weights["y"] * (found[layer.name] != FLOAT)
-            for layer in layers
-        )
+        found = steps.states(chosen)
+        return sum(layer.alone(found[layer.name]) for layer in layers)
 
     limit = noise_of([]) / 3
-    ordered = moves(layers)
-    chosen = shortest(ordered, lambda m: noise_of(m) <= limit)
-    assert chosen is not None
-    assert noise_of(chosen) <= limit
-    if len({m.layer for m in chosen}) == len(chosen):  # no move builds upon another
-        for move in chosen[1:]:
-            assert noise_of([m for m in chosen if m is not move]) > limit
-    assert shortest(ordered, lambda m: False) is None
+    for guess in (1, needed(layers, steps, limit)):
+        chosen = shortest(steps.moves, lambda m: noise_of(m) <= limit, guess)
+        assert chosen is not None
+        assert noise_of(chosen) <= limit
+        if len({m.layer for m in chosen}) == len(chosen):  # no move builds upon another
+            for move in chosen[1:]:
+                assert noise_of([m for m in chosen if m is not move]) > limit
+    assert steps.states(steps.moves) == {layer.name: FLOAT for layer in layers}
+    assert noise_of(steps.moves[: needed(layers, steps, limit)]) <= limit * (1 + 1e-9)
+    assert shortest(steps.moves, lambda m: False) is None
+    kept = ladder(layers, floats=False)
+    assert FLOAT not in kept.states(kept.moves).values()

@@ -184,7 +184,7 @@ def test_real_models_shrink_and_beat_plain_rounding(name: str, tmp_path: Path) -
     found = compile_file(zoo.ZOO.path(name), tmp_path / "q.onnx", target="int4", validation=data).report
     assert found.verification["passed"]
     assert found.candidate.weight_bytes <= SIZES[name] * found.control.weight_bytes
-    passes = found.options["passes"].replace("quantize-weights", "quantize-weights{search=false}")
+    passes = found.options["passes"].replace("mix-weights", "quantize-weights{search=false}")
     plain = compile_file(
         zoo.ZOO.path(name), tmp_path / "p.onnx", target="int4", validation=data, passes=passes, force=True
     ).report

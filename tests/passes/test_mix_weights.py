@@ -1,0 +1,163 @@
+"""mix-weights and `--target mixed`: what 4 bits are too coarse for gets more, as far as the outputs need it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
+from runtime_models import normal, parse
+
+from memoptc.api import compile as compile_model
+from memoptc.cli.main import main
+from memoptc.ir.diagnostics import GateError, InputError
+from memoptc.levels import Accuracy, pipeline_text
+from memoptc.passes.mix_weights import MixWeights
+
+OUTLIERS = (
+    "g (float[N, 64] x) => (float[N, 64] y) "
+    "{ a = MatMul(x, first) b = Tanh(a) c = MatMul(b, second) y = MatMul(c, third) }"
+)
+
+
+def weights(outliers: float = 3000.0) -> dict[str, np.ndarray[Any, Any]]:
+    """Three matrices; every block of the second holds one number far beyond the others, which cancels out later."""
+    found = {n: normal(64, 64, seed=i, scale=0.125) for i, n in enumerate(("first", "second", "third"))}
+    found["second"][::8] *= outliers
+    found["second"][:, 0] = 0.125
+    found["third"][1:] *= 1e-3
+    return found
+
+
+def decided(found: Any) -> dict[str, str]:
+    return {row["layer"]: row["decision"] for row in found.report.to_json()["precision"]["layers"]}
+
+
+def test_int4_without_data_ends_with_a_model_that_passes() -> None:
+    """Held against the original on the made-up inputs, for lack of others."""
+    model = parse(OUTLIERS, **weights())
+    found = compile_model(model, 2, "int4", dims={"N": 3})
+    assert found.report.verification["passed"]
+    assert any("made-up inputs" in d.why for d in found.report.decisions)
+    reached = found.report.to_json()["precision"]["reached"]
+    assert reached["sqnr_db"] >= 10.0
+    plain = compile_model(model, 2, "int4", dims={"N": 3}, passes="quantize-weights", force=True)
+    assert plain.report.verification["outputs"][0]["sqnr_db"] < 10.0
+
+
+def test_the_more_is_asked_the_more_weights_leave_4_bits() -> None:
+    sizes, counts = [], []
+    for least in (10.0, 40.0, 90.0):
+        found = compile_model(CNN, 2, "int4", **DATA, min_sqnr=least)
+        assert found.report.precision is not None
+        assert found.report.precision["reached"]["sqnr_db"] >= least
+        sizes.append(found.report.candidate.weight_bytes)
+        counts.append(Counter(decided(found).values()))
+    assert sizes == sorted(sizes)
+    assert not counts[0]
+    assert any(count["integer weights"] for count in counts)
+    assert set(counts[-1]) == {"float"}
+
+
+def test_int4_without_fallback_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.onnx"
+    flags = [str(CNN), f"--output={output}", "--target=int4", *FLAGS, "--no-measure", "-q", "--min-sqnr=45"]
+    assert main([*flags, "--no-fallback"]) == 3
+    said = capsys.readouterr().err
+    assert "45 dB was asked for" in said
+    assert "node_Conv" in said
+    assert "--no-fallback" in said
+    assert not output.exists()
+    assert main(flags) == 0
+    assert output.exists()
+
+
+def test_labels_decide_for_int4_and_mixed() -> None:
+    for target in ("int4", "mixed"):
+        found = compile_model(CNN, 2, target, **DATA, max_accuracy_loss=0.0)
+        reached = found.report.to_json()["precision"]["reached"]
+        assert reached["metric"] >= reached["metric_before"]
+
+
+def test_mixed_finds_the_layer_that_integers_break(tmp_path: Path) -> None:
+    model, data = failing_model(tmp_path / "m.onnx"), data_for(tmp_path / "data")
+    found = compile_model(model, 2, "mixed", calibration=data, min_sqnr=28.0)
+    assert found.report.verification["outputs"][0]["sqnr_db"] >= 27.0
+    states = decided(found)
+    assert states["product_3"] != "integer"
+    assert found.report.options["passes"].count("mixed=true") == 1
+    best = compile_model(model, 2, "mixed", calibration=data, min_sqnr=120.0)
+    assert set(decided(best).values()) == {"float"}
+    with pytest.raises(GateError, match="120 dB was asked for"):
+        compile_model(model, 2, "mixed", calibration=data, min_sqnr=120.0, fallback=False)
+
+
+def test_mixed_puts_large_tables_in_4_bits() -> None:
+    """A table has bytes and no work; a product on all rows has work: each gets what is cheapest for it."""
+    text = (
+        "g (int64[N] i, float[N, 64] z) => (float[N, 64] y) "
+        "{ e = Gather <axis=0> (table, i) h = MatMul(z, w) y = Add(e, h) }"
+    )
+    model = parse(text, table=normal(4096, 64, seed=1), w=normal(64, 64, seed=2, scale=0.125))
+    rng = np.random.default_rng(3)
+    feeds = [{"i": rng.integers(0, 4096, 32), "z": rng.normal(size=(32, 64)).astype(np.float32)} for _ in range(12)]
+    found = compile_model(model, 2, "mixed", calibration=feeds, min_sqnr=18.0)
+    assert sorted(decided(found).values()) == ["4-bit weights", "integer"]
+    assert found.report.candidate.weight_bytes < 0.18 * found.report.control.weight_bytes
+    finer = compile_model(model, 2, "mixed", calibration=feeds, min_sqnr=35.0)
+    assert "4-bit weights" not in decided(finer).values()
+    assert finer.report.verification["outputs"][0]["sqnr_db"] >= 34.0
+    first, second = (compile_model(model, 2, "mixed", calibration=feeds).model.SerializeToString() for _ in range(2))
+    assert first == second
+
+
+def test_mixed_reaches_weights_inside_subgraphs() -> None:
+    text = (
+        "g (bool c, float[4, 64] x) => (float[4, 64] y) { h = MatMul(x, outer) y = If (c) <"
+        "then_branch = t () => (float[4, 64] a) { a = MatMul(h, w) }, "
+        "else_branch = e () => (float[4, 64] b) { b = Neg(h) }> }"
+    )
+    model = parse(text, outer=normal(64, 64, seed=1, scale=0.125), w=normal(64, 64, seed=2, scale=0.125))
+    rng = np.random.default_rng(3)
+    feeds = [{"c": np.array(i % 2 == 0), "x": rng.normal(size=(4, 64)).astype(np.float32)} for i in range(8)]
+    found = compile_model(model, 2, "mixed", calibration=feeds, min_sqnr=15.0)
+    assert len(decided(found)) == 2
+    assert found.report.candidate.weight_bytes < 0.3 * found.report.control.weight_bytes
+    assert found.report.verification["passed"]
+
+
+def test_mixed_without_data_says_what_it_goes_by() -> None:
+    found = compile_model(CNN, 2, "mixed")
+    assert any("if all that coding changes in weights reached the outputs" in d.why for d in found.report.decisions)
+    states = Counter(decided(found).values())
+    assert states["integer weights"]
+    assert found.report.candidate.weight_bytes < 0.27 * found.report.control.weight_bytes
+    with pytest.raises(InputError, match="with --calibration only"):
+        compile_model(CNN, 2, "mixed", min_sqnr=20.0)
+    with pytest.raises(InputError, match="say nothing of a metric"):
+        MixWeights(by="weights", max_loss=0.1)
+
+
+def test_study_shows_every_state(capsys: pytest.CaptureFixture[str]) -> None:
+    for target, least in (("mixed", 30), ("int4", 40)):
+        assert main(["study", str(CNN), *FLAGS, f"--target={target}", f"--min-sqnr={least}", "--json", "-q"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        rows = [row for row in found["layers"] if "blocks_alone_db" in row]
+        assert rows
+        assert all(row["blocks_alone_db"] < row["weights_alone_db"] for row in rows)
+        assert found["reached"]["sqnr_db"] >= least
+    assert main(["study", str(CNN), *FLAGS, "--target=mixed", "-q"]) == 0
+    assert "4-bit weights dB" in capsys.readouterr().out
+
+
+def test_pipelines_name_what_is_asked() -> None:
+    asked = Accuracy(min_sqnr=30.0, fallback=False)
+    assert "mix-weights{min_sqnr=30.0,fallback=false}" in pipeline_text(2, "int4", calibrated=True, accuracy=asked)
+    assert "quantize-search{min_sqnr=30.0,fallback=false,mixed=true}" in pipeline_text(
+        2, "mixed", calibrated=True, accuracy=asked
+    )
+    assert 'mix-weights{min_sqnr=20.0,by="weights"}' in pipeline_text(2, "mixed")
