@@ -14,6 +14,7 @@ from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import facts, opset_of
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Pass
+from memoptc.passes._narrow.crop import crop
 
 
 class Narrow(Pass):
@@ -21,8 +22,9 @@ class Narrow(Pass):
 
     What becomes of one token of a sequence, or of some channels, needs the others only where they meet: in attention
     keys and values, not in the layers behind it. A Slice or Gather along one axis moves before an op whose result
-    nothing else uses and whose elements along that axis each need those at the same place, and no others. Outputs may
-    differ by float noise, since kernels add up in another order for other shapes.
+    nothing else uses and whose elements along that axis each need those at the same place, and no others. What a Slice
+    cuts off the image that a transposed convolution gives becomes padding of that. Outputs may differ by float noise,
+    since kernels add up in another order for other shapes.
     """
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
@@ -30,6 +32,9 @@ class Narrow(Pass):
         todo = [op for op in graph.walk() if op.is_a("Slice", "Gather")]
         while todo:
             op = todo.pop()
+            if crop(op):
+                stats["into pads"] += 1
+                continue
             take = _take(op)
             moved = _move(op, take) if take is not None else None
             if moved is not None:

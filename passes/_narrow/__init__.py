@@ -1,0 +1,1 @@
+"""What narrow and its kin need to know of slices."""
