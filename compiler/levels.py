@@ -16,6 +16,8 @@ CODED_BORDERS = ("int8", "uint8", "float16")
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,narrow,scale-early,simplify,share-common,drop-dead)*"
+_SPLIT = "split-sums,drop-dead"
+"""Where numbers stay floats: sums of codes would need another scale each."""
 _WEIGHTS = {
     "float16": "to-half",
     "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',
@@ -105,6 +107,8 @@ def pipeline_text(
         parts.append(_EXACT)
     if level >= 2:
         parts.append(_FUSE)
+    if level >= 2 and target == "float32":
+        parts.append(_SPLIT)
     if target in _WEIGHTS:
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target == "int4" or (target == "mixed" and not calibrated):

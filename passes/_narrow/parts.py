@@ -40,10 +40,10 @@ def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
     shape = shape_of(op.operands[0])
     if not op.is_a("Slice") or not shape:
         return None
+    steps: tuple[int, ...] = ()
     if "starts" in op.attrs:
         starts, ends = tuple(op.attrs["starts"]), tuple(op.attrs["ends"])
-        axes: tuple[int, ...] | None = tuple(op.attrs.get("axes", range(len(starts))))
-        steps: tuple[int, ...] | None = None
+        axes = tuple(op.attrs.get("axes", range(len(starts))))
     else:
         given = [op.input(i) for i in range(1, 5)]
         known = [None if v is None else ints(v.tensor) for v in given]
@@ -52,8 +52,8 @@ def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
         if known[0] is None or known[1] is None:
             return None
         starts, ends = known[0], known[1]
-        axes, steps = known[2] or tuple(range(len(starts))), known[3]
-    if not len(starts) == len(ends) == len(axes) or any(s != 1 for s in steps or ()):
+        axes, steps = known[2] or tuple(range(len(starts))), known[3] or ()
+    if not len(starts) == len(ends) == len(axes) or any(s != 1 for s in steps):
         return None
     found = {a % len(shape): (s, e) for a, s, e in zip(axes, starts, ends, strict=True)}
     return found if len(found) == len(axes) else None
@@ -95,17 +95,17 @@ def _taken(op: Op, shape: tuple[Dim, ...]) -> tuple[int, list[Part]] | None:
         return (axis, [p for p in parts if p.value.has_uses]) if lo == shape[axis] else None
     if op.is_a("Gather"):
         axis = int(op.attrs.get("axis", 0)) % len(shape)
-        place, extent = ints(op.operands[1].tensor), shape[axis]
-        if place is None or shape_of(op.operands[1]) != () or not isinstance(extent, int):
+        place, whole = ints(op.operands[1].tensor), shape[axis]
+        if place is None or shape_of(op.operands[1]) != () or not isinstance(whole, int):
             return None
-        lo = place[0] + extent if place[0] < 0 else place[0]
-        return (axis, [Part(op.result, lo, lo + 1, drops=True)]) if 0 <= lo < extent else None
+        lo = place[0] + whole if place[0] < 0 else place[0]
+        return (axis, [Part(op.result, lo, lo + 1, drops=True)]) if 0 <= lo < whole else None
     cut = bounds(op)
     if cut is None or len(cut) != 1:
         return None
     ((axis, (start, end)),) = cut.items()
-    extent = shape[axis]
-    if not isinstance(extent, int):
+    whole = shape[axis]
+    if not isinstance(whole, int):
         return None
-    lo, hi = interval(start, end, extent)
+    lo, hi = interval(start, end, whole)
     return (axis, [Part(op.result, lo, hi)]) if lo < hi else None
