@@ -16,8 +16,8 @@ CODED_BORDERS = ("int8", "uint8", "float16")
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = "(fold-constants{exact=false},fuse-conv-bn,narrow,scale-early,simplify,share-common,drop-dead)*"
-_SPLIT = "split-sums,drop-dead"
-"""Where numbers stay floats: sums of codes would need another scale each."""
+_SPLIT = "split-products,scale-early,split-sums,(simplify,share-common,drop-dead)*"
+"""Where numbers stay floats: codes would need another scale for each product and sum."""
 _WEIGHTS = {
     "float16": "to-half",
     "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',

@@ -9,55 +9,86 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import VIEWS
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import value_bytes
 
 _FLOATS = (DType.FLOAT, DType.DOUBLE)
+_SMALL = 65536
+"""Bytes of a bias that may exist twice: as it is for others, and scaled."""
 
 
 class ScaleEarly(Pass):
     """Turn `(a b) c` into `(a c) b`, for a product of matrices and a constant number.
 
     The scores of attention, scaled before Softmax, exist twice, since onnxruntime multiplies into a buffer of its own;
-    scaled queries are much smaller, and a weight that nothing else uses takes the factor up for good. A factor beyond
-    2^24 or below 2^-24 is left where it is. Outputs may differ by float noise.
+    scaled queries are much smaller, and a weight that nothing else uses takes the factor up for good, also one behind
+    views, a Transpose and a bias. A factor beyond 2^24 or below 2^-24 is left where it is. Outputs may differ by float
+    noise.
     """
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Look at every product."""
         dims = extents(graph, context.dims)
         for op in [op for op in graph.walk() if op.op_type in ("Mul", "Div") and not op.domain]:
+            if _drop(op):
+                stats["into weights"] += 1
+                continue
             found = _scaled(op)
             if found is None:
                 continue
             product, factor = found
             side = _side(product, dims)
             if side is not None:
-                stats["into weights" if product.operands[side].tensor is not None else "into operands"] += 1
-                _move(op, product, side, factor)
+                stats["into operands" if _move(op, product, side, factor) else "into weights"] += 1
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Scale without facts about the compile."""
         self.apply(graph, stats, Context())
 
 
-def _scaled(op: Op) -> tuple[Op, float] | None:
-    """The product that an op scales by a number, and that number."""
-    places = (0,) if op.op_type == "Div" else (0, 1)
-    for place in places:
-        product, factor = op.operands[place].op, _number(op.operands[1 - place])
-        if product is None or factor is None or not product.is_a("MatMul") or product.graph is not op.graph:
-            continue
-        type_ = product.result.type
+def _by_number(op: Op) -> tuple[int, float] | None:
+    """The operand that an op scales by a number, and that number."""
+    for place in (0,) if op.op_type == "Div" else (0, 1):
+        value, factor = op.operands[place], _number(op.operands[1 - place])
+        type_ = value.type
         known = isinstance(type_, TensorType) and type_.dtype in _FLOATS and type_.shape is not None
-        if not known or not product.result.single_use or not _same_rank(product.result, op.operands[1 - place]):
+        if factor is None or not known or not value.single_use or not _same_rank(value, op.operands[1 - place]):
             continue
         if op.op_type == "Div":
             factor = 1 / factor if factor else float("nan")
-        return (product, factor) if np.isfinite(factor) and 2**-24 <= abs(factor) <= 2**24 else None
+        return (place, factor) if np.isfinite(factor) and 2**-24 <= abs(factor) <= 2**24 else None
     return None
+
+
+def _scaled(op: Op) -> tuple[Op, float] | None:
+    """The product that an op scales by a number, and that number."""
+    found = _by_number(op)
+    product = op.operands[found[0]].op if found is not None else None
+    if found is None or product is None or not product.is_a("MatMul") or product.graph is not op.graph:
+        return None
+    return product, found[1]
+
+
+def _drop(op: Op) -> bool:
+    """Let the weights that an operand is made with take the factor up; gives whether that could be done."""
+    found = _by_number(op)
+    weights = _weights(op.operands[found[0]], op, found[0]) if found is not None else []
+    if found is None or not weights or weights[-1][0] is op:
+        return False
+    assert op.graph is not None
+    b = Builder(op.graph, before=op, loc=op.loc.union(rule="scale-early"))
+    for user, index in weights:
+        _scale(b, user, index, found[1])
+        user.loc = user.loc.union(op.loc, rule="scale-early")
+    value, name = op.operands[found[0]], op.result.name
+    op.result.replace_by(value)
+    value.doc, value.metadata = op.result.doc, dict(op.result.metadata)
+    op.erase()
+    value.name = name
+    return True
 
 
 def _side(product: Op, dims: Mapping[str, int]) -> int | None:
@@ -86,20 +117,55 @@ def _same_rank(product: Value, factor: Value) -> bool:
     return len(shapes) == 2 and len(shapes[1]) <= len(shapes[0])
 
 
-def _move(op: Op, product: Op, side: int, factor: float) -> None:
+def _move(op: Op, product: Op, side: int, factor: float) -> bool:
+    """Scale an operand of a product instead of its result; gives whether that takes an op."""
     assert op.graph is not None
     b = Builder(op.graph, before=product, loc=product.loc.union(op.loc, rule="scale-early"))
     operand = product.operands[side]
-    type_ = operand.type
-    assert isinstance(type_, TensorType)
-    dtype = type_.dtype.numpy()
-    if operand.tensor is not None:
-        scaled = b.const((operand.tensor.numpy() * dtype.type(factor)).astype(dtype), operand.name)
-    else:
-        scaled = b.op("Mul", [operand, np.array(factor, dtype)], type=type_).result
-    product.set_operand(side, scaled)
+    weights = _weights(operand, product, side)
+    for user, index in weights:
+        _scale(b, user, index, factor)
+    if not weights:
+        type_ = operand.type
+        assert isinstance(type_, TensorType)
+        by = np.array(factor, type_.dtype.numpy())
+        product.set_operand(side, b.op("Mul", [operand, by], type=type_).result)
     name = op.result.name
     op.result.replace_by(product.result)
     product.result.doc, product.result.metadata = op.result.doc, dict(op.result.metadata)
     op.erase()
     product.result.name = name
+    return not weights
+
+
+def _weights(value: Value, user: Op, index: int) -> list[tuple[Op, int]]:
+    """The constants, as operands, that a scaled value can be had from: of views, sums with a bias, a product."""
+    found: list[tuple[Op, int]] = []
+    while value.tensor is None:
+        op = value.op
+        if op is None or op.graph is not user.graph or not value.single_use:
+            return []
+        if op.key in VIEWS or op.is_a("Transpose"):
+            user, index = op, 0
+        elif op.is_a("Add") and any(v.tensor is not None for v in op.operands):
+            bias = next(i for i, v in enumerate(op.operands) if v.tensor is not None)
+            constant = op.operands[bias]
+            if constant.tensor is None or (constant.tensor.nbytes > _SMALL and not constant.single_use):
+                return []
+            found.append((op, bias))
+            user, index = op, 1 - bias
+        elif op.is_a("MatMul") and op.operands[1].tensor is not None:
+            user, index = op, 1
+        else:
+            return []
+        value = user.operands[index]
+    return [*found, (user, index)] if value.single_use else []
+
+
+def _scale(b: Builder, user: Op, index: int, factor: float) -> None:
+    """Put a scaled copy in a constant's place."""
+    value = user.operands[index]
+    assert value.tensor is not None
+    content = value.tensor.numpy()
+    scaled = (content * content.dtype.type(factor)).astype(content.dtype)
+    user.set_operand(index, b.const(scaled, value.name))

@@ -7,8 +7,10 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
+from memoptc.ir.dims import same
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._simplify.facts import (
+    axes_of,
     forward,
     opset,
     require,
@@ -64,8 +66,15 @@ def _one_reshape(b: Builder, x: Value, outer: Op) -> Value:
     """Give the outer view of `x` as one Reshape to a constant shape, with at most one -1."""
     if x.tensor is not None:
         forward(x, outer.result)
-    target = [d if isinstance(d, int) else -1 for d in shape_of(outer.result)]
-    require(target.count(-1) <= 1 and 0 not in target, "shape not known enough")
+    wanted = shape_of(outer.result)
+    target = [d if isinstance(d, int) else -1 for d in wanted]
+    require(0 not in target, "may be empty")
+    if target.count(-1) > 1:
+        # A 0 copies an extent of the operand; none may be left to inference then, since the copied one may be 0.
+        here = shape_of(x)
+        pairs = zip(wanted, (*here, *(None,) * len(wanted)), strict=False)
+        target = [d if isinstance(d, int) else 0 if same(d, there) else -1 for d, there in pairs]
+    require(target.count(-1) <= (0 not in target), "shape not known enough")
     return b.Reshape(x, np.asarray(target, np.int64))  # type: ignore[no-any-return]
 
 
@@ -142,6 +151,22 @@ def transpose_of_unit_axes(b: Builder, x: Value, node: Op) -> Value:
     return _one_reshape(b, x, node)
 
 
+@rewrite(op.Squeeze(op.Transpose(op.any(*VIEWS)(rest("_x"), bind="view"), bind="node"), rest("_axes"), bind="outer"))
+def squeeze_of_transpose(b: Builder, view: Op, node: Op, outer: Op) -> Value:
+    """An axis of extent 1 goes before a Transpose instead of behind it, where it becomes part of the view there."""
+    shape = shape_of(node.result)
+    axes = axes_of(outer)
+    gone = [i for i, d in enumerate(shape) if d == 1] if axes is None else [a % len(shape) for a in axes]
+    require(axes is not None or all(isinstance(d, int) for d in shape), "axes not known")
+    require(bool(gone) and all(shape[a] == 1 for a in gone), "no unit axes")
+    perm = _perm(node, len(shape))
+    before = sorted(perm[a] for a in gone)
+    kept = [p for i, p in enumerate(perm) if i not in gone]
+    places = {p: i for i, p in enumerate(sorted(kept))}
+    squeezed = b.Squeeze(view.result, axes=before) if opset(node) < 13 else b.Squeeze(view.result, np.asarray(before))
+    return b.Transpose(squeezed, perm=[places[p] for p in kept])  # type: ignore[no-any-return]
+
+
 @rewrite(op.Concat(rest("parts"), bind="node"))
 def concat_of_concat(b: Builder, parts: tuple[Value, ...], node: Op) -> Value:
     rank = len(shape_of(node.result))
@@ -184,6 +209,7 @@ def cast_there_and_back(b: Builder, x: Value, outer: Op) -> Value:
 
 
 RULES: tuple[Rule, ...] = (
-    transpose_twice, view_of_view, view_around_unary, shape_of_constant, transpose_of_unit_axes, concat_of_concat,
+    transpose_twice, view_of_view, view_around_unary, shape_of_constant, transpose_of_unit_axes,
+    squeeze_of_transpose, concat_of_concat,
     concat_of_split, concat_with_constant, cast_there_and_back,
 )  # fmt: skip

@@ -93,3 +93,27 @@ def test_borders_of_transposed_convolutions(seed: int) -> None:
     starts, ends = [draw.pick(0, 1, 2), draw.pick(0, 1, -9)], [draw.pick(-1, -2, 2**40), draw.pick(-1, 9, 2**31 - 1)]
     y = draw.b.Slice(y, np.asarray(starts), np.asarray(ends), np.asarray([2, -1]))
     check(draw.graph, [y], "narrow,drop-dead", exact=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_products_that_are_taken_apart(seed: int) -> None:
+    draw = Draw(seed)
+    heads, size, parts = draw.pick(1, 2, 3), draw.pick(1, 4), draw.pick(2, 3)
+    b, width = draw.b, heads * size * parts
+    x = draw.input("N", "S", 6)
+    y = b.MatMul(x, draw.weight(6, width))
+    y = b.Add(y, draw.weight(width)) if draw.pick(0, 1) else b.Mul(draw.weight(1, 1, width), y)
+    axis = draw.pick(0, 1)
+    if axis:
+        y = b.Reshape(y, np.array([0, 0, parts, heads, size]))
+        y = b.Transpose(y, perm=[2, 0, 3, 1, 4])
+    place = 0 if axis else 2
+    each = 1 if axis else heads * size
+    if draw.pick(0, 1):
+        taken = list(b.Split(y, num_outputs=parts, axis=place, _outputs=parts))
+    else:
+        cuts = [np.array([e * each]) for e in range(parts + 1)]
+        taken = [b.Slice(y, cuts[i], cuts[i + 1], np.array([place])) for i in range(parts)]
+    outputs = [b.Tanh(b.Squeeze(t, np.array([0])) if axis else t) for t in taken]
+    counts = check(draw.graph, outputs, "split-products{least=1},(simplify,share-common,drop-dead)*")
+    assert counts["parts"] == len(taken)
