@@ -9,6 +9,7 @@ does not hold for every extent would make passes wrong.
 from __future__ import annotations
 
 import itertools
+import re
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -65,7 +66,22 @@ def broadcast_extents(a: _Extent, b: _Extent) -> _Extent | None:
         return other if known == 1 else known
     if a.value == b.value and a.value is not None:
         return a
+    for whole, part in ((a, b), (b, a)):
+        if whole.value is not None and _is_cut(part.value or "", whole.value):
+            return whole
     return onnx_ir.SymbolicDim(_either(*sorted((a.value or "", b.value or ""))))
+
+
+def _is_cut(part: str, whole: str) -> bool:
+    """Whether `part` is `min(n, whole)` with n of at least 2: beyond n the two do not broadcast, up to it they agree."""
+    found = _MIN.fullmatch(part.replace(" ", ""))
+    if found is None:
+        return False
+    plain = whole.replace(" ", "")
+    return any(n.isdigit() and int(n) >= 2 and e == plain for n, e in (found.groups(), reversed(found.groups())))
+
+
+_MIN = re.compile(r"[Mm]in\(([^,]+),([^,]+)\)")
 
 
 @cache

@@ -35,6 +35,10 @@ from memoptc.ir.types import (
 LOOP_ROUNDS = 8
 """Runs of inference at most, each with weaker assumptions about what loops carry."""
 
+PIECES = "memoptc.tile"
+"""Metadata of ops that compute a piece, or all pieces, of what other ops computed. Their extents follow from how the
+whole was cut, which inference cannot see: where it finds none, what the model states of them holds."""
+
 _ANONYMOUS = re.compile(r"_d\d+")
 
 
@@ -199,9 +203,24 @@ def _stable_names(graph: Graph, twin: Twin) -> dict[str, Dim]:
         for axis, dim in enumerate(mirror.shape):
             text = None if isinstance(dim, int) else dim.value
             if text is not None and _ANONYMOUS.fullmatch(text) and text not in names:
+                stated = _stated(value, axis)
+                if stated is not None:
+                    names[text] = stated
+                    continue
                 base = re.sub(r"\W", "_", value.name)
                 names[text] = Sym(f"{base if base[:1].isalpha() else 'v' + base}_d{axis}")
     return names
+
+
+def _stated(value: Value, axis: int) -> Dim:
+    """What the model says of an extent of a piece, or of what runs in a branch that computes pieces."""
+    op = value.op
+    while op is not None and PIECES not in op.metadata:
+        op = op.graph.parent if op.graph is not None else None
+    if op is None:
+        return None
+    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    return shape[axis] if shape is not None and axis < len(shape) else None
 
 
 def _read(text: str | int | None, names: dict[str, Dim]) -> Dim:

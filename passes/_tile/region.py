@@ -9,11 +9,12 @@ from functools import cached_property
 from math import gcd, lcm
 
 from memoptc.ir.core import Op, Value
+from memoptc.ir.infer import PIECES
 from memoptc.ir.iteration import Axis, accumulations, iteration_space
 from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.footprint import used_values
 
-MARK = "memoptc.tile"
+MARK = PIECES
 """Metadata of ops that are part of a piece: they are not cut again."""
 
 AGAIN = "memoptc.again"

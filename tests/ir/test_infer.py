@@ -159,6 +159,22 @@ def test_broadcasting_promises_nothing_where_either_extent_may_be_one() -> None:
     assert a not in ("f32[N,4]", "f32[M,4]")
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(6, "f32[N,4]"), (1, None)])
+def test_rows_of_a_table_for_each_position_broadcast_to_the_positions(rows: int, expected: str | None) -> None:
+    # min(N, 6) is N, or does not broadcast with it; min(N, 1) is 1 or 0.
+    table = ",".join(["0.5"] * (4 * rows))
+    text = f"""graph @g(%x: f32[N,4]) -> (f32[*]) {{
+      %table = const() {{value=[{table}]}} : f32[{rows},4]
+      %zero = const() {{value=[0]}} : i64[1]
+      %n = Shape(%x) {{start=0, end=1}}
+      %part = Slice(%table, %zero, %n, %zero)
+      %y = Add(%x, %part)
+      return %y
+    }}"""
+    (found,) = types(text, "y")
+    assert found == expected if expected else found != "f32[N,4]"
+
+
 def test_a_constant_of_a_computed_shape_has_its_symbols() -> None:
     text = """graph @g(%x: f32[N,4]) -> (f32[*]) {
       %s = Shape(%x)

@@ -17,8 +17,9 @@ import memoptc
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import BudgetError
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import write_onnx
+from memoptc.ir.onnx_io import read_onnx, write_onnx
 from memoptc.ir.parser import parse
+from memoptc.ir.taken import looked_into
 from memoptc.levels import pipeline_text
 from memoptc.pass_base import Context
 from memoptc.passes.fit import Fit
@@ -40,8 +41,8 @@ graph @attention(%q: f32[B,4,S,16], %k: f32[B,4,16,S], %v: f32[B,4,S,16]) -> (f3
 SKIP = """
 graph @skip(%x: f32[1,3,256,256]) -> (f32[*]) {
   %w1 = const() {value=WEIGHTS1} : f32[16,3,3,3]
-  %w2 = const() {value=WEIGHTS2} : f32[8,16,3,3]
-  %w3 = const() {value=WEIGHTS3} : f32[2,24,3,3]
+  %w2 = const() {value=WEIGHTS2} : f32[16,16,3,3]
+  %w3 = const() {value=WEIGHTS3} : f32[2,16,3,3]
   %scales = const() {value=[1.0,1.0,4.0,4.0]} : f32[4]
   %none = absent()
   %a = Conv(%x, %w1) {pads=[1,1,1,1]}
@@ -51,7 +52,7 @@ graph @skip(%x: f32[1,3,256,256]) -> (f32[*]) {
   %mean = GlobalAveragePool(%deep)
   %centred = Sub(%deep, %mean)
   %up = Resize(%centred, %none, %scales) {coordinate_transformation_mode="asymmetric", nearest_mode="floor"}
-  %both = Concat(%skip, %up) {axis=1}
+  %both = Mul(%skip, %up)
   %y = Conv(%both, %w3) {pads=[1,1,1,1]}
   return %y
 }
@@ -68,7 +69,7 @@ def written(text: str, path: Path) -> Path:
 def skip_model(path: Path) -> Path:
     random = np.random.default_rng(0)
     text = SKIP
-    for name, count in (("WEIGHTS1", 16 * 27), ("WEIGHTS2", 8 * 144), ("WEIGHTS3", 2 * 216)):
+    for name, count in (("WEIGHTS1", 16 * 27), ("WEIGHTS2", 16 * 144), ("WEIGHTS3", 2 * 144)):
         text = text.replace(name, str([float(np.float32(v)) for v in random.standard_normal(count) * 0.1]))
     return written(text, path)
 
@@ -104,6 +105,23 @@ def test_one_model_is_right_at_every_size(attention: tuple[Path, Path], batch: i
     model, small = attention
     (expected,), (found,) = (outputs(p, heads(batch, tokens)) for p in (model, small))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_of_pieces_read_again_plans_the_same(tmp_path: Path) -> None:
+    text = ATTENTION.replace("%weights =", "%some = Reshape(%scores, %to)\n  %weights =").replace(
+        "Softmax(%scores)", "Softmax(%some)"
+    )
+    text = text.replace("  %scores =", "  %to = Shape(%bias)\n  %scores =").replace(
+        "%v: f32[B,4,S,16])", "%v: f32[B,4,S,16], %bias: f32[B,4,S,S])"
+    )
+    extents = {"B": 8, "S": 256}
+    result = memoptc.compile(written(text, tmp_path / "m.onnx"), dims=extents, memory_budget=3_000_000)
+    result.save(tmp_path / "small.onnx")
+    again = read_onnx(tmp_path / "small.onnx")
+    infer_shapes(again)
+    found = peak(looked_into(again), extents)
+    assert found.unknown == ()
+    assert found.peak_bytes == result.report.candidate.planned_peak_bytes <= 3_000_000
 
 
 @pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
