@@ -73,7 +73,7 @@ def broadcast_extents(a: _Extent, b: _Extent) -> _Extent | None:
 
 
 def _is_cut(part: str, whole: str) -> bool:
-    """Whether `part` is `min(n, whole)` with n of at least 2: beyond n the two do not broadcast, up to it they agree."""
+    """Whether `part` is `min(n, whole)` with n at least 2: up to n they agree, beyond it they do not broadcast."""
     found = _MIN.fullmatch(part.replace(" ", ""))
     if found is None:
         return False
