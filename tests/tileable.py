@@ -30,7 +30,8 @@ THEMES = (
     "MatMul Softmax Transpose Reshape LayerNormalization Add Mul Gelu ReduceMean Gather Split Concat Slice Expand "
     "Einsum Gemm Flatten Squeeze Unsqueeze CumSum Where Pad com.microsoft::MultiHeadAttention Reshape Transpose",
     "MatMul Gemm Einsum Gelu Relu Add Mul Relu Add ReduceSum ReduceMean ReduceMax ReduceMin ReduceL2 ReduceSumSquare "
-    "ReduceLogSum ReduceL1 ReduceProd ArgMax ArgMin TopK Transpose GlobalAveragePool GlobalMaxPool Conv MatMul",
+    "ReduceLogSum ReduceL1 ReduceProd ArgMax ArgMin TopK Transpose GlobalAveragePool GlobalMaxPool Conv MatMul Attend "
+    "Attend Attend ReduceLogSumExp",
 )
 """Operators that stand together in vision, in language, and before what accumulates; half of the graphs are of one
 kind."""

@@ -684,3 +684,19 @@ def one_hot(m: Maker, x: Value) -> Value | None:
 @move("Trilu", ranks=(2, 3, 4))
 def trilu(m: Maker, x: Value) -> Value | None:
     return m.op("Trilu", x, m.scalar(m.r.randint(-2, 2), np.int64), upper=m.r.choice((0, 1)))
+
+
+@move("Attend", ranks=(2, 3, 4))
+def attend(m: Maker, x: Value) -> Value | None:
+    """Scores, masked now and then, some of them all the way, a softmax over them, and what it weighs."""
+    width = dims(x)[-1]
+    if not isinstance(width, int):
+        return None
+    keys, mask = m.r.choice((1, 5, 8, 13, 24)), m.rng.random
+    scores = m.op("MatMul", x, m.weight(width, keys))
+    if m.r.random() < 0.5:
+        far = np.where(mask((dims(x)[-2], keys) if whole(dims(x)[-2]) else (1, keys)) < 0.3, -np.inf, 0.0)
+        scores = m.op("Add", scores, m.b.const(far.astype(np.float32), "mask"))
+    weights = m.op("Softmax", scores, axis=m.r.choice((None, -1, len(dims(x)) - 1)))
+    lead = [d for d in dims(x)[:-2] if isinstance(d, int)] if m.r.random() < 0.3 else []
+    return m.op("MatMul", weights, m.weight(*(lead if len(lead) == len(dims(x)) - 2 else []), keys, m.r.randint(1, 9)))

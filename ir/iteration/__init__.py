@@ -16,7 +16,7 @@ it. Shapes must be inferred; extents may be symbolic.
 from __future__ import annotations
 
 from memoptc.ir.core import Op
-from memoptc.ir.iteration.accumulate import ACCUMULATING
+from memoptc.ir.iteration.accumulate import ACCUMULATING, weights_axis
 from memoptc.ir.iteration.axis import Along, Axis, Form, Join
 from memoptc.ir.iteration.elementwise import broadcast_axes
 from memoptc.ir.iteration.products import PRODUCTS
@@ -24,7 +24,7 @@ from memoptc.ir.iteration.shapes import SHAPES
 from memoptc.ir.iteration.windows import WINDOWS
 from memoptc.ir.ops import facts
 
-__all__ = ["Along", "Axis", "Form", "Join", "accumulations", "iteration_space"]
+__all__ = ["Along", "Axis", "Form", "Join", "accumulations", "iteration_space", "weights_axis"]
 
 _TABLE = PRODUCTS | SHAPES | WINDOWS
 

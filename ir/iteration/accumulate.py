@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.iteration.axis import Along, Axis, Join, Space, extents, shape
+from memoptc.ir.iteration.axis import Along, Axis, Form, Join, Space, extents, shape
 from memoptc.ir.iteration.products import einsum_terms, reduced_axes
 from memoptc.ir.ops import default_of, opset_of
 from memoptc.ir.types import DType, TensorType
@@ -19,6 +19,7 @@ SUMMED = (DType.FLOAT, DType.DOUBLE)
 _JOINS = {
     **dict.fromkeys("ReduceL1 ReduceL2 ReduceLogSum ReduceSum ReduceSumSquare".split(), Join.SUM),
     "ReduceMean": Join.MEAN,
+    "ReduceLogSumExp": Join.AGAIN,
     "ReduceProd": Join.PRODUCT,
     "ReduceMax": Join.LARGEST,
     "ReduceMin": Join.LEAST,
@@ -53,7 +54,7 @@ def _may_be_empty(op: Op) -> bool:
 
 def _reduce(op: Op) -> list[Axis]:
     gone, join = reduced_axes(op), _JOINS[op.op_type]
-    fractions = join is Join.MEAN or op.op_type in ("ReduceL2", "ReduceLogSum")
+    fractions = join is Join.MEAN or op.op_type in ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
     if gone is None or _may_be_empty(op) or _dtype(op, 0) not in (SUMMED if fractions else (*SUMMED, *WHOLE)):
         return []
     return [_along(op, join, (0, axis)) for axis in sorted(gone)]
@@ -129,6 +130,25 @@ def _einsum(op: Op) -> list[Axis]:
             if all(same(size, sizes[0]) for size in sizes):
                 found.append(_along(op, Join.SUM, *places))
     return found
+
+
+def weights_axis(op: Op) -> Axis | None:
+    """The axis along which a softmax sums to one, where all it gives are the weights of one product's sums over it.
+
+    The product can then be computed piece by piece along that axis, the softmax with it: each piece's exponentials are
+    taken beside its own largest element, and the sums scaled when they are added up ("Online normalizer calculation
+    for softmax", Milakov and Gimelshein 2018; "Self-attention does not need O(n^2) memory", Rabe and Staats 2021).
+    """
+    if op.key != "Softmax" or not op.result.single_use or _dtype(op, 0) not in SUMMED:
+        return None
+    rank = len(extents(op, 0))
+    ((user, index),) = op.result.uses
+    recent = op.graph is not None and (opset_of(op.graph) or 13) >= 13
+    if rank < 2 or int(op.attrs.get("axis", -1 if recent else 1)) % rank != rank - 1:
+        return None
+    if user.key != "MatMul" or index or not _matmul(user):
+        return None
+    return Axis((rank - 1,), (Along(rank - 1),), Form.EXPONENTIALS, reorders=True)
 
 
 ACCUMULATING: dict[str, Space] = {

@@ -20,12 +20,14 @@ class Form(Enum):
     RESIZE = "scaled by a factor, cropped where neighbours were missing"
     TRANSPOSED = "a transposed convolution, cropped by its pads"
     PADDED = "Pad, with what lies at the border"
+    EXPONENTIALS = "exponentials beside the piece's own largest, which the sum that they enter makes up for"
 
 
 class Join(Enum):
     """How the results of pieces that each cover a part of an accumulating axis become the whole's."""
 
     SUM = "added up"
+    AGAIN = "put side by side, and the operator applied to them once more"
     MEAN = "added up, each times its share of the axis"
     PRODUCT = "multiplied"
     LEAST = "the smallest"

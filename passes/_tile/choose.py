@@ -119,7 +119,7 @@ def _seeds(land: Landscape, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axi
     used: set[tuple[Op, object]] = set()
     found = 0
     for op in dict.fromkeys(near):
-        for axis in (*spaces[op], *spaces.sums(op)):
+        for axis in spaces.every(op):
             if (op, axis.cuts) not in used:
                 used.add((op, axis.cuts))
                 found += 1

@@ -11,6 +11,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value, clone_op
 from memoptc.ir.dims import Dim, floordiv
+from memoptc.ir.iteration import Form
 from memoptc.ir.types import DType, TensorType, Type
 from memoptc.passes._tile.forms import FORMS, Piece
 from memoptc.passes._tile.frame import (
@@ -23,7 +24,7 @@ from memoptc.passes._tile.frame import (
     Step,
     pieces,
 )
-from memoptc.passes._tile.joins import Accumulated, accumulated
+from memoptc.passes._tile.joins import Accumulated, accumulated, exponentials
 from memoptc.passes._tile.region import AGAIN, MARK, Region
 from memoptc.passes._tile.shortest import shortest
 from memoptc.passes._tile.work import Work, work_of
@@ -80,6 +81,8 @@ class Emitter:
         self.parts: dict[tuple[Value, int, Span], Value] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
         self.sums: dict[Op, Accumulated] = {}
+        self.weights: dict[Op, tuple[Value, Value]] = {}
+        """Of softmaxes cut along their own axis, the piece's largest elements and the sums of its exponentials."""
         # Where something is computed again, a slice says "all" in another way: onnxruntime merges equal ops.
         self.all = TO_END - 1 if any(AGAIN in op.metadata for op in region.ops) else TO_END
 
@@ -231,6 +234,8 @@ class Emitter:
         if op in self.sums:
             self.sums[op].add(operands, work.span, index)
             return []
+        if axis.form is Form.EXPONENTIALS:
+            return [(op.result, exponentials(op, operands[0], index, self))]
         attrs, operands = FORMS[axis.form](Piece(op, axis, work, tuple(operands), self.frame, self))
         types = [self._type(r, place, work.span) for r, place in zip(op.results, axis.results, strict=True)]
         return list(zip(op.results, self.copied(op, operands, attrs, index, types=types), strict=True))

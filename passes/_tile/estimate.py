@@ -12,6 +12,7 @@ from memoptc.ir.iteration import Axis, Join
 from memoptc.ir.ops import facts
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.frame import DoesNotFitError, Span, Static
+from memoptc.passes._tile.joins import is_weighted
 from memoptc.passes._tile.region import Region
 from memoptc.passes._tile.work import Work, work_of
 from memoptc.runtime.memory.extents import extents
@@ -38,6 +39,8 @@ DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
 JOINING = {Join.PLACE: 6, Join.MEAN: 2}
 """Nodes that join a part of an accumulated result to those before it; of other kinds, one."""
+WEIGHTING = 14
+"""Nodes more where it is weighed by a softmax of which there are parts only."""
 CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose"))
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
@@ -379,6 +382,9 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
             )
             seconds += 3 * part_made / BANDWIDTH
             nodes += JOINING.get(join, 1)
+            if is_weighted(op, region.axes):
+                nodes += WEIGHTING
+                seconds += 4 * part_made / BANDWIDTH
         for result, place in zip(op.results, region.axes[op].results, strict=True):
             if result not in region.cut or place is None:
                 continue

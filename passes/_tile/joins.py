@@ -11,7 +11,7 @@ a NaN depends on which lane of its kernel's registers it falls into; joining the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
-from memoptc.ir.iteration import Axis, Join
+from memoptc.ir.iteration import Axis, Form, Join
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.frame import DoesNotFitError, Span
 
@@ -241,14 +241,96 @@ class Top(Accumulated):
         return [first, self.emitter.made("GatherElements", [places, found], {"axis": self.place})]
 
 
+@dataclass
+class Repeated(Accumulated):
+    """What can be applied to its own results: the logarithm of a sum of exponentials."""
+
+    parts: list[Value] = field(default_factory=list, init=False)
+
+    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
+        """Join what another piece gives."""
+        self.parts += self.emitter.copied(self.op, operands, {**self.op.attrs, "keepdims": 1}, index)
+
+    def finish(self) -> list[Value]:
+        """What the op as a whole would give."""
+        if not self.parts:
+            raise DoesNotFitError("nothing to add up")
+        every = self.emitter.made("Concat", self.parts, {"axis": self.place})
+        operands = [every, *self.op.operands[1:]]
+        return list(self.emitter.copied(self.op, operands, self.op.attrs, len(self.parts), types=[self.op.result.type]))
+
+
+@dataclass
+class Weighted(Accumulated):
+    """A product with the weights that a softmax gives, before they are divided by their sum.
+
+    With the largest element m of the pieces so far and those of the next one, n, both sums are scaled to the larger of
+    m and n. Where all elements are -inf, m is the least finite number: the weights are 0 then, their sum as well, and
+    the quotient is not a number, as it is for the softmax as a whole.
+    """
+
+    largest: Value | None = field(default=None, init=False)
+    """The largest element so far,"""
+    sum: Value | None = field(default=None, init=False)
+    """and the sum of the exponentials of the differences from it."""
+
+    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
+        """Join what another piece gives."""
+        softmax = self.op.operands[0].op
+        assert softmax is not None
+        largest, sum_ = self.emitter.weights[softmax]
+        (part,) = self.emitter.copied(self.op, operands, self.op.attrs, index, types=[self.op.result.type])
+        if self.total is None or self.largest is None or self.sum is None:
+            self.total, self.largest, self.sum = part, largest, sum_
+            return
+        made = self.emitter.made
+        both = made("Max", [self.largest, largest])
+        before, now = (made("Exp", [made("Sub", [m, both])]) for m in (self.largest, largest))
+        self.total = made("Add", [made("Mul", [self.total, before]), made("Mul", [part, now])])
+        self.sum = made("Add", [made("Mul", [self.sum, before]), made("Mul", [sum_, now])])
+        self.largest = both
+
+    def finish(self) -> list[Value]:
+        """What the op as a whole would give."""
+        if self.total is None or self.sum is None:
+            raise DoesNotFitError("nothing to add up")
+        return [self.emitter.made("Div", [self.total, self.sum], type=self.op.result.type)]
+
+
+def exponentials(op: Op, x: Value, index: int, emitter: Emitter) -> Value:
+    """The exponentials of a piece of a softmax's own axis; what `Weighted` needs besides goes to `emitter.weights`."""
+    type_ = x.type
+    assert isinstance(type_, TensorType)
+    axis, opset = len(type_.shape or ()) - 1, ops.opset_of(emitter.graph) or 13
+    least = float(np.finfo(type_.dtype.numpy()).min)
+
+    def reduced(kind: str, value: Value, since: int) -> Value:
+        if opset < since:
+            return emitter.made(kind, [value], {"axes": [axis]})
+        return emitter.made(kind, [value, emitter.ints([axis])])
+
+    largest = emitter.made("Max", [reduced("ReduceMax", x, 18), emitter.scalar(least, type_.dtype)])
+    (found,) = emitter.copied(op, [emitter.made("Sub", [x, largest])], {}, index, "Exp", [type_])
+    emitter.weights[op] = largest, reduced("ReduceSum", found, 13)
+    return found
+
+
+def is_weighted(op: Op, axes: Mapping[Op, Axis]) -> bool:
+    """Whether a product's first operand are a softmax's exponentials."""
+    maker = op.operands[0].op
+    return maker is not None and maker in axes and axes[maker].form is Form.EXPONENTIALS
+
+
 _KINDS: dict[Join, Callable[[Op, Axis, Emitter], Accumulated]] = {
     **dict.fromkeys((Join.SUM, Join.MEAN, Join.PRODUCT, Join.LARGEST, Join.LEAST), Sums),
     Join.PLACE: Place,
     Join.TOP: Top,
+    Join.AGAIN: Repeated,
 }
 
 
 def accumulated(op: Op, axis: Axis, emitter: Emitter) -> Accumulated:
     """Begin to accumulate an op's result."""
     assert axis.join is not None
-    return _KINDS[axis.join](op, axis, emitter)
+    kind = Weighted if is_weighted(op, emitter.region.axes) else _KINDS[axis.join]
+    return kind(op, axis, emitter)

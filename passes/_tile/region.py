@@ -10,7 +10,7 @@ from math import gcd, lcm
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.infer import PIECES
-from memoptc.ir.iteration import Axis, accumulations, iteration_space
+from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space, weights_axis
 from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.footprint import used_values
 
@@ -42,6 +42,12 @@ class Spaces:
             found = [] if _is_settled(op) else accumulations(op)
             found = self._sums[op] = [axis for axis in found if _has_known_extent(op, axis)]
         return found
+
+    def every(self, op: Op) -> list[Axis]:
+        """All axes of an op, those along which it is cut only together with what uses its result included."""
+        weights = None if _is_settled(op) else weights_axis(op)
+        own = [weights] if weights is not None and _has_known_extent(op, weights) else []
+        return [*self[op], *own, *self.sums(op)]
 
 
 def _has_known_extent(op: Op, axis: Axis) -> bool:
@@ -225,14 +231,14 @@ def _reach(seed: Op, axis: Axis, allowed: _Stretch, spaces: Spaces) -> dict[Op, 
             producer = operand.op
             if along is not None and producer is not None and producer in allowed and producer not in chosen:
                 index = producer.results.index(operand)
-                found = [a for a in spaces[producer] if a.results[index] == along.axis]
+                found = [a for a in spaces.every(producer) if a.results[index] == along.axis]
                 _join(producer, found, chosen, places, todo)
         for result, place in zip(op.results, chosen[op].results, strict=True):
             if place is None:
                 continue
             for user, index in result.uses:
                 if user in allowed and user not in chosen:
-                    every = (*spaces[user], *spaces.sums(user))
+                    every = spaces.every(user)
                     found = [a for a in every if (p := a.operands[index]) is not None and p.axis == place]
                     _join(user, found, chosen, places, todo)
     return chosen
@@ -266,6 +272,8 @@ def _convex(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis
     """Leave ops out until nothing outside the region lies between two of its ops."""
     while True:
         chosen = _ending(seed, chosen, between)
+        if seed not in chosen:
+            return None
         mask = between.mask(chosen)
         places = between.members(mask)
         outside = between.joined(between.behind, places) & between.joined(between.before, places) & ~mask
@@ -283,12 +291,20 @@ def _convex(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis
 
 
 def _ending(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis]:
-    """Leave out what accumulates if something in the region depends on it: that is there after the last piece only."""
+    """Leave out what accumulates if something in the region depends on it: that is there after the last piece only.
+    Leave out what makes a softmax's own axis if the sums over it are not in the region."""
     mask = between.mask(chosen)
     gone = set()
     for op, axis in chosen.items():
         if axis.join is not None and (behind := between.behind[between.place[op]] & mask):
             gone |= {between.ops[i] for i in between.members(behind)} if op is seed else {op}
+    for op, axis in chosen.items():
+        if axis.form is Form.EXPONENTIALS:
+            ((user, _),) = op.result.uses
+            if user not in chosen or user in gone or chosen[user].join is None:
+                if op is seed:
+                    return {}
+                gone.add(op)
     return _connected(seed, {op: axis for op, axis in chosen.items() if op not in gone}) if gone else chosen
 
 

@@ -80,7 +80,8 @@ def needs_of(region: Region, frame: Frame, index: int, *, aligned: bool = False)
         if aligned and region.rate(op) % slowest == 0 and axis.grain == 1:
             # Windows with strides downstream then start where they do in the whole.
             grain = region.rate(op) // slowest
-        if where is not None:  # what accumulates gets everything once
+        # What accumulates gets everything once.
+        if where is not None and axis.form is not Form.EXPONENTIALS:
             span = frame.widen(span, grain, value, where)
         found[op] = span
         for operand, along in zip(op.operands, axis.operands, strict=True):

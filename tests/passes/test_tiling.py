@@ -95,11 +95,13 @@ class Tiling:
         self.done.append(f"{kind}, {'loose' if loose else 'exact'}, {made.count} pieces of {len(changed)}")
         joins = {axis.join for axis in region.axes.values()} - {None}
         self.joined.update(f"{kind}: {join.name}" for join in joins if join is not None)
+        if any(axis.form is Form.EXPONENTIALS for axis in region.axes.values()):
+            self.joined.add(f"{kind}: softmax")
 
     def region(self) -> Region | None:
         """A connected part that can be cut, of several ops and with halos rather than not."""
         ops = [op for op in self.graph.ops if op.op_type not in ("const", "absent", "return")]
-        axes = [(op, axis) for op in ops for axis in self.spaces[op]]
+        axes = [(op, axis) for op in ops for axis in self.spaces.every(op)]
         sums = [(op, axis) for op in ops for axis in self.spaces.sums(op)]
         halos = [(op, axis) for op, axis in axes if axis.form is not Form.SAME]
         if sums and (not axes or self.random.random() < 0.4):

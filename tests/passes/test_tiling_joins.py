@@ -169,6 +169,36 @@ def test_what_depends_on_a_sum_is_not_cut_with_it() -> None:
     assert [v.name for v in region.outputs] == ["a", "sum"]
 
 
+ATTENTION = """graph @g(%q: f32[2,9,4], %k: f32[2,4,WIDTH], %v: f32[2,WIDTH,5], %mask: f32[9,WIDTH]) -> (f32[*]) {
+  %a = Einsum(%q, %k) {equation="bqd,bdk->bqk"}
+  %b = Add(%a, %mask)
+  %p = Softmax(%b) {axis=-1}
+  %y = MatMul(%p, %v)
+  return %y
+}""".replace("WIDTH", str(WIDTH))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_softmax_over_keys_in_pieces_is_that_of_the_whole(count: int) -> None:
+    before, after = cut(ATTENTION, "MatMul", count)
+    random = np.random.default_rng(count)
+    for scale in (1.0, 1e3, 1e37):
+        mask = np.where(random.random((9, WIDTH)) < 0.3, -np.inf, 0.0)
+        mask[0] = -np.inf  # not a number, as in the whole
+        mask[1, : WIDTH // 2] = -np.inf
+        mask[2, WIDTH // 2 :] = -np.inf
+        mask[3, 7], mask[4, 3] = np.nan, np.inf
+        mask[5] = random.standard_normal(WIDTH) * scale
+        mask[6] = np.where(random.random(WIDTH) < 0.5, np.float32(-3.4e38), -np.inf)
+        shapes = {"q": (2, 9, 4), "k": (2, 4, WIDTH), "v": (2, WIDTH, 5)}
+        feed = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+        feed["mask"] = mask.astype(np.float32)
+        expected, found = before.run(feed)["y"], after.run(feed)["y"]
+        assert np.isnan(expected[:, [0, 3, 4]]).all()
+        assert not np.isnan(expected[:, [1, 2, 5, 6]]).any()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 VOCABULARY = """graph @logits(%x: f32[1,8,32]) -> (i64[*]) {
   %w = const() {value=WEIGHTS} : f32[32,8000]
   %logits = MatMul(%x, %w)
