@@ -230,7 +230,7 @@ class Fit(Pass):
         count = len(region.ops)
         try:
             frame = frame_for(region, choice.count, land)
-            tiled = Emitter(region, frame, land.costs.extent, loose=choice.loose).run()
+            tiled = Emitter(region, frame, land.costs.extent, loose=choice.loose, ordered=choice.ordered).run()
         except DoesNotFitError as reason:
             return str(reason)
         after = Landscape(graph, Costs(graph, context.dims))

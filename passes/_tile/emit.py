@@ -27,6 +27,7 @@ from memoptc.passes._tile.frame import (
 from memoptc.passes._tile.joins import Accumulated, accumulated, exponentials
 from memoptc.passes._tile.region import AGAIN, MARK, Region
 from memoptc.passes._tile.shortest import shortest
+from memoptc.passes._tile.waiting import Waiting
 from memoptc.passes._tile.work import Work, work_of
 
 TO_END = np.iinfo(np.int64).max
@@ -60,12 +61,20 @@ class Emitter:
         region: What is cut.
         frame: Into which pieces.
         extent: Gives the planned extent of a value's axis.
+        loose: Whether ops may compute more than is needed, so that nothing is cropped on the way.
+        ordered: Whether each piece waits for what the one before it gives.
     """
 
     def __init__(
-        self, region: Region, frame: Frame, extent: Callable[[Value, int], int], *, loose: bool = False
+        self,
+        region: Region,
+        frame: Frame,
+        extent: Callable[[Value, int], int],
+        *,
+        loose: bool = False,
+        ordered: bool = False,
     ) -> None:
-        self.region, self.frame, self.extent, self.loose = region, frame, extent, loose
+        self.region, self.frame, self.extent, self.loose, self.ordered = region, frame, extent, loose, ordered
         first = region.ops[0]
         assert first.graph is not None
         self.graph = first.graph
@@ -83,6 +92,7 @@ class Emitter:
         self.sums: dict[Op, Accumulated] = {}
         self.weights: dict[Op, tuple[Value, Value]] = {}
         """Of softmaxes cut along their own axis, the piece's largest elements and the sums of its exponentials."""
+        self.waiting: Waiting | None = None
         # Where something is computed again, a slice says "all" in another way: onnxruntime merges equal ops.
         self.all = TO_END - 1 if any(AGAIN in op.metadata for op in region.ops) else TO_END
 
@@ -94,6 +104,8 @@ class Emitter:
         """
         if isinstance(self.frame, Dynamic) and (ops.opset_of(self.graph) or 13) < 10:
             raise DoesNotFitError("Slice takes no computed places before opset 10")
+        if isinstance(self.frame, Dynamic) and any(axis.join is not None for axis in self.region.axes.values()):
+            raise DoesNotFitError("sums over an extent that is known at run time only")
         plans = [work_of(self.region, self.frame, index, loose=self.loose) for index in pieces(self.frame)]
         least = self._shortest(self.frame) if isinstance(self.frame, Dynamic) else None
         self._settle()
@@ -207,6 +219,10 @@ class Emitter:
     def _piece(self, index: int, plan: Mapping[Op, Work], made: dict[Value, list[Value]]) -> None:
         held: dict[Value, tuple[Value, Span]] = {}
         self.parts.clear()
+        if self.ordered and index:
+            sums = [total.latest for total in self.sums.values()]
+            every = [*sums, *(parts[-1] for parts in made.values() if parts)]
+            self.waiting = Waiting(self, [v for v in every if v is not None])
         wanted = self.frame.piece(index)
         for op in self.region.ops:
             work = plan.get(op)
@@ -231,6 +247,8 @@ class Emitter:
                 raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
             else:
                 operands.append(self._given(op, operand))
+        if self.waiting is not None and not any(v in held for v in op.operands):
+            operands = self.waiting.after(op, operands)
         if op in self.sums:
             self.sums[op].add(operands, work.span, index)
             return []
@@ -456,8 +474,12 @@ class Emitter:
             old.replace_by(new, where=lambda op, _: op not in inside)
             new.doc, new.metadata = old.doc, dict(old.metadata)
             renamed.append((new, old.name))
+        given = dict.fromkeys(v for op in self.region.ops for v in op.operands if v.op is not None and v.op.is_const)
         for op in reversed(self.region.ops):
             op.erase()
+        for value in given:
+            if value.op is not None and not value.has_uses:
+                value.op.erase()  # a weight of which there are parts now
         for new, name in renamed:
             new.name = name
 

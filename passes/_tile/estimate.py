@@ -8,11 +8,10 @@ from functools import cached_property
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.iteration import Axis, Join
 from memoptc.ir.ops import facts
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.frame import DoesNotFitError, Span, Static
-from memoptc.passes._tile.joins import is_weighted
+from memoptc.passes._tile.join_costs import joining, must_wait, part_bytes
 from memoptc.passes._tile.region import Region
 from memoptc.passes._tile.work import Work, work_of
 from memoptc.runtime.memory.extents import extents
@@ -37,10 +36,6 @@ ROWS = 14
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
-JOINING = {Join.PLACE: 6, Join.MEAN: 2}
-"""Nodes that join a part of an accumulated result to those before it; of other kinds, one."""
-WEIGHTING = 14
-"""Nodes more where it is weighed by a softmax of which there are parts only."""
 CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose"))
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
@@ -101,11 +96,11 @@ class Costs:
         flops, moved = (w * share for w in self._work[op])
         slow = SLOW.get(op.op_type, 1.0)
         if rows and op.op_type in PRODUCTS:
-            shape = self._shape(op.results[0])
+            shape = self.shape(op.results[0])
             count = shape[-2] * share if len(shape) > 1 else 1.0
             flops *= (count + ROWS) / max(count, 1.0)
         if terms and op.op_type in PRODUCTS:
-            flops += 2.0 * (1 - share) * prod(self._shape(op.results[0])) * DEPTH
+            flops += 2.0 * (1 - share) * prod(self.shape(op.results[0])) * DEPTH
         return flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
 
     def _measure(self, op: Op) -> tuple[float, float]:
@@ -116,12 +111,12 @@ class Costs:
         return self._multiplications(op) * 2, moved
 
     def _multiplications(self, op: Op) -> float:
-        result = self._shape(op.results[0]) if op.results else ()
+        result = self.shape(op.results[0]) if op.results else ()
         if op.op_type in ("Conv", "FusedConv", "ConvInteger", "QLinearConv"):
-            weights = self._shape(op.operands[3 if op.op_type == "QLinearConv" else 1])
+            weights = self.shape(op.operands[3 if op.op_type == "QLinearConv" else 1])
             return prod(result) * prod(weights[1:])
         if op.op_type == "ConvTranspose":
-            return prod(self._shape(op.operands[0])) * prod(self._shape(op.operands[1])[1:])
+            return prod(self.shape(op.operands[0])) * prod(self.shape(op.operands[1])[1:])
         if op.op_type in (
             "MatMul",
             "Gemm",
@@ -131,18 +126,19 @@ class Costs:
             "QLinearMatMul",
             "MatMulNBits",
         ):
-            left = self._shape(op.operands[0])
+            left = self.shape(op.operands[0])
             depth = left[-2] if op.attrs.get("transA") and len(left) > 1 else left[-1] if left else 1
             return prod(result) * (depth + DEPTH)
         if op.op_type in ("LSTM", "GRU", "RNN") and len(op.operands) > 2:
-            rows = self._shape(op.operands[0])
-            return prod(rows[:2]) * (prod(self._shape(op.operands[1])) + prod(self._shape(op.operands[2])))
+            rows = self.shape(op.operands[0])
+            return prod(rows[:2]) * (prod(self.shape(op.operands[1])) + prod(self.shape(op.operands[2])))
         if op.op_type == "MultiHeadAttention":
-            q, k = self._shape(op.operands[0]), self._shape(op.operands[1])
+            q, k = self.shape(op.operands[0]), self.shape(op.operands[1])
             return 2.0 * prod(q) * (k[1] if len(k) > 1 else 1)
         return 0.0
 
-    def _shape(self, value: Value) -> tuple[int, ...]:
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Extents of a value; 1 for those that are not known."""
         if not isinstance(value.type, TensorType) or value.type.shape is None:
             return ()
         return tuple(evaluate(d, self.dims) or 1 for d in value.type.shape)
@@ -216,6 +212,7 @@ class Estimate:
         seconds: Time that it takes longer.
         nodes: Nodes that it adds.
         loose: Whether ops compute more than is needed, so that nothing is cropped inside.
+        ordered: Whether pieces must wait for what is accumulated.
     """
 
     region: Region
@@ -225,6 +222,7 @@ class Estimate:
     seconds: float
     nodes: int
     loose: bool
+    ordered: bool
 
 
 def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Value, int], int]) -> Iterator[Estimate]:
@@ -239,6 +237,7 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
     whole = sum(costs.seconds(op) + OVERHEAD for op in region.ops)
     first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
     borders, border_nodes = _borders(region, frame.count, costs)
+    waits = must_wait(region, frame.count, costs)
     outside = max((*land.curve[:first], *land.curve[last + 1 :], land.end), default=0)
     for loose in (False, True):
         try:
@@ -250,10 +249,9 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
         tile, seconds, nodes, crops = _one(region, plan, frame, costs)
         inside = max(base + outputs + tile, floor)
         moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
-        more = (seconds + (nodes + border_nodes) * OVERHEAD) * frame.count + moved / BANDWIDTH + borders - whole
-        yield Estimate(
-            region, frame.count, max(inside, outside), inside, more, nodes * frame.count - len(region.ops), loose
-        )
+        more = (seconds + (nodes + border_nodes + waits) * OVERHEAD) * frame.count + moved / BANDWIDTH + borders - whole
+        added = nodes * frame.count - len(region.ops)
+        yield Estimate(region, frame.count, max(inside, outside), inside, more, added, loose, waits > 0)
         if not crops:
             return
 
@@ -377,14 +375,9 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
         view = costs.is_view(op) and op.operands[0] in region.cut
         made = part_made = 0
         if join is not None:
-            part_made = sum(aligned(costs.nbytes(r)) for r in op.results) + _copied(
-                op, region.axes[op], work.span, costs
-            )
-            seconds += 3 * part_made / BANDWIDTH
-            nodes += JOINING.get(join, 1)
-            if is_weighted(op, region.axes):
-                nodes += WEIGHTING
-                seconds += 4 * part_made / BANDWIDTH
+            part_made = part_bytes(op, region.axes[op], work.span, costs)
+            more, added = joining(op, region, work.span, costs)
+            seconds, nodes = seconds + more, nodes + added
         for result, place in zip(op.results, region.axes[op].results, strict=True):
             if result not in region.cut or place is None:
                 continue
@@ -414,15 +407,6 @@ def _cuts_rows(op: Op, region: Region) -> bool:
     place, result = region.axes[op].results[0], op.results[0].type
     rank = len(result.shape or ()) if isinstance(result, TensorType) else 0
     return place is not None and place == rank - 2
-
-
-def _copied(op: Op, axis: Axis, span: Span, costs: Costs) -> int:
-    """Bytes of a copy of the operand, with a number before it."""
-    if axis.join is not Join.PLACE or not axis.operands[0]:
-        return 0
-    value, place = op.operands[0], axis.operands[0].axis
-    length = span.hi - span.lo  # type: ignore[operator]
-    return aligned(costs.nbytes(value) * length // max(1, costs.extent(value, place)))
 
 
 def _share(op: Op, region: Region, span: Span, costs: Costs) -> float:

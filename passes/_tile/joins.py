@@ -70,6 +70,11 @@ class Accumulated:
         raise NotImplementedError
 
     @property
+    def latest(self) -> Value | None:
+        """What is there when the pieces so far are joined."""
+        return self.total
+
+    @property
     def place(self) -> int:
         """Where the axis lies in the first operand."""
         along = self.axis.operands[0]
@@ -204,6 +209,11 @@ class Top(Accumulated):
     """Per piece its first values, and their places."""
 
     @property
+    def latest(self) -> Value | None:
+        """What is there when the pieces so far are looked through."""
+        return self.parts[-1][0] if self.parts else None
+
+    @property
     def count(self) -> int:
         """How many are asked for."""
         tensor = self.op.operands[1].tensor
@@ -246,6 +256,11 @@ class Repeated(Accumulated):
     """What can be applied to its own results: the logarithm of a sum of exponentials."""
 
     parts: list[Value] = field(default_factory=list, init=False)
+
+    @property
+    def latest(self) -> Value | None:
+        """What is there when the pieces so far are computed."""
+        return self.parts[-1] if self.parts else None
 
     def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
         """Join what another piece gives."""

@@ -84,7 +84,7 @@ class Tiling:
             frame = frame_of(region, count)
             if frame.count < 2:
                 return
-            made = Emitter(region, frame, extent, loose=loose).run()
+            made = Emitter(region, frame, extent, loose=loose, ordered=self.random.random() < 0.5).run()
         except DoesNotFitError as reason:
             self.refused.append(str(reason))
             assert print_graph(self.graph) == before, "a refusal leaves the graph as it was"
