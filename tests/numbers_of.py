@@ -22,7 +22,7 @@ UNOPTIMIZED = RunOptions(optimize=False)
 EXACT = frozenset(
     [
         "drop-dead", "drop-notes", "fold-constants", "inline-functions", "lower", "order", "plan-memory",
-        "share-common", "share-weights", "simplify",
+        "share-common", "share-weights", "simplify", "widen-late",
     ]
 )  # fmt: skip
 """Passes that must keep every output bit."""

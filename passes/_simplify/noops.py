@@ -186,6 +186,13 @@ def twice_is_once(b: Builder, inner: Op, outer: Op) -> Value:
     return inner.result
 
 
+@rewrite(op.any("And", "Or")("x", "constant", bind="node"))
+def truth_that_decides_nothing(b: Builder, x: Value, constant: Value, node: Op) -> Value:
+    require(scalar(constant.tensor) == (node.op_type == "And"), "decides")
+    require(same_type(x, node.result), "changes the shape")
+    return forward(x, node.result)
+
+
 @rewrite(op.Not(op.Not("x")))
 def not_not(b: Builder, x: Value) -> Value:
     return x
@@ -218,6 +225,7 @@ def length_of_sequence(b: Builder, elements: tuple[Value, ...]) -> Value:
 RULES: tuple[Rule, ...] = (
     identity, cast_to_same, cast_like_same, same_shape_again, transpose_of_nothing, pad_by_nothing,
     slice_of_everything, of_one_operand, split_into_one, dropout_in_inference, resize_to_same, times_one,
-    plus_zero, power_of_one, where_always, twice_is_once, not_not, reduce_nothing, gather_everything,
+    plus_zero, power_of_one, where_always, truth_that_decides_nothing,
+    twice_is_once, not_not, reduce_nothing, gather_everything,
     length_of_sequence,
 )  # fmt: skip

@@ -117,3 +117,33 @@ def test_products_that_are_taken_apart(seed: int) -> None:
     outputs = [b.Tanh(b.Squeeze(t, np.array([0])) if axis else t) for t in taken]
     counts = check(draw.graph, outputs, "split-products{least=1},(simplify,share-common,drop-dead)*")
     assert counts["parts"] == len(taken)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_broadcasts_and_casts(seed: int) -> None:
+    draw = Draw(seed)
+    b = draw.b
+    x, whole = draw.input("N", 1, 3), draw.input("N", "S", 3)
+    values = [b.Expand(x, b.Shape(whole)), b.ConstantOfShape(b.Shape(whole)), b.Expand(whole, np.array([1, 1, 1])), x]
+    for _ in range(8):
+        one, other = (values[draw.pick(*range(len(values)))] for _ in range(2))
+        kind = draw.pick(*range(7))
+        if kind == 0:
+            made = b.Tanh(one)
+        elif kind == 1:
+            made = b.Add(one, other)
+        elif kind == 2:
+            made = b.Where(b.Less(one, other), one, other)
+        elif kind == 3:
+            made = b.Max(one, other, values[-1])
+        elif kind == 4:
+            made = b.Transpose(b.Cast(b.Less(one, other), to=1), perm=[0, 2, 1])
+            made = b.Transpose(made, perm=[0, 2, 1])
+        elif kind == 5:
+            made = b.Slice(
+                b.Cast(b.Greater(one, other), to=1), np.array([0]), np.array([9]), np.array([draw.pick(0, 2)])
+            )
+        else:
+            made = b.Mul(one, whole)
+        values.append(made)
+    check(draw.graph, [b.Abs(v) for v in values[-3:]], "(widen-late,drop-dead)*", exact=True)

@@ -1,0 +1,1 @@
+"""What widen-late needs to know of values."""

@@ -1,0 +1,176 @@
+"""widen-late: make values large as late as possible: broadcasts, casts to wider types, dequantization."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import BINARY, UNARY, VARIADIC, opset_of
+from memoptc.ir.types import DType, TensorType
+from memoptc.pass_base import Context, Pass
+from memoptc.passes._simplify.facts import opset, require, shape_of, tensor_type
+from memoptc.passes._widen.uniform import keeps, known_truth, uniform_axes
+from memoptc.rewrite import Rule, apply_rules, op, rest, rewrite
+
+BROADCASTS = 8
+"""Opset from which on all element-wise operators broadcast as numpy does."""
+
+_SHRINKING = ("Gather", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+"""Moves elements and makes no more of them."""
+
+_MOVABLE = frozenset(
+    {
+        DType.BOOL, DType.INT8, DType.UINT8, DType.INT16, DType.UINT16, DType.INT32, DType.UINT32, DType.FLOAT16,
+        DType.FLOAT,
+    }
+)  # fmt: skip
+
+
+class WidenLate(Pass):
+    """Move what makes a value larger behind what commutes with it.
+
+    A broadcast (Expand, ConstantOfShape, or a mask in which an axis turns out to say nothing) is taken back where all
+    that uses it broadcasts anyway, through any element-wise ops between. A Cast to a wider type and a DequantizeLinear
+    of one scale go behind Transpose, Slice and Gather, a Cast behind a Concat of such. Every element stays the same.
+    """
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Rules to a fixed point, then broadcasts, the last ones first."""
+        declined: Counter[str] = context.results.setdefault("declined", Counter())
+        apply_rules(graph, _RULES, stats, declined)
+        last = graph.last if (opset_of(graph) or 0) >= BROADCASTS else None
+        while last is not None:
+            before = last.prev
+            if not last.is_return and len(last.results) == 1 and _take_back(last.result):
+                stats["broadcasts"] += 1
+            last = before
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Widen without facts about the compile."""
+        self.apply(graph, stats, Context())
+
+
+def _take_back(value: Value) -> bool:
+    """Give all users of a value a smaller one, without the axes along which it is repeated."""
+    axes = uniform_axes(value) if value.has_uses and value.tensor is None else frozenset()
+    for user, index in value.uses if axes else ():
+        if user.graph is not value.graph or not _broadcasts(user) or not axes:
+            return False
+        axes = frozenset(a for a in axes if keeps(user, index, a))
+    if not axes or value.op is None or not _can_shrink(value, axes):
+        return False
+    assert value.op.graph is not None
+    b = Builder(value.op.graph, before=value.op, loc=value.op.loc.union(rule="widen-late"))
+    small = _shrunk(value, axes, b)
+    value.replace_by(small)
+    value.op.erase()
+    return True
+
+
+def _broadcasts(op: Op) -> bool:
+    """Whether an op computes element by element, and all its operands broadcast against each other."""
+    return op.op_type in BINARY | VARIADIC and op.op_type != "PRelu" and not op.domain
+
+
+def _extents(value: Value) -> tuple[object, ...]:
+    return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
+
+
+def _inside(value: Value, operand: Value, axes: frozenset[int]) -> frozenset[int]:
+    """Those axes of a value that an operand has, too, at their places there."""
+    own = _extents(operand)
+    more = len(_extents(value)) - len(own)
+    return frozenset(a - more for a in axes if a >= more and own[a - more] != 1)
+
+
+def _can_shrink(value: Value, axes: frozenset[int]) -> bool:
+    """Whether a value without some axes can be had from what is there."""
+    if not axes or known_truth(value) is not None:
+        return True
+    maker = value.op
+    if maker is None:
+        return False
+    whole = frozenset(i for i, d in enumerate(_extents(value)) if d != 1)
+    if maker.is_a("ConstantOfShape"):
+        return axes == whole
+    if maker.is_a("Expand"):
+        operand = maker.operands[0]
+        more = len(_extents(value)) - len(_extents(operand))
+        repeated = {i for i in whole if i < more or _extents(operand)[i - more] == 1}
+        return repeated <= axes and _can_shrink(operand, _inside(value, operand, axes))
+    return (_broadcasts(maker) or (maker.op_type in UNARY and not maker.domain)) and all(
+        _can_shrink(v, _inside(value, v, axes)) for v in maker.operands if not v.is_absent
+    )
+
+
+def _shrunk(value: Value, axes: frozenset[int], b: Builder) -> Value:
+    """A value without some axes; extents of 1 may be missing in front."""
+    if not axes:
+        return value
+    truth, maker = known_truth(value), value.op
+    assert maker is not None
+    if truth is not None:
+        return b.const(np.array(truth))
+    if maker.is_a("ConstantOfShape"):
+        content = maker.attrs.get("value")
+        return b.const(np.zeros((), np.float32) if content is None else content.numpy().reshape(()))
+    if maker.is_a("Expand"):
+        return _shrunk(maker.operands[0], _inside(value, maker.operands[0], axes), b)
+    operands = [v if v.is_absent else _shrunk(v, _inside(value, v, axes), b) for v in maker.operands]
+    return b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain).result
+
+
+def _widens(inner: Op) -> bool:
+    """Whether a Cast's result takes more bytes than its operand, whose type all kernels that move elements have."""
+    narrow, wide = tensor_type(inner.operands[0]).dtype, tensor_type(inner.result).dtype
+    return narrow in _MOVABLE and wide != DType.STRING and narrow.bitwidth < wide.bitwidth
+
+
+@rewrite(op.any(*_SHRINKING)(op.Cast("x", bind="cast"), rest("others"), bind="move"))
+def cast_behind_move(b: Builder, x: Value, cast: Op, others: tuple[Value, ...], move: Op) -> Value:
+    """Move fewer bytes."""
+    require(_widens(cast) and x.tensor is None, "does not widen")
+    require(_keeps_count(move), "may repeat elements")
+    moved = b.op(move.op_type, [x, *others], dict(move.attrs)).result
+    return b.op("Cast", [moved], dict(cast.attrs)).result
+
+
+@rewrite(op.any(*_SHRINKING)(op.DequantizeLinear("x", rest("scales"), bind="inner"), rest("others"), bind="move"))
+def dequantize_behind_move(
+    b: Builder, x: Value, scales: tuple[Value, ...], inner: Op, others: tuple[Value, ...], move: Op
+) -> Value:
+    """Move codes instead of floats."""
+    require(x.tensor is None and tensor_type(x).dtype in _MOVABLE, "a weight, or a type that is not moved")
+    require(all(s.is_absent or shape_of(s) == () for s in scales), "a scale for each of some axis")
+    require(not inner.attrs.get("block_size", 0), "scales of blocks")
+    require(_keeps_count(move), "may repeat elements")
+    moved = b.op(move.op_type, [x, *others], dict(move.attrs)).result
+    return b.op("DequantizeLinear", [moved, *scales], dict(inner.attrs)).result
+
+
+def _keeps_count(move: Op) -> bool:
+    """Whether there are no more elements behind a move than before it."""
+    if not move.is_a("Gather"):
+        return True
+    if tensor_type(move.operands[1]).elements == 1:
+        return True
+    before, after = tensor_type(move.operands[0]).elements, tensor_type(move.result).elements
+    return isinstance(before, int) and isinstance(after, int) and after <= before
+
+
+@rewrite(op.Concat(rest("parts"), bind="node"))
+def casts_behind_concat(b: Builder, parts: tuple[Value, ...], node: Op) -> Value:
+    """Join what is small."""
+    casts = [p.op for p in parts]
+    require(len(parts) > 1 and all(c is not None and c.is_a("Cast") and _widens(c) for c in casts), "not all are cast")
+    kinds = {tensor_type(c.operands[0]).dtype for c in casts if c is not None}
+    require(len(kinds) == 1 and all(p.single_use for p in parts), "different types, or used otherwise")
+    require(opset(node) >= 4, "another Concat")
+    joined = b.op("Concat", [c.operands[0] for c in casts if c is not None], dict(node.attrs)).result
+    return b.op("Cast", [joined], dict(casts[0].attrs) if casts[0] is not None else {}).result
+
+
+_RULES: tuple[Rule, ...] = (cast_behind_move, dequantize_behind_move, casts_behind_concat)
