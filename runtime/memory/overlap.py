@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memoptc.runtime.memory.problem import Problem
 
 Ints = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int32]
 
 
 class Overlaps:
@@ -31,10 +32,10 @@ class Overlaps:
         self._until = np.searchsorted(starts, self.last[self._order], "right")
         self.pairs = int((self._until - np.arange(self.count) - 1).sum())
         """How many pairs there are."""
-        self._table: tuple[Ints, Ints] | None = None
+        self._table: tuple[Ints, Indices] | None = None
         self._lists: list[list[int]] | None = None
 
-    def neighbours(self, index: int) -> Ints:
+    def neighbours(self, index: int) -> Indices:
         """Buffers alive together with this one; the first call lists all pairs."""
         begin, members = self._rows()
         return members[begin[index] : begin[index + 1]]
@@ -43,19 +44,26 @@ class Overlaps:
         """The neighbours of every buffer as lists, kept: for few buffers that are visited often."""
         if self._lists is None:
             begin, members = self._rows()
-            self._lists = [members[a:b].tolist() for a, b in pairwise(begin.tolist())]
+            # One object per buffer, not per neighbour: a number of its own takes four times its place in a list.
+            every = list(range(self.count))
+            self._lists = [[every[i] for i in members[a:b].tolist()] for a, b in pairwise(begin.tolist())]
         return self._lists
 
-    def _rows(self) -> tuple[Ints, Ints]:
+    def _rows(self) -> tuple[Ints, Indices]:
         if self._table is None:
             later = self._until - np.arange(self.count) - 1
-            one = np.repeat(np.arange(self.count), later)
-            other = np.arange(len(one)) - np.repeat(np.cumsum(later) - later, later) + one + 1
-            one, other = self._order[one], self._order[other]
-            left, right = np.concatenate((one, other)), np.concatenate((other, one))
+            order = self._order.astype(np.int32)
+            one = np.repeat(np.arange(self.count, dtype=np.int32), later)
+            other = np.arange(1, len(one) + 1, dtype=np.int32)
+            other += one - np.repeat((np.cumsum(later) - later).astype(np.int32), later)
+            one, other = order[one], order[other]
             begin = np.zeros(self.count + 1, np.int64)
-            np.cumsum(np.bincount(left, minlength=self.count), out=begin[1:])
-            self._table = begin, right[np.argsort(left, kind="stable")]
+            counts = np.bincount(one, minlength=self.count) + np.bincount(other, minlength=self.count)
+            np.cumsum(counts, out=begin[1:])
+            both = np.concatenate((one, other))
+            by_first = np.argsort(both, kind="stable").astype(np.int32)
+            both[: len(one)], both[len(one) :] = other, one
+            self._table = begin, both[by_first]
         return self._table
 
     def busiest(self) -> Ints:

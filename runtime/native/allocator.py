@@ -20,7 +20,7 @@ OVERRUN = 64
 _POISON = 0xA5
 """As float32 about -2.9e-16, as int32 far out of any range: what reads it gives other numbers or fails."""
 
-_LARGE = 1 << 17
+_LARGE = 1 << 12
 """Bytes from which a recorded allocation is mapped by itself."""
 
 _FREE, _END = -1, -2
