@@ -35,6 +35,13 @@ TO_END = np.iinfo(np.int64).max
 LAID_OUT = ("Conv", "ConvTranspose", "FusedConv")
 """Operators whose weights onnxruntime lays out anew, and only where they stand in the same graph."""
 
+
+def is_decoded(value: Value) -> bool:
+    """Whether a value is a weight that is stored in codes."""
+    op = value.op
+    return op is not None and op.op_type == "DequantizeLinear" and all(v.tensor is not None for v in op.operands)
+
+
 FEWER = 8
 """An extent smaller than the planned one by this factor is not cut: the pieces would be crumbs."""
 
@@ -158,7 +165,7 @@ class Emitter:
         """Put the pieces into one branch of an If, and what was there into the other.
 
         Weights of convolutions are given to the pieces once more: onnxruntime lays out only those that stand in the
-        branch itself.
+        branch itself. What decodes a weight goes along: only within one graph it finds what runs on integers.
         """
         value, axis, _ = self._reference()
         b = self.b
@@ -185,6 +192,12 @@ class Emitter:
         whole = Graph("whole")
         self.branch.set_region("else_branch", whole)
         mapping: dict[Value, Value] = {}
+        for decoded in dict.fromkeys(v for op in self.region.ops for v in op.operands if is_decoded(v)):
+            assert decoded.op is not None
+            copy = clone_op(decoded.op, mapping)
+            copy.name = self._node_name(copy.name, self.frame.count)
+            copy.result.name = whole.fresh_name(f"{decoded.name}_whole")
+            whole.append(copy)
         for op in self.region.ops:
             copy = clone_op(op, mapping)
             copy.name = self._node_name(op.name, self.frame.count)
@@ -329,9 +342,18 @@ class Emitter:
         """An operand that is needed whole."""
         if operand.is_absent:
             return self.graph.absent()
-        if self.branch is None or operand.tensor is None or op.op_type not in LAID_OUT:
+        if self.branch is None:
             return operand
         key = ("given", operand)
+        if is_decoded(operand):
+            if key not in self.shared:
+                assert operand.op is not None
+                (self.shared[key],) = self.copied(
+                    operand.op, operand.op.operands, operand.op.attrs, 0, types=[operand.type]
+                )
+            return self.shared[key]
+        if operand.tensor is None or op.op_type not in LAID_OUT:
+            return operand
         if key not in self.shared:
             self.shared[key] = self.b.const(operand.tensor, f"{operand.name}_given")
         return self.shared[key]
