@@ -7,6 +7,9 @@ from collections import Counter
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Pass
 
+BORDERS = ("QuantizeLinear", "DequantizeLinear")
+"""Between codes and floats: there may be more of them than of all others, and their results' names tell all."""
+
 MARKERS = ("const", "absent", "sparse_const")
 
 
@@ -14,7 +17,8 @@ class Lower(Pass):
     """Name what passes made, and write the provenance of each such node into its metadata.
 
     A node that a rule made carries `memoptc.rules` (which rules, oldest first) and `memoptc.nodes` (which
-    nodes of the original it stands for), so that any node of the output can say why it is there.
+    nodes of the original it stands for), so that any node of the output can say why it is there; but for those that
+    stand for none and only turn floats into codes or back.
     """
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
@@ -23,9 +27,10 @@ class Lower(Pass):
         for op in graph.walk():
             if not op.domain and op.op_type in MARKERS:
                 continue
-            if op.loc.rules:
+            if op.loc.rules and (op.op_type not in BORDERS or op.loc.nodes):
                 op.metadata["memoptc.rules"] = ",".join(op.loc.rules)
-                op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
+                if op.loc.nodes:
+                    op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
                 stats["annotated"] += 1
                 if not op.name:
                     op.name = _unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)

@@ -62,9 +62,9 @@ def _conv_weights(builder: Builder, op: Op, weight: Value, dtype: DType, bits: i
     codes = weight_codes(weight.tensor.numpy(), 0, dtype, bits)
     domain = "" if (ops.opset_of(builder.graph) or 0) >= 13 else ops.MICROSOFT
     operands = [
-        builder.const(codes.codes, f"{weight.name}_quantized"),
-        builder.const(codes.scales, f"{weight.name}_scale"),
-        builder.const(codes.zero_points, f"{weight.name}_zero_point"),
+        builder.const(codes.codes, f"{weight.name}_q"),
+        builder.const(codes.scales, f"{weight.name}_s"),
+        builder.const(codes.zero_points, f"{weight.name}_zp"),
     ]
     real = builder.op("DequantizeLinear", operands, {"axis": 0}, domain=domain, type=weight.type).result
     op.set_operand(1, real)
@@ -80,9 +80,9 @@ def _product(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int) -
     bias = op.input(2)
     operands: list[Value | None] = [
         op.operand,
-        builder.const(codes.codes, f"{weight.name}_quantized"),
-        builder.const(codes.scales, f"{weight.name}_scale"),
-        builder.const(codes.zero_points, f"{weight.name}_zero_point"),
+        builder.const(codes.codes, f"{weight.name}_q"),
+        builder.const(codes.scales, f"{weight.name}_s"),
+        builder.const(codes.zero_points, f"{weight.name}_zp"),
     ]
     if bias is not None:
         assert bias.tensor is not None
@@ -115,13 +115,13 @@ def _conv(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, stat
     out_shape = result.shape if isinstance(result, TensorType) else None
     whole = builder.op(
         "ConvInteger",
-        [coded[0], builder.const(codes.codes, f"{weight.name}_quantized"), coded[2], builder.const(zero)],
+        [coded[0], builder.const(codes.codes, f"{weight.name}_q"), coded[2], builder.const(zero)],
         dict(op.attrs),
         type=TensorType(DType.INT32, out_shape),
     ).result
     real = builder.op("Cast", [whole], {"to": int(DType.FLOAT)}, type=result).result
     spread = (1, -1, *[1] * (weight.tensor.numpy().ndim - 2))
-    channel = builder.const(codes.scales.reshape(spread), f"{weight.name}_scale")
+    channel = builder.const(codes.scales.reshape(spread), f"{weight.name}_s")
     step = builder.op("Mul", [channel, coded[1]], type=channel.type).result
     scaled = builder.op("Mul", [real, step], type=result).result
     bias = op.input(2)

@@ -54,13 +54,13 @@ def _quantize(op: Op, domain: str, memo: Memo) -> None:
     shape = result.shape if isinstance(result, TensorType) else None
     looked_up = builder.op(
         "Gather",
-        [builder.const(codes.codes, f"{table.name}_quantized"), op.operands[1]],
+        [builder.const(codes.codes, f"{table.name}_q"), op.operands[1]],
         {"axis": 0},
         type=TensorType(DType.INT8, shape),
     ).result
     rank = len(shape) if shape is not None else -1
-    scales = builder.const(codes.scales, f"{table.name}_scale")
-    zeros = builder.const(codes.zero_points, f"{table.name}_zero_point")
+    scales = builder.const(codes.scales, f"{table.name}_s")
+    zeros = builder.const(codes.zero_points, f"{table.name}_zp")
     attrs = {"axis": rank - 1 if rank > 0 else -1}
     real = builder.op("DequantizeLinear", [looked_up, scales, zeros], attrs, domain=domain, type=result).result
     op.result.replace_by(real)

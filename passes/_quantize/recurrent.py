@@ -37,10 +37,10 @@ def quantize_recurrent(op: Op) -> None:
         assert value.tensor is not None
         weight = np.asarray(value.tensor.numpy()).transpose(0, 2, 1)
         parts = [weight_codes(one, 1, DType.INT8) for one in weight]
-        codes.append(builder.const(np.stack([p.codes for p in parts]), f"{value.name}_quantized"))
+        codes.append(builder.const(np.stack([p.codes for p in parts]), f"{value.name}_q"))
         scales += [
-            builder.const(np.stack([p.scales for p in parts]), f"{value.name}_scale"),
-            builder.const(np.stack([p.zero_points for p in parts]), f"{value.name}_zero_point"),
+            builder.const(np.stack([p.scales for p in parts]), f"{value.name}_s"),
+            builder.const(np.stack([p.zero_points for p in parts]), f"{value.name}_zp"),
         ]
     rest = [op.input(i) for i in range(3, 8)]
     made = builder.op(

@@ -295,13 +295,13 @@ class Emitter:
         codes = self._op(
             builder,
             "QuantizeLinear",
-            [value, builder.const(np.float32(scale.scale), f"{name}_scale"), self._zero(builder, scale, name)],
+            [value, builder.const(np.float32(scale.scale), f"{name}_s"), self._zero(builder, scale, name)],
             TensorType(scale.dtype, value.type.shape if isinstance(value.type, TensorType) else None),
-            f"{name}_quantized",
+            f"{name}_q",
         )
         assert codes.op is not None
         parts = [codes, *codes.op.operands[1:]]
-        real = self._op(builder, "DequantizeLinear", parts, value.type, f"{name}_dequantized")
+        real = self._op(builder, "DequantizeLinear", parts, value.type, f"{name}_dq")
         for user, index in users:
             if integer_producer or self.choice.quantized(user):
                 user.set_operand(index, real)
@@ -314,7 +314,7 @@ class Emitter:
         return None
 
     def _zero(self, builder: Builder, scale: Scale, name: str) -> Value:
-        return builder.const(np.asarray(scale.zero_point, scale.dtype.numpy()), f"{name}_zero_point")
+        return builder.const(np.asarray(scale.zero_point, scale.dtype.numpy()), f"{name}_zp")
 
     def _op(self, builder: Builder, kind: str, operands: list[Value], type_: object, name: str, **attrs: int) -> Value:
         made = builder.op(kind, operands, attrs, domain=self.domain, type=type_, name=name)  # type: ignore[arg-type]
@@ -376,13 +376,13 @@ class Emitter:
         if key not in self._decoded:
             builder = Builder(self.graph, before=self._first())
             operands = [
-                builder.const(codes.codes, f"{weight.name}_quantized"),
-                builder.const(codes.scales, f"{weight.name}_scale"),
-                builder.const(codes.zero_points, f"{weight.name}_zero_point"),
+                builder.const(codes.codes, f"{weight.name}_q"),
+                builder.const(codes.scales, f"{weight.name}_s"),
+                builder.const(codes.zero_points, f"{weight.name}_zp"),
             ]
             attrs = {} if codes.axis is None else {"axis": codes.axis}
             self._decoded[key] = self._op(
-                builder, "DequantizeLinear", operands, weight.type, f"{weight.name}_dequantized", **attrs
+                builder, "DequantizeLinear", operands, weight.type, f"{weight.name}_dq", **attrs
             )
         return self._decoded[key]
 
@@ -400,11 +400,11 @@ class Emitter:
     def _bias(self, op: Op, bias: Value, codes: npt.NDArray[np.int32], steps: npt.NDArray[np.float32]) -> Value:
         builder = Builder(self.graph, before=op)
         operands = [
-            builder.const(codes, f"{bias.name}_quantized"),
-            builder.const(steps, f"{bias.name}_scale"),
+            builder.const(codes, f"{bias.name}_q"),
+            builder.const(steps, f"{bias.name}_s"),
         ]
         type_ = TensorType(DType.FLOAT, (len(codes),))
-        return self._op(builder, "DequantizeLinear", operands, type_, f"{bias.name}_dequantized", axis=0)
+        return self._op(builder, "DequantizeLinear", operands, type_, f"{bias.name}_dq", axis=0)
 
     def _constant(self, value: Value) -> Value:
         """A constant operand of Add or Mul, coded like an activation."""
@@ -416,11 +416,11 @@ class Emitter:
         codes = np.clip(exact, ends.min, ends.max).astype(scale.dtype.numpy())
         builder = Builder(self.graph, before=self._first())
         operands = [
-            builder.const(codes, f"{value.name}_quantized"),
-            builder.const(np.float32(scale.scale), f"{value.name}_scale"),
+            builder.const(codes, f"{value.name}_q"),
+            builder.const(np.float32(scale.scale), f"{value.name}_s"),
             self._zero(builder, scale, value.name),
         ]
-        return self._op(builder, "DequantizeLinear", operands, value.type, f"{value.name}_dequantized")
+        return self._op(builder, "DequantizeLinear", operands, value.type, f"{value.name}_dq")
 
 
 def share_scales(choice: Choice, scales: dict[Value, Scale]) -> None:
