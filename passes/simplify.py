@@ -6,7 +6,7 @@ from collections import Counter
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
-from memoptc.passes._simplify import control, layout, noops, scatter, shapes, states
+from memoptc.passes._simplify import control, joins, layout, noops, scatter, shapes, states
 from memoptc.rewrite import RulePass, apply_rules
 
 
@@ -29,6 +29,7 @@ class Simplify(RulePass):
             control.simplify_control(graph, stats)
             states.drop_zero_states(graph, stats)
             scatter.simplify_scatter(graph, stats)
+            joins.simplify_joins(graph, stats)
             shapes.simplify_shapes(graph, stats, context)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
