@@ -121,5 +121,5 @@ def keeps(op: Op, index: int, axis: int) -> bool:
     shape = shape_of(op.operands[index])
     if shape is None:
         return False
-    others = [v for i, v in enumerate(op.operands) if i != index and not v.is_absent]
+    others = [v for v in op.operands if v is not op.operands[index] and not v.is_absent]
     return any(same(aligned(axis, len(shape), v), shape[axis]) for v in others)
