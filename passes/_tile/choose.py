@@ -12,6 +12,9 @@ from memoptc.passes._tile.frame import DoesNotFitError
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
 
 COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+MORE = (384, 512, 768, 1024)
+STILL_LARGE = 64 << 20
+"""Bytes alive inside a region, cut into as many pieces as any other, above which it is cut into more."""
 REGIONS = 24
 """Regions that are looked at in detail."""
 FAR = 2000
@@ -42,11 +45,15 @@ def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estima
         if region.rates is None:
             continue
         last = 1
-        for count in COUNTS:
+        inside = 0
+        for count in (*COUNTS, *MORE):
+            if count > COUNTS[-1] and inside <= max(STILL_LARGE, target):
+                break
             try:
                 found = list(estimates(region, count, land, land.costs.extent))
             except DoesNotFitError:
                 break
+            inside = found[-1].inside
             if found[0].count > last:
                 last = found[0].count
                 yield from found

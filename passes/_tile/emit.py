@@ -35,15 +35,17 @@ TO_END = np.iinfo(np.int64).max
 LAID_OUT = ("Conv", "ConvTranspose", "FusedConv")
 """Operators whose weights onnxruntime lays out anew, and only where they stand in the same graph."""
 
+LARGE = 1 << 16
+"""Bytes above which a weight that is used elsewhere, too, is not cut."""
+
+FEWER = 8
+"""An extent smaller than the planned one by this factor is not cut: the pieces would be crumbs."""
+
 
 def is_decoded(value: Value) -> bool:
     """Whether a value is a weight that is stored in codes."""
     op = value.op
     return op is not None and op.op_type == "DequantizeLinear" and all(v.tensor is not None for v in op.operands)
-
-
-FEWER = 8
-"""An extent smaller than the planned one by this factor is not cut: the pieces would be crumbs."""
 
 
 @dataclass
@@ -377,6 +379,8 @@ class Emitter:
         whole = span.hi is None or (isinstance(self.frame, Static) and span.hi == self.extent(value, axis))
         if span.lo == 0 and whole:
             return value
+        if self.sums and is_decoded(value):
+            raise DoesNotFitError("a part of a weight that is stored in codes")
         if isinstance(span.lo, int) and isinstance(span.hi, int | None):
             if value.tensor is not None:
                 return self._weight(value, axis, span)
@@ -390,6 +394,8 @@ class Emitter:
         key = ("weight", value, axis, span)
         if key not in self.shared:
             assert value.tensor is not None
+            if value.tensor.nbytes > LARGE and any(user not in self.region.axes for user in value.users):
+                raise DoesNotFitError("a large weight, of which the file would hold parts beside the whole")
             cut = (slice(None),) * axis + (slice(span.lo, span.hi),)
             array = np.ascontiguousarray(value.tensor.numpy()[cut])
             dtype = value.type.dtype if isinstance(value.type, TensorType) else None

@@ -60,7 +60,7 @@ def joining(op: Op, region: Region, span: Span, costs: Costs) -> tuple[float, in
 
 def must_wait(region: Region, count: int, costs: Costs) -> int:
     """Nodes per piece that keep onnxruntime's default order from computing all pieces before it joins any; or none."""
-    if count < 3 or all(axis.join is None for axis in region.axes.values()):
+    if count < 3:
         return 0
     ends = len({v.op for v in region.outputs})
     parts = sum(costs.nbytes(v) for v in region.outputs if v not in region.cut)

@@ -1,7 +1,8 @@
 """Pieces that wait for each other in every order that onnxruntime chooses.
 
 Its default order follows a node's operands from the last in the file on. Where pieces are added up one after the other,
-it would compute all of them before it adds any. So what a piece begins with takes a view of its operand whose shape is
+it would compute all of them before it adds any; where a region has several ends, all pieces of one before any of the
+next, while what both need waits. So what a piece begins with takes a view of its operand whose shape is
 put together from constants and from nothing: an empty part of what the piece before it gave.
 """
 

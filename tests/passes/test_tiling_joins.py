@@ -7,20 +7,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from native_models import usable
 from numbers_of import UNOPTIMIZED
 from tileable import dims
 
 import memoptc
-from memoptc.ir.core import Graph, Value
+from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.iteration import Join
 from memoptc.ir.onnx_io import to_proto, write_onnx
 from memoptc.ir.parser import parse
+from memoptc.ir.printer import print_graph
+from memoptc.ir.types import TensorType
 from memoptc.ir.verifier import verify
 from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.frame import Static
+from memoptc.passes._tile.frame import DoesNotFitError, Static
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
-from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.profile import record
 
 WIDTH = 23
 COUNTS = (2, 3, 5, 23)
@@ -40,8 +44,12 @@ def extent(value: Value, axis: int) -> int:
 
 def region_of(graph: Graph, op_type: str) -> Region:
     """All that can be cut together with the first op of a type along the first axis that it accumulates along."""
+    return grow_from(graph, next(graph.walk(op_type)))
+
+
+def grow_from(graph: Graph, seed: Op) -> Region:
+    """All that can be cut together with an op along the first axis that it accumulates along."""
     ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
-    seed = next(op for op in ops if op.op_type == op_type)
     spaces = Spaces()
     region = grow(seed, spaces.sums(seed)[0], 0, len(ops) - 1, spaces, Between(ops))
     assert region is not None
@@ -221,3 +229,61 @@ def test_logits_of_which_only_the_largest_leaves_are_never_there_whole(tmp_path:
     feed = {"x": random.standard_normal((1, 8, 32), dtype=np.float32)}
     expected, found = (Evaluator(str(tmp_path / f), UNOPTIMIZED).run(feed)["y"] for f in ("logits.onnx", "small.onnx"))
     np.testing.assert_array_equal(found, expected)
+
+
+MIXER = """graph @mixer(%x: f32[2,64,64]) -> (f32[*]) {
+  %wide = const() {value=WIDE} : f32[64,4096]
+  %narrow = const() {value=NARROW} : f32[4096,64]
+  %a = MatMul(%x, %wide)
+  %b = Erf(%a)
+  %c = Mul(%a, %b)
+  %y = MatMul(%c, %narrow)
+  return %y
+}"""
+
+ENDS = """graph @ends(%x: f32[1,512,64]) -> (f32[*], f32[*]) {
+  %w = const() {value=WIDE} : f32[64,4096]
+  %axes = const() {value=[-1]} : i64[1]
+  %a = MatMul(%x, %w)
+  %most = ReduceMax(%a, %axes)
+  %norm = ReduceL2(%a, %axes)
+  return %most, %norm
+}"""
+
+
+def test_a_large_weight_that_is_used_elsewhere_is_not_cut() -> None:
+    numbers = str([0.5] * 64 * 4096)
+    text = MIXER.replace("WIDE", numbers).replace("NARROW", numbers).replace(") -> (f32[*])", ") -> (f32[*], f32[*])")
+    graph = typed(text.replace("  return %y", "  %z = Exp(%wide)\n  return %y, %z"))
+    region = grow_from(graph, list(graph.walk("MatMul"))[-1])
+    before = print_graph(graph)
+    with pytest.raises(DoesNotFitError, match="large weight"):
+        Emitter(region, Static(region, 4, extent), extent).run()
+    assert print_graph(graph) == before
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+@pytest.mark.parametrize(
+    ("text", "op_type", "count"), [(MIXER, "MatMul", 16), (ENDS, "ReduceMax", 16), (ENDS, "ReduceL2", 16)]
+)
+def test_pieces_wait_for_each_other_in_the_order_of_onnxruntime(
+    text: str, op_type: str, count: int, tmp_path: Path
+) -> None:
+    """Otherwise it would compute all pieces before it adds any, or before it turns to another end."""
+    random = np.random.default_rng(0)
+    numbers = str([float(v) for v in np.float32(random.standard_normal(64 * 4096))])
+    graph = typed(text.replace("WIDE", numbers).replace("NARROW", numbers))
+    large = max(
+        v.type.nbytes for op in graph.ops for v in op.results if isinstance(v.type, TensorType) and not op.is_const
+    )
+    peaks = []
+    for ordered in (False, True):
+        cut_ = graph.clone()
+        region = grow_from(cut_, list(cut_.walk(op_type))[-1])
+        Emitter(region, Static(region, count, extent), extent, ordered=ordered).run()
+        path = tmp_path / f"{ordered}.onnx"
+        write_onnx(cut_, path)
+        feed = {"x": random.standard_normal(tuple(dims(graph.inputs[0])), dtype=np.float32)}
+        options = RunOptions(threads=1, mem_pattern=False, mem_reuse=False)
+        peaks.append(record(path, feed, options, runs=1).run_peak_bytes)
+    assert peaks[1] < large / 3 < peaks[0]
