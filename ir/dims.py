@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeAlias, Union
 
 Dim: TypeAlias = Union[int, "Sym", None]
@@ -28,6 +29,10 @@ class Func:
     args: tuple[KnownDim, KnownDim]
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         a, b = self.args
         if self.name in ("min", "max"):
             return f"{self.name}({a},{b})"
@@ -48,8 +53,9 @@ class Sym:
             writing and takes no part in equality.
     """
 
-    __slots__ = ("_hash", "spelling", "terms")
+    __slots__ = ("_hash", "_text", "spelling", "terms")
     _hash: int
+    _text: str | None
     terms: tuple[tuple[Monomial, int], ...]
     spelling: str | None
 
@@ -60,6 +66,7 @@ class Sym:
         object.__setattr__(self, "terms", terms)
         object.__setattr__(self, "spelling", spelling)
         object.__setattr__(self, "_hash", hash(terms))
+        object.__setattr__(self, "_text", None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a Sym cannot change: make a new one")
@@ -104,12 +111,20 @@ class Sym:
         Raises:
             KeyError: a symbol has no binding.
         """
-        value = substitute(self, bindings)
-        if isinstance(value, int):
-            return value
-        raise KeyError(sorted(value.free)[0])
+        total = 0
+        for monomial, factor in self.terms:
+            for atom in monomial:
+                if isinstance(atom, str):
+                    factor *= bindings[atom]
+                else:
+                    a, b = (x if isinstance(x, int) else x.evaluate(bindings) for x in atom.args)
+                    factor *= _NUMBERS[atom.name](a, b)
+            total += factor
+        return total
 
     def __add__(self, other: KnownDim) -> KnownDim:
+        if isinstance(other, int) and not other:
+            return self
         terms = dict(self.terms)
         for monomial, factor in _terms(other):
             terms[monomial] = terms.get(monomial, 0) + factor
@@ -127,6 +142,8 @@ class Sym:
         return (self * -1) + other
 
     def __mul__(self, other: KnownDim) -> KnownDim:
+        if isinstance(other, int):
+            return self if other == 1 else _restore(tuple((m, f * other) for m, f in self.terms), None) if other else 0
         terms: dict[Monomial, int] = {}
         for m1, f1 in self.terms:
             for m2, f2 in _terms(other):
@@ -149,6 +166,11 @@ class Sym:
         return mod(other, self)
 
     def __str__(self) -> str:
+        if self._text is None:
+            object.__setattr__(self, "_text", self._spell())
+        return self._text  # type: ignore[return-value]
+
+    def _spell(self) -> str:
         text = ""
         for monomial, factor in self.terms:
             alone = len(monomial) == 1 and len(self.terms) == 1 and factor == 1
@@ -282,6 +304,14 @@ _OPS: dict[str, Callable[[KnownDim, KnownDim], KnownDim]] = {
     "%": mod,
     "min": minimum,
     "max": maximum,
+}
+
+
+_NUMBERS: dict[str, Callable[[int, int], int]] = {
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "min": min,
+    "max": max,
 }
 
 

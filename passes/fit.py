@@ -16,6 +16,7 @@ from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.estimate import Costs, Estimate, Landscape
 from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
 from memoptc.passes._tile.region import AGAIN, MARK, Region, Spaces
+from memoptc.passes.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.liveness import label
 
@@ -65,11 +66,15 @@ class Fit(Pass):
         start = Landscape(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
-        if context.slowdown is None:
-            found = self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start)
-        else:
-            found = self._measured(context.slowdown, graph, stats, context, start)
-        done = bool(found.moves) and found.peak <= start.peak * (1 - self.worth)
+        found = self._found(graph, stats, context, start)
+        split = graph.clone()
+        sums: Counter[str] = Counter()
+        SplitSums().apply(split, sums, context)
+        if sums:
+            other = self._found(split, stats, context, start)
+            other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
+            found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
+        done = bool(found.moves or found.sums) and found.peak <= start.peak * (1 - self.worth)
         if done:
             original.become(found.graph)
             # onnxruntime overwrites an operand only where both shapes are known to be the same, and cannot tell by
@@ -80,6 +85,12 @@ class Fit(Pass):
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Tile without facts about the compile."""
         self.apply(graph, stats, Context())
+
+    def _found(self, graph: Graph, stats: Counter[str], context: Context, start: Landscape) -> _Round:
+        """What comes of a graph, the original or another that computes the same."""
+        if context.slowdown is not None:
+            return self._measured(context.slowdown, graph, stats, context, start)
+        return self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start)
 
     def _measured(
         self,
@@ -242,6 +253,10 @@ class Fit(Pass):
 
     def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
         if done:
+            if found.sums:
+                stats["products split"] += found.sums
+                what = f"{found.sums} products of joined operands became sums of the products of each"
+                context.decisions.append(Decision(self.name, what, "they are never joined", 0, "not predicted"))
             for value in found.again:
                 stats["computed again"] += 1
                 what = f"%{value.value.name} computed again for {label(value.users[0])} ({len(value.ops)} nodes)"
@@ -309,6 +324,7 @@ class _Round:
     measured: float | None = None
     peak: int = 0
     holder: str = ""
+    sums: int = 0
 
 
 def frame_for(region: Region, count: int, land: Landscape) -> Frame:

@@ -19,6 +19,8 @@ from memoptc.runtime.memory.workspace import kernel_workspace
 _FLOATS = (DType.FLOAT, DType.DOUBLE)
 
 
+SAVED = "bytes saved"
+
 BLOCK = 16
 """Channels that onnxruntime's convolutions take side by side: operands of other extents would get a slower kernel."""
 
@@ -53,7 +55,7 @@ class SplitSums(Pass):
             for op in found:
                 stats[op.op_type] += 1
                 _split(op)
-            stats["bytes saved"] += gain
+            stats[SAVED] += gain
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Split without facts about the compile."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, free_symbols, same, substitute
+from memoptc.ir.dims import Dim, same
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.integer import Fused, fused_pairs
 
@@ -99,10 +99,10 @@ def evaluate(size: Dim, dims: Mapping[str, int]) -> int | None:
     """Put extents into a size; `None` when it is unknown or a symbol has no extent."""
     if size is None or isinstance(size, int):
         return size
-    if not free_symbols(size) <= dims.keys():
+    try:
+        return size.evaluate(dims)
+    except KeyError:
         return None
-    bound = substitute(size, dims)
-    return bound if isinstance(bound, int) else None
 
 
 def aligned(size: int, alignment: int = ALIGNMENT) -> int:

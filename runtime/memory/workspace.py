@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from memoptc.ir.core import Op, Value
-from memoptc.ir.dims import Dim, free_symbols, substitute
+from memoptc.ir.dims import Dim
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 
@@ -95,12 +95,12 @@ class _Sizes:
 def _extent(dim: Dim, dims: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    if dim is None or not free_symbols(dim) <= dims.keys():
+    if dim is None:
         raise _UnknownError
-    bound = substitute(dim, dims)
-    if not isinstance(bound, int):
-        raise _UnknownError
-    return bound
+    try:
+        return dim.evaluate(dims)
+    except KeyError:
+        raise _UnknownError from None
 
 
 def width(value: Value) -> int:
