@@ -15,7 +15,10 @@ CODED_BORDERS = ("int8", "uint8", "float16")
 """Targets whose models can take and give codes."""
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
-_FUSE = "(fold-constants{exact=false},fuse-conv-bn,narrow,widen-late,scale-early,simplify,share-common,drop-dead)*"
+_FUSE = (
+    "(fold-constants{exact=false},fuse-conv-bn,drop-dead-channels,narrow,widen-late,scale-early,simplify,share-common,"
+    "drop-dead)*"
+)
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Where numbers stay floats: codes would need another scale for each product and sum."""
 _WEIGHTS = {

@@ -147,3 +147,27 @@ def test_broadcasts_and_casts(seed: int) -> None:
             made = b.Mul(one, whole)
         values.append(made)
     check(draw.graph, [b.Abs(v) for v in values[-3:]], "(widen-late,drop-dead)*", exact=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_dead_channels(seed: int) -> None:
+    draw = Draw(seed)
+    b, count = draw.b, draw.pick(8, 12, 32)
+    filters, bias = (draw.rng.standard_normal(shape).astype(np.float32) for shape in ((count, 3, 3, 3), (count,)))
+    readers = draw.rng.standard_normal((5, count, 1, 1)).astype(np.float32)
+    silent, unread = draw.rng.random((2, count)) < 0.5
+    filters[silent], bias[silent] = 0.0, 0.0
+    readers[:, unread] = 0.0
+    y = b.Relu(b.Conv(draw.input("N", 3, "S", 7), b.const(filters), b.const(bias), kernel_shape=[3, 3]))
+    kind = draw.pick(0, 1, 2, 3)
+    if kind == 1:
+        y = b.MaxPool(y, kernel_shape=[2, 2])
+    elif kind == 2:
+        y = b.Clip(y, np.float32(-1), np.float32(6))
+    elif kind == 3:
+        y = b.Conv(y, draw.weight(count, 1, 3, 3), group=count, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    y = b.Conv(y, b.const(readers), kernel_shape=[1, 1])
+    counts = check(draw.graph, [y], "drop-dead-channels,drop-dead")
+    block = next(n for n in (16, 8, 4) if count % n == 0)
+    alive = int((~(silent | unread)).sum())
+    assert counts.get("channels", 0) == count - max(-(-alive // block), 1) * block
