@@ -21,6 +21,7 @@ class Form(Enum):
     TRANSPOSED = "a transposed convolution, cropped by its pads"
     PADDED = "Pad, with what lies at the border"
     EXPONENTIALS = "exponentials beside the piece's own largest, which the sum that they enter makes up for"
+    HEADS = "as many heads as the piece has"
 
 
 class Join(Enum):

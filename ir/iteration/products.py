@@ -6,7 +6,7 @@ import re
 
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.iteration.axis import Along, Axis, Space, everywhere, extents, given, shape, spread
+from memoptc.ir.iteration.axis import Along, Axis, Form, Space, everywhere, extents, given, shape, spread
 from memoptc.ir.iteration.elementwise import ROUND_BY_PLACE
 from memoptc.ir.ops import default_of, opset_of
 from memoptc.ir.tensors import ints
@@ -201,13 +201,21 @@ def _recurrent(op: Op) -> list[Axis]:
 
 
 def _attention(op: Op) -> list[Axis]:
-    """`MultiHeadAttention`: batches, and rows of the query, as long as nothing else has rows."""
+    """`MultiHeadAttention`: batches, rows of the query, and heads, as long as nothing else has rows."""
     if len(op.results) > 1 or any(op.input(i) is not None for i in range(4, len(op.operands))):
         return []
-    if len(extents(op, 0)) != 3 or not extents(op, 1) or not extents(op, 2) or op.attrs.get("unidirectional"):
+    q, k, v = (extents(op, i) for i in range(3))
+    if len(q) != 3 or not k or not v or op.attrs.get("unidirectional"):
         return []
-    batch = given(op, 0, *[(i, Along(0)) for i in range(3)])
-    return [batch, given(op, 1, (0, Along(1)), reorders=True)]
+    found = [given(op, 0, *[(i, Along(0)) for i in range(3)]), given(op, 1, (0, Along(1)), reorders=True)]
+    heads, y = int(op.attrs.get("num_heads", 0)), shape(op.results[0])
+    wide, out = q[2], y[2] if y is not None and len(y) == 3 else None
+    if len(k) == len(v) == 3 and heads > 1 and isinstance(wide, int) and isinstance(out, int) and op.input(3) is None:
+        each, grain = wide // heads, out // heads
+        wider = Along(2) if each == grain else Along(2, each, grain, 0, each - grain)
+        cut = [(0, wider), (1, wider), (2, Along(2))]
+        found.append(given(op, 2, *cut, form=Form.HEADS, grain=grain, reorders=True))
+    return found
 
 
 def _lookup(op: Op) -> list[Axis]:

@@ -244,6 +244,14 @@ def _padded(p: Piece) -> Made:
     return p.op.attrs, operands
 
 
+def _heads(p: Piece) -> Made:
+    """Whole heads: their number goes down with the extent, and a scale that follows from the width does not change."""
+    length = p.frame.length(p.span)
+    if length is None or length % p.axis.grain:
+        raise DoesNotFitError("a part of a head")
+    return {**p.op.attrs, "num_heads": length // p.axis.grain}, list(p.operands)
+
+
 FORMS: dict[Form, Callable[[Piece], Made]] = {
     Form.SAME: _same,
     Form.PADS: _pads,
@@ -251,4 +259,5 @@ FORMS: dict[Form, Callable[[Piece], Made]] = {
     Form.RESIZE: _resize,
     Form.TRANSPOSED: _transposed,
     Form.PADDED: _padded,
+    Form.HEADS: _heads,
 }

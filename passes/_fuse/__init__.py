@@ -1,0 +1,1 @@
+"""What fuse-attention is made of: recognition, masks, and the operands of the operator that takes over."""
