@@ -21,6 +21,7 @@ _FUSE = (
 )
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Where numbers stay floats: codes would need another scale for each product and sum."""
+_ATTENTION = "fuse-attention,share-common,drop-dead"
 _WEIGHTS = {
     "float16": "to-half",
     "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',
@@ -126,6 +127,8 @@ def pipeline_text(
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
+    if level >= 2:
+        parts.append(_ATTENTION)  # what integers or half floats compute is no longer recognised
     if level >= 1:
         parts.append("order")
     if level >= 2:
