@@ -41,7 +41,8 @@ class Fit(Pass):
     The peak is found on the memory model; tilings of regions around it are compared on paper (bytes alive inside,
     halo computed twice, nodes added), and the best one is made and checked on the model. That goes on until
     the peak fits, or nothing that is worth it is left; then all is done once more with the cheapest tilings that reach
-    the same peak.
+    the same peak. What pieces give is put side by side, or joined where the axis that is cut is one that an operator
+    adds up along, or takes the largest of: each piece is then joined to those before it.
 
     Args:
         budget: Bytes that the planned activations shall fit into; 0: as few as possible.

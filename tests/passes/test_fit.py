@@ -221,3 +221,11 @@ def test_frontier_verifies_and_enforces_each_budget(tmp_path: Path, capsys: pyte
     assert ElementTree.fromstring(files[1].read_text()).tag.endswith("svg")
     assert files[2].read_text().count("<tr>") == 5
     assert main(["frontier", str(CNN), "--report", str(tmp_path / "x.txt"), "--points", "1", "--seconds", "0"]) == 2
+
+
+def test_long_attention_fits_in_more_and_more_pieces() -> None:
+    graph = parse(ATTENTION.replace("B,4,", "1,8,").replace(",S", ",32768").replace("16", "64"))
+    infer_shapes(graph)
+    assert peak(graph, {}).peak_bytes > 32 << 30
+    Fit(budget=160 << 20, slowdown=1000.0).apply(graph, Counter(), Context())
+    assert peak(graph, {}).peak_bytes <= 160 << 20

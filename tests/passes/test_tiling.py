@@ -293,6 +293,7 @@ def test_most_graphs_are_tiled(symbols: bool) -> None:
     assert len(tiled) >= 40
     kinds = {kind.split(" pieces")[0][:-3] for t in tiled for kind in t.done}
     assert kinds >= {"static, exact", "static, loose"} | ({"dynamic, exact", "dynamic, loose"} if symbols else set())
+    assert len({join for t in tiled for join in t.joined}) >= 4
 
 
 OLDER = """model {{ir_version=4, opset={{""={opset}}}}}
