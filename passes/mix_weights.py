@@ -24,11 +24,9 @@ from memoptc.passes._quantize.tradeoff import (
     FLOAT,
     WEIGHTS,
     Layer,
-    Move,
     ladder,
     layer_row,
     needed,
-    shortest,
 )
 from memoptc.passes._quantize.wanted import Wanted
 from memoptc.passes._quantize.weight_only import Memo, Plan, Writer, near_divisor
@@ -154,30 +152,13 @@ class _Search:
             self.context.say("each weight alone")
             layers = self.sensitivities(wanted)
         if not wanted.good(quality):
-            states, quality = self.choose(wanted, layers, quality)
+            if not asked.fallback:
+                quality = wanted.refuse(quality, layers)
+            else:
+                states, quality = wanted.choose(ladder(layers), layers, self.copy, quality)
         setting = "weights in 4 bits, rounded by data" if self.rounded else "weights in 4 bits"
         self.note(layers, states, setting, wanted, quality)
         return dict(states)
-
-    def choose(self, wanted: Wanted, layers: Sequence[Layer], before: Quality) -> tuple[Mapping[str, str], Quality]:
-        """Choose the weights that leave the 4 bits."""
-        if not self.asked.fallback:
-            return dict.fromkeys(self.names, BLOCKS), wanted.refuse(before, layers)
-        steps, last = ladder(layers), before
-
-        def good(chosen: Sequence[Move]) -> bool:
-            nonlocal last
-            found = wanted.look(self.copy(steps.states(chosen)))
-            last = found or last
-            return found is not None and wanted.good(found)
-
-        limit = self.asked.min_sqnr
-        guess = 1 if limit is None else needed(layers, steps, 10 ** (-limit / 10))
-        chosen = shortest(steps.moves, good, guess)
-        states = steps.states(chosen or ())
-        if chosen is None:
-            return states, wanted.refuse(last, layers)
-        return states, wanted.trials.full(self.copy(states))
 
     def errors(self) -> dict[str, dict[str, float]]:
         """By state and weight: what coding changes in it, noise to signal."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias, TypeGuard
@@ -144,9 +145,23 @@ class Examiner:
         most: int = MOST,
     ) -> None:
         self._original = Evaluator(original, RunOptions(), label="the original")
-        self._data, self._most = data, most
         self._metric = metric
-        self._total = 0
+        self._look_at(data, few, most)
+        self.metric = None if metric is None else self._measure(self._original)
+
+    @property
+    def quick_is_full(self) -> bool:
+        """Whether a quick look takes all samples, and there is no metric that a full one would measure."""
+        return self._metric is None and len(self._few) == self._total
+
+    def beside(self, data: Iterable[Sample], few: int = FEW) -> Examiner:
+        """The same on other data, for quick looks."""
+        other = copy(self)
+        other._look_at(data, few, self._most)
+        return other
+
+    def _look_at(self, data: Iterable[Sample], few: int, most: int) -> None:
+        self._data, self._most, self._total = data, most, 0
         self._few: list[tuple[Sample, dict[str, Any]]] = []
         kept, room = self._spread(few), ROOM
         for sample in kept:
@@ -154,7 +169,6 @@ class Examiner:
             room -= sum(_nbytes(v) for values in (sample.feed, self._few[-1][1]) for v in values.values())
             if room <= 0:
                 break
-        self.metric = None if metric is None else self._measure(self._original)
 
     def _spread(self, most: int) -> list[Sample]:
         """At most so many samples, evenly spaced: every one, then every second, every fourth."""
@@ -186,6 +200,8 @@ class Examiner:
 
     def full(self, candidate: ModelSource) -> Quality:
         """Compare outputs on all samples (of more than `most`, evenly spaced ones), and measure the metric."""
+        if self.quick_is_full:
+            return self.quick(candidate)
         evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
         sums: dict[str, list[float]] = {}
         samples = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.onnx_io import write_into
 from memoptc.pass_base import Context
-from memoptc.passes._quantize.tradeoff import Layer
+from memoptc.passes._quantize.tradeoff import Ladder, Layer, Move, needed, shortest
 from memoptc.passes._quantize.trial import Trials
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
@@ -67,10 +67,49 @@ class Wanted:
         assert self.examiner.metric is not None
         return self.examiner.metric - quality.metric
 
-    def look(self, graph: Graph) -> Quality | None:
+    def choose(
+        self, steps: Ladder, layers: Sequence[Layer], make: Callable[[Mapping[str, str]], Graph], before: Quality
+    ) -> tuple[Mapping[str, str], Quality]:
+        """Find the cheapest states that are good enough.
+
+        Args:
+            steps: The moves there are.
+            layers: What each layer does alone.
+            make: Gives a copy of the graph with its layers in some states.
+            before: Quality of the states that the steps start from, which are not good enough.
+
+        Returns:
+            The states, and their quality. With `--force` the start, when nothing is good enough.
+
+        Raises:
+            GateError: nothing is.
+        """
+        last, known = before, dict[frozenset[tuple[str, str]], Quality | None]()
+
+        def good(chosen: Sequence[Move]) -> bool:
+            nonlocal last
+            states = steps.states(chosen)
+            key = frozenset(states.items())
+            if key not in known:
+                known[key] = self._look(make(states))
+            found = known[key]
+            last = found or last
+            return found is not None and self.good(found)
+
+        guess = 1 if self.min_sqnr is None else needed(layers, steps, 10 ** (-self.min_sqnr / 10))
+        chosen = shortest(steps.moves, good, guess) if steps.moves else None
+        if chosen is None:
+            return steps.states(), self.refuse(last, layers)
+        states = steps.states(chosen)
+        quality = known[frozenset(states.items())]
+        assert quality is not None
+        return states, quality
+
+    def _look(self, graph: Graph) -> Quality | None:
         """Examine a copy on all data; `None` where few samples show already that it will not do."""
-        if self.min_sqnr is not None and self.trials.quick(graph).sqnr_db < self.min_sqnr - _QUICK:
-            return None
+        if self.min_sqnr is not None and not self.examiner.quick_is_full:
+            if self.trials.quick(graph).sqnr_db < self.min_sqnr - _QUICK:
+                return None
         return self.trials.full(graph)
 
     def refuse(self, reached: Quality, layers: Sequence[Layer]) -> Quality:
