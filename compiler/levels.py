@@ -102,7 +102,7 @@ def pipeline_text(
     if accuracy.asked and (target not in INTEGERS or not calibrated):
         raise InputError(
             f"An accuracy can be asked of --target {', '.join(INTEGERS)} with --calibration only.",
-            hint="Give both, or hold other targets to --max-error.",
+            hint="Hold other targets to --max-error." if calibrated else "Give data with --calibration.",
         )
     parts = []
     if level >= 2:
