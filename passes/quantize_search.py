@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
@@ -23,7 +22,7 @@ from memoptc.passes._quantize.tradeoff import (
     ladder,
     layer_row,
 )
-from memoptc.passes._quantize.trial import Codes, Setting, Trials, Variant, name_layers
+from memoptc.passes._quantize.trial import Codes, Setting, Variant, name_layers
 from memoptc.passes._quantize.wanted import Wanted
 from memoptc.passes.equalize import Equalize
 from memoptc.passes.quantize import DTYPES, Quantize
@@ -35,18 +34,6 @@ from memoptc.runtime.observers import OBSERVERS
 from memoptc.runtime.quality import Quality, decibels
 
 _WRITTEN = {BLOCKS: "with weights in 4 bits", WEIGHTS: "with weights in 8 bits", FLOAT: "in float"}
-
-Option: TypeAlias = tuple[str, Callable[["Setting"], list[dict[str, Any]]]]
-"""What is tried, and from the setting so far to the fields that each try changes."""
-
-MOVES = ("equalize, smooth", "split-outliers")
-"""Recoveries that change what channels hold."""
-
-MANY = 64
-"""Samples from which on what evens out their channels does so on others, too."""
-
-_CLEARLY = 1.5
-"""Decibels that they must gain on samples that they have not seen where there are few."""
 
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
@@ -150,18 +137,14 @@ class _Search:
     def variant(self, recoveries: tuple[Pass, ...]) -> Variant:
         """The graph after these recoveries, made once."""
         if recoveries not in self.variants:
+            graph, stats = self.graph.clone(), Counter[str]()
+            for pass_ in recoveries:
+                pass_.apply(graph, stats, replace(self.context, decisions=[], warnings=[]))
+            codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
             kept = Path(self.asked.checkpoint) / "-".join(["search", *(p.name for p in recoveries)])
             checkpoint = kept if self.asked.checkpoint else None
-            self.variants[recoveries] = self.made(recoveries, self.context, checkpoint)
+            self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats)
         return self.variants[recoveries]
-
-    def made(self, recoveries: tuple[Pass, ...], context: Context, checkpoint: Path | None = None) -> Variant:
-        """The graph after these recoveries, to be calibrated as a context says."""
-        graph, stats = self.graph.clone(), Counter[str]()
-        for pass_ in recoveries:
-            pass_.apply(graph, stats, replace(context, decisions=[], warnings=[]))
-        codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
-        return Variant(graph, context, codes, checkpoint, stats)
 
     def run(self) -> None:
         """Search, then put the result into the graph."""
@@ -189,52 +172,19 @@ class _Search:
         return dict.fromkeys(self.layers, INTEGER)
 
     def recovered(self) -> Setting:
-        """The recoveries that pay on the data; those that even out channels also on data that they have not seen."""
-        if not self.asked.recover:
-            return Setting()
-        decisions = list(self.context.decisions)
-        best = self.best(self.options())
-        moved = best.recoveries
-        if moved and self.alone and not self.carries_over(moved):
-            self.context.decisions[:] = decisions
-            self.decide(", ".join(p.name for p in moved), "left out", "its gain does not carry over to other samples")
-            best = self.best(option for option in self.options() if option[0] not in MOVES)
-        return best
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is little data, and no other to validate with."""
-        context = self.context
-        few = sum(1 for _ in islice(context.calibration, MANY)) < MANY
-        return few and (context.validation is None or context.validation is context.calibration)
-
-    def carries_over(self, moved: tuple[Pass, ...]) -> bool:
-        """Whether recoveries gain on each half of the data when they are fitted to the other.
-
-        A channel's largest number in a few samples says little of its largest number at all, and scaled up to fill the
-        range it has no room left: the gain has to be a clear one.
-        """
-        gain, samples = 0.0, list(self.context.calibration)
-        for half in (0, 1) if len(samples) > 1 else ():
-            data = [sample.feed for sample in samples[half::2]]
-            trials = Trials(self.wanted.examiner.beside(samples[1 - half :: 2]), Path(self.context.scratch))
-            for recoveries, sign in ((moved, 1), ((), -1)):
-                variant = self.made(recoveries, replace(self.context, calibration=data))
-                gain += sign * trials.quick(variant.quantized(Setting(recoveries))).mean_db
-        return gain > 2 * _CLEARLY
-
-    def best(self, options: Iterable[Option]) -> Setting:
         """Try one recovery after the other; each stays if the output gains from it."""
         best = Setting()
+        if not self.asked.recover:
+            return best
         level = self.trials.quick(self.variant(()).quantized(best)).mean_db
-        for what, tries in options:
+        for what, tries in self.options():
             start = best
+            self.context.say(f"trying {what}")
             for change in tries(start):
                 tried = replace(start, **change)
                 recovered = self.variant(tried.recoveries)
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
                     continue
-                self.context.say(f"trying {what}")
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
                 if reached > level + _WORTH:
                     self.decide(what, str(tried), f"the output gains {reached - level:.1f} dB on the data")
@@ -242,11 +192,11 @@ class _Search:
         return best
 
     @staticmethod
-    def options() -> Iterator[Option]:
+    def options() -> Iterator[tuple[str, Callable[[Setting], list[dict[str, Any]]]]]:
         """What is tried, in order; all of one line start from the same setting."""
         both = (Equalize(), Smooth())
-        yield MOVES[0], lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
-        yield MOVES[1], lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]
+        yield "equalize, smooth", lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
+        yield "split-outliers", lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]
         yield "ranges", lambda start: [{"method": m} for m in OBSERVERS]
         yield "clip-weights", lambda start: [{"clip": True}]
         yield "rounding", lambda start: [{"rounding": True}]

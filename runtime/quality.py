@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeAlias, TypeGuard
@@ -146,21 +145,6 @@ class Examiner:
     ) -> None:
         self._original = Evaluator(original, RunOptions(), label="the original")
         self._metric = metric
-        self._look_at(data, few, most)
-        self.metric = None if metric is None else self._measure(self._original)
-
-    @property
-    def quick_is_full(self) -> bool:
-        """Whether a quick look takes all samples, and there is no metric that a full one would measure."""
-        return self._metric is None and len(self._few) == self._total
-
-    def beside(self, data: Iterable[Sample], few: int = FEW) -> Examiner:
-        """The same on other data, for quick looks."""
-        other = copy(self)
-        other._look_at(data, few, self._most)
-        return other
-
-    def _look_at(self, data: Iterable[Sample], few: int, most: int) -> None:
         self._data, self._most, self._total = data, most, 0
         self._few: list[tuple[Sample, dict[str, Any]]] = []
         kept, room = self._spread(few), ROOM
@@ -169,6 +153,12 @@ class Examiner:
             room -= sum(_nbytes(v) for values in (sample.feed, self._few[-1][1]) for v in values.values())
             if room <= 0:
                 break
+        self.metric = None if metric is None else self._measure(self._original)
+
+    @property
+    def quick_is_full(self) -> bool:
+        """Whether a quick look takes all samples, and there is no metric that a full one would measure."""
+        return self._metric is None and len(self._few) == self._total
 
     def _spread(self, most: int) -> list[Sample]:
         """At most so many samples, evenly spaced: every one, then every second, every fourth."""
