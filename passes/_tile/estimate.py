@@ -28,8 +28,12 @@ CACHED = 90e9
 """Bytes per second that an operator moves when they fit into a cache."""
 CACHE = 8 << 20
 """Bytes that a cache holds."""
-OVERHEAD = 4e-6
+OVERHEAD = 1.5e-6
 """Seconds that running one node costs."""
+LAID_OUT = 5e-6
+"""Seconds that it costs beside convolutions: between them and what is sliced lie changes of layout."""
+STEP = 50e-6
+"""Seconds that one step of a recurrent operator costs, however few sequences there are."""
 CROP = 4
 """How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
 ROWS = 14
@@ -37,6 +41,7 @@ ROWS = 14
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
 CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose"))
+RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
 """Operators whose arithmetic, not their bytes, takes the time: by what factor."""
@@ -101,7 +106,10 @@ class Costs:
             flops *= (count + ROWS) / max(count, 1.0)
         if terms and op.op_type in PRODUCTS:
             flops += 2.0 * (1 - share) * prod(self.shape(op.results[0])) * DEPTH
-        return flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
+        steps = (self.shape(op.operands[0]) or (0,))[0] if op.op_type in RECURRENT else 0
+        return (
+            steps * STEP + flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
+        )
 
     def _measure(self, op: Op) -> tuple[float, float]:
         """Operations, and bytes moved."""
@@ -129,7 +137,7 @@ class Costs:
             left = self.shape(op.operands[0])
             depth = left[-2] if op.attrs.get("transA") and len(left) > 1 else left[-1] if left else 1
             return prod(result) * (depth + DEPTH)
-        if op.op_type in ("LSTM", "GRU", "RNN") and len(op.operands) > 2:
+        if op.op_type in RECURRENT and len(op.operands) > 2:
             rows = self.shape(op.operands[0])
             return prod(rows[:2]) * (prod(self.shape(op.operands[1])) + prod(self.shape(op.operands[2])))
         if op.op_type == "MultiHeadAttention":
@@ -234,7 +242,8 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
     frame = Static(region, count, extent)
     costs = land.costs
     base, outputs, floor = bound(region, land)
-    whole = sum(costs.seconds(op) + OVERHEAD for op in region.ops)
+    overhead = LAID_OUT if any(op.op_type in CONVOLUTIONS for op in region.ops) else OVERHEAD
+    whole = sum(costs.seconds(op) + overhead for op in region.ops)
     first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
     borders, border_nodes = _borders(region, frame.count, costs)
     waits = must_wait(region, frame.count, costs)
@@ -249,7 +258,7 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
         tile, seconds, nodes, crops = _one(region, plan, frame, costs)
         inside = max(base + outputs + tile, floor)
         moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
-        more = (seconds + (nodes + border_nodes + waits) * OVERHEAD) * frame.count + moved / BANDWIDTH + borders - whole
+        more = (seconds + (nodes + border_nodes + waits) * overhead) * frame.count + moved / BANDWIDTH + borders - whole
         added = nodes * frame.count - len(region.ops)
         yield Estimate(region, frame.count, max(inside, outside), inside, more, added, loose, waits > 0)
         if not crops:
