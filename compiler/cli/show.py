@@ -133,9 +133,14 @@ def layer_table(precision: dict[str, Any], *, all_layers: bool) -> Table:
         + (f" on {reached['samples']} samples" if reached["samples"] else ""),
         title_justify="left",
     )
-    blocks = any("blocks_alone_db" in row for row in rows)
+    only_blocks = bool(rows) and all(row.get("blocks_alone_db") == row["alone_db"] for row in rows)
+    blocks = not only_blocks and any("blocks_alone_db" in row for row in rows)
     weights = any(row["weights_alone_db"] != row["alone_db"] for row in rows)
-    columns = ["alone dB"] + ["8-bit weights dB"] * weights + ["4-bit weights dB"] * blocks
+    columns = (
+        ["4-bit weights dB" if only_blocks else "alone dB"]
+        + ["8-bit weights dB"] * weights
+        + ["4-bit weights dB"] * blocks
+    )
     for heading in ("layer", "operator", "weights", *columns, "decision"):
         table.add_column(heading, justify="left" if heading in ("layer", "operator", "decision") else "right")
     usual = usual_state(rows)
