@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from memoptc.runtime.judge import TOLERANCES
 
 PLANNED = {"S": 48, "N": 40}
 """Extents that symbols are planned with."""
+LARGEST = 1 << 24
+"""Elements of a value at those extents above which a graph is not run."""
 TRIES = 12
 """Regions tried per graph."""
 SHARE = 3 * settings.default.max_examples // 2  # type: ignore[union-attr]
@@ -250,6 +253,8 @@ def check(graph: Graph, seed: int) -> None:
     infer_shapes(graph)
     symbols = {s for op in graph.ops for r in op.results for d in dims(r) for s in free_symbols(d)}
     assume(symbols <= set(PLANNED))  # an extent that only the run knows cannot be foretold here
+    values = [r for op in graph.ops for r in op.results]
+    assume(all(prod(bound(d, PLANNED) for d in dims(v) if d is not None) <= LARGEST for v in values))
     before = graph.clone()
     known = {fault.rule for fault in verify(before)}
     tiling = Tiling(graph, seed)
