@@ -18,8 +18,10 @@ from memoptc.runtime.memory.liveness import peak
 SEQUENCES = 11
 """Opset from which there are sequences."""
 
-SLIGHT = 1 << 10
-"""Bytes by which the planned peak may grow: those of the condition."""
+SLIGHT = 0.05
+"""Share by which the planned peak may grow, for outputs that are there from the start; the pattern costs much more."""
+CONDITION = 1 << 10
+"""Bytes that the condition may take besides."""
 
 COUNT = TensorType(DType.INT64, ())
 
@@ -54,7 +56,7 @@ class AvoidPattern(Pass):
             return
         wrapped = _wrapped(graph)
         after = peak(wrapped, context.dims).peak_bytes
-        if after > before + SLIGHT or (before <= self.most < after):
+        if after > before * (1 + SLIGHT) + CONDITION or (before <= self.most < after):
             stats["left: a branch allocates its outputs early"] += 1
             return
         stats["branches without a pattern"] = sum(1 for _ in wrapped.walk("If"))

@@ -142,7 +142,8 @@ def test_mixed_without_data_says_what_it_goes_by() -> None:
         MixWeights(by="weights", max_loss=0.1)
 
 
-def test_study_shows_every_state(capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_shows_every_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     for target, least in (("mixed", 30), ("int4", 40)):
         assert main(["study", str(CNN), *FLAGS, f"--target={target}", f"--min-sqnr={least}", "--json", "-q"]) == 0
         found = json.loads(capsys.readouterr().out)
