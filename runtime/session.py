@@ -354,7 +354,7 @@ class _Planned:
             if port.name in trace.outputs and self._follows(port)
         }
         kept = trace.without(frozenset(trace.outputs[name] for name in bound))
-        plan = allocate(kept.problem())
+        plan = allocate(kept.problem(), enough=_ENOUGH)
         while len(self.plans) >= _MOST_PLANS:
             oldest = next(iter(self.plans))
             del self.plans[oldest]
@@ -431,6 +431,9 @@ class _Planned:
         self.plans.clear()
         self._block = None
 
+
+_ENOUGH = 1.005
+"""Share of the floor at which planning a run stops: searching on takes memory of its own."""
 
 _LEFT_HINT = "Its sizes depend on more than the shapes of its inputs: run without strict."
 

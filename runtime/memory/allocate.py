@@ -29,7 +29,7 @@ MOST_PAIRS = 8_000_000
 """With more overlapping pairs only placements that need no table of them are tried."""
 
 
-def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
+def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0, enough: float = 1.0) -> Plan:
     """Place all buffers in as few bytes as the portfolio and the searches find; stop at the floor.
 
     The portfolio combines three ways to place (first fit, best fit, lowest first) with orders known to do well:
@@ -51,6 +51,7 @@ def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
             fits it is still made smaller as far as the effort goes.
         effort: How many neighbours each of the searches may look at.
         seed: Of the local search.
+        enough: Share of the floor that is small enough to stop at; where planning itself must stay small and quick.
 
     Returns:
         A checked plan: floor <= arena <= naive sum.
@@ -61,7 +62,7 @@ def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
     if not problem.buffers:
         return Plan(problem, (), "empty")
     _check_fixed(problem)
-    portfolio = _Portfolio(problem, effort)
+    portfolio = _Portfolio(problem, effort, enough)
     for name, place in portfolio.members():
         if portfolio.done:
             break
@@ -76,8 +77,9 @@ def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0) -> Plan:
 class _Portfolio:
     """The best placement so far, and what effort is left."""
 
-    def __init__(self, problem: Problem, effort: int) -> None:
+    def __init__(self, problem: Problem, effort: int, enough: float) -> None:
         self.problem = problem
+        self.enough = enough
         self.buffers = problem.buffers
         self.floor = problem.floor
         self.overlaps = Overlaps(problem)
@@ -89,7 +91,7 @@ class _Portfolio:
 
     @property
     def done(self) -> bool:
-        return self.arena <= self.floor
+        return self.arena <= self.floor * self.enough
 
     def offer(self, name: str, offsets: Sequence[int]) -> None:
         arena = max(o + b.size for o, b in zip(offsets, self.buffers, strict=True))

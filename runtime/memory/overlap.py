@@ -52,18 +52,25 @@ class Overlaps:
     def _rows(self) -> tuple[Ints, Indices]:
         if self._table is None:
             later = self._until - np.arange(self.count) - 1
-            order = self._order.astype(np.int32)
-            one = np.repeat(np.arange(self.count, dtype=np.int32), later)
-            other = np.arange(1, len(one) + 1, dtype=np.int32)
-            other += one - np.repeat((np.cumsum(later) - later).astype(np.int32), later)
-            one, other = order[one], order[other]
+            # As many began before a buffer and are still alive as ranges of later ones reach it.
+            reach = np.zeros(self.count + 1, np.int64)
+            np.add.at(reach, np.arange(1, self.count + 1), 1)
+            np.add.at(reach, self._until, -1)
+            earlier = np.cumsum(reach)[: self.count]
+            counts = np.empty(self.count, np.int64)
+            counts[self._order] = later + earlier
             begin = np.zeros(self.count + 1, np.int64)
-            counts = np.bincount(one, minlength=self.count) + np.bincount(other, minlength=self.count)
             np.cumsum(counts, out=begin[1:])
-            both = np.concatenate((one, other))
-            by_first = np.argsort(both, kind="stable").astype(np.int32)
-            both[: len(one)], both[len(one) :] = other, one
-            self._table = begin, both[by_first]
+            order = self._order.astype(np.int32)
+            members = np.empty(int(begin[-1]), np.int32)
+            place = begin[self._order] + later
+            # Row by row, not all at once: tables of both ends of all pairs would take eight times the result.
+            for at, until in enumerate(self._until.tolist()):
+                row, others = order[at], slice(at + 1, until)
+                members[begin[row] : begin[row] + until - at - 1] = order[others]
+                members[place[others]] = row
+                place[others] += 1
+            self._table = begin, members
         return self._table
 
     def busiest(self) -> Ints:

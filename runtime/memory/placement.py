@@ -14,8 +14,8 @@ from memoptc.runtime.memory.problem import Buffer
 FEW = 48
 """Up to this many neighbours a Python loop is faster than numpy."""
 
-KEEP_LISTS = 1_000_000
-"""With at most this many pairs the neighbours are kept as lists, about 20 MB."""
+KEEP_LISTS = 100_000
+"""With at most this many pairs the neighbours are kept as lists, about 2 MB."""
 
 
 class Failed(Exception):
