@@ -30,7 +30,8 @@ class FuseAttention(Pass):
     more column of the keys, which meets ones in the queries: the product then adds it. What is masked by row, or has
     another element type, stays; so does what would need more memory at the planned extents: the kernel copies its
     operands.
-    Outputs may differ by float noise. Where a row's keys are all hidden, their weights are equal.
+    Outputs may differ by float noise. Where a row's keys are all hidden, their weights are equal. What a mask hides
+    must be finite: a NaN there is added to, not replaced.
     """
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:

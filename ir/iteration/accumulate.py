@@ -57,7 +57,14 @@ def _reduce(op: Op) -> list[Axis]:
     fractions = join is Join.MEAN or op.op_type in ("ReduceL2", "ReduceLogSum", "ReduceLogSumExp")
     if gone is None or _may_be_empty(op) or _dtype(op, 0) not in (SUMMED if fractions else (*SUMMED, *WHOLE)):
         return []
+    if join in (Join.LARGEST, Join.LEAST) and _dtype(op, 0) in WHOLE and not _since(op, 12):
+        return []  # Max and Min took no integers
     return [_along(op, join, (0, axis)) for axis in sorted(gone)]
+
+
+def _since(op: Op, version: int) -> bool:
+    """Whether a graph's opset is at least this one."""
+    return op.graph is None or (opset_of(op.graph) or 13) >= version
 
 
 def _global_pool(op: Op) -> list[Axis]:
@@ -139,8 +146,8 @@ def weights_axis(op: Op) -> Axis | None:
     taken beside its own largest element, and the sums scaled when they are added up ("Online normalizer calculation
     for softmax", Milakov and Gimelshein 2018; "Self-attention does not need O(n^2) memory", Rabe and Staats 2021).
     """
-    if op.key != "Softmax" or not op.result.single_use or _dtype(op, 0) not in SUMMED:
-        return None
+    if op.key != "Softmax" or not op.result.single_use or _dtype(op, 0) not in SUMMED or not _since(op, 8):
+        return None  # before opset 8, Max does not broadcast
     rank = len(extents(op, 0))
     ((user, index),) = op.result.uses
     recent = op.graph is not None and (opset_of(op.graph) or 13) >= 13

@@ -174,8 +174,8 @@ def reduced_axes(op: Op) -> set[int] | None:
             axes = ints(operand.tensor) if operand.tensor is not None else None
             if axes is None:
                 return None
-        elif op.attrs.get("noop_with_empty_axes"):
-            return None
+    if not axes and op.attrs.get("noop_with_empty_axes"):
+        return None
     if op.op_type in ("ArgMax", "ArgMin"):
         axes = (int(op.attrs.get("axis", 0)),)
     return {a % rank for a in axes} if axes else set(range(rank))

@@ -111,9 +111,15 @@ class Sums(Accumulated):
         operands, attrs = list(operands), dict(self.op.attrs)
         if self.total is not None:
             if self.op.op_type == "Gemm":
-                operands = operands[:2]  # what is added to the product is added once
-                attrs.pop("beta", None)
+                # What is added to the product is added once.
+                if (ops.opset_of(self.emitter.graph) or 13) < 11:
+                    attrs["beta"] = 0.0
+                else:
+                    operands = operands[:2]
+                    attrs.pop("beta", None)
         kind = PARTIAL.get(self.op.op_type, self.op.op_type)
+        if kind == "ReduceSum" and "axes" in attrs and (ops.opset_of(self.emitter.graph) or 13) >= 13:
+            operands.append(self.emitter.ints([int(a) for a in attrs.pop("axes")]))
         (part,) = self.emitter.copied(self.op, operands, attrs, index, kind, [r.type for r in self.op.results])
         if self.axis.join is Join.MEAN:
             part = self._weighed(part, span)
@@ -203,7 +209,10 @@ class Place(Accumulated):
 
 @dataclass
 class Top(Accumulated):
-    """`TopK` over what is first in the pieces: those of a piece come before equal ones of later pieces."""
+    """`TopK` over what is first in the pieces: those of a piece come before equal ones of later pieces.
+
+    Of rows that hold a NaN nothing is promised, as onnxruntime's own answer depends on where it lies.
+    """
 
     parts: list[tuple[Value, ...]] = field(default_factory=list, init=False)
     """Per piece its first values, and their places."""

@@ -14,7 +14,7 @@ from tileable import dims
 import memoptc
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.iteration import Join
+from memoptc.ir.iteration import Join, weights_axis
 from memoptc.ir.onnx_io import to_proto, write_onnx
 from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
@@ -287,3 +287,64 @@ def test_pieces_wait_for_each_other_in_the_order_of_onnxruntime(
         options = RunOptions(threads=1, mem_pattern=False, mem_reuse=False)
         peaks.append(record(path, feed, options, runs=1).run_peak_bytes)
     assert peaks[1] < large / 3 < peaks[0]
+
+
+OLD_LOG = """model {{ir_version=8, opset={{""={version}}}}}
+graph @g(%x: f32[3,64]) -> (f32[*]) {{
+  %a = Exp(%x)
+  %y = ReduceLogSum(%a) {{axes=[-1], keepdims={keep}}}
+  return %y
+}}"""
+
+OLD_GEMM = """model {{ir_version=5, opset={{""={version}}}}}
+graph @g(%x: f32[3,64], %n: f32[5,64], %c: f32[5]) -> (f32[*]) {{
+  %a = Exp(%x)
+  %y = Gemm(%a, %n, %c) {{transB=1, alpha=2.0, beta={keep}.5}}
+  return %y
+}}"""
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize(
+    ("text", "version"), [*((OLD_LOG, v) for v in (11, 13, 17)), *((OLD_GEMM, v) for v in (9, 11))]
+)
+def test_older_opsets_get_operands_where_they_want_them(text: str, version: int, keep: int) -> None:
+    op_type = "Gemm" if text is OLD_GEMM else "ReduceLogSum"
+    before, after = cut(text.format(version=version, keep=keep), op_type, 5)
+    random = np.random.default_rng(version)
+    feed = {"x": random.standard_normal((3, 64), np.float32)}
+    if op_type == "Gemm":
+        feed |= {"n": random.standard_normal((5, 64), np.float32), "c": random.standard_normal(5, np.float32)}
+    np.testing.assert_allclose(after.run(feed)["y"], before.run(feed)["y"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", [11, 12])
+def test_integers_are_joined_where_max_takes_them(version: int) -> None:
+    graph = typed(f"""model {{ir_version=6, opset={{""={version}}}}}
+graph @g(%x: i64[3,64]) -> (i64[*]) {{
+  %y = ReduceMax(%x) {{axes=[1]}}
+  return %y
+}}""")
+    assert bool(Spaces().sums(next(graph.walk("ReduceMax")))) == (version == 12)
+
+
+@pytest.mark.parametrize("version", [7, 8])
+def test_weights_are_joined_where_max_broadcasts(version: int) -> None:
+    graph = typed(f"""model {{ir_version=3, opset={{""={version}}}}}
+graph @g(%x: f32[3,64], %n: f32[64,5]) -> (f32[*]) {{
+  %w = Softmax(%x) {{axis=1}}
+  %y = MatMul(%w, %n)
+  return %y
+}}""")
+    assert (weights_axis(next(graph.walk("Softmax"))) is not None) == (version == 8)
+
+
+@pytest.mark.parametrize("nothing", [0, 1])
+def test_no_axes_may_mean_nothing_is_reduced(nothing: int) -> None:
+    graph = typed(f"""model {{ir_version=8, opset={{""=18}}}}
+graph @g(%x: f32[3,64]) -> (f32[*]) {{
+  %axes = const() {{value=[]}} : i64[0]
+  %y = ReduceSum(%x, %axes) {{noop_with_empty_axes={nothing}}}
+  return %y
+}}""")
+    assert bool(Spaces().sums(next(graph.walk("ReduceSum")))) == (not nothing)
