@@ -74,7 +74,7 @@ class Names:
             if top and name != info.name:
                 todo.append((name, info.name))
                 name = info.name
-            elif not top and (name in seen or (value.graph is not graph and name != info.name)):
+            elif not top and (name in seen or value.graph is not graph):
                 fresh = _unique(info.name or name, taken)
                 taken.add(fresh)
                 todo.append((name, fresh))

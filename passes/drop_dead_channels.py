@@ -49,7 +49,9 @@ def _kept(units: Units) -> npt.NDArray[np.int64]:
     every = np.arange(units.count)
     filters = units.cuts[0]
     dead = np.zeros(units.count, np.bool_)
-    if _starts_with_zero(filters).any() and _keeps_zero(units):
+    bias = units.source.input(2)
+    shared = bias is not None and bias.tensor is not None and bias.tensor.size == 1 and bool(bias.tensor.numpy().any())
+    if not shared and _starts_with_zero(filters).any() and _keeps_zero(units):
         dead |= _is_zero(filters, units.count)
         for cut in units.cuts[1:]:
             if cut.op is units.source:
@@ -101,7 +103,9 @@ def _maps_zero(op: Op) -> bool:
         absent = [op.input(i) is None for i in (1, 2)]
         return (low is not None or absent[0]) and (high is not None or absent[1]) and (low or 0) <= 0 <= (high or 0)
     if op.op_type in ("Mul", "PRelu"):
-        factor = op.operands[1].tensor if op.operands[1].tensor is not None else op.operands[0].tensor
+        # A slope of zero gives what is positive, not zero.
+        known = op.operands[1].tensor is not None or op.op_type == "PRelu"
+        factor = op.operands[1 if known else 0].tensor
         return factor is not None and bool(np.isfinite(np.asarray(factor.numpy(), np.float64)).all())
     if op.op_type == "Conv":
         return op.input(2) is None

@@ -32,6 +32,8 @@ class Narrow(Pass):
         todo = [op for op in graph.walk() if op.is_a("Slice", "Gather")]
         while todo:
             op = todo.pop()
+            if op.graph is None:
+                continue
             if crop(op):
                 stats["into pads"] += 1
                 continue
@@ -129,7 +131,7 @@ def _move(op: Op, take: _Take) -> _Moved | None:
     op.erase()
     maker.erase()
     result.name = name
-    return _Moved(maker.op_type, taken)
+    return _Moved(made.op_type, [made, *taken] if made.is_a("Slice", "Gather") else taken)
 
 
 def _axis(maker: Op, index: int, place: int) -> Axis | None:

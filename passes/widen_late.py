@@ -8,6 +8,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import BINARY, UNARY, VARIADIC, opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
@@ -59,6 +60,8 @@ def _take_back(value: Value) -> bool:
     for user, index in value.uses if axes else ():
         if user.graph is not value.graph or not _broadcasts(user) or not axes:
             return False
+        if all(v is value or len(_extents(v)) < len(_extents(value)) for v in user.operands):
+            return False
         axes = frozenset(a for a in axes if keeps(user, index, a))
     if not axes or value.op is None or not _can_shrink(value, axes):
         return False
@@ -75,7 +78,7 @@ def _broadcasts(op: Op) -> bool:
     return op.op_type in BINARY | VARIADIC and op.op_type != "PRelu" and not op.domain
 
 
-def _extents(value: Value) -> tuple[object, ...]:
+def _extents(value: Value) -> tuple[Dim, ...]:
     return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
 
 
@@ -88,19 +91,20 @@ def _inside(value: Value, operand: Value, axes: frozenset[int]) -> frozenset[int
 
 def _can_shrink(value: Value, axes: frozenset[int]) -> bool:
     """Whether a value without some axes can be had from what is there."""
-    if not axes or known_truth(value) is not None:
+    if not axes:
         return True
     maker = value.op
     if maker is None:
         return False
     whole = frozenset(i for i, d in enumerate(_extents(value)) if d != 1)
-    if maker.is_a("ConstantOfShape"):
+    if maker.is_a("ConstantOfShape") or known_truth(value) is not None:
         return axes == whole
     if maker.is_a("Expand"):
         operand = maker.operands[0]
         more = len(_extents(value)) - len(_extents(operand))
         repeated = {i for i in whole if i < more or _extents(operand)[i - more] == 1}
-        return repeated <= axes and _can_shrink(operand, _inside(value, operand, axes))
+        whole_there = all(same(_extents(operand)[i - more], _extents(value)[i]) for i in whole - axes - repeated)
+        return repeated <= axes and whole_there and _can_shrink(operand, _inside(value, operand, axes))
     return (_broadcasts(maker) or (maker.op_type in UNARY and not maker.domain)) and all(
         _can_shrink(v, _inside(value, v, axes)) for v in maker.operands if not v.is_absent
     )

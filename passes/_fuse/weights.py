@@ -67,7 +67,7 @@ def projection(value: Value) -> Projection | None:
     held = w.tensor
     if held is None or len(tuple(held.shape)) != 2 or DType(held.dtype) != DType.FLOAT or not w.single_use:
         return None
-    if offset is not None and offset.tensor is not None and offset.tensor.size not in (1, int(tuple(held.shape)[1])):
+    if offset is not None and offset.tensor is not None and offset.tensor.size not in (1, held.shape.numpy()[1]):
         return None  # a product of one column, spread over what is added
     return Projection(x, w, offset, (op, *ops)) if len(shape_of(x)) == 3 else None
 

@@ -40,7 +40,7 @@ def crop(op: Op) -> bool:
         pads[axis - 2], pads[axis - 2 + rank] = start, -min(end, 0)
         size, _, dilation, before, after = window
         more = int(maker.attrs.get("output_padding", (0,) * rank)[axis - 2])
-        if (size - 1) * dilation + 1 + more - before - after - start + min(end, 0) < 0:
+        if (size - 1) * dilation + 1 + more - before - after - start + min(end, 0) <= 0:
             return False
     own = (0,) * (2 * rank) if mode in ("VALID", b"VALID") else maker.attrs.get("pads", (0,) * (2 * rank))
     assert op.graph is not None
