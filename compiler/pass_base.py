@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -31,7 +34,7 @@ class Context:
         validation: Samples to hold results against (re-iterable), or `None`.
         metric: What measures accuracy (see `memoptc.runtime.quality.Metric`), or `None`.
         force: Whether a missed target is only a warning.
-        scratch: An existing folder for temporary files.
+        scratch: An existing folder for temporary files; one of its own, gone with the context, when not given.
         slowdown: Measures a graph: its run time over the original's; `None` when nothing is to be measured.
         say: Tells the user where a long pass stands.
         warnings: What the user must know; passes append.
@@ -52,6 +55,12 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scratch == Path():
+            # Not the current folder: others may work there, under the same names.
+            self.scratch = Path(tempfile.mkdtemp(prefix="memoptc-"))
+            weakref.finalize(self, shutil.rmtree, self.scratch, ignore_errors=True)
 
     def shapes(self, graph: Graph) -> Inference:
         """Infer shapes and known elements of integer vectors; once per version of the graph."""

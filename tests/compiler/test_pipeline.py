@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from importlib.metadata import EntryPoint
@@ -17,7 +18,7 @@ from memoptc import levels, registry
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.manager import Instrument, PassFailed, run_pipeline
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import parse
 from memoptc.report.model import PassRecord
 
@@ -275,3 +276,13 @@ def test_every_pass_has_help_and_every_level_a_pipeline() -> None:
             for calibrated in (False, True):
                 text = levels.pipeline_text(level, target, calibrated=calibrated)
                 assert str(parse(text)) == text
+
+
+def test_contexts_share_no_folder() -> None:
+    one, two = Context(), Context()
+    folders = {one.scratch, two.scratch}
+    assert len(folders) == 2
+    assert all(f.is_dir() and f != Path.cwd() for f in folders)
+    del one, two
+    gc.collect()
+    assert not any(f.exists() for f in folders)
