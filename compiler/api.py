@@ -134,7 +134,7 @@ def compile_file(
     report_paths = [check_report_path(p) for p in reports]
     refuse_overwriting(output, [source])
     with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch, staging(output) as folder:
-        result = _compile(source, asked, Path(scratch), folder / output.name)
+        result = _compile(source, asked, Path(scratch), folder / output.name, output)
         worst = result.report.verification.get("worst_sample")
         if worst:
             kept = output.with_name(f"{output.stem}.worst.npz")
@@ -151,11 +151,11 @@ def pipeline_for(options: Options) -> str:
     return str(steps.pipeline(options, options.calibration is not None))
 
 
-def _compile(model: Any, options: Options, scratch: Path, output: Path) -> Result:
+def _compile(model: Any, options: Options, scratch: Path, output: Path, destination: Path | None = None) -> Result:
     start = time.perf_counter()
     options.progress("reading", 0.0)
     source = load(model, scratch)
-    refuse_overwriting(output, steps.files_of(source))
+    refuse_overwriting(destination or output, steps.files_of(source))
     report = Report(
         model={
             "path": source.graph.info.source_path,

@@ -14,6 +14,7 @@ from onnx_ir import serde
 from memoptc.ir import protos
 from memoptc.ir.core import AttrRef, EmptyList, Graph, Op, Tensor, Value
 from memoptc.ir.dims import Dim
+from memoptc.ir.mapped import MappedTensor
 from memoptc.ir.onnx_read import read_onnx
 from memoptc.ir.onnx_write import to_proto
 from memoptc.ir.types import (
@@ -38,6 +39,9 @@ def to_onnx_ir(graph: Graph) -> onnx_ir.Model:
             # An empty stand-in of the same type; its marker is the place in `held`.
             op.set_attr("value", onnx_ir.Tensor(np.zeros(0, np.uint8), name="stand-in"))
             op.result.metadata[_MARK] = str(len(held))
+            # Its file may be a temporary one, so a saved model must not refer to it.
+            if isinstance(tensor, MappedTensor):
+                tensor = onnx_ir.Tensor(tensor.numpy(), DType(tensor.dtype), name=tensor.name)
             held.append(tensor)
     model = serde.deserialize_model(to_proto(copy))
     for inner in _graphs(model.graph):

@@ -67,17 +67,18 @@ def publish(folder: Path, into: Path, last: str = "") -> None:
 
 
 def refuse_overwriting(output: Path, inputs: list[Path]) -> None:
-    """Refuse an output that is one of the inputs.
+    """Refuse an output that is one of the inputs, or whose weights would be written over one of them.
 
     Raises:
         InputError: it is, directly or through a link.
     """
-    for path in inputs:
-        if output.exists() and path.exists() and os.path.samefile(output, path):
-            raise InputError(
-                f"{output} is also an input; writing it would destroy it.",
-                hint="Choose another name with -o.",
-            )
+    for written in (output, output.with_name(f"{output.name}.data")):
+        for path in inputs:
+            if written.exists() and path.exists() and os.path.samefile(written, path):
+                raise InputError(
+                    f"{written} is also an input; writing it would destroy it.",
+                    hint="Choose another name with -o.",
+                )
 
 
 def _cannot_write(path: Path, e: OSError) -> InputError:

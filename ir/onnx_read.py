@@ -1,7 +1,7 @@
 """ONNX in: protobuf to `Graph`, with every fault of the file told in one sentence.
 
 The structure is read off the protobuf directly, since onnx_ir's own reader has no map types and takes only
-UTF-8 strings; tensors are onnx_ir's: external ones are memory-mapped and untouched until somebody looks.
+UTF-8 strings; tensors are onnx_ir's, external ones read when somebody looks.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 from google.protobuf.message import DecodeError
 from onnx_ir import serde
 
 from memoptc.ir import protos
 from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Tensor, Value
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.mapped import DataFile, MappedTensor
 from memoptc.ir.protos import DimReader
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import DType, SparseTensorType, Type
 
 OPAQUE = ("training_info", "configuration")
+
+_HELD_OPEN = 32
+"""Data files of one model that are held open; exporters that write one file per weight have thousands."""
 
 
 def read_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: str | Path = "") -> Graph:
@@ -106,7 +111,7 @@ class _Reader:
         self.folder = folder
         self.label = label
         self.dims = DimReader()
-        self._data_sizes: dict[str, int] = {}
+        self._data_files: dict[str, DataFile] = {}
 
     def read(self, digest: str) -> Graph:
         with warnings.catch_warnings():
@@ -384,9 +389,11 @@ class _Reader:
 
     def _tensor(self, proto: onnx.TensorProto) -> Tensor:
         if proto.data_location == onnx.TensorProto.EXTERNAL:
-            self._check_external(proto)
-        else:
-            self._check_size(proto)
+            file = self._check_external(proto)
+            external = serde.deserialize_tensor(proto, str(self.folder))
+            assert isinstance(external, onnx_ir.ExternalTensor)
+            return MappedTensor(file, external)
+        self._check_size(proto)
         return serde.deserialize_tensor(proto, str(self.folder))
 
     def _check_size(self, proto: onnx.TensorProto) -> None:
@@ -406,7 +413,7 @@ class _Reader:
                     f"bytes but holds {len(proto.raw_data)}"
                 )
 
-    def _check_external(self, proto: onnx.TensorProto) -> None:
+    def _check_external(self, proto: onnx.TensorProto) -> DataFile:
         entries = {e.key: e.value for e in proto.external_data}
         location = entries.get("location", "")
         base = self.folder.resolve()
@@ -416,15 +423,16 @@ class _Reader:
                 f"{self.label}: weight {proto.name!r} lies in {location!r}, outside the model's folder.",
                 hint="Move the data beside the model and save it with a relative path.",
             )
-        if location not in self._data_sizes:
+        if location not in self._data_files:
             try:
-                self._data_sizes[location] = path.stat().st_size
+                self._data_files[location] = DataFile(path, hold=len(self._data_files) < _HELD_OPEN)
             except OSError:
                 raise InputError(
                     f"{self.label}: the external data file {location!r} of weight {proto.name!r} is missing.",
                     hint=f"Put it into {self.folder or '.'} beside the model.",
                 ) from None
-        offset, size = int(entries.get("offset") or 0), self._data_sizes[location]
+        file = self._data_files[location]
+        offset, size = int(entries.get("offset") or 0), file.size
         need = _bytes_of(proto, DType(proto.data_type))
         length = int(entries.get("length") or need)
         if length != need:
@@ -435,6 +443,7 @@ class _Reader:
                 f"bytes {offset} to {offset + length}, the file has {size}.",
                 hint="Download or copy the file again.",
             )
+        return file
 
     def _fault(self, what: str) -> InputError:
         return InputError(f"{self.label}: {what}.", hint="The model breaks a rule of ONNX; export it again.")

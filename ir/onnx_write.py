@@ -16,6 +16,7 @@ from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym
 from memoptc.ir.files import publish, staging
+from memoptc.ir.mapped import release
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType, Type
 
@@ -121,8 +122,7 @@ class _External:
         for key, value in (("location", self.path.name), ("offset", self.offset), ("length", size)):
             proto.external_data.add(key=key, value=str(value))
         self.offset += size
-        if isinstance(tensor, onnx_ir.ExternalTensor):
-            tensor.release()
+        release(tensor)
         return proto
 
     def close(self) -> None:
@@ -378,7 +378,9 @@ def write_onnx(graph: Graph, path: str | Path, *, external: bool | None = None) 
     return [path.parent / f.name for f in files]
 
 
-def write_into(graph: Graph, path: Path, *, external: bool | None = None) -> list[Path]:
+def write_into(
+    graph: Graph, path: Path, *, external: bool | None = None, threshold: int = EXTERNAL_THRESHOLD
+) -> list[Path]:
     """Write a model straight to `path` (use `write_onnx` unless `path` lies in a staging folder)."""
     tensors = list(weight_tensors(graph))
     if external is None:
@@ -386,7 +388,7 @@ def write_into(graph: Graph, path: Path, *, external: bool | None = None) -> lis
         external = external or sum(nbytes(t) for t in tensors) > INLINE_LIMIT
     data = _External(path.with_name(f"{path.name}.data")) if external else None
     try:
-        proto = _Writer(graph, data, EXTERNAL_THRESHOLD).model()
+        proto = _Writer(graph, data, threshold).model()
     finally:
         if data is not None:
             data.close()

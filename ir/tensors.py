@@ -42,7 +42,7 @@ def nbytes(tensor: Tensor) -> int:
 def content_digest(tensor: Tensor) -> bytes:
     """Give a digest of element type, shape and content; equal constants have equal digests.
 
-    The content is read once; a memory-mapped tensor's pages may be dropped again afterwards.
+    The content is read once; what lies in a file, a few megabytes at a time.
     """
     digest = hashlib.blake2b(f"{DType(tensor.dtype).name}{tuple(tensor.shape)}".encode(), digest_size=16)
     if tensor.dtype == DType.STRING:
@@ -50,7 +50,8 @@ def content_digest(tensor: Tensor) -> bytes:
             data = item.encode() if isinstance(item, str) else bytes(item)
             digest.update(len(data).to_bytes(8, "little") + data)
     else:
-        digest.update(tensor.tobytes())
+        for piece in tensor.chunks() if hasattr(tensor, "chunks") else (tensor.tobytes(),):
+            digest.update(piece)
     return digest.digest()
 
 

@@ -13,6 +13,7 @@ import onnx_ir
 
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.mapped import release
 from memoptc.ir.spelling import tensor_bytes, tensor_from_bytes, type_text
 from memoptc.ir.tensors import from_array, tensor_type
 from memoptc.ir.types import DType, TensorType
@@ -142,8 +143,7 @@ def write_npz(path: Path, tensors: Mapping[str, Tensor]) -> None:
             array = tensor.numpy() if native else np.frombuffer(tensor_bytes(tensor), np.uint8)
             with archive.open(info, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.asarray(array, order="C"), allow_pickle=False)
-            if isinstance(tensor, onnx_ir.ExternalTensor):
-                tensor.release()
+            release(tensor)
 
 
 def onnx_weights(path: Path) -> dict[str, Tensor]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import onnx_ir
-
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, write_into
+from memoptc.ir.tensors import same_content
 from memoptc.manager import count_nodes, weight_bytes
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
@@ -74,16 +72,7 @@ def _keep_weights(graph: Graph, frozen: Graph) -> int:
     kept = 0
     for op in frozen.walk("const"):
         mine, theirs = known.get(op.result.name), op.attrs["value"]
-        if mine is not None and _same(mine, theirs):
+        if mine is not None and same_content(mine, theirs):
             op.set_attr("value", mine)
             kept += 1
-        elif isinstance(theirs, onnx_ir.ExternalTensor):
-            # The file is a temporary one.
-            op.set_attr("value", onnx_ir.tensor(np.array(theirs.numpy()), dtype=theirs.dtype))
     return kept
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):
-        return False
-    return bool(a.tobytes() == b.tobytes())

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir
 
-from memoptc.ir.core import Graph, Value
+from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.dims import free_symbols
-from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.mapped import DataFile, MappedTensor
+from memoptc.ir.onnx_io import to_proto, write_into
+from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.runtime.judge import TOLERANCES
@@ -115,15 +119,64 @@ def bits(value: Any) -> Any:
     return array.shape, array.dtype.str, array.tobytes()
 
 
-def compare(before: Graph, after: Graph, *, exact: bool, seed: int = 0, feeds: list[Feed] | None = None) -> int:
+def with_external_weights(graph: Graph, folder: Path) -> Graph:
+    """Give the graph with every weight in a data file in `folder`, as one that was read has them."""
+    file = folder / "weights.data"
+    places: list[tuple[Op, int, TensorType]] = []
+    with open(file, "wb") as stream:
+        for op in graph.walk("const"):
+            tensor = op.attrs["value"]
+            if tensor.dtype != DType.STRING and tensor.size:
+                stream.write(b"\0" * (-stream.tell() % 64))
+                places.append((op, stream.tell(), tensor_type(tensor)))
+                stream.write(tensor.tobytes())
+    held = DataFile(file)
+    for op, offset, type_ in places:
+        external = onnx_ir.ExternalTensor(
+            file.name,
+            offset,
+            type_.nbytes,
+            type_.dtype,
+            shape=onnx_ir.Shape(type_.static_shape or ()),
+            name=op.result.name or "w",
+            base_dir=folder,
+        )
+        op.set_attr("value", MappedTensor(held, external))
+    return graph
+
+
+def _loaded(graph: Graph, folder: Path | None) -> Evaluator:
+    if folder is None:
+        return Evaluator(to_proto(graph), UNOPTIMIZED)
+    # onnxruntime reads shapes, axes and the like while loading, and refuses them in a data file.
+    write_into(graph, folder / "model.onnx", external=True, threshold=80)
+    return Evaluator(folder / "model.onnx", UNOPTIMIZED)
+
+
+def compare(
+    before: Graph,
+    after: Graph,
+    *,
+    exact: bool,
+    seed: int = 0,
+    feeds: list[Feed] | None = None,
+    folder: Path | None = None,
+) -> int:
     """Hold two graphs against each other on hard feeds; feeds that the first one refuses do not count.
+
+    Args:
+        before: The first one.
+        after: The second one.
+        exact: Compare bits.
+        seed: For the numbers.
+        feeds: These instead of hard ones.
+        folder: Where to write the second one, with its weights in a data file; else they are inline.
 
     Returns:
         How many feeds counted.
     """
     empty = not any(op.op_type in NOT_EMPTY for op in before.walk())
-    old = Evaluator(to_proto(before), UNOPTIMIZED)
-    new = Evaluator(to_proto(after), UNOPTIMIZED)
+    old, new = _loaded(before, None), _loaded(after, folder)
     counted = 0
     for feed in feeds if feeds is not None else hard_feeds(before, seed, empty=empty):
         try:
@@ -142,13 +195,13 @@ def compare(before: Graph, after: Graph, *, exact: bool, seed: int = 0, feeds: l
     return counted
 
 
-def compare_coded(before: Graph, after: Graph, feeds: list[Feed]) -> int:
+def compare_coded(before: Graph, after: Graph, feeds: list[Feed], folder: Path | None = None) -> int:
     """Hold a graph in float against its coded form: each output's signal to difference over all feeds.
 
     Returns:
         How many feeds counted.
     """
-    old, new = Evaluator(to_proto(before), UNOPTIMIZED), Evaluator(to_proto(after), UNOPTIMIZED)
+    old, new = _loaded(before, None), _loaded(after, folder)
     pairs = [(old.run(feed), new.run(feed)) for feed in feeds]
     for name in pairs[0][0]:
         a = np.concatenate([np.ravel(one[name]) for one, _ in pairs]).astype(np.float64)

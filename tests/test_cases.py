@@ -1,7 +1,8 @@
 """Every file in tests/cases: a pipeline, a graph, `// ---- expect`, the graph that must come out.
 
-A second line `// dims: S=64` names the extents to plan with; numbers are compared for them, too. Each gives five
-tests. `pytest tests/test_cases.py --update` writes what comes out as the expectation.
+A second line `// dims: S=64` names the extents to plan with; numbers are compared for them, too. Each gives six
+tests: numbers are compared with weights inside the model and in a data file beside it. `pytest tests/test_cases.py
+--update` writes what comes out as the expectation.
 """
 
 from __future__ import annotations
@@ -9,7 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from numbers_of import CODED, EXACT, NOT_EMPTY, RESCALING, compare, compare_coded, feed_of, hard_feeds, tame_feeds
+from numbers_of import (
+    CODED,
+    EXACT,
+    NOT_EMPTY,
+    RESCALING,
+    compare,
+    compare_coded,
+    feed_of,
+    hard_feeds,
+    tame_feeds,
+    with_external_weights,
+)
 
 from memoptc.instruments import VerifyEach
 from memoptc.ir.core import Graph
@@ -96,16 +108,21 @@ def test_again_changes_nothing(file: Path) -> None:
 
 
 @each_case
-def test_numbers(file: Path) -> None:
+@pytest.mark.parametrize("weights", ["inline", "external"])
+def test_numbers(file: Path, weights: str, tmp_path: Path) -> None:
     pipeline, before, _ = read(file)
+    folder = tmp_path if weights == "external" else None
+    graph, dims = typed(before, file), dims_of(before)
+    after = typed(before, file)
+    if folder is not None:
+        with_external_weights(after, folder)
+    run_pipeline(pipeline, after, Context(dims=dims), [VerifyEach()])
     if any(p.name in CODED for p in pipeline.passes()):
-        graph = typed(before, file)
-        assert compare_coded(graph, ran(pipeline, before, file), tame_feeds(graph)) > 0
+        assert compare_coded(graph, after, tame_feeds(graph), folder) > 0
         return
     exact = all(p.name in EXACT | RESCALING and getattr(p, "exact", True) for p in pipeline.passes())
-    graph, dims = typed(before, file), dims_of(before)
     feeds = tame_feeds(graph) if any(p.name in RESCALING for p in pipeline.passes()) else None
     if dims:
         empty = not any(op.op_type in NOT_EMPTY for op in graph.walk())
         feeds = [*hard_feeds(graph, empty=empty), feed_of(graph, dims)]
-    assert compare(graph, ran(pipeline, before, file), exact=exact, feeds=feeds) > 0
+    assert compare(graph, after, exact=exact, feeds=feeds, folder=folder) > 0

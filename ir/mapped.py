@@ -1,0 +1,174 @@
+"""Weights in a data file beside the model: read where somebody looks, and given back when nobody does any more."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from memoptc.ir.core import Tensor
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.spelling import tensor_from_bytes
+from memoptc.ir.tensors import tensor_type
+
+_CHUNK = 1 << 22
+"""Bytes read at once when a weight is copied or hashed."""
+
+_EAGER = 1 << 16
+"""Weights up to this many bytes are read and kept; larger ones are mapped for as long as an array of them lives."""
+
+
+class DataFile:
+    """A data file, held open: what is read stays what it was when somebody replaces or deletes the file.
+
+    Args:
+        path: The file.
+        hold: Keep it open. Otherwise it is opened for each read, and must still be the same then.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, hold: bool = True) -> None:
+        self.path = path
+        self.size = 0
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._identity = self._identify(descriptor)
+        self.size = os.fstat(descriptor).st_size
+        self._held: int | None = None
+        if hold:
+            self._held = descriptor
+            weakref.finalize(self, os.close, descriptor)
+        else:
+            os.close(descriptor)
+
+    @staticmethod
+    def _identify(descriptor: int) -> tuple[int, ...]:
+        found = os.fstat(descriptor)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _open(self) -> int:
+        if self._held is not None:
+            return self._held
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as e:
+            raise InputError(f"{self.path} cannot be read any more: {e.strerror}.", hint="Read the model again.") from e
+        if self._identify(descriptor) != self._identity:
+            os.close(descriptor)
+            raise InputError(f"{self.path} has changed since the model was read.", hint="Read the model again.")
+        return descriptor
+
+    def _close(self, descriptor: int) -> None:
+        if descriptor != self._held:
+            os.close(descriptor)
+
+    def chunks(self, offset: int, length: int) -> Iterator[bytes]:
+        """Give a part of the file piece by piece.
+
+        Raises:
+            InputError: the file ends before that, or has changed.
+        """
+        descriptor = self._open()
+        try:
+            end = offset + length
+            while offset < end:
+                piece = os.pread(descriptor, min(_CHUNK, end - offset), offset)
+                if not piece:
+                    raise InputError(f"{self.path} is shorter than it was.", hint="Read the model again.")
+                yield piece
+                offset += len(piece)
+        finally:
+            self._close(descriptor)
+
+    def map(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
+        """Map a part of the file, at least one byte; the mapping lives as long as the array and its views."""
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        descriptor = self._open()
+        try:
+            raw = mmap.mmap(descriptor, offset - start + length, access=mmap.ACCESS_READ, offset=start)
+        finally:
+            self._close(descriptor)
+        return np.frombuffer(raw, np.uint8, length, offset - start)
+
+
+class MappedTensor(onnx_ir.ExternalTensor):
+    """A weight in a `DataFile`. Nothing is read before it is asked for, and nothing large is kept.
+
+    Args:
+        file: The data file.
+        external: Names the part of it, element type and shape.
+    """
+
+    def __init__(self, file: DataFile, external: onnx_ir.ExternalTensor) -> None:
+        super().__init__(
+            external.location,
+            external.offset,
+            external.length,
+            external.dtype,
+            shape=external.shape,
+            name=external.name,
+            doc_string=external.doc_string,
+            metadata_props=dict(external.metadata_props),
+            base_dir=external.base_dir,
+        )
+        self._file = file
+        self._small: npt.NDArray[Any] | None = None
+        self._mapped: weakref.ref[npt.NDArray[Any]] | None = None
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Give the content, read-only; arrays of large weights are mappings that end with their last view."""
+        if self._small is not None:
+            return self._small
+        array = self._mapped() if self._mapped is not None else None
+        if array is None:
+            size = int(self.nbytes)
+            small = size <= _EAGER
+            content = np.frombuffer(self.tobytes(), np.uint8) if small else self._file.map(self.offset or 0, size)
+            array = tensor_from_bytes(tensor_type(self), content).numpy()
+            if small:
+                self._small = array
+            else:
+                self._mapped = weakref.ref(array)
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        array = self.numpy()
+        return array.astype(dtype) if dtype is not None and dtype != array.dtype else array
+
+    def tobytes(self) -> bytes:
+        """Give the content as it is stored."""
+        return b"".join(self.chunks())
+
+    def chunks(self) -> Iterator[bytes]:
+        """Give the content as it is stored, a few megabytes at a time."""
+        return self._file.chunks(self.offset or 0, int(self.nbytes))
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the content as it is stored."""
+        for piece in self.chunks():
+            file.write(piece)
+
+    def release(self) -> None:
+        """Forget what was read; arrays that others hold stay as they are."""
+        self._small = self._mapped = None
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory in which a constant's content lies, as far as it can be read again from its file."""
+    if isinstance(tensor, MappedTensor):
+        tensor.release()
+    elif isinstance(tensor, onnx_ir.Tensor) and isinstance(tensor.raw, np.ndarray):
+        base: Any = tensor.raw
+        while isinstance(base, np.ndarray | memoryview):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
+        if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+            # Views of a mapped file: their pages come back from the file when somebody looks again.
+            base.madvise(mmap.MADV_DONTNEED)

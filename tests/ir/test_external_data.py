@@ -1,0 +1,141 @@
+"""Weights in a data file: read when looked at, given back, and safe from what happens to the file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from memoptc.api import compile_file
+from memoptc.ir import onnx_read
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.mapped import MappedTensor
+from memoptc.ir.onnx_io import read_onnx, write_onnx
+from memoptc.runtime.evaluate import Evaluator
+
+D = 128
+
+
+def three_products() -> onnx.ModelProto:
+    """A product whose transposed weight is one for three heads, and a Split of what it gives."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((3 * D, D)).astype(np.float32), "w"),
+        numpy_helper.from_array(rng.standard_normal(3 * D).astype(np.float32), "b"),
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1),
+        helper.make_node("Split", ["y"], ["p", "q", "r"], axis=1, num_outputs=3),
+    ]
+    x, *outputs = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", D]) for n in "xpqr")
+    graph = helper.make_graph(nodes, "g", [x], outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def saved(folder: Path, *, files: int = 1) -> Path:
+    """The model with its weights beside it, in one file or in one each."""
+    onnx.save_model(
+        three_products(),
+        folder / "m.onnx",
+        save_as_external_data=True,
+        all_tensors_to_one_file=files == 1,
+        location="m.data" if files == 1 else None,
+        size_threshold=0,
+    )
+    return folder / "m.onnx"
+
+
+def weights(graph: Graph) -> list[np.ndarray]:
+    return [np.array(op.attrs["value"].numpy()) for op in graph.walk("const")]
+
+
+def expected() -> list[np.ndarray]:
+    return [numpy_helper.to_array(t) for t in three_products().graph.initializer]
+
+
+def test_views_of_a_mapped_weight_are_written(tmp_path: Path) -> None:
+    """`split-products` makes three views of a mapped weight, which live while the file is written."""
+    options = {"passes": "split-products{least=1},lower", "measure": False}
+    result = compile_file(saved(tmp_path), tmp_path / "o.onnx", **options)
+    assert any(isinstance(t.attrs["value"], onnx_ir.Tensor) for t in result.graph.walk("const"))
+    feed = {"x": np.ones((2, D), np.float32)}
+    before, after = (Evaluator(tmp_path / n).run(feed) for n in ("m.onnx", "o.onnx"))
+    for name, value in before.items():
+        np.testing.assert_allclose(np.asarray(value), np.asarray(after[name]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_nothing_large_is_kept(tmp_path: Path, files: int) -> None:
+    graph = read_onnx(saved(tmp_path, files=files))
+    large = next(op.attrs["value"] for op in graph.walk("const") if op.attrs["value"].size == 3 * D * D)
+    assert isinstance(large, MappedTensor)
+    array = large.numpy()
+    assert large.numpy() is array
+    assert not array.flags.writeable
+    view = array[1]
+    large.release()
+    np.testing.assert_array_equal(view, expected()[0][1])
+    assert large.numpy() is not array
+
+
+@pytest.mark.parametrize("held", [32, 0])
+def test_files_that_go_or_change(tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file held open is read on after it is gone; one that is not held must still be the same."""
+    monkeypatch.setattr(onnx_read, "_HELD_OPEN", held)
+    path = saved(tmp_path)
+    graph = read_onnx(path)
+    for found, wanted in zip(weights(graph), expected(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    for op in graph.walk("const"):
+        op.attrs["value"].release()
+    (tmp_path / "other").write_bytes(bytes((tmp_path / "m.data").stat().st_size))
+    (tmp_path / "other").replace(tmp_path / "m.data")
+    if held:
+        for found, wanted in zip(weights(graph), expected(), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    else:
+        with pytest.raises(InputError, match="has changed since the model was read"):
+            weights(graph)
+    (tmp_path / "m.data").unlink()
+    if held:
+        write_onnx(graph, tmp_path / "again.onnx")
+        np.testing.assert_array_equal(weights(read_onnx(tmp_path / "again.onnx"))[0], expected()[0])
+    else:
+        with pytest.raises(InputError, match="cannot be read any more"):
+            weights(graph)
+
+
+def test_written_over_its_own_file_twice(tmp_path: Path) -> None:
+    """What is read are the bytes of the file that was there, not those at the same offset of the new one."""
+    path = saved(tmp_path)
+    shutil.move(tmp_path / "m.data", tmp_path / "m.onnx.data")
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        next(e for e in tensor.external_data if e.key == "location").value = "m.onnx.data"
+    path.write_bytes(proto.SerializeToString())
+    graph = read_onnx(path)
+    first = next(graph.walk("const").__iter__())
+    first.attrs["value"].release()
+    for _ in range(2):
+        write_onnx(graph, path)
+        for found, wanted in zip(weights(read_onnx(path)), expected(), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_weights_are_not_written_over_an_input(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    shutil.move(tmp_path / "m.data", tmp_path / "o.onnx.data")
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        next(e for e in tensor.external_data if e.key == "location").value = "o.onnx.data"
+    path.write_bytes(proto.SerializeToString())
+    before = (tmp_path / "o.onnx.data").read_bytes()
+    with pytest.raises(InputError, match="also an input"):
+        compile_file(path, tmp_path / "o.onnx", level=1, measure=False)
+    assert (tmp_path / "o.onnx.data").read_bytes() == before
