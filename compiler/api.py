@@ -43,6 +43,11 @@ class Result:
         self._kind = kind
 
     @property
+    def verdict(self) -> str:
+        """What came out, in one sentence: need, latency, and whether the outputs are those of the original."""
+        return self.report.verdict
+
+    @property
     def model(self) -> Any:
         """The compiled model in the form that was handed in; `onnx.ModelProto` for a path.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.ir.taken import looked_into
+from memoptc.levels import ANY_SLOWDOWN, SLOWDOWN
 from memoptc.options import Options
 from memoptc.report import Report
 from memoptc.report.rows import size
@@ -37,6 +38,13 @@ def check_verification(report: Report, options: Options, find_culprit: Callable[
         message,
         hint="Nothing was written; leave the pass out with --passes, keep more layers in float, or use --force.",
     )
+
+
+def promised_slowdown(options: Options) -> float:
+    """Largest ratio of latencies that a compile promises: what was asked for, else the level's; any for a budget."""
+    if options.max_slowdown is not None:
+        return options.max_slowdown
+    return ANY_SLOWDOWN if options.memory_budget is not None else SLOWDOWN.get(options.level, SLOWDOWN[2])
 
 
 def check_slowdown(report: Report, options: Options) -> None:

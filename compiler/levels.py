@@ -30,9 +30,9 @@ _WEIGHTS = {
 """Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
 
 _PLACE = "plan-memory,lower"
-_SLOWDOWN = {2: 1.05, 3: 1.3}
+SLOWDOWN = {2: 1.05, 3: 1.3}
 """What a level may make of the run time to save memory, where nobody says otherwise."""
-_ANY = 1000.0
+ANY_SLOWDOWN = 1000.0
 """A slowdown that stands for none being too much: a budget was given, and no other limit."""
 
 
@@ -143,8 +143,8 @@ def pipeline_text(
 
 def _fit(level: int, budget: int | None, slowdown: float | None) -> str:
     if slowdown is None:
-        slowdown = _SLOWDOWN[level] if budget is None else _ANY
-    options = [f"slowdown={float(slowdown)!r}"] if slowdown != _SLOWDOWN[2] else []
+        slowdown = SLOWDOWN[level] if budget is None else ANY_SLOWDOWN
+    options = [f"slowdown={float(slowdown)!r}"] if slowdown != SLOWDOWN[2] else []
     if budget is not None:
         options.insert(0, f"budget={budget}")
     return "fit" + (f"{{{','.join(options)}}}" if options else "")

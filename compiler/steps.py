@@ -19,6 +19,7 @@ import onnxruntime
 from memoptc import __version__, levels, registry
 from memoptc.bisect import bisect
 from memoptc.border import Border, border_since, with_border_of
+from memoptc.gate import promised_slowdown
 from memoptc.instruments import CheckEach, Dump, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
@@ -28,6 +29,7 @@ from memoptc.ir.onnx_io import write_into
 from memoptc.ir.taken import looked_into
 from memoptc.ir.types import TensorType
 from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
+from memoptc.measuring import measure_both
 from memoptc.options import Options
 from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
@@ -41,7 +43,6 @@ from memoptc.runtime.freeze import write_packed
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.integer_kernels import has_codes, integer_run
 from memoptc.runtime.judge import Judge
-from memoptc.runtime.measure import InSession
 from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.liveness import liveness, peak
@@ -488,14 +489,5 @@ def measure(
     original: Path, candidate: Path, compiled: Compiled, options: Options, data: Inputs, report: Report
 ) -> None:
     """Measure both models, interleaved, in fresh processes."""
-    run = RunOptions(threads=options.jobs or 0)
-    feed = compiled.border.encode(data.feed)
-    before, after = measure_models([original, candidate], [data.feed, feed], options=run)
-    report.control.measured, report.candidate.measured = before.to_json(), after.to_json()
-    report.candidate.session = {}
-    for tier in ("arena", "planned"):
-        try:
-            (found,) = measure_models([candidate], feed, options=InSession(tier), seconds=1.0)
-        except InputError:
-            continue  # what runs there are tensors, and only where the C interface can be used
-        report.candidate.session[tier] = found.to_json()
+    feeds = (data.feed, compiled.border.encode(data.feed))
+    measure_both((original, candidate), feeds, options.jobs or 0, promised_slowdown(options), report)

@@ -1,8 +1,9 @@
-"""Memory and time of models in stock onnxruntime, each in a fresh process, control and candidate in turns."""
+"""What models need (memory of the whole process) and how fast they are: fresh processes, turns against each other."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,38 +23,138 @@ from memoptc.runtime.evaluate import STOCK, Feed, RunOptions
 from memoptc.runtime.npz import save_feed
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
+_MOST_ROUNDS = 36  # until an interval leaves the bound that is asked about
+_APART_ROUNDS = 5  # where each turn loads its model anew
 _MOST_RUNS = 100  # per turn
+_TOGETHER = 256 << 20
+"""Bytes that all models of one comparison may need together; larger ones are loaded one at a time."""
+
+RUNS = 4
+"""Runs that need is measured over: from the second on a default session allocates differently."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one model needs, measured.
+class Need:
+    """What a process needs for one model: bytes over those before the model is opened, to the end of the runs.
 
     Args:
-        load_peak_bytes: Highest resident memory while loading, over the interpreter with onnxruntime imported.
-        loaded_bytes: Resident memory once loaded, over the same.
-        run_peak_bytes: Highest resident memory during the runs, over the loaded model.
-        load_seconds: Time to load.
-        latency_ms: `p50`, `p95`, `p99` of one run.
-        throughput_per_s: Runs per second, one after the other.
-        runs: Runs that were timed.
+        need_bytes: Highest resident bytes: loading, weights in every copy, activations, workspace, our own code.
+        anonymous_bytes: Highest anonymous bytes: those that the kernel cannot evict; `None` where unknown.
+        load_peak_bytes: Highest resident bytes while loading.
+        loaded_bytes: Resident bytes once loaded.
+        run_peak_bytes: Highest resident bytes during the runs, over the loaded model.
+        ours_bytes: What importing `memoptc.runtime.session` took; 0 in plain onnxruntime.
+        run_mapped_bytes: Mapped bytes that came in during the runs: weights read when first used.
+        load_seconds: Time to load, imports not counted.
         memory_runs: Runs during which memory was watched.
         method: How memory was measured (see `memoptc.runtime.worker.PeakMeter`).
+        tier: Tier of `memoptc.runtime.Session`; `""` for plain onnxruntime.
     """
 
+    need_bytes: int
+    anonymous_bytes: int | None
     load_peak_bytes: int
     loaded_bytes: int
     run_peak_bytes: int
+    ours_bytes: int
+    run_mapped_bytes: int
     load_seconds: float
+    memory_runs: int
+    method: str
+    tier: str
+
+    def parts(self, activations: int | None = None) -> dict[str, int]:
+        """Break `need_bytes` down; the parts add up to it.
+
+        `weights` are those resident once loaded, in every copy, with the session's own structures, and mapped ones that
+        runs read in; `activations` at most those planned, `workspace` the rest of what runs take (scratch of kernels
+        that no plan knows, arenas larger than what is in them); `loading` is what loading takes beyond all of these,
+        and gives back; `ours` is what importing `memoptc.runtime.session` takes.
+
+        Args:
+            activations: Bytes of activations planned for a run; all of what runs take when not known.
+        """
+        runs = max(0, min(self.need_bytes - self.loaded_bytes, self.run_peak_bytes))
+        mapped = min(runs, self.run_mapped_bytes)
+        ours = min(self.ours_bytes, self.loaded_bytes)
+        used = runs - mapped if activations is None else min(runs - mapped, activations)
+        return {
+            "loading": self.need_bytes - self.loaded_bytes - runs,
+            "weights": self.loaded_bytes - ours + mapped,
+            "activations": used,
+            "workspace": runs - mapped - used,
+            "ours": ours,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Measured(Need):
+    """What one model needs, and how fast it is.
+
+    Args:
+        latency_ms: `p50`, `p95`, `p99` of one run.
+        throughput_per_s: Runs per second, one after the other.
+        runs: Runs that were timed.
+        turns_ms: Median of each turn; the turns of models that were measured together belong together.
+    """
+
     latency_ms: dict[str, float]
     throughput_per_s: float
     runs: int
-    memory_runs: int
-    method: str
+    turns_ms: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the report's `measured` object."""
-        return dict(self.__dict__)
+        """Give plain values."""
+        return {k: v for k, v in self.__dict__.items() if k != "turns_ms"}
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """How much slower one model is than another: the median ratio of their turns, and an interval for it.
+
+    Args:
+        ratio: The median.
+        low: Lower end of the interval that holds the true median in at least 93 % of cases.
+        high: Its upper end.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(before: Sequence[float], after: Sequence[float]) -> Slowdown:
+        """Compare two models whose turns alternated.
+
+        The ends are order statistics of the ratios: the true median lies below all of n ratios, or above, with a
+        probability of 0.5**n each, whatever the noise looks like.
+        """
+        ratios = sorted(b / a for a, b in zip(before, after, strict=True))
+        drop = _dropped(len(ratios))
+        return Slowdown(statistics.median(ratios), ratios[drop], ratios[-1 - drop])
+
+    def above(self, bound: float) -> bool:
+        """Whether noise alone does not explain that the bound is exceeded."""
+        return self.low > bound
+
+    def decided(self, bound: float) -> bool:
+        """Whether the interval lies on one side of the bound."""
+        return self.low > bound or self.high <= bound
+
+
+def _dropped(count: int) -> int:
+    """How many ratios to leave out at each end, so that the interval still holds the median in 93 % of cases."""
+    below, drop = 0.5**count, 0
+    while drop + 1 < count // 2:
+        more = below + math.comb(count, drop + 1) * 0.5**count
+        if 2 * more > 0.07:
+            break
+        below, drop = more, drop + 1
+    return drop
 
 
 @dataclass(frozen=True)
@@ -61,16 +162,16 @@ class InSession:
     """Run in `memoptc.runtime.Session` instead of plain onnxruntime.
 
     Args:
-        memory: Its tier.
+        memory: Its tier; its default one when not given.
         arguments: Its other arguments, as plain values.
     """
 
-    memory: str
+    memory: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Give the session's keyword arguments."""
-        return {"memory": self.memory, **self.arguments}
+        return {**({} if self.memory is None else {"memory": self.memory}), **self.arguments}
 
 
 Way: TypeAlias = RunOptions | InSession
@@ -83,71 +184,141 @@ def measure(
     *,
     options: Way | Sequence[Way] = STOCK,
     seconds: float = 10.0,
+    bound: float | None = None,
 ) -> list[Measured]:
     """Measure models against each other.
 
     Memory is measured first, in one fresh process per model: baseline, load, then four runs (fewer when they
     would take too long). For time all models are loaded in a process each and run in turns A B A B ..., so that
-    a change of the machine's speed meets all of them; only one runs at a time.
+    a change of the machine's speed meets all of them; only one runs at a time. Models that need more than 256 MiB
+    together are loaded anew for each turn, so that one at a time is in memory.
 
     Args:
         models: Paths of the models, usually control and candidate.
         feed: The inputs: the same for all, or one per model.
         options: How to run: one for all, or one per model.
         seconds: About how long all timed runs together may take. Every model runs at least 3 times.
+        bound: Take more turns, up to three times `seconds`, until it is decided on which side of the bound the
+            slowdown of the second model against the first lies.
 
     Raises:
         InputError: a model cannot be loaded or run.
     """
     each = [options] * len(models) if isinstance(options, RunOptions | InSession) else list(options)
+    with _feeds(models, feed) as files:
+        cases = list(zip(models, each, files, strict=True))
+        needs = [_need(*case, seconds) for case in cases]
+        together = sum(n.need_bytes for n in needs) <= _TOGETHER
+        times = _times(cases, seconds, bound) if together else _times_apart(cases, seconds)
+    return [_result(need, turns) for need, turns in zip(needs, times, strict=True)]
+
+
+def measure_need(
+    model: str | os.PathLike[str], feed: Feed, *, options: Way = STOCK, seconds: float = 10.0, repeats: int = 1
+) -> Need:
+    """Measure what a process needs for a model, without timing it.
+
+    Args:
+        model: Its path.
+        feed: The inputs.
+        options: How to run it.
+        seconds: About how long the runs may take.
+        repeats: Fresh processes to measure in; the smallest need counts, since noise only adds.
+
+    Raises:
+        InputError: the model cannot be loaded or run.
+    """
+    with _feeds([model], feed) as (file,):
+        found = [_need(model, options, file, seconds) for _ in range(repeats)]
+    return min(found, key=lambda n: n.need_bytes)
+
+
+@contextmanager
+def _feeds(models: Sequence[Any], feed: Feed | Sequence[Feed]) -> Iterator[list[Path]]:
+    """Give a file with inputs per model."""
     with tempfile.TemporaryDirectory(prefix="memoptc-measure-") as folder:
         feeds = [feed] if isinstance(feed, Mapping) else list(feed)
         files = [Path(folder) / f"feed{i}.npz" for i in range(len(feeds))]
         for file, content in zip(files, feeds, strict=True):
             save_feed(file, content)
-        cases = list(zip(models, each, files * len(models) if len(files) == 1 else files, strict=True))
-        memory = [_memory(*case, seconds) for case in cases]
-        times = _times(cases, seconds)
-    return [_result(found, ms) for found, ms in zip(memory, times, strict=True)]
+        yield files * len(models) if len(files) == 1 else files
 
 
-def _memory(model: str | os.PathLike[str], options: Way, feed: Path, seconds: float) -> dict[str, Any]:
+def _need(model: str | os.PathLike[str], options: Way, feed: Path, seconds: float) -> Need:
     with _worker(model, options, feed) as ask:
-        load = ask(do="load")
-        first = ask(do="memory", runs=1)
-        more = 3 if 3 * first["seconds"] < seconds else 1
-        rest = ask(do="memory", runs=more)
-    peak = max(first["peak"], rest["peak"])
-    return {"load": load, "peak": peak, "runs": 1 + more, "method": rest["method"]}
+        found = ask(do="need", runs=RUNS, seconds=seconds)
+    return need_of(found)
 
 
-def _times(cases: Sequence[tuple[str | os.PathLike[str], Way, Path]], seconds: float) -> list[list[float]]:
+def need_of(found: Mapping[str, Any]) -> Need:
+    """Read what a worker's `need` says."""
+    return Need(
+        need_bytes=max(0, found["need"]),
+        anonymous_bytes=found["anonymous"],
+        load_peak_bytes=max(0, found["load_peak"]),
+        loaded_bytes=min(max(0, found["loaded"]), max(0, found["need"])),
+        run_peak_bytes=max(0, found["peak"]),
+        ours_bytes=found["ours"],
+        run_mapped_bytes=found["mapped_in_runs"],
+        load_seconds=found["load_seconds"],
+        memory_runs=found["runs"],
+        method=found["method"],
+        tier=found["tier"],
+    )
+
+
+_Case: TypeAlias = tuple[str | os.PathLike[str], Way, Path]
+
+
+def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[list[list[float]]]:
+    """Milliseconds of each run, by model and turn; all models loaded."""
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(*case)) for case in cases]
         for ask in workers:
             ask(do="load")
-        warm = [ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers]
-        rounds = max(3, min(_ROUNDS, int(seconds / max(sum(warm), 1e-6))))
-        count = max(1, min(_MOST_RUNS, int(seconds / rounds / max(sum(warm), 1e-6))))
-        found: list[list[float]] = [[] for _ in workers]
-        for _ in range(rounds):
-            for ask, ms in zip(workers, found, strict=True):
-                ms.extend(ask(do="time", runs=count)["ms"])
+        warm = sum(ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers)
+        rounds = max(3, min(_ROUNDS, int(seconds / max(warm, 1e-6))))
+        count = max(1, min(_MOST_RUNS, int(seconds / rounds / max(warm, 1e-6))))
+        most = min(_MOST_ROUNDS, 3 * rounds) if bound is not None and len(cases) > 1 else rounds
+        found: list[list[list[float]]] = [[] for _ in workers]
+        while len(found[0]) < most:
+            for ask, turns in zip(workers, found, strict=True):
+                turns.append(ask(do="time", runs=count)["ms"])
+            if len(found[0]) >= rounds and (bound is None or _slowdown(found).decided(bound)):
+                break
     return found
 
 
-def _result(memory: Mapping[str, Any], ms: Sequence[float]) -> Measured:
+def _slowdown(found: Sequence[Sequence[Sequence[float]]]) -> Slowdown:
+    before, after = ([statistics.median(turn) for turn in turns] for turns in found[:2])
+    return Slowdown.of(before, after)
+
+
+def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float]]]:
+    """As `_times`, with one model in memory at a time."""
+    found: list[list[list[float]]] = [[] for _ in cases]
+    rounds, count = _APART_ROUNDS, 0
+    while len(found[0]) < rounds:
+        for case, turns in zip(cases, found, strict=True):
+            with _worker(*case) as ask:
+                ask(do="load")
+                warm = ask(do="time", runs=2)["ms"][-1] / 1e3
+                if not count:
+                    rounds = max(3, min(rounds, int(seconds / max(warm * len(cases), 1e-6))))
+                    count = max(1, min(_MOST_RUNS, int(seconds / rounds / len(cases) / max(warm, 1e-6))))
+                turns.append(ask(do="time", runs=count)["ms"])
+    return found
+
+
+def _result(need: Need, turns: Sequence[Sequence[float]]) -> Measured:
+    ms = [value for turn in turns for value in turn]
     p50, p95, p99 = (float(value) for value in np.percentile(ms, [50, 95, 99]))
     return Measured(
-        load_peak_bytes=max(0, memory["load"]["peak"]),
-        loaded_bytes=max(0, memory["load"]["loaded"]),
-        run_peak_bytes=max(0, memory["peak"]),
-        load_seconds=memory["load"]["seconds"],
+        **need.__dict__,
         latency_ms={"p50": p50, "p95": p95, "p99": p99},
         throughput_per_s=1e3 / statistics.fmean(ms),
         runs=len(ms),
-        memory_runs=memory["runs"],
-        method=memory["method"],
+        turns_ms=tuple(statistics.median(turn) for turn in turns),
     )
 
 

@@ -19,3 +19,11 @@ def parse_bytes(text: str) -> int:
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is no size; write one like 64MiB, 1.5GB or 4096")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+RESOLUTION = 256 << 10
+"""Bytes below which a difference of need says nothing.
+
+The same model in fresh processes differs by up to 250 kB (stacks and heaps of onnxruntime's threads, which pages of its
+library are touched): the largest spread of five processes over small models, 10 to 24 MB of need.
+"""

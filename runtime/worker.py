@@ -10,6 +10,7 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import sys
 import threading
 import time
@@ -94,6 +95,65 @@ class PeakMeter:
         return max(self._peak, resident_bytes())
 
 
+class Watch:
+    """Anonymous and mapped resident bytes, over those at `start`, sampled every two milliseconds by a thread.
+
+    Mapped pages (files: weights beside a model, libraries) can be evicted by the kernel and read again, anonymous ones
+    cannot. Where the system tells neither, both stay 0 and `known` is false.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._file: int | None = os.open("/proc/self/statm", os.O_RDONLY)
+        except OSError:
+            self._file = None
+        self.known = self._file is not None
+        self._page = os.sysconf("SC_PAGE_SIZE") if self.known else 0
+        self._base = (0, 0)
+        self._anonymous = self.mapped_peak = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._base = self._read()
+        if self.known:
+            self._thread.start()
+
+    def _read(self) -> tuple[int, int]:
+        if self._file is None:
+            return 0, 0
+        resident, shared = (int(n) for n in os.pread(self._file, 128, 0).split()[1:3])
+        return (resident - shared) * self._page, shared * self._page
+
+    def now(self) -> tuple[int, int]:
+        """Give anonymous and mapped bytes of this moment, over those at `start`."""
+        anonymous, mapped = self._read()
+        found = anonymous - self._base[0], mapped - self._base[1]
+        self._anonymous, self.mapped_peak = max(self._anonymous, found[0]), max(self.mapped_peak, found[1])
+        return found
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(0.002):
+            self.now()
+
+    def stop(self) -> None:
+        """End."""
+        self.now()
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def anonymous_peak(self, need: int) -> int | None:
+        """Give the highest anonymous bytes; `None` where unknown.
+
+        Args:
+            need: Highest resident bytes. What they exceed the highest mapped ones by was anonymous, also where it was
+                too short for a sample.
+        """
+        return max(self._anonymous, need - self.mapped_peak, 0) if self.known else None
+
+
 def resident_bytes() -> int:
     """Resident memory of this process; 0 where nothing tells it."""
     found = _status("VmRSS")
@@ -120,65 +180,105 @@ def _status(key: str) -> int | None:
 class _Worker:
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.request = request
-        self.meter = PeakMeter()
         self.run_once: Callable[[], Any]
-        self.loaded = 0
+        self.kept: Any = None
         with np.load(request["feed"]) as file:
             self.feed = {name: file[name] for name in file.files}
+        for array in self.feed.values():
+            array.sum() if array.dtype.kind in "fiu" else None  # resident before anything is measured
         self.special = "__kinds__" in self.feed
         if self.special:  # element types or kinds that plain numpy does not know
             from memoptc.runtime.npz import load_feed
 
             self.feed = load_feed(Path(request["feed"]))
             import memoptc.runtime.evaluate  # noqa: F401  (before the baseline)
-        if "session" in request:
-            from memoptc.runtime.native.capi import api
-            from memoptc.runtime.session import Session  # noqa: F401  (before the baseline)
-
-            if request["session"]["memory"] == "planned":
-                api()
 
     def load(self) -> dict[str, Any]:
-        baseline = self.meter.start()
+        """Make the session."""
+        self._import()
         started = time.perf_counter()
+        tier = self._open()
+        return {"tier": tier, "seconds": time.perf_counter() - started}
+
+    def _import(self) -> None:
+        """Import what the way to run needs beside onnxruntime."""
+        if "session" in self.request:
+            from memoptc.runtime.session import Session  # noqa: F401
+
+    def _open(self) -> str:
+        """Make the session; give the tier of `memoptc.runtime.Session`, `""` for plain onnxruntime."""
         if "session" in self.request:
             from memoptc.runtime.session import Session
 
             planned = Session(self.request["model"], **self.request["session"])
             self.run_once = lambda: planned.run(None, self.feed)
-        elif self.special:
+            return planned.memory
+        if self.special:
             from memoptc.runtime.evaluate import Evaluator, RunOptions
 
             evaluator = Evaluator(self.request["model"], RunOptions(**self.request["options"]))
             self.run_once = lambda: evaluator.run(self.feed)
-        else:
-            options = session_options(self.request["native"], self.request["options"]["config"])
-            session = ort.InferenceSession(
-                self.request["model"],
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=self.request["options"]["disabled_optimizers"] or None,
-            )
-            self.run_once = lambda: session.run(None, self.feed)
-        seconds = time.perf_counter() - started
-        peak = self.meter.stop()
-        self.loaded = self.meter.start()
-        self.meter.stop()
-        return {"peak": peak - baseline, "loaded": self.loaded - baseline, "seconds": seconds}
+            return ""
+        options = session_options(self.request["native"], self.request["options"]["config"])
+        session = ort.InferenceSession(
+            self.request["model"],
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=self.request["options"]["disabled_optimizers"] or None,
+        )
+        self.run_once = lambda: session.run(None, self.feed)
+        return ""
 
-    def memory(self, runs: int) -> dict[str, Any]:
-        self.meter.start(trim=False)
+    def need(self, runs: int, seconds: float) -> dict[str, Any]:
+        """Load and run, watching memory all along; every figure in bytes over the process before.
+
+        Nothing is returned to the system in between, and the outputs of a run are kept while the next one goes on, as
+        in a loop that assigns them: what is watched is what a user's process does.
+
+        Args:
+            runs: How often to run; twice when the first run shows that all would take longer than `seconds`.
+            seconds: About how long the runs may take.
+        """
+        meter, watch = PeakMeter(), Watch()
+        base = meter.start()
+        watch.start()
+        self._import()
+        ours = watch.now()
         started = time.perf_counter()
-        for _ in range(runs):
-            self.run_once()
-        seconds = time.perf_counter() - started
-        return {"peak": self.meter.stop() - self.loaded, "method": self.meter.method, "seconds": seconds}
+        tier = self._open()
+        loading = time.perf_counter() - started
+        load_peak, loaded = meter.stop(), watch.now()
+        resident = meter.start(trim=False)
+        started, done = time.perf_counter(), 0
+        while done < runs:
+            self.kept = self.run_once()
+            done += 1
+            if done == 1 and runs * (time.perf_counter() - started) > seconds:
+                runs = min(runs, 2)
+        peak = meter.stop()
+        watch.stop()
+        need = max(load_peak, peak) - base
+        return {
+            "tier": tier,
+            "need": need,
+            "load_peak": load_peak - base,
+            "loaded": resident - base,
+            "peak": peak - resident,
+            "anonymous": watch.anonymous_peak(need),
+            "ours": max(0, sum(ours)) if "session" in self.request else 0,
+            "mapped_in_runs": max(0, watch.mapped_peak - loaded[1]),
+            "load_seconds": loading,
+            "run_seconds": time.perf_counter() - started,
+            "runs": done,
+            "method": meter.method,
+        }
 
     def time(self, runs: int) -> dict[str, Any]:
+        """Run; give the milliseconds of each run."""
         found = []
         for _ in range(runs):
             started = time.perf_counter()
-            self.run_once()
+            self.kept = self.run_once()
             found.append((time.perf_counter() - started) * 1e3)
         return {"ms": found}
 

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from memoptc.report import Report
 from memoptc.report.chart import sparkline
-from memoptc.report.rows import before_after, size, verdict
+from memoptc.report.rows import before_after, size
+from memoptc.report.verdict import proof
 
 
 class Progress:
@@ -54,16 +55,17 @@ class Progress:
 
 
 def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: bool) -> None:
-    """Print the before/after table, the verdict, what was written, and the warnings (to stderr)."""
+    """Print the verdict, the before/after table, the proof, what was written, and the warnings (to stderr)."""
     errors = Console(stderr=True, highlight=False)
     for warning in report.warnings:
         errors.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     if quiet:
         return
     console = result_console()
+    _print_verdict(report, console)
     console.print(result_table(report))
     _print_curves(report, console)
-    console.print(verdict(report), soft_wrap=True)
+    console.print(proof(report), soft_wrap=True)
     if report.precision is not None and _differ(report.precision["layers"]):
         console.print(layer_table(report.precision, all_layers=verbose))
     if verbose:
@@ -72,6 +74,14 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True, markup=False)
+
+
+def _print_verdict(report: Report, console: Console) -> None:
+    """What came out, in words; what got worse below it, in red."""
+    failed = report.verification.get("passed") is False
+    console.print(f"[bold{' red' if failed else ''}]{escape(report.verdict)}[/]", soft_wrap=True)
+    for figure in report.worse:
+        console.print(f"[red]worse: {escape(str(figure))}[/]", soft_wrap=True)
 
 
 def _differ(rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memoptc.runtime.memory.plan import Plan
+
+if TYPE_CHECKING:
+    from memoptc.report.verdict import Worse
 
 SCHEMA_VERSION = 1
 
@@ -36,8 +39,8 @@ class Side:
         planned_peak_bytes: Most activation bytes alive at once in file order; `None` when sizes are unknown.
         floor_bytes: What no placement can go below, for that order.
         arena_bytes: Size of the planned arena.
-        measured: What a fresh process needed (`load_peak_bytes`, `run_peak_bytes`, `latency_ms`, ...).
-        session: The same in `memoptc.runtime.Session`, by tier; `None` when not measured.
+        measured: What a fresh process needed (`need_bytes`, its `parts`, `latency_ms`, ...).
+        session: The same in `memoptc.runtime.Session`, by tier, its default one first; `None` when not measured.
         alive: What is alive at the planned peak, largest first: names and bytes.
         curve: Planned bytes over the run.
         plan: The planned arena, for pictures; not part of the JSON form.
@@ -116,11 +119,27 @@ class Report:
     precision: dict[str, Any] | None = None
     seconds: float = 0.0
 
+    @property
+    def verdict(self) -> str:
+        """What came out, in one sentence: need, latency, and whether the outputs are those of the original."""
+        from memoptc.report.verdict import verdict
+
+        return verdict(self)
+
+    @property
+    def worse(self) -> list[Worse]:
+        """Measured figures that got worse, each with its reason."""
+        from memoptc.report.verdict import worse
+
+        return worse(self)
+
     def to_json(self) -> dict[str, Any]:
         """Give the JSON form (plain dicts and lists; NaN and infinities as strings)."""
         found: dict[str, Any] = _plain(
             {
                 "schema_version": SCHEMA_VERSION,
+                "verdict": self.verdict,
+                "worse": [vars(w) for w in self.worse],
                 "model": self.model,
                 "options": self.options,
                 "control": self.control.to_json(),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from memoptc.report.model import Report, Side
+from memoptc.report.model import Report
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,14 @@ def _milliseconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
 
 
+PARTS = ("weights", "activations", "workspace", "loading", "ours")
+
+
 def before_after(report: Report) -> list[Row]:
-    """Give the rows: what it weighs, what it needs, how fast it is, how far off it is."""
+    """Give the rows: what the process needs and what that is made of, how fast it is, what it weighs, how far off."""
     control, candidate = report.control, report.candidate
-    rows = [
+    rows = [*_needs(report), *_times(report)]
+    rows += [
         _row("file", control.file_bytes, candidate.file_bytes, size),
         _row("weights at rest", control.weight_bytes, candidate.weight_bytes, size),
         Row("nodes", str(control.nodes), str(candidate.nodes), _ratio(control.nodes, candidate.nodes), None),
@@ -44,20 +48,6 @@ def before_after(report: Report) -> list[Row]:
     ]
     if candidate.arena_bytes is not None:
         rows.append(_row("activations, planned arena", control.arena_bytes, candidate.arena_bytes, size))
-    if control.measured and candidate.measured:
-        rows += [
-            _measured("loading, measured peak", control, candidate, "load_peak_bytes", size),
-            _measured("run, measured peak", control, candidate, "run_peak_bytes", size),
-            _row("loaded and running, measured peak", _process(control.measured), _process(candidate.measured), size),
-        ]
-        for tier, found in (candidate.session or {}).items():
-            before = control.measured["run_peak_bytes"]
-            rows.append(_row(f"run in Session, {tier}, measured peak", before, found["run_peak_bytes"], size))
-        for key in ("p50", "p95"):
-            a, b = (side.measured["latency_ms"][key] for side in (control, candidate) if side.measured)
-            rows.append(_row(f"latency {key}", a, b, _milliseconds))
-        a, b = (side.measured["throughput_per_s"] for side in (control, candidate) if side.measured)
-        rows.append(_row("throughput", a, b, lambda v: f"{v:.1f}/s", more_is_better=True))
     if report.accuracy:
         a, b = report.accuracy["control"], report.accuracy["candidate"]
         name = f"{report.accuracy['metric']}, {report.accuracy['samples']} samples"
@@ -65,16 +55,47 @@ def before_after(report: Report) -> list[Row]:
     return rows
 
 
-def _process(measured: dict[str, Any]) -> int | None:
-    """Most bytes of the whole process over one that has loaded nothing: mapped weights come in as they are read."""
-    if measured.get("loaded_bytes") is None:
-        return None
-    return int(max(measured["load_peak_bytes"], measured["loaded_bytes"] + measured["run_peak_bytes"]))
+def _needs(report: Report) -> list[Row]:
+    """What the process needs, in stock onnxruntime and in each tier of `Session`; each followed by its breakdown."""
+    before, after = report.control.measured, report.candidate.measured
+    if not (before and after):
+        return []
+    rows = [_row("need", before["need_bytes"]["stock"], after["need_bytes"]["stock"], size)]
+    rows += _breakdown(before, after, before["anonymous_bytes"]["stock"], after["anonymous_bytes"]["stock"])
+    for index, (tier, found) in enumerate((report.candidate.session or {}).items()):
+        # What is compared with is the original as it is run today: in plain onnxruntime.
+        rows.append(_row(f"need in Session, {tier}", before["need_bytes"]["stock"], found["need_bytes"], size))
+        if index == 0:  # the default tier
+            rows += _breakdown(before, found, before["anonymous_bytes"]["stock"], found["anonymous_bytes"])
+    return rows
 
 
-def _measured(what: str, control: Side, candidate: Side, key: str, text: Any) -> Row:
-    a, b = ((side.measured or {}).get(key) for side in (control, candidate))
-    return _row(what, a, b, text)
+def _breakdown(before: dict[str, Any], after: dict[str, Any], *anonymous: int | None) -> list[Row]:
+    rows = []
+    for part in PARTS:
+        a, b = before["parts"][part], after["parts"][part]
+        if a or b:
+            rows.append(replace(_row(f"  {part}", a, b, size), better=None))
+    if None not in anonymous:
+        rows.append(replace(_row("  not evictable", anonymous[0], anonymous[1], size), better=None))
+    for key, what in (("load_peak_bytes", "  peak of loading"), ("run_peak_bytes", "  peak of runs over loaded")):
+        rows.append(replace(_row(what, before[key], after[key], size), better=None))
+    if after["container_bytes"] is not None:
+        rows.append(_row("  smallest container", before["container_bytes"], after["container_bytes"], size))
+    return rows
+
+
+def _times(report: Report) -> list[Row]:
+    before, after = report.control.measured, report.candidate.measured
+    if not (before and after):
+        return []
+    a, b = before["latency_ms"], after["latency_ms"]
+    rows = [_row(f"latency {k}", a[k], b[k], _milliseconds) for k in ("p50", "p95")]
+    for tier, found in (report.candidate.session or {}).items():
+        rows.append(_row(f"latency p50 in Session, {tier}", a["p50"], found["latency_ms"]["p50"], _milliseconds))
+    a, b = before["throughput_per_s"], after["throughput_per_s"]
+    rows.append(_row("throughput", a, b, lambda v: f"{v:.1f}/s", more_is_better=True))
+    return rows
 
 
 def _row(what: str, a: float | None, b: float | None, text: Any, *, more_is_better: bool = False) -> Row:
@@ -87,28 +108,3 @@ def _row(what: str, a: float | None, b: float | None, text: Any, *, more_is_bett
 
 def _ratio(a: float, b: float) -> str:
     return f"{b / a:.2f}x" if a else ("1.00x" if a == b else "")
-
-
-def verdict(report: Report) -> str:
-    """Say in one sentence what the proof found."""
-    found = report.verification
-    mode = found.get("mode", "off")
-    if mode == "off":
-        return "Not verified (--verify off)."
-    samples, source = found.get("samples", 0), found.get("inputs", "random")
-    noun = "sample" if samples == 1 else "samples"
-    how = f"{samples} {source} {noun}"
-    if not found.get("passed"):
-        return f"Verification FAILED on {how}."
-    if found.get("bit_exact"):
-        return f"Verified on {how}: every output bit is the same."
-    if report.options.get("target") != "float32":
-        ratios = [o["sqnr_db"] for o in found.get("outputs", []) if _number(o.get("sqnr_db"))]
-        least = f", lowest signal to noise ratio {min(ratios):.1f} dB" if ratios else ""
-        return f"Verified on {how}: within the gates of {report.options['target']}{least}."
-    worst = max((o.get("max_abs") or 0.0 for o in found.get("outputs", []) if _number(o.get("max_abs"))), default=0.0)
-    return f"Verified on {how}: within tolerance, largest absolute difference {worst:.3g}."
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float)

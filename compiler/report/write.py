@@ -15,7 +15,8 @@ from memoptc import __version__
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.chart import memory_chart
 from memoptc.report.model import Report
-from memoptc.report.rows import before_after, size, verdict
+from memoptc.report.rows import before_after, size
+from memoptc.report.verdict import proof
 from memoptc.runtime.memory.render import arena_map
 
 
@@ -106,7 +107,7 @@ def _render(template: str, report: Report) -> str:
         report=report,
         data=report.to_json(),
         rows=before_after(report),
-        verdict=verdict(report),
+        proof=proof(report),
         chart=memory_chart(report.control.curve, report.candidate.curve),
         maps=_maps(report),
         savings=_savings(report),

@@ -12,8 +12,8 @@ from runtime_models import mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.evaluate import RunOptions
-from memoptc.runtime.measure import measure
-from memoptc.runtime.worker import PeakMeter
+from memoptc.runtime.measure import InSession, Need, Slowdown, measure, measure_need
+from memoptc.runtime.worker import PeakMeter, Watch
 
 MB = 1 << 20
 
@@ -40,6 +40,8 @@ def test_memory_and_time_of_two_models(tmp_path: Path) -> None:
         latency = found.latency_ms
         assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
         assert found.throughput_per_s > 0
+        assert found.need_bytes >= max(found.load_peak_bytes, found.loaded_bytes)
+        assert found.need_bytes == sum(found.parts().values())
         assert set(found.to_json()) >= {"load_peak_bytes", "run_peak_bytes", "latency_ms", "throughput_per_s"}
     assert large.latency_ms["p50"] > small.latency_ms["p50"]
 
@@ -78,3 +80,78 @@ def test_the_meter_sees_a_peak(method: str) -> None:
     del block
     peak = meter.stop()
     assert 30 * MB < peak - base < 48 * MB
+
+
+def test_need_counts_loading_runs_and_what_session_adds(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(chain(4096), path)
+    feed = {"x": normal(1024, 1)}
+    stock, session = measure_need(path, feed), measure_need(path, feed, options=InSession())
+    assert stock.need_bytes > 16 * MB  # a result of the MatMul at least
+    assert (stock.tier, stock.ours_bytes) == ("", 0)
+    assert session.tier
+    assert session.ours_bytes > 0
+    for found in (stock, session):
+        assert found.anonymous_bytes is not None
+        assert 16 * MB < found.anonymous_bytes <= found.need_bytes
+        parts = found.parts(activations=4 * MB)
+        assert sum(parts.values()) == found.need_bytes
+        assert parts["activations"] == 4 * MB
+        assert parts["workspace"] > 8 * MB  # what was planned is less than what runs take
+
+
+def test_weights_of_a_file_are_mapped(tmp_path: Path) -> None:
+    """In a file of their own, weights that no kernel packs are read as they are used, and can be evicted."""
+    model = parse("g (int64[N] x) => (float[N, 64] y) { y = Gather (w, x) }", w=normal(1 << 17, 64))  # 32 MiB
+    onnx.save(model, tmp_path / "inline.onnx")
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=1024)
+    feed = {"x": np.arange(0, 1 << 17, 8)}
+    inline, external = (measure_need(tmp_path / name, feed) for name in ("inline.onnx", "m.onnx"))
+    assert inline.anonymous_bytes is not None
+    assert external.anonymous_bytes is not None
+    assert inline.anonymous_bytes > 30 * MB
+    assert external.anonymous_bytes < inline.anonymous_bytes - 24 * MB
+    assert external.parts()["weights"] > 24 * MB
+    assert external.run_mapped_bytes > 24 * MB
+
+
+def test_parts_add_up_wherever_the_peak_is() -> None:
+    def need(**figures: int) -> Need:
+        zero = dict.fromkeys(
+            ("need_bytes", "anonymous_bytes", "load_peak_bytes", "loaded_bytes", "run_peak_bytes", "ours_bytes",
+             "run_mapped_bytes", "memory_runs"), 0
+        )  # fmt: skip
+        return Need(**{**zero, **figures}, load_seconds=0.0, method="", tier="")
+
+    loading = need(need_bytes=100, load_peak_bytes=100, loaded_bytes=60, run_peak_bytes=30, ours_bytes=5)
+    assert loading.parts(20) == {"loading": 10, "weights": 55, "activations": 20, "workspace": 10, "ours": 5}
+    running = need(need_bytes=100, load_peak_bytes=70, loaded_bytes=60, run_peak_bytes=40, run_mapped_bytes=25)
+    assert running.parts() == {"loading": 0, "weights": 85, "activations": 15, "workspace": 0, "ours": 0}
+
+
+def test_a_slowdown_is_decided_by_its_interval() -> None:
+    noisy = [1.0, 1.1, 0.9, 1.0, 1.2, 0.8, 1.0, 1.05, 0.95]
+    same = Slowdown.of([1.0] * 9, noisy)
+    assert same.low < 1 < same.high
+    assert not same.above(1.05)
+    slower = Slowdown.of([1.0] * 9, [2 * n for n in noisy])
+    assert slower.above(1.05)
+    assert slower.decided(1.05)
+    assert Slowdown.of([1.0] * 3, [1.0, 1.0, 5.0]).high == 5.0  # of three, all count
+
+
+def test_watching_tells_anonymous_from_mapped(tmp_path: Path) -> None:
+    file = tmp_path / "pages"
+    file.write_bytes(b"x" * (16 * MB))
+    watch = Watch()
+    if not watch.known:
+        pytest.skip("the system does not tell anonymous from mapped")
+    watch.start()
+    mapped = np.memmap(file, np.uint8, "r")
+    assert mapped.sum()
+    assert watch.now()[1] > 15 * MB
+    assert watch.now()[0] < 8 * MB
+    block = np.ones(32 * MB, np.uint8)
+    watch.stop()
+    assert watch.anonymous_peak(0) > 31 * MB  # type: ignore[operator]
+    del block

@@ -1,0 +1,201 @@
+"""The verdict: what a compile reached, in one sentence, and every measured figure that got worse, with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memoptc.report.model import Report
+from memoptc.report.rows import size
+from memoptc.runtime.sizes import RESOLUTION
+
+SLIGHT = 1.02
+"""A ratio up to which a measured figure counts as equal."""
+
+TICK_MS = 0.02
+"""Milliseconds below which a difference of latencies says nothing: calling a session takes about as long."""
+
+
+@dataclass(frozen=True)
+class Worse:
+    """A measured figure that got worse.
+
+    Args:
+        what: Its row.
+        before: The original's figure, in text.
+        after: The candidate's.
+        ratio: After over before.
+        why: The reason, as far as it is known.
+    """
+
+    what: str
+    before: str
+    after: str
+    ratio: float
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.ratio:.2f} ({self.after} instead of {self.before}): {self.why}"
+
+
+def verdict(report: Report) -> str:
+    """Say in one sentence what came out: need, latency, and whether the outputs are those of the original."""
+    return f"{_memory(report)}; {_latency(report)}{_outputs(report)}."
+
+
+def _memory(report: Report) -> str:
+    before, after = report.control.measured, report.candidate.measured
+    if before and after:
+        a, b = before["need_bytes"]["stock"], after["need_bytes"]["stock"]
+        text = f"Needs {size(b)} instead of {size(a)} in stock onnxruntime ({_ratio(a, b)})"
+        session, kept = after["need_bytes"]["session"], after["anonymous_bytes"]["session"]
+        if session is not None:
+            text += f", {size(session)} in Session"
+            text += f", {size(kept)} of them not evictable" if kept is not None else ""
+        return text
+    a, b = report.control.planned_peak_bytes, report.candidate.planned_peak_bytes
+    if a is None or b is None:
+        return "Not measured, and sizes are unknown"
+    return f"Not measured; {size(b)} of activations planned instead of {size(a)} ({_ratio(a, b)})"
+
+
+def _latency(report: Report) -> str:
+    found = report.candidate.measured
+    return f"latency {found['slowdown']['ratio']:.2f}; " if found and found.get("slowdown") else ""
+
+
+def _outputs(report: Report) -> str:
+    found = report.verification
+    if found.get("mode", "off") == "off":
+        return "outputs not verified"
+    if not found.get("passed"):
+        return "outputs DIFFER by more than allowed"
+    if found.get("bit_exact"):
+        return "every output bit the same"
+    if report.options.get("target") == "float32":
+        return "outputs within float noise"
+    return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}"
+
+
+def _least_sqnr(report: Report) -> str:
+    ratios = [o["sqnr_db"] for o in report.verification.get("outputs", []) if _number(o.get("sqnr_db"))]
+    return f", {min(ratios):.1f} dB of signal over noise at least" if ratios else ""
+
+
+def proof(report: Report) -> str:
+    """Say in one sentence how outputs were compared, and how far they are off."""
+    found = report.verification
+    mode = found.get("mode", "off")
+    if mode == "off":
+        return "Not verified (--verify off)."
+    samples, source = found.get("samples", 0), found.get("inputs", "random")
+    noun = "sample" if samples == 1 else "samples"
+    how = f"{samples} {source} {noun}"
+    if not found.get("passed"):
+        return f"Verification FAILED on {how}."
+    if found.get("bit_exact"):
+        return f"Verified on {how}: every output bit is the same."
+    if report.options.get("target") != "float32":
+        return f"Verified on {how}: within the gates of {report.options['target']}{_least_sqnr(report)}."
+    worst = max((o.get("max_abs") or 0.0 for o in found.get("outputs", []) if _number(o.get("max_abs"))), default=0.0)
+    return f"Verified on {how}: within tolerance, largest absolute difference {worst:.3g}."
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def worse(report: Report) -> list[Worse]:
+    """Give every measured figure that got worse by more than measuring can be off."""
+    before, after = report.control.measured, report.candidate.measured
+    if not (before and after):
+        return []
+    found = _worse_process("in stock onnxruntime", before, {**after, **_stock(after)})
+    session = _default_session(report)
+    if session is not None:
+        found += _worse_process("in Session", before, session)
+    return found + _worse_latency(report)
+
+
+def _default_session(report: Report) -> dict[str, Any] | None:
+    """The candidate in the tier that `Session` takes by itself."""
+    return next(iter((report.candidate.session or {}).values()), None)
+
+
+def _stock(measured: dict[str, Any]) -> dict[str, Any]:
+    return {k: measured[k]["stock"] for k in ("need_bytes", "anonymous_bytes")}
+
+
+_FIGURES = {
+    "need_bytes": "need",
+    "anonymous_bytes": "bytes that are not evictable",
+    "container_bytes": "smallest container",
+    "load_peak_bytes": "peak of loading",
+    "run_peak_bytes": "peak of runs over loaded",
+}
+
+
+def _worse_process(where: str, before: dict[str, Any], after: dict[str, Any]) -> list[Worse]:
+    """What got worse of one process; where need did, nothing that is part of it is named besides."""
+    before = {**before, **_stock(before)}
+    found: list[Worse] = []
+    for key, what in _FIGURES.items():
+        a, b = before.get(key), after.get(key)
+        if a is None or b is None or b <= SLIGHT * a + RESOLUTION:
+            continue
+        why = _why_more(before["parts"], after["parts"], _CAUSES.get(key))
+        if found and key in _WITHIN_NEED:
+            continue
+        found.append(Worse(f"{what} {where}", size(a), size(b), b / a if a else float("inf"), why))
+    return found
+
+
+_WITHIN_NEED = ("anonymous_bytes", "load_peak_bytes", "run_peak_bytes")
+
+_CAUSES = {
+    "load_peak_bytes": ("loading", "weights", "ours"),
+    "run_peak_bytes": ("activations", "workspace", "weights"),
+}
+"""Parts that a figure can have grown by; all where none are named."""
+
+_REASONS = {
+    "loading": "loading takes {} more than is kept",
+    "weights": "weights, with all copies that onnxruntime makes of them, take {} more",
+    "activations": "activations take {} more",
+    "workspace": "kernels and arenas take {} more",
+    "ours": "importing memoptc's Session takes {}",
+}
+
+
+def _why_more(before: dict[str, int], after: dict[str, int], parts: tuple[str, ...] | None) -> str:
+    more = {k: after[k] - before[k] for k in after if (parts is None or k in parts) and after[k] > before[k]}
+    largest = sorted(more, key=lambda k: -more[k])[:2]
+    largest = [k for k in largest if more[k] >= more[largest[0]] / 4]
+    return " and ".join(_REASONS[k].format(size(more[k])) for k in largest) or "no part of it explains why"
+
+
+def _worse_latency(report: Report) -> list[Worse]:
+    before, after = report.control.measured, report.candidate.measured
+    assert before is not None
+    assert after is not None
+    session = _default_session(report)
+    found: list[Worse] = []
+    for what, side in (("latency in stock onnxruntime", after), ("latency in Session", session)):
+        if side is None:
+            continue
+        a, b = before["latency_ms"]["p50"], side["latency_ms"]["p50"]
+        low = side["slowdown"]["low"] if side.get("slowdown") else b / a
+        if low > SLIGHT and b - a > TICK_MS:
+            ratio = side["slowdown"]["ratio"] if side.get("slowdown") else b / a
+            found.append(Worse(what, f"{a:.3g} ms", f"{b:.3g} ms", ratio, _why_slower(report)))
+    return found
+
+
+def _why_slower(report: Report) -> str:
+    costs = [f"{d.step}: {d.what}" for d in report.decisions if d.step in ("fit", "avoid-pattern")]
+    nodes = f"{report.candidate.nodes} nodes instead of {report.control.nodes}"
+    return "; ".join([nodes, *costs[:2]])
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{b / a:.2f}" if a else "1.00" if a == b else "from nothing"
