@@ -31,7 +31,6 @@ import zoo
 
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.memory import exact
 from memoptc.runtime.memory.allocate import MOST_PAIRS, allocate
 from memoptc.runtime.memory.liveness import liveness
@@ -40,6 +39,7 @@ from memoptc.runtime.memory.placement import first_fit
 from memoptc.runtime.memory.plan import Plan, check
 from memoptc.runtime.memory.problem import Buffer, Problem, read_csv, write_csv
 from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import bind_shapes
 
 MINIMALLOC = zoo.FOLDER.parent / "bench" / "minimalloc"

@@ -32,10 +32,11 @@ import zoo
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.runtime.contract import contract_path, make_contract
-from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.contract import contract_path
 from memoptc.runtime.measure import InSession, Way, measure
+from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.memory.extents import bind_shapes
+from memoptc.runtime.options import RunOptions
 
 SLOWDOWN = {2: None, 3: 1.3}
 PEERS = {

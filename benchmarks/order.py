@@ -27,10 +27,10 @@ from memoptc.ir.convert import to_networkx
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.executed import executed_order
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.schedule import best_order
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import bind_shapes
 
 

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
 from memoptc.api import compile_file
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.measure import measure
+from memoptc.runtime.options import RunOptions
 
 Feed = dict[str, Any]
 

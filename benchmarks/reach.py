@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
 from memoptc.api import compile_file
-from memoptc.runtime.contract import contract_path, make_contract
-from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.contract import contract_path
 from memoptc.runtime.measure import InSession, Way, measure
+from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.options import RunOptions
 
 
 @dataclass(frozen=True)

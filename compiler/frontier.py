@@ -11,10 +11,11 @@ from typing import Any
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import GateError, MemoptcError
 from memoptc.options import Options
-from memoptc.runtime.contract import contract_path, make_contract
-from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.contract import contract_path
 from memoptc.runtime.measure import measure
+from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.session import MemoryLimit, Session
 from memoptc.source import load
 from memoptc.steps import Inputs

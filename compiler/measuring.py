@@ -7,8 +7,8 @@ from typing import Any
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.report import Report, Side
-from memoptc.runtime.evaluate import Feed, RunOptions
 from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need
+from memoptc.runtime.options import Feed, RunOptions
 
 _SESSION_SECONDS = 1.0
 """Seconds that timing one model in a further tier of `Session` may take."""

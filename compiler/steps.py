@@ -35,18 +35,20 @@ from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
 from memoptc.report import Curve, Report, Side
 from memoptc.report.model import Decision
-from memoptc.runtime.contract import FRUGAL, Contract, make_contract
+from memoptc.runtime.contract import Contract
 from memoptc.runtime.data import Data
 from memoptc.runtime.devices import USUAL, detect, load_device
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.freeze import write_packed
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.integer_kernels import has_codes, integer_run
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.measure import measure as measure_models
+from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.liveness import liveness, peak
 from memoptc.runtime.memory.plan import Plan
+from memoptc.runtime.options import FRUGAL, RunOptions
 from memoptc.runtime.quality import load_metric
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models

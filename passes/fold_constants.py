@@ -16,7 +16,8 @@ from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.tensors import from_array, nbytes, tensor_type
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 SMALL = 256
 """A constant of this many bytes weighs about what the node weighs that computes it."""

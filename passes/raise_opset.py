@@ -13,8 +13,9 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.pass_base import Context, Pass
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import find_feeds
+from memoptc.runtime.options import RunOptions
 
 CLOSE = 1e-6
 """Largest difference, relative to an output's largest magnitude, that another kernel of the newer opset may make."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "Contract": "memoptc.runtime.contract",
-    "MemoryLimit": "memoptc.runtime.session",
-    "PlanLeft": "memoptc.runtime.session",
+    "MemoryLimit": "memoptc.runtime.errors",
+    "PlanLeft": "memoptc.runtime.errors",
     "Session": "memoptc.runtime.session",
 }
 
@@ -19,10 +19,15 @@ __all__ = ["Contract", "MemoryLimit", "PlanLeft", "Session"]
 
 if TYPE_CHECKING:
     from memoptc.runtime.contract import Contract
-    from memoptc.runtime.session import MemoryLimit, PlanLeft, Session
+    from memoptc.runtime.errors import MemoryLimit, PlanLeft
+    from memoptc.runtime.session import Session
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'memoptc.runtime' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

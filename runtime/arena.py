@@ -19,13 +19,14 @@ from memoptc.ir.core import Graph, ModelInfo, Op, Value, clone_op
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.types import DType, TensorType, Type
-from memoptc.runtime.evaluate import Evaluator, Feed, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import Liveness, label, liveness
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.memory.workspace import no_workspace
+from memoptc.runtime.options import Feed, RunOptions
 
 GUARD = 64
 """Bytes behind each buffer that nobody may touch."""

@@ -18,10 +18,11 @@ from memoptc.ir.types import TensorType, Type
 from memoptc.runtime.compare import Totals, difference, flatten
 from memoptc.runtime.data import Sample
 from memoptc.runtime.double_base import NoDouble
-from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
+from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.float64 import Float64
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_output
 from memoptc.runtime.npz import save_feed
+from memoptc.runtime.options import RunOptions
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,26 @@ interface, so that it can be applied by hand:
     `config`     entries for `SessionOptions.add_session_config_entry`
     `disabled_optimizers`    argument of `InferenceSession`
     `arena`      entries of `OrtArenaCfg` for `create_and_register_allocator`; sized for `inputs`
+    `tier`       the way of `memoptc.runtime.Session` that needs least memory
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import atomic_write
-from memoptc.runtime.evaluate import Feed, RunOptions
-from memoptc.runtime.memory.bfc import arena_capacity
-from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.options import FRUGAL, RunOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VERSION = 1
 SUFFIX = ".session.json"
-
-FRUGAL = RunOptions(threads=0, mem_pattern=False, mem_reuse=False)
-"""Options under which onnxruntime keeps no more than what is alive: no pattern block beside the arena, no buffer that
-stays because another value of its shape will come."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,7 @@ class Contract:
         inputs: Shapes that `arena_bytes` and `measured` are for.
         measured: Recorded peak of a run and bytes allocated while loading, as onnxruntime's allocator saw them.
         onnxruntime: Version that was measured.
+        tier: Which of `Session`'s tiers needs least memory, its own libraries included.
     """
 
     options: RunOptions = FRUGAL
@@ -51,6 +47,7 @@ class Contract:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     measured: Mapping[str, int] = field(default_factory=dict)
     onnxruntime: str = ort.__version__
+    tier: Literal["arena", "planned", "stock"] = "arena"
 
     def to_json(self) -> dict[str, Any]:
         """Give the file's content."""
@@ -65,6 +62,7 @@ class Contract:
             "arena": arena_entries(self.arena_bytes) if self.arena_bytes else None,
             "inputs": {name: list(shape) for name, shape in self.inputs.items()},
             "measured": dict(self.measured),
+            "tier": self.tier,
         }
 
     @staticmethod
@@ -96,10 +94,16 @@ class Contract:
             {name: tuple(shape) for name, shape in data.get("inputs", {}).items()},
             {name: int(n) for name, n in data.get("measured", {}).items()},
             str(data.get("onnxruntime", "")),
+            tier if (tier := data.get("tier")) in ("planned", "stock") else "arena",
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the contract to a file, whole or not at all."""
+        import json
+        from pathlib import Path
+
+        from memoptc.ir.files import atomic_write
+
         atomic_write(Path(path), (json.dumps(self.to_json(), indent=2) + "\n").encode())
 
 
@@ -116,8 +120,14 @@ def arena_entries(capacity: int, limit: int = 0) -> dict[str, int]:
 
 def contract_path(model: str | os.PathLike[str]) -> Path:
     """Where the contract of a model lies: beside it."""
-    path = Path(model)
-    return path.with_name(path.stem + SUFFIX)
+    from pathlib import Path
+
+    return Path(beside(model))
+
+
+def beside(model: str | os.PathLike[str]) -> str:
+    """Give the same as text."""
+    return os.path.splitext(os.fspath(model))[0] + SUFFIX
 
 
 def load_contract(file: str | os.PathLike[str]) -> Contract | None:
@@ -126,56 +136,17 @@ def load_contract(file: str | os.PathLike[str]) -> Contract | None:
     Raises:
         InputError: the file cannot be read, or is no contract.
     """
-    path = Path(file)
+    path = os.fspath(file)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as opened:
+            text = opened.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}.") from None
+    import json  # only models with a contract pay for it
+
     try:
         return Contract.from_json(json.loads(text))
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no session contract: {error}.", hint="Delete it to run without.") from None
-
-
-def make_contract(
-    model: str | os.PathLike[str],
-    feed: Feed,
-    *,
-    threads: int = 0,
-    candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
-) -> Contract:
-    """Record a run of the model under each set of options, and keep the one with the smallest peak.
-
-    Args:
-        model: Path of the model.
-        feed: Tensors to run it with.
-        threads: Intra-op threads; 0 leaves the choice to onnxruntime.
-        candidates: Options to try; the first of equals wins.
-
-    Raises:
-        InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
-    """
-    best: Contract | None = None
-    for candidate in candidates:
-        options = replace(candidate, threads=threads)
-        session = NativeSession(model, options)
-        try:
-            _, trace = session.record(feed)
-            capacity = arena_capacity([*session.load_events, *_after(session.load_events, trace.events)])
-            measured = {"run_peak_bytes": trace.peak_bytes, "loaded_bytes": session.loaded_bytes}
-            shapes = {name: tuple(value.shape) for name, value in feed.items()}
-            found = Contract(options, capacity, shapes, measured)
-        finally:
-            session.close()
-        if best is None or found.measured["run_peak_bytes"] < best.measured["run_peak_bytes"]:
-            best = found
-    assert best is not None
-    return best
-
-
-def _after(first: Sequence[int], events: Sequence[int]) -> list[int]:
-    """Number the allocations of a second sequence after those of the first."""
-    count = sum(1 for e in first if e > 0)
-    return [e if e > 0 else e - count for e in events]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,15 +16,11 @@ import onnxruntime as ort
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, SparseTensorType, TensorType, Type
-from memoptc.runtime.worker import session_options
+from memoptc.runtime.options import FOLDER_KEY, STOCK, Feed, RunOptions, clean_message
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 """A model: path of a file, serialised bytes, or a protobuf. Only a path can hold more than 2 GB."""
 
-Feed: TypeAlias = Mapping[str, Any]
-"""Input name -> numpy array (ml_dtypes for bfloat16 and the like), list (sequence), dict (map) or `None`."""
-
-FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PROTOBUF_LIMIT = (1 << 31) - 1
 
 _ORT_DTYPES = {
@@ -48,58 +42,6 @@ _RAW = frozenset(
         DType.INT4, DType.UINT4, DType.FLOAT4E2M1,
     }
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How onnxruntime is to run a model. The defaults are onnxruntime's own, but for one thread.
-
-    Args:
-        optimize: Let onnxruntime optimize the graph (its default level), or run it as it is written.
-        threads: Intra-op threads; 0 leaves the choice to onnxruntime.
-        mem_pattern: `enable_mem_pattern`.
-        mem_reuse: `enable_mem_reuse`.
-        arena: `enable_cpu_mem_arena`.
-        file_order: Execute in the file's order (`PRIORITY_BASED`) instead of onnxruntime's.
-        disabled_optimizers: Names of onnxruntime optimizers not to run.
-        config: Session configuration entries.
-    """
-
-    optimize: bool = True
-    threads: int = 1
-    mem_pattern: bool = True
-    mem_reuse: bool = True
-    arena: bool = True
-    file_order: bool = False
-    disabled_optimizers: tuple[str, ...] = ()
-    config: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-    def to_json(self) -> dict[str, Any]:
-        """Give a plain dictionary that `RunOptions(**d)` reads back."""
-        plain = dict(self.__dict__)
-        plain["config"] = dict(self.config)
-        plain["disabled_optimizers"] = list(self.disabled_optimizers)
-        return plain
-
-    def native(self) -> dict[str, Any]:
-        """Give attributes of onnxruntime's `SessionOptions`, enumerations by name."""
-        attributes = {
-            "log_severity_level": 4,
-            "graph_optimization_level": "ORT_ENABLE_ALL" if self.optimize else "ORT_DISABLE_ALL",
-            "intra_op_num_threads": self.threads,
-            "enable_mem_pattern": self.mem_pattern,
-            "enable_mem_reuse": self.mem_reuse,
-            "enable_cpu_mem_arena": self.arena,
-        }
-        return attributes | ({"execution_order": "PRIORITY_BASED"} if self.file_order else {})
-
-    def session_options(self) -> ort.SessionOptions:
-        """Give the same as onnxruntime's own options, with its log silenced."""
-        return session_options(self.native(), self.config)
-
-
-STOCK = RunOptions()
-"""onnxruntime's own choices."""
 
 
 class Evaluator:
@@ -291,17 +233,3 @@ def _serialized(model: bytes | onnx.ModelProto) -> bytes:
             hint="Save it with external data and pass the path.",
         )
     return data
-
-
-def clean_message(error: BaseException) -> str:
-    """Give onnxruntime's message as part of a sentence: one line, no error codes, no C++ source places."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
-    text = re.sub(r"(/|[A-Za-z]:\\)\S*?\.(cc|h|cpp):\d+ ", "", text)
-    text = re.sub(
-        r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)' Status Message: ",
-        r"node '\2' (\1): ",
-        text,
-    )
-    text = re.sub(r"Load model from \S+ failed:", "", text)
-    return text.rstrip(" .") or type(error).__name__

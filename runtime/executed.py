@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.evaluate import Feed, RunOptions, clean_message
+from memoptc.runtime.options import Feed, RunOptions, clean_message
 
 _SUFFIX = "_kernel_time"
 

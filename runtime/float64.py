@@ -24,7 +24,8 @@ from memoptc.ir.tensors import from_array
 from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type
 from memoptc.runtime.double_base import NoDouble
 from memoptc.runtime.double_ops import lower
-from memoptc.runtime.evaluate import Evaluator, Feed, ModelSource, RunOptions
+from memoptc.runtime.evaluate import Evaluator, ModelSource
+from memoptc.runtime.options import Feed, RunOptions
 
 NARROW = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})
 WEIGHT_LIMIT = 512 << 20  # bytes of weights: doubled and kept twice, they must fit into one protobuf

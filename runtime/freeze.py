@@ -9,8 +9,7 @@ import onnx
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.evaluate import clean_message
-from memoptc.runtime.worker import session_options
+from memoptc.runtime.options import clean_message, session_options
 
 LEVELS = ("basic", "extended", "all")
 _SMALL = 1024

@@ -13,7 +13,7 @@ import onnxruntime
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.types import TensorType
-from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.options import RunOptions
 
 _INTEGER = frozenset(
     {

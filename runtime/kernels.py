@@ -17,7 +17,7 @@ import onnx_ir
 import onnxruntime
 
 from memoptc.ir.types import DType
-from memoptc.runtime.evaluate import RunOptions
+from memoptc.runtime.options import RunOptions
 
 _DOMAIN = "com.microsoft"
 _IR_VERSION, _OPSET = 10, 21

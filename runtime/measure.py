@@ -19,8 +19,8 @@ import numpy as np
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.runtime import worker
-from memoptc.runtime.evaluate import STOCK, Feed, RunOptions
 from memoptc.runtime.npz import save_feed
+from memoptc.runtime.options import STOCK, Feed, RunOptions
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
 _MOST_ROUNDS = 36  # until an interval leaves the bound that is asked about

@@ -12,7 +12,8 @@ import onnx
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.data import Data, DataSource
-from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
+from memoptc.runtime.evaluate import Evaluator, ModelSource
+from memoptc.runtime.options import RunOptions
 
 PREFIX = "memoptc.calibrate"
 """What names of probes begin with."""

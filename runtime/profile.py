@@ -11,8 +11,7 @@ from typing import Any
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim
-from memoptc.runtime.contract import FRUGAL
-from memoptc.runtime.evaluate import Evaluator, Feed, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.measure import measure
 from memoptc.runtime.memory.extents import bind_shapes, extents
@@ -20,6 +19,7 @@ from memoptc.runtime.memory.footprint import footprint
 from memoptc.runtime.memory.liveness import Liveness, Storage, label, liveness
 from memoptc.runtime.memory.workspace import kernel_workspace
 from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.options import FRUGAL, Feed, RunOptions
 
 __all__ = [
     "AS_PLANNED", "Alive", "Profile", "Recorded", "access_pattern", "bind_shapes", "likely_extents", "make_feed",

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.compare import difference, flatten
 from memoptc.runtime.data import Sample, load_function
-from memoptc.runtime.evaluate import Evaluator, ModelSource, RunOptions
+from memoptc.runtime.evaluate import Evaluator, ModelSource
+from memoptc.runtime.options import RunOptions
 
 FEW = 16
 """Samples on which candidates are compared with each other."""

@@ -1,6 +1,6 @@
 """One model in one fresh process, driven by `memoptc.runtime.measure` over stdin and stdout (a JSON per line).
 
-Run as a plain file: it imports nothing but numpy and onnxruntime, so that what it measures is the model.
+Run as a plain file: it imports little but numpy and onnxruntime, so that what it measures is the model.
 """
 
 from __future__ import annotations
@@ -22,26 +22,6 @@ import numpy as np
 import onnxruntime as ort
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def session_options(attributes: Mapping[str, Any], config: Mapping[str, str]) -> ort.SessionOptions:
-    """Make onnxruntime's options.
-
-    Args:
-        attributes: Attribute of `SessionOptions` -> value; enumerations by their member's name.
-        config: Session configuration entries.
-    """
-    options = ort.SessionOptions()
-    enums = {
-        "graph_optimization_level": ort.GraphOptimizationLevel,
-        "execution_order": ort.ExecutionOrder,
-        "execution_mode": ort.ExecutionMode,
-    }
-    for key, value in attributes.items():
-        setattr(options, key, getattr(enums[key], value) if key in enums else value)
-    for key, entry in config.items():
-        options.add_session_config_entry(key, entry)
-    return options
 
 
 class PeakMeter:
@@ -186,6 +166,8 @@ class _Worker:
             self.feed = {name: file[name] for name in file.files}
         for array in self.feed.values():
             array.sum() if array.dtype.kind in "fiu" else None  # resident before anything is measured
+        if "session" not in request:
+            import memoptc.runtime.options
         self.special = "__kinds__" in self.feed
         if self.special:  # element types or kinds that plain numpy does not know
             from memoptc.runtime.npz import load_feed
@@ -214,11 +196,14 @@ class _Worker:
             self.run_once = lambda: planned.run(None, self.feed)
             return planned.memory
         if self.special:
-            from memoptc.runtime.evaluate import Evaluator, RunOptions
+            from memoptc.runtime.evaluate import Evaluator
+            from memoptc.runtime.options import RunOptions
 
             evaluator = Evaluator(self.request["model"], RunOptions(**self.request["options"]))
             self.run_once = lambda: evaluator.run(self.feed)
             return ""
+        from memoptc.runtime.options import session_options
+
         options = session_options(self.request["native"], self.request["options"]["config"])
         session = ort.InferenceSession(
             self.request["model"],

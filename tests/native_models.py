@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from memoptc.runtime.native.capi import Unavailable, api
 
@@ -46,3 +47,17 @@ def model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
     ).SerializeToString()
     return data
+
+
+def network(width: int = 64, depth: int = 4) -> bytes:
+    """Dense layers with a skip connection; the batch is dynamic."""
+    rng = np.random.default_rng(0)
+    nodes, weights, value = [], {}, "x"
+    for i in range(depth):
+        weights[f"w{i}"] = (rng.standard_normal((width, width)) / 8).astype(np.float32)
+        nodes.append(helper.make_node("MatMul", [value, f"w{i}"], [f"m{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"t{i}"]))
+        value = f"t{i}"
+    nodes.append(helper.make_node("Add", [value, "t0"], ["y"]))
+    ports = {"x": (TensorProto.FLOAT, ["batch", width])}
+    return model(nodes, ports, {"y": (TensorProto.FLOAT, ["batch", width])}, weights)

@@ -18,8 +18,9 @@ from memoptc.ir.mapped import DataFile, MappedTensor
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import DType, TensorType
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.judge import TOLERANCES
+from memoptc.runtime.options import RunOptions
 
 Feed = dict[str, npt.NDArray[Any]]
 UNOPTIMIZED = RunOptions(optimize=False)

@@ -53,7 +53,7 @@ def command(
     from memoptc.ir.taken import looked_into
     from memoptc.manager import count_nodes, weight_bytes
     from memoptc.runtime import profile as profiler
-    from memoptc.runtime.evaluate import RunOptions
+    from memoptc.runtime.options import RunOptions
 
     graph = read_onnx(model)
     infer_shapes(graph)
@@ -97,7 +97,8 @@ def command(
 
 def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: bool) -> None:
     from memoptc.ir.diagnostics import InputError
-    from memoptc.runtime.contract import contract_path, make_contract
+    from memoptc.runtime.contract import contract_path
+    from memoptc.runtime.measured_contract import make_contract
 
     if static:
         raise InputError("A contract is recorded, so it needs runs.", hint="Leave --static away.")

@@ -75,8 +75,9 @@ def command(
 def _made_up(model: Path, dims: dict[str, int], seed: int) -> dict[str, Any]:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
-    from memoptc.runtime.evaluate import Evaluator, RunOptions
+    from memoptc.runtime.evaluate import Evaluator
     from memoptc.runtime.inputs import find_feeds
+    from memoptc.runtime.options import RunOptions
 
     graph = read_onnx(model)
     infer_shapes(graph)

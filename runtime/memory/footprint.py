@@ -20,9 +20,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.integer import Fused, fused_pairs
-
-ALIGNMENT = 64
-"""Bytes to which onnxruntime's allocators align, and so does a plan."""
+from memoptc.runtime.memory.problem import ALIGNMENT
 
 
 @dataclass(slots=True)

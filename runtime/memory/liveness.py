@@ -20,7 +20,6 @@ from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.branches import branches
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import (
-    ALIGNMENT,
     Footprint,
     aligned,
     evaluate,
@@ -28,7 +27,7 @@ from memoptc.runtime.memory.footprint import (
     is_resident,
     value_size,
 )
-from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
 from memoptc.runtime.memory.workspace import Workspace, kernel_workspace, no_workspace
 
 __all__ = [

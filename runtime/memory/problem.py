@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 
+ALIGNMENT = 64
+"""Bytes to which onnxruntime's allocators align, and so does a plan."""
+
 
 @dataclass(frozen=True)
 class Buffer:

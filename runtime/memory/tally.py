@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from memoptc.ir.core import Graph, Op
 from memoptc.runtime.memory.extents import extents
-from memoptc.runtime.memory.footprint import ALIGNMENT, aligned, footprint, is_resident
+from memoptc.runtime.memory.footprint import aligned, footprint, is_resident
 from memoptc.runtime.memory.liveness import inner_bytes, value_bytes
+from memoptc.runtime.memory.problem import ALIGNMENT
 from memoptc.runtime.memory.workspace import Workspace, kernel_workspace, no_workspace
 
 

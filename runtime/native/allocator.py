@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from memoptc.runtime.memory.footprint import ALIGNMENT
-from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
 from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
 
 OVERRUN = 64

@@ -75,7 +75,7 @@ _RELEASES = {
     "ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "ReleaseRunOptions": 97, "ReleaseTypeInfo": 98,
     "ReleaseTensorTypeAndShapeInfo": 99, "ReleaseSessionOptions": 100,
 }  # fmt: skip
-_GET_ERROR_MESSAGE = 2
+_GET_ERROR_CODE, _GET_ERROR_MESSAGE = 1, 2
 
 function = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)
 """Kind of function pointer the interface takes and gives (the calling convention matters on 32-bit Windows only)."""
@@ -86,7 +86,16 @@ Info = function(_P, _P)
 
 
 class OrtError(Exception):
-    """What onnxruntime answered."""
+    """What onnxruntime answered.
+
+    Args:
+        message: Its message.
+        code: Its `OrtErrorCode`.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Unavailable(InputError):
@@ -134,6 +143,7 @@ class Api:
             raise Unavailable(f"onnxruntime {self.version} offers no C interface of version {_API_VERSION}.")
         table = ctypes.cast(address, _PP)
         self._message = function(_S, _P)(table[_GET_ERROR_MESSAGE])
+        self._code = function(_I, _P)(table[_GET_ERROR_CODE])
         self.release = {n: function(None, _P)(table[i]) for n, i in _RELEASES.items()}
         self._calls = {n: self._checked(function(_P, *types)(table[i])) for n, (i, types) in _CALLS.items()}
         self.env = self.new("CreateEnv", 3, b"memoptc")
@@ -152,9 +162,9 @@ class Api:
         def call(*arguments: Any) -> None:
             status = raw(*arguments)
             if status:
-                message = self._message(status).decode(errors="replace")
+                error = OrtError(self._message(status).decode(errors="replace"), self._code(status))
                 self.release["ReleaseStatus"](status)
-                raise OrtError(message)
+                raise error
 
         return call
 

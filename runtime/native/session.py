@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.types import DType
-from memoptc.runtime.evaluate import FOLDER_KEY, ORT_NAMES, STOCK, RunOptions, clean_message
+from memoptc.runtime.errors import invalid_argument, of_code
 from memoptc.runtime.native.allocator import Script, Trace, TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
+from memoptc.runtime.native.elements import NAMES, STRING, SUB_BYTE, number_of, numpy_dtype
 from memoptc.runtime.native.layout import set_hidden
+from memoptc.runtime.options import FOLDER_KEY, STOCK, RunOptions, clean_message
 
 _registration = threading.Lock()
 """The environment has one place for an allocator: register, make the session, unregister."""
@@ -81,7 +82,7 @@ class NativeSession:
                 raise Unavailable(f"onnxruntime {a.version} keeps its session options in a way not known.")
             self.load_events = self.allocator.record(lambda: self._load(model, native)).events
         except OrtError as error:
-            raise InputError(f"onnxruntime cannot load the model: {clean_message(error)}.") from None
+            raise of_code(error.code)(f"onnxruntime cannot load the model: {clean_message(error)}.") from None
         finally:
             a.release["ReleaseSessionOptions"](native)
         self.loaded_bytes = self.allocator.live_bytes
@@ -125,11 +126,11 @@ class NativeSession:
             info = a.new(f"SessionGet{kind}TypeInfo", self._handle, index)
             tensor = a.new("CastTypeInfoToTensorInfo", info)  # belongs to `info`; null for what is no tensor
             if tensor:
-                dtype, dims = _describe(tensor)
+                element, dims = _describe(tensor)
                 symbols = (ctypes.c_char_p * len(dims))()
                 a.GetSymbolicDimensions(tensor, symbols, len(dims))
                 shape = [d if d >= 0 else (text or b"").decode() or None for d, text in zip(dims, symbols, strict=True)]
-                found.append(Port(name, f"tensor({ORT_NAMES[dtype]})", shape))
+                found.append(Port(name, f"tensor({NAMES[element]})", shape))
             else:
                 found.append(Port(name, "", []))
             a.release["ReleaseTypeInfo"](info)
@@ -211,14 +212,14 @@ class NativeSession:
             self.close()
 
 
-def _describe(info: Pointer) -> tuple[DType, tuple[int, ...]]:
+def _describe(info: Pointer) -> tuple[int, tuple[int, ...]]:
     a = api()
     kind, rank = ctypes.c_int(), ctypes.c_size_t()
     a.GetTensorElementType(info, ctypes.byref(kind))
     a.GetDimensionsCount(info, ctypes.byref(rank))
     dims = (ctypes.c_int64 * rank.value)()
     a.GetDimensions(info, dims, rank)
-    return DType(kind.value), tuple(dims)
+    return kind.value, tuple(dims)
 
 
 class _Call:
@@ -232,7 +233,7 @@ class _Call:
         names = [n for n in session.inputs if n in feed]
         missing = [n for n in feed if n not in session.inputs]
         if missing:
-            raise InputError(f"The model has no input {missing[0]!r}.")
+            raise invalid_argument(f"The model has no input {missing[0]!r}.")
         self.into = into
         self._values: list[Pointer] = []
         try:
@@ -260,7 +261,7 @@ class _Call:
                 s._output_names, len(self.outputs), self.outputs,
             )  # fmt: skip
         except OrtError as error:
-            raise InputError(f"onnxruntime cannot run the model: {clean_message(error)}.") from None
+            raise of_code(error.code)(f"onnxruntime cannot run the model: {clean_message(error)}.") from None
 
     def _release(self, values: list[Pointer]) -> None:
         for value in values:
@@ -274,16 +275,19 @@ class _Call:
         self._kept.append(array)
         dims = (ctypes.c_int64 * array.ndim)(*array.shape)
         if array.dtype.kind in "OUST":
-            value = self.api.new("CreateTensorAsOrtValue", self.api.allocator, dims, array.ndim, int(DType.STRING))
+            value = self.api.new("CreateTensorAsOrtValue", self.api.allocator, dims, array.ndim, STRING)
             texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
             self.api.FillStringTensor(value, (ctypes.c_char_p * len(texts))(*texts), len(texts))
             return value
-        dtype = DType.from_numpy(array.dtype)
-        if dtype.bitwidth < 8:
+        try:
+            element = number_of(array.dtype)
+        except KeyError:
+            raise invalid_argument(f"The {what} is an array of {array.dtype}, which is no element type.") from None
+        if element in SUB_BYTE:
             raise InputError(f"The {what} has 4-bit elements, which this way of running does not take.")
         return self.api.new(
             "CreateTensorWithDataAsOrtValue",
-            self.api.memory_info, array.ctypes.data, array.nbytes, dims, array.ndim, int(dtype),
+            self.api.memory_info, array.ctypes.data, array.nbytes, dims, array.ndim, element,
         )  # fmt: skip
 
     def addresses(self) -> dict[str, int]:
@@ -310,13 +314,13 @@ class _Call:
         if not value or not self._is_tensor(value.value or 0):
             raise InputError(f"The output {name!r} is no tensor; this way of running gives tensors only.")
         info = self.api.new("GetTensorTypeAndShape", value)
-        dtype, shape = _describe(info)
+        kind, shape = _describe(info)
         self.api.release["ReleaseTensorTypeAndShapeInfo"](info)
-        if dtype == DType.STRING:
+        if kind == STRING:
             return self._read_text(value, shape)
-        if dtype.bitwidth < 8:
+        if kind in SUB_BYTE:
             raise InputError(f"The output {name!r} has 4-bit elements, which this way of running does not give.")
-        data = np.empty(shape, dtype.numpy())
+        data = np.empty(shape, numpy_dtype(kind))
         if data.nbytes:
             source = self.api.new("GetTensorMutableData", value)
             ctypes.memmove(data.ctypes.data, source, data.nbytes)

@@ -17,7 +17,8 @@ from memoptc.ir.onnx_io import to_proto
 from memoptc.pass_base import Pass
 from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import NoMatch, RulePass, counted, limit_rewrites, op, rewrite
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 NODES = 40
 

@@ -18,7 +18,8 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.types import TensorType
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 
 def assert_sound(graph: Graph) -> int:

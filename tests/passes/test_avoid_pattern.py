@@ -13,9 +13,9 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.taken import looked_into
 from memoptc.levels import pipeline_text
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.measure import measure
 from memoptc.runtime.memory.liveness import liveness, peak
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.session import Session
 
 CNN = Path(__file__).resolve().parents[2] / "examples" / "models" / "digits_cnn.onnx"

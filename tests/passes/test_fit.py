@@ -23,8 +23,8 @@ from memoptc.ir.taken import looked_into
 from memoptc.levels import pipeline_text
 from memoptc.pass_base import Context
 from memoptc.passes.fit import Fit
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.memory.liveness import peak
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED, record
 
 CNN = Path(__file__).resolve().parents[2] / "examples" / "models" / "digits_cnn.onnx"

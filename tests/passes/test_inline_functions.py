@@ -6,7 +6,8 @@ import numpy as np
 import onnx.parser
 
 import memoptc
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 MODEL = """
 <ir_version: 9, opset_import: ["" : 18, "local" : 1]>

@@ -22,7 +22,8 @@ from memoptc.passes._quantize.correct import output_axis
 from memoptc.passes._shrink.units import find_units, put, remove
 from memoptc.passes.prune import Prune
 from memoptc.runtime.data import Data
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 
 def graph(text: str) -> Graph:

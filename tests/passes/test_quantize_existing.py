@@ -18,7 +18,8 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.pipeline import parse as parse_pipeline
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 RNG = np.random.default_rng(0)
 Feed = dict[str, npt.NDArray[Any]]

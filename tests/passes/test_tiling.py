@@ -32,8 +32,9 @@ from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
 from memoptc.passes._tile.region import MARK, Between, Region, Spaces, grow
 from memoptc.runtime.compare import difference
-from memoptc.runtime.evaluate import STOCK, Evaluator
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.judge import TOLERANCES
+from memoptc.runtime.options import STOCK
 
 PLANNED = {"S": 48, "N": 40}
 """Extents that symbols are planned with."""

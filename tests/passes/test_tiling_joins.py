@@ -23,7 +23,8 @@ from memoptc.ir.verifier import verify
 from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.frame import DoesNotFitError, Static
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import record
 
 WIDTH = 23

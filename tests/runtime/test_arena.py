@@ -16,9 +16,10 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.runtime.arena import ArenaFault, arena_problem, run_in_arena
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
+from memoptc.runtime.options import RunOptions
 
 
 def stock(model: Any, feed: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from runtime_models import mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType
-from memoptc.runtime.evaluate import Evaluator, RunOptions, port_type
+from memoptc.runtime.evaluate import Evaluator, port_type
+from memoptc.runtime.options import RunOptions
 
 
 def identity(kind: onnx.TypeProto) -> onnx.ModelProto:

@@ -11,8 +11,9 @@ from onnx.reference import ReferenceEvaluator
 from runtime_models import convolutions, mlp, normal, parse
 
 from memoptc.runtime.double_base import NoDouble
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.float64 import Float64
+from memoptc.runtime.options import RunOptions
 
 IMAGE = "float[N, 4, H, W] x"
 NODES = {

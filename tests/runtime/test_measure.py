@@ -11,8 +11,8 @@ import pytest
 from runtime_models import mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.measure import InSession, Need, Slowdown, measure, measure_need
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.worker import PeakMeter, Watch
 
 MB = 1 << 20

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
-from memoptc.runtime.evaluate import RunOptions
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.native.allocator import Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED
 
 KB = 1024

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from native_models import model, usable, version
+from native_models import model, network, usable, version
 from onnx import TensorProto, helper, numpy_helper
 from zoo import ZOO, each_model
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.contract import FRUGAL, Contract, arena_entries, contract_path, load_contract, make_contract
+from memoptc.runtime.contract import Contract, arena_entries, contract_path, load_contract
+from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.options import FRUGAL
 from memoptc.runtime.session import MemoryLimit, PlanLeft, Session
 
 pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
@@ -26,20 +28,6 @@ one_arena = pytest.mark.skipif(version() < (1, 23), reason="this onnxruntime has
 
 TIERS = ("stock", "arena", "planned")
 FLOAT = TensorProto.FLOAT
-
-
-def network(width: int = 64, depth: int = 4) -> bytes:
-    """Dense layers with a skip connection; the batch is dynamic."""
-    rng = np.random.default_rng(0)
-    nodes, weights, value = [], {}, "x"
-    for i in range(depth):
-        weights[f"w{i}"] = (rng.standard_normal((width, width)) / 8).astype(np.float32)
-        nodes.append(helper.make_node("MatMul", [value, f"w{i}"], [f"m{i}"]))
-        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"t{i}"]))
-        value = f"t{i}"
-    nodes.append(helper.make_node("Add", [value, "t0"], ["y"]))
-    ports = {"x": (FLOAT, ["batch", width])}
-    return model(nodes, ports, {"y": (FLOAT, ["batch", width])}, weights)
 
 
 def feed(batch: int, width: int = 64, seed: int = 0) -> dict[str, Any]:
@@ -205,7 +193,7 @@ def test_io_binding_is_onnxruntimes_own() -> None:
     binding.bind_output("y")
     session.run_with_iobinding(binding)
     assert same(binding.copy_outputs_to_cpu(), session.run(None, feed(4)))
-    with pytest.raises(InputError, match="no IOBinding"):
+    with pytest.raises(InputError, match="no io_binding"):
         Session(network(), memory="planned").io_binding()
 
 

@@ -1,0 +1,112 @@
+"""An arena of the right size for sessions of onnxruntime's Python package, and options applied to the caller's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnxruntime as ort
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.contract import arena_entries
+from memoptc.runtime.options import ENUMERATIONS, RunOptions
+
+_registration = threading.Lock()
+"""The environment has one arena per device; a session keeps the one that was there when it was made."""
+
+_limits: list[int] = []
+"""Limits of arenas that were registered: where there is one arena, nobody else may use one with a limit."""
+
+ENVIRONMENT_KEY = "session.use_env_allocators"
+
+_ADJUSTED = ("enable_mem_pattern", "enable_mem_reuse", "graph_optimization_level", "execution_order")
+_GRAPH = ("graph_optimization_level", "execution_order")
+
+
+@contextmanager
+def registered_arena(size: int, limit: int) -> Iterator[None]:
+    """Make the environment's arena one of `size` bytes while a session is made.
+
+    With a limit all of it is one chunk: an arena that may not grow must not have to.
+
+    Args:
+        size: Bytes of the first chunk; 0 lets it grow as needed.
+        limit: Most bytes; 0 for no limit.
+
+    Raises:
+        InputError: this onnxruntime has one arena per process, and a limit is asked for or in force.
+    """
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with _registration:
+        try:
+            ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena_entries(limit or size, limit)))
+        except RuntimeError as error:
+            # onnxruntime 1.20 to 1.22: later sessions share the first arena
+            if "already been registered" not in str(error):
+                raise
+            if limit or _limits:
+                raise InputError(
+                    f"onnxruntime {ort.__version__} has one arena for all sessions of a process, so none can have "
+                    "a limit.",
+                    hint="Use memory='planned', one session per process, or a newer onnxruntime.",
+                ) from None
+        else:
+            _limits.extend([limit] if limit else [])
+        yield
+
+
+@contextmanager
+def combined(
+    given: ort.SessionOptions | None, options: RunOptions, *, environment: bool, graph_only: bool = False
+) -> Iterator[ort.SessionOptions]:
+    """Give `SessionOptions` that are the caller's where the caller chose, and ours elsewhere.
+
+    The caller's object is adjusted while the session is made (onnxruntime copies it) and set back afterwards: much of
+    what it may hold, such as custom operators and free dimensions, cannot be read out into another one.
+
+    Args:
+        given: The caller's, if any.
+        options: Ours.
+        environment: Allocate from the environment's arena.
+        graph_only: Of ours, apply only what decides the graph and its order, for providers other than the CPU's.
+    """
+    extra = {ENVIRONMENT_KEY: "1"} if environment else {}
+    if given is None:
+        made = ort.SessionOptions() if graph_only else options.session_options()
+        if graph_only:
+            _set(made, {k: v for k, v in options.native().items() if k in _GRAPH})
+        for key, value in extra.items():
+            made.add_session_config_entry(key, value)
+        yield made
+        return
+    usual = ort.SessionOptions()
+    before: dict[str, Any] = {}
+    for key, value in options.native().items():
+        if key in (_GRAPH if graph_only else _ADJUSTED) and getattr(given, key) == getattr(usual, key):
+            before[key] = getattr(given, key)
+            _set(given, {key: value})
+    entries = {} if graph_only else {k: v for k, v in (dict(options.config) | extra).items() if not _entry(given, k)}
+    for key, value in entries.items():
+        given.add_session_config_entry(key, value)
+    try:
+        yield given
+    finally:
+        for key, value in before.items():
+            setattr(given, key, value)
+        for key, value in entries.items():
+            if value == "1":  # an entry cannot be taken back, but switches can be turned off
+                given.add_session_config_entry(key, "0")
+
+
+def _set(options: ort.SessionOptions, attributes: dict[str, Any]) -> None:
+    for key, value in attributes.items():
+        setattr(options, key, getattr(getattr(ort, ENUMERATIONS[key]), value) if key in ENUMERATIONS else value)
+
+
+def _entry(options: ort.SessionOptions, key: str) -> str:
+    try:
+        return str(options.get_session_config_entry(key))
+    except RuntimeError:
+        return ""
