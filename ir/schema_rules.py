@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from memoptc.ir.core import AttrRef, EmptyList, Function, Graph, Op
-from memoptc.ir.ops import schema
+from memoptc.ir.ops.schema import schema
 from memoptc.ir.types import Type
 
 _ANY = 2**31 - 1

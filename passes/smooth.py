@@ -8,6 +8,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import layout_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._migrate.factors import Floats
 from memoptc.passes._migrate.migrate import decide, migrate, seen_at
@@ -72,7 +73,7 @@ def _bare(graph: Graph, taken: set[Op]) -> list[Site]:
         site = found.setdefault(value, Site(None, read_axis(op), shape[-1]))
         site.readers[op] = None
         site.points[value] = None
-        site.edits.append(Edit(op, 1, 1 if op.attrs.get("transB", 0) else 2))
+        site.edits.append(Edit(op, 1, 2 - layout_of(op).input_axis))
     return list(found.values())
 
 

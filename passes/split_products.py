@@ -13,7 +13,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.iteration import Axis, iteration_space
-from memoptc.ir.ops import VIEWS, facts, opset_of
+from memoptc.ir.ops import VIEWS, facts, layout_of, opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._narrow.parts import Part, parts_of, shape_of
@@ -178,8 +178,7 @@ def _again(b: Builder, step: _Step, part: Part, made: Value | None, targets: dic
     op, lo, hi = step.op, part.lo * step.scale, part.hi * step.scale
     attrs, operands = dict(op.attrs), list(op.operands)
     if step.axis is None:
-        flipped = op.is_a("Gemm") and op.attrs.get("transB", 0)
-        operands[1] = _cut(b, operands[1], 0 if flipped else -1, lo, hi)
+        operands[1] = _cut(b, operands[1], layout_of(op).output_axis, lo, hi)
         bias = op.input(2)
         if bias is not None and bias.tensor is not None and bias.tensor.shape.numpy()[-1:] not in ((), (1,)):
             operands[2] = _cut(b, bias, -1, lo, hi)

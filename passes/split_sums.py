@@ -9,6 +9,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import weight_layout
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._narrow.parts import shape_of
@@ -96,17 +97,17 @@ def _places(op: Op) -> tuple[int, list[int]] | None:
         return None
     if weight is None or not op.operands[1].single_use or DType(weight.dtype) not in _FLOATS:
         return None
-    axis, rank = int(join.attrs["axis"]) % len(shape), len(weight.shape.numpy())
+    axis, layout = int(join.attrs["axis"]) % len(shape), weight_layout(op)
+    if layout is None:
+        return None
+    along = layout.input_axis
     match op.op_type:
         case "Conv":
-            fits = axis == 1 and int(op.attrs.get("group", 1)) == 1
-            along = 1
+            fits = axis == 1 and layout.groups == 1
         case "Gemm":
-            fits = axis == 1 and not op.attrs.get("transA", 0)
-            along = 1 if op.attrs.get("transB", 0) else 0
+            fits = axis == 1 and layout.data_axis == -1
         case _:
-            fits = axis == len(shape) - 1 and rank >= 2
-            along = rank - 2
+            fits = axis == len(shape) - 1
     known = [shape_of(v) for v in join.operands]
     reach = [0]
     for part in known:

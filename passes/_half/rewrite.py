@@ -12,6 +12,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.ops import weight_layout
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._half.choice import Choice
 from memoptc.runtime.kernels import gathers_float8
@@ -171,16 +172,8 @@ def channel_axis(value: Value) -> int | None:
     user, index = value.uses[0]
     if index != 1 or value.tensor is None or len(value.tensor.shape) < 2:
         return None
-    match user.key:
-        case "MatMul":
-            return len(value.tensor.shape) - 1
-        case "Gemm":
-            return 0 if user.attrs.get("transB", 0) else 1
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1
-    return None
+    layout = weight_layout(user) if not user.domain else None
+    return None if layout is None else layout.output_axis
 
 
 def scaled(

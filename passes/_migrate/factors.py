@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Op
+from memoptc.ir.ops import layout_of
 from memoptc.runtime.channels import Channels
 
 Floats = npt.NDArray[np.float64]
@@ -42,10 +43,9 @@ class Reader:
         tensor = op.operands[1].tensor
         assert tensor is not None
         weight = np.asarray(tensor.numpy(), np.float64)
-        if op.op_type != "Conv":
-            weight = weight if op.attrs.get("transB", 0) else weight.T
-        groups = int(op.attrs.get("group", 1)) if op.op_type == "Conv" else 1
-        parts = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        layout = layout_of(op)
+        weight = np.moveaxis(weight, layout.output_axis, 0)
+        parts = weight.reshape(layout.groups, weight.shape[0] // layout.groups, weight.shape[1], -1)
         return cls(np.square(parts).sum((1, 3)).reshape(-1), np.abs(parts).max(3), parts.shape[3])
 
     def noise(self, seen: Channels, factors: Floats) -> float:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memoptc.ir import tensors
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import layout_of
 from memoptc.ir.types import DType, TensorType
 
 Floats = npt.NDArray[np.float64]
@@ -83,7 +84,7 @@ def weight_of(op: Op) -> Value | None:
 
 def read_axis(op: Op) -> int:
     """Axis of the input channels in a reader's left side."""
-    return 1 if op.op_type == "Conv" else -1
+    return layout_of(op).data_axis
 
 
 def sites(graph: Graph, sources: frozenset[str]) -> Iterator[Site]:
@@ -127,7 +128,7 @@ def _given(op: Op, axis: int) -> list[Edit] | None:
             return None
         assert weight.tensor is not None
         rank = len(weight.tensor.shape)
-        along = rank if op.op_type == "Conv" else 2 if op.attrs.get("transB", 0) else 1
+        along = rank - layout_of(op).output_axis
         return [Edit(op, 1, along, True), *([Edit(op, 2, 1, True)] if bias is not None else [])]
     if op.key in NORMALS:
         shape = shape_of(op.result)
@@ -166,7 +167,8 @@ def _follow(value: Value, site: Site) -> bool:
                 return False
             site.readers[user] = None
             site.points[value] = None
-            along = 0 if user.op_type == "Conv" else 1 if user.attrs.get("transB", 0) else 2
+            layout = layout_of(user)
+            along = 0 if layout.taps else 2 - layout.input_axis
             site.edits.append(Edit(user, 1, along))
             continue
         if user.key in HOMOGENEOUS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op
-from memoptc.ir.iteration.windows import window_of
+from memoptc.ir.ops.windows import window_of
 from memoptc.passes._narrow.parts import ENDLESS, bounds, shape_of
 
 

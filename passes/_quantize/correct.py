@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memoptc.ir import tensors
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
+from memoptc.ir.ops import layout_of
 from memoptc.passes._quantize.numerics import Codes, Floats
 from memoptc.runtime.channels import Channels
 
@@ -41,7 +42,7 @@ NO_CORRECTION = Correction()
 
 def output_axis(op: Op) -> int:
     """Axis of the output channels in the weights of a Conv, Gemm or MatMul."""
-    return 0 if op.op_type == "Conv" or op.attrs.get("transB", 0) else 1
+    return layout_of(op).output_axis
 
 
 def spread_inputs(op: Op, figures: Floats) -> Floats | None:

@@ -9,6 +9,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import layout_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.numerics import weight_codes
 from memoptc.passes._quantize.static import choose
@@ -74,8 +75,7 @@ def _product(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int) -
     """onnxruntime's DynamicQuantizeMatMul codes the left side by its own range in each run."""
     assert weight.tensor is not None
     w = weight.tensor.numpy()
-    if op.op_type == "Gemm" and op.attrs.get("transB", 0):
-        w = np.ascontiguousarray(w.T)
+    w = np.ascontiguousarray(np.moveaxis(w, layout_of(op).output_axis, 1))
     codes = weight_codes(w, 1, dtype, bits)
     bias = op.input(2)
     operands: list[Value | None] = [

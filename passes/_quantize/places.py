@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.ops import weight_layout
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType
 
@@ -108,7 +109,8 @@ def _columns(op: Op) -> int:
     """Along which axis of its matrix an op adds up."""
     if op.op_type == GATHER:
         return 1
-    return 1 if op.op_type == "Gemm" and op.attrs.get("transB", 0) else 0
+    layout = weight_layout(op)
+    return 0 if layout is None or layout.taps else layout.input_axis
 
 
 def label(op: Op) -> str:

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import layout_of
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context
 from memoptc.passes._quantize.observe import observe
@@ -21,10 +22,8 @@ ROOM = 256 << 20
 
 def columns_of(op: Op) -> int:
     """How many numbers a product or convolution sums up for one element of its result."""
-    shape = _shape(op)
-    if op.op_type in ("Conv", "ConvTranspose"):
-        return prod(shape[1:])
-    return shape[1 if op.attrs.get("transB", 0) else 0]
+    shape, layout = _shape(op), layout_of(op)
+    return shape[layout.input_axis] * prod(shape[axis] for axis in layout.taps)
 
 
 def _shape(op: Op) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from memoptc.ir.core import Op
+from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import TensorType
 from memoptc.passes._migrate.factors import Reader
@@ -111,5 +112,5 @@ def work_of(op: Op, dims: Mapping[str, int]) -> float:
     shape = result.bind(dims).static_shape if isinstance(result, TensorType) else None
     if shape is None:
         return float(tensor.size)
-    outputs = tensor.shape.numpy()[0 if op.op_type == "Conv" or op.attrs.get("transB", 0) else 1]
+    outputs = tensor.shape.numpy()[layout_of(op).output_axis]
     return float(tensor.size) * float(np.prod(shape)) / max(outputs, 1)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import layout_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.bias import bias_behind, will_be_joined
 from memoptc.passes._quantize.correct import (
@@ -146,7 +147,7 @@ def _why_not(op: Op) -> str:
         if op.attrs.get("transA", 0) or not one:
             return "form of Gemm"
         if bias is not None and bias.tensor is not None:
-            columns = weight.tensor.shape.numpy()[0 if op.attrs.get("transB", 0) else 1]
+            columns = weight.tensor.shape.numpy()[layout_of(op).output_axis]
             if bias.tensor.size not in (1, columns):
                 return "bias has rows"
     if op.op_type == "MatMul" and len(weight.tensor.shape) != 2:
@@ -249,8 +250,8 @@ class Emitter:
     def _complete(self, op: Op) -> bool:
         """Whether an op was on codes all around when it came."""
         after = self.choice.result_of(op)
-        coded = after in self.existing.decoded or (op.op_type in ops.FLOAT_RESULTS and after.is_output)
-        return all(reads_codes(op)) and (coded or op.op_type in ops.FLOAT_RESULTS)
+        may_be_float = ops.definition(op).integer is ops.IntegerKernel.FLOAT_RESULT
+        return all(reads_codes(op)) and (may_be_float or after in self.existing.decoded)
 
     def _read_codes(self, value: Value) -> None:
         """Let what is quantized read the codes that the model has of a value."""

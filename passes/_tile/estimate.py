@@ -8,7 +8,7 @@ from functools import cached_property
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.ops import facts
+from memoptc.ir.ops import Family, definition, facts, in_family
 from memoptc.ir.types import TensorType
 from memoptc.passes._tile.frame import DoesNotFitError, Span, Static
 from memoptc.passes._tile.join_costs import joining, must_wait, part_bytes
@@ -40,9 +40,6 @@ ROWS = 14
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
-CONVOLUTIONS = frozenset(("Conv", "FusedConv", "ConvTranspose"))
-RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
-PRODUCTS = frozenset("FusedGemm FusedMatMul Gemm MatMul MatMulInteger MatMulNBits QLinearMatMul".split())
 SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
 """Operators whose arithmetic, not their bytes, takes the time: by what factor."""
 
@@ -100,13 +97,13 @@ class Costs:
             self._work[op] = self._measure(op)
         flops, moved = (w * share for w in self._work[op])
         slow = SLOW.get(op.op_type, 1.0)
-        if rows and op.op_type in PRODUCTS:
+        if rows and in_family(op, Family.MATMUL):
             shape = self.shape(op.results[0])
             count = shape[-2] * share if len(shape) > 1 else 1.0
             flops *= (count + ROWS) / max(count, 1.0)
-        if terms and op.op_type in PRODUCTS:
+        if terms and in_family(op, Family.MATMUL):
             flops += 2.0 * (1 - share) * prod(self.shape(op.results[0])) * DEPTH
-        steps = (self.shape(op.operands[0]) or (0,))[0] if op.op_type in RECURRENT else 0
+        steps = (self.shape(op.operands[0]) or (0,))[0] if in_family(op, Family.RECURRENT) else 0
         return (
             steps * STEP + flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
         )
@@ -119,31 +116,11 @@ class Costs:
         return self._multiplications(op) * 2, moved
 
     def _multiplications(self, op: Op) -> float:
-        result = self.shape(op.results[0]) if op.results else ()
-        if op.op_type in ("Conv", "FusedConv", "ConvInteger", "QLinearConv"):
-            weights = self.shape(op.operands[3 if op.op_type == "QLinearConv" else 1])
-            return prod(result) * prod(weights[1:])
-        if op.op_type == "ConvTranspose":
-            return prod(self.shape(op.operands[0])) * prod(self.shape(op.operands[1])[1:])
-        if op.op_type in (
-            "MatMul",
-            "Gemm",
-            "FusedMatMul",
-            "FusedGemm",
-            "MatMulInteger",
-            "QLinearMatMul",
-            "MatMulNBits",
-        ):
-            left = self.shape(op.operands[0])
-            depth = left[-2] if op.attrs.get("transA") and len(left) > 1 else left[-1] if left else 1
-            return prod(result) * (depth + DEPTH)
-        if op.op_type in RECURRENT and len(op.operands) > 2:
-            rows = self.shape(op.operands[0])
-            return prod(rows[:2]) * (prod(self.shape(op.operands[1])) + prod(self.shape(op.operands[2])))
-        if op.op_type == "MultiHeadAttention":
-            q, k = self.shape(op.operands[0]), self.shape(op.operands[1])
-            return 2.0 * prod(q) * (k[1] if len(k) > 1 else 1)
-        return 0.0
+        count = definition(op).multiplications
+        if count is None:
+            return 0.0
+        depth = DEPTH * prod(self.shape(op.results[0])) if in_family(op, Family.MATMUL) else 0
+        return count(op, self.shape) + depth
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Extents of a value; 1 for those that are not known."""
@@ -242,7 +219,7 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
     frame = Static(region, count, extent)
     costs = land.costs
     base, outputs, floor = bound(region, land)
-    overhead = LAID_OUT if any(op.op_type in CONVOLUTIONS for op in region.ops) else OVERHEAD
+    overhead = LAID_OUT if any(in_family(op, Family.CONVOLUTION) for op in region.ops) else OVERHEAD
     whole = sum(costs.seconds(op) + overhead for op in region.ops)
     first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
     borders, border_nodes = _borders(region, frame.count, costs)
@@ -267,7 +244,7 @@ def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Val
 
 def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
     """Time lost because onnxruntime's layouts and fusions end at the region's borders, and nodes added per piece."""
-    if not any(op.op_type in CONVOLUTIONS for op in region.ops):
+    if not any(in_family(op, Family.CONVOLUTION) for op in region.ops):
         return 0.0, 0
     seconds, nodes = 0.0, 0
 

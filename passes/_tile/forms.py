@@ -10,8 +10,9 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Axis, Form
-from memoptc.ir.iteration.axis import shape
-from memoptc.ir.iteration.windows import factor_of, pad_amounts, window_of
+from memoptc.ir.ops.axis import shape
+from memoptc.ir.ops.resize import factor_of, pad_amounts
+from memoptc.ir.ops.windows import window_of
 from memoptc.ir.tensors import ints
 from memoptc.passes._tile.frame import DoesNotFitError, Frame, Need, Span, Static, Step
 from memoptc.passes._tile.work import Work

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Along, Axis, Form
-from memoptc.ir.iteration.windows import factor_of, window_of
+from memoptc.ir.ops.resize import factor_of
+from memoptc.ir.ops.windows import window_of
 from memoptc.passes._tile.frame import Bound, DoesNotFitError, Frame, Need, Span, Step, ends_at, least
 from memoptc.passes._tile.region import Region
 

@@ -38,14 +38,14 @@ def fused_pairs(graph: Graph) -> Fused:
             found.resident |= set(op.results)
     kernels: set[Op] = set()
     for op in graph.ops:
-        if op.op_type in ops.INTEGER_KERNELS and not op.domain and _reads_codes(op):
+        if ops.definition(op).integer is not None and _reads_codes(op):
             chain = _until_codes(op)
             if chain:
                 *between, codes = chain
                 found.coded |= dict.fromkeys(between, codes)
                 found.views |= {*between[1:], codes}
                 kernels.add(op)
-            elif op.op_type in ops.FLOAT_RESULTS:
+            elif ops.definition(op).integer is ops.IntegerKernel.FLOAT_RESULT:
                 kernels.add(op)
     for op in graph.ops:
         if op.op_type == "DequantizeLinear" and op.result.has_uses and all(u in kernels for u in op.result.users):
@@ -72,7 +72,7 @@ def _is_folded(op: Op, resident: set[Value]) -> bool:
 
 def _reads_codes(op: Op) -> bool:
     floats = [v for v in op.operands[: 3 if op.op_type in ("Conv", "Gemm") else 2] if not v.is_absent]
-    if op.op_type in ops.CODES_ONE_OPERAND:
+    if ops.definition(op).integer is ops.IntegerKernel.FIRST_OPERAND:
         floats = floats[:1]
     elif op.op_type == "Concat":
         floats = list(op.operands)

@@ -1,4 +1,4 @@
-"""Operators that move elements and compute nothing: transposes, reshapes, concatenations, slices."""
+"""Operators that move, repeat or select elements and compute nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, KnownDim, same
-from memoptc.ir.iteration.axis import Along, Axis, Form, Space, extents, given, shape
+from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
+from memoptc.ir.ops.definition import IntegerKernel, Operator, define
+from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.tensors import ints
 
 
@@ -133,12 +135,44 @@ def _filled(op: Op) -> list[Axis]:
     return [given(op, i, form=Form.SHAPE) for i, extent in enumerate(whole) if isinstance(extent, int)]
 
 
-SHAPES: dict[str, Space] = {
-    "Transpose": _transpose,
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
-    "Concat": _concat,
-    "Split": _split,
-    "Slice": _slice,
-    "Expand": _expand,
-    "ConstantOfShape": _filled,
-}
+def _lookup(op: Op) -> list[Axis]:
+    """Gather: the axes of the indices, and those of the data that stay."""
+    data, where = shape(op.operands[0]), shape(op.operands[1])
+    if data is None or where is None or not data:
+        return []
+    axis = int(op.attrs.get("axis", 0)) % len(data)
+    found = [given(op, axis + i, (1, Along(i))) for i in range(len(where))]
+    for i in range(len(data)):
+        if i != axis:
+            found.append(given(op, i if i < axis else i - 1 + len(where), (0, Along(i))))
+    return found
+
+
+def _one_hot(op: Op) -> list[Axis]:
+    rank = len(extents(op, 0)) + 1
+    axis = int(op.attrs.get("axis", -1)) % rank
+    return [given(op, i if i < axis else i + 1, (0, Along(i))) for i in range(rank - 1)]
+
+
+def _trilu(op: Op) -> list[Axis]:
+    return [everywhere(op, i) for i in range(len(extents(op, 0)) - 2)]
+
+
+_CODES = IntegerKernel.FIRST_OPERAND
+
+OPERATORS: tuple[Operator, ...] = (
+    *define("Transpose", space=_transpose, moves=True, integer=_CODES),
+    *define("Flatten Reshape Squeeze Unsqueeze", space=_reshape, view=0, moves=True, integer=_CODES),
+    *define("Concat", space=_concat, moves=True, integer=IntegerKernel.ALL_OPERANDS),
+    *define("Split", space=_split, moves=True),
+    *define("Slice", space=_slice, moves=True),
+    *define("Expand", space=_expand, moves=True),
+    *define("Gather", space=_lookup, moves=True),
+    *define("Compress GatherElements GatherND ReverseSequence Tile", moves=True),
+    *define("ConstantOfShape", space=_filled),
+    *define("OneHot", space=_one_hot),
+    *define("Trilu", space=_trilu, in_place=(0,)),
+    *define("ScatterElements TensorScatter", in_place=(0,)),
+    *define("Constant EyeLike NonZero NonMaxSuppression Range Scatter ScatterND Shape Size Unique"),
+    *define("ExpandDims GatherND MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
+)

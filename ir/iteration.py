@@ -10,23 +10,18 @@ Along an axis that a result does not have, because the operator adds up along it
 partial results; `accumulations` lists those axes, and `Join` says how what the pieces give becomes the whole.
 
 What makes a piece's operator differ from the whole one is the axis's `form`; `memoptc.passes` has the code that makes
-it. Shapes must be inferred; extents may be symbolic.
+it. Shapes must be inferred; extents may be symbolic. The spaces themselves stand in the operators' definitions
+(`memoptc.ir.ops`).
 """
 
 from __future__ import annotations
 
 from memoptc.ir.core import Op
-from memoptc.ir.iteration.accumulate import ACCUMULATING, weights_axis
-from memoptc.ir.iteration.axis import Along, Axis, Form, Join
-from memoptc.ir.iteration.elementwise import broadcast_axes
-from memoptc.ir.iteration.products import PRODUCTS
-from memoptc.ir.iteration.shapes import SHAPES
-from memoptc.ir.iteration.windows import WINDOWS
-from memoptc.ir.ops import facts
+from memoptc.ir.ops import definition
+from memoptc.ir.ops.attention import weights_axis
+from memoptc.ir.ops.axis import Along, Axis, Form, Join
 
 __all__ = ["Along", "Axis", "Form", "Join", "accumulations", "iteration_space", "weights_axis"]
-
-_TABLE = PRODUCTS | SHAPES | WINDOWS
 
 
 def iteration_space(op: Op) -> list[Axis]:
@@ -35,12 +30,8 @@ def iteration_space(op: Op) -> list[Axis]:
     Args:
         op: An op whose operands' and results' types are known.
     """
-    if op.regions or not op.results or op.op_type in ("const", "absent", "return"):
-        return []
-    found = _TABLE.get(op.key)
-    if found is not None:
-        return found(op)
-    return broadcast_axes(op) if facts(op).elementwise else []
+    space = definition(op).space
+    return [] if space is None or op.regions or not op.results else space(op)
 
 
 def accumulations(op: Op) -> list[Axis]:
@@ -49,7 +40,5 @@ def accumulations(op: Op) -> list[Axis]:
     Args:
         op: An op whose operands' and results' types are known.
     """
-    if op.regions or not op.results:
-        return []
-    found = ACCUMULATING.get(op.key)
-    return found(op) if found is not None else []
+    found = definition(op).accumulates
+    return [] if found is None or op.regions or not op.results else found(op)

@@ -8,7 +8,7 @@ from enum import Enum
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.types import TensorType
+from memoptc.ir.types import DType, TensorType
 
 
 class Form(Enum):
@@ -145,3 +145,29 @@ def spread(op: Op, index: int, place: int, rank: int, extent: Dim) -> Along | bo
     if axis < 0 or own[axis] == 1:
         return None
     return Along(axis) if same(own[axis], extent) else False
+
+
+WHOLE = (DType.INT32, DType.INT64)
+
+SUMMED = (DType.FLOAT, DType.DOUBLE)
+
+_EXACT = (Join.PLACE, Join.TOP)
+"""Of 0.0 and -0.0, either may be the largest: which one a kernel gives depends on what comes before it."""
+
+
+def accumulated(op: Op, join: Join, *operands: tuple[int, int]) -> Axis:
+    """An axis that no result has; where it lies in the operands that have it."""
+    cut = {i: Along(axis) for i, axis in operands}
+    integers = dtype_of(op, 0) in WHOLE
+    return Axis(
+        (None,) * len(op.results),
+        tuple(cut.get(i) for i in range(len(op.operands))),
+        reorders=join not in _EXACT and not integers,
+        join=join,
+    )
+
+
+def dtype_of(op: Op, index: int) -> DType | None:
+    """Element type of operand `index`; `None` when it is absent, no tensor, or not known."""
+    value = op.input(index)
+    return value.type.dtype if value is not None and isinstance(value.type, TensorType) else None

@@ -1,0 +1,84 @@
+"""The operators: one definition each, in files by family; passes ask traits and layouts, not names.
+
+ONNX's own schemas say how many operands and which attributes an operator has (`schema`). What they do not say stands in
+its definition: whether it computes element by element, is a view, may overwrite an operand or is no function of its
+operands; along which axes it can be computed piece by piece; where its weight lies; which kernels onnxruntime has. An
+operator without a definition and without a schema is left alone by every pass.
+"""
+
+from __future__ import annotations
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.ops.definition import Arity, Family, IntegerKernel, Operator, ShapeOf, WeightLayout
+from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, schema, schema_of
+from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, names_where, weight_layout
+from memoptc.ir.types import TensorType
+
+__all__ = [
+    "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Family", "IntegerKernel",
+    "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of", "domain_of", "facts",
+    "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "names_where", "opset_of", "schema",
+    "schema_of", "weight_layout",
+]  # fmt: skip
+
+UNARY = names_where(lambda o: o.arity is Arity.UNARY)
+BINARY = names_where(lambda o: o.arity is Arity.BINARY)
+VARIADIC = names_where(lambda o: o.arity is Arity.VARIADIC)
+VIEWS = names_where(lambda o: o.view is not None)
+CONTRIB_PURE = names_where(lambda o: o.pure, MICROSOFT)
+"""onnxruntime's contributed operators that are functions of their operands."""
+
+
+def facts(op: Op) -> Operator:
+    """Give what is known of an op's operator."""
+    return definition(op)
+
+
+def in_family(op: Op, *families: Family) -> bool:
+    """Whether an op's operator belongs to one of these families."""
+    return definition(op).family in families
+
+
+def is_pure(op: Op) -> bool:
+    """Whether the op, everything in its regions included, is a function of what it uses."""
+    if not definition(op).pure or _drops_out(op):
+        return False
+    return all(is_pure(inner) for region in op.regions.values() for inner in region.ops)
+
+
+def is_removable(op: Op) -> bool:
+    """Whether the op may be dropped when none of its results is used."""
+    return definition(op).removable and all(is_removable(i) for r in op.regions.values() for i in r.ops)
+
+
+def _drops_out(op: Op) -> bool:
+    """Dropout in training mode is random."""
+    if not op.is_a("Dropout"):
+        return False
+    mode = op.input(2)
+    if mode is None:
+        return False
+    tensor = mode.tensor
+    return tensor is None or bool(tensor.numpy().reshape(-1)[0])
+
+
+def feeds_packed(value: Value) -> bool:
+    """Whether an op uses this value that rounds differently when it is a constant (see `Operator.packs_weights`)."""
+    floats = isinstance(value.type, TensorType) and not value.type.dtype.is_integer()
+    todo, seen = [value], {value}
+    while todo and floats:
+        for user in todo.pop().users:
+            if definition(user).packs_weights:
+                return True
+            if definition(user).view is not None or user.op_type in ("Cast", "Transpose"):
+                fresh = [r for r in user.results if r not in seen]
+                seen.update(fresh)
+                todo.extend(fresh)
+    return False
+
+
+def domain_of(op_type: str) -> str:
+    """Give the domain of an operator written without one: standard ONNX first, then onnxruntime's own."""
+    if definition_of(op_type).known:
+        return ""
+    return MICROSOFT if op_type in CONTRIB_PURE else ""

@@ -1,0 +1,158 @@
+"""What one operator's definition says: traits, iteration space, weight layout, kernels, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.ops.axis import Axis
+
+ShapeOf: TypeAlias = Callable[[Value], tuple[int, ...]]
+"""Gives a value's extents as numbers; `()` for a scalar or an unknown rank."""
+
+
+class Arity(Enum):
+    """How many data operands an element-wise operator has."""
+
+    UNARY = "one; further operands are scalars, such as Clip's bounds"
+    BINARY = "two, which broadcast against each other"
+    VARIADIC = "any number, which broadcast against each other"
+
+
+class IntegerKernel(Enum):
+    """Whether onnxruntime computes an operator on 8-bit codes between DequantizeLinear and QuantizeLinear."""
+
+    FIRST_OPERAND = "when operand 0 is quantized"
+    ALL_OPERANDS = "when all data operands are quantized"
+    FLOAT_RESULT = "when all data operands are quantized; the result may stay float"
+
+
+class Family(Enum):
+    """Groups of operators that passes treat alike beyond their traits."""
+
+    CONVOLUTION = "sliding windows over weights"
+    MATMUL = "matrix products"
+    RECURRENT = "LSTM, GRU, RNN: rounding errors of weights add up over the steps"
+    REDUCTION = "reductions along axes"
+    POOL = "windows without weights"
+    NORMALIZATION = "scaled by statistics of the operand"
+    ATTENTION = "softmax(query key) value"
+    CONTROL = "runs subgraphs"
+    SEQUENCE = "makes or reads sequences and optionals"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightLayout:
+    """How a product, a convolution or a lookup stores its weight, attributes taken into account.
+
+    Every element of the result is a sum of `data * weight` over the weight's `input_axis` (and its taps).
+
+    Args:
+        weight: Which operand the weight is.
+        output_axis: The weight's axis of output channels: one slice for each column or channel of the result.
+        input_axis: The weight's axis of input channels, along which products are summed (divided by `groups`).
+        data: Which operand is multiplied with the weight.
+        data_axis: That operand's axis of input channels; counted from the end when negative.
+        result_axis: The result's axis of output channels; counted from the end when negative.
+        bias: Which operand is added, one number per output channel; `None` when there can be none.
+        groups: Input and output channels fall into so many independent groups.
+        taps: Axes of the weight that a window slides over.
+        scale: What products are multiplied by (`alpha` of Gemm).
+        bias_scale: What the bias is multiplied by (`beta` of Gemm).
+    """
+
+    weight: int
+    output_axis: int
+    input_axis: int
+    data: int = 0
+    data_axis: int = -1
+    result_axis: int = -1
+    bias: int | None = None
+    groups: int = 1
+    taps: tuple[int, ...] = ()
+    scale: float = 1.0
+    bias_scale: float = 1.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the result is `data x weight + bias`, nothing transposed on the data's side and nothing scaled."""
+        return self.scale == self.bias_scale == 1.0 and self.data_axis in (-1, 1)
+
+
+Space: TypeAlias = Callable[[Op], list[Axis]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator: everything that passes and analyses need to know of it.
+
+    Args:
+        key: Name, with its domain in front outside of standard ONNX (`com.microsoft::FusedConv`).
+        known: There is a definition or an ONNX schema; otherwise every answer is the careful one.
+        pure: A function of operands and attributes: may be merged, folded, recomputed. Operators with regions are pure
+            when everything inside is.
+        removable: May be dropped when no result is used.
+        arity: For element-wise operators: how many operands.
+        commutative: Operands 0 and 1 may be exchanged without changing a bit.
+        view: The operand whose bytes result 0 shares, else `None`: onnxruntime shares the buffer.
+        moves: Result elements are elements of operand 0 (of any, for Concat), moved or repeated: nothing is computed.
+        in_place: Operands that result 0 overwrites when they die there and have the same shape and element size: what
+            onnxruntime's CPU kernels really do, recorded allocation by allocation with 1.31.1.
+        homogeneous: f(s x) = s f(x) for positive factors s per channel.
+        packs_weights: onnxruntime re-packs a constant operand at load time and runs another kernel than for a computed
+            one, whose sums differ in the last bits: making such an operand constant is no exact change.
+        integer: Whether onnxruntime has an 8-bit integer kernel.
+        family: What it is treated with.
+        space: Gives the axes along which the result can be computed piece by piece.
+        accumulates: Gives the axes that it accumulates along and that can be split into partial results.
+        layout: Gives where its weight lies, `None` where these attributes allow no single answer.
+        multiplications: Gives how many multiplications one run takes.
+    """
+
+    key: str
+    known: bool = True
+    pure: bool = True
+    removable: bool = True
+    arity: Arity | None = None
+    commutative: bool = False
+    view: int | None = None
+    moves: bool = False
+    in_place: tuple[int, ...] = ()
+    homogeneous: bool = False
+    packs_weights: bool = False
+    integer: IntegerKernel | None = None
+    family: Family | None = None
+    space: Space | None = None
+    accumulates: Space | None = None
+    layout: Callable[[Op], WeightLayout | None] | None = None
+    multiplications: Callable[[Op, ShapeOf], float] | None = None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether result elements depend on the elements at the same (broadcast) position only."""
+        return self.arity is not None
+
+    @property
+    def name(self) -> str:
+        """The operator's name without its domain."""
+        return self.key.rpartition("::")[2]
+
+    @property
+    def domain(self) -> str:
+        """The operator's domain; `""` for standard ONNX."""
+        return self.key.rpartition("::")[0]
+
+
+def define(names: str, domain: str = "", **facts: Any) -> tuple[Operator, ...]:
+    """Define operators that share all facts.
+
+    Args:
+        names: Their names, separated by blanks.
+        domain: Their domain.
+        facts: Fields of `Operator`.
+    """
+    prefix = f"{domain}::" if domain else ""
+    return tuple(Operator(prefix + name, **facts) for name in names.split())

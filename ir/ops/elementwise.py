@@ -1,0 +1,74 @@
+"""Element-wise operators: each result element depends on the elements at the same (broadcast) position only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memoptc.ir.core import Op
+from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
+from memoptc.ir.ops.definition import Arity, IntegerKernel, Operator, define
+from memoptc.ir.ops.schema import MICROSOFT
+
+ROUND_BY_PLACE = frozenset("Acos Asin Atan Celu Cos Elu Exp Log Mish Selu Sigmoid Sin Softplus Tanh FastGelu".split())
+"""onnxruntime's kernels compute the last elements of a buffer by other instructions than those before them (in
+float32, or in float64 only), and round some of them otherwise: a piece's last elements lie in the whole's midst."""
+
+
+def broadcast_axes(op: Op) -> list[Axis]:
+    """Every axis of the result; operands that broadcast along one are needed whole."""
+    whole = shape(op.results[0])
+    if whole is None or any(shape(r) is None for r in op.results if not r.omitted):
+        return []
+    found = []
+    for place, extent in enumerate(whole):
+        parts = [spread(op, i, place, len(whole), extent) for i in range(len(op.operands))]
+        if all(p is not False for p in parts) and any(p is not None for p in parts):
+            cut = tuple(p if isinstance(p, Along) else None for p in parts)
+            found.append(Axis((place,) * len(op.results), cut, reorders=op.op_type in ROUND_BY_PLACE))
+    return found
+
+
+def _bias_gelu(op: Op) -> list[Axis]:
+    rounds = op.op_type in ROUND_BY_PLACE
+    return [given(op, i, (0, Along(i)), reorders=rounds) for i in range(len(extents(op, 0)) - 1)]
+
+
+def _elementwise_first(op: Op) -> list[Axis]:
+    """Operand 0 element by element; the others are scalars."""
+    if any(d != 1 for i in range(1, len(op.operands)) for d in extents(op, i)):
+        return []
+    return [everywhere(op, i) for i in range(len(extents(op, 0)))]
+
+
+_UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Erf Exp Floor Gelu HardSwish IsInf IsNaN "
+    "Log Mish Neg Not Reciprocal Round Sign Sin Sinh Sqrt Swish Tan"
+)
+_UNARY_IN_PLACE = "Cast Celu Elu HardSigmoid Selu Shrink Softplus Softsign Tanh ThresholdedRelu"
+_COMMUTATIVE = "And BitwiseAnd BitwiseOr BitwiseXor Equal Or Xor"
+_BINARY = "BitShift Div Greater GreaterOrEqual Less LessOrEqual Mod Pow Sub"
+_UNARY_FACTS: dict[str, Any] = {"arity": Arity.UNARY, "space": broadcast_axes}
+_BINARY_FACTS: dict[str, Any] = {"arity": Arity.BINARY, "space": broadcast_axes}
+_VARIADIC_FACTS: dict[str, Any] = {"arity": Arity.VARIADIC, "space": broadcast_axes}
+
+OPERATORS: tuple[Operator, ...] = (
+    *define(_UNARY, **_UNARY_FACTS),
+    *define(_UNARY_IN_PLACE, in_place=(0,), **_UNARY_FACTS),
+    *define("Clip", arity=Arity.UNARY, in_place=(0,), space=_elementwise_first),
+    *define("Relu", in_place=(0,), homogeneous=True, **_UNARY_FACTS),
+    *define("LeakyRelu", in_place=(0,), homogeneous=True, integer=IntegerKernel.FIRST_OPERAND, **_UNARY_FACTS),
+    *define("Sigmoid", in_place=(0,), integer=IntegerKernel.FIRST_OPERAND, **_UNARY_FACTS),
+    *define("Identity", view=0, moves=True, homogeneous=True, **_UNARY_FACTS),
+    *define(_BINARY, **_BINARY_FACTS),
+    *define("PRelu", homogeneous=True, **_BINARY_FACTS),
+    *define(_COMMUTATIVE, commutative=True, **_BINARY_FACTS),
+    *define("Add Mul", commutative=True, integer=IntegerKernel.ALL_OPERANDS, **_BINARY_FACTS),
+    *define("Max Mean Min Sum", commutative=True, **_VARIADIC_FACTS),
+    *define("Where", **_VARIADIC_FACTS),
+    *define("Dropout", space=_elementwise_first),
+    *define("BitCast SwiGLU"),
+    *define("Affine ParametricSoftplus ScaledTanh", **_UNARY_FACTS),  # experimental ones, which onnxruntime still runs
+    *define("Gelu QuickGelu", MICROSOFT, **_UNARY_FACTS),
+    *define("BiasGelu FastGelu", MICROSOFT, arity=Arity.UNARY, space=_bias_gelu),
+    *define("BiasAdd BiasSplitGelu ComplexMul ComplexMulConj", MICROSOFT),
+)

@@ -1,0 +1,226 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from memoptc.ir.core import Op
+from memoptc.ir.dims import Dim, same
+from memoptc.ir.ops.axis import (
+    SUMMED,
+    WHOLE,
+    Along,
+    Axis,
+    Join,
+    accumulated,
+    dtype_of,
+    everywhere,
+    extents,
+    given,
+    shape,
+    spread,
+)
+from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
+from memoptc.ir.ops.schema import MICROSOFT
+
+
+def _matmul(op: Op) -> list[Axis]:
+    return _product(op, 0, 1, False, False)
+
+
+def _fused_matmul(op: Op) -> list[Axis]:
+    if op.attrs.get("transBatchA") or op.attrs.get("transBatchB"):
+        return []
+    return _product(op, 0, 1, bool(op.attrs.get("transA")), bool(op.attrs.get("transB")))
+
+
+def _matmul_integer(op: Op) -> list[Axis]:
+    scalar = all(not extents(op, i) or extents(op, i) == (1,) for i in (2, 3))
+    return _product(op, 0, 1, False, False) if scalar else []
+
+
+def _qlinear_matmul(op: Op) -> list[Axis]:
+    scalar = all(not extents(op, i) or extents(op, i) == (1,) for i in (1, 2, 4, 5, 6, 7))
+    return _product(op, 0, 3, False, False) if scalar else []
+
+
+def _product(op: Op, left: int, right: int, flip_a: bool, flip_b: bool) -> list[Axis]:
+    """A matrix product: rows of the left operand, columns of the right one, batches of both."""
+    a, b, y = extents(op, left), extents(op, right), shape(op.results[0])
+    if len(a) < 2 or len(b) < 2 or y is None or len(y) < 2:
+        return []
+    rank = len(y)
+    found = []
+    for place in range(rank - 2):
+        parts = [spread(op, i, place, rank, y[place]) for i in (left, right)]
+        if all(p is not False for p in parts) and any(parts):
+            cut = [(i, p) for i, p in zip((left, right), parts, strict=True) if isinstance(p, Along)]
+            # Batches of one operand only may be computed as rows of one product.
+            found.append(given(op, place, *cut, reorders=len(cut) < 2))
+    found.append(given(op, rank - 2, (left, Along(len(a) - (1 if flip_a else 2))), reorders=True))
+    found.append(given(op, rank - 1, (right, Along(len(b) - (2 if flip_b else 1))), reorders=True))
+    return found
+
+
+def _gemm(op: Op) -> list[Axis]:
+    flip_a, flip_b = bool(op.attrs.get("transA")), bool(op.attrs.get("transB"))
+    y = shape(op.results[0])
+    if y is None or len(y) != 2:
+        return []
+    found = []
+    for place, operand, axis in ((0, 0, int(flip_a)), (1, 1, 1 - int(flip_b))):
+        bias = spread(op, 2, place, 2, y[place])
+        if bias is False:
+            continue
+        cut = [(operand, Along(axis))] + ([(2, bias)] if isinstance(bias, Along) else [])
+        found.append(given(op, place, *cut, reorders=True))
+    return found
+
+
+def _rows(op: Op) -> list[Axis]:
+    """Every axis but the last: a product with weights that are packed."""
+    return [Axis((i,), everywhere(op, i).operands, reorders=True) for i in range(len(extents(op, 0)) - 1)]
+
+
+def einsum_terms(op: Op) -> tuple[list[str], str] | None:
+    """The letters of each operand and of the result, `None` where one has a letter twice or they are not all said."""
+    equation = op.attrs.get("equation", "")
+    text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
+    if "." in text or "->" not in text or not re.fullmatch(r"[A-Za-z,]*->[A-Za-z]*", text):
+        return None
+    left, _, result = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(op.operands) or any(len(set(t)) != len(t) for t in [*terms, result]):
+        return None
+    if any(len(extents(op, i)) != len(t) for i, t in enumerate(terms)):
+        return None
+    return terms, result
+
+
+def _einsum(op: Op) -> list[Axis]:
+    letters, y = einsum_terms(op), shape(op.results[0])
+    if letters is None or y is None:
+        return []
+    terms, result = letters
+    found = []
+    for place, letter in enumerate(result):
+        places = [t.find(letter) for t in terms]
+        if all(p < 0 or same(extents(op, i)[p], y[place]) for i, p in enumerate(places)):
+            found.append(given(op, place, *[(i, Along(p)) for i, p in enumerate(places) if p >= 0], reorders=True))
+    return found
+
+
+def _terms(op: Op, flip_a: bool, flip_b: bool) -> list[Axis]:
+    """The terms of a matrix product's sums."""
+    a, b = extents(op, 0), extents(op, 1)
+    if len(a) < 2 or len(b) < 2 or shape(op.results[0]) is None:
+        return []
+    left, right = len(a) - (2 if flip_a else 1), len(b) - (1 if flip_b else 2)
+    return [accumulated(op, Join.SUM, (0, left), (1, right))] if same(a[left], b[right]) else []
+
+
+def matmul_terms(op: Op) -> list[Axis]:
+    """The contraction axis of a MatMul, along which partial products are added up."""
+    return _terms(op, False, False) if dtype_of(op, 0) in (*SUMMED, *WHOLE) else []
+
+
+def _fused_matmul_terms(op: Op) -> list[Axis]:
+    if op.attrs.get("transBatchA") or op.attrs.get("transBatchB") or dtype_of(op, 0) not in SUMMED:
+        return []
+    return _terms(op, bool(op.attrs.get("transA")), bool(op.attrs.get("transB")))
+
+
+def _gemm_terms(op: Op) -> list[Axis]:
+    if dtype_of(op, 0) not in SUMMED:
+        return []
+    return _terms(op, bool(op.attrs.get("transA")), bool(op.attrs.get("transB")))
+
+
+def _matmul_integer_terms(op: Op) -> list[Axis]:
+    """Sums of integers; zero points are per row or column, never along the terms."""
+    return [Axis(a.results, a.operands, join=a.join) for a in _terms(op, False, False)]
+
+
+def _einsum_terms(op: Op) -> list[Axis]:
+    letters = einsum_terms(op)
+    if letters is None or dtype_of(op, 0) not in SUMMED:
+        return []
+    terms, result = letters
+    found = []
+    for letter in dict.fromkeys("".join(terms)):
+        if letter not in result:
+            places = [(i, t.find(letter)) for i, t in enumerate(terms) if letter in t]
+            sizes: list[Dim] = [extents(op, i)[axis] for i, axis in places]
+            if all(same(size, sizes[0]) for size in sizes):
+                found.append(accumulated(op, Join.SUM, *places))
+    return found
+
+
+def _multiplications(op: Op, shape_of: ShapeOf) -> float:
+    left = shape_of(op.operands[0])
+    depth = left[-2] if op.attrs.get("transA") and len(left) > 1 else left[-1] if left else 1
+    return prod(shape_of(op.results[0])) * depth
+
+
+def _matmul_layout(op: Op) -> WeightLayout | None:
+    return _product_layout(op, transposed=bool(op.attrs.get("transB", 0)))
+
+
+def _product_layout(op: Op, *, transposed: bool) -> WeightLayout | None:
+    rank = len(extents(op, 1))
+    if rank < 2 or op.attrs.get("transBatchA") or op.attrs.get("transBatchB"):
+        return None
+    output, summed = (rank - 2, rank - 1) if transposed else (rank - 1, rank - 2)
+    data = -2 if op.attrs.get("transA", 0) else -1
+    return WeightLayout(1, output, summed, data_axis=data, scale=float(op.attrs.get("alpha", 1.0)))
+
+
+def _gemm_layout(op: Op) -> WeightLayout | None:
+    found = _matmul_layout(op)
+    return None if found is None else replace(found, bias=2, bias_scale=float(op.attrs.get("beta", 1.0)))
+
+
+_PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "packs_weights": True, "multiplications": _multiplications}
+_INTEGER_PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "multiplications": _multiplications}
+
+OPERATORS: tuple[Operator, ...] = (
+    *define(
+        "MatMul",
+        space=_matmul,
+        accumulates=matmul_terms,
+        layout=_matmul_layout,
+        integer=IntegerKernel.FLOAT_RESULT,
+        **_PRODUCT,
+    ),
+    *define(
+        "Gemm",
+        space=_gemm,
+        accumulates=_gemm_terms,
+        layout=_gemm_layout,
+        integer=IntegerKernel.FLOAT_RESULT,
+        **_PRODUCT,
+    ),
+    *define("Einsum", space=_einsum, accumulates=_einsum_terms),
+    *define("MatMulInteger", space=_matmul_integer, accumulates=_matmul_integer_terms, **_INTEGER_PRODUCT),
+    *define("QLinearMatMul", space=_qlinear_matmul, **_INTEGER_PRODUCT),
+    *define("Det"),
+    *define(
+        "FusedMatMul",
+        MICROSOFT,
+        space=_fused_matmul,
+        accumulates=_fused_matmul_terms,
+        layout=_matmul_layout,
+        **_PRODUCT,
+    ),
+    *define("FusedGemm", MICROSOFT, space=_gemm, layout=_gemm_layout, **_PRODUCT),
+    *define("MatMulNBits", MICROSOFT, space=_rows, **_INTEGER_PRODUCT),
+    *define(
+        "CDist DynamicQuantizeMatMul FusedMatMulActivation Inverse MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
+        "MatMulIntegerToFloat QGemm QOrderedMatMul SparseToDenseMatMul TransposeMatMul",
+        MICROSOFT,
+        family=Family.MATMUL,
+    ),
+)

@@ -1,0 +1,93 @@
+"""Normalizations and softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memoptc.ir.core import Op
+from memoptc.ir.dims import same
+from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
+from memoptc.ir.ops.definition import Family, Operator, define
+from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of
+
+
+def _softmax(op: Op) -> list[Axis]:
+    whole = shape(op.results[0]) or ()
+    rank = len(whole)
+    axis = int(default_of(op, "axis") or 0)
+    axis = axis % rank if rank else 0
+    recent = op.domain or op.graph is None or (opset_of(op.graph) or 13) >= 13
+    return [everywhere(op, i) for i in range(rank) if (i != axis if recent else i < axis)]
+
+
+def _layer_norm(op: Op) -> list[Axis]:
+    rank = len(extents(op, 0))
+    axis = int(op.attrs.get("axis", -1)) % rank if rank else 0
+    # Scale and bias may have leading axes of their own in principle; those that do are left alone.
+    if any(len(extents(op, i)) > rank - axis for i in range(1, len(op.operands))):
+        return []
+    return [everywhere(op, i) for i in range(axis)]
+
+
+def _skip_layer_norm(op: Op) -> list[Axis]:
+    x = extents(op, 0)
+    skip = extents(op, 1)
+    if len(x) < 2 or len(skip) != len(x) or any(not same(a, b) for a, b in zip(x, skip, strict=True)):
+        return []
+    if any(r.has_uses for r in op.results[1:3]):
+        return []
+    found = []
+    for axis in range(len(x) - 1):
+        cut = tuple(Along(axis) if i < 2 else None for i in range(len(op.operands)))
+        found.append(Axis(tuple(axis if i in (0, 3) else None for i in range(len(op.results))), cut))
+    return found
+
+
+def _instance_norm(op: Op) -> list[Axis]:
+    batches = given(op, 0, (0, Along(0)), reorders=True)
+    return [batches, given(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)), reorders=True)]
+
+
+def _batch_norm(op: Op) -> list[Axis]:
+    if op.attrs.get("training_mode") or any(r.has_uses for r in op.results[1:]) or op.attrs.get("spatial") == 0:
+        return []
+    channels = [(i, Along(0)) for i in range(1, len(op.operands))]
+    return [given(op, axis, (0, Along(axis)), *(channels if axis == 1 else ())) for axis in range(len(extents(op, 0)))]
+
+
+def _batch_only(op: Op) -> list[Axis]:
+    return [given(op, 0, (0, Along(0)), reorders=True)] if len(op.results) == 1 and extents(op, 0) else []
+
+
+def _all_but_channels(op: Op) -> list[Axis]:
+    return [given(op, i, (0, Along(i)), reorders=True) for i in range(len(extents(op, 0))) if i != 1]
+
+
+def all_but_axis(op: Op) -> list[Axis]:
+    """Every axis but the one that the attribute `axis` names."""
+    rank = len(extents(op, 0))
+    axis = int(default_of(op, "axis") if default_of(op, "axis") is not None else -1) % rank if rank else 0
+    return [everywhere(op, i) for i in range(rank) if i != axis]
+
+
+_NORM: dict[str, Any] = {"family": Family.NORMALIZATION}
+
+OPERATORS: tuple[Operator, ...] = (
+    *define("Softmax LogSoftmax", space=_softmax, in_place=(0,), **_NORM),
+    *define("Hardmax", space=_softmax, **_NORM),
+    *define("LayerNormalization RMSNormalization", space=_layer_norm, **_NORM),
+    *define("SimplifiedLayerNormalization", space=_layer_norm, **_NORM),  # onnxruntime's, in the standard domain
+    *define("InstanceNormalization", space=_instance_norm, **_NORM),
+    *define("BatchNormalization", space=_batch_norm, **_NORM),
+    *define("GroupNormalization", space=_batch_only, **_NORM),
+    *define("LRN", space=_all_but_channels, **_NORM),
+    *define("LpNormalization", space=all_but_axis, **_NORM),
+    *define("MeanVarianceNormalization", **_NORM),
+    *define("SkipLayerNormalization SkipSimplifiedLayerNormalization", MICROSOFT, space=_skip_layer_norm, **_NORM),
+    *define(
+        "BiasSoftmax EmbedLayerNormalization GroupNorm LayerNormalization QEmbedLayerNormalization "
+        "SimplifiedLayerNormalization SkipGroupNorm",
+        MICROSOFT,
+        **_NORM,
+    ),
+)

@@ -1,0 +1,56 @@
+"""Pools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memoptc.ir.core import Op
+from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, dtype_of, extents, given
+from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, define
+from memoptc.ir.ops.schema import MICROSOFT
+from memoptc.ir.ops.windows import spatial_axes
+
+
+def _pool(op: Op) -> list[Axis]:
+    x = extents(op, 0)
+    if len(x) < 3 or any(r.has_uses for r in op.results[1:]):
+        return []
+    if op.op_type == "MaxPool" and op.attrs.get("storage_order"):
+        return []
+    if op.op_type == "AveragePool" and op.attrs.get("ceil_mode") and op.attrs.get("count_include_pad"):
+        return [given(op, i, (0, Along(i))) for i in (0, 1)]
+    return [*(given(op, i, (0, Along(i))) for i in (0, 1)), *spatial_axes(op)]
+
+
+def _global_pool(op: Op) -> list[Axis]:
+    return [given(op, i, (0, Along(i))) for i in (0, 1)]
+
+
+def _global_terms(op: Op) -> list[Axis]:
+    if dtype_of(op, 0) not in SUMMED:
+        return []
+    return [
+        accumulated(op, Join.MEAN if op.op_type == "GlobalAveragePool" else Join.LARGEST, (0, axis))
+        for axis in range(2, len(extents(op, 0)))
+    ]
+
+
+_FACTS: dict[str, Any] = {"family": Family.POOL}
+_CODES = IntegerKernel.FIRST_OPERAND
+
+OPERATORS: tuple[Operator, ...] = (
+    *define("MaxPool AveragePool", space=_pool, homogeneous=True, integer=_CODES, **_FACTS),
+    *define("LpPool", space=_global_pool, **_FACTS),
+    *define(
+        "GlobalAveragePool",
+        space=_global_pool,
+        accumulates=_global_terms,
+        homogeneous=True,
+        integer=_CODES,
+        **_FACTS,
+    ),
+    *define("GlobalMaxPool", space=_global_pool, accumulates=_global_terms, homogeneous=True, **_FACTS),
+    *define("GlobalLpPool", space=_global_pool, **_FACTS),
+    *define("MaxRoiPool MaxUnpool RoiAlign", **_FACTS),
+    *define("NhwcMaxPool", MICROSOFT, **_FACTS),
+)

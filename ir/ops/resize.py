@@ -1,0 +1,116 @@
+"""Operators that change the resolution: resize, depth to space, padding."""
+
+from __future__ import annotations
+
+from memoptc.ir.core import Op
+from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
+from memoptc.ir.ops.definition import IntegerKernel, Operator, define
+from memoptc.ir.ops.schema import MICROSOFT, default_of
+from memoptc.ir.tensors import ints
+
+
+def _resize(op: Op) -> list[Axis]:
+    """Nearest and linear, by whole factors up; every axis that keeps its extent."""
+    x, y = extents(op, 0), shape(op.results[0]) or ()
+    if len(x) != len(y) or op.attrs.get("axes") or op.attrs.get("antialias"):
+        return []
+    found = []
+    mode = str(default_of(op, "mode") or "nearest")
+    where = str(default_of(op, "coordinate_transformation_mode") or "asymmetric")
+    if where == "tf_crop_and_resize":
+        return []
+    factors = [factor_of(op, axis) for axis in range(len(x))]
+    for axis, factor in enumerate(factors):
+        if factor is None:
+            continue
+        if factor == 1:
+            if mode != "cubic" or all(f == 1 for f in factors):
+                found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE, reorders=mode != "nearest"))
+        elif mode == "nearest" and _repeats(op, where, factor):
+            found.append(given(op, axis, (0, Along(axis, 1, factor)), form=Form.RESIZE, grain=factor))
+        elif mode in ("linear", "bilinear") and where == "half_pixel":
+            along = Along(axis, 2, 2 * factor, 1 - factor, 1 + factor)
+            found.append(given(op, axis, (0, along), form=Form.RESIZE, reorders=True))
+        elif mode in ("linear", "bilinear") and where == "asymmetric":
+            found.append(given(op, axis, (0, Along(axis, 1, factor, 0, factor)), form=Form.RESIZE, reorders=True))
+    return found
+
+
+def _repeats(op: Op, where: str, factor: int) -> bool:
+    """Whether each element of the operand is repeated `factor` times, no more at one end than the other."""
+    rounding = str(
+        default_of(op, "nearest_mode") or "floor" if op.op_type == "Upsample" else default_of(op, "nearest_mode")
+    )
+    if where == "asymmetric":
+        return rounding == "floor" or op.op_type == "Upsample"
+    return where in ("half_pixel", "pytorch_half_pixel") and rounding in ("round_prefer_floor", "round_prefer_ceil")
+
+
+def factor_of(op: Op, axis: int) -> int | None:
+    """By what whole number an axis is scaled, where that holds for every extent."""
+    x, y = extents(op, 0)[axis], (shape(op.results[0]) or ())[axis]
+    scales = op.input(1 if op.op_type == "Upsample" or len(op.operands) == 2 else 2)
+    if scales is not None and scales.tensor is not None and scales.tensor.size:
+        scale = float(scales.tensor.numpy().reshape(-1)[axis])
+        return int(scale) if scale == int(scale) and scale >= 1 else None
+    if "scales" in op.attrs:
+        scale = float(op.attrs["scales"][axis])
+        return int(scale) if scale == int(scale) and scale >= 1 else None
+    if x is None or y is None:
+        return None
+    if isinstance(x, int) and isinstance(y, int):
+        return y // x if x and y % x == 0 and y else None
+    for factor in (1, 2, 3, 4, 8):
+        if x * factor == y:
+            return factor
+    return None
+
+
+def _depth_to_space(op: Op) -> list[Axis]:
+    block = int(op.attrs["blocksize"])
+    spatial = [given(op, i, (0, Along(i, 1, block)), grain=block) for i in (2, 3)]
+    return [given(op, 0, (0, Along(0))), *spatial]
+
+
+def _space_to_depth(op: Op) -> list[Axis]:
+    block = int(op.attrs["blocksize"])
+    return [given(op, 0, (0, Along(0))), *(given(op, i, (0, Along(i, block, 1, 0, block - 1))) for i in (2, 3))]
+
+
+def _pad(op: Op) -> list[Axis]:
+    """Axes that are not padded, and those padded with a constant."""
+    x = extents(op, 0)
+    rank = len(x)
+    amounts = pad_amounts(op, rank)
+    if amounts is None or op.input(3) is not None:
+        return []
+    mode = op.attrs.get("mode", "constant")
+    constant = mode in ("constant", b"constant")
+    found = []
+    for axis in range(rank):
+        before, after = amounts[axis], amounts[axis + rank]
+        if not before and not after:
+            found.append(given(op, axis, (0, Along(axis))))
+        elif constant and before >= 0 and after >= 0:
+            found.append(given(op, axis, (0, Along(axis, 1, 1, -before, -before)), form=Form.PADDED))
+    return found
+
+
+def pad_amounts(op: Op, rank: int) -> tuple[int, ...] | None:
+    """What a Pad adds, `None` when that is computed."""
+    if "pads" in op.attrs or "paddings" in op.attrs:
+        return tuple(op.attrs.get("pads", op.attrs.get("paddings")))
+    amounts = op.input(1)
+    known = ints(amounts.tensor) if amounts is not None and amounts.tensor is not None else None
+    return known if known is not None and len(known) == 2 * rank else None
+
+
+OPERATORS: tuple[Operator, ...] = (
+    *define("Resize", space=_resize, integer=IntegerKernel.FIRST_OPERAND),
+    *define("Upsample", space=_resize),
+    *define("DepthToSpace", space=_depth_to_space, moves=True, integer=IntegerKernel.FIRST_OPERAND),
+    *define("SpaceToDepth", space=_space_to_depth, moves=True),
+    *define("Pad", space=_pad),
+    *define("AffineGrid CenterCropPad Col2Im Crop GridSample ImageDecoder ImageScaler"),
+    *define("CropAndResize", MICROSOFT),
+)
