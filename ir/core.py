@@ -41,17 +41,30 @@ _VERSIONS = itertools.count(1)
 class Value:
     """A result of an op, or an input of a graph. Made by `Op` and `Graph.add_input`, never alone."""
 
-    __slots__ = ("_owner", "_type", "_uses", "doc", "index", "metadata", "name", "omitted")
+    __slots__ = ("_name", "_owner", "_type", "_uses", "doc", "index", "metadata", "omitted")
 
     def __init__(self, owner: Op | Graph, index: int, type: Type | None, name: str) -> None:
         self._owner = owner
         self._type = type
         self._uses: dict[tuple[Op, int], None] = {}
         self.index = index
-        self.name = name
+        self._name = name
         self.omitted = False
         self.doc = ""
         self.metadata: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The name, unique within the graph that defines the value."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        graph = self._owner if isinstance(self._owner, Graph) else self._owner.graph
+        if graph is not None and name != self._name:
+            graph._count_name(self._name, -1)
+            graph._count_name(name, 1)
+        self._name = name
 
     @property
     def type(self) -> Type | None:
@@ -338,16 +351,26 @@ class Op:
         return _live(self._link, forward=False)
 
     def move_before(self, anchor: Op) -> None:
-        """Put this op just before `anchor`, possibly in another graph."""
+        """Put this op just before `anchor`; in another graph, results get new names where theirs are taken."""
         if anchor is not self:
-            self._unlink()
-            _require_graph(anchor)._insert(self, anchor._link.prev)  # type: ignore[union-attr]
+            graph = _require_graph(anchor)
+            self._leave_for(graph)
+            graph._insert(self, anchor._link.prev)  # type: ignore[union-attr]
 
     def move_after(self, anchor: Op) -> None:
-        """Put this op just after `anchor`, possibly in another graph."""
+        """Put this op just after `anchor`; in another graph, results get new names where theirs are taken."""
         if anchor is not self:
-            self._unlink()
-            _require_graph(anchor)._insert(self, anchor._link)  # type: ignore[arg-type]
+            graph = _require_graph(anchor)
+            self._leave_for(graph)
+            graph._insert(self, anchor._link)  # type: ignore[arg-type]
+
+    def _leave_for(self, graph: Graph) -> None:
+        moves = self.graph is not graph
+        self._unlink()
+        if moves:
+            for result in self._results:
+                if graph._defines(result.name):
+                    result.name = graph.fresh_name(result.name)
 
     def erase(self) -> None:
         """Take this op out of its graph for good.
@@ -375,6 +398,8 @@ class Op:
         if self.graph is not None and self._link is not None:
             self.graph._touch()
             self.graph._count -= 1
+            for result in self._results:
+                self.graph._count_name(result.name, -1)
             link = self._link
             link.prev.next, link.next.prev = link.next, link.prev
             link.op = None
@@ -431,6 +456,7 @@ class Graph:
         self._version = 0
         self._cache: dict[Hashable, tuple[int, Any]] = {}
         self._names: set[str] | None = None
+        self._own_names: dict[str, int] | None = None
         self._next_suffix: dict[str, int] = {}
         self._return = Op("return", result_types=())
         self._return.graph = self
@@ -559,6 +585,7 @@ class Graph:
         value = Value(self, len(self._inputs), type, name)
         self._inputs.append(value)
         self._names_add((name,))
+        self._count_name(name, 1)
         self._touch()
         return value
 
@@ -571,6 +598,7 @@ class Graph:
         if value.has_uses:
             raise InternalError(f"input %{value.name} cannot be erased: it is used")
         self._inputs.remove(value)
+        self._count_name(value.name, -1)
         self.defaults.pop(value, None)
         for index, rest in enumerate(self._inputs):
             rest.index = index
@@ -620,6 +648,7 @@ class Graph:
         for result in op._results:
             if result.name:
                 self._names_add((result.name,))
+                self._count_name(result.name, 1)
             elif not result.omitted:
                 result.name = self.fresh_name(op.op_type.lower())
         for region in op._regions.values():
@@ -694,6 +723,18 @@ class Graph:
         root = self.root
         if root._names is not None:
             root._names.update(names)
+
+    def _count_name(self, name: str, change: int) -> None:
+        """Keep count of how many values of this graph itself have a name, once somebody has asked."""
+        if self._own_names is not None and name:
+            self._own_names[name] = self._own_names.get(name, 0) + change
+
+    def _defines(self, name: str) -> bool:
+        if self._own_names is None:
+            self._own_names = {}
+            for value in (*self._inputs, *(r for op in self.ops for r in op._results)):
+                self._count_name(value.name, 1)
+        return self._own_names.get(name, 0) > 0
 
     def fresh_name(self, hint: str) -> str:
         """Give a name that no value or output of the whole model has, `hint` itself when it is free."""

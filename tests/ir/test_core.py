@@ -145,3 +145,20 @@ def test_reorder_takes_permutations_only() -> None:
     assert list(graph.ops) == [b, a]
     with pytest.raises(InternalError, match="permutation"):
         graph.reorder([a, a])
+
+
+def test_an_op_that_moves_out_gets_a_new_name_where_its_own_is_taken() -> None:
+    top, region = Graph("top", ModelInfo()), Graph("region")
+    x = top.add_input("x", TensorType(DType.FLOAT, (2,)))
+    owner = top.append(Op("If", [x], result_names=["y"], regions={"then_branch": region}))
+    inner = [region.append(Op("Relu", [x], result_names=[name])) for name in ("r", "y", "x", "only")]
+    later = top.append(Op("Abs", [x], result_names=["r"]))
+    for op in inner:
+        op.move_before(owner)
+    names = [op.result.name for op in top.ops]
+    assert len({*names, "x"}) == len(names) + 1
+    assert (later.result.name, owner.result.name, inner[3].result.name) == ("r", "y", "only")
+    inner[0].result.name = "free"
+    region.append(Op("Neg", [x], result_names=["free"])).move_after(later)
+    assert later.next is not None
+    assert later.next.result.name != "free"
