@@ -1,12 +1,14 @@
 """Inputs made up for a model: right element types, consistent symbolic extents, indices inside their tables.
 
-Values come from the roles that the graph shows (`memoptc.runtime.roles`). What cannot be read off the graph
-is found by trial: the original is run, and other extents and safer values are tried until it runs.
+Values come from the roles that the graph shows (`memoptc.runtime.roles`), extents that depend on each other from what
+its operators require (`memoptc.runtime.constraints`). What cannot be read off the graph is found by trial: the original
+is run, and other extents and safer values are tried until it runs.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ import numpy.typing as npt
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
-from memoptc.ir.dims import Dim, Sym
-from memoptc.ir.infer import infer_shapes
+from memoptc.ir.dims import Dim, Sym, free_symbols
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type
+from memoptc.runtime.constraints import Requirement
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.roles import Role, find_roles
+from memoptc.runtime.solve import gather, solve
 
 # Extents to try, by what an axis looks like. The first suits most models and keeps a run small; later ones
 # serve models that need more (five halvings, a window of 512 samples) and, after a success, test dynamism.
@@ -30,8 +33,17 @@ _LADDERS: dict[str, tuple[int, ...]] = {
     "space": (64, 96, 128, 224, 256, 320, 512, 48, 33),
     "sequence": (16, 7, 32, 64, 128, 512, 256, 1, 3),
 }
+# Models that keep the past: steps after a past, a beginning, one step after a past; then as above.
+_WITH_PAST: dict[str, tuple[int, ...]] = {
+    "batch": (2, 1, 2, 1, 1, 1, 3, 1, 4),
+    "space": _LADDERS["space"],
+    "sequence": (16, 7, 1, 32, 64, 128, 256, 1, 3),
+    "past": (16, 0, 9, 5, 0, 33, 0, 1, 8),
+}
+_ORDER = ("batch", "past", "sequence", "space")
 STYLES = ("typical", "small", "ones", "zeros")
 _ATTEMPTS = 72
+_HALVINGS = 64
 
 
 @dataclass(frozen=True)
@@ -58,46 +70,111 @@ class InputMaker:
         graph: The model.
         dims: Extents that are decided: symbol (or `input_dAXIS`) -> extent.
         seed: Seed of all random values.
+        apart: Take every open axis for an extent of its own: names that a model states may be wrong.
 
     Raises:
         InputError: `dims` names something the model's inputs do not have.
     """
 
-    def __init__(self, graph: Graph, dims: Mapping[str, int] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, graph: Graph, dims: Mapping[str, int] | None = None, seed: int = 0, *, apart: bool = False
+    ) -> None:
         defaulted = {value.name for value in graph.defaults}
         self.types = {v.name: v.type for v in graph.inputs if v.name not in defaulted}
-        self.roles = find_roles(graph)
+        self.asked = dict(dims or {})
         self.seed = seed
-        self.dims = dict(dims or {})
-        self.classes = _classify(self.types)
-        unknown = set(self.dims) - set(self.classes)
+        self._check_asked()
+        inferred, found = graph.analysis(_analysed)
+        self.roles = find_roles(inferred)
+        self.names: dict[str, str] = {}
+        if apart:
+            self.types, self.names = _apart(self.types)
+            inferred, found = gather(_retyped(graph, self.types), self.names)
+            self.roles = find_roles(inferred)
+        self.dims = {name: self.asked[of] for name, of in self.names.items() if of in self.asked} or self.asked
+        self.classes = _classify(self.types, self.roles)
+        self.solution = solve([*found, *self._positions()], self.dims, self.classes)
+        self.past = next((dim for dim in map(self._past_of, self.types) if dim is not None), None)
+
+    def _check_asked(self) -> None:
+        classes = _classify(self.types, {})
+        unknown = set(self.asked) - set(classes)
         if unknown:
-            known = ", ".join(sorted(self.classes)) or "none"
+            known = ", ".join(sorted(classes)) or "none"
             raise InputError(
                 f"{sorted(unknown)[0]!r} is not a symbolic dimension of the model's inputs.",
                 hint=f"Its symbolic dimensions are: {known}.",
             )
 
+    def _past_of(self, name: str) -> Dim:
+        """The extent that a cache grows along, if the input is one."""
+        type_, role = self.types[name], self.roles[name]
+        if not _has_axes(type_) or type_.shape is None:
+            return None
+        return next((type_.shape[axis] for axis in sorted(role.past_axes) if axis < len(type_.shape)), None)
+
+    def _positions(self) -> Iterator[Requirement]:
+        """Positions that follow the past lie inside the tables that they index."""
+        past = next((dim for dim in map(self._past_of, self.types) if dim is not None), 0)
+        for name, type_ in self.types.items():
+            role = self.roles[name]
+            if role.positions and _has_axes(type_) and type_.shape and type_.shape[-1] is not None:
+                for extent in role.extents:
+                    if extent is not None:
+                        yield Requirement("at most", type_.shape[-1] + past, extent, f"positions {name}")
+
     @property
     def is_dynamic(self) -> bool:
         """Whether any extent is still open."""
-        return any(name not in self.dims for name in self.classes)
+        return any(name not in self.solution.values for name in self.classes)
 
     def bindings(self) -> Iterator[dict[str, int]]:
-        """Extents for all symbols, likeliest first."""
+        """Extents for all symbols, likeliest first: those that belong together before all others."""
         seen = set()
         unnamed = {name for name, (_, named) in self.classes.items() if not named}
         last = {f"{name}_d{len(t.shape) - 1}" for name, t in self.types.items() if _has_axes(t) and t.shape}
-        for mixed in (False, True):
-            for step in range(len(_LADDERS["batch"])):
-                binding = {name: _LADDERS[kind][step] for name, (kind, _) in self.classes.items()}
-                if mixed:  # axes without a name may have to agree with each other: most often as 1
-                    binding.update({name: 1 for name in unnamed - last})
-                binding.update(self.dims)
-                key = tuple(binding.items())
-                if key not in seen:
-                    seen.add(key)
-                    yield binding
+        kinds = {kind for kind, _ in self.classes.values()}
+        ladders = _WITH_PAST if "past" in kinds else _LADDERS
+        for solved in (True, False):
+            for mixed in (False, True):
+                for step in range(len(ladders["batch"])):
+                    binding = {name: ladders[kind][step] for name, (kind, _) in self.classes.items()}
+                    if mixed:  # axes without a name may have to agree with each other: most often as 1
+                        binding.update({name: 1 for name in unnamed - last})
+                    binding.update(self.dims)
+                    if solved:
+                        together = self._together(binding)
+                        if together is None:
+                            continue
+                        binding = together
+                    key = tuple(binding.items())
+                    if key not in seen:
+                        seen.add(key)
+                        yield binding
+
+    def _together(self, binding: Mapping[str, int]) -> dict[str, int] | None:
+        """Make extents agree: dependent ones follow, and independent ones shrink until all bounds hold."""
+        free = {name: extent for name, extent in binding.items() if name not in self.solution.values}
+        for _ in range(_HALVINGS):
+            found = self.solution.complete(free)
+            broken = self.solution.broken(found) if found is not None else None
+            if broken is None:
+                return None if found is None else {name: found[name] for name in binding if name in found}
+            reducible = [name for name in sorted(free_symbols(broken.left)) if free.get(name, 0) > 1]
+            if not reducible:
+                return None
+            largest = max(reducible, key=lambda name: free[name])
+            free[largest] = max(1, free[largest] // 2)
+        return None
+
+    def named(self, binding: Mapping[str, int]) -> dict[str, int]:
+        """Give a binding by the names that the model uses."""
+        if not self.names:
+            return dict(binding)
+        found: dict[str, int] = {}
+        for name, of in self.names.items():
+            found.setdefault(of, binding[name])
+        return found
 
     def make(
         self, binding: Mapping[str, int], style: str = "typical", seed: int = 0, choice: int = 0
@@ -114,7 +191,7 @@ class InputMaker:
         feed = {}
         for name, type_ in self.types.items():
             rng = np.random.default_rng([self.seed, seed, zlib.crc32(name.encode())])
-            feed[name] = self._value(name, type_, binding, _Fill(self.roles[name], style, choice, seed, rng))
+            feed[name] = self._value(name, type_, binding, _Fill(self, name, style, choice, seed, rng))
         return feed
 
     def _value(self, name: str, type_: Type | None, binding: Mapping[str, int], fill: _Fill) -> Any:
@@ -137,8 +214,12 @@ class InputMaker:
 class _Fill:
     """Values of one input."""
 
-    def __init__(self, role: Role, style: str, choice: int, number: int, rng: np.random.Generator) -> None:
-        self.role, self.style, self.choice, self.number, self.rng = role, style, choice, number, rng
+    def __init__(
+        self, maker: InputMaker, name: str, style: str, choice: int, number: int, rng: np.random.Generator
+    ) -> None:
+        self.role: Role = maker.roles[name]
+        self.style, self.choice, self.number, self.rng = style, choice, number, rng
+        self.past = maker.past
 
     def array(self, type_: TensorType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
         dtype = type_.dtype
@@ -146,6 +227,10 @@ class _Fill:
             words = self.role.words or ["a", "b", "some words", ""]
             return np.asarray(self.rng.choice(np.asarray(words, object), shape), object).reshape(shape)
         if dtype == DType.BOOL:
+            if self.style == "typical" and int(np.prod(shape)) == 1:  # a switch: each way, on first
+                return np.full(shape, self.number % 2 == 0)
+            if self.style == "typical" and len(shape) >= 2:
+                return self._mask(shape, binding).astype(bool)
             return {"ones": np.ones, "zeros": np.zeros}.get(self.style, self._coin)(shape, dtype=bool)
         if dtype.is_floating_point() and not self.role.extents:
             return self._floats(shape).astype(dtype.numpy())
@@ -174,6 +259,10 @@ class _Fill:
 
     def _integers(self, dtype: DType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
         role = self.role
+        if role.exact:
+            return np.full(shape, _evaluate(role.exact[0], "", binding))
+        if role.positions and not role.counted:
+            return self._following(shape, binding)
         if self.style in ("ones", "zeros"):
             return np.full(shape, int(self.style == "ones"))
         if role.extents:
@@ -187,7 +276,7 @@ class _Fill:
             numbers = sorted(set(role.compared), reverse=True)
             return np.full(shape, int(numbers[self.choice % len(numbers)]))
         if role.mask or set(role.compared) & {0.0, 1.0}:
-            return self._mask(shape)
+            return self._mask(shape, binding)
         bits = dtype.bitwidth
         if bits <= 8 and self.style == "typical":
             low = -(1 << (bits - 1)) if dtype.is_signed() else 0
@@ -204,9 +293,24 @@ class _Fill:
             lengths[1:] = self.rng.integers(max(1, full // 2), full + 1, lengths.size - 1)
         return lengths
 
-    def _mask(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Ones with zeros at the end of every row but the first, as padded batches have them."""
+    def _following(self, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
+        """Positions of steps after the past; where nothing says how long it is, every other feed begins later."""
+        steps = shape[-1] if shape else 1
+        limits = [_evaluate(extent, "", binding) for extent in self.role.extents]
+        room = max(0, min(limits) - steps) if limits else steps
+        first = _evaluate(self.past, "", binding) if self.past is not None else (room // 2) * (self.number % 2)
+        found = np.broadcast_to(np.arange(steps) + first, shape if shape else (1,)).reshape(shape)
+        return np.minimum(found, min(limits) - 1) if limits else found
+
+    def _mask(self, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
+        """Ones, but for zeros at the end of every row after the first; where there is a past, at its start."""
         mask = np.ones(shape, np.int64)
+        past = _evaluate(self.past, "", binding) if self.past is not None else 0
+        if past:
+            if not self.role.counted and self.style == "typical":  # counted lengths may not fall below the past's
+                for row in mask.reshape(-1, shape[-1])[1:]:
+                    row[: int(self.rng.integers(0, min(past, shape[-1] // 2) + 1))] = 0
+            return mask
         if self.style == "typical" and len(shape) >= 2 and shape[-1] > 1:
             rows = mask.reshape(-1, shape[-1])
             for row in rows[1:]:
@@ -239,14 +343,13 @@ def find_feeds(
     """
     maker = InputMaker(graph, dims, seed)
     first, error = _first(maker, original)
-    if first is None:  # shapes that the model does not state may tell more
-        infer_shapes(graph)
-        maker = InputMaker(graph, dims, seed)
-        first, error = _first(maker, original)
+    if first is None:  # names that mean another extent at each place
+        apart = InputMaker(graph, dims, seed, apart=True)
+        first, _ = _first(apart, original)
+        maker = apart if first is not None else maker
     if first is None:
         raise InputError(
-            f"No inputs were found on which the model runs; the last attempt said: {error}",
-            hint="Give real inputs with --validation (an .npz with one array per input).",
+            f"No inputs were found on which the model runs; the last attempt said: {error}", hint=_way_out(maker)
         )
     found, choice = [first[0]], first[1]
     sizes = [first[0].dims]
@@ -298,7 +401,7 @@ def _attempt(
         outputs = original.run(feed)
     except MemoptcError as error:
         return error.message
-    return Generated(feed, dict(binding), style, all(_finite(value) for value in outputs.values()))
+    return Generated(feed, maker.named(binding), style, all(_finite(value) for value in outputs.values()))
 
 
 def _finite(value: Any) -> bool:
@@ -309,7 +412,47 @@ def _finite(value: Any) -> bool:
     return True
 
 
-def _classify(types: Mapping[str, Type | None]) -> dict[str, tuple[str, bool]]:
+def _way_out(maker: InputMaker) -> str:
+    """The least that somebody could say to help."""
+    free = [name for name in maker.classes if name not in maker.solution.values]
+    said = " ".join(f"--dim {name}=N" for name in free[:4])
+    conflict = maker.solution.conflicts[:1]
+    why = f" ({conflict[0].op} needs {conflict[0].left} = {conflict[0].right})" if conflict else ""
+    more = f"Say which extents suit it{why}: {said}; or give" if said else "Give"
+    return f"{more} real inputs with --validation (an .npz with one array per input)."
+
+
+def _analysed(graph: Graph) -> tuple[Graph, list[Requirement]]:
+    """A copy with inferred types, and what its operators require."""
+    return gather(graph, _classify({v.name: v.type for v in graph.inputs}, {}))
+
+
+def _apart(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], dict[str, str]]:
+    """Name every open axis after its input; give the types, and the model's own name of each axis."""
+    found: dict[str, Type | None] = {}
+    names: dict[str, str] = {}
+    for name, type_ in types.items():
+        if not isinstance(type_, TensorType) or type_.shape is None:
+            found[name] = type_
+            continue
+        shape: list[Dim] = []
+        for axis, dim in enumerate(type_.shape):
+            own = f"{re.sub(r'[^0-9A-Za-z_]', '_', name)}_d{axis}"
+            shape.append(dim if isinstance(dim, int) else Sym(own if own[0].isalpha() else f"v{own}"))
+            if isinstance(shape[-1], Sym) and shape[-1].name is not None:
+                names[shape[-1].name] = dim.name if isinstance(dim, Sym) and dim.name else shape[-1].name
+        found[name] = TensorType(type_.dtype, tuple(shape))
+    return found, names
+
+
+def _retyped(graph: Graph, types: Mapping[str, Type | None]) -> Graph:
+    copy = graph.clone()
+    for value in copy.inputs:
+        value.type = types.get(value.name, value.type)
+    return copy
+
+
+def _classify(types: Mapping[str, Type | None], roles: Mapping[str, Role]) -> dict[str, tuple[str, bool]]:
     """Say for each open extent what the axis looks like, and whether it has a name."""
     found: dict[str, tuple[str, bool]] = {}
     for name, type_ in types.items():
@@ -325,9 +468,11 @@ def _classify(types: Mapping[str, Type | None]) -> dict[str, tuple[str, bool]]:
                 kind = "batch"
             else:
                 kind = "space" if rank >= 4 else "sequence"
+            if name in roles and axis in roles[name].past_axes:
+                kind = "past"
             if _is_named(dim, f"{name}_d{axis}"):
                 for symbol in sorted(dim.free):  # type: ignore[union-attr]
-                    if kind == "batch" or symbol not in found:
+                    if symbol not in found or _ORDER.index(kind) < _ORDER.index(found[symbol][0]):
                         found[symbol] = (kind, True)
             else:
                 found[dim.name if isinstance(dim, Sym) and dim.name else f"{name}_d{axis}"] = (kind, False)

@@ -6,6 +6,7 @@ a constant, subgraph and function borders) to the operators that restrict it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, Sym
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.dims import Dim, KnownDim, Sym
+from memoptc.ir.types import DType, OptionalType, TensorType
 
 _CARRY_FIRST = frozenset(
     "Cast CastLike Reshape Unsqueeze Squeeze Transpose Slice Expand Identity Flatten Tile Pad Split Gather "
@@ -23,6 +24,7 @@ _CARRY_FIRST = frozenset(
 )
 _CARRY_ANY = frozenset(["Concat", "SequenceConstruct", "Max", "Min", "Sum"])
 _COMPARE = frozenset(["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
+_POSITIONS = re.compile(r"(^|[^a-z])pos(ition)?(s|_?ids)?($|[^a-z])", re.IGNORECASE)
 _LIMIT = 4096  # steps followed per input: enough for any real preprocessing, bounded for any graph
 
 
@@ -39,6 +41,10 @@ class Role:
             (or cut to) the input's shape.
         bytes_range: Arithmetic right at the input suggests 0 ... 255 rather than 0 ... 1.
         words: Strings the model knows.
+        positions: It numbers the steps of a sequence.
+        exact: Extents that it has to state, as the operator that takes it needs them.
+        counted: It is a mask whose ones are added up to a length.
+        past_axes: Axes along which the graph appends to it: a cache of earlier steps.
     """
 
     extents: list[Dim] = field(default_factory=list)
@@ -48,16 +54,31 @@ class Role:
     fixed: list[tuple[int | float, ...]] = field(default_factory=list)
     bytes_range: bool = False
     words: list[str] = field(default_factory=list)
+    positions: bool = False
+    exact: list[KnownDim] = field(default_factory=list)
+    counted: bool = False
+    past_axes: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A value that holds `scale * input + shift`, elementwise; `near` while nothing but casts lie between."""
+    """A value that holds `scale * input + shift`, elementwise.
+
+    Args:
+        value: The value.
+        scale: Factor, 1 where none is known.
+        shift: Summand.
+        near: Whether nothing but casts lie between.
+        summed: Whether elements were added up on the way.
+        axes: The input's axis that each of its axes is, -1 for a new one; `None` where that is not known.
+    """
 
     value: Value
     scale: float = 1.0
     shift: float = 0.0
     near: bool = True
+    summed: bool = False
+    axes: tuple[int, ...] | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -71,12 +92,19 @@ def find_roles(graph: Graph) -> dict[str, Role]:
     Returns:
         Input name -> role.
     """
-    return {value.name: _follow(value, graph) for value in graph.inputs}
+    found = {value.name: _follow(value, graph) for value in graph.inputs}
+    for value in graph.inputs:
+        role = found[value.name]
+        integers = isinstance(value.type, TensorType) and value.type.dtype.is_integer()
+        role.positions = integers and (_POSITIONS.search(value.name) is not None or _is_turned(value))
+    return found
 
 
 def _follow(start: Value, graph: Graph) -> Role:
     role = Role()
-    todo, seen = [_Place(start)], {start}
+    type_ = start.type.elem if isinstance(start.type, OptionalType) else start.type
+    axes = tuple(range(len(type_.shape))) if isinstance(type_, TensorType) and type_.shape is not None else None
+    todo, seen = [_Place(start, axes=axes)], {start}
     for _ in range(_LIMIT):
         if not todo:
             break
@@ -95,35 +123,37 @@ def _onward(op: Op, index: int, place: _Place, graph: Graph) -> Iterator[_Place]
     carries = (op.op_type in _CARRY_FIRST and index == 0) or op.op_type in _CARRY_ANY
     if op.domain == "" and (carries or (op.op_type == "Where" and index > 0)):
         near = place.near and op.op_type in ("Cast", "Identity", "Transpose")
+        summed = place.summed or op.op_type in ("ReduceSum", "CumSum")
+        axes = _kept_axes(op, place.axes)
         for result in op.results[:1] if op.op_type == "TopK" else op.results:
-            yield _Place(result, place.scale, place.shift, near)
+            yield _Place(result, place.scale, place.shift, near, summed, axes)
     elif op.domain == "" and op.op_type in ("Add", "Sub", "Mul", "Div") and len(op.operands) == 2:
         number = _scalar(op.operands[1 - index])
         scale, shift = place.scale, place.shift
         if number is None:
             return
         if op.op_type == "Add":
-            yield _Place(op.result, scale, shift + number, False)
+            yield _Place(op.result, scale, shift + number, False, place.summed)
         elif op.op_type == "Sub":
             sign = 1 if index == 0 else -1
-            yield _Place(op.result, sign * scale, sign * (shift - number), False)
+            yield _Place(op.result, sign * scale, sign * (shift - number), False, place.summed)
         elif op.op_type == "Mul" and number:
-            yield _Place(op.result, scale * number, shift * number, False)
+            yield _Place(op.result, scale * number, shift * number, False, place.summed)
         elif op.op_type == "Div" and number and index == 0:
-            yield _Place(op.result, scale / number, shift / number, False)
+            yield _Place(op.result, scale / number, shift / number, False, place.summed)
     elif op.domain == "" and op.op_type in ("Loop", "Scan"):
         body = op.regions["body"]
         if index < len(body.inputs) and (op.op_type == "Scan" or index >= 2):
-            yield _Place(body.inputs[index], place.scale, place.shift, False)
+            yield _Place(body.inputs[index], place.scale, place.shift, False, place.summed, place.axes)
     elif op.is_return and op.graph is not None and op.graph.parent is not None:
         owner = op.graph.parent
         at = index - 1 if owner.op_type == "Loop" else index
         if 0 <= at < len(owner.results):
-            yield _Place(owner.results[at], place.scale, place.shift, False)
+            yield _Place(owner.results[at], place.scale, place.shift, False, place.summed, place.axes)
     else:
         function = graph.info.functions.get((op.domain, op.op_type, op.overload)) if graph.model else None
         if function is not None and index < len(function.body.inputs):
-            yield _Place(function.body.inputs[index], place.scale, place.shift, False)
+            yield _Place(function.body.inputs[index], place.scale, place.shift, False, place.summed, place.axes)
 
 
 def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
@@ -164,7 +194,83 @@ def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
         _known_words(role, op)
     elif kind in ("Sub", "Mul", "Div", "Add", "BatchNormalization") and place.near:
         _number_range(role, op, index)
+    elif kind == "Concat" and place.axes is not None:
+        role.past_axes |= {place.axes[axis] for axis in _appended(op, index)} - {-1}
+    elif kind in _CACHED:
+        _attention(role, op, index, place)
     role.fixed.extend(_structural(op, index))
+
+
+_CACHED = {
+    "GroupQueryAttention": (3, 4, 2),
+    "MultiHeadAttention": (6, 7, 2),
+    "DecoderMaskedMultiHeadAttention": (5, 6, 2),
+}
+"""Operands of attention that hold the past's keys and values, and the axis along which those are appended to."""
+
+
+def _kept_axes(op: Op, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Which of the input's axes the result's are."""
+    if axes is None or op.op_type in ("Cast", "Identity", "Slice", "Split", "Pad"):
+        return axes
+    if op.op_type == "Transpose":
+        order = op.attrs.get("perm", tuple(reversed(range(len(axes)))))
+        return tuple(axes[i] for i in order)
+    index = op.operands[1].type if len(op.operands) > 1 else None
+    if op.op_type == "Gather" and isinstance(index, TensorType) and index.shape is not None and len(index.shape) < 2:
+        at = op.attrs.get("axis", 0) % len(axes)
+        return axes if index.shape else axes[:at] + axes[at + 1 :]
+    given = op.attrs.get("axes") or (_constant(op.operands[1]) if index is not None else None)
+    if op.op_type in ("Squeeze", "Unsqueeze") and given is not None:
+        rank = len(axes) + (len(given) if op.op_type == "Unsqueeze" else 0)
+        named = {int(axis) % rank for axis in given}
+        if op.op_type == "Squeeze":
+            return tuple(axis for i, axis in enumerate(axes) if i not in named)
+        rest = iter(axes)
+        return tuple(-1 if i in named else next(rest) for i in range(rank))
+    return None
+
+
+def _is_turned(start: Value) -> bool:
+    """Whether an input is multiplied into angles whose sine or cosine is taken."""
+    todo, seen = [start], {start}
+    while todo and len(seen) < _NEARBY:
+        for op in todo.pop().users:
+            if op.is_a("Cos", "Sin"):
+                return True
+            if op.op_type in _INTO_ANGLES and not op.domain:
+                todo += [r for r in op.results if r not in seen]
+                seen.update(op.results)
+    return False
+
+
+_INTO_ANGLES = frozenset(
+    "Cast Unsqueeze Squeeze Reshape Expand Transpose Mul MatMul Einsum Concat Slice Identity".split()
+)
+_NEARBY = 64
+
+
+def _appended(op: Op, index: int) -> set[int]:
+    """The axis along which a computed value is put behind the input."""
+    type_ = op.operands[index].type
+    if index or not isinstance(type_, TensorType) or type_.shape is None or not type_.dtype.is_floating_point():
+        return set()
+    if len(type_.shape) < 3 or all(v.tensor is not None for v in op.operands[1:]):
+        return set()
+    return {op.attrs.get("axis", 0) % len(type_.shape)}
+
+
+def _attention(role: Role, op: Op, index: int, place: _Place) -> None:
+    keys, values, axis = _CACHED[op.op_type]
+    if index in (keys, values) and place.axes is not None and axis < len(place.axes):
+        role.past_axes |= {place.axes[axis]} - {-1}
+    elif op.op_type == "GroupQueryAttention" and index in (5, 6):
+        past, steps = op.input(3), _extent(op.operands[0], 1)
+        earlier = _extent(past, 2) if past is not None else 0
+        if place.summed:
+            role.counted = role.mask = True
+        elif steps is not None and earlier is not None and abs(place.scale) == 1.0:
+            role.exact.append((steps + earlier - (index == 5) - int(place.shift)) * int(place.scale))
 
 
 def _bound(role: Role, extent: Dim, place: _Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from decoders import Style, decoder
 from runtime_models import convolutions, mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
@@ -150,6 +151,7 @@ def test_no_valid_inputs_is_said() -> None:
     )
     with pytest.raises(InputError, match="No inputs were found") as caught:
         feeds(model)
+    assert "--dim N=N" in caught.value.hint
     assert "--validation" in caught.value.hint
 
 
@@ -157,3 +159,68 @@ def test_extents_of_expressions_follow_their_symbols() -> None:
     maker = InputMaker(read_onnx(mlp()), {"N": 3})
     assert maker.make(next(iter(maker.bindings())))["x"].shape == (3, 16)
     assert not maker.is_dynamic
+
+
+DECODERS = [
+    Style(),
+    Style(norm="layer", rotary="none", positions="learned", kv=4, mask="triangle", gated=False, symbols="unnamed"),
+    Style(rotary="interleaved", mask="infinite", symbols="apart", names="odd"),
+    Style(rotary="table", cache="stacked", symbols="apart"),
+    Style(rotary="partial", cache="flat", mask="causal", positions="computed", symbols="unnamed"),
+    Style(mask="positions", names="legacy", symbols="unnamed"),
+    Style(norm="layer_parts", mask="none", names="past", scale_keys=True, qk_norm=True, symbols="apart"),
+]
+
+
+@pytest.mark.parametrize("style", DECODERS, ids=lambda s: f"{s.cache}-{s.rotary}-{s.mask}-{s.symbols}")
+def test_inputs_of_a_decoder_belong_together(style: Style) -> None:
+    model = decoder(style)
+    axis = {"concat": 2, "stacked": 3, "flat": 4}[style.cache]
+    cache = next(i.name for i in model.graph.input if len(i.type.tensor_type.shape.dim) > 3)
+    seen = []
+    for found in feeds(model):
+        batch, steps = found.feed["input_ids"].shape
+        past = found.feed[cache].shape[axis]
+        seen.append((steps, past))
+        assert found.style == "typical"
+        if "attention_mask" in found.feed:
+            assert found.feed["attention_mask"].shape == (batch, past + steps)
+        if "position_ids" in found.feed:
+            assert np.array_equal(found.feed["position_ids"], np.tile(np.arange(past, past + steps), (batch, 1)))
+    assert any(past == 0 for _, past in seen)
+    assert any(steps == 1 and past > 0 for steps, past in seen)
+    assert any(steps > 1 and past > 0 for steps, past in seen)
+
+
+def test_names_that_mean_two_extents_are_taken_apart() -> None:
+    text = "a = Gather(x, i) z = Concat <axis = 1> (a, y)"
+    model = parse(f"g (float[N, 4] x, float[N, 5] y) => (float[a, b] z) {{ {text} }}", i=np.array([0, 4], np.int64))
+    with pytest.raises(InputError):
+        feeds(model, dims={"N": 5})
+    found = feeds(model)[0]
+    assert found.feed["y"].shape == (2, 5)
+    assert found.feed["x"].shape[0] >= 5
+
+
+def test_extents_that_depend_on_each_other_are_solved() -> None:
+    for text, dims in (
+        # a mask is read at computed places
+        ("g (float[P, 4] p, float[S, 4] x, int64[M] m) => (float[a, 4] y, int64[b] z) {"
+         "y = Concat <axis = 0> (p, x) s = Shape <end = 1> (y) n = Squeeze(s) r = Range(zero, n, one) "
+         "z = Gather(m, r) }",
+         lambda f: f["m"].shape[0] == f["p"].shape[0] + f["x"].shape[0]),
+        # a product, a reshape and an expansion
+        ("g (float[A, B] x, float[C, D] y) => (float[a, b] z) { z = MatMul(x, y) }",
+         lambda f: f["x"].shape[1] == f["y"].shape[0]),
+        ("g (float[A, 6] x, float[B, 3] y) => (float[a, b] z) {"
+         "s = Shape(y) r = Reshape(x, s) z = Add(r, y) }", lambda f: f["y"].shape[0] == 2 * f["x"].shape[0]),
+        ("g (float[A, 1] x, float[B, C] y) => (float[a, b] z) {"
+         "s = Shape(y) r = Expand(x, s) z = Concat <axis = 1> (r, y) }", lambda f: f["x"].shape[0] in (1, len(f["y"]))),
+        # indices are computed from extents, the table is small
+        ("g (int64[N, S] x) => (float[a, b] y) { s = Shape <start = 1> (x) n = Squeeze(s) r = Range(zero, n, one)"
+         "y = Gather(table, r) }", lambda f: f["x"].shape[1] <= 5),
+    ):  # fmt: skip
+        model = parse(text, zero=np.array(0, np.int64), one=np.array(1, np.int64), table=normal(5, 3))
+        for found in feeds(model):
+            assert dims(found.feed), text
+            assert found.style == "typical"

@@ -1,0 +1,333 @@
+"""What the operators of a graph require of the extents of its inputs: equalities and bounds over its symbols.
+
+Read off the operators: axes that are joined, multiplied or broadcast agree; an index lies inside its table. Where an
+index is computed from extents (`Range`, `Shape`, sums of them), its bounds are affine in the symbols, too: a mask that
+is read at `past + step` is at least that long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, KnownDim, Sym, is_nonnegative, product
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.types import TensorType
+
+Kind = Literal["equal", "broadcast", "at most"]
+
+_BROADCAST = frozenset(
+    "Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Where Max Min Sum Mean PRelu "
+    "BitwiseAnd BitwiseOr BitwiseXor".split()
+)
+_CARRY = frozenset(
+    "Cast CastLike Identity Unsqueeze Squeeze Reshape Expand Transpose Slice Flatten Tile Split Gather GatherND "
+    "ReduceMax ReduceMin Relu".split()
+)
+_LARGEST = 1 << 16
+"""Elements up to which a constant's bounds are looked up."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What one operator requires of two extents.
+
+    Args:
+        kind: `equal`; `broadcast`: equal, or one of them is 1; `at most`: the first is not larger.
+        left: The first extent.
+        right: The second.
+        op: The operator, as messages name it.
+        trust: 0: it holds on every run; 1: wherever what is cut lies inside; 2: in a branch, or as the model states.
+    """
+
+    kind: Kind
+    left: KnownDim
+    right: KnownDim
+    op: str
+    trust: int = 0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the largest element of an integer tensor, both included; `None` where not known."""
+
+    low: Dim
+    high: Dim
+
+
+def requirements(graph: Graph) -> list[Requirement]:
+    """Give what the operators require, as the types say that inference finds; those of `graph` become them."""
+    return list(dict.fromkeys(_Reader(graph, infer_shapes(graph).elements).all()))
+
+
+class _Reader:
+    """Reads requirements off one graph whose types are inferred."""
+
+    def __init__(self, graph: Graph, elements: Mapping[Value, tuple[Dim, ...]]) -> None:
+        self.graph, self.elements = graph, elements
+        self.bounds: dict[Value, tuple[Bounds, ...]] = {}
+
+    def all(self) -> Iterator[Requirement]:
+        for op in self.graph.walk():
+            if op.is_const or op.op_type == "absent" or op.is_return:
+                continue
+            inside = op.graph is not self.graph
+            for kind, left, right in self._of(op):
+                if left is not None and right is not None and left != right:
+                    if isinstance(left, int) and isinstance(right, int):
+                        continue
+                    computed = op.op_type == "Slice" and right not in (self._shape(op.operands[0]) or ())
+                    yield Requirement(kind, left, right, op.name or op.key, 2 if inside else int(computed))
+            for result in op.results:
+                self.bounds[result] = self._bounds(op)
+        for value, info in zip(self.graph.outputs, self.graph.outputs_info, strict=True):
+            stated = info.type.shape if isinstance(info.type, TensorType) else None
+            for one, other in zip(self._shape(value) or (), stated or (), strict=False):
+                if isinstance(one, Sym) and isinstance(other, Sym) and one != other:
+                    yield Requirement("equal", one, other, f"output {info.name}", 2)
+
+    @staticmethod
+    def _shape(value: Value | None) -> tuple[Dim, ...] | None:
+        return value.type.shape if value is not None and isinstance(value.type, TensorType) else None
+
+    def _shapes(self, op: Op) -> list[tuple[Dim, ...]]:
+        found = [self._shape(v) for v in op.operands if not v.is_absent]
+        return [s for s in found if s is not None]
+
+    def _of(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
+        kind = op.op_type
+        shapes = self._shapes(op)
+        if op.domain == "com.microsoft":
+            yield from self._contrib(op)
+        elif op.domain:
+            return
+        elif kind in _BROADCAST:
+            yield from self._broadcast(*shapes)
+        elif kind == "Concat" and len(shapes) == len(op.operands):
+            axis = op.attrs.get("axis", 0)
+            for other in shapes[1:]:
+                for at, (a, b) in enumerate(zip(shapes[0], other, strict=False)):
+                    if at != axis % max(1, len(other)):
+                        yield "equal", a, b
+        elif kind in ("MatMul", "Gemm") and len(shapes) >= 2 and shapes[0] and shapes[1]:
+            first, second = shapes[:2]
+            inner = first[0 if op.attrs.get("transA") else -1]
+            yield "equal", inner, second[-1 if op.attrs.get("transB") or len(second) == 1 else -2]
+            yield from self._broadcast(first[:-2], second[:-2])
+        elif kind == "Expand":
+            yield from self._broadcast(*shapes[:1], self._elements(op.operands[1]) or ())
+        elif kind == "Reshape" and shapes:
+            target = self._elements(op.operands[1])
+            sizes = [d for d in (*shapes[0], *(target or ())) if isinstance(d, Sym) or (d is not None and d > 0)]
+            if target and len(sizes) == len(shapes[0]) + len(target):
+                yield "equal", product(sizes[: len(shapes[0])]), product(sizes[len(shapes[0]) :])
+        elif kind in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "TensorScatter"):
+            yield from self._indexed(op)
+        elif kind == "Slice" and len(op.operands) >= 3 and shapes:
+            yield from self._sliced(op, shapes[0])
+        elif kind == "Attention" and len(op.operands) >= 3:
+            yield from self._attention(op)
+        elif kind == "Einsum" and len(shapes) == len(op.operands):
+            yield from _einsum(op, shapes)
+
+    @staticmethod
+    def _broadcast(*shapes: tuple[Dim, ...]) -> Iterator[tuple[Kind, Dim, Dim]]:
+        for at, one in enumerate(shapes):
+            for other in shapes[at + 1 :]:
+                for a, b in zip(reversed(one), reversed(other), strict=False):
+                    if a != 1 and b != 1:
+                        yield "broadcast", a, b
+
+    def _indexed(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
+        data, indices = self._shape(op.operands[0]), self._shape(op.operands[1])
+        updates = self._shape(op.input(2)) if op.op_type.startswith("Scatter") else None
+        if data is None or indices is None:
+            return
+        found = self._operand(op.operands[1])
+        if op.op_type == "TensorScatter":
+            axis = op.attrs.get("axis", -2)
+            yield from (
+                ("equal", a, b) for i, (a, b) in enumerate(zip(data, indices, strict=True)) if i != axis % len(data)
+            )
+            yield "at most", indices[axis], data[axis]
+        elif op.op_type in ("GatherND", "ScatterND"):
+            first = op.attrs.get("batch_dims", 0)
+            yield from (("equal", a, b) for a, b in zip(data[:first], indices[:first], strict=True))
+            extents = data[first:]
+            each = found if len(found) > 1 else found * len(extents)
+            for extent, bound in zip(extents, each, strict=False):
+                yield "at most", _plus(bound.high, 1), extent
+            width = indices[-1] if indices else None
+            if updates is not None and isinstance(width, int):
+                yield from (("equal", a, b) for a, b in zip(updates, (*indices[:-1], *data[width:]), strict=False))
+        else:
+            axis = op.attrs.get("axis", 0)
+            if found and -len(data) <= axis < len(data):
+                high = found[0].high if len(found) == 1 else None
+                yield "at most", _plus(high, 1), data[axis]
+            if updates is not None:
+                yield from (("equal", a, b) for a, b in zip(updates, indices, strict=False))
+
+    def _sliced(self, op: Op, data: tuple[Dim, ...]) -> Iterator[tuple[Kind, Dim, Dim]]:
+        """What is cut out between computed ends is as long as they are apart, if it lies inside."""
+        starts, ends = self._elements(op.operands[1]), self._elements(op.operands[2])
+        axes = self._elements(op.operands[3]) if op.input(3) is not None else tuple(range(len(starts or ())))
+        steps = self._elements(op.operands[4]) if op.input(4) is not None else (1,) * len(starts or ())
+        result = self._shape(op.result)
+        if not starts or not ends or not axes or result is None or None in axes:
+            return
+        cut = {axis % len(data) for axis in axes if isinstance(axis, int)}
+        yield from (("equal", a, b) for at, (a, b) in enumerate(zip(result, data, strict=True)) if at not in cut)
+        for start, end, axis, step in zip(starts, ends, axes, steps or (), strict=False):
+            if step == 1 and isinstance(axis, int) and isinstance(end, Sym) and start is not None:
+                if is_nonnegative(end) and is_nonnegative(start):
+                    yield "equal", result[axis], end - start
+                    yield "at most", end, data[axis]
+
+    def _attention(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
+        """Attention of opset 23: what is added to the scores is as long as past and new keys together."""
+        keys, past = self._shape(op.operands[1]), self._shape(op.input(4))
+        mask = self._shape(op.input(3))
+        if keys is None or len(keys) not in (3, 4):
+            return
+        total = _sum(keys[-2], past[2] if past is not None and len(past) == 4 else 0)
+        if mask:
+            yield "broadcast", mask[-1], total
+            yield "broadcast", mask[-2] if len(mask) > 1 else None, (self._shape(op.operands[0]) or (None,) * 3)[-2]
+        if past is not None:
+            yield "equal", past[0], keys[0]
+
+    def _contrib(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
+        query = self._shape(op.operands[0]) if op.operands else None
+        if query is None or len(query) < 3:
+            return
+        if op.op_type == "GroupQueryAttention" and len(op.operands) >= 7:
+            past, total = self._shape(op.input(3)), self._elements(op.operands[6])
+            bias = self._shape(op.input(10))
+            long = _sum(query[1], past[2]) if past is not None and len(past) == 4 else None
+            yield "equal", query[0], past[0] if past is not None else None
+            if total:
+                yield "equal", total[0], long
+            if bias is not None:
+                yield "equal", bias[-1], long
+            lengths = self._shape(op.input(5))
+            yield "equal", query[0], lengths[0] if lengths else None
+        elif op.op_type == "MultiHeadAttention":
+            keys, bias, past = (self._shape(op.input(i)) for i in (1, 5, 6))
+            if keys is not None and len(keys) == 3:
+                yield "equal", query[0], keys[0]
+                own = keys[1]
+                long = _sum(own, past[2]) if past is not None and len(past) == 4 else own
+                if bias is not None:
+                    yield "broadcast", bias[-1], long
+                mask = self._shape(op.input(4))
+                if mask is not None and len(mask) == 2:
+                    yield "equal", mask[1], long
+
+    # -- elements of integer tensors -------------------------------------------------------------------
+
+    def _elements(self, value: Value) -> tuple[Dim, ...] | None:
+        if value.tensor is not None and value.tensor.size <= 64:
+            return tuple(int(n) for n in np.asarray(value.tensor.numpy()).reshape(-1))
+        return self.elements.get(value)
+
+    def _bounds(self, op: Op) -> tuple[Bounds, ...]:
+        """Bounds of a result: one for all elements, or one per column of the last axis."""
+        known = self.elements.get(op.results[0]) if op.results else None
+        if known and len(known) == 1:
+            return (Bounds(known[0], known[0]),)
+        if op.domain or not op.operands:
+            return ()
+        kind, of = op.op_type, [self._operand(v) for v in op.operands]
+        one = [b[0] if len(b) == 1 else _union(b) for b in of]
+        first = one[0]
+        if kind in ("Identity", "Cast"):
+            return of[0]
+        if kind == "Range" and first is not None and one[1] is not None:
+            return (Bounds(first.low, _plus(one[1].high, -1)),)
+        if kind in _CARRY:
+            return (first,) if first is not None else ()
+        if kind == "Add" and first is not None and one[1] is not None:
+            return (Bounds(_sum(first.low, one[1].low), _sum(first.high, one[1].high)),)
+        if kind == "Sub" and first is not None and one[1] is not None:
+            return (Bounds(_minus(first.low, one[1].high), _minus(first.high, one[1].low)),)
+        if kind == "CumSum":
+            shape = self._shape(op.operands[0])
+            return (Bounds(0, shape[-1]),) if shape else ()
+        if kind == "Where" and len(of) == 3:
+            return self._chosen(op, one)
+        if kind == "Concat":
+            shape = self._shape(op.result)
+            widths = [s[-1] if s else None for s in (self._shape(v) for v in op.operands)]
+            if shape and op.attrs.get("axis", 0) in (-1, len(shape) - 1) and all(w == 1 for w in widths):
+                return tuple(b if b is not None else Bounds(None, None) for b in one)
+            found = _union([b for b in one if b is not None]) if None not in one else None
+            return (found,) if found is not None else ()
+        return ()
+
+    def _chosen(self, op: Op, one: list[Bounds | None]) -> tuple[Bounds, ...]:
+        """Bounds of a choice; an index counted from the end if it is below 0 is never that where it cannot be."""
+        yes, no = one[1], one[2]
+        test = op.operands[0].op
+        if test is not None and test.is_a("Less") and test.operands[0] is op.operands[2] and no is not None:
+            if no.low is not None and (is_nonnegative(no.low)):
+                return (no,)
+        found = _union([yes, no]) if yes is not None and no is not None else None
+        return (found,) if found is not None else ()
+
+    def _operand(self, value: Value) -> tuple[Bounds, ...]:
+        tensor = value.tensor
+        if tensor is not None:
+            if not 0 < tensor.size <= _LARGEST or not tensor.dtype.is_integer():
+                return ()
+            array = np.asarray(tensor.numpy())
+            return (Bounds(int(array.min()), int(array.max())),)
+        return self.bounds.get(value, ())
+
+
+def _einsum(op: Op, shapes: list[tuple[Dim, ...]]) -> Iterator[tuple[Kind, Dim, Dim]]:
+    equation = op.attrs.get("equation", "")
+    text = equation.decode() if isinstance(equation, bytes) else str(equation)
+    seen: dict[str, Dim] = {}
+    for term, shape in zip(text.replace(" ", "").split("->")[0].split(","), shapes, strict=False):
+        if "." in term or len(term) != len(shape):
+            return
+        for letter, dim in zip(term, shape, strict=True):
+            if letter in seen:
+                yield "broadcast", seen[letter], dim
+            seen.setdefault(letter, dim)
+
+
+def _union(found: tuple[Bounds, ...] | list[Bounds]) -> Bounds | None:
+    if not found:
+        return None
+    low, high = found[0].low, found[0].high
+    for other in found[1:]:
+        low = _least(low, other.low)
+        high = _least(high, other.high, largest=True)
+    return Bounds(low, high)
+
+
+def _least(a: Dim, b: Dim, *, largest: bool = False) -> Dim:
+    if a is None or b is None or a == b:
+        return a if a == b else None
+    smaller = is_nonnegative(b - a)
+    if smaller or is_nonnegative(a - b):
+        return (b if smaller else a) if largest else (a if smaller else b)
+    return None
+
+
+def _sum(a: Dim, b: Dim) -> Dim:
+    return None if a is None or b is None else a + b
+
+
+def _minus(a: Dim, b: Dim) -> Dim:
+    return None if a is None or b is None else a - b
+
+
+def _plus(a: Dim, number: int) -> Dim:
+    return None if a is None else a + number

@@ -1,0 +1,168 @@
+"""Solve what operators require of extents: dependent symbols as expressions of independent ones, and their bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from memoptc.ir.core import Graph
+from memoptc.ir.dims import KnownDim, Sym, free_symbols, substitute
+from memoptc.ir.types import TensorType
+from memoptc.runtime.constraints import Requirement, requirements
+
+_ROUNDS = 4
+
+
+@dataclass
+class Solution:
+    """Extents that belong together.
+
+    Args:
+        values: Symbol -> its extent in terms of independent symbols.
+        bounds: What must not be larger than what.
+        conflicts: Requirements that no extents meet together with those before them.
+        inputs: Symbols of the inputs; others stand for extents inside the model, and are solved for first.
+    """
+
+    values: dict[str, KnownDim] = field(default_factory=dict)
+    bounds: list[Requirement] = field(default_factory=list)
+    conflicts: list[Requirement] = field(default_factory=list)
+    inputs: frozenset[str] = frozenset()
+
+    def of(self, dim: KnownDim) -> KnownDim:
+        """Give an extent in terms of independent symbols."""
+        return substitute(dim, self.values) if free_symbols(dim) & set(self.values) else dim
+
+    def complete(self, binding: Mapping[str, int]) -> dict[str, int] | None:
+        """Add the dependent symbols to a binding of the independent ones; `None` where one would be negative."""
+        found = dict(binding)
+        for name, dim in self.values.items():
+            if free_symbols(dim) <= set(found):
+                found[name] = dim if isinstance(dim, int) else dim.evaluate(binding)
+                if found[name] < 0:
+                    return None
+        return found
+
+    def broken(self, binding: Mapping[str, int]) -> Requirement | None:
+        """Give the first bound that a completed binding breaks."""
+        for bound in self.bounds:
+            if free_symbols(bound.left) | free_symbols(bound.right) <= set(binding):
+                left, right = (d if isinstance(d, int) else d.evaluate(binding) for d in (bound.left, bound.right))
+                if left > right:
+                    return bound
+        return None
+
+
+def gather(graph: Graph, symbols: Iterable[str]) -> tuple[Graph, list[Requirement]]:
+    """Give what a model's operators require of the symbols of its inputs, and a copy with inferred types.
+
+    Where two symbols turn out equal, inference goes on with one of them, and finds more.
+    """
+    copy, first, found = graph.clone(), None, []
+    for _ in range(_ROUNDS):
+        new = [r for r in requirements(copy) if r not in found]
+        first = first or copy
+        found += new
+        solution = solve(found, {}, symbols)
+        copy = graph.clone()
+        changed = False
+        for value in copy.inputs:
+            type_ = value.type
+            if isinstance(type_, TensorType) and type_.shape is not None:
+                shape = tuple(None if d is None else solution.of(d) for d in type_.shape)
+                changed |= shape != type_.shape
+                value.type = TensorType(type_.dtype, shape)
+        if not new or not changed:
+            break
+    return first or copy, found
+
+
+def solve(found: Iterable[Requirement], decided: Mapping[str, int], inputs: Iterable[str]) -> Solution:
+    """Solve requirements for the symbols of a model's inputs.
+
+    Equalities are solved first, surest first; then axes that broadcast are taken to be equal where
+    that contradicts nothing, else the one that can be 1 is; then an extent that is only bounded from below, by an
+    expression, is taken to be that expression: a mask is as long as the keys that it masks.
+
+    Args:
+        found: The requirements.
+        decided: Symbols whose extents are asked for.
+        inputs: Symbols of the inputs. Others stand for extents that inference knows nothing of.
+    """
+    wanted = set(inputs)
+    every = list(found)
+    solution = Solution(dict(decided), inputs=frozenset(wanted))
+    for kind, trust in (("equal", 0), ("equal", 1), ("broadcast", 0), ("equal", 2), ("broadcast", 2)):
+        for r in every:
+            if (r.kind, r.trust) == (kind, trust) and not _equate(solution, r.left, r.right):
+                if kind == "equal" or not _one(solution, r):
+                    solution.conflicts.append(r)
+    bounds = [r for r in every if r.kind == "at most"]
+    for r in bounds:
+        right = solution.of(r.right)
+        lone = isinstance(right, Sym) and right.name in wanted and right.name not in free_symbols(solution.of(r.left))
+        if lone and free_symbols(solution.of(r.left)) <= wanted:
+            _equate(solution, r.right, r.left)
+    solution.bounds = [
+        Requirement("at most", left, right, r.op)
+        for r in bounds
+        for left, right in [(solution.of(r.left), solution.of(r.right))]
+        if left != right and not (isinstance(left, int) and isinstance(right, int) and left <= right)
+    ]
+    return solution
+
+
+def _equate(solution: Solution, left: KnownDim, right: KnownDim) -> bool:
+    """Make two extents equal by solving for a symbol; `False` where they cannot be."""
+    a, b = solution.of(left), solution.of(right)
+    if a == b:
+        return True
+    rest = a - b
+    if isinstance(rest, int):
+        return False
+    inner = sorted(rest.free - solution.inputs)
+    for name in inner:
+        solved = _solved(rest, name)
+        if solved is not None:
+            return _bind(solution, name, solved)
+    if inner:
+        return True  # says nothing that is known of the inputs
+    for one, other in ((a, b), (b, a)):  # a symbol that stands alone is the dependent one
+        if isinstance(one, Sym) and one.name is not None and one.name not in free_symbols(other):
+            return _bind(solution, one.name, other)
+    for name in sorted(rest.free):
+        solved = _solved(rest, name)
+        if solved is not None:
+            return _bind(solution, name, solved)
+    return False
+
+
+def _solved(rest: Sym, name: str) -> KnownDim | None:
+    """Solve `rest == 0` for a symbol that occurs once, linearly; `None` where that gives no whole number."""
+    reduced = rest // math.gcd(*(n for _, n in rest.terms))
+    assert isinstance(reduced, Sym)  # it depends on the symbol
+    rest = reduced
+    coefficient = sum(n for atoms, n in rest.terms if atoms == (name,))
+    remaining = rest - Sym(name) * coefficient
+    if not coefficient or name in free_symbols(remaining):
+        return None
+    if abs(coefficient) == 1:
+        return remaining * -coefficient
+    if isinstance(remaining, int):
+        return -remaining // coefficient if remaining % coefficient == 0 else None
+    return None
+
+
+def _bind(solution: Solution, name: str, dim: KnownDim) -> bool:
+    if isinstance(dim, int) and dim < 0:
+        return False
+    solution.values = {
+        k: substitute(v, {name: dim}) if name in free_symbols(v) else v for k, v in solution.values.items()
+    }
+    solution.values[name] = dim
+    return True
+
+
+def _one(solution: Solution, r: Requirement) -> bool:
+    return any(_equate(solution, side, 1) for side in (r.left, r.right))
