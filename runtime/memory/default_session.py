@@ -1,0 +1,175 @@
+"""A default session of onnxruntime on paper: its order, its static reuse, its arena, its memory pattern.
+
+`liveness` says which bytes a graph keeps in its own order, which is what `memoptc.runtime.Session` runs. Stock
+onnxruntime runs another order, gives a buffer to the next result of the same shape instead of freeing it, takes memory
+from an arena that doubles, and from the second run on keeps a packed block beside what the first run took.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import same
+from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
+from memoptc.runtime.memory.footprint import is_resident, used_values
+from memoptc.runtime.memory.liveness import Liveness, Storage, liveness
+from memoptc.runtime.memory.workspace import kernel_workspace
+
+
+@dataclass(frozen=True)
+class ArenaUse:
+    """Resident bytes of a session's arena.
+
+    Args:
+        first_bytes: After the first run.
+        steady_bytes: After later runs: with the packed block, where there is one.
+        live_bytes: Most bytes alive at once in the first run.
+        workspace_bytes: Those of them that are kernels' scratch.
+        unknown: Values of unknown size, counted as nothing.
+    """
+
+    first_bytes: int
+    steady_bytes: int
+    live_bytes: int
+    workspace_bytes: int
+    unknown: tuple[str, ...] = ()
+
+
+def default_order(graph: Graph) -> list[Op]:
+    """Order in which onnxruntime runs a graph by default.
+
+    A depth-first walk backwards from the nodes that feed no other, the later ones first
+    (`Graph::ReverseDFSFrom` in core/graph/graph.cc; the default order of core/graph/graph_viewer.cc).
+    """
+    ops = [op for op in graph.ops if not is_resident(op)]
+    number = {op: index for index, op in enumerate(ops)}
+    feeding: list[list[int]] = []
+    for op in ops:
+        makers = (value.op for value in used_values(op))
+        feeding.append(sorted({number[m] for m in makers if m is not None and m in number}))
+    feeds_another = {index for makers in feeding for index in makers}
+    stack = [(index, False) for index in range(len(ops)) if index not in feeds_another]
+    seen: set[int] = set()
+    order: list[Op] = []
+    while stack:
+        index, done = stack.pop()
+        if done:
+            order.append(ops[index])
+        elif index not in seen:
+            seen.add(index)
+            stack.append((index, True))
+            stack.extend((maker, False) for maker in feeding[index])
+    return order
+
+
+def reuse_by_shape(found: Liveness) -> Liveness:
+    """Let results take over buffers of the same shape that are free by then, as the default allocation plan does.
+
+    The plan is made from shapes as they are written, before the first run: the buffer that became free last is taken
+    (`FindReusableTensor` in core/framework/allocation_planner.cc). Outputs of the graph get memory of their own.
+    """
+    free: list[Storage] = []
+    kept: list[Storage] = []
+    busy: list[Storage] = []
+    for storage in sorted(found.storages, key=lambda s: s.first):
+        ended = sorted((s for s in busy if s.last < storage.first), key=lambda s: s.last)
+        free.extend(ended)
+        busy = [s for s in busy if s.last >= storage.first]
+        if not storage.values or _is_handed_out(storage):
+            kept.append(storage)
+            continue
+        taken = next((s for s in reversed(free) if _same_shape(s.values[0], storage.values[0])), None)
+        if taken is None:
+            copy = Storage(
+                storage.name, storage.size, storage.first, storage.last, list(storage.values), storage.extent
+            )
+            kept.append(copy)
+            busy.append(copy)
+        else:
+            free.remove(taken)
+            taken.last = storage.last
+            taken.values.extend(storage.values)
+            busy.append(taken)
+    return Liveness(kept, found.steps, found.unknown, found.alignment)
+
+
+def allocation_events(found: Liveness, *, traced_only: bool = False) -> list[int]:
+    """Give the allocations of a run as `DefaultArena.play` takes them.
+
+    Args:
+        found: What is alive when.
+        traced_only: Only what a memory pattern holds: no scratch, no outputs of the graph.
+    """
+    chosen = [s for s in found.storages if not traced_only or (s.values and not _is_handed_out(s))]
+    starting: defaultdict[int, list[Storage]] = defaultdict(list)
+    ending: defaultdict[int, list[Storage]] = defaultdict(list)
+    for storage in chosen:
+        starting[storage.first].append(storage)
+        ending[storage.last].append(storage)
+    number: dict[int, int] = {}
+    events: list[int] = []
+    for step in range(len(found.steps)):
+        for storage in sorted(starting[step], key=lambda s: not s.values):  # results before scratch
+            number[id(storage)] = len(number)
+            events.append(storage.size)
+        events.extend(-number[id(s)] - 1 for s in sorted(ending[step], key=lambda s: bool(s.values)))
+    return events
+
+
+def arena_use(
+    graph: Graph,
+    dims: Mapping[str, int],
+    *,
+    threads: int = 2,
+    order: Sequence[Op] | None = None,
+    reuse: bool = True,
+    pattern: bool = True,
+) -> ArenaUse:
+    """Simulate two runs in the default arena.
+
+    Args:
+        graph: The graph as onnxruntime runs it.
+        dims: Extents of symbolic dimensions, completed.
+        threads: Intra-op threads.
+        order: Its ops in the order in which they run; the default one when not given.
+        reuse: `enable_mem_reuse`.
+        pattern: `enable_mem_pattern`; without effect where an input is no tensor.
+    """
+    order = default_order(graph) if order is None else order
+    found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads))
+    if reuse:
+        found = reuse_by_shape(found)
+    arena = DefaultArena()
+    arena.play(allocation_events(found))
+    first = arena.resident_bytes
+    if pattern and all(isinstance(v.type, TensorType) for v in graph.inputs):
+        block = pattern_bytes(allocation_events(found, traced_only=True))
+        if block:
+            arena.allocate(block)
+            apart = Liveness(
+                [s for s in found.storages if not s.values or _is_handed_out(s)], found.steps, [], found.alignment
+            )
+            arena.play(allocation_events(apart))
+    curve = found.curve
+    step = max(range(len(curve)), key=curve.__getitem__, default=0)
+    scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
+    unknown = tuple(dict.fromkeys(found.unknown))
+    return ArenaUse(first, max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
+
+
+def _is_handed_out(storage: Storage) -> bool:
+    return any(v.is_output for v in storage.values)
+
+
+def _same_shape(a: Value, b: Value) -> bool:
+    if not (isinstance(a.type, TensorType) and isinstance(b.type, TensorType)):
+        return False
+    if a.type.shape is None or b.type.shape is None or DType.STRING in (a.type.dtype, b.type.dtype):
+        return False
+    if a.type.dtype.bitwidth != b.type.dtype.bitwidth or len(a.type.shape) != len(b.type.shape):
+        return False
+    return all(same(x, y) for x, y in zip(a.type.shape, b.type.shape, strict=True))

@@ -1,0 +1,187 @@
+"""Predict what a process needs for a model: loading, weights, activations, workspace, our own session.
+
+*Need* is the highest resident memory from before a model is opened to the end of a few runs, less what was resident
+before. `predict_need` gives it without running anything, for one way of running and writing, and tells its parts apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from memoptc.ir.core import Graph
+from memoptc.ir.taken import looked_into
+from memoptc.runtime.memory.default_arena import BOOK
+from memoptc.runtime.memory.default_session import ArenaUse, arena_use
+from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.liveness import liveness
+from memoptc.runtime.memory.loading import CODE_BYTES, RUN_BYTES, LoadedWeights, loaded_weights
+from memoptc.runtime.memory.workspace import kernel_workspace
+
+SessionKind = Literal["stock", "arena", "planned"]
+
+OURS: Mapping[SessionKind, int] = {"stock": 0, "arena": 1_000_000, "planned": 1_500_000}
+"""Bytes that making a `memoptc.runtime.Session` adds to making onnxruntime's own, imports not counted."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A way of writing and running a model.
+
+    Args:
+        session: `"stock"`, onnxruntime with default options; or a tier of `memoptc.runtime.Session`.
+        external: Weights lie in a file of their own and are mapped.
+        branch: The writer puts the model into a branch that is always taken, which has no memory pattern.
+        packed: Weights are written in the kernels' own layout, too, in an external file.
+        prepacking: Kernels may lay weights out their own way while loading (`session.disable_prepacking` off).
+        optimize: onnxruntime optimizes the graph.
+        threads: Intra-op threads.
+    """
+
+    session: SessionKind = "stock"
+    external: bool = False
+    branch: bool = False
+    packed: bool = False
+    prepacking: bool = True
+    optimize: bool = True
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class NeedEstimate:
+    """Predicted bytes of a process; the parts add up to `need_bytes`.
+
+    Args:
+        loading_bytes: onnxruntime's code and structures, the heap that loading leaves unused, and what the peak of
+            loading has above the peak of the runs.
+        weights_bytes: Weights in all anonymous copies.
+        mapped_bytes: Weights in pages of a file, which the kernel can evict.
+        activations_bytes: Tensors of a run, and the arena around them: bytes it holds unused, its packed block.
+        workspace_bytes: Kernels' scratch at the peak.
+        ours_bytes: What our own session adds.
+        unknown: Values of unknown size, counted as nothing.
+        notes: Assumptions, one sentence each.
+    """
+
+    loading_bytes: int
+    weights_bytes: int
+    mapped_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+    ours_bytes: int
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def need_bytes(self) -> int:
+        """All of it."""
+        return self.anonymous_bytes + self.mapped_bytes + CODE_BYTES
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """What the kernel cannot evict."""
+        own = self.loading_bytes - CODE_BYTES + self.weights_bytes
+        return own + self.activations_bytes + self.workspace_bytes + self.ours_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return {
+            "need_bytes": self.need_bytes,
+            "anonymous_bytes": self.anonymous_bytes,
+            "parts": {
+                "loading": self.loading_bytes,
+                "weights_anonymous": self.weights_bytes,
+                "weights_mapped": self.mapped_bytes,
+                "activations": self.activations_bytes,
+                "workspace": self.workspace_bytes,
+                "ours": self.ours_bytes,
+            },
+            "unknown": list(self.unknown),
+            "notes": list(self.notes),
+        }
+
+
+def predict_need(graph: Graph, dims: Mapping[str, int], configuration: Configuration | None = None) -> NeedEstimate:
+    """Predict what a process needs.
+
+    Args:
+        graph: The model, shapes inferred.
+        dims: Extents of its symbolic dimensions: the inputs' are enough.
+        configuration: How it is written and run; as the exporter wrote it, in stock onnxruntime, when not given.
+
+    Returns:
+        The estimate. Values of unknown size are named in it and count as nothing.
+    """
+    return MemoryModel(graph, dims, configuration or Configuration()).need
+
+
+class MemoryModel:
+    """The bytes of a process for a graph, extents and a configuration; each part is computed once.
+
+    Args:
+        graph: The model, shapes inferred. Parts are kept until it changes.
+        dims: Extents of its symbolic dimensions.
+        configuration: How it is written and run.
+    """
+
+    def __init__(self, graph: Graph, dims: Mapping[str, int], configuration: Configuration) -> None:
+        self.graph, self.configuration = graph, configuration
+        self.dims = extents(graph, dims)
+        self._known = graph.analysis(_Estimates)
+
+    @property
+    def need(self) -> NeedEstimate:
+        """The whole, and its parts."""
+        key = (frozenset(self.dims.items()), self.configuration)
+        if key not in self._known:
+            self._known[key] = self._predict()
+        return self._known[key]
+
+    def _predict(self) -> NeedEstimate:
+        how = self.configuration
+        seen = looked_into(self.graph)
+        wrapped = how.branch or seen is not self.graph
+        weights = loaded_weights(
+            seen, external=how.external, packed=how.packed, prepacking=how.prepacking, branch=wrapped,
+            optimize=how.optimize,
+        )  # fmt: skip
+        use = self._use(seen, wrapped)
+        loaded = CODE_BYTES + weights.loaded_bytes
+        running = loaded + RUN_BYTES + max(0, use.steady_bytes - weights.reusable_bytes)
+        need = max(CODE_BYTES + weights.peak_bytes, running) + OURS[how.session]
+        return self._parts(need, weights, use)
+
+    def _use(self, graph: Graph, wrapped: bool) -> ArenaUse:
+        how = self.configuration
+        if how.session == "stock":
+            return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped)
+        found = liveness(graph, self.dims, workspace=kernel_workspace(self.dims, how.threads))
+        curve = found.curve
+        peak = max(curve, default=0)
+        step = curve.index(peak) if curve else 0
+        scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
+        resident = peak + peak // BOOK if how.session == "arena" else peak
+        return ArenaUse(resident, resident, peak, scratch, tuple(dict.fromkeys(found.unknown)))
+
+    def _parts(self, need: int, weights: LoadedWeights, use: ArenaUse) -> NeedEstimate:
+        ours = OURS[self.configuration.session]
+        room = need - ours - CODE_BYTES - weights.anonymous_bytes - weights.mapped_bytes
+        workspace = min(use.workspace_bytes, max(room, 0))
+        activations = max(0, min(use.steady_bytes - use.workspace_bytes, room - workspace))
+        return NeedEstimate(
+            loading_bytes=CODE_BYTES + room - workspace - activations,
+            weights_bytes=weights.anonymous_bytes,
+            mapped_bytes=weights.mapped_bytes,
+            activations_bytes=activations,
+            workspace_bytes=workspace,
+            ours_bytes=ours,
+            unknown=use.unknown,
+        )
+
+
+class _Estimates(dict[tuple[frozenset[tuple[str, int]], Configuration], NeedEstimate]):
+    """Answers for one version of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()

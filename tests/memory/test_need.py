@@ -1,0 +1,96 @@
+"""The need of a process on paper: parts add up, configurations differ as onnxruntime's sessions do."""
+
+from __future__ import annotations
+
+import graphs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from native_models import usable
+
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.parser import parse
+from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
+from memoptc.runtime.memory.default_session import default_order
+from memoptc.runtime.memory.need import Configuration, predict_need
+
+MLP = """graph @g(%x: f32[N,256]) -> (f32[N,256]) {
+  %a = const() {value=splat(1)} : f32[256,1024]
+  %b = const() {value=splat(1)} : f32[1024,256]
+  %h = MatMul(%x, %a) : f32[N,1024]
+  %r = Relu(%h) : f32[N,1024]
+  %y = MatMul(%r, %b) : f32[N,256]
+  return %y
+}"""
+WEIGHTS = 2 * 256 * 1024 * 4
+
+
+@pytest.mark.parametrize("session", ["stock", "arena", "planned"])
+def test_parts_add_up(session: str) -> None:
+    found = predict_need(parse(MLP), {"N": 512}, Configuration(session=session))  # type: ignore[arg-type]
+    assert sum(found.to_json()["parts"].values()) == found.need_bytes
+    assert 0 < found.anonymous_bytes < found.need_bytes
+
+
+def test_need_grows_with_the_input_and_falls_with_the_tier() -> None:
+    graph = parse(MLP)
+    small, large = (predict_need(graph, {"N": n}).need_bytes for n in (16, 4096))
+    assert large - small > 4096 * 1024 * 4
+    tiers = [predict_need(graph, {"N": 4096}, Configuration(session=s)).need_bytes for s in ("stock", "planned")]
+    assert tiers[1] < tiers[0]
+
+
+def test_external_weights_are_mapped_unless_packed() -> None:
+    graph = parse(MLP)
+    assert predict_need(graph, {"N": 8}).mapped_bytes == 0
+    plain = predict_need(graph, {"N": 8}, Configuration(external=True, prepacking=False))
+    assert plain.mapped_bytes == WEIGHTS
+    packed = predict_need(graph, {"N": 8}, Configuration(external=True))
+    assert packed.mapped_bytes == 0
+    assert packed.weights_bytes == WEIGHTS
+
+
+def test_a_branch_keeps_copies_and_loses_the_pattern() -> None:
+    graph = parse(MLP)
+    plain, branch = (predict_need(graph, {"N": 4096}, Configuration(branch=b)) for b in (False, True))
+    assert branch.weights_bytes == 3 * plain.weights_bytes
+    assert branch.activations_bytes < plain.activations_bytes
+
+
+def test_the_arena_doubles_and_keeps_a_book() -> None:
+    arena = DefaultArena()
+    arena.allocate(3 << 20)
+    assert arena.region_bytes == 4 << 20
+    assert arena.resident_bytes == (3 << 20) + (4 << 20) // BOOK
+
+
+@given(st.lists(st.integers(1, 1 << 22), min_size=1, max_size=30))
+def test_an_arena_that_is_freed_serves_the_same_again(sizes: list[int]) -> None:
+    arena = DefaultArena()
+    events = [*sizes, *(-i - 1 for i in range(len(sizes)))]
+    arena.play(events)
+    before = arena.resident_bytes
+    assert before >= sum(sizes)
+    arena.play([max(sizes), -1])
+    assert arena.resident_bytes <= before + max(sizes) + 4096
+    assert pattern_bytes(events) >= sum(sizes)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_default_order_is_an_order(seed: int) -> None:
+    graph = graphs.random_graph(seed, 12, control=False)
+    order = default_order(graph)
+    seen = set(graph.inputs)
+    for op in order:
+        assert all(v in seen or v.op is None or v.op not in order for v in op.operands)
+        seen.update(op.results)
+    assert len(set(order)) == len(order)
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+@given(st.integers(0, 2**32 - 1))
+def test_any_graph_has_an_estimate(seed: int) -> None:
+    graph = graphs.random_graph(seed, 10, control=True)
+    infer_shapes(graph)
+    found = predict_need(graph, graphs.BINDINGS)
+    assert sum(found.to_json()["parts"].values()) == found.need_bytes
