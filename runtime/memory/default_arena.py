@@ -1,9 +1,9 @@
 """onnxruntime's default arena on paper: regions that grow, pieces that are not split, and which bytes get touched.
 
 `bfc` sizes one block for a sequence; this module simulates the arena of a session that nobody configured
-(core/framework/bfc_arena.cc): each region is twice the one before, a piece is split only where much would be left, and a
-book of handles is kept beside each region. What counts for the process is what was touched: memory that a
-region has and nobody wrote to is not resident.
+(core/framework/bfc_arena.cc): each region is twice the one before, a piece is split only where much would be left,
+and a book of handles is kept beside each region. The process pays for what was touched: memory that a region has and
+nobody wrote to is not resident.
 """
 
 from __future__ import annotations
