@@ -1,4 +1,4 @@
-"""fit: compute what makes the peak piece by piece, so that it never exists whole."""
+"""fit: tile the operators around the memory peak, so that large intermediate tensors never exist as a whole."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph, Op, clone_op
 from memoptc.pass_base import Context, Pass
-from memoptc.passes._tile.again import Recompute, recomputations
-from memoptc.passes._tile.again import apply as recompute
 from memoptc.passes._tile.choose import tilings
 from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.estimate import Costs, Estimate, Landscape
-from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
-from memoptc.passes._tile.region import AGAIN, MARK, Region, Spaces
+from memoptc.passes._tile.estimate import Costs, MemoryProfile, TilingEstimate
+from memoptc.passes._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
+from memoptc.passes._tile.region import MARK, REMATERIALISED, Region, Spaces
+from memoptc.passes._tile.remat import Remat, remat_candidates, rematerialise
 from memoptc.passes.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.liveness import label
@@ -41,15 +40,16 @@ class Fit(Pass):
     The peak is found on the memory model; tilings of regions around it are compared on paper (bytes alive inside,
     halo computed twice, nodes added), and the best one is made and checked on the model. That goes on until
     the peak fits, or nothing that is worth it is left; then all is done once more with the cheapest tilings that reach
-    the same peak. What pieces give is put side by side, or joined where the axis that is cut is one that an operator
-    adds up along, or takes the largest of: each piece is then joined to those before it.
+    the same peak. Tile results are concatenated; along a reduction axis they are accumulated, each tile into the result
+    of those before it. Large values with a long gap between two uses are rematerialised for the late one first, where
+    that lowers the peak.
 
     Args:
         budget: Bytes that the planned activations shall fit into; 0: as few as possible.
         slowdown: Largest accepted ratio of predicted run times.
         worth: Share of the peak that one step must save at least.
         moves: Most steps.
-        again: Most values that are computed once more where they are used late.
+        max_remat: Most values to rematerialise.
         ignore: Bytes; without a budget a smaller peak is not worth a node.
     """
 
@@ -57,14 +57,14 @@ class Fit(Pass):
     slowdown: float = 1.05
     worth: float = 0.02
     moves: int = 64
-    again: int = 6
+    max_remat: int = 6
     ignore: int = 1 << 20
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Tile, and say what was done."""
         original, graph = graph, graph.clone()
         _one_decoder_per_use(graph)
-        start = Landscape(graph, Costs(graph, context.dims))
+        start = MemoryProfile(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
         found = self._found(graph, stats, context, start)
@@ -87,7 +87,7 @@ class Fit(Pass):
         """Tile without facts about the compile."""
         self.apply(graph, stats, Context())
 
-    def _found(self, graph: Graph, stats: Counter[str], context: Context, start: Landscape) -> _Round:
+    def _found(self, graph: Graph, stats: Counter[str], context: Context, start: MemoryProfile) -> _Round:
         """What comes of a graph, the original or another that computes the same."""
         if context.slowdown is not None:
             return self._measured(context.slowdown, graph, stats, context, start)
@@ -99,7 +99,7 @@ class Fit(Pass):
         graph: Graph,
         stats: Counter[str],
         context: Context,
-        start: Landscape,
+        start: MemoryProfile,
     ) -> _Round:
         """Tile boldly, measure, and be less bold until the run time is right."""
         tried: set[int] = set()
@@ -118,7 +118,7 @@ class Fit(Pass):
         return _Round(graph, peak=start.peak, holder=_holder(start))
 
     def _within(
-        self, allowance: float, graph: Graph, stats: Counter[str], context: Context, start: Landscape
+        self, allowance: float, graph: Graph, stats: Counter[str], context: Context, start: MemoryProfile
     ) -> _Round:
         """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
         if not self.budget:
@@ -146,61 +146,61 @@ class Fit(Pass):
         stats: Counter[str],
         context: Context,
         allowance: float,
-        start: Landscape,
+        start: MemoryProfile,
     ) -> _Round:
         """Do it once more with the cheapest tilings that reach the same peak."""
         if not found.moves or start.peak * (1 - self.worth) < found.peak:
             return found
         target = max(self.budget, found.peak)
-        second = self._round(graph.clone(), stats, context, target, allowance, len(found.again))
+        second = self._round(graph.clone(), stats, context, target, allowance, len(found.remats))
         return second if second.peak <= target * 1.01 and second.seconds <= found.seconds else found
 
     def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
-        """Tile until the peak is down to `goal`: as it is, and with more and more computed again while that helps."""
+        """Tile until the peak is down to `goal`: as it is, and with more and more rematerialised while that helps."""
         best = self._round(graph.clone(), stats, context, goal, allowance, 0)
-        for count in range(1, self.again + 1):
+        for count in range(1, self.max_remat + 1):
             if best.peak <= goal:
                 break
             found = self._round(graph.clone(), stats, context, goal, allowance, count)
-            if len(found.again) < count or found.peak > best.peak * (1 - self.worth):
+            if len(found.remats) < count or found.peak > best.peak * (1 - self.worth):
                 break
             best = found
         return best
 
     def _round(
-        self, graph: Graph, stats: Counter[str], context: Context, goal: int, allowance: float, again: int
+        self, graph: Graph, stats: Counter[str], context: Context, goal: int, allowance: float, count: int
     ) -> _Round:
-        """Compute the first `again` values that offer themselves once more, then tile until the peak fits."""
+        """Rematerialise the `count` most promising values, then tile until the peak fits."""
         found = _Round(graph)
-        for _ in range(again):
-            values = recomputations(Landscape(graph, Costs(graph, context.dims)), allowance - found.seconds)
+        for _ in range(count):
+            values = remat_candidates(MemoryProfile(graph, Costs(graph, context.dims)), allowance - found.seconds)
             if not values:
                 break
-            found.again.append(values[0])
+            found.remats.append(values[0])
             found.seconds += values[0].seconds
-            recompute(values[0])
+            rematerialise(values[0])
         refused: set[object] = set()
         misses = 0
         spaces = Spaces()
         while True:
-            land = Landscape(graph, Costs(graph, context.dims))
-            found.peak = land.peak
-            found.holder = _holder(land)
-            if land.peak <= goal or len(found.moves) >= self.moves:
+            profile = MemoryProfile(graph, Costs(graph, context.dims))
+            found.peak = profile.peak
+            found.holder = _holder(profile)
+            if profile.peak <= goal or len(found.moves) >= self.moves:
                 return self._checked(found)
-            slight = SLIGHT * land.seconds
-            offered = (e for e in tilings(land, spaces, goal) if _key(e) not in refused)
-            ranked = self._ranked(offered, land.peak, goal, allowance - found.seconds, slight)
+            slight = SLIGHT * profile.seconds
+            offered = (e for e in tilings(profile, spaces, goal) if _key(e) not in refused)
+            ranked = self._ranked(offered, profile.peak, goal, allowance - found.seconds, slight)
             if not ranked:
                 return self._checked(found)
             for choice in ranked:
                 before = graph.clone()
-                move = self._make(graph, choice, land, context)
-                if isinstance(move, _Move):
+                move = self._make(graph, choice, profile, context)
+                if isinstance(move, _Tiling):
                     misses = 0
                     found.moves.append(move)
                     found.seconds += max(0.0, choice.seconds)
-                    context.say(f"{land.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
+                    context.say(f"{profile.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     break
                 stats[f"declined: {move}"] += 1
                 refused.add(_key(choice))
@@ -215,14 +215,14 @@ class Fit(Pass):
                     break
 
     def _checked(self, found: _Round) -> _Round:
-        """What is computed again and was not cut would be merged by onnxruntime: nothing would be gained."""
-        if any(AGAIN in op.metadata and MARK not in op.metadata for op in found.graph.ops):
+        """Refuse copies that were not tiled: onnxruntime's common-subexpression elimination would merge them."""
+        if any(REMATERIALISED in op.metadata and MARK not in op.metadata for op in found.graph.ops):
             found.peak = sys.maxsize
         return found
 
     def _ranked(
-        self, every: Iterable[Estimate], peak: int, target: int, allowance: float, slight: float
-    ) -> list[Estimate]:
+        self, every: Iterable[TilingEstimate], peak: int, target: int, allowance: float, slight: float
+    ) -> list[TilingEstimate]:
         """The tilings worth trying, best first: the cheapest that reach the target, else the smallest."""
         fair = [e for e in every if e.inside <= peak * (1 - self.worth) and e.seconds <= allowance]
         if not fair:
@@ -235,22 +235,24 @@ class Fit(Pass):
         rest = sorted((e for e in fair if e.inside > enough), key=lambda e: (e.inside, e.seconds))
         return [*near[:3], *rest[:1]]
 
-    def _make(self, graph: Graph, choice: Estimate, land: Landscape, context: Context) -> _Move | str:
+    def _make(self, graph: Graph, choice: TilingEstimate, profile: MemoryProfile, context: Context) -> _Tiling | str:
         """Make a tiling; give why not where it cannot be, or does not help."""
         region = choice.region
         name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
         count = len(region.ops)
         try:
-            frame = frame_for(region, choice.count, land)
-            tiled = Emitter(region, frame, land.costs.extent, loose=choice.loose, ordered=choice.ordered).run()
-        except DoesNotFitError as reason:
+            grid = grid_for(region, choice.count, profile)
+            tiled = Emitter(
+                region, grid, profile.costs.extent, overcompute=choice.overcompute, ordered=choice.ordered
+            ).run()
+        except NotTileableError as reason:
             return str(reason)
-        after = Landscape(graph, Costs(graph, context.dims))
+        after = MemoryProfile(graph, Costs(graph, context.dims))
         steps = [after.position[op] for op in tiled.ops if op in after.position]
         here = max(after.curve[min(steps) : max(steps) + 1], default=0)
-        if here >= land.peak * (1 - self.worth / 2) or after.peak > land.peak:
+        if here >= profile.peak * (1 - self.worth / 2) or after.peak > profile.peak:
             return WORSE
-        return _Move(name, count, tiled.count, land.peak, here, choice.seconds)
+        return _Tiling(name, count, tiled.count, profile.peak, here, choice.seconds)
 
     def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
         if done:
@@ -258,15 +260,17 @@ class Fit(Pass):
                 stats["products split"] += found.sums
                 what = f"{found.sums} products of joined operands became sums of the products of each"
                 context.decisions.append(Decision(self.name, what, "they are never joined", 0, "not predicted"))
-            for value in found.again:
-                stats["computed again"] += 1
-                what = f"%{value.value.name} computed again for {label(value.users[0])} ({len(value.ops)} nodes)"
+            for value in found.remats:
+                stats["rematerialised"] += 1
+                what = f"%{value.value.name} rematerialised for {label(value.users[0])} ({len(value.ops)} nodes)"
                 cost = f"{value.seconds * 1e3:+.2f} ms predicted"
-                context.decisions.append(Decision(self.name, what, "it waits while the peak passes", value.gain, cost))
+                context.decisions.append(
+                    Decision(self.name, what, "it was alive across the peak, unused", value.gain, cost)
+                )
             for move in found.moves:
                 stats["regions"] += 1
-                stats["pieces"] += move.pieces
-                what = f"{move.ops} nodes in {move.pieces} pieces: {move.name}"
+                stats["tiles"] += move.tiles
+                what = f"{move.ops} nodes in {move.tiles} tiles: {move.name}"
                 why = f"{move.before:,} bytes were alive there, now {move.after:,}"
                 cost = f"{move.seconds * 1e3:+.2f} ms predicted"
                 context.decisions.append(Decision(self.name, what, why, move.before - move.after, cost))
@@ -299,18 +303,18 @@ def _one_decoder_per_use(graph: Graph) -> None:
         op.move_before(uses[0][0])
 
 
-def _key(choice: Estimate) -> object:
+def _key(choice: TilingEstimate) -> object:
     """What tells a tiling from others, whatever objects it is made of."""
     region = choice.region
     places = tuple((op.results[0].name, region.axes[op].cuts) for op in region.ops)
-    return choice.count, choice.loose, places
+    return choice.count, choice.overcompute, places
 
 
 @dataclass
-class _Move:
+class _Tiling:
     name: str
     ops: int
-    pieces: int
+    tiles: int
     before: int
     after: int
     seconds: float
@@ -319,8 +323,8 @@ class _Move:
 @dataclass
 class _Round:
     graph: Graph
-    again: list[Recompute] = field(default_factory=list)
-    moves: list[_Move] = field(default_factory=list)
+    remats: list[Remat] = field(default_factory=list)
+    moves: list[_Tiling] = field(default_factory=list)
     seconds: float = 0.0
     measured: float | None = None
     peak: int = 0
@@ -328,20 +332,20 @@ class _Round:
     sums: int = 0
 
 
-def frame_for(region: Region, count: int, land: Landscape) -> Frame:
-    """Give the frame in which a region is cut: in numbers where all its extents are known."""
+def grid_for(region: Region, count: int, profile: MemoryProfile) -> TileGrid:
+    """Give the grid in which a region is cut: in numbers where all its extents are known."""
     symbolic = False
     for op in region.ops:
         for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
             shape = getattr(operand.type, "shape", None)
             if along is not None and shape is not None and not isinstance(shape[along.axis], int):
                 symbolic = True
-    return Dynamic(region, count) if symbolic else Static(region, count, land.costs.extent)
+    return DynamicGrid(region, count) if symbolic else StaticGrid(region, count, profile.costs.extent)
 
 
-def _holder(land: Landscape) -> str:
-    if not land.curve:
+def _holder(profile: MemoryProfile) -> str:
+    if not profile.curve:
         return "the end"
-    step = max(range(len(land.curve)), key=land.curve.__getitem__)
-    op: Op = land.ops[step]
+    step = max(range(len(profile.curve)), key=profile.curve.__getitem__)
+    op: Op = profile.ops[step]
     return label(op)

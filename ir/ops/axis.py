@@ -28,7 +28,7 @@ class Join(Enum):
     """How the results of pieces that each cover a part of an accumulating axis become the whole's."""
 
     SUM = "added up"
-    AGAIN = "put side by side, and the operator applied to them once more"
+    REAPPLY = "concatenated, and the operator applied to them once more"
     MEAN = "added up, each times its share of the axis"
     PRODUCT = "multiplied"
     LEAST = "the smallest"

@@ -49,7 +49,7 @@ def _cum_sum(op: Op) -> list[Axis]:
 _JOINS = {
     **dict.fromkeys("ReduceL1 ReduceL2 ReduceLogSum ReduceSum ReduceSumSquare".split(), Join.SUM),
     "ReduceMean": Join.MEAN,
-    "ReduceLogSumExp": Join.AGAIN,
+    "ReduceLogSumExp": Join.REAPPLY,
     "ReduceProd": Join.PRODUCT,
     "ReduceMax": Join.LARGEST,
     "ReduceMin": Join.LEAST,

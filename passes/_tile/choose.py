@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
-from memoptc.passes._tile.estimate import Estimate, Landscape, bound, estimates
-from memoptc.passes._tile.frame import DoesNotFitError
+from memoptc.passes._tile.estimate import MemoryProfile, TilingEstimate, bound, estimates
+from memoptc.passes._tile.grid import NotTileableError
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
 
 COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MORE = (384, 512, 768, 1024)
 STILL_LARGE = 64 << 20
-"""Bytes alive inside a region, cut into as many pieces as any other, above which it is cut into more."""
+"""Bytes alive inside a region, cut into as many tiles as any other, above which it is cut into more."""
 REGIONS = 24
 """Regions that are looked at in detail."""
 FAR = 2000
@@ -29,17 +29,17 @@ CLEARLY = 0.9
 """Share of the bytes alive at the last place that the next one must be below."""
 
 
-def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estimate]:
+def tilings(profile: MemoryProfile, spaces: Spaces, target: int = 0) -> Iterator[TilingEstimate]:
     """Give tilings of regions around the peak, those first that could need least.
 
     Args:
-        land: The graph.
+        profile: The graph.
         spaces: Iteration spaces of its ops.
         target: Bytes that suffice: regions that could do with less are all looked at.
     """
     every = [
-        _Offer(kind, max(bound(region, land)[2], target), i, region)
-        for i, (kind, region) in enumerate(regions(land, spaces))
+        _Offer(kind, max(bound(region, profile)[2], target), i, region)
+        for i, (kind, region) in enumerate(regions(profile, spaces))
     ]
     for region in _skyline(every):
         if region.rates is None:
@@ -50,8 +50,8 @@ def tilings(land: Landscape, spaces: Spaces, target: int = 0) -> Iterator[Estima
             if count > COUNTS[-1] and inside <= max(STILL_LARGE, target):
                 break
             try:
-                found = list(estimates(region, count, land, land.costs.extent))
-            except DoesNotFitError:
+                found = list(estimates(region, count, profile, profile.costs.extent))
+            except NotTileableError:
                 break
             inside = found[-1].inside
             if found[0].count > last:
@@ -81,18 +81,18 @@ def _skyline(every: Sequence[_Offer]) -> list[Region]:
     return [offer.region for offer in found[:REGIONS]]
 
 
-def regions(land: Landscape, spaces: Spaces) -> Iterator[tuple[tuple[Op, Axis], Region]]:
+def regions(profile: MemoryProfile, spaces: Spaces) -> Iterator[tuple[tuple[Op, Axis], Region]]:
     """Give regions that hold the op at the peak, or what makes its operands; each with what it was grown from."""
-    peak = max(range(len(land.curve)), key=land.curve.__getitem__, default=None)
+    peak = max(range(len(profile.curve)), key=profile.curve.__getitem__, default=None)
     if peak is None:
         return
-    starts = _bounds(land.curve, range(peak, max(-1, peak - FAR), -1))
-    ends = _bounds(land.curve, range(peak, min(peak + FAR, len(land.curve))))
-    between = Between(land.ops[starts[0] : ends[-1] + 1])
+    starts = _bounds(profile.curve, range(peak, max(-1, peak - FAR), -1))
+    ends = _bounds(profile.curve, range(peak, min(peak + FAR, len(profile.curve))))
+    between = Between(profile.ops[starts[0] : ends[-1] + 1])
     seen: set[frozenset[tuple[Op, Axis]]] = set()
-    for seed, axis in _seeds(land, peak, spaces):
-        place = land.position[seed]
-        if not _divides(seed, axis, land):
+    for seed, axis in _seeds(profile, peak, spaces):
+        place = profile.position[seed]
+        if not _divides(seed, axis, profile):
             continue
         for start in starts:
             for end in ends:
@@ -100,29 +100,30 @@ def regions(land: Landscape, spaces: Spaces) -> Iterator[tuple[tuple[Op, Axis], 
                     region = grow(seed, axis, start - starts[0], end - starts[0], spaces, between)
                     if region is None or (key := frozenset(region.axes.items())) in seen:
                         continue
-                    if len(region.ops) < 2 and land.costs.scratch(region.ops[0]) < WORKSPACE * land.peak:
+                    if len(region.ops) < 2 and profile.costs.scratch(region.ops[0]) < WORKSPACE * profile.peak:
                         continue
                     seen.add(key)
                     yield (seed, axis), region
 
 
-def _divides(op: Op, axis: Axis, land: Landscape) -> bool:
-    """Whether there is more than one piece to make."""
+def _divides(op: Op, axis: Axis, profile: MemoryProfile) -> bool:
+    """Whether there is more than one tile to make."""
     try:
         if axis.join is not None:
             return all(
-                a is None or land.costs.extent(v, a.axis) > 1 for v, a in zip(op.operands, axis.operands, strict=True)
+                a is None or profile.costs.extent(v, a.axis) > 1
+                for v, a in zip(op.operands, axis.operands, strict=True)
             )
-        return all(p is None or land.costs.extent(r, p) > 1 for r, p in zip(op.results, axis.results, strict=True))
-    except DoesNotFitError:
+        return all(p is None or profile.costs.extent(r, p) > 1 for r, p in zip(op.results, axis.results, strict=True))
+    except NotTileableError:
         return False
 
 
-def _seeds(land: Landscape, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axis]]:
+def _seeds(profile: MemoryProfile, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axis]]:
     """The op at the peak, else the makers and users of the largest values alive there."""
-    near: list[Op] = [land.ops[peak]]
-    near += [v.op for v in land.ops[peak].operands if v.op is not None and v.op in land.position]
-    near += [user for r in land.ops[peak].results for user in r.users if user in land.position]
+    near: list[Op] = [profile.ops[peak]]
+    near += [v.op for v in profile.ops[peak].operands if v.op is not None and v.op in profile.position]
+    near += [user for r in profile.ops[peak].results for user in r.users if user in profile.position]
     used: set[tuple[Op, object]] = set()
     found = 0
     for op in dict.fromkeys(near):
@@ -131,7 +132,7 @@ def _seeds(land: Landscape, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axi
                 used.add((op, axis.cuts))
                 found += 1
                 yield op, axis
-        if found and op is not land.ops[peak]:
+        if found and op is not profile.ops[peak]:
             return
 
 

@@ -1,4 +1,4 @@
-"""The ops of all pieces of a region, and what puts their results together: a Concat, or what accumulates (`joins`)."""
+"""Emits the ops of all tiles; tile results are concatenated or, along a reduction axis, accumulated (`joins`)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from memoptc.ir.core import Graph, Op, Value, clone_op
 from memoptc.ir.dims import Dim, floordiv
 from memoptc.ir.iteration import Form
 from memoptc.ir.types import DType, TensorType, Type
-from memoptc.passes._tile.forms import FORMS, Piece
-from memoptc.passes._tile.frame import (
+from memoptc.passes._tile.control_dependence import ControlDependence
+from memoptc.passes._tile.forms import FORMS, TileOp
+from memoptc.passes._tile.grid import (
+    AffineBound,
     Bound,
-    DoesNotFitError,
-    Dynamic,
-    Frame,
-    Span,
-    Static,
-    Step,
-    pieces,
+    DynamicGrid,
+    Interval,
+    NotTileableError,
+    StaticGrid,
+    TileGrid,
+    tiles,
 )
 from memoptc.passes._tile.joins import Accumulated, accumulated, exponentials
-from memoptc.passes._tile.region import AGAIN, MARK, Region
-from memoptc.passes._tile.shortest import shortest
-from memoptc.passes._tile.waiting import Waiting
-from memoptc.passes._tile.work import Work, work_of
+from memoptc.passes._tile.propagation import TileWork, tile_work
+from memoptc.passes._tile.region import MARK, REMATERIALISED, Region
+from memoptc.passes._tile.smallest_extent import smallest_extent
 
 TO_END = np.iinfo(np.int64).max
 
@@ -39,7 +39,7 @@ LARGE = 1 << 16
 """Bytes above which a weight that is used elsewhere, too, is not cut."""
 
 FEWER = 8
-"""An extent smaller than the planned one by this factor is not cut: the pieces would be crumbs."""
+"""An extent smaller than the planned one by this factor is not cut: the tiles would be crumbs."""
 
 
 def is_decoded(value: Value) -> bool:
@@ -53,7 +53,7 @@ class Tiled:
     """What was made.
 
     Args:
-        count: Pieces.
+        count: Tiles.
         ops: Ops made, in order.
         whole: Results put together, by the value they replace.
     """
@@ -64,26 +64,26 @@ class Tiled:
 
 
 class Emitter:
-    """Makes a region's pieces, before its first op.
+    """Makes a region's tiles, before its first op.
 
     Args:
         region: What is cut.
-        frame: Into which pieces.
+        grid: Into which tiles.
         extent: Gives the planned extent of a value's axis.
-        loose: Whether ops may compute more than is needed, so that nothing is cropped on the way.
-        ordered: Whether each piece waits for what the one before it gives.
+        overcompute: Whether ops may compute more than is needed, so that nothing is cropped on the way.
+        ordered: Whether each tile waits for what the one before it gives.
     """
 
     def __init__(
         self,
         region: Region,
-        frame: Frame,
+        grid: TileGrid,
         extent: Callable[[Value, int], int],
         *,
-        loose: bool = False,
+        overcompute: bool = False,
         ordered: bool = False,
     ) -> None:
-        self.region, self.frame, self.extent, self.loose, self.ordered = region, frame, extent, loose, ordered
+        self.region, self.grid, self.extent, self.overcompute, self.ordered = region, grid, extent, overcompute, ordered
         first = region.ops[0]
         assert first.graph is not None
         self.graph = first.graph
@@ -91,32 +91,32 @@ class Emitter:
         self.b = self.outside = Builder(self.graph, before=first, loc=loc)
         self.branch: Op | None = None
         self.reference: tuple[Value, int, int] | None = None
-        self.steps: dict[Step, Value] = {}
+        self.steps: dict[AffineBound, Value] = {}
         self.whole: Value | None = None
         self.names: set[str] | None = None
         self.settled: list[tuple[Op, Op]] = []
         self.places: dict[tuple[Bound, Dim], Dim] = {}
-        self.parts: dict[tuple[Value, int, Span], Value] = {}
+        self.parts: dict[tuple[Value, int, Interval], Value] = {}
         self.shared: dict[tuple[object, ...], Value] = {}
         self.sums: dict[Op, Accumulated] = {}
         self.weights: dict[Op, tuple[Value, Value]] = {}
-        """Of softmaxes cut along their own axis, the piece's largest elements and the sums of its exponentials."""
-        self.waiting: Waiting | None = None
-        # Where something is computed again, a slice says "all" in another way: onnxruntime merges equal ops.
-        self.all = TO_END - 1 if any(AGAIN in op.metadata for op in region.ops) else TO_END
+        """Of softmaxes cut along their own axis, the tile's largest elements and the sums of its exponentials."""
+        self.waiting: ControlDependence | None = None
+        # Slices of rematerialised values spell "to the end" differently: onnxruntime would merge equal ops.
+        self.all = TO_END - 1 if any(REMATERIALISED in op.metadata for op in region.ops) else TO_END
 
     def run(self) -> Tiled:
         """Make everything and put it in place; the region's own ops go.
 
         Raises:
-            DoesNotFitError: the region cannot be cut so; nothing was changed.
+            NotTileableError: the region cannot be cut so; nothing was changed.
         """
-        if isinstance(self.frame, Dynamic) and (ops.opset_of(self.graph) or 13) < 10:
-            raise DoesNotFitError("Slice takes no computed places before opset 10")
-        if isinstance(self.frame, Dynamic) and any(axis.join is not None for axis in self.region.axes.values()):
-            raise DoesNotFitError("sums over an extent that is known at run time only")
-        plans = [work_of(self.region, self.frame, index, loose=self.loose) for index in pieces(self.frame)]
-        least = self._shortest(self.frame) if isinstance(self.frame, Dynamic) else None
+        if isinstance(self.grid, DynamicGrid) and (ops.opset_of(self.graph) or 13) < 10:
+            raise NotTileableError("Slice takes no computed places before opset 10")
+        if isinstance(self.grid, DynamicGrid) and any(axis.join is not None for axis in self.region.axes.values()):
+            raise NotTileableError("sums over an extent that is known at run time only")
+        plans = [tile_work(self.region, self.grid, index, overcompute=self.overcompute) for index in tiles(self.grid)]
+        least = self._smallest_extent(self.grid) if isinstance(self.grid, DynamicGrid) else None
         self._settle()
         if least is not None:
             self._branch(least)
@@ -125,7 +125,7 @@ class Emitter:
         self.sums = {op: accumulated(op, axis, self) for op, axis in self.region.axes.items() if axis.join is not None}
         try:
             for index, work in enumerate(plans):
-                self._piece(index, work, made)
+                self._tile_of(index, work, made)
             for op, total in self.sums.items():
                 self.b.loc = op.loc.union(rule="tile")
                 found.whole.update(zip(op.results, total.finish(), strict=False))
@@ -134,7 +134,7 @@ class Emitter:
                 joined = self.b.op("Concat", parts, {"axis": axis}, type=value.type) if len(parts) > 1 else None
                 found.whole[value] = joined.result if joined is not None else parts[0]
             found.whole = {value: found.whole[value] for value in self.region.outputs}
-        except DoesNotFitError:
+        except NotTileableError:
             self._take_back()
             raise
         if self.branch is not None:
@@ -152,28 +152,28 @@ class Emitter:
         for moved, following in reversed(self.settled):
             moved.move_before(following)
 
-    def _shortest(self, frame: Dynamic) -> int:
-        """The extent below which the region runs as it is: pieces overlap too far, or are not worth their nodes."""
+    def _smallest_extent(self, grid: DynamicGrid) -> int:
+        """The extent below which the region runs as it is: tiles overlap too far, or are not worth their nodes."""
         value, axis, rate = self._reference()
         planned = self.extent(value, axis)
-        least = max(frame.count * rate, planned // FEWER)
-        if frame.overlaps:
-            least = max(least, shortest(frame, self._reference()))
+        least = max(grid.count * rate, planned // FEWER)
+        if grid.overlaps:
+            least = max(least, smallest_extent(grid, self._reference()))
         if planned < least:
-            raise DoesNotFitError("pieces smaller than what they overlap by")
+            raise NotTileableError("tiles smaller than what they overlap by")
         return least
 
     def _branch(self, least: int) -> None:
-        """Put the pieces into one branch of an If, and what was there into the other.
+        """Put the tiles into one branch of an If, and what was there into the other.
 
-        Weights of convolutions are given to the pieces once more: onnxruntime lays out only those that stand in the
+        Weights of convolutions are given to the tiles once more: onnxruntime lays out only those that stand in the
         branch itself. What decodes a weight goes along: only within one graph it finds what runs on integers.
         """
         value, axis, _ = self._reference()
         b = self.b
         extent = self.made("Gather", [self.made("Shape", [value]), self.ints([axis])], {"axis": 0})
         wide = self.made("Squeeze", [self.made("Greater", [extent, self.ints([least - 1])])])
-        then = Graph("pieces")
+        then = Graph("tiles")
         self.branch = b.op(
             "If",
             [wide],
@@ -187,7 +187,7 @@ class Emitter:
         self.shared.clear()
 
     def _branches(self, found: Tiled) -> None:
-        """Finish the If: outputs of the pieces, and the region as it was."""
+        """Finish the If: outputs of the tiles, and the region as it was."""
         assert self.branch is not None
         outputs = list(found.whole)
         self.graph.set_outputs([found.whole[v] for v in outputs])
@@ -197,12 +197,12 @@ class Emitter:
         for decoded in dict.fromkeys(v for op in self.region.ops for v in op.operands if is_decoded(v)):
             assert decoded.op is not None
             copy = clone_op(decoded.op, mapping)
-            copy.name = self._node_name(copy.name, self.frame.count)
+            copy.name = self._node_name(copy.name, self.grid.count)
             copy.result.name = whole.fresh_name(f"{decoded.name}_whole")
             whole.append(copy)
         for op in self.region.ops:
             copy = clone_op(op, mapping)
-            copy.name = self._node_name(op.name, self.frame.count)
+            copy.name = self._node_name(op.name, self.grid.count)
             for result in copy.results:
                 result.name = "" if result.omitted else whole.fresh_name(f"{result.name}_whole")
             whole.append(copy)
@@ -231,46 +231,46 @@ class Emitter:
                 break
             op = following
 
-    def _piece(self, index: int, plan: Mapping[Op, Work], made: dict[Value, list[Value]]) -> None:
-        held: dict[Value, tuple[Value, Span]] = {}
+    def _tile_of(self, index: int, plan: Mapping[Op, TileWork], made: dict[Value, list[Value]]) -> None:
+        held: dict[Value, tuple[Value, Interval]] = {}
         self.parts.clear()
         if self.ordered and index:
             sums = [total.latest for total in self.sums.values()]
             every = [*sums, *(parts[-1] for parts in made.values() if parts)]
-            self.waiting = Waiting(self, [v for v in every if v is not None])
-        wanted = self.frame.piece(index)
+            self.waiting = ControlDependence(self, [v for v in every if v is not None])
+        wanted = self.grid.tile(index)
         for op in self.region.ops:
             work = plan.get(op)
             if work is None:
                 continue
             self.b.loc = op.loc.union(rule="tile")
             for old, new in self._op(op, work, held, index):
-                held[old] = (new, work.span)
-        for value, span in wanted.items():
+                held[old] = (new, work.interval)
+        for value, interval in wanted.items():
             if value in made:
-                made[value].append(self._part(value, self.region.cut[value], span, held))
+                made[value].append(self._part(value, self.region.cut[value], interval, held))
 
     def _op(
-        self, op: Op, work: Work, held: Mapping[Value, tuple[Value, Span]], index: int
+        self, op: Op, work: TileWork, held: Mapping[Value, tuple[Value, Interval]], index: int
     ) -> list[tuple[Value, Value]]:
         axis = self.region.axes[op]
         operands: list[Value] = []
         for operand, along, need in zip(op.operands, axis.operands, work.needs, strict=True):
             if along is not None and need is not None:
-                operands.append(self._part(operand, along.axis, need.span, held))
+                operands.append(self._part(operand, along.axis, need.interval, held))
             elif operand in self.region.cut:
-                raise DoesNotFitError(f"{op.op_type} needs all of what is cut")
+                raise NotTileableError(f"{op.op_type} needs all of what is cut")
             else:
                 operands.append(self._given(op, operand))
         if self.waiting is not None and not any(v in held for v in op.operands):
             operands = self.waiting.after(op, operands)
         if op in self.sums:
-            self.sums[op].add(operands, work.span, index)
+            self.sums[op].add(operands, work.interval, index)
             return []
         if axis.form is Form.EXPONENTIALS:
             return [(op.result, exponentials(op, operands[0], index, self))]
-        attrs, operands = FORMS[axis.form](Piece(op, axis, work, tuple(operands), self.frame, self))
-        types = [self._type(r, place, work.span) for r, place in zip(op.results, axis.results, strict=True)]
+        attrs, operands = FORMS[axis.form](TileOp(op, axis, work, tuple(operands), self.grid, self))
+        types = [self._type(r, place, work.interval) for r, place in zip(op.results, axis.results, strict=True)]
         return list(zip(op.results, self.copied(op, operands, attrs, index, types=types), strict=True))
 
     def copied(
@@ -282,7 +282,7 @@ class Emitter:
         op_type: str | None = None,
         types: Sequence[Type | None] | None = None,
     ) -> tuple[Value, ...]:
-        """Make an op's like for a piece, of another type if one is given, and named after it."""
+        """Make an op's like for a tile, of another type if one is given, and named after it."""
         kind = op_type or op.op_type
         new = self.b.op(kind, operands, dict(attrs), domain=op.domain, outputs=len(op.results), type=types)
         new.name = self._node_name(op.name, index)
@@ -305,12 +305,12 @@ class Emitter:
         self.names.add(found)
         return found
 
-    def _type(self, value: Value, place: int | None, span: Span) -> TensorType | None:
+    def _type(self, value: Value, place: int | None, interval: Interval) -> TensorType | None:
         """The type of the part of a value: its extent is an expression of the whole's where that is a symbol."""
         if not isinstance(value.type, TensorType) or value.type.shape is None or place is None:
             return None
         whole = value.type.shape[place]
-        lo, hi = self._known_place(span.lo, whole), self._known_place(span.hi, whole)
+        lo, hi = self._known_place(interval.lo, whole), self._known_place(interval.hi, whole)
         shape = list(value.type.shape)
         shape[place] = None if lo is None or hi is None else hi - lo
         return value.type.with_shape(tuple(shape))
@@ -330,14 +330,14 @@ class Emitter:
         return None if share is None else share * bound.a + bound.b
 
     def _share_extent(self, index: int) -> Dim:
-        """The bound before a piece as an expression of the whole's extent."""
+        """The bound before a tile as an expression of the whole's extent."""
         value, axis, rate = self._reference()
         whole = value.type.shape[axis] if isinstance(value.type, TensorType) and value.type.shape is not None else None
-        return None if whole is None else floordiv(floordiv(whole, rate) * index, self.frame.count)
+        return None if whole is None else floordiv(floordiv(whole, rate) * index, self.grid.count)
 
     def _reference(self) -> tuple[Value, int, int]:
         if self.reference is None:
-            self.reference = reference(self.region, self.frame)
+            self.reference = reference(self.region, self.grid)
         return self.reference
 
     def _given(self, op: Op, operand: Value) -> Value:
@@ -362,41 +362,43 @@ class Emitter:
 
     # -- parts of values ------------------------------------------------------------------------------
 
-    def _part(self, value: Value, axis: int, span: Span, held: Mapping[Value, tuple[Value, Span]]) -> Value:
-        """The part of a value that a piece needs: of what the piece made, or of what is there before it."""
+    def _part(self, value: Value, axis: int, interval: Interval, held: Mapping[Value, tuple[Value, Interval]]) -> Value:
+        """The part of a value that a tile needs: of what the tile made, or of what is there before it."""
         if value in held:
             source, outer = held[value]
-            start, end = within(outer, span)
-            return self.crop(source, axis, start, end, self._type(value, axis, span))
+            start, end = within(outer, interval)
+            return self.crop(source, axis, start, end, self._type(value, axis, interval))
         if value in self.region.cut:
-            raise DoesNotFitError("a part that no piece makes")
-        key = (value, axis, span)
+            raise NotTileableError("a part that no tile makes")
+        key = (value, axis, interval)
         if key not in self.parts:
-            self.parts[key] = self._outer(value, axis, span)
+            self.parts[key] = self._outer(value, axis, interval)
         return self.parts[key]
 
-    def _outer(self, value: Value, axis: int, span: Span) -> Value:
-        whole = span.hi is None or (isinstance(self.frame, Static) and span.hi == self.extent(value, axis))
-        if span.lo == 0 and whole:
+    def _outer(self, value: Value, axis: int, interval: Interval) -> Value:
+        whole = interval.hi is None or (isinstance(self.grid, StaticGrid) and interval.hi == self.extent(value, axis))
+        if interval.lo == 0 and whole:
             return value
         if self.sums and is_decoded(value):
-            raise DoesNotFitError("a part of a weight that is stored in codes")
-        if isinstance(span.lo, int) and isinstance(span.hi, int | None):
+            raise NotTileableError("a part of a weight that is stored in codes")
+        if isinstance(interval.lo, int) and isinstance(interval.hi, int | None):
             if value.tensor is not None:
-                return self._weight(value, axis, span)
-            return self.crop(value, axis, span.lo, TO_END if whole else span.hi or 0, self._type(value, axis, span))
-        start: int | Value = span.lo if isinstance(span.lo, int) else self.place(span.lo)
-        end = TO_END if span.hi is None else self.place(span.hi)
-        return self._slice(value, axis, start, end, self._type(value, axis, span))
+                return self._weight(value, axis, interval)
+            return self.crop(
+                value, axis, interval.lo, TO_END if whole else interval.hi or 0, self._type(value, axis, interval)
+            )
+        start: int | Value = interval.lo if isinstance(interval.lo, int) else self.place(interval.lo)
+        end = TO_END if interval.hi is None else self.place(interval.hi)
+        return self._slice(value, axis, start, end, self._type(value, axis, interval))
 
-    def _weight(self, value: Value, axis: int, span: Span) -> Value:
+    def _weight(self, value: Value, axis: int, interval: Interval) -> Value:
         """A part of a weight is a weight."""
-        key = ("weight", value, axis, span)
+        key = ("weight", value, axis, interval)
         if key not in self.shared:
             assert value.tensor is not None
             if value.tensor.nbytes > LARGE and any(user not in self.region.axes for user in value.users):
-                raise DoesNotFitError("a large weight, of which the file would hold parts beside the whole")
-            cut = (slice(None),) * axis + (slice(span.lo, span.hi),)
+                raise NotTileableError("a large weight, of which the file would hold parts beside the whole")
+            cut = (slice(None),) * axis + (slice(interval.lo, interval.hi),)
             array = np.ascontiguousarray(value.tensor.numpy()[cut])
             dtype = value.type.dtype if isinstance(value.type, TensorType) else None
             self.shared[key] = self.b.const(array, f"{value.name}_part", dtype)
@@ -433,7 +435,7 @@ class Emitter:
         attrs: Mapping[str, object] | None = None,
         type: Type | None = None,
     ) -> Value:
-        """Make an op with one result, as part of the pieces."""
+        """Make an op with one result, as part of the tiles."""
         made = self.b.op(op_type, operands, dict(attrs or {}), type=type)
         made.metadata[MARK] = "1"
         return made.result
@@ -464,9 +466,9 @@ class Emitter:
 
     # -- places known at run time ---------------------------------------------------------------------
 
-    def place(self, bound: int | Step | None) -> Value:
+    def place(self, bound: int | AffineBound | None) -> Value:
         """A place on an axis as a vector of one integer."""
-        if not isinstance(bound, Step):
+        if not isinstance(bound, AffineBound):
             return self.ints([TO_END if bound is None else bound])
         if bound not in self.steps:
             value = self._share(bound.i)
@@ -478,7 +480,7 @@ class Emitter:
         return self.steps[bound]
 
     def _share(self, index: int) -> Value:
-        """The bound before a piece: as many even shares of the extent, rounded down."""
+        """The bound before a tile: as many even shares of the extent, rounded down."""
         key = ("share", index)
         if key not in self.shared:
             if self.whole is None:
@@ -487,7 +489,7 @@ class Emitter:
                 if rate != 1:
                     self.whole = self.made("Div", [self.whole, self.ints([rate])])
             parts = self.made("Mul", [self.whole, self.ints([index])]) if index > 1 else self.whole
-            self.shared[key] = self.made("Div", [parts, self.ints([self.frame.count])])
+            self.shared[key] = self.made("Div", [parts, self.ints([self.grid.count])])
         return self.shared[key]
 
     # -- putting in place -----------------------------------------------------------------------------
@@ -512,7 +514,7 @@ class Emitter:
             new.name = name
 
 
-def reference(region: Region, frame: Frame) -> tuple[Value, int, int]:
+def reference(region: Region, grid: TileGrid) -> tuple[Value, int, int]:
     """A value from outside whose extent is the region's: (value, axis, rate)."""
     for op in region.ops:
         for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
@@ -520,10 +522,10 @@ def reference(region: Region, frame: Frame) -> tuple[Value, int, int]:
                 rate = region.rate(op) * along.stride
                 if rate % along.per == 0:
                     return operand, along.axis, rate // along.per
-    raise DoesNotFitError("no operand has the extent")
+    raise NotTileableError("no operand has the extent")
 
 
-def within(outer: Span, inner: Span) -> tuple[int, int]:
+def within(outer: Interval, inner: Interval) -> tuple[int, int]:
     """Where an interval lies in one that holds it, as (start, end) of a Slice."""
     return _start(outer.lo, inner.lo), _stop(outer, inner)
 
@@ -531,16 +533,16 @@ def within(outer: Span, inner: Span) -> tuple[int, int]:
 def _start(outer: object, inner: object) -> int:
     if isinstance(outer, int) and isinstance(inner, int):
         return inner - outer
-    if isinstance(outer, Step) and isinstance(inner, Step) and outer.a == inner.a:
+    if isinstance(outer, AffineBound) and isinstance(inner, AffineBound) and outer.a == inner.a:
         return inner.b - outer.b
-    raise DoesNotFitError("a part whose place is not known")
+    raise NotTileableError("a part whose place is not known")
 
 
-def _stop(outer: Span, inner: Span) -> int:
+def _stop(outer: Interval, inner: Interval) -> int:
     if outer.hi == inner.hi:
         return TO_END
     if isinstance(outer.hi, int) and isinstance(inner.hi, int) and isinstance(outer.lo, int):
         return inner.hi - outer.lo
-    if isinstance(outer.hi, Step) and isinstance(inner.hi, Step) and outer.hi.a == inner.hi.a:
+    if isinstance(outer.hi, AffineBound) and isinstance(inner.hi, AffineBound) and outer.hi.a == inner.hi.a:
         return inner.hi.b - outer.hi.b
-    raise DoesNotFitError("a part whose place is not known")
+    raise NotTileableError("a part whose place is not known")

@@ -1,4 +1,4 @@
-"""What a tiling would need and cost, on paper: bytes alive while its pieces run, and time beside the whole's."""
+"""Predicted peak and run time of a tiling, without making it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from math import prod
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, definition, facts, in_family
 from memoptc.ir.types import TensorType
-from memoptc.passes._tile.frame import DoesNotFitError, Span, Static
+from memoptc.passes._tile.grid import Interval, NotTileableError, StaticGrid
 from memoptc.passes._tile.join_costs import joining, must_wait, part_bytes
+from memoptc.passes._tile.propagation import TileWork, tile_work
 from memoptc.passes._tile.region import Region
-from memoptc.passes._tile.work import Work, work_of
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import aligned, evaluate, footprint, is_resident
 from memoptc.runtime.memory.integer import fused_pairs
@@ -59,13 +59,13 @@ class Costs:
         """Extent of a value's axis.
 
         Raises:
-            DoesNotFitError: it is not known.
+            NotTileableError: it is not known.
         """
         if isinstance(value.type, TensorType) and value.type.shape is not None:
             found = evaluate(value.type.shape[axis], self.dims)
             if found is not None:
                 return found
-        raise DoesNotFitError(f"the extent of %{value.name} is not known")
+        raise NotTileableError(f"the extent of %{value.name} is not known")
 
     def nbytes(self, value: Value) -> int:
         """Bytes of a value; those of unknown size count as none."""
@@ -138,8 +138,8 @@ def joins_convolution(op: Op) -> bool:
 
 
 @dataclass
-class Landscape:
-    """A graph at its planned extents: what is alive at each step.
+class MemoryProfile:
+    """Live bytes of a graph at each step, at its planned extents.
 
     Args:
         graph: The graph.
@@ -186,18 +186,18 @@ class Landscape:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TilingEstimate:
     """A tiling on paper.
 
     Args:
         region: What is cut.
-        count: Into how many pieces.
+        count: Into how many tiles.
         peak: Bytes of the whole graph's peak afterwards.
-        inside: Bytes alive while the pieces run.
+        inside: Bytes alive while the tiles run.
         seconds: Time that it takes longer.
         nodes: Nodes that it adds.
-        loose: Whether ops compute more than is needed, so that nothing is cropped inside.
-        ordered: Whether pieces must wait for what is accumulated.
+        overcompute: Whether ops compute more than is needed, so that nothing is cropped inside.
+        ordered: Whether tiles must wait for what is accumulated.
     """
 
     region: Region
@@ -206,44 +206,46 @@ class Estimate:
     inside: int
     seconds: float
     nodes: int
-    loose: bool
+    overcompute: bool
     ordered: bool
 
 
-def estimates(region: Region, count: int, land: Landscape, extent: Callable[[Value, int], int]) -> Iterator[Estimate]:
-    """Look at a region cut into `count` pieces: exactly, and loosely where that saves cropping.
+def estimates(
+    region: Region, count: int, profile: MemoryProfile, extent: Callable[[Value, int], int]
+) -> Iterator[TilingEstimate]:
+    """Look at a region cut into `count` tiles: exactly, and loosely where that saves cropping.
 
     Raises:
-        DoesNotFitError: it cannot be.
+        NotTileableError: it cannot be.
     """
-    frame = Static(region, count, extent)
-    costs = land.costs
-    base, outputs, floor = bound(region, land)
+    grid = StaticGrid(region, count, extent)
+    costs = profile.costs
+    base, outputs, floor = bound(region, profile)
     overhead = LAID_OUT if any(in_family(op, Family.CONVOLUTION) for op in region.ops) else OVERHEAD
     whole = sum(costs.seconds(op) + overhead for op in region.ops)
-    first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
-    borders, border_nodes = _borders(region, frame.count, costs)
-    waits = must_wait(region, frame.count, costs)
-    outside = max((*land.curve[:first], *land.curve[last + 1 :], land.end), default=0)
-    for loose in (False, True):
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
+    borders, border_nodes = _borders(region, grid.count, costs)
+    waits = must_wait(region, grid.count, costs)
+    outside = max((*profile.curve[:first], *profile.curve[last + 1 :], profile.end), default=0)
+    for overcompute in (False, True):
         try:
-            plan = work_of(region, frame, frame.count // 2, loose=loose)
-        except DoesNotFitError:
-            if not loose:
+            plan = tile_work(region, grid, grid.count // 2, overcompute=overcompute)
+        except NotTileableError:
+            if not overcompute:
                 raise
             return
-        tile, seconds, nodes, crops = _one(region, plan, frame, costs)
+        tile, seconds, nodes, crops = simulate_tile(region, plan, grid, costs)
         inside = max(base + outputs + tile, floor)
         moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
-        more = (seconds + (nodes + border_nodes + waits) * overhead) * frame.count + moved / BANDWIDTH + borders - whole
-        added = nodes * frame.count - len(region.ops)
-        yield Estimate(region, frame.count, max(inside, outside), inside, more, added, loose, waits > 0)
+        more = (seconds + (nodes + border_nodes + waits) * overhead) * grid.count + moved / BANDWIDTH + borders - whole
+        added = nodes * grid.count - len(region.ops)
+        yield TilingEstimate(region, grid.count, max(inside, outside), inside, more, added, overcompute, waits > 0)
         if not crops:
             return
 
 
 def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
-    """Time lost because onnxruntime's layouts and fusions end at the region's borders, and nodes added per piece."""
+    """Time lost because onnxruntime's layouts and fusions end at the region's borders, and nodes added per tile."""
     if not any(in_family(op, Family.CONVOLUTION) for op in region.ops):
         return 0.0, 0
     seconds, nodes = 0.0, 0
@@ -265,80 +267,85 @@ def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
     return seconds, nodes
 
 
-def bound(region: Region, land: Landscape) -> tuple[int, int, int]:
+def bound(region: Region, profile: MemoryProfile) -> tuple[int, int, int]:
     """Bytes beside a region while it runs, those of its outputs, and the least that any tiling of it needs."""
-    held, known = land.bounds.get(id(region), (None, (0, 0, 0)))
+    held, known = profile.bounds.get(id(region), (None, (0, 0, 0)))
     if held is not region:
-        base, freed = _around(region, set(region.ops), land)
-        sizes = {v: aligned(land.costs.nbytes(v)) for v in region.outputs}
+        base, freed = _around(region, set(region.ops), profile)
+        sizes = {v: aligned(profile.costs.nbytes(v)) for v in region.outputs}
         outputs = sum(sizes.values())
-        # Beside what is put together from pieces are the pieces; beside what is accumulated, one part of it.
+        # Beside what is put together from tiles are the tiles; beside what is accumulated, one part of it.
         whole = max((size for v, size in sizes.items() if v in region.cut), default=0)
         part = max((size for v, size in sizes.items() if v not in region.cut), default=0)
         floor = max(base + outputs + part, base - freed + outputs + whole)
         known = base, outputs, floor
-        land.bounds[id(region)] = region, known
+        profile.bounds[id(region)] = region, known
     return known
 
 
-def _around(region: Region, inside: set[Op], land: Landscape) -> tuple[int, int]:
+def _around(region: Region, inside: set[Op], profile: MemoryProfile) -> tuple[int, int]:
     """Bytes that are alive beside the region while it runs, and those of them that it is the last to use."""
-    first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
-    behind = _behind(region, inside, land)
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
+    behind = _behind(region, inside, profile)
     # A view of what was there before is not the region's own.
     own = {
-        g for op in region.ops for v in op.results if (g := land.home.get(v)) is not None and _roots(g, land) in inside
+        g
+        for op in region.ops
+        for v in op.results
+        if (g := profile.home.get(v)) is not None and _roots(g, profile) in inside
     }
     base = freed = 0
-    for group, size in enumerate(land.sizes):
+    for group, size in enumerate(profile.sizes):
         if not size or group in own:
             continue
-        maker = land.maker.get(group)
-        if maker is not None and (maker > last or (maker >= first and land.ops[maker] in behind)):
+        maker = profile.maker.get(group)
+        if maker is not None and (maker > last or (maker >= first and profile.ops[maker] in behind)):
             continue
-        uses = land.users[group]
-        later = [u for u in uses if u > last or land.ops[u] in behind]
-        pinned = land.layout.groups[group].pinned
+        uses = profile.users[group]
+        later = [u for u in uses if u > last or profile.ops[u] in behind]
+        pinned = profile.layout.groups[group].pinned
         if later or pinned:
             base += size
-        elif any(land.ops[u] in inside for u in uses):
+        elif any(profile.ops[u] in inside for u in uses):
             base += size
             freed += size
     return base, freed
 
 
-def _roots(group: int, land: Landscape) -> Op | None:
-    return land.layout.groups[group].values[0].op
+def _roots(group: int, profile: MemoryProfile) -> Op | None:
+    return profile.layout.groups[group].values[0].op
 
 
-def _behind(region: Region, inside: set[Op], land: Landscape) -> set[Op]:
-    first, last = land.position[region.ops[0]], land.position[region.ops[-1]]
+def _behind(region: Region, inside: set[Op], profile: MemoryProfile) -> set[Op]:
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
     behind: set[Op] = set()
     for index in range(first, last + 1):
-        op = land.ops[index]
+        op = profile.ops[index]
         if op not in inside and any(v.op in inside or v.op in behind for v in op.operands if v.op is not None):
             behind.add(op)
     return behind
 
 
-def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -> tuple[int, float, int, int]:
-    """Bytes alive at most inside one piece, its time, its nodes, and how often something is cropped inside."""
+def simulate_tile(
+    region: Region, plan: Mapping[Op, TileWork], grid: StaticGrid, costs: Costs
+) -> tuple[int, float, int, int]:
+    """Bytes alive at most inside one tile, its time, its nodes, and how often something is cropped inside."""
     left: dict[Value, int] = {}
     for op in plan:
         for operand in op.operands:
             if operand in region.cut:
                 left[operand] = left.get(operand, 0) + 1
     size: dict[Value, int] = {}
-    held: dict[Value, Span] = {}
+    held: dict[Value, Interval] = {}
     root: dict[Value, Value] = {}
-    sliced: set[tuple[Value, Span]] = set()
+    sliced: set[tuple[Value, Interval]] = set()
     live = peak = nodes = crops = 0
     seconds = 0.0
     kept = set(region.outputs)
 
-    def part(value: Value, axis: int, span: Span) -> int:
+    def part(value: Value, axis: int, interval: Interval) -> int:
         whole = costs.extent(value, axis)
-        return aligned(costs.nbytes(value) * (frame.length(span) or 0) // max(1, whole))
+        return aligned(costs.nbytes(value) * (grid.length(interval) or 0) // max(1, whole))
 
     for op, work in plan.items():
         cuts = lasting = 0
@@ -346,34 +353,34 @@ def _one(region: Region, plan: Mapping[Op, Work], frame: Static, costs: Costs) -
             if along is None or need is None or operand.tensor is not None:
                 continue
             if operand in region.cut:
-                if held[operand] != need.span:
-                    cuts += part(operand, along.axis, need.span)
-                    seconds += part(operand, along.axis, need.span) * (CROP - 2) / BANDWIDTH
+                if held[operand] != need.interval:
+                    cuts += part(operand, along.axis, need.interval)
+                    seconds += part(operand, along.axis, need.interval) * (CROP - 2) / BANDWIDTH
                     nodes, crops = nodes + 1, crops + 1
-            elif (operand, need.span) not in sliced:
-                sliced.add((operand, need.span))
+            elif (operand, need.interval) not in sliced:
+                sliced.add((operand, need.interval))
                 again = sum(1 for user in operand.users if user in plan) > 1
-                lasting += part(operand, along.axis, need.span) if again else 0
-                cuts += 0 if again else part(operand, along.axis, need.span)
+                lasting += part(operand, along.axis, need.interval) if again else 0
+                cuts += 0 if again else part(operand, along.axis, need.interval)
                 nodes += 1
         seconds += (cuts + lasting) * 2 / BANDWIDTH
         join = region.axes[op].join
         view = costs.is_view(op) and op.operands[0] in region.cut
         made = part_made = 0
         if join is not None:
-            part_made = part_bytes(op, region.axes[op], work.span, costs)
-            more, added = joining(op, region, work.span, costs)
+            part_made = part_bytes(op, region.axes[op], work.interval, costs)
+            more, added = joining(op, region, work.interval, costs)
             seconds, nodes = seconds + more, nodes + added
         for result, place in zip(op.results, region.axes[op].results, strict=True):
             if result not in region.cut or place is None:
                 continue
-            held[result] = work.span
-            size[result] = 0 if view else part(result, place, work.span)
+            held[result] = work.interval
+            size[result] = 0 if view else part(result, place, work.interval)
             made += size[result]
             if view:
                 source = root[result] = root.get(op.operands[0], op.operands[0])
                 left[source] = left.get(source, 0) + left.get(result, 0)
-        share = _share(op, region, work.span, costs)
+        share = _share(op, region, work.interval, costs)
         scratch = costs.scratch(op)
         scratch = int(scratch * share) if scratch > 1 << 18 else scratch
         peak = max(peak, live + cuts + lasting + made + part_made - _overwrites(op, left, size, region) + scratch)
@@ -395,17 +402,17 @@ def _cuts_rows(op: Op, region: Region) -> bool:
     return place is not None and place == rank - 2
 
 
-def _share(op: Op, region: Region, span: Span, costs: Costs) -> float:
+def _share(op: Op, region: Region, interval: Interval, costs: Costs) -> float:
     if region.axes[op].join is not None:
-        value, axis = region.bearer(op.results[0])
+        value, axis = region.partitioned_operand(op.results[0])
         whole = costs.extent(value, axis)
-        return (span.hi - span.lo) / whole if whole else 0.0  # type: ignore[operator]
+        return (interval.hi - interval.lo) / whole if whole else 0.0  # type: ignore[operator]
     for result, place in zip(op.results, region.axes[op].results, strict=True):
         if place is not None and not result.omitted:
             whole = costs.extent(result, place)
-            assert isinstance(span.lo, int)
-            assert isinstance(span.hi, int)
-            return (span.hi - span.lo) / whole if whole else 0.0
+            assert isinstance(interval.lo, int)
+            assert isinstance(interval.hi, int)
+            return (interval.hi - interval.lo) / whole if whole else 0.0
     return 1.0
 
 

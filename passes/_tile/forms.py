@@ -1,4 +1,4 @@
-"""How the operator of a piece differs from that of the whole, form by form."""
+"""How the operator of a tile differs from that of the whole, form by form."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from memoptc.ir.ops.axis import shape
 from memoptc.ir.ops.resize import factor_of, pad_amounts
 from memoptc.ir.ops.windows import window_of
 from memoptc.ir.tensors import ints
-from memoptc.passes._tile.frame import DoesNotFitError, Frame, Need, Span, Static, Step
-from memoptc.passes._tile.work import Work
+from memoptc.passes._tile.grid import AffineBound, Interval, NotTileableError, OperandTile, StaticGrid, TileGrid
+from memoptc.passes._tile.propagation import TileWork
 
 if TYPE_CHECKING:
     from memoptc.passes._tile.emit import Emitter
 
 
 @dataclass
-class Piece:
-    """One op of one piece.
+class TileOp:
+    """One op of one tile.
 
     Args:
         op: The op of the whole.
         axis: Along which axis it is cut.
         work: What it does.
         operands: The parts it gets.
-        frame: How the region is cut.
+        grid: How the region is cut.
         emitter: Makes constants.
     """
 
     op: Op
     axis: Axis
-    work: Work
+    work: TileWork
     operands: tuple[Value, ...]
-    frame: Frame
+    grid: TileGrid
     emitter: Emitter
 
     @property
-    def span(self) -> Span:
+    def interval(self) -> Interval:
         """What it gives."""
-        return self.work.span
+        return self.work.interval
 
     @property
-    def need(self) -> Need:
+    def need(self) -> OperandTile:
         """What it gets of its first operand."""
         need = self.work.needs[0]
         assert need is not None
@@ -62,24 +62,24 @@ class Piece:
     @property
     def static(self) -> bool:
         """Whether extents are numbers."""
-        return isinstance(self.frame, Static)
+        return isinstance(self.grid, StaticGrid)
 
 
 Made = tuple[Mapping[str, Any], list[Value]]
 
 
-def _same(p: Piece) -> Made:
+def _same(p: TileOp) -> Made:
     return p.op.attrs, list(p.operands)
 
 
-def _pads(p: Piece) -> Made:
-    """Padding stays where a piece borders on it."""
+def _pads(p: TileOp) -> Made:
+    """Padding stays where a tile borders on it."""
     need = p.need
     spatial = p.place - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2
     windows = [window_of(p.op, i) for i in range(rank)]
     if any(w is None for w in windows):
-        raise DoesNotFitError(f"{p.op.op_type} whose padding is not known")
+        raise NotTileableError(f"{p.op.op_type} whose padding is not known")
     before = [w[3] for w in windows if w is not None]
     after = [w[4] for w in windows if w is not None]
     kernel = [w[0] for w in windows if w is not None]
@@ -89,18 +89,18 @@ def _pads(p: Piece) -> Made:
     attrs.pop("auto_pad", None)
     attrs["pads"] = (*before, *after)
     if p.op.op_type in ("MaxPool", "AveragePool"):
-        if p.static and attrs.get("ceil_mode") and p.span.hi == p.emitter.extent(p.op.results[0], p.place):
+        if p.static and attrs.get("ceil_mode") and p.interval.hi == p.emitter.extent(p.op.results[0], p.place):
             after[spatial] = windows[spatial][4]  # type: ignore[index]
             attrs["pads"] = (*before, *after)
         if before[spatial] >= kernel[spatial] or after[spatial] >= kernel[spatial]:
-            raise DoesNotFitError("a pool whose window would lie in the padding")
+            raise NotTileableError("a pool whose window would lie in the padding")
     return attrs, list(p.operands)
 
 
-def _shape(p: Piece) -> Made:
-    """The target with the piece's extent in place of the whole's."""
+def _shape(p: TileOp) -> Made:
+    """The target with the tile's extent in place of the whole's."""
     dims = list(shape(p.op.results[0]) or ())
-    length = p.frame.length(p.span)
+    length = p.grid.length(p.interval)
     along = p.axis.operands[0]
     if length is not None and all(isinstance(d, int) for i, d in enumerate(dims) if i != p.place):
         dims[p.place] = length
@@ -113,11 +113,11 @@ def _shape(p: Piece) -> Made:
     else:
         entry = length
     if entry is None:
-        raise DoesNotFitError(f"{p.op.op_type} to an extent that is known at run time only")
+        raise NotTileableError(f"{p.op.op_type} to an extent that is known at run time only")
     return _patched(p, entry)
 
 
-def _patched(p: Piece, entry: int) -> Made:
+def _patched(p: TileOp, entry: int) -> Made:
     index = 0 if p.op.op_type == "ConstantOfShape" else 1
     given = p.op.attrs.get("shape")
     target = p.op.input(index)
@@ -127,17 +127,17 @@ def _patched(p: Piece, entry: int) -> Made:
     if known is not None:
         entries = [1] * (rank - len(known)) + [int(e) for e in known]
         if p.op.attrs.get("allowzero") and 0 in entries:
-            raise DoesNotFitError("a reshape to nothing")
+            raise NotTileableError("a reshape to nothing")
         # A -1 cannot be worked out where nothing is left: what is known is said.
         entries = [d if e == -1 and isinstance(d, int) else e for e, d in zip(entries, dims, strict=True)]
         entries[p.place] = entry
         if entries.count(-1) > 1:
-            raise DoesNotFitError("two extents of a reshape are known at run time only")
+            raise NotTileableError("two extents of a reshape are known at run time only")
         return _without_zeros(_with_target(p, entries))
     if entry == -1 or target is None or len(shape(target) or ()) != 1:
-        raise DoesNotFitError("a reshape to a computed shape")
+        raise NotTileableError("a reshape to a computed shape")
     if (shape(target) or ())[0] != rank:
-        raise DoesNotFitError("a reshape to a computed shape of unknown rank")
+        raise NotTileableError("a reshape to a computed shape of unknown rank")
     key = ("target", p.op, entry)
     shared = p.emitter.shared
     if key not in shared:
@@ -149,12 +149,12 @@ def _patched(p: Piece, entry: int) -> Made:
 
 
 def _without_zeros(made: Made) -> Made:
-    """A 0 in the target copies an extent: of the piece's."""
+    """A 0 in the target copies an extent: of the tile's."""
     attrs, operands = made
     return {name: value for name, value in attrs.items() if name != "allowzero"}, operands
 
 
-def _with_target(p: Piece, entries: list[int]) -> Made:
+def _with_target(p: TileOp, entries: list[int]) -> Made:
     attrs = dict(p.op.attrs)
     if "shape" in attrs:
         return {**attrs, "shape": tuple(entries)}, list(p.operands)
@@ -163,16 +163,16 @@ def _with_target(p: Piece, entries: list[int]) -> Made:
     return attrs, operands
 
 
-def _resize(p: Piece) -> Made:
-    """By the same factors; what is given beyond the piece is cut off by who uses it."""
+def _resize(p: TileOp) -> Made:
+    """By the same factors; what is given beyond the tile is cut off by who uses it."""
     operands = list(p.operands)
     if p.op.op_type == "Upsample" or p.op.input(3) is None:
         return p.op.attrs, operands
     factors = [factor_of(p.op, i) for i in range(len(shape(p.op.results[0]) or ()))]
     if any(f is None for f in factors):
-        length = p.frame.length(p.span)
+        length = p.grid.length(p.interval)
         if length is None or any(not isinstance(d, int) for d in shape(p.op.results[0]) or (None,)):
-            raise DoesNotFitError("a resize to computed sizes")
+            raise NotTileableError("a resize to computed sizes")
         sizes = [int(d) for d in shape(p.op.results[0]) or ()]  # type: ignore[arg-type]
         sizes[p.place] = length
         operands[3] = p.emitter.ints(sizes)
@@ -181,32 +181,32 @@ def _resize(p: Piece) -> Made:
     return p.op.attrs, [operands[0], operands[1], scales]
 
 
-def _transposed(p: Piece) -> Made:
-    """What the parts' taps reach beyond the piece is cropped by the padding."""
+def _transposed(p: TileOp) -> Made:
+    """What the parts' taps reach beyond the tile is cropped by the padding."""
     need = p.need
     spatial = p.place - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2
     windows = [window_of(p.op, i) for i in range(rank)]
     window = windows[spatial]
     if window is None:
-        raise DoesNotFitError("ConvTranspose whose padding is not known")
+        raise NotTileableError("ConvTranspose whose padding is not known")
     size, stride, dilation, before, after = window
     more = list(p.op.attrs.get("output_padding", (0,) * rank))
     begin, end, extra = before, after, more[spatial]
-    if p.span.lo != 0:
-        begin = _distance(p.span.lo, need.span.lo, stride) + before
-    at_end = p.span.hi is None or (
-        p.static and need.after == 0 and p.span.hi == p.emitter.extent(p.op.results[0], p.place)
+    if p.interval.lo != 0:
+        begin = _distance(p.interval.lo, need.interval.lo, stride) + before
+    at_end = p.interval.hi is None or (
+        p.static and need.after == 0 and p.interval.hi == p.emitter.extent(p.op.results[0], p.place)
     )
     if at_end and p.static:
-        at_end = need.span.hi == p.emitter.extent(p.op.operands[0], p.place)
+        at_end = need.interval.hi == p.emitter.extent(p.op.operands[0], p.place)
     if not at_end:
         # Uncropped, the last tap ends (operands - 1) * stride + reach + 1 behind the first one's place.
         reach = (size - 1) * dilation
         extra = 0
-        end = -_distance(p.span.hi, need.span.hi, stride) - before - stride + reach + 1
+        end = -_distance(p.interval.hi, need.interval.hi, stride) - before - stride + reach + 1
     if begin < 0 or end < 0:
-        raise DoesNotFitError("a transposed convolution with gaps")
+        raise NotTileableError("a transposed convolution with gaps")
     pads = list(p.op.attrs.get("pads", (0,) * (2 * rank)))
     pads[spatial], pads[spatial + rank] = begin, end
     more[spatial] = extra
@@ -220,16 +220,16 @@ def _transposed(p: Piece) -> Made:
     return attrs, list(p.operands)
 
 
-def _distance(a: int | Step | None, b: int | Step | None, stride: int) -> int:
+def _distance(a: int | AffineBound | None, b: int | AffineBound | None, stride: int) -> int:
     """`a - b * stride`, which the step must not be part of."""
-    if isinstance(a, Step) and isinstance(b, Step) and a.a == b.a * stride:
+    if isinstance(a, AffineBound) and isinstance(b, AffineBound) and a.a == b.a * stride:
         return a.b - b.b * stride
     if isinstance(a, int) and isinstance(b, int):
         return a - b * stride
-    raise DoesNotFitError("steps that do not divide")
+    raise NotTileableError("steps that do not divide")
 
 
-def _padded(p: Piece) -> Made:
+def _padded(p: TileOp) -> Made:
     need = p.need
     rank = len(shape(p.op.results[0]) or ())
     amounts = list(pad_amounts(p.op, rank) or ())
@@ -245,15 +245,15 @@ def _padded(p: Piece) -> Made:
     return p.op.attrs, operands
 
 
-def _heads(p: Piece) -> Made:
+def _heads(p: TileOp) -> Made:
     """Whole heads: their number goes down with the extent, and a scale that follows from the width does not change."""
-    length = p.frame.length(p.span)
+    length = p.grid.length(p.interval)
     if length is None or length % p.axis.grain:
-        raise DoesNotFitError("a part of a head")
+        raise NotTileableError("a part of a head")
     return {**p.op.attrs, "num_heads": length // p.axis.grain}, list(p.operands)
 
 
-FORMS: dict[Form, Callable[[Piece], Made]] = {
+FORMS: dict[Form, Callable[[TileOp], Made]] = {
     Form.SAME: _same,
     Form.PADS: _pads,
     Form.SHAPE: _shape,

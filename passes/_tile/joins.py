@@ -1,12 +1,12 @@
 """How partial results become the whole, for ops that accumulate along the axis that is cut.
 
-Each piece gives a partial result, which is joined to what the pieces before it gave at once: two of them are alive, not
+Each tile gives a partial result, which is joined to what the tiles before it gave at once: two of them are alive, not
 all. Sums are added up in another order then, as any kernel that shares its work among threads does. What is largest or
 smallest stays exact, the first of equal ones included.
 
-onnxruntime's `ArgMax` and `ArgMin` see a NaN only where it comes first of all. A piece but the first gets the worst
+onnxruntime's `ArgMax` and `ArgMin` see a NaN only where it comes first of all. A tile but the first gets the worst
 number there is before its first element, so that none of its own is taken for the first. (Whether `ReduceMax` gives
-a NaN depends on which lane of its kernel's registers it falls into; joining the pieces keeps those that it gives.)
+a NaN depends on which lane of its kernel's registers it falls into; joining the tiles keeps those that it gives.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Axis, Form, Join
 from memoptc.ir.types import TensorType
-from memoptc.passes._tile.frame import DoesNotFitError, Span
+from memoptc.passes._tile.grid import Interval, NotTileableError
 
 if TYPE_CHECKING:
     from memoptc.passes._tile.emit import Emitter
@@ -41,7 +41,7 @@ JOINED = {
 
 @dataclass
 class Accumulated:
-    """One accumulating op of a region, piece after piece.
+    """One accumulating op of a region, tile after tile.
 
     Args:
         op: The op of the whole.
@@ -53,14 +53,14 @@ class Accumulated:
     axis: Axis
     emitter: Emitter
     total: Value | None = field(default=None, init=False)
-    """What the pieces so far give together."""
+    """What the tiles so far give together."""
 
-    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
-        """Join what another piece gives.
+    def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
+        """Join what another tile gives.
 
         Args:
             operands: The parts it gets.
-            span: The interval of the axis that it covers.
+            interval: The interval of the axis that it covers.
             index: Its number.
         """
         raise NotImplementedError
@@ -71,7 +71,7 @@ class Accumulated:
 
     @property
     def latest(self) -> Value | None:
-        """What is there when the pieces so far are joined."""
+        """What is there when the tiles so far are joined."""
         return self.total
 
     @property
@@ -104,10 +104,10 @@ class Sums(Accumulated):
     """Sums, means, products, and the largest or smallest."""
 
     even: bool = field(default=False, init=False)
-    """Whether all pieces are as long: a mean is then divided once."""
+    """Whether all tiles are as long: a mean is then divided once."""
 
-    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
-        """Join what another piece gives."""
+    def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
+        """Join what another tile gives."""
         operands, attrs = list(operands), dict(self.op.attrs)
         if self.total is not None:
             if self.op.op_type == "Gemm":
@@ -122,7 +122,7 @@ class Sums(Accumulated):
             operands.append(self.emitter.ints([int(a) for a in attrs.pop("axes")]))
         (part,) = self.emitter.copied(self.op, operands, attrs, index, kind, [r.type for r in self.op.results])
         if self.axis.join is Join.MEAN:
-            part = self._weighed(part, span)
+            part = self._weighed(part, interval)
         if self.total is None:
             self.total = part
         else:
@@ -130,16 +130,16 @@ class Sums(Accumulated):
 
     @property
     def join(self) -> Join:
-        """How pieces are joined."""
+        """How tiles are joined."""
         assert self.axis.join is not None
         return self.axis.join
 
-    def _weighed(self, part: Value, span: Span) -> Value:
-        assert isinstance(span.lo, int)
-        assert isinstance(span.hi, int)
-        whole, length = self.emitter.extent(self.op.operands[0], self.place), span.hi - span.lo
+    def _weighed(self, part: Value, interval: Interval) -> Value:
+        assert isinstance(interval.lo, int)
+        assert isinstance(interval.hi, int)
+        whole, length = self.emitter.extent(self.op.operands[0], self.place), interval.hi - interval.lo
         if self.total is None:
-            self.even = length * self.emitter.frame.count == whole
+            self.even = length * self.emitter.grid.count == whole
         return part if self.even else self._times(part, length / whole)
 
     def _times(self, value: Value, factor: float) -> Value:
@@ -149,10 +149,10 @@ class Sums(Accumulated):
     def finish(self) -> list[Value]:
         """What the op as a whole would give."""
         if self.total is None:
-            raise DoesNotFitError("nothing to add up")
+            raise NotTileableError("nothing to add up")
         total = self.total
         if self.even:
-            total = self._times(total, 1 / self.emitter.frame.count)
+            total = self._times(total, 1 / self.emitter.grid.count)
         last = FINISH.get(self.op.op_type)
         return [self.emitter.made(last, [total], type=self.op.result.type) if last else total]
 
@@ -166,9 +166,9 @@ class Place(Accumulated):
     newer: tuple[Value, Value] | None = field(default=None, init=False)
     """whether it does, and that one."""
 
-    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
-        """Join what another piece gives."""
-        assert isinstance(span.lo, int)
+    def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
+        """Join what another tile gives."""
+        assert isinstance(interval.lo, int)
         x, made = operands[0], self.emitter.made
         largest, first = self.op.op_type == "ArgMax", self.total is None
         last_of = bool(self.op.attrs.get("select_last_index"))
@@ -178,7 +178,7 @@ class Place(Accumulated):
         attrs = {**self.op.attrs, "keepdims": 1}
         (found,) = self.emitter.copied(self.op, [x], attrs, index)
         value = made("GatherElements", [x, found], {"axis": self.place})
-        offset = span.lo - bounded
+        offset = interval.lo - bounded
         there = made("Add", [found, self.emitter.ints([offset])]) if offset else found
         if self.total is None:
             self.total, self.value = there, value
@@ -201,7 +201,7 @@ class Place(Accumulated):
     def finish(self) -> list[Value]:
         """What the op as a whole would give."""
         if self.total is None:
-            raise DoesNotFitError("nothing to look for")
+            raise NotTileableError("nothing to look for")
         if self.op.attrs.get("keepdims", 1):
             return [self.total]
         return [self.emitter.made("Squeeze", [self.total, self.emitter.ints([self.place])])]
@@ -209,17 +209,17 @@ class Place(Accumulated):
 
 @dataclass
 class Top(Accumulated):
-    """`TopK` over what is first in the pieces: those of a piece come before equal ones of later pieces.
+    """`TopK` over what is first in the tiles: those of a tile come before equal ones of later tiles.
 
     Of rows that hold a NaN nothing is promised, as onnxruntime's own answer depends on where it lies.
     """
 
     parts: list[tuple[Value, ...]] = field(default_factory=list, init=False)
-    """Per piece its first values, and their places."""
+    """Per tile its first values, and their places."""
 
     @property
     def latest(self) -> Value | None:
-        """What is there when the pieces so far are looked through."""
+        """What is there when the tiles so far are looked through."""
         return self.parts[-1][0] if self.parts else None
 
     @property
@@ -229,21 +229,21 @@ class Top(Accumulated):
         assert tensor is not None
         return int(tensor.numpy().reshape(-1)[0])
 
-    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
-        """Join what another piece gives."""
-        assert isinstance(span.lo, int)
-        assert isinstance(span.hi, int)
-        length = span.hi - span.lo
+    def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
+        """Join what another tile gives."""
+        assert isinstance(interval.lo, int)
+        assert isinstance(interval.hi, int)
+        length = interval.hi - interval.lo
         few = self.emitter.ints([min(self.count, length)])
         values, found = self.emitter.copied(self.op, [operands[0], few], self.op.attrs, index)
-        if span.lo:
-            found = self.emitter.made("Add", [found, self.emitter.ints([span.lo])])
+        if interval.lo:
+            found = self.emitter.made("Add", [found, self.emitter.ints([interval.lo])])
         self.parts.append((values, found))
 
     def finish(self) -> list[Value]:
         """What the op as a whole would give."""
         if not self.parts:
-            raise DoesNotFitError("nothing to look for")
+            raise NotTileableError("nothing to look for")
         if len(self.parts) == 1:
             return list(self.parts[0])
         values, places = (
@@ -268,17 +268,17 @@ class Repeated(Accumulated):
 
     @property
     def latest(self) -> Value | None:
-        """What is there when the pieces so far are computed."""
+        """What is there when the tiles so far are computed."""
         return self.parts[-1] if self.parts else None
 
-    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
-        """Join what another piece gives."""
+    def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
+        """Join what another tile gives."""
         self.parts += self.emitter.copied(self.op, operands, {**self.op.attrs, "keepdims": 1}, index)
 
     def finish(self) -> list[Value]:
         """What the op as a whole would give."""
         if not self.parts:
-            raise DoesNotFitError("nothing to add up")
+            raise NotTileableError("nothing to add up")
         every = self.emitter.made("Concat", self.parts, {"axis": self.place})
         operands = [every, *self.op.operands[1:]]
         return list(self.emitter.copied(self.op, operands, self.op.attrs, len(self.parts), types=[self.op.result.type]))
@@ -288,7 +288,7 @@ class Repeated(Accumulated):
 class Weighted(Accumulated):
     """A product with the weights that a softmax gives, before they are divided by their sum.
 
-    With the largest element m of the pieces so far and those of the next one, n, both sums are scaled to the larger of
+    With the largest element m of the tiles so far and those of the next one, n, both sums are scaled to the larger of
     m and n. Where all elements are -inf, m is the least finite number: the weights are 0 then, their sum as well, and
     the quotient is not a number, as it is for the softmax as a whole.
     """
@@ -298,8 +298,8 @@ class Weighted(Accumulated):
     sum: Value | None = field(default=None, init=False)
     """and the sum of the exponentials of the differences from it."""
 
-    def add(self, operands: Sequence[Value], span: Span, index: int) -> None:
-        """Join what another piece gives."""
+    def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
+        """Join what another tile gives."""
         softmax = self.op.operands[0].op
         assert softmax is not None
         largest, sum_ = self.emitter.weights[softmax]
@@ -317,12 +317,12 @@ class Weighted(Accumulated):
     def finish(self) -> list[Value]:
         """What the op as a whole would give."""
         if self.total is None or self.sum is None:
-            raise DoesNotFitError("nothing to add up")
+            raise NotTileableError("nothing to add up")
         return [self.emitter.made("Div", [self.total, self.sum], type=self.op.result.type)]
 
 
 def exponentials(op: Op, x: Value, index: int, emitter: Emitter) -> Value:
-    """The exponentials of a piece of a softmax's own axis; what `Weighted` needs besides goes to `emitter.weights`."""
+    """The exponentials of a tile of a softmax's own axis; what `Weighted` needs besides goes to `emitter.weights`."""
     type_ = x.type
     assert isinstance(type_, TensorType)
     axis, opset = len(type_.shape or ()) - 1, ops.opset_of(emitter.graph) or 13
@@ -349,7 +349,7 @@ _KINDS: dict[Join, Callable[[Op, Axis, Emitter], Accumulated]] = {
     **dict.fromkeys((Join.SUM, Join.MEAN, Join.PRODUCT, Join.LARGEST, Join.LEAST), Sums),
     Join.PLACE: Place,
     Join.TOP: Top,
-    Join.AGAIN: Repeated,
+    Join.REAPPLY: Repeated,
 }
 
 

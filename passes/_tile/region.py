@@ -1,4 +1,4 @@
-"""Regions: connected ops that can be computed piece by piece along one axis each, and what enters and leaves them."""
+"""Regions: connected ops that are tiled together along one axis each, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.footprint import used_values
 
 MARK = PIECES
-"""Metadata of ops that are part of a piece: they are not cut again."""
+"""Metadata of ops that are part of a tile: they are not cut again."""
 
-AGAIN = "memoptc.again"
-"""Metadata of ops that compute once more what another op computes, too."""
+REMATERIALISED = "memoptc.remat"
+"""Metadata of ops that are rematerialised: copies of other ops."""
 
 
 class Spaces:
@@ -29,7 +29,7 @@ class Spaces:
         self._sums: dict[Op, list[Axis]] = {}
 
     def __getitem__(self, op: Op) -> list[Axis]:
-        """The axes of an op; none for one that belongs to a piece already, or is computed when the model is loaded."""
+        """The axes of an op; none for one that belongs to a tile already, or is computed when the model is loaded."""
         found = self._known.get(op)
         if found is None:
             found = self._known[op] = [] if _is_settled(op) else iteration_space(op)
@@ -65,7 +65,7 @@ def _is_settled(op: Op) -> bool:
 
 @dataclass
 class Region:
-    """Ops that are computed piece by piece.
+    """Ops that are computed tile by tile.
 
     Args:
         ops: In the order in which they run.
@@ -91,8 +91,8 @@ class Region:
         assert self.rates is not None
         return self.rates[op]
 
-    def bearer(self, output: Value) -> tuple[Value, int]:
-        """A value that has the axis along which an output's op is cut, and where: an operand's, if it accumulates."""
+    def partitioned_operand(self, output: Value) -> tuple[Value, int]:
+        """The value that is partitioned where an output's op is, and its axis: an operand, if the op accumulates."""
         if output in self.cut:
             return output, self.cut[output]
         op = output.op
@@ -291,7 +291,7 @@ def _convex(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis
 
 
 def _ending(seed: Op, chosen: dict[Op, Axis], between: Between) -> dict[Op, Axis]:
-    """Leave out what accumulates if something in the region depends on it: that is there after the last piece only.
+    """Leave out what accumulates if something in the region depends on it: that is there after the last tile only.
     Leave out what makes a softmax's own axis if the sums over it are not in the region."""
     mask = between.mask(chosen)
     gone = set()

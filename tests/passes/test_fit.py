@@ -131,7 +131,7 @@ def test_one_model_is_small_at_every_size(attention: tuple[Path, Path], tokens: 
     before, after = (record(p, heads(1, tokens), AS_PLANNED, runs=1).run_peak_bytes for p in attention)
     scores = 16 * tokens**2
     assert before >= scores
-    # Below the extent from which on pieces are worth their nodes, the model runs as it was.
+    # Below the extent from which on tiles are worth their nodes, the model runs as it was.
     assert after <= (scores / 4 if tokens >= 500 else before + 4096)
 
 
@@ -141,7 +141,7 @@ def test_what_is_computed_again_is_not_merged_by_onnxruntime(tmp_path: Path) -> 
     result = memoptc.compile(model, level=3, memory_budget=2_500_000)
     result.save(tmp_path / "small.onnx")
     decisions = [d.what for d in result.report.decisions if d.step == "fit"]
-    assert any("%skip computed again" in what for what in decisions)
+    assert any("%skip rematerialised" in what for what in decisions)
     assert result.report.candidate.arena_bytes <= 2_500_000 < 4_000_000 < result.report.control.planned_peak_bytes
     feed = {"x": np.random.default_rng(1).random((1, 3, 256, 256), dtype=np.float32)}
     recorded = record(tmp_path / "small.onnx", feed, RunOptions(threads=1, mem_pattern=False, mem_reuse=False))
@@ -173,7 +173,7 @@ def test_less_slowdown_leaves_a_larger_peak_and_small_models_stay() -> None:
     assert peaks[0] >= peaks[1] >= peaks[2]
     assert peaks[2] < 0.3 * result.report.control.planned_peak_bytes
     single = memoptc.compile(CNN, dims={"batch": 1}, level=3)
-    assert not any(d.step == "fit" and "pieces" in d.what for d in single.report.decisions)
+    assert not any(d.step == "fit" and "tiles" in d.what for d in single.report.decisions)
 
 
 def test_tuning_takes_back_what_measures_slow() -> None:

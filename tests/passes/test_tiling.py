@@ -1,4 +1,4 @@
-"""Random graphs of tileable operators, random regions of them in random pieces: the same numbers as before."""
+"""Random graphs of tileable operators, random regions of them in random tiles: the same numbers as before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.passes._simplify.control import simplify_control
 from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
+from memoptc.passes._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
 from memoptc.passes._tile.region import MARK, Between, Region, Spaces, grow
 from memoptc.runtime.compare import difference
 from memoptc.runtime.evaluate import Evaluator
@@ -76,7 +76,7 @@ class Tiling:
         region = self.region()
         if region is None:
             return
-        count, loose = self.random.choice((2, 2, 3, 4, 5, 7)), self.random.random() < 0.5
+        count, overcompute = self.random.choice((2, 2, 3, 4, 5, 7)), self.random.random() < 0.5
         changed = {op for op in region.ops if region.axes[op].reorders}
         touched = [
             info.name
@@ -85,18 +85,18 @@ class Tiling:
         ]
         before = print_graph(self.graph)
         try:
-            frame = frame_of(region, count)
-            if frame.count < 2:
+            grid = frame_of(region, count)
+            if grid.count < 2:
                 return
-            made = Emitter(region, frame, extent, loose=loose, ordered=self.random.random() < 0.5).run()
-        except DoesNotFitError as reason:
+            made = Emitter(region, grid, extent, overcompute=overcompute, ordered=self.random.random() < 0.5).run()
+        except NotTileableError as reason:
             self.refused.append(str(reason))
             assert print_graph(self.graph) == before, "a refusal leaves the graph as it was"
             return
         self.spaces = Spaces()
         self.reordered.update(touched)
-        kind = "static" if isinstance(frame, Static) else "dynamic"
-        self.done.append(f"{kind}, {'loose' if loose else 'exact'}, {made.count} pieces of {len(changed)}")
+        kind = "static" if isinstance(grid, StaticGrid) else "dynamic"
+        self.done.append(f"{kind}, {'overcompute' if overcompute else 'exact'}, {made.count} tiles of {len(changed)}")
         joins = {axis.join for axis in region.axes.values()} - {None}
         self.joined.update(f"{kind}: {join.name}" for join in joins if join is not None)
         if any(axis.form is Form.EXPONENTIALS for axis in region.axes.values()):
@@ -127,17 +127,17 @@ class Tiling:
 def extent(value: Value, axis: int) -> int:
     dim = dims(value)[axis] if dims(value) else None
     if dim is None:
-        raise DoesNotFitError("an extent that is not known")
+        raise NotTileableError("an extent that is not known")
     return bound(dim, PLANNED)
 
 
-def frame_of(region: Region, count: int) -> Frame:
+def frame_of(region: Region, count: int) -> TileGrid:
     """Numbers where all extents are known, else shares of what comes at run time."""
     for op in region.ops:
         for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
             if along is not None and not isinstance(dims(operand)[along.axis], int):
-                return Dynamic(region, count)
-    return Static(region, count, extent)
+                return DynamicGrid(region, count)
+    return StaticGrid(region, count, extent)
 
 
 def bindings(graph: Graph, seed: int) -> list[Mapping[str, int]]:
@@ -231,7 +231,7 @@ def with_reductions(graph: Graph) -> Graph:
 
 
 def types_hold(graph: Graph, seed: int) -> None:
-    """What types the pieces' results say is what comes out, those of pieces in branches included."""
+    """What types the tiles' results say is what comes out, those of tiles in branches included."""
     every = graph.clone()
     for op in list(every.walk("If")):
         if MARK in op.metadata:
@@ -297,8 +297,10 @@ def test_most_graphs_are_tiled(symbols: bool) -> None:
         tilings.append(Tiling(graph, seed))
     tiled = [t for t in tilings if t.done]
     assert len(tiled) >= 40
-    kinds = {kind.split(" pieces")[0][:-3] for t in tiled for kind in t.done}
-    assert kinds >= {"static, exact", "static, loose"} | ({"dynamic, exact", "dynamic, loose"} if symbols else set())
+    kinds = {kind.split(" tiles")[0][:-3] for t in tiled for kind in t.done}
+    assert kinds >= {"static, exact", "static, overcompute"} | (
+        {"dynamic, exact", "dynamic, overcompute"} if symbols else set()
+    )
     assert len({join for t in tiled for join in t.joined}) >= 4
 
 

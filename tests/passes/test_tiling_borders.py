@@ -1,4 +1,4 @@
-"""Borders of pieces that once went wrong, each in the smallest graph that shows it."""
+"""Borders of tiles that once went wrong, each in the smallest graph that shows it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.frame import DoesNotFitError, Dynamic, Frame, Static
+from memoptc.passes._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
 from memoptc.runtime.evaluate import Evaluator
 
 PLANNED = {"S": 40, "H": 12}
-each_way = pytest.mark.parametrize("loose", [False, True], ids=["exact", "loose"])
+each_way = pytest.mark.parametrize("overcompute", [False, True], ids=["exact", "overcompute"])
 
 
 def typed(text: str) -> Graph:
@@ -45,13 +45,13 @@ def region_of(graph: Graph, op_type: str, axis: int) -> Region:
     return region
 
 
-def check(text: str, op_type: str, axis: int, count: int, extents: list[int], *, loose: bool) -> None:
+def check(text: str, op_type: str, axis: int, count: int, extents: list[int], *, overcompute: bool) -> None:
     """Cut, and compare for every extent of S."""
     before, graph = typed(text), typed(text)
     region = region_of(graph, op_type, axis)
     dynamic = any(not isinstance(dims(v)[region.cut[v]], int) for v in region.cut)
-    frame: Frame = Dynamic(region, count) if dynamic else Static(region, count, extent)
-    made = Emitter(region, frame, extent, loose=loose).run()
+    grid: TileGrid = DynamicGrid(region, count) if dynamic else StaticGrid(region, count, extent)
+    made = Emitter(region, grid, extent, overcompute=overcompute).run()
     assert made.count == count
     verify(graph)
     old, new = Evaluator(to_proto(before), UNOPTIMIZED), Evaluator(to_proto(graph), UNOPTIMIZED)
@@ -62,44 +62,44 @@ def check(text: str, op_type: str, axis: int, count: int, extents: list[int], *,
 
 
 @each_way
-def test_padding_behind_a_window_of_one_element(loose: bool) -> None:
-    """The result is one longer than the operand, at the end of the last piece only."""
+def test_padding_behind_a_window_of_one_element(overcompute: bool) -> None:
+    """The result is one longer than the operand, at the end of the last tile only."""
     text = """graph @g(%x: f32[1,1,11]) -> (f32[*]) {
       %w = const() {value=[2.0]} : f32[1,1,1]
       %a = Relu(%x)
       %y = Conv(%a, %w) {kernel_shape=[1], pads=[0,1]}
       return %y
     }"""
-    check(text, "Conv", 2, 4, [11], loose=loose)
+    check(text, "Conv", 2, 4, [11], overcompute=overcompute)
 
 
 @each_way
-def test_same_padding_by_less_than_nothing(loose: bool) -> None:
+def test_same_padding_by_less_than_nothing(overcompute: bool) -> None:
     """onnxruntime's pools shift windows that leave elements over: such an axis is neither cut nor padded anew."""
     text = """graph @g(%x: f32[2,3,7,9]) -> (f32[*]) {
       %a = Neg(%x)
       %y = AveragePool(%a) {auto_pad="SAME_UPPER", kernel_shape=[4,1], strides=[1,3]}
       return %y
     }"""
-    check(text, "AveragePool", 1, 3, [7], loose=loose)
-    with pytest.raises((StopIteration, DoesNotFitError)):
-        check(text, "AveragePool", 2, 2, [7], loose=loose)
+    check(text, "AveragePool", 1, 3, [7], overcompute=overcompute)
+    with pytest.raises((StopIteration, NotTileableError)):
+        check(text, "AveragePool", 2, 2, [7], overcompute=overcompute)
 
 
 @each_way
-def test_an_output_that_ends_before_the_others(loose: bool) -> None:
-    """The last piece must hold an element of the shorter one, too: shares of one element are too short."""
+def test_an_output_that_ends_before_the_others(overcompute: bool) -> None:
+    """The last tile must hold an element of the shorter one, too: shares of one element are too short."""
     text = """graph @g(%x: f32[1,1,S]) -> (f32[*], f32[*]) {
       %w = const() {value=[2.0,1.0,0.5]} : f32[1,1,3]
       %a = Relu(%x)
       %y = Conv(%a, %w) {kernel_shape=[3]}
       return %y, %a
     }"""
-    check(text, "Conv", 2, 5, [3, *range(4, 32), 40, 41], loose=loose)
+    check(text, "Conv", 2, 5, [3, *range(4, 32), 40, 41], overcompute=overcompute)
 
 
 @each_way
-def test_a_first_piece_that_would_lie_in_the_padding(loose: bool) -> None:
+def test_a_first_piece_that_would_lie_in_the_padding(overcompute: bool) -> None:
     """A pool of no channels at all is refused."""
     text = """graph @g(%x: f32[2,S,3,3]) -> (f32[*]) {
       %n = const() {value=[0,3,0,0,0,1,0,0]} : i64[8]
@@ -107,11 +107,11 @@ def test_a_first_piece_that_would_lie_in_the_padding(loose: bool) -> None:
       %y = Pad(%a, %n)
       return %y
     }"""
-    check(text, "Pad", 1, 5, [*range(1, 32), 40, 41], loose=loose)
+    check(text, "Pad", 1, 5, [*range(1, 32), 40, 41], overcompute=overcompute)
 
 
 def test_a_refusal_leaves_every_op_where_it_was() -> None:
-    """What stands between the region's ops is not moved when its pieces turn out to be impossible."""
+    """What stands between the region's ops is not moved when its tiles turn out to be impossible."""
     text = """graph @g(%x: f32[1,1,H,24], %z: f32[4]) -> (f32[*], f32[*]) {
       %w = const() {value=[1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0]} : f32[1,1,3,3]
       %a = Relu(%x)
@@ -122,8 +122,8 @@ def test_a_refusal_leaves_every_op_where_it_was() -> None:
     graph = typed(text)
     before = print_graph(graph)
     region = region_of(graph, "Conv", 3)
-    emitter = Emitter(region, Static(region, 3, extent), extent)
-    with pytest.raises(DoesNotFitError):
+    emitter = Emitter(region, StaticGrid(region, 3, extent), extent)
+    with pytest.raises(NotTileableError):
         emitter.run()
     verify(graph)
     assert print_graph(graph) == before

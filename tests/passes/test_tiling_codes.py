@@ -1,4 +1,4 @@
-"""Pieces of quantized nets stay on integers, also where only the run knows the extents and pieces stand in a branch."""
+"""Tiles of quantized nets stay on integers, also where only the run knows the extents and tiles stand in a branch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from memoptc.ir.printer import print_graph
 from memoptc.ir.types import TensorType
 from memoptc.ir.verifier import verify
 from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.frame import DoesNotFitError, Static
+from memoptc.passes._tile.grid import NotTileableError, StaticGrid
 from memoptc.passes._tile.region import Between, Region, Spaces, grow
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
@@ -58,18 +58,18 @@ def grow_from(graph: Graph, seed: Op) -> Region:
 
 
 def cut(text: str, op_type: str, count: int) -> tuple[Evaluator, Evaluator]:
-    """The graph as it is, and with the op computed in pieces."""
+    """The graph as it is, and with the op computed in tiles."""
     graph = typed(text)
     before = Evaluator(to_proto(graph), UNOPTIMIZED)
     region = region_of(graph, op_type)
-    frame = Static(region, count, extent)
-    assert Emitter(region, frame, extent).run().count == frame.count
+    grid = StaticGrid(region, count, extent)
+    assert Emitter(region, grid, extent).run().count == grid.count
     verify(graph)
     return before, Evaluator(to_proto(graph), UNOPTIMIZED)
 
 
 def awkward(seed: int) -> npt.NDArray[np.float32]:
-    """Rows with equal elements, infinities, and NaN anywhere, at the beginning of pieces too."""
+    """Rows with equal elements, infinities, and NaN anywhere, at the beginning of tiles too."""
     random = np.random.default_rng(seed)
     x = random.integers(-3, 4, (40, WIDTH)).astype(np.float32)
     special = random.random(x.shape)
@@ -258,8 +258,8 @@ def test_a_large_weight_that_is_used_elsewhere_is_not_cut() -> None:
     graph = typed(text.replace("  return %y", "  %z = Exp(%wide)\n  return %y, %z"))
     region = grow_from(graph, list(graph.walk("MatMul"))[-1])
     before = print_graph(graph)
-    with pytest.raises(DoesNotFitError, match="large weight"):
-        Emitter(region, Static(region, 4, extent), extent).run()
+    with pytest.raises(NotTileableError, match="large weight"):
+        Emitter(region, StaticGrid(region, 4, extent), extent).run()
     assert print_graph(graph) == before
 
 
@@ -270,7 +270,7 @@ def test_a_large_weight_that_is_used_elsewhere_is_not_cut() -> None:
 def test_pieces_wait_for_each_other_in_the_order_of_onnxruntime(
     text: str, op_type: str, count: int, tmp_path: Path
 ) -> None:
-    """Otherwise it would compute all pieces before it adds any, or before it turns to another end."""
+    """Otherwise it would compute all tiles before it adds any, or before it turns to another end."""
     random = np.random.default_rng(0)
     numbers = str([float(v) for v in np.float32(random.standard_normal(64 * 4096))])
     graph = typed(text.replace("WIDE", numbers).replace("NARROW", numbers))
@@ -281,7 +281,7 @@ def test_pieces_wait_for_each_other_in_the_order_of_onnxruntime(
     for ordered in (False, True):
         cut_ = graph.clone()
         region = grow_from(cut_, list(cut_.walk(op_type))[-1])
-        Emitter(region, Static(region, count, extent), extent, ordered=ordered).run()
+        Emitter(region, StaticGrid(region, count, extent), extent, ordered=ordered).run()
         path = tmp_path / f"{ordered}.onnx"
         write_onnx(cut_, path)
         feed = {"x": random.standard_normal(tuple(dims(graph.inputs[0])), dtype=np.float32)}
