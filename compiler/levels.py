@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import spell
 from memoptc.runtime.devices import USUAL
-
-TARGETS = ("float32", "int8", "uint8", "int4", "mixed", "float16", "bfloat16", "float8")
-INTEGERS = ("int8", "uint8", "int4", "mixed")
-"""Targets that can be held to an accuracy, on data."""
-CODED_BORDERS = ("int8", "uint8", "float16")
-"""Targets whose models can take and give codes."""
+from memoptc.targets import INTEGERS, TARGETS
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
 _FUSE = (

@@ -25,7 +25,7 @@ class Options:
     Args:
         level: `-O0` changes nothing, `-O1` no output bit, `-O2` trades float noise for memory and speed at
             equal latency, `-O3` takes memory first.
-        target: Numbers to use; see `memoptc.levels.TARGETS`.
+        target: Numbers to use; see `memoptc.targets.TARGETS`.
         calibration: Data that quantization observes: a path, `module:function`, or an iterable of feeds.
         validation: Data to verify and to measure accuracy with; the calibration data when not given.
         quantize_io: Inputs and outputs in the dtypes that the model works with, where it codes them as a whole; the
@@ -87,7 +87,7 @@ class Options:
     progress: ProgressCallback = _silent
 
     def __post_init__(self) -> None:
-        from memoptc.levels import CODED_BORDERS, TARGETS
+        from memoptc.targets import CODED_BORDERS, TARGETS
 
         if self.level not in (0, 1, 2, 3):
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")

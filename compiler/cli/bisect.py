@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from memoptc.cli.options import common, dim_option
-from memoptc.levels import TARGETS
+from memoptc.targets import TARGETS
 
 
 @click.command("bisect")

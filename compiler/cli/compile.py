@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from memoptc.cli.options import Binding, Bytes, accuracy_options, common, dim_option
-from memoptc.cli.show import Progress, print_result
-from memoptc.levels import TARGETS
+from memoptc.targets import TARGETS
 
 
 @click.command("compile")
@@ -82,6 +81,7 @@ def command(
 ) -> None:
     """Compile MODEL into one that needs less memory, and prove that it still does the same."""
     from memoptc.api import compile_file, pipeline_for
+    from memoptc.cli.show import Progress, print_result
     from memoptc.options import Options
 
     if print_pipeline:

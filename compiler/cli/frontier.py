@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from memoptc.cli.options import common, dim_option
-from memoptc.cli.show import Progress, result_console
-from memoptc.levels import TARGETS
-from memoptc.report.rows import size
+from memoptc.targets import TARGETS
 
 
 @click.command("frontier")
@@ -47,9 +43,14 @@ def command(
     **options: Any,
 ) -> None:
     """Compile MODEL for smaller and smaller memory budgets; verify, enforce and measure each."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from memoptc.cli.show import Progress, result_console
     from memoptc.frontier import SHARES, frontier
     from memoptc.options import Options
     from memoptc.report.frontier import HEADINGS, rows, write_frontier
+    from memoptc.report.rows import size
 
     with Progress(quiet) as progress:
         found = frontier(

@@ -9,8 +9,6 @@ import sys
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
 
 from memoptc import __version__
 from memoptc.ir.diagnostics import MemoptcError
@@ -75,7 +73,6 @@ def main(args: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments
-    stderr = Console(stderr=True, highlight=False)
     # A graph is millions of long-lived objects in cycles: with Python's own thresholds, looking for garbage
     # takes half the time of a large compile.
     gc.set_threshold(200_000, 50, 1000)
@@ -84,7 +81,7 @@ def main(args: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
-        stderr.print("interrupted")
+        click.echo("interrupted", err=True)
         return 130
     except click.ClickException as e:
         e.show()
@@ -92,7 +89,7 @@ def main(args: list[str] | None = None) -> int:
     except MemoptcError as e:
         if debug:
             raise
-        report_error(stderr, e.message, e.hint)
+        report_error(e.message, e.hint)
         return e.exit_code
     except BrokenPipeError:
         # Whoever read our output has left; Python must not complain about it while it shuts down.
@@ -102,15 +99,18 @@ def main(args: list[str] | None = None) -> int:
         if debug:
             raise
         report_error(
-            stderr,
             f"{type(e).__name__}: {e}",
             "This is a fault of memoptc: run again with --debug and report what it prints.",
         )
         return 1
 
 
-def report_error(console: Console, message: str, hint: str) -> None:
+def report_error(message: str, hint: str) -> None:
     """Print what is wrong and how to go on."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, highlight=False)
     console.print(f"[bold red]memoptc:[/] {escape(message)}", soft_wrap=True)
     if hint:
         console.print(escape(hint), soft_wrap=True)

@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from memoptc.cli.options import common
-from memoptc.cli.show import result_console
 
 
 @click.command("passes")
 @common
 def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -> None:
     """List every pass, with its options and what it does; its rules; then the pipelines of the levels."""
+    from rich.markup import escape
+    from rich.table import Table
+
     from memoptc import levels, registry
+    from memoptc.cli.show import result_console
     from memoptc.pass_base import spell
     from memoptc.rewrite import RulePass
+    from memoptc.targets import TARGETS
 
     for plugin in plugins:
         registry.load_plugin(plugin)
@@ -42,6 +44,6 @@ def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -
     console.print(table)
     table = Table("level", "target", "pipeline", title="pipelines", title_justify="left")
     for level in range(4):
-        for target in levels.TARGETS:
+        for target in TARGETS:
             table.add_row(f"-O{level}", target, escape(levels.pipeline_text(level, target, calibrated=True)))
     console.print(table)

@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from memoptc.cli.options import common, dim_option
-from memoptc.cli.show import result_console
-from memoptc.report.rows import size
 
 if TYPE_CHECKING:
     from memoptc.runtime.memory.liveness import Liveness
@@ -90,6 +86,11 @@ def _render(path: Path, plan: Plan, found: Liveness, model: Path, dims: dict[str
 
 
 def _print(plan: Plan, found: Liveness, model: Path, dims: dict[str, int], top: int) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from memoptc.cli.show import result_console
+    from memoptc.report.rows import size
     from memoptc.runtime.memory.liveness import label
 
     console = result_console()

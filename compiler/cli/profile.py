@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from memoptc.cli.options import Bindings, common
-from memoptc.cli.show import Progress, result_console
-from memoptc.report.chart import sparkline
-from memoptc.report.rows import size
 
 if TYPE_CHECKING:
     from memoptc.runtime.profile import Profile, Recorded
@@ -48,6 +43,7 @@ def command(
     debug: bool,
 ) -> None:
     """Show where MODEL's memory goes: on paper, and recorded inside onnxruntime."""
+    from memoptc.cli.show import Progress
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.ir.taken import looked_into
@@ -108,6 +104,13 @@ def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: boo
 
 
 def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from memoptc.cli.show import result_console
+    from memoptc.report.chart import sparkline
+    from memoptc.report.rows import size
+
     console = result_console()
     last = points[-1]
     packed = f", in the kernels' own layout {size(last.stock.loaded_bytes)}" if last.stock else ""
@@ -156,6 +159,8 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
 
 
 def _recorded(found: Recorded | None, planned: int) -> str:
+    from memoptc.report.rows import size
+
     if found is None:
         return ""
     share = f" ({found.run_peak_bytes / planned:.2f}x)" if planned else ""

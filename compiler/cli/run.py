@@ -7,13 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from memoptc.cli.options import Bytes, common, dim_option
-from memoptc.cli.show import result_console
-from memoptc.report.rows import size
 
 
 @click.command("run")
@@ -89,6 +84,7 @@ def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[s
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.ir.taken import looked_into
+    from memoptc.report.rows import size
     from memoptc.runtime.arena import run_in_arena
 
     graph = read_onnx(model)
@@ -112,6 +108,9 @@ def _in_session(
     runs: int,
     threads: int | None,
 ) -> tuple[dict[str, Any], list[str]]:
+    import numpy as np
+
+    from memoptc.report.rows import size
     from memoptc.runtime.executed import executed_order, first_difference
     from memoptc.runtime.session import Session
 
@@ -140,6 +139,12 @@ def _in_session(
 
 
 def _print(found: dict[str, Any], lines: list[str]) -> None:
+    import numpy as np
+    from rich.markup import escape
+    from rich.table import Table
+
+    from memoptc.cli.show import result_console
+
     console = result_console()
     table = Table("output", "type", "shape", "min", "mean", "max")
     for name, value in found.items():

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from memoptc.cli.options import accuracy_options, common, dim_option
-from memoptc.cli.show import Progress, layer_table, result_console
-from memoptc.levels import INTEGERS
+from memoptc.targets import INTEGERS
 
 
 @click.command("study")
@@ -42,6 +41,7 @@ def command(
 ) -> None:
     """Measure each layer of MODEL alone in smaller numbers, and show what would run how; nothing is written."""
     from memoptc.api import compile as compile_model
+    from memoptc.cli.show import Progress, layer_table, result_console
     from memoptc.levels import Accuracy, pipeline_text
 
     asked = Accuracy(min_sqnr, max_accuracy_loss, fallback, study=True)

@@ -7,10 +7,8 @@ import tempfile
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from memoptc.cli.options import common, dim_option
-from memoptc.cli.show import result_console
 
 
 @click.command("verify")
@@ -42,6 +40,9 @@ def command(
     debug: bool,
 ) -> int:
     """Compare CANDIDATE with ORIGINAL; exit code 3 when they differ by more than allowed."""
+    from rich.table import Table
+
+    from memoptc.cli.show import result_console
     from memoptc.runtime.judge import Judge
     from memoptc.runtime.verify import verify
 

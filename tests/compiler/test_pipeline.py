@@ -21,6 +21,7 @@ from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import parse
 from memoptc.report.model import PassRecord
+from memoptc.targets import TARGETS
 
 
 class AddInput(Pass):
@@ -272,7 +273,7 @@ def test_every_pass_has_help_and_every_level_a_pipeline() -> None:
         assert cls.name == name
         assert registry.help_of(cls).endswith(".")
     for level in range(4):
-        for target in levels.TARGETS:
+        for target in TARGETS:
             for calibrated in (False, True):
                 text = levels.pipeline_text(level, target, calibrated=calibrated)
                 assert str(parse(text)) == text
