@@ -6,20 +6,14 @@ A group with `*` repeats until it changes nothing (at most 10 times); with `*3` 
 
 from __future__ import annotations
 
-import json
-import math
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
-from functools import lru_cache
-from importlib import resources
-from typing import Any, get_type_hints
-
-from lark import Lark, Token, Transformer, v_args
-from lark.exceptions import UnexpectedInput, VisitError
+from typing import Any, NoReturn, get_type_hints
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Pass, spell
+from memoptc.pipeline_text import Reader, Word
 from memoptc.registry import find
 
 UNTIL_STABLE_LIMIT = 10
@@ -71,20 +65,14 @@ def parse(text: str) -> Pipeline:
             the message shows where.
     """
     text = text.replace("\n", " ")
-    try:
-        found = _parser().parse(text)
-    except UnexpectedInput as e:
-        raise _fault(text, getattr(e, "column", len(text) + 1), "a pass, '(' or ',' is expected here") from None
-    except VisitError as e:
-        raise e.orig_exc from None
-    pipeline: Pipeline = _Build(text).transform(found)
-    return pipeline
 
+    def fail(column: int, what: str) -> NoReturn:
+        raise _fault(text, column, what)
 
-@lru_cache(maxsize=1)
-def _parser() -> Lark:
-    grammar = resources.files("memoptc").joinpath("pipeline.lark").read_text("utf-8")
-    return Lark(grammar, parser="lalr", propagate_positions=True, maybe_placeholders=False)
+    def make_pass(name: Word, options: list[tuple[Word, Any]]) -> Pass | Group:
+        return _pass(text, name, options)
+
+    return Pipeline(Reader[Pass | Group](text, make_pass, Group, fail).pipeline())
 
 
 def _fault(text: str, column: int, what: str, hint: str = "") -> InputError:
@@ -92,95 +80,40 @@ def _fault(text: str, column: int, what: str, hint: str = "") -> InputError:
     return InputError(f"In the pipeline: {what}:\n  {text}\n  {' ' * (column - 1)}^", hint=hint)
 
 
-@v_args(inline=True)
-class _Build(Transformer[Token, Any]):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
-
-    def transform(self, tree: Any) -> Any:
-        try:
-            return super().transform(tree)
-        except VisitError as e:
-            raise e.orig_exc from None
-
-    def start(self, *items: Any) -> Pipeline:
-        return Pipeline(tuple(items[0]) if items else ())
-
-    def sequence(self, *items: Any) -> tuple[Any, ...]:
-        return items
-
-    def group(self, items: tuple[Any, ...], limit: Token | None = None) -> Group:
-        return Group(items, None if limit is None else int(limit))
-
-    def option(self, key: Token, value: Any) -> tuple[Token, Any]:
-        return key, value
-
-    def string(self, token: Token) -> str:
-        try:
-            text: str = json.loads(token)
-        except ValueError as e:
-            raise _fault(self.text, token.column or 1, f"this is no string ({e})") from None
-        return text
-
-    def integer(self, token: Token) -> int:
-        return int(token)
-
-    def real(self, token: Token) -> float:
-        if not math.isfinite(float(token)):
-            raise _fault(self.text, token.column or 1, f"{token} is too large")
-        return float(token)
-
-    def true(self) -> bool:
-        return True
-
-    def false(self) -> bool:
-        return False
-
-    def none(self) -> None:
-        return None
-
-    def list(self, *items: Any) -> tuple[Any, ...]:
-        return items
-
-    def pass_(self, name: Token, *options: tuple[Token, Any]) -> Pass:
-        try:
-            cls = find(str(name))
-        except InputError as e:
-            raise _fault(self.text, name.column or 1, e.message.rstrip("."), e.hint) from None
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-        if len({str(k) for k, _ in options}) < len(options):
-            raise _fault(self.text, name.column or 1, f"{name} gets an option twice")
-        hints = get_type_hints(cls)
-        given: dict[str, Any] = {}
-        for key, value in options:
-            if key not in known:
-                options_text = ", ".join(known) or "none"
-                raise _fault(
-                    self.text,
-                    key.column or 1,
-                    f"{name} has no option {key}",
-                    f"Its options are: {options_text}.",
-                )
-            given[str(key)] = self._checked(key, value, hints[key])
-        missing = [
-            n for n, f in known.items() if n not in given and f.default is MISSING and f.default_factory is MISSING
-        ]
-        if missing:
-            raise _fault(self.text, name.column or 1, f"{name} needs its option {missing[0]}")
-        try:
-            return cls(**given)
-        except InputError as e:
-            raise _fault(self.text, name.column or 1, e.message.rstrip("."), e.hint) from None
-
-    def _checked(self, key: Token, value: Any, hint: Any) -> Any:
-        value = _widened(value, hint)
-        if not _fits(value, hint):
-            raise _fault(self.text, key.column or 1, f"{key} must be {_describe(hint)}, not {spell(value)}")
-        return value
+def _pass(text: str, name: Word, options: list[tuple[Word, Any]]) -> Pass:
+    try:
+        cls = find(name.text)
+    except InputError as e:
+        raise _fault(text, name.column, e.message.rstrip("."), e.hint) from None
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if len({key.text for key, _ in options}) < len(options):
+        raise _fault(text, name.column, f"{name.text} gets an option twice")
+    hints = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for key, value in options:
+        if key.text not in known:
+            options_text = ", ".join(known) or "none"
+            raise _fault(
+                text,
+                key.column,
+                f"{name.text} has no option {key.text}",
+                f"Its options are: {options_text}.",
+            )
+        given[key.text] = _checked(text, key, value, hints[key.text])
+    missing = [n for n, f in known.items() if n not in given and f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise _fault(text, name.column, f"{name.text} needs its option {missing[0]}")
+    try:
+        return cls(**given)
+    except InputError as e:
+        raise _fault(text, name.column, e.message.rstrip("."), e.hint) from None
 
 
-setattr(_Build, "pass", _Build.pass_)
+def _checked(text: str, key: Word, value: Any, hint: Any) -> Any:
+    value = _widened(value, hint)
+    if not _fits(value, hint):
+        raise _fault(text, key.column, f"{key.text} must be {_describe(hint)}, not {spell(value)}")
+    return value
 
 
 def _widened(value: Any, hint: Any) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 import onnx
 import onnx_ir
@@ -25,6 +24,9 @@ from memoptc.ir.types import (
     TensorType,
     Type,
 )
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _MARK = "memoptc.shared_tensor"
 
@@ -95,6 +97,8 @@ def to_networkx(graph: Graph) -> nx.DiGraph:
     Nodes are `Op` objects, with attributes `key` and `name`; edges carry `values`, the values that flow. What
     a region uses counts as used by the op that owns the region. The final `return` is a node, too.
     """
+    import networkx as nx  # a sixth of a second, for those who ask for it
+
     result: nx.DiGraph = nx.DiGraph()
     position = {op: i for i, op in enumerate((*graph.ops, graph.terminator))}
     for op in position:

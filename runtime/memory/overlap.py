@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ class Overlaps:
 
     def busiest(self) -> Ints:
         """For each buffer the most bytes alive at any step of its range. O(n log n) by a table of range maxima."""
-        points = np.unique(self.first)
+        points = _distinct(self.first)
         # Bytes alive only grow where something begins, so the steps at which something does are enough.
         low = np.searchsorted(points, self.first)
         high = np.searchsorted(points, self.last, "right")
@@ -87,7 +88,13 @@ class Overlaps:
             level.append(np.maximum(level[-1][:-half], level[-1][half:]))
         height = np.frexp((high - low).astype(np.float64))[1] - 1
         most = np.empty(self.count, np.int64)
-        for h in np.unique(height):
+        for h in _distinct(height):
             at = height == h
             most[at] = np.maximum(level[h][low[at]], level[h][high[at] - (1 << int(h))])
         return most
+
+
+def _distinct(values: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+    """Give the values in ascending order, each once. `numpy.unique` imports `numpy.ma` for that: 0.07 s."""
+    ordered = np.sort(values)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
