@@ -8,7 +8,6 @@ from pathlib import Path
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import publish, staging
-from memoptc.ir.parser import parse
 from memoptc.ir.printer import INLINE_LIMIT, print_graph
 from memoptc.ir.spelling import quote
 from memoptc.ir.tensors import same_content
@@ -32,6 +31,8 @@ def read_mir(path: str | os.PathLike[str]) -> Graph:
         raise InputError(f"{path} is no text.", hint="memoptc reads .mir files in UTF-8.") from None
     except OSError as e:
         raise InputError(f"{path} cannot be read: {e.strerror}.") from None
+    from memoptc.ir.parser import parse  # loads Lark, which writing does without
+
     return parse(text, file=str(path))
 
 
@@ -102,4 +103,4 @@ class _Store:
         return name
 
 
-__all__ = ["parse", "print_graph", "read_mir", "write_mir"]
+__all__ = ["print_graph", "read_mir", "write_mir"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx.reference
+import onnx
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, ModelInfo, Op, Tensor, Value, clone_op
@@ -259,4 +259,6 @@ def _in_onnxruntime(model: onnx.ModelProto) -> list[Any]:
 
 
 def _in_reference(model: onnx.ModelProto) -> list[Any]:
+    import onnx.reference
+
     return list(onnx.reference.ReferenceEvaluator(model).run(None, {}))

@@ -8,18 +8,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from memoptc.report import Report
 from memoptc.report.chart import sparkline
 from memoptc.report.rows import before_after, size
 from memoptc.report.verdict import proof
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.table import Table
 
 
 class Progress:
@@ -30,32 +29,41 @@ class Progress:
     """
 
     def __init__(self, quiet: bool) -> None:
-        console = Console(stderr=True)
-        self._bar = Bar(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
+        self._bar: Bar | None = None
+        if quiet or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("reading", total=1.0)
 
     def __call__(self, step: str, share: float | None = None) -> None:
         """Show `step`; `share` is how much of the whole is done, 0 to 1."""
-        self._bar.update(self._task, description=escape(step), completed=share if share is not None else None)
+        if self._bar is not None:
+            from rich.markup import escape
+
+            self._bar.update(self._task, description=escape(step), completed=share if share is not None else None)
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
 
 def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: bool) -> None:
     """Print the verdict, the before/after table, the proof, what was written, and the warnings (to stderr)."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    if quiet and not report.warnings:
+        return
     errors = Console(stderr=True, highlight=False)
     for warning in report.warnings:
         errors.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
@@ -78,6 +86,8 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
 
 def _print_verdict(report: Report, console: Console) -> None:
     """What came out, in words; what got worse below it, in red."""
+    from rich.markup import escape
+
     failed = report.verification.get("passed") is False
     console.print(f"[bold{' red' if failed else ''}]{escape(report.verdict)}[/]", soft_wrap=True)
     for figure in report.worse:
@@ -100,6 +110,8 @@ def _print_curves(report: Report, console: Console) -> None:
 
 def result_console() -> Console:
     """A console on stdout whose tables are not cut in a pipe."""
+    from rich.console import Console
+
     console = Console(highlight=False)
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         console.width = 120
@@ -108,6 +120,9 @@ def result_console() -> Console:
 
 def result_table(report: Report) -> Table:
     """The before/after table."""
+    from rich.markup import escape
+    from rich.table import Table
+
     title = f"{Path(report.model.get('path') or 'model').name}  -O{report.options.get('level')}"
     table = Table(title=f"{title} --target {report.options.get('target')}", title_justify="left")
     table.add_column("")
@@ -121,6 +136,9 @@ def result_table(report: Report) -> Table:
 
 def pass_table(report: Report) -> Table:
     """One line per pass: time, nodes, what it did."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title="passes", title_justify="left")
     for heading in ("pass", "seconds", "nodes", "what it did"):
         table.add_column(heading, justify="right" if heading in ("seconds", "nodes") else "left")
@@ -137,6 +155,9 @@ def layer_table(precision: dict[str, Any], *, all_layers: bool) -> Table:
         precision: As in the report.
         all_layers: Also those that are in the state of most.
     """
+    from rich.markup import escape
+    from rich.table import Table
+
     reached, rows = precision["reached"], precision["layers"]
     table = Table(
         title=f"layers; {reached['setting']}: {reached['sqnr_db']:.1f} dB"

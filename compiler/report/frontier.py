@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import atomic_write

@@ -9,8 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from memoptc import __version__
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.chart import memory_chart
@@ -95,6 +93,8 @@ def _savings(report: Report) -> list[int | None]:
 
 
 def _render(template: str, report: Report) -> str:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("memoptc.report", "."),
         autoescape=template.endswith(".html.j2"),

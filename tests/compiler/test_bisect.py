@@ -12,8 +12,8 @@ from memoptc.bisect import bisect
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
-from memoptc.ir.mir import parse
 from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.parser import parse
 from memoptc.pass_base import Pass
 from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import NoMatch, RulePass, counted, limit_rewrites, op, rewrite

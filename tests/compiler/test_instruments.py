@@ -15,8 +15,9 @@ from memoptc.cli.main import cli
 from memoptc.instruments import CheckEach, Dump, PrintAfter, PrintChanged, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph, Op, Tensor
 from memoptc.ir.equality import same_structure
-from memoptc.ir.mir import parse, read_mir, write_mir
+from memoptc.ir.mir import read_mir, write_mir
 from memoptc.ir.onnx_io import read_onnx, to_proto, write_onnx
+from memoptc.ir.parser import parse
 from memoptc.ir.tensors import from_array
 from memoptc.manager import PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass

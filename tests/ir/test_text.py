@@ -21,8 +21,9 @@ from memoptc.ir.core import AttrRef, EmptyList, Function, Graph, Loc, ModelInfo,
 from memoptc.ir.diagnostics import InputError, SourceError
 from memoptc.ir.dims import Sym, maximum, minimum, parse_dim
 from memoptc.ir.equality import same_structure
-from memoptc.ir.mir import parse, print_graph, read_mir, write_mir
+from memoptc.ir.mir import print_graph, read_mir, write_mir
 from memoptc.ir.onnx_io import read_onnx, write_onnx
+from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_op
 from memoptc.ir.tensors import from_array, same_content
 from memoptc.ir.types import (
