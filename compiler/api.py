@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ import onnx
 from memoptc import __version__, steps
 from memoptc.gate import check_budget, check_slowdown, check_verification
 from memoptc.ir.core import Graph
-from memoptc.ir.files import publish, refuse_overwriting, staging
-from memoptc.ir.onnx_io import to_proto, write_into, write_onnx
+from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
+from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.manager import count_nodes
 from memoptc.options import Options
 from memoptc.report import Report, write_report
@@ -71,9 +71,11 @@ class Result:
         Returns:
             The files written.
         """
-        files = write_onnx(self.graph, path)
-        self.contract.save(contract_path(path))
-        return [*files, contract_path(path)]
+        path = Path(path)
+        with staged(path) as inner:
+            files = write_into(self.graph, inner)
+            self.contract.save(contract_path(inner))
+        return written_files(path, [*files, contract_path(inner)])
 
 
 def compile(
@@ -116,7 +118,7 @@ def compile(
         dims=dict(dims or {}),
         **options,
     )
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+    with TemporaryFolder() as folder:
         return _compile(model, asked, Path(folder), Path(folder) / "candidate.onnx")
 
 
@@ -138,14 +140,13 @@ def compile_file(
     source, output = Path(source), Path(output)
     report_paths = [check_report_path(p) for p in reports]
     refuse_overwriting(output, [source])
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch, staging(output) as folder:
-        result = _compile(source, asked, Path(scratch), folder / output.name, output)
+    with TemporaryFolder() as scratch, staged(output) as inner:
+        result = _compile(source, asked, Path(scratch), inner, output)
         worst = result.report.verification.get("worst_sample")
         if worst:
-            kept = output.with_name(f"{output.stem}.worst.npz")
-            Path(worst).replace(folder / kept.name)
-            result.report.verification["worst_sample"] = kept.name
-        publish(folder, output.parent, last=output.name)
+            kept = inner.with_name(f"{inner.stem}.worst.npz")
+            shutil.move(worst, kept)
+            result.report.verification["worst_sample"] = None if stands_alone(output) else kept.name
     for path in report_paths:
         write_report(result.report, path)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import GateError, MemoptcError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
 from memoptc.runtime.contract import contract_path
 from memoptc.runtime.measure import measure
@@ -105,7 +105,7 @@ def frontier(
         InputError: the model or an option cannot be used.
     """
     model = Path(model)
-    with tempfile.TemporaryDirectory(prefix="memoptc-frontier-") as folder:
+    with TemporaryFolder("memoptc-frontier-") as folder:
         source = load(model, Path(folder))
         feed = Inputs(source, options).feed
         found: Frontier | None = None

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
 
 from memoptc.ir.core import Graph
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.report.model import Decision
 
@@ -55,12 +53,13 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    _folder: TemporaryFolder | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.scratch == Path():
             # Not the current folder: others may work there, under the same names.
-            self.scratch = Path(tempfile.mkdtemp(prefix="memoptc-"))
-            weakref.finalize(self, shutil.rmtree, self.scratch, ignore_errors=True)
+            self._folder = TemporaryFolder()
+            self.scratch = Path(self._folder.name)
 
     def shapes(self, graph: Graph) -> Inference:
         """Infer shapes and known elements of integer vectors; once per version of the graph."""

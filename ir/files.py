@@ -1,4 +1,4 @@
-"""Output files appear whole or not at all, also when the process is killed."""
+"""Output files appear whole or not at all, also when the process is killed; what is no plain file stays what it is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,84 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 from memoptc.ir.diagnostics import InputError
 
+try:
+    import fcntl
+except ImportError:  # no such locks there: what killed runs leave stays
+    fcntl = None  # type: ignore[assignment]
+
 _STAGING_PREFIX = ".memoptc-"
+_SCRATCH_PREFIX = "memoptc-"
+_LOCK = ".lock"
+
+_YOUNG = 60.0
+"""Seconds for which a folder without a lock may still be in the making."""
+
+_SWEPT: set[str] = set()
+
+
+class TemporaryFolder(tempfile.TemporaryDirectory[str]):
+    """A folder for temporary files. It goes with this object; when the process is killed, with the next one made.
+
+    A lock says that its process lives, and the system gives that back however the process ends.
+
+    Args:
+        prefix: How its name begins.
+        parent: Where it lies; the system's folder for temporary files when not given.
+    """
+
+    def __init__(self, prefix: str = _SCRATCH_PREFIX, parent: Path | None = None) -> None:
+        where = os.fspath(parent) if parent is not None else tempfile.gettempdir()
+        _remove_abandoned(where, prefix)
+        super().__init__(prefix=prefix, dir=where, ignore_cleanup_errors=True)
+        if fcntl is not None:
+            lock = os.open(os.path.join(self.name, _LOCK), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._unlock = weakref.finalize(self, os.close, lock)
+
+    def cleanup(self) -> None:
+        """Remove the folder now."""
+        super().cleanup()
+        if fcntl is not None:
+            self._unlock()
+
+
+def _remove_abandoned(where: str, prefix: str) -> None:
+    """Remove folders whose processes are gone; looked for once per process and place."""
+    if fcntl is None or where in _SWEPT:
+        return
+    _SWEPT.add(where)
+    with contextlib.suppress(OSError), os.scandir(where) as entries:
+        for entry in entries:
+            if entry.name.startswith((_STAGING_PREFIX, _SCRATCH_PREFIX)) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(entry)
+
+
+def _remove_if_abandoned(entry: os.DirEntry[str]) -> None:
+    found = entry.stat(follow_symlinks=False)
+    if found.st_uid != os.getuid():
+        return
+    try:
+        lock = os.open(os.path.join(entry.path, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if time.time() - found.st_mtime > _YOUNG:
+            os.rmdir(entry.path)  # only when it is empty: it may be somebody else's
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry.path, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -21,49 +92,109 @@ def atomic_write(path: Path, content: bytes) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    with staging(path) as folder:
-        (folder / path.name).write_bytes(content)
-        publish(folder, path.parent)
+    with staged(path) as inner:
+        inner.write_bytes(content)
 
 
 @contextlib.contextmanager
-def staging(output: Path) -> Iterator[Path]:
-    """Give a hidden folder beside `output` to write into; it is gone afterwards, whatever happens.
+def staged(output: Path) -> Iterator[Path]:
+    """Give the path to write an output to; it appears at `output`, with all beside it, when no error is raised.
+
+    Links are followed: what is written lies beside the file that `output` leads to. A file that is there already keeps
+    its mode. What is no plain file (a device, a pipe) is written through; nothing can lie beside it.
 
     Raises:
-        InputError: the folder of `output` does not exist or cannot be written, or the disk is full.
+        InputError: `output` cannot be written, is a folder, or is no plain file and would need others beside it.
     """
-    parent = output.parent if str(output.parent) else Path()
+    plain = not stands_alone(output)
+    real = Path(os.path.realpath(output)) if plain else output
     if output.is_dir():
         raise InputError(f"{output} is a folder.", hint="Name a file to write.")
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=parent))
+        folder = TemporaryFolder(_STAGING_PREFIX, real.parent) if plain else TemporaryFolder()
     except OSError as e:
         raise _cannot_write(output, e) from None
     try:
-        yield folder
+        with folder as name:
+            yield Path(name) / real.name
+            if plain:
+                _publish(Path(name), real)
+            elif not discards(output):
+                for beside in (f"{real.name}.data", f"{real.stem}.npz"):
+                    if os.path.exists(os.path.join(name, beside)):
+                        raise InputError(
+                            f"{output} is no plain file: weights cannot lie beside it.", hint="Name a file."
+                        )
+                _write_through(Path(name) / real.name, real)
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EPIPE):
             raise _cannot_write(output, e) from e
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, into: Path, last: str = "") -> None:
-    """Move every file of a staging folder to where it belongs, each in one step.
+def written_files(output: Path, files: list[Path]) -> list[Path]:
+    """Say where the files of a staging folder are now."""
+    if stands_alone(output):
+        return [output]
+    return [
+        Path(os.path.realpath(output)).with_name(f.name) if output.is_symlink() else output.with_name(f.name)
+        for f in files
+    ]
 
-    Args:
-        folder: The staging folder.
-        into: A folder on the same file system.
-        last: Name of the file that refers to the others and therefore moves last.
-    """
-    names = sorted((p.name for p in folder.iterdir()), key=lambda n: (n == last, n))
+
+def stands_alone(output: Path) -> bool:
+    """Whether nothing can lie beside an output, because it is a device or a pipe."""
+    return not output.is_dir() and not _is_plain(output)
+
+
+def discards(output: Path) -> bool:
+    """Whether an output is the device that forgets what is written to it."""
+    return os.path.exists(output) and os.path.samefile(output, os.devnull)
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True  # not there yet
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Move every file of a staging folder to where it belongs, each in one step; the one that refers to others last."""
+    names = sorted((p.name for p in folder.iterdir() if p.name != _LOCK), key=lambda n: (n == output.name, n))
     for name in names:
         with open(folder / name, "rb") as f:
             os.fsync(f.fileno())
     for name in names:
-        os.replace(folder / name, into / name)
+        _replace(folder / name, output.parent / name)
+
+
+def _replace(file: Path, target: Path) -> None:
+    if stands_alone(target):
+        _write_through(file, target)
+        return
+    real = Path(os.path.realpath(target))
+    with contextlib.suppress(FileNotFoundError):
+        held = real.stat()
+        os.chmod(file, stat.S_IMODE(held.st_mode))
+        if hasattr(os, "chown") and (held.st_uid, held.st_gid) != (file.stat().st_uid, file.stat().st_gid):
+            with contextlib.suppress(OSError):
+                os.chown(file, held.st_uid, held.st_gid)
+                os.chmod(file, stat.S_IMODE(held.st_mode))
+    try:
+        os.replace(file, real)
+    except OSError as e:
+        if e.errno != errno.EXDEV:
+            raise
+        # A link that leads to another file system.
+        with TemporaryFolder(_STAGING_PREFIX, real.parent) as near:
+            shutil.copy2(file, Path(near) / real.name)
+            os.replace(Path(near) / real.name, real)
+
+
+def _write_through(file: Path, target: Path) -> None:
+    with open(file, "rb") as source, open(target, "wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def refuse_overwriting(output: Path, inputs: list[Path]) -> None:
@@ -72,7 +203,8 @@ def refuse_overwriting(output: Path, inputs: list[Path]) -> None:
     Raises:
         InputError: it is, directly or through a link.
     """
-    for written in (output, output.with_name(f"{output.name}.data")):
+    real = Path(os.path.realpath(output))
+    for written in (output, real.with_name(f"{real.name}.data")):
         for path in inputs:
             if written.exists() and path.exists() and os.path.samefile(written, path):
                 raise InputError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import publish, staging
+from memoptc.ir.files import staged
 from memoptc.ir.printer import INLINE_LIMIT, print_graph
 from memoptc.ir.spelling import quote
 from memoptc.ir.tensors import same_content
@@ -70,11 +70,10 @@ def write_mir(
     if not head.startswith("model "):
         head, rest = "", text
     lines = "".join(f"weights {quote(f)}\n" for f in files)
-    with staging(path) as folder:
-        (folder / path.name).write_text(f"{head}\n{lines}{rest}", encoding="utf-8")
+    with staged(path) as inner:
+        inner.write_text(f"{head}\n{lines}{rest}", encoding="utf-8")
         if store.kept:
-            write_npz(folder / side, store.kept)
-        publish(folder, path.parent, last=path.name)
+            write_npz(inner.with_name(side), store.kept)
     return [path.parent / side, path] if store.kept else [path]
 
 

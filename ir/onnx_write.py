@@ -15,7 +15,7 @@ from memoptc.ir import ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym
-from memoptc.ir.files import publish, staging
+from memoptc.ir.files import staged, written_files
 from memoptc.ir.mapped import release
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType, Type
@@ -372,10 +372,9 @@ def write_onnx(graph: Graph, path: str | Path, *, external: bool | None = None) 
         InputError: the place cannot be written or the disk is full.
     """
     path = Path(path)
-    with staging(path) as folder:
-        files = write_into(graph, folder / path.name, external=external)
-        publish(folder, path.parent, last=path.name)
-    return [path.parent / f.name for f in files]
+    with staged(path) as inner:
+        files = write_into(graph, inner, external=external)
+    return written_files(path, files)
 
 
 def write_into(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, write_into
 from memoptc.ir.tensors import same_content
@@ -60,9 +61,7 @@ class FreezeRuntime(Pass):
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Freeze without facts about the compile."""
-        import tempfile
-
-        with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+        with TemporaryFolder() as folder:
             self.apply(graph, stats, Context(scratch=Path(folder)))
 
 

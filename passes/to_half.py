@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.onnx_write import Names
 from memoptc.ir.tensors import nbytes
@@ -98,7 +98,7 @@ class ToHalf(Pass):
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Change without facts about the compile: ranges come from made-up inputs."""
-        with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+        with TemporaryFolder() as folder:
             self.apply(graph, stats, Context(scratch=Path(folder)))
 
     # -- weights --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.ir.files import staged
 from memoptc.ir.types import TensorType, Type
 from memoptc.runtime.compare import Totals, difference, flatten
 from memoptc.runtime.data import Sample
@@ -185,7 +186,8 @@ class Check:
             return
         parts = {"input": sample.feed, "original": wanted, "candidate": got}
         self.keep.parent.mkdir(parents=True, exist_ok=True)
-        save_feed(self.keep, {f"{part}/{n}": v for part, values in parts.items() for n, v in values.items()})
+        with staged(self.keep) as inner:
+            save_feed(inner, {f"{part}/{n}": v for part, values in parts.items() for n, v in values.items()})
         self.written = True
 
     def _labels(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:

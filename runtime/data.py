@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.types import DType, OptionalType, TensorType, Type
 from memoptc.runtime.npz import ArrayFile, load_feed, one_line, save_feed
 
@@ -69,7 +69,7 @@ class Data:
     def __init__(self, source: DataSource, inputs: Mapping[str, Type | None], optional: Iterable[str] = ()) -> None:
         self._inputs = dict(inputs)
         self._optional = frozenset(optional)
-        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._spool: TemporaryFolder | None = None
         self.name, self._open = self._resolve(source)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -137,7 +137,7 @@ class Data:
                     except StopIteration:
                         return
                     if self._spool is None:
-                        self._spool = tempfile.TemporaryDirectory(prefix="memoptc-data-")
+                        self._spool = TemporaryFolder("memoptc-data-")
                     file = Path(self._spool.name) / f"{len(files):08d}.npz"
                     where = f"{name}, sample {len(files)}"
                     save_feed(file, _mapping(item, where))

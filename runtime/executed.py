@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import onnx
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime.options import Feed, RunOptions, clean_message
 
 _SUFFIX = "_kernel_time"
@@ -33,7 +33,7 @@ def executed_order(model: str | os.PathLike[str], feed: Feed, options: RunOption
     """
     native = options.session_options()
     native.enable_profiling = True
-    with tempfile.TemporaryDirectory(prefix="memoptc-order-") as folder:
+    with TemporaryFolder("memoptc-order-") as folder:
         native.profile_file_prefix = str(Path(folder) / "run")
         try:
             session = ort.InferenceSession(

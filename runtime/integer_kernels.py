@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import onnxruntime
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.types import TensorType
 from memoptc.runtime.options import RunOptions
@@ -77,7 +77,7 @@ def has_codes(graph: Graph) -> bool:
 
 def integer_run(path: str | Path) -> IntegerRun | None:
     """Let onnxruntime optimize a model for this machine, and look at what it made; `None` when it refuses."""
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+    with TemporaryFolder() as folder:
         written = Path(folder) / "optimized.onnx"
         options = RunOptions().session_options()
         options.optimized_model_filepath = str(written)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ import onnx
 import onnx_ir
 import onnxruntime
 
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.types import DType
 from memoptc.runtime.options import RunOptions
 
@@ -118,7 +118,7 @@ class Loaded:
 
 def loaded(path: str | Path) -> Loaded | None:
     """Let onnxruntime load a model and fold its constants; `None` when it refuses, or cannot write what it has."""
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+    with TemporaryFolder() as folder:
         written = Path(folder) / "optimized.onnx"
         options = RunOptions().session_options()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -146,7 +146,7 @@ def casts_inserted(
         opset: Version of the standard operators.
     """
     graph = onnx.helper.make_graph([node], "probe", list(inputs), list(outputs))
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+    with TemporaryFolder() as folder:
         written = Path(folder) / "optimized.onnx"
         options = RunOptions(optimize=False).session_options()
         options.optimized_model_filepath = str(written)

@@ -8,7 +8,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from memoptc.ir.diagnostics import InputError, InternalError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime import worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed, RunOptions
@@ -236,7 +236,7 @@ def measure_need(
 @contextmanager
 def _feeds(models: Sequence[Any], feed: Feed | Sequence[Feed]) -> Iterator[list[Path]]:
     """Give a file with inputs per model."""
-    with tempfile.TemporaryDirectory(prefix="memoptc-measure-") as folder:
+    with TemporaryFolder("memoptc-measure-") as folder:
         feeds = [feed] if isinstance(feed, Mapping) else list(feed)
         files = [Path(folder) / f"feed{i}.npz" for i in range(len(feeds))]
         for file, content in zip(files, feeds, strict=True):

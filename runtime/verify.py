@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Literal
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.check import EFFORTS, Check, Refused, Verification
 from memoptc.runtime.data import Data, DataSource, Sample
@@ -125,7 +125,7 @@ def _isolated(
     threads: int,
 ) -> Verification:
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memoptc-verify-")))
+        folder = Path(stack.enter_context(TemporaryFolder("memoptc-verify-")))
         request = {
             "original": _on_disk(original, folder / "original.onnx"),
             "candidate": _on_disk(candidate, folder / "candidate.onnx"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
 
 from memoptc.cli.options import common, dim_option
+from memoptc.ir.files import TemporaryFolder
 from memoptc.targets import TARGETS
 
 
@@ -40,7 +40,7 @@ def command(
     from memoptc.options import Options
     from memoptc.source import load
 
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+    with TemporaryFolder() as folder:
         scratch = Path(folder)
         options = Options(
             level=level,

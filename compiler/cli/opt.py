@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import click
 
 from memoptc.cli.options import common, dim_option
+from memoptc.ir.files import TemporaryFolder
 
 
 @click.command("opt")
@@ -56,7 +56,7 @@ def command(
         instruments.append(PrintAfter(_to_stderr, [n for n in print_after.split(",") if n != "all"]))
     if print_changed:
         instruments.append(PrintChanged(_to_stderr))
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as scratch:
+    with TemporaryFolder() as scratch:
         context = Context(
             level=recipe.level,
             target=recipe.target,

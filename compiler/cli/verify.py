@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import click
 
 from memoptc.cli.options import common, dim_option
+from memoptc.ir.files import TemporaryFolder
 
 
 @click.command("verify")
@@ -46,7 +46,7 @@ def command(
     from memoptc.runtime.judge import Judge
     from memoptc.runtime.verify import verify
 
-    with tempfile.TemporaryDirectory(prefix="memoptc-") as folder:
+    with TemporaryFolder() as folder:
         found = verify(
             original,
             _comparable(original, candidate, Path(folder)),
