@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir
 from onnx_shape_inference import registry
+from onnx_shape_inference._ops import _pooling
 
 _DOMAIN = "com.microsoft"
 
@@ -25,6 +26,8 @@ def install() -> None:
     registry.register(_DOMAIN, "QGemm", since_version=1)(_infer_quantized_gemm)
     for name in _FLOAT_PRODUCTS:
         registry.register(_DOMAIN, name, since_version=1)(_infer_product)
+    registry.register(_DOMAIN, "QLinearAveragePool", since_version=1)(_infer_pool_of_codes)
+    registry.register(_DOMAIN, "QLinearGlobalAveragePool", since_version=1)(_infer_pool_of_codes)
     registry.register(_DOMAIN, "MatMulNBits", since_version=1)(_infer_product_of_codes)
     registry.register(_DOMAIN, "GatherBlockQuantized", since_version=1)(_infer_lookup_of_codes)
 
@@ -54,8 +57,31 @@ def _infer_quantized_gemm(context: Any, node: onnx_ir.Node) -> None:
 
 def _infer_product(context: Any, node: onnx_ir.Node) -> None:
     _delegate("MatMul", 13)(context, node)
-    result = node.outputs[0]
-    context.set_shape_and_dtype(result, result.shape, onnx_ir.DataType.FLOAT)
+    node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+
+
+def _infer_pool_of_codes(context: Any, node: onnx_ir.Node) -> None:
+    """As the pool of floats; channels may be last."""
+    x = node.inputs[0]
+    if x is None:
+        return
+    last = "channels_last" in node.attributes and node.attributes["channels_last"].as_int()
+    shape = None
+    if x.shape is not None:
+        dims = list(x.shape)
+        inner = range(1, len(dims) - 1) if last else range(2, len(dims))
+        pooled: list[Any] = [1] * len(inner)
+        if node.op_type == "QLinearAveragePool":
+            kernel = list(node.attributes["kernel_shape"].as_ints())
+            mode, strides, pads, ceil, dilations = _pooling._read_pool_attrs(node, len(kernel))
+            turned = onnx_ir.Shape([dims[0], dims[-1 if last else 1], *(dims[i] for i in inner)])
+            pooled = _pooling._compute_pool_output_shape(
+                context, node, turned, kernel, strides, pads, dilations, ceil, mode
+            )
+        for i, extent in zip(inner, pooled, strict=True):
+            dims[i] = extent
+        shape = onnx_ir.Shape(dims)
+    context.set_shape_and_dtype(node.outputs[0], shape, x.dtype)
 
 
 def _infer_product_of_codes(context: Any, node: onnx_ir.Node) -> None:

@@ -85,7 +85,8 @@ def _infer_loop(context: Any, node: onnx_ir.Node) -> None:
     trips = None
     if node.inputs[0] is not None and _runs_to_the_end(node, body):
         known = context.get_symbolic_value(node.inputs[0])
-        trips = known[0] if known is not None and len(known) == 1 else None
+        trips = known[0] if known is not None and len(known) == 1 else _number(node.inputs[0])
+    collects = _runs_once(node)
     for index, output in enumerate(node.outputs):
         inner = body.outputs[index + 1]
         if index < carried:
@@ -94,10 +95,27 @@ def _infer_loop(context: Any, node: onnx_ir.Node) -> None:
                 _set(context, output, inner.type, _merged(context, start.shape, inner.shape))
         elif inner.type is not None:
             shape = None
-            if inner.shape is not None:
+            if inner.shape is not None and collects:
                 first = trips if trips is not None else context.new_symbolic_dim()
                 shape = onnx_ir.Shape([first, *inner.shape.dims])
             _set(context, output, inner.type, shape)
+
+
+def _number(value: onnx_ir.Value | None) -> int | None:
+    constant = None if value is None else onnx_ir.convenience.get_const_tensor(value)
+    return int(constant.numpy().reshape(-1)[0]) if constant is not None and constant.size == 1 else None
+
+
+def _runs_once(node: onnx_ir.Node) -> bool:
+    """Whether a Loop runs at least once, as far as one can see.
+
+    Of no iterations, onnxruntime collects values of the rank that its own inference finds: of one axis where that finds
+    none, and else with every extent 0 that it does not know.
+    """
+    trips, condition = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+    holds = condition is None or bool(_number(condition))
+    count = _number(trips)
+    return holds and (trips is None or (count is not None and count > 0))
 
 
 def _runs_to_the_end(node: onnx_ir.Node, body: onnx_ir.Graph) -> bool:

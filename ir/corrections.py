@@ -2,8 +2,8 @@
 
 onnx-shape-inference 0.4 assumes where it does not know: of two symbols that broadcast it takes the first, though
 either may be 1; a symbol cut to [0:6] it takes to be at least 6; Squeeze without axes it takes to leave symbols
-alone, which may be 1, too; of a symbol, a pool that rounds up gets windows that begin behind the end. A shape that
-does not hold for every extent would make passes wrong.
+alone, which may be 1, too. A shape that does not hold for every extent would make passes wrong. Windows and contents
+have modules of their own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import onnx_ir
 import onnx_ir._symbolic_shapes as ir_symbols
 import onnx_shape_inference._symbolic_shapes as engine_symbols
 from onnx_shape_inference import _broadcast, _constraints, registry
-from onnx_shape_inference._ops import _elementwise, _pooling, _slice, _squeeze, _utils, _where
+from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
-from memoptc.ir import contrib
+from memoptc.ir import content_shapes, contrib, window_shapes
 
 _Extent = int | onnx_ir.SymbolicDim
 
@@ -30,12 +30,13 @@ def install() -> None:
     _broadcast._broadcast_dim = broadcast_extents
     for module in (ir_symbols, engine_symbols, _constraints):
         setattr(module, "sympy", _Sympy("sympy"))  # noqa: B010
-    _pooling._compute_pool_output_shape = _pool_extents
     registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
     registry.register("", "Slice", since_version=10)(_infer_slice)
     registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
     registry.register("", "Equal", since_version=7)(_infer_equal)
     registry.register("", "Where", since_version=9)(_infer_where)
+    window_shapes.install()
+    content_shapes.install()
     contrib.install()
 
 
@@ -91,36 +92,6 @@ def _either(a: str, b: str) -> str:
 
 
 _NUMBERS = itertools.count(1_000_000)
-
-
-def _pool_extents(
-    context: Any,
-    node: onnx_ir.Node,
-    shape: onnx_ir.Shape,
-    kernel: list[int],
-    strides: list[int],
-    pads: list[int],
-    dilations: list[int],
-    ceil_mode: int,
-    auto_pad: str = "NOTSET",
-) -> list[_Extent]:
-    """Count the windows; where they are rounded up, those that begin in the input or the padding before it."""
-    if not ceil_mode or auto_pad.startswith("SAME"):
-        return _ENGINES_POOL(context, node, shape, kernel, strides, pads, dilations, ceil_mode, auto_pad)  # type: ignore[no-any-return]
-    found: list[_Extent] = []
-    for i, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        before, after = (0, 0) if auto_pad == "VALID" else (pads[i], pads[i + len(kernel)])
-        extent = shape[i + 2]
-        if not isinstance(extent, int) and extent.value is None:
-            found.append(context.new_symbolic_dim())
-            continue
-        # ceil((extent + before + after - reach) / stride) + 1 windows, of ceil((extent + before) / stride) that begin.
-        beyond = stride + after - (size - 1) * dilation - 1
-        found.append((extent + (before + min(beyond, 0) + stride - 1)) // stride)
-    return found
-
-
-_ENGINES_POOL = _pooling._compute_pool_output_shape
 
 
 def _constant_of_shape(context: Any, node: onnx_ir.Node) -> None:
@@ -182,7 +153,8 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
         return
     known = [_utils.get_known_dim_values(context, v) for v in node.inputs[1:]]
     given = [v is not None for v in node.inputs[1:]]
-    if any(k is None and g for k, g in zip(known[2:], given[2:], strict=True)):
+    computed = [k is None or not all(isinstance(e, int) for e in k) for k in known]
+    if any(c and g for c, g in zip(computed[2:], given[2:], strict=True)):
         unknown = onnx_ir.Shape([context.new_symbolic_dim() for _ in data.shape])
         result.shape = unknown
         return
@@ -194,10 +166,23 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
     steps = steps if steps is not None else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         numbers = isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and isinstance(axis, int)
-        if numbers and not isinstance(data.shape[axis], int) and step > 0 and start >= 0 and end >= 0:
-            dims[axis] = _cut(context, data.shape[axis], start, end, step)
+        extent = data.shape[axis] if isinstance(axis, int) else None
+        if numbers and isinstance(extent, int):
+            dims[axis] = len(_places(extent, start, end, step))
+        elif numbers and isinstance(extent, onnx_ir.SymbolicDim) and step > 0 and start >= 0 and end >= 0:
+            dims[axis] = _cut(context, extent, start, end, step)
+        elif numbers and step < 0 and -1 > start:
+            dims[axis] = context.new_symbolic_dim()
     result.shape = onnx_ir.Shape(dims)
     _infer_cut_elements(context, node, starts, ends, steps)
+
+
+def _places(extent: int, start: int, end: int, step: int) -> range:
+    """The elements of an axis that a slice takes; backwards, it begins no earlier than at the first one."""
+    start, end = (n + extent if n < 0 else n for n in (start, end))
+    low, high = (0, extent) if step > 0 else (-1, extent - 1)
+    start = min(max(start, 0), high) if extent else 0
+    return range(start, min(max(end, low), high), step) if extent else range(0)
 
 
 _FAR = 2**31 - 1
@@ -223,7 +208,8 @@ def _infer_cut_elements(context: Any, node: onnx_ir.Node, starts: Any, ends: Any
     if elements is None or len(starts) != 1 or data is None or data.shape is None or len(data.shape) != 1:
         return
     if all(isinstance(n, int) for n in (starts[0], ends[0], steps[0])):
-        context.set_symbolic_value(node.outputs[0], list(elements)[starts[0] : ends[0] : steps[0]])
+        chosen = [elements[i] for i in _places(len(elements), starts[0], ends[0], steps[0])]
+        context.set_symbolic_value(node.outputs[0], chosen)
 
 
 def _infer_squeeze(context: Any, node: onnx_ir.Node) -> None:

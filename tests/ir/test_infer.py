@@ -86,9 +86,17 @@ def test_the_state_of_a_loop_may_grow() -> None:
 
 
 def test_a_loop_that_may_stop_early_has_no_known_number_of_rounds() -> None:
-    graph = parse(GROWING)
+    known = "%n = const() {value=3} : i64[]\n  %c = const() {value=1} : bool[]\n  %r, %s"
+    text = GROWING.replace("%n: i64[], %c: bool[], ", "").replace("%r, %s", known, 1)
+    graph = parse(text.replace("return %k", "%less = Less(%i, %n)\n      return %less"))
     infer_shapes(graph)
     assert type_text(named(graph, "all").type) == "f32[all_d0,3,N]"
+
+
+def test_what_a_loop_collects_has_no_known_rank_where_it_may_run_no_round() -> None:
+    graph = parse(GROWING)
+    infer_shapes(graph)
+    assert type_text(named(graph, "all").type) == "f32[*]"
 
 
 def test_names_of_unknown_extents_are_those_of_their_values_in_every_run() -> None:
