@@ -19,6 +19,9 @@ class DropDead(Pass):
     """Take out ops whose results nothing uses, in subgraphs too, and local functions that nothing calls.
 
     Operators that memoptc does not know are left alone, since they may do more than compute.
+
+    Each graph is swept once, inside out; what goes after that, because nothing uses an output of its subgraph any
+    more, is reached from that output alone. Both end: ops, results and inputs only ever become fewer.
     """
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
@@ -31,17 +34,47 @@ def _sweep(graph: Graph, stats: Counter[str]) -> None:
     op = graph.last
     while op is not None:
         before = op.prev
-        if not any(r.has_uses for r in op.results) and ops.is_removable(op):
-            stats["weights" if op.is_const else "ops"] += op.op_type != "absent"
-            op.erase()
+        if _is_dead(op):
+            _erase(op, stats)
         else:
-            _omit_unused(op, stats)
             for region in op.regions.values():
                 _sweep(region, stats)
-            for region in _without_unused_outputs(op, stats).regions.values():
-                _sweep(region, stats)
+            _trim(op, stats)
         op = before
     stats += Counter()
+
+
+def _is_dead(op: Op) -> bool:
+    return not any(r.has_uses for r in op.results) and ops.is_removable(op)
+
+
+def _erase(op: Op, stats: Counter[str]) -> None:
+    stats["weights" if op.is_const else "ops"] += op.op_type != "absent"
+    op.erase()
+
+
+def _trim(op: Op, stats: Counter[str]) -> None:
+    """Drop results of an op that nothing uses, and inside its swept subgraphs all that only they needed."""
+    regions = list(op.regions.values())
+    todo: list[Op] = [op]
+    inputs: list[Value] = []
+    while todo:
+        op = todo.pop()
+        if op.graph is None:
+            continue
+        _omit_unused(op, stats)
+        unused = _without_unused_outputs(op, inputs, stats)
+        while unused:
+            maker = unused.pop().op
+            if maker is None or maker.graph is None or not any(r.encloses(maker.graph) for r in regions):
+                continue  # what lies around is swept later
+            if _is_dead(maker):
+                unused += _used_by(maker)
+                _erase(maker, stats)
+            elif maker.regions or maker.key in OMITTABLE:
+                todo.append(maker)
+    for value in inputs:
+        value.graph.erase_input(value)
 
 
 def _omit_unused(op: Op, stats: Counter[str]) -> None:
@@ -57,81 +90,90 @@ def _omit_unused(op: Op, stats: Counter[str]) -> None:
             stats["results omitted"] += 1
 
 
-def _without_unused_outputs(op: Op, stats: Counter[str]) -> Op:
-    """What a subgraph gives that nothing uses it need not compute. Gives the op that then stands there."""
+def _without_unused_outputs(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value]:
+    """What a subgraph gives that nothing uses it need not compute.
+
+    Args:
+        op: The owner; another op stands there afterwards where anything is dropped.
+        inputs: Gets the inputs of bodies that nothing feeds any more; what uses them is dead.
+        stats: Counts outputs.
+
+    Returns:
+        What the subgraphs gave before and now do not.
+    """
     if op.domain or not op.regions or not any(r.has_uses for r in op.results):
-        return op
+        return []
     match op.op_type:
         case "If":
             kept = [i for i, r in enumerate(op.results) if r.has_uses]
             if len(kept) < len(op.results):
-                for region in op.regions.values():
-                    _keep_outputs(region, kept)
-                return _rebuild(op, kept, op.operands, {}, stats)
+                unused = [v for region in op.regions.values() for v in _keep_outputs(region, kept)]
+                _rebuild(op, kept, op.operands, {}, stats)
+                return unused
         case "Loop":
-            return _narrow_loop(op, stats)
+            return _narrow_loop(op, inputs, stats)
         case "Scan" if op.graph is not None and (ops.opset_of(op.graph) or 0) >= 9:
-            return _narrow_scan(op, stats)
-    return op
+            return _narrow_scan(op, inputs, stats)
+    return []
 
 
-def _narrow_loop(op: Op, stats: Counter[str]) -> Op:
+def _narrow_loop(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value]:
     """Drop state that only feeds itself, and collected values that nothing uses."""
     body = op.regions["body"]
     states = len(op.operands) - 2
     # Result i stands for the body's output i + 1; state i for its input i + 2.
     kept = _needed(op, body, states, first_input=2, first_output=1)
     if len(kept) == len(op.results):
-        return op
-    _keep_outputs(body, [0, *(i + 1 for i in kept)])
-    _drop_inputs(body, [2 + i for i in range(states) if i not in kept])
-    operands = [*op.operands[:2], *(op.operands[2 + i] for i in range(states) if i in kept)]
-    return _rebuild(op, kept, operands, {}, stats)
+        return []
+    unused = _keep_outputs(body, [0, *(i + 1 for i in kept)])
+    needed = set(kept)
+    inputs += [body.inputs[2 + i] for i in range(states) if i not in needed]
+    operands = [*op.operands[:2], *(op.operands[2 + i] for i in range(states) if i in needed)]
+    _rebuild(op, kept, operands, {}, stats)
+    return unused
 
 
-def _narrow_scan(op: Op, stats: Counter[str]) -> Op:
+def _narrow_scan(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value]:
     """The same for Scan, whose attributes say more of each collected value."""
     body = op.regions["body"]
     states = len(op.operands) - int(op.attrs["num_scan_inputs"])
     kept = _needed(op, body, states, first_input=0, first_output=0)
     if len(kept) == len(op.results):
-        return op
-    _keep_outputs(body, kept)
-    _drop_inputs(body, [i for i in range(states) if i not in kept])
-    operands = [v for i, v in enumerate(op.operands) if i >= states or i in kept]
+        return []
+    unused = _keep_outputs(body, kept)
+    needed = set(kept)
+    inputs += [body.inputs[i] for i in range(states) if i not in needed]
+    operands = [v for i, v in enumerate(op.operands) if i >= states or i in needed]
     attrs = {
         name: tuple(op.attrs[name][i - states] for i in kept if i >= states) or None
         for name in ("scan_output_axes", "scan_output_directions")
         if name in op.attrs
     }
-    return _rebuild(op, kept, operands, attrs, stats)
+    _rebuild(op, kept, operands, attrs, stats)
+    return unused
 
 
 def _needed(op: Op, body: Graph, states: int, *, first_input: int, first_output: int) -> list[int]:
     """Give the results to keep: those used, and the state that the body needs to compute what is kept."""
     kept = {i for i, r in enumerate(op.results) if r.has_uses}
-    always = [v for o in body.ops if not ops.is_removable(o) for v in _used_by(o)]
-    while True:
-        outputs = [body.outputs[first_output + i] for i in kept] + list(body.outputs[:first_output])
-        reached = _sources([*outputs, *always])
-        more = {i for i in range(states) if body.inputs[first_input + i] in reached} | kept
-        if more == kept:
-            return sorted(kept)
-        kept = more
-
-
-def _sources(values: list[Value]) -> set[Value]:
-    """Everything that values depend on, themselves included; inside subgraphs, too."""
+    state_of = {body.inputs[first_input + i]: i for i in range(states)}
+    todo = [v for o in body.ops if not ops.is_removable(o) for v in _used_by(o)]
+    todo += [*(body.outputs[first_output + i] for i in kept), *body.outputs[:first_output]]
     reached: set[Value] = set()
-    todo = list(values)
+    walked: set[Op] = set()
     while todo:
         value = todo.pop()
         if value in reached:
             continue
         reached.add(value)
-        if value.op is not None:
+        state = state_of.get(value)
+        if state is not None and state not in kept:
+            kept.add(state)
+            todo.append(body.outputs[first_output + state])
+        if value.op is not None and value.op not in walked:
+            walked.add(value.op)
             todo.extend(_used_by(value.op))
-    return reached
+    return sorted(kept)
 
 
 def _used_by(op: Op) -> Iterator[Value]:
@@ -142,19 +184,15 @@ def _used_by(op: Op) -> Iterator[Value]:
             yield from region.outputs
 
 
-def _keep_outputs(region: Graph, kept: list[int]) -> None:
+def _keep_outputs(region: Graph, kept: list[int]) -> list[Value]:
+    """Keep some outputs; gives the others."""
     values, infos = region.outputs, region.outputs_info
     region.set_outputs([values[i] for i in kept], [infos[i] for i in kept])
+    left = set(kept)
+    return [v for i, v in enumerate(values) if i not in left]
 
 
-def _drop_inputs(region: Graph, indices: list[int]) -> None:
-    """Erase inputs that only what is now dead used."""
-    _sweep(region, Counter())
-    for index in reversed(indices):
-        region.erase_input(region.inputs[index])
-
-
-def _rebuild(op: Op, kept: list[int], operands: Sequence[Value], attrs: dict[str, Any], stats: Counter[str]) -> Op:
+def _rebuild(op: Op, kept: list[int], operands: Sequence[Value], attrs: dict[str, Any], stats: Counter[str]) -> None:
     regions = {name: op.take_region(name) for name in tuple(op.regions)}
     new = Op(
         op.op_type,
@@ -174,7 +212,6 @@ def _rebuild(op: Op, kept: list[int], operands: Sequence[Value], attrs: dict[str
         new.results[place].omitted = op.results[index].omitted
     stats["subgraph outputs"] += len(op.results) - len(kept)
     op.erase()
-    return new
 
 
 def _drop_functions(graph: Graph, stats: Counter[str]) -> None:

@@ -13,6 +13,7 @@ from memoptc.ir.dims import same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
+from memoptc.passes._fuse.bounds import Known
 from memoptc.passes._fuse.core import LOWEST, Core, Mask, attention, shape_of
 from memoptc.passes._fuse.heads import inside, is_inside, merged_again, outside, source
 from memoptc.passes._fuse.weights import only_for, projection
@@ -35,9 +36,10 @@ class FuseAttention(Pass):
     """
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Look at every Softmax."""
+        """Look at every Softmax once."""
+        known: Known = {}
         for softmax in list(graph.walk("Softmax")):
-            core = attention(softmax) if softmax.graph is not None else None
+            core = attention(softmax, known) if softmax.graph is not None else None
             if core is None or softmax.graph is None:
                 continue
             if (opset_of(softmax.graph) or 13) < (5 if core.mask is None else 11):

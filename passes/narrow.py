@@ -15,6 +15,10 @@ from memoptc.ir.ops import facts, opset_of
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Pass
 from memoptc.passes._narrow.crop import crop
+from memoptc.passes._narrow.merge import merge
+
+_PASSED = 8
+"""Slices and Gathers that another one passes in one go, at most: bounds the work for each."""
 
 
 class Narrow(Pass):
@@ -23,12 +27,20 @@ class Narrow(Pass):
     What becomes of one token of a sequence, or of some channels, needs the others only where they meet: in attention
     keys and values, not in the layers behind it. A Slice or Gather along one axis moves before an op whose result
     nothing else uses and whose elements along that axis each need those at the same place, and no others. What a Slice
-    cuts off the image that a transposed convolution gives becomes padding of that. Outputs may differ by float noise,
-    since kernels add up in another order for other shapes.
+    cuts off the image that a transposed convolution gives becomes padding of that. Two Slices in a row become one.
+    Outputs may differ by float noise, since kernels add up in another order for other shapes.
+
+    Slices and Gathers along different axes commute, so one moves past others only together with an op that is neither.
+    That ends: the measure that falls with every change is, compared in this order, how many Gathers drop their axis
+    (the others keep theirs, and a Squeeze drops it behind them); for each Slice and Gather, how many other ops it
+    depends on, compared as multisets, since a move replaces one by some for which there are fewer; and how many Slices
+    there are.
     """
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Move every Slice and Gather as far up as it goes, those nearest to the outputs first."""
+        """Move every Slice and Gather as far up as it goes, those nearest to the outputs first; then merge Slices."""
+        for op in list(graph.walk("Slice")):
+            stats["slices merged"] += op.graph is not None and merge(op, same_axis=True)
         todo = [op for op in graph.walk() if op.is_a("Slice", "Gather")]
         while todo:
             op = todo.pop()
@@ -38,10 +50,15 @@ class Narrow(Pass):
                 stats["into pads"] += 1
                 continue
             take = _take(op)
-            moved = _move(op, take) if take is not None else None
+            if take is None or not _leads_on(op, take):
+                continue
+            moved = _move(op, take)
             if moved is not None:
                 stats[f"before {moved.over}"] += 1
                 todo += moved.taken
+        for op in list(graph.walk("Slice")):
+            stats["slices merged"] += op.graph is not None and merge(op)
+        stats += Counter()
 
 
 @dataclass(frozen=True)
@@ -95,16 +112,39 @@ def _slice_axes(op: Op, rank: int) -> list[int] | None:
     return None if axes is None else [int(a) + rank if a < 0 else int(a) for a in axes]
 
 
-def _move(op: Op, take: _Take) -> _Moved | None:
-    """Put a Slice or Gather before what makes its operand."""
-    value = op.operands[0]
+def _leads_on(op: Op, take: _Take) -> bool:
+    """Whether behind the other Slices and Gathers that make an op's operand, there is another op that it can pass."""
+    value, place = op.operands[0], take.axis
+    for _ in range(_PASSED):
+        axis = _passable(value, place, op.graph)
+        if axis is None or value.op is None:
+            return False
+        if not value.op.is_a("Slice", "Gather") or _take(value.op) is None:
+            return True
+        along = axis.operands[0]
+        if along is None:
+            return False
+        value, place = value.op.operands[0], along.axis
+    return False
+
+
+def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
+    """The axis along which a part of a value can be computed from parts of its maker's operands, if nothing else needs
+    the rest.
+    """
     maker = value.op
-    if maker is None or maker.graph is not op.graph or not value.single_use or maker.regions:
+    if maker is None or maker.graph is not graph or not value.single_use or maker.regions:
         return None
     if maker.is_const or not facts(maker).pure or any(r.has_uses for r in maker.results if r is not value):
         return None
-    axis = _axis(maker, maker.results.index(value), take.axis)
-    if axis is None:
+    return _axis(maker, maker.results.index(value), place)
+
+
+def _move(op: Op, take: _Take) -> _Moved | None:
+    """Put a Slice or Gather before what makes its operand."""
+    value = op.operands[0]
+    maker, axis = value.op, _passable(value, take.axis, op.graph)
+    if maker is None or axis is None:
         return None
     assert op.graph is not None
     b = Builder(op.graph, before=op, loc=op.loc.union(maker.loc, rule="narrow"))

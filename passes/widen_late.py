@@ -8,12 +8,13 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dataflow import on_demand
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import BINARY, UNARY, VARIADIC, opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._simplify.facts import opset, require, shape_of, tensor_type
-from memoptc.passes._widen.uniform import keeps, known_truth, uniform_axes
+from memoptc.passes._widen.uniform import Uniform, keeps
 from memoptc.rewrite import Rule, apply_rules, op, rest, rewrite
 
 BROADCASTS = 8
@@ -36,16 +37,19 @@ class WidenLate(Pass):
     A broadcast (Expand, ConstantOfShape, or a mask in which an axis turns out to say nothing) is taken back where all
     that uses it broadcasts anyway, through any element-wise ops between. A Cast to a wider type and a DequantizeLinear
     of one scale go behind Transpose, Slice and Gather, a Cast behind a Concat of such. Every element stays the same.
+
+    That ends: each rule takes a Cast or DequantizeLinear past an op that moves elements, towards the outputs, and makes
+    none of those; the walk over broadcasts goes backwards once.
     """
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Rules to a fixed point, then broadcasts, the last ones first."""
         declined: Counter[str] = context.results.setdefault("declined", Counter())
         apply_rules(graph, _RULES, stats, declined)
-        last = graph.last if (opset_of(graph) or 0) >= BROADCASTS else None
+        last, known = graph.last if (opset_of(graph) or 0) >= BROADCASTS else None, Uniform()
         while last is not None:
             before = last.prev
-            if not last.is_return and len(last.results) == 1 and _take_back(last.result):
+            if not last.is_return and len(last.results) == 1 and _take_back(last.result, known):
                 stats["broadcasts"] += 1
             last = before
 
@@ -54,20 +58,21 @@ class WidenLate(Pass):
         self.apply(graph, stats, Context())
 
 
-def _take_back(value: Value) -> bool:
+def _take_back(value: Value, known: Uniform) -> bool:
     """Give all users of a value a smaller one, without the axes along which it is repeated."""
-    axes = uniform_axes(value) if value.has_uses and value.tensor is None else frozenset()
+    axes = known.axes(value) if value.has_uses and value.tensor is None else frozenset()
     for user, index in value.uses if axes else ():
         if user.graph is not value.graph or not _broadcasts(user) or not axes:
             return False
         if all(v is value or len(_extents(v)) < len(_extents(value)) for v in user.operands):
             return False
         axes = frozenset(a for a in axes if keeps(user, index, a))
-    if not axes or value.op is None or not _can_shrink(value, axes):
+    shrink = _Shrink(known)
+    if not axes or value.op is None or not shrink.possible(value, axes):
         return False
     assert value.op.graph is not None
     b = Builder(value.op.graph, before=value.op, loc=value.op.loc.union(rule="widen-late"))
-    small = _shrunk(value, axes, b)
+    small = shrink.made(value, axes, b)
     value.replace_by(small)
     value.op.erase()
     return True
@@ -89,42 +94,70 @@ def _inside(value: Value, operand: Value, axes: frozenset[int]) -> frozenset[int
     return frozenset(a - more for a in axes if a >= more and own[a - more] != 1)
 
 
-def _can_shrink(value: Value, axes: frozenset[int]) -> bool:
-    """Whether a value without some axes can be had from what is there."""
-    if not axes:
-        return True
-    maker = value.op
-    if maker is None:
-        return False
-    whole = frozenset(i for i, d in enumerate(_extents(value)) if d != 1)
-    if maker.is_a("ConstantOfShape") or known_truth(value) is not None:
-        return axes == whole
-    if maker.is_a("Expand"):
-        operand = maker.operands[0]
-        more = len(_extents(value)) - len(_extents(operand))
-        repeated = {i for i in whole if i < more or _extents(operand)[i - more] == 1}
-        whole_there = all(same(_extents(operand)[i - more], _extents(value)[i]) for i in whole - axes - repeated)
-        return repeated <= axes and whole_there and _can_shrink(operand, _inside(value, operand, axes))
-    return (_broadcasts(maker) or (maker.op_type in UNARY and not maker.domain)) and all(
-        _can_shrink(v, _inside(value, v, axes)) for v in maker.operands if not v.is_absent
-    )
+_Part = tuple[Value, frozenset[int]]
+"""A value, and the axes that it shall lose."""
 
 
-def _shrunk(value: Value, axes: frozenset[int], b: Builder) -> Value:
-    """A value without some axes; extents of 1 may be missing in front."""
-    if not axes:
-        return value
-    truth, maker = known_truth(value), value.op
-    assert maker is not None
-    if truth is not None:
-        return b.const(np.array(truth))
-    if maker.is_a("ConstantOfShape"):
-        content = maker.attrs.get("value")
-        return b.const(np.zeros((), np.float32) if content is None else content.numpy().reshape(()))
-    if maker.is_a("Expand"):
-        return _shrunk(maker.operands[0], _inside(value, maker.operands[0], axes), b)
-    operands = [v if v.is_absent else _shrunk(v, _inside(value, v, axes), b) for v in maker.operands]
-    return b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain).result
+class _Shrink:
+    """Makes values without some axes; extents of 1 may be missing in front. What is used twice is made once."""
+
+    def __init__(self, known: Uniform) -> None:
+        self._known = known
+        self._possible: dict[_Part, bool] = {}
+        self._made: dict[_Part, Value] = {}
+
+    def possible(self, value: Value, axes: frozenset[int]) -> bool:
+        """Whether a value without some axes can be had from what is there."""
+        return on_demand((value, axes), self._from, self._is_possible, self._possible)
+
+    def _from(self, part: _Part) -> list[_Part]:
+        """What has to be shrunk for that, of what it is made of."""
+        value, axes = part
+        maker = value.op
+        if not axes or maker is None or maker.is_a("ConstantOfShape") or self._known.truth(value) is not None:
+            return []
+        if maker.is_a("Expand"):
+            return [(maker.operands[0], _inside(value, maker.operands[0], axes))]
+        if not _broadcasts(maker) and (maker.op_type not in UNARY or maker.domain):
+            return []
+        return [(v, _inside(value, v, axes)) for v in maker.operands if not v.is_absent]
+
+    def _is_possible(self, part: _Part, known: dict[_Part, bool]) -> bool:
+        value, axes = part
+        maker = value.op
+        if not axes or maker is None:
+            return not axes
+        whole = frozenset(i for i, d in enumerate(_extents(value)) if d != 1)
+        if maker.is_a("ConstantOfShape") or self._known.truth(value) is not None:
+            return axes == whole
+        inside = self._from(part)
+        if maker.is_a("Expand"):
+            operand = maker.operands[0]
+            more = len(_extents(value)) - len(_extents(operand))
+            repeated = {i for i in whole if i < more or _extents(operand)[i - more] == 1}
+            whole_there = all(same(_extents(operand)[i - more], _extents(value)[i]) for i in whole - axes - repeated)
+            return repeated <= axes and whole_there and known[inside[0]]
+        return bool(inside) and all(known[i] for i in inside)
+
+    def made(self, value: Value, axes: frozenset[int], b: Builder) -> Value:
+        """A value without some axes, where that is possible."""
+        return on_demand((value, axes), self._from, lambda part, known: self._make(part, known, b), self._made)
+
+    def _make(self, part: _Part, known: dict[_Part, Value], b: Builder) -> Value:
+        value, axes = part
+        if not axes:
+            return value
+        truth, maker = self._known.truth(value), value.op
+        assert maker is not None
+        if truth is not None:
+            return b.const(np.array(truth))
+        if maker.is_a("ConstantOfShape"):
+            content = maker.attrs.get("value")
+            return b.const(np.zeros((), np.float32) if content is None else content.numpy().reshape(()))
+        if maker.is_a("Expand"):
+            return known[self._from(part)[0]]
+        operands = [v if v.is_absent else known[v, _inside(value, v, axes)] for v in maker.operands]
+        return b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain).result
 
 
 def _widens(inner: Op) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from memoptc.ir.core import Value
+from memoptc.ir.dataflow import on_demand
 from memoptc.ir.types import DType, TensorType
 
 Bounds = tuple[float, float]
@@ -13,38 +14,61 @@ _MOVES = frozenset(
     "Concat Expand Flatten Gather GatherElements GatherND Identity Reshape Slice Split Squeeze Tile Transpose "
     "Unsqueeze".split()
 )
-_DEPTH = 24
+Known = dict[Value, Bounds | None]
 
 
-def bounds(value: Value, depth: int = 0) -> Bounds | None:
+def bounds(value: Value, known: Known | None = None) -> Bounds | None:
     """Give the least and the largest number that elements can be; `None` where they may be anything, NaN included.
 
     The numbers are those of exact arithmetic: they may lie beyond what the element type holds.
+
+    Args:
+        value: The value.
+        known: Bounds computed before; gets those of everything that was looked at.
     """
+    return on_demand(value, _operands, _bounds, {} if known is None else known)
+
+
+def _operands(value: Value) -> tuple[Value, ...]:
+    """What the bounds of a value follow from."""
+    op = value.op
+    if op is None or op.domain or op.regions or _of_type(value) is not None or value.tensor is not None:
+        return ()
+    match op.op_type:
+        case "Concat" | "Add" | "Sub" | "Mul":
+            return op.operands
+        case "Where":
+            return op.operands[1:3]
+        case "Cast" | "Neg":
+            return op.operands[:1]
+        case _:
+            return op.operands[:1] if op.op_type in _MOVES else ()
+
+
+def _of_type(value: Value) -> Bounds | None:
+    """What integers and truth values can be at all."""
     dtype = value.type.dtype if isinstance(value.type, TensorType) else DType.UNDEFINED
-    if value.tensor is not None:
-        return _of_constant(value)
     if dtype == DType.BOOL:
         return 0.0, 1.0
     if dtype.is_integer():
         info = np.iinfo(dtype.numpy())
         return float(info.min), float(info.max)
-    op = value.op
-    if op is None or op.domain or op.regions or depth > _DEPTH:
-        return None
-    if op.op_type in _MOVES:
-        moved = op.operands if op.op_type == "Concat" else op.operands[:1]
-        return _join([bounds(v, depth + 1) for v in moved])
-    if op.op_type == "Where":
-        return _join([bounds(v, depth + 1) for v in op.operands[1:3]])
-    known = [bounds(v, depth + 1) for v in op.operands]
-    if op.op_type == "Cast" and known[0] is not None:
-        return known[0]
-    if op.op_type == "Neg" and known[0] is not None:
-        return -known[0][1], -known[0][0]
-    if op.op_type in ("Add", "Sub", "Mul") and len(known) == 2 and known[0] is not None and known[1] is not None:
-        return _arithmetic(op.op_type, known[0], known[1])
     return None
+
+
+def _bounds(value: Value, known: Known) -> Bounds | None:
+    if value.tensor is not None:
+        return _of_constant(value)
+    op, operands = value.op, [known[v] for v in _operands(value)]
+    if op is None or not operands:
+        return _of_type(value)
+    first = operands[0]
+    if op.op_type in _MOVES or op.op_type in ("Where", "Cast"):
+        return _join(operands)
+    if op.op_type == "Neg":
+        return None if first is None else (-first[1], -first[0])
+    second = operands[1]
+    return None if first is None or second is None else _arithmetic(op.op_type, first, second)
 
 
 def _of_constant(value: Value) -> Bounds | None:

@@ -11,7 +11,7 @@ from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.tensors import scalar
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes._fuse.bounds import bounds
+from memoptc.passes._fuse.bounds import Known, bounds
 
 LOWEST = float(np.finfo(np.float32).min)
 HIDES = -1e5
@@ -76,8 +76,13 @@ def shape_of(value: Value) -> tuple[Dim, ...]:
     return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
 
 
-def attention(softmax: Op) -> Core | None:
-    """Find the attention that a Softmax is the middle of; `None` where it is something else."""
+def attention(softmax: Op, known: Known | None = None) -> Core | None:
+    """Find the attention that a Softmax is the middle of; `None` where it is something else.
+
+    Args:
+        softmax: The Softmax.
+        known: Bounds of values computed before, which masks share.
+    """
     shape = shape_of(softmax.result)
     recent = softmax.graph is None or (opset_of(softmax.graph) or 13) >= 13
     axis = int(softmax.attrs.get("axis", -1 if recent else 1))
@@ -97,7 +102,7 @@ def attention(softmax: Op) -> Core | None:
             value, factor = found
             scale *= factor
         elif mask is None and scale == 1.0:
-            masked = _masked(op)
+            masked = _masked(op, known)
             if masked is None:
                 return None
             value, mask = masked
@@ -135,13 +140,13 @@ def _scaled(op: Op) -> tuple[Value, float] | None:
     return None
 
 
-def _masked(op: Op) -> tuple[Value, Mask] | None:
+def _masked(op: Op, known: Known | None) -> tuple[Value, Mask] | None:
     """The scores that an op masks, and how."""
     if op.is_a("Add"):
         for place in (0, 1):
             scores, added = op.operands[place], op.operands[1 - place]
             if _of_keys(added, scores):
-                found = bounds(added)
+                found = bounds(added, known)
                 if found is not None:
                     return scores, Mask(added, overflows=found[0] < LOWEST or found[1] > -LOWEST)
     if op.is_a("Where"):

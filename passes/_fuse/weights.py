@@ -79,12 +79,13 @@ def _last(value: Value) -> int:
 
 def only_for(whole: Value, ops: frozenset[Op]) -> bool:
     """Whether all that becomes of a value is moved and taken apart, for some ops only."""
-    todo = [whole]
+    todo, seen = [whole], set(ops)
     while todo:
         for user in todo.pop().users:
-            if user in ops:
+            if user in seen:
                 continue
             if user.graph is not whole.graph or not user.is_a(*_MOVES):
                 return False
+            seen.add(user)
             todo.extend(user.results)
     return True

@@ -156,15 +156,30 @@ def _same_rank(op: Op, index: int) -> bool:
 
 
 def _follow(value: Value, site: Site) -> bool:
-    """Whether everything that reads a value can take its factors; notes how."""
-    site.scaled.add(value)
+    """Whether everything that reads a value can take its factors; notes how. Each value is looked at once."""
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if value in site.scaled:
+            continue
+        site.scaled.add(value)
+        onward = _readers(value, site)
+        if onward is None:
+            return False
+        todo += reversed(onward)
+    return True
+
+
+def _readers(value: Value, site: Site) -> list[Value] | None:
+    """Note what reads a value; gives the results that are scaled with it, `None` where something cannot be."""
+    onward: list[Value] = []
     for user, index in value.uses:
         if user.is_return or user.graph is not value.graph:
-            return False
+            return None
         if user.key in WEIGHTED:
             weight = weight_of(user)
             if index != 0 or weight is None or read_axis(user) != site.axis or user in site.readers:
-                return False
+                return None
             site.readers[user] = None
             site.points[value] = None
             layout = layout_of(user)
@@ -174,18 +189,17 @@ def _follow(value: Value, site: Site) -> bool:
         if user.key in HOMOGENEOUS:
             whole = index == 0 and not any(r.has_uses for r in user.results[1:])
             if not whole or (site.axis == -1 and user.op_type not in ("Relu", "LeakyRelu", "Identity")):
-                return False
+                return None
         elif user.key in ("Add", "Sub"):
             other = user.operands[1 - index]
             if other.tensor is None or not _same_rank(user, index):
-                return False
+                return None
             rank = len(shape_of(user.result) or ())
             site.edits.append(Edit(user, 1 - index, rank - 1 if site.axis == 1 else 1, True))
         elif not (user.key == "Mul" or (user.key == "Div" and index == 0)) or not _same_rank(user, index):
-            return False
-        if not _follow(user.result, site):
-            return False
-    return True
+            return None
+        onward.append(user.result)
+    return onward
 
 
 def _independent(site: Site) -> bool:

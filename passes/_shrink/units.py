@@ -102,19 +102,40 @@ def _weight(op: Op) -> tuple[int, ...] | None:
 
 
 def _follow(value: Value, axis: int, each: int, found: Units) -> bool:
-    """Note everything that reads a tensor; gives whether all of it can do with fewer units."""
-    if value in found.values:
-        return found.values[value] == (axis, each)
+    """Note everything that reads a tensor; gives whether all of it can do with fewer units. Looks once at each."""
+    todo = [(value, axis, each)]
+    while todo:
+        value, axis, each = todo.pop()
+        if value in found.values:
+            if found.values[value] != (axis, each):
+                return False
+            continue
+        found.values[value] = (axis, each)
+        onward = _readers(value, axis, each, found)
+        if onward is None:
+            return False
+        todo += reversed(onward)
+    return True
+
+
+_Onward = tuple[Value, int, int]
+"""A value, the axis of the units, and how many places each has there."""
+
+
+def _readers(value: Value, axis: int, each: int, found: Units) -> list[_Onward] | None:
+    """Note what reads a tensor; gives what else is to be looked at, `None` where something needs all units."""
     shape = shape_of(value)
     if shape is None or shape[axis] != found.count * each:
-        return False
-    found.values[value] = (axis, each)
+        return None
+    passed: list[_Onward] = []
     for user, index in value.uses:
         if user.is_return or user.graph is not value.graph or any(r.has_uses for r in user.results[1:]):
-            return False
+            return None
         if user.key in WEIGHTED:
             if index != 0 or not _read(user, axis, each, len(shape), found):
-                return False
+                return None
+            if found.depthwise[-1:] == [user]:
+                passed.append((user.result, 1, 1))
             continue
         if user.key in ELEMENTWISE:
             follows = index == 0 and all(v.tensor is None or v.tensor.size == 1 for v in user.operands[1:])
@@ -134,10 +155,11 @@ def _follow(value: Value, axis: int, each: int, found: Units) -> bool:
             follows = whole and _flattens(user)
             onward = (1, each * prod(inner))
         else:
-            return False
-        if not follows or not _follow(user.result, *onward, found):
-            return False
-    return True
+            return None
+        if not follows:
+            return None
+        passed.append((user.result, *onward))
+    return passed
 
 
 def _flattens(op: Op) -> bool:
@@ -164,7 +186,7 @@ def _read(user: Op, axis: int, each: int, rank: int, found: Units) -> bool:
         return False
     found.cuts += [Cut(user, 1, 0), *([Cut(user, 2, 0)] if bias is not None else [])]
     found.depthwise.append(user)
-    return _follow(user.result, 1, 1, found)
+    return True
 
 
 def _beside(user: Op, other: int, axis: int, each: int, shape: Sequence[object], found: Units) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dataflow import on_demand
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.footprint import evaluate
@@ -33,8 +34,25 @@ def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:
     return list(op.regions.values())
 
 
-def _known(value: Value, dims: Mapping[str, int]) -> tuple[int, ...] | None:
+_Elements = tuple[int, ...] | None
+
+
+def _known(value: Value, dims: Mapping[str, int]) -> _Elements:
     """The elements of a small integer or boolean vector, `None` when they do not follow from extents."""
+    return on_demand(value, _operands, lambda v, known: _elements(v, known, dims), {})
+
+
+def _operands(value: Value) -> tuple[Value, ...]:
+    """What a value's elements follow from."""
+    op = value.op
+    if op is None or op.domain or value.tensor is not None:
+        return ()
+    if op.op_type in _SAME or op.op_type == "Not":
+        return op.operands[:1]
+    return op.operands[:2] if op.op_type in _COMPARE or op.op_type in ("And", "Gather", "Or") else ()
+
+
+def _elements(value: Value, known: dict[Value, _Elements], dims: Mapping[str, int]) -> _Elements:
     if value.tensor is not None:
         if value.tensor.dtype == DType.BOOL and value.tensor.size <= 1:
             return tuple(int(v) for v in value.tensor.numpy().reshape(-1))
@@ -47,21 +65,20 @@ def _known(value: Value, dims: Mapping[str, int]) -> tuple[int, ...] | None:
         shape = type_.shape if isinstance(type_, TensorType) else None
         found = [evaluate(d, dims) for d in shape or ()]
         return None if shape is None or None in found else tuple(d for d in found if d is not None)
+    operands = [known[v] for v in _operands(value)]
+    a, b = (*operands, None, None)[:2]
     if op.op_type in _SAME:
-        return _known(op.operands[0], dims)
-    if op.op_type == "Gather":
-        data, places = _known(op.operands[0], dims), _known(op.operands[1], dims)
-        if data is None or places is None or any(not -len(data) <= p < len(data) for p in places):
-            return None
-        return tuple(data[p] for p in places)
-    if op.op_type in _COMPARE or op.op_type in ("And", "Or"):
-        a, b = _known(op.operands[0], dims), _known(op.operands[1], dims)
-        if a is None or b is None or len(a) != 1 or len(b) != 1:
-            return None
-        if op.op_type in _COMPARE:
-            return (int(_COMPARE[op.op_type](a[0], b[0])),)
-        return (int((a[0] and b[0]) if op.op_type == "And" else (a[0] or b[0])),)
+        return a
+    if a is None:
+        return None
     if op.op_type == "Not":
-        a = _known(op.operands[0], dims)
-        return None if a is None else tuple(int(not v) for v in a)
-    return None
+        return tuple(int(not v) for v in a)
+    if b is None:
+        return None
+    if op.op_type == "Gather":
+        return None if any(not -len(a) <= p < len(a) for p in b) else tuple(a[p] for p in b)
+    if len(a) != 1 or len(b) != 1:
+        return None
+    if op.op_type in _COMPARE:
+        return (int(_COMPARE[op.op_type](a[0], b[0])),)
+    return (int((a[0] and b[0]) if op.op_type == "And" else (a[0] or b[0])),)
