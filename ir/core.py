@@ -330,12 +330,13 @@ class Op:
             region.parent = self
             self._regions[name] = region
             if self.graph is not None:
-                self.graph._names_add(_all_names(region))
+                self.graph._names_add_region(region)
         self._touch()
 
     def take_region(self, name: str) -> Graph:
         """Detach a subgraph, whole, so that another op can own it."""
         region = self._regions.pop(name)
+        region._taken_from = (region.root, region.version)
         region.parent = None
         self._touch()
         return region
@@ -457,6 +458,7 @@ class Graph:
         self._cache: dict[Hashable, tuple[int, Any]] = {}
         self._names: set[str] | None = None
         self._own_names: dict[str, int] | None = None
+        self._taken_from: tuple[Graph, int] | None = None
         self._next_suffix: dict[str, int] = {}
         self._return = Op("return", result_types=())
         self._return.graph = self
@@ -504,12 +506,17 @@ class Graph:
 
     def walk(self, *keys: str, nested: bool = True) -> Iterator[Op]:
         """Every op (of the operators `keys`, when given), a region's ops right after their owner."""
-        for op in self.ops:
+        todo = [(self, self.ops)]
+        while todo:
+            graph, ops = todo[-1]
+            op = next(ops, None)
+            if op is None:
+                todo.pop()
+                continue
             if not keys or op.key in keys:
                 yield op
-            if nested and op._regions and op.graph is self:
-                for region in tuple(op._regions.values()):
-                    yield from region.walk(*keys)
+            if nested and op._regions and op.graph is graph:
+                todo += [(region, region.ops) for region in reversed(op._regions.values())]
 
     @property
     def root(self) -> Graph:
@@ -537,19 +544,8 @@ class Graph:
         return False
 
     def captures(self) -> tuple[Value, ...]:
-        """Values of enclosing graphs that this region uses, in order of first use."""
-        own: set[Graph] = {self}
-        found: dict[Value, None] = {}
-        for op in self.walk():
-            own.update(op._regions.values())
-            for value in op._operands:
-                if value.graph not in own:
-                    found[value] = None
-        for graph in own:
-            for value in graph.outputs:
-                if value.graph not in own:
-                    found[value] = None
-        return tuple(found)
+        """Values of enclosing graphs that this region uses, in order of first use. Found once per version."""
+        return self.analysis(_captures)
 
     # -- change ---------------------------------------------------------------------------------------
 
@@ -652,7 +648,7 @@ class Graph:
             elif not result.omitted:
                 result.name = self.fresh_name(op.op_type.lower())
         for region in op._regions.values():
-            self._names_add(_all_names(region))
+            self._names_add_region(region)
         self._touch()
         return op
 
@@ -736,6 +732,12 @@ class Graph:
                 self._count_name(value.name, 1)
         return self._own_names.get(name, 0) > 0
 
+    def _names_add_region(self, region: Graph) -> None:
+        """The same for all names of a region, unless it was here before and is as it was."""
+        taken_from, region._taken_from = region._taken_from, None
+        if taken_from != (self.root, region._version):
+            self._names_add(_all_names(region))
+
     def fresh_name(self, hint: str) -> str:
         """Give a name that no value or output of the whole model has, `hint` itself when it is free."""
         root = self.root
@@ -787,6 +789,18 @@ def _place(anchor: Op, graph: Graph) -> _Link:
     if anchor.graph is not graph or anchor._link is None:
         raise InternalError(f"{anchor.key} is not in graph {graph.name!r}")
     return anchor._link
+
+
+def _captures(graph: Graph) -> tuple[Value, ...]:
+    found: dict[Value, None] = {}
+    for op in (*graph.ops, graph._return):
+        used = [*op._operands]
+        for region in op._regions.values():
+            used += region.captures()
+        for value in used:
+            if value.graph is not graph:
+                found[value] = None
+    return tuple(found)
 
 
 def _all_names(graph: Graph) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memoptc.ir import ops
@@ -176,12 +176,9 @@ def _needed(op: Op, body: Graph, states: int, *, first_input: int, first_output:
     return sorted(kept)
 
 
-def _used_by(op: Op) -> Iterator[Value]:
+def _used_by(op: Op) -> list[Value]:
     """What an op uses, inside its subgraphs, too."""
-    for inner in op.walk():
-        yield from inner.operands
-        for region in inner.regions.values():
-            yield from region.outputs
+    return [*op.operands, *(v for region in op.regions.values() for v in region.captures())]
 
 
 def _keep_outputs(region: Graph, kept: list[int]) -> list[Value]:

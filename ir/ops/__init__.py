@@ -8,7 +8,7 @@ operator without a definition and without a schema is left alone by every pass.
 
 from __future__ import annotations
 
-from memoptc.ir.core import Op, Value
+from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops.definition import Arity, Family, IntegerKernel, Operator, ShapeOf, WeightLayout
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, schema, schema_of
 from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, names_where, weight_layout
@@ -43,12 +43,20 @@ def is_pure(op: Op) -> bool:
     """Whether the op, everything in its regions included, is a function of what it uses."""
     if not definition(op).pure or _drops_out(op):
         return False
-    return all(is_pure(inner) for region in op.regions.values() for inner in region.ops)
+    return all(region.analysis(_all_pure) for region in op.regions.values())
+
+
+def _all_pure(region: Graph) -> bool:
+    return all(is_pure(op) for op in region.ops)
 
 
 def is_removable(op: Op) -> bool:
     """Whether the op may be dropped when none of its results is used."""
-    return definition(op).removable and all(is_removable(i) for r in op.regions.values() for i in r.ops)
+    return definition(op).removable and all(region.analysis(_all_removable) for region in op.regions.values())
+
+
+def _all_removable(region: Graph) -> bool:
+    return all(is_removable(op) for op in region.ops)
 
 
 def _drops_out(op: Op) -> bool:

@@ -27,7 +27,7 @@ def merge(op: Op, *, same_axis: bool = False) -> bool:
     if op.operands[0] is not first.result or inner is None or outer is None or not shape or not middle:
         return False
     if inner.keys() != outer.keys() or len(inner) > 1:
-        if same_axis or not first.operands[0].single_use:
+        if same_axis or any(u is not first and u.is_a("Gather", "Slice", "Split") for u in first.operands[0].users):
             return False
     cuts = dict(inner)
     for axis, cut in outer.items():

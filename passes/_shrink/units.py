@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -55,6 +55,7 @@ class Units:
         values: Tensors that become narrower, with axis and slices per unit.
         depthwise: Convolutions whose groups are the units.
         awaited: Tensors that must become narrower in the same way.
+        number: Where each op of the graph stands.
     """
 
     source: Op
@@ -64,10 +65,12 @@ class Units:
     values: dict[Value, tuple[int, int]] = field(default_factory=dict)
     depthwise: list[Op] = field(default_factory=list)
     awaited: list[Value] = field(default_factory=list)
+    number: Mapping[Op, int] = field(default_factory=dict)
 
 
 def find_units(graph: Graph, excluded: frozenset[str]) -> Iterator[Units]:
     """Find units of the top graph that can go without anything else changing its form."""
+    number = {op: i for i, op in enumerate(graph.ops)}
     for op in graph.ops:
         if op.key not in WEIGHTED or op.name in excluded or op.key in excluded or _weight(op) is None:
             continue
@@ -75,7 +78,7 @@ def find_units(graph: Graph, excluded: frozenset[str]) -> Iterator[Units]:
             continue
         shape, weight = shape_of(op.result), _weight(op)
         assert weight is not None
-        found = Units(op, weight[output_axis(op)])
+        found = Units(op, weight[output_axis(op)], number=number)
         axis = read_axis(op)
         bias = op.input(2)
         if shape is None or found.count < 8 or (bias is not None and bias.tensor is None):
@@ -195,6 +198,8 @@ def _beside(user: Op, other: int, axis: int, each: int, shape: Sequence[object],
     if result is None or len(result) != len(shape):
         return False
     if value.tensor is None:
+        if value.op is None or found.number.get(value.op, -1) < found.number[found.source]:
+            return False  # made before the units, so none of them
         found.awaited.append(value)
         return shape_of(value) is not None and len(shape_of(value) or ()) == len(shape)
     own = value.tensor.shape.numpy()

@@ -14,13 +14,23 @@ from memoptc.ir.tensors import scalar
 
 
 def simplify_control(graph: Graph, stats: Counter[str]) -> None:
-    """Put the branch that an If with a constant condition takes in its place, and the body of a Loop that runs once."""
+    """Put the branch that an If with a constant condition takes in its place, and the body of a Loop that runs once.
+
+    What was inside is looked at at once, all else again after a round that changed anything. Each change takes an If
+    or Loop out, so that this ends.
+    """
     changed = True
     while changed:
         changed = False
-        for op in graph.walk("If", "Loop"):
-            if op.graph is not None and (_inline_if(op, stats) if op.op_type == "If" else _inline_loop(op, stats)):
+        todo = list(graph.walk("If", "Loop"))[::-1]
+        while todo:
+            op = todo.pop()
+            if op.graph is None or not op.graph.root.encloses(graph):
+                continue
+            inside = [inner for region in op.regions.values() for inner in region.ops if inner.is_a("If", "Loop")]
+            if _inline_if(op, stats) if op.op_type == "If" else _inline_loop(op, stats):
                 changed = True
+                todo += inside[::-1]
 
 
 def _inline_if(op: Op, stats: Counter[str]) -> bool:
