@@ -11,17 +11,21 @@ from typing import Any
 import onnx
 
 from memoptc import __version__, steps
-from memoptc.gate import check_budget, check_slowdown, check_verification
+from memoptc.attempts import Attempt, Attempts
+from memoptc.gate import check_budget, check_verification, promised_slowdown
 from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.manager import count_nodes
+from memoptc.measuring import Bench
 from memoptc.options import Options
 from memoptc.report import Report, write_report
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
-from memoptc.source import Source, load
+from memoptc.source import load
+from memoptc.takeback import Keeper
 
 
 class Result:
@@ -177,37 +181,53 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     steps.describe(report.control, graph, source.file_bytes, data.dims, report)
     steps.plan_control(report.control, graph, data.dims)
 
-    compiled = steps.run_passes(graph, shapes, source, options, data, report, scratch)
-    graph.info.metadata.update(steps.provenance(report, compiled.plan))
-    options.progress("writing", 0.6)
-    files = write_into(graph, output)
-    if options.pack_weights:
-        files = steps.pack_weights(output, files, scratch)
-    steps.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
-    if compiled.plan is not None:
-        report.candidate.plan = compiled.plan
-        report.candidate.arena_bytes = compiled.plan.arena_bytes
-
-    steps.count_kernels(graph, output, report)
-    options.progress("verifying", 0.65)
-    _prove(source, steps.comparable(source, graph, output, scratch), options, data, report, scratch)
-    contract = steps.contract(output, compiled, options, data, report)
-    contract.save(contract_path(output))
+    attempts = Attempts(source, options, data, report, output, scratch)
+    attempt = attempts.build(steps.pipeline(options, data.calibration is not None), (graph, shapes))
+    del graph, shapes  # another attempt may take its place
     if options.measure:
-        options.progress("measuring", 0.8)
-        steps.measure(source.path, output, compiled, options, data, report)
-        check_slowdown(report, options)
+        attempt = _measured(attempts, attempt)
+    else:
+        _prove(attempts, attempt)
+    report, graph = attempt.report, attempt.graph
     check_budget(report, graph, options, data.dims)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
-    return Result(graph, report, compiled.plan, contract, source.kind)
+    return Result(graph, report, attempt.compiled.plan, attempt.contract, source.kind)
 
 
-def _prove(
-    source: Source, candidate: Path, options: Options, data: steps.Inputs, report: Report, scratch: Path
-) -> None:
-    steps.verify(source, candidate, options, data, report, scratch)
-    check_verification(report, options, lambda: steps.find_culprit(source, options, data, scratch))
+def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:
+    """Hold an attempt to what is promised, as measured, and prove it; what makes it worse is taken back."""
+    options, data = attempts.options, attempts.data
+    options.progress("measuring", 0.62)
+    try:
+        feed = data.feed
+        bench = Bench(attempts.source.path, feed, options.jobs or 0, promised_slowdown(options))
+        keeper = Keeper(attempts, options, bench)
+        attempt = keeper.hold_needs(attempt)
+    except InputError:
+        _prove(attempts, attempt)  # says more about a model that does not run
+        raise
+    _prove(attempts, attempt)
+    options.progress("measuring", 0.8)
+    attempt = keeper.hold_times(attempt)
+    _prove(attempts, attempt)
+    assert attempt.times is not None
+    bench.fill(attempt.report, attempt.path, attempt.feed(feed), attempt.times)
+    return attempt
+
+
+def _prove(attempts: Attempts, attempt: Attempt) -> None:
+    """Prove an attempt against the original, unless it was."""
+    if attempt.verified:
+        return
+    source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
+    options.progress("verifying", 0.65)
+    candidate = steps.comparable(source, attempt.graph, attempt.path, scratch)
+    steps.verify(source, candidate, options, data, attempt.report, scratch)
+    check_verification(
+        attempt.report, options, lambda: steps.find_culprit(source, options, data, scratch, attempt.pipeline)
+    )
+    attempt.verified = True
 
 
 __all__ = ["Report", "Result", "__version__", "compile", "compile_file", "pipeline_for"]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.ir.taken import looked_into
 from memoptc.levels import ANY_SLOWDOWN, SLOWDOWN
+from memoptc.measuring import Needs, Times
 from memoptc.options import Options
 from memoptc.report import Report
 from memoptc.report.rows import size
+from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
+from memoptc.runtime.sizes import GROWTH, grown
 
 
 def check_verification(report: Report, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -47,21 +51,72 @@ def promised_slowdown(options: Options) -> float:
     return ANY_SLOWDOWN if options.memory_budget is not None else SLOWDOWN.get(options.level, SLOWDOWN[2])
 
 
-def check_slowdown(report: Report, options: Options) -> None:
-    """Refuse a candidate that is slower than `max_slowdown` allows.
+@dataclass(frozen=True)
+class Broken:
+    """A promise that a candidate breaks.
 
-    Raises:
-        GateError: it is.
+    Args:
+        what: The figure, such as `need in stock onnxruntime`.
+        before: The original's.
+        after: The candidate's.
+        bound: Largest ratio that is allowed.
+        unit: `bytes` or `ms`.
     """
-    if options.max_slowdown is None or not (report.control.measured and report.candidate.measured):
-        return
-    before, after = (s.measured["latency_ms"]["p50"] for s in (report.control, report.candidate) if s.measured)
-    if before and after / before > options.max_slowdown:
-        message = f"The result is {after / before:.2f} times as slow; at most {options.max_slowdown:g} was asked for."
-        if options.force:
-            report.warnings.append(f"{message} Written all the same (--force).")
-            return
-        raise GateError(message, hint="Use a lower level, allow more, or use --force.")
+
+    what: str
+    before: float
+    after: float
+    bound: float
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        """After over before."""
+        return self.after / self.before if self.before else float("inf")
+
+    def clause(self) -> str:
+        """Say it as part of a sentence."""
+        a, b = (size(v) if self.unit == "bytes" else f"{v:.3g} ms" for v in (self.before, self.after))
+        return f"{self.what} is {b} instead of {a} ({self.ratio:.2f}; at most {self.bound:g} is promised)"
+
+    def sentence(self) -> str:
+        """Say it as a sentence."""
+        text = self.clause()
+        return f"{text[0].upper()}{text[1:]}."
+
+
+def broken_needs(before: Needs, after: Needs) -> list[Broken]:
+    """Compare what two models need.
+
+    In `Session` the candidate is held to the larger of the original's two needs: what importing `Session` itself takes
+    is the same for both, and no decision of a compile changes it.
+    """
+    found = []
+    if grown(before.stock.need_bytes, after.stock.need_bytes):
+        found.append(("need in stock onnxruntime", before.stock.need_bytes, after.stock.need_bytes))
+    if before.session is not None and after.session is not None:
+        most = max(before.stock.need_bytes, before.session.need_bytes)
+        if grown(most, after.session.need_bytes):
+            found.append(("need in Session", most, after.session.need_bytes))
+    return [Broken(what, a, b, GROWTH, "bytes") for what, a, b in found]
+
+
+def broken_latency(times: Times, bound: float) -> list[Broken]:
+    """Compare latencies; noise, and what calling a session takes, break no promise."""
+    before, after = (m.latency_ms["p50"] for m in (times.before, times.after))
+    slowdown = times.slowdown
+    if slowdown.above(bound) and after - bound * before > TICK_MS:
+        return [Broken("latency", before, before * slowdown.ratio, bound, "ms")]
+    return []
+
+
+def refusal(broken: Sequence[Broken]) -> tuple[str, str]:
+    """Give the message, and how to go on, where nothing that could be taken back helps."""
+    what = "; ".join(b.clause() for b in broken)
+    return (
+        f"The result is worse than the original: {what}, also with every pass taken back.",
+        "Nothing was written; use the original as it is, allow more (--max-slowdown), or use --force.",
+    )
 
 
 def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[str, int]) -> None:

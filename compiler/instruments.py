@@ -123,6 +123,32 @@ class CheckEach(Instrument):
         record.max_error = self._last
 
 
+class Changes(Instrument):
+    """Notes which passes of a pipeline change the graph.
+
+    Args:
+        pipeline: What runs.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._position = {id(pass_): i for i, pass_ in enumerate(pipeline.passes())}
+        self._before = -1
+        self._found: set[int] = set()
+
+    def before(self, index: int, pass_: Pass, graph: Graph) -> None:
+        """Remember the version."""
+        self._before = graph.version
+
+    def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
+        """Compare it."""
+        if graph.version != self._before:
+            self._found.add(self._position[id(pass_)])
+
+    def positions(self) -> list[int]:
+        """Give their positions among the passes of the pipeline."""
+        return sorted(self._found)
+
+
 class StopAfter(Instrument):
     """Run only the first `limit` passes, as bisection needs."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,61 +11,133 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.report import Report, Side
 from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need
 from memoptc.runtime.options import Feed, RunOptions
+from memoptc.runtime.sizes import grown
 
-_SESSION_SECONDS = 1.0
-"""Seconds that timing one model in a further tier of `Session` may take."""
+_PLANNED_SECONDS = 1.0
+"""Seconds that timing the tier `planned` may take."""
+
+_NEAR = 1.1
+"""Up to this ratio a need above the bound is measured again, before anything is taken back for it."""
+
+_REPEATS = 2
+"""Further fresh processes then; the smallest need of each model counts, since noise only adds."""
 
 
-def measure_both(
-    paths: tuple[Path, Path], feeds: tuple[Feed, Feed], threads: int, bound: float, report: Report
-) -> None:
-    """Measure original and candidate in fresh processes, their turns interleaved; figures go into the report.
+@dataclass(frozen=True)
+class Needs:
+    """What one model needs in stock onnxruntime, and in `Session` by default; `None` if it does not run there."""
+
+    stock: Need
+    session: Need | None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Original and candidate in stock onnxruntime, and the candidate in `Session`, timed in turns."""
+
+    before: Measured
+    after: Measured
+    session: Measured | None
+
+    @property
+    def slowdown(self) -> Slowdown:
+        """Of the candidate, in stock onnxruntime."""
+        return Slowdown.of(self.before.turns_ms, self.after.turns_ms)
+
+
+@dataclass
+class Bench:
+    """Measures candidates against one original, which is measured once.
 
     Args:
-        paths: Original and candidate.
-        feeds: What each is run with.
+        original: Its path.
+        feed: What it is run with.
         threads: Intra-op threads; 0 leaves the choice to onnxruntime.
-        bound: Slowdown that the candidate is held to; more turns are taken until they decide it.
-        report: Gets the figures.
+        bound: Slowdown that candidates are held to; more turns are taken until they decide it.
     """
-    control, candidate = report.control, report.candidate
-    (path, path_after), (feed, feed_after) = paths, feeds
-    stock = RunOptions(threads=threads)
-    before_session, after_session = in_session(path, feed, threads), in_session(path_after, feed_after, threads)
-    cases: list[tuple[Path, Feed, Way]] = [(path, feed, stock), (path_after, feed_after, stock)]
-    if after_session is not None:
-        cases.append((path_after, feed_after, _way(None, threads)))
-    files, inputs, ways = zip(*cases, strict=True)
-    before, after, *session = measure(files, inputs, options=ways, bound=bound)
-    control.session = None if before_session is None else {before_session.tier: need_json(before_session, control)}
-    candidate.session = {}
-    for found in [*session, *_planned(path_after, feed_after, threads)]:
-        candidate.session[found.tier] = measured_json(found, candidate)
-    for found in session:
-        candidate.session[found.tier]["slowdown"] = vars(Slowdown.of(before.turns_ms, found.turns_ms))
-    control.measured = both_json(before, before_session, control)
-    candidate.measured = both_json(after, session[0] if session else None, candidate)
-    candidate.measured["slowdown"] = vars(Slowdown.of(before.turns_ms, after.turns_ms))
 
+    original: Path
+    feed: Feed
+    threads: int
+    bound: float
 
-def _planned(path: Path, feed: Feed, threads: int) -> list[Measured]:
-    """Measure the tier `planned`; nothing where the C interface cannot be used, or what runs there are no tensors."""
-    try:
-        return measure([path], feed, options=_way("planned", threads), seconds=_SESSION_SECONDS)
-    except InputError:
-        return []
+    @cached_property
+    def before(self) -> Needs:
+        """What the original needs."""
+        return self._needs(self.original, self.feed)
 
+    def needs(self, path: Path, feed: Feed) -> Needs:
+        """Measure what a candidate needs; what exceeds the original's by little is measured again, both of them.
 
-def in_session(path: Path, feed: Feed, threads: int) -> Need | None:
-    """Measure what a model needs in the default tier of `Session`; `None` where it does not run there."""
-    try:
-        return measure_need(path, feed, options=_way(None, threads))
-    except InputError:
-        return None
+        Raises:
+            InputError: onnxruntime does not run it.
+        """
+        found = self._needs(path, feed)
+        if self._close(self.before.stock, found.stock):
+            stock = RunOptions(threads=self.threads)
+            self.before = Needs(self._least(self.before.stock, self.original, self.feed, stock), self.before.session)
+            found = Needs(self._least(found.stock, path, feed, stock), found.session)
+        if found.session is not None and self.before.session is not None:
+            limit = max(self.before.stock, self.before.session, key=lambda n: n.need_bytes)
+            if self._close(limit, found.session):
+                way = self._way()
+                session = self._least(self.before.session, self.original, self.feed, way)
+                self.before = Needs(self.before.stock, session)
+                found = Needs(found.stock, self._least(found.session, path, feed, way))
+        return found
 
+    def _needs(self, path: Path, feed: Feed) -> Needs:
+        stock = measure_need(path, feed, options=RunOptions(threads=self.threads))
+        try:
+            return Needs(stock, measure_need(path, feed, options=self._way()))
+        except InputError:  # what runs there are tensors
+            return Needs(stock, None)
 
-def _way(tier: str | None, threads: int) -> InSession:
-    return InSession(tier, {"threads": threads} if threads else {})
+    @staticmethod
+    def _close(before: Need, after: Need) -> bool:
+        return grown(before.need_bytes, after.need_bytes) and after.need_bytes < _NEAR * before.need_bytes
+
+    def _least(self, first: Need, path: Path, feed: Feed, way: Way) -> Need:
+        again = measure_need(path, feed, options=way, repeats=_REPEATS)
+        return min(first, again, key=lambda n: n.need_bytes)
+
+    def times(self, path: Path, feed: Feed, needs: Needs) -> Times:
+        """Time a candidate against the original."""
+        stock = RunOptions(threads=self.threads)
+        paths, feeds, known = [self.original, path], [self.feed, feed], [self.before.stock, needs.stock]
+        ways: list[Way] = [stock, stock]
+        if needs.session is not None:
+            paths, feeds, known = [*paths, path], [*feeds, feed], [*known, needs.session]
+            ways.append(self._way())
+        before, after, *session = measure(paths, feeds, options=ways, bound=self.bound, needs=known)
+        return Times(before, after, session[0] if session else None)
+
+    def fill(self, report: Report, path: Path, feed: Feed, times: Times) -> None:
+        """Put the figures of a candidate, and the original's, into the report."""
+        control, candidate = report.control, report.candidate
+        before = self.before.session
+        control.session = None if before is None else {before.tier: need_json(before, control)}
+        control.measured = both_json(times.before, before, control)
+        candidate.measured = both_json(times.after, times.session, candidate)
+        candidate.measured["slowdown"] = vars(times.slowdown)
+        candidate.session = {}
+        if times.session is not None:
+            slowdown = Slowdown.of(times.before.turns_ms, times.session.turns_ms)
+            candidate.session[times.session.tier] = measured_json(times.session, candidate)
+            candidate.session[times.session.tier]["slowdown"] = vars(slowdown)
+        if "planned" not in candidate.session:
+            for found in self._planned(path, feed):
+                candidate.session[found.tier] = measured_json(found, candidate)
+
+    def _planned(self, path: Path, feed: Feed) -> list[Measured]:
+        """Measure the tier `planned`; nothing without the C interface, or where what runs are no tensors."""
+        try:
+            return measure([path], feed, options=self._way("planned"), seconds=_PLANNED_SECONDS)
+        except InputError:
+            return []
+
+    def _way(self, tier: str | None = None) -> InSession:
+        return InSession(tier, {"threads": self.threads} if self.threads else {})
 
 
 def need_json(found: Need, side: Side) -> dict[str, Any]:

@@ -6,8 +6,9 @@ A group with `*` repeats until it changes nothing (at most 10 times); with `*3` 
 
 from __future__ import annotations
 
+import itertools
 import typing
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, NoReturn, get_type_hints
 
@@ -47,6 +48,23 @@ class Pipeline:
     def passes(self) -> Iterator[Pass]:
         """Every pass, those of groups once."""
         yield from _passes(self.items)
+
+    def without(self, dropped: Container[int], replaced: Mapping[int, Pass] | None = None) -> Pipeline:
+        """Give the pipeline without some passes, others replaced, by their positions in `passes`."""
+        return Pipeline(_edited(self.items, itertools.count(), dropped, replaced or {}))
+
+
+def _edited(
+    items: tuple[Pass | Group, ...], positions: Iterator[int], dropped: Container[int], replaced: Mapping[int, Pass]
+) -> tuple[Pass | Group, ...]:
+    found: list[Pass | Group] = []
+    for item in items:
+        if isinstance(item, Group):
+            inner = _edited(item.items, positions, dropped, replaced)
+            found += [Group(inner, item.limit)] if inner else []
+        elif (position := next(positions)) not in dropped:
+            found.append(replaced.get(position, item))
+    return tuple(found)
 
 
 def _passes(items: tuple[Pass | Group, ...]) -> Iterator[Pass]:

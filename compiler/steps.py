@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ import onnxruntime
 from memoptc import __version__, levels, registry
 from memoptc.bisect import bisect
 from memoptc.border import Border, border_since, with_border_of
-from memoptc.gate import promised_slowdown
-from memoptc.instruments import CheckEach, Dump, VerifyEach, write_reproducer
+from memoptc.instruments import Changes, CheckEach, Dump, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym, substitute
@@ -29,7 +28,6 @@ from memoptc.ir.onnx_io import write_into
 from memoptc.ir.taken import looked_into
 from memoptc.ir.types import TensorType
 from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
-from memoptc.measuring import measure_both
 from memoptc.options import Options
 from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
@@ -248,11 +246,13 @@ class Compiled:
         plan: The plan, where one was made.
         frozen: Whether the graph is as onnxruntime's optimizer left it.
         border: Inputs and outputs that are codes now.
+        changed: Which passes of the pipeline changed the graph, counted as `Pipeline.passes` gives them.
     """
 
     plan: Plan | None
     frozen: bool
     border: Border
+    changed: list[int] = field(default_factory=list)
 
 
 def run_passes(
@@ -263,8 +263,9 @@ def run_passes(
     data: Inputs,
     report: Report,
     scratch: Path,
+    steps: Pipeline,
 ) -> Compiled:
-    """Run the pipeline on `graph`, in place.
+    """Run a pipeline on `graph`, in place.
 
     Args:
         graph: The graph.
@@ -274,11 +275,11 @@ def run_passes(
         data: The data of this compile.
         report: Gets what passes did.
         scratch: A folder for temporary files.
+        steps: The pipeline.
 
     Raises:
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
     """
-    steps = pipeline(options, data.calibration is not None)
     report.options["passes"] = str(steps)
     context = _context(options, data, scratch)
     progress = _Progress(options, len(list(steps.passes())))
@@ -286,7 +287,8 @@ def run_passes(
     if options.tune:
         context.slowdown = lambda g: _slowdown(g, source, options, data, scratch)
     context.results["shapes"] = (graph, graph.version, shapes)
-    instruments: list[Instrument] = [VerifyEach(), progress]
+    changes = Changes(steps)
+    instruments: list[Instrument] = [changes, VerifyEach(), progress]
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))
     if options.check_each:
@@ -307,7 +309,7 @@ def run_passes(
     report.decisions.extend(context.decisions)
     report.precision = context.results.get("precision")
     border = border_since(graph, source.graph)
-    return Compiled(context.results.get("plan"), bool(context.results.get("frozen")), border)
+    return Compiled(context.results.get("plan"), bool(context.results.get("frozen")), border, changes.positions())
 
 
 class _Progress(Instrument):
@@ -453,7 +455,7 @@ def _error(graph: Graph, source: Source, data: Inputs, scratch: Path) -> float:
     return max(errors, default=0.0)
 
 
-def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) -> str:
+def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, steps: Pipeline) -> str:
     """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
     path = scratch / "bisect.onnx"
     wanted = judge(options)
@@ -464,7 +466,6 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path) 
             source.path, path, wanted, mode="fast", data=data.raw, inputs=data.kind, dims=_bound(options)
         ).passed
 
-    steps = pipeline(options, data.calibration is not None)
     start, _ = prepare(source, options, data, Report())
     found = bisect(start, steps, good, lambda: _context(options, data, scratch))
     return "" if found.pass_ is None else str(found)
@@ -495,11 +496,3 @@ def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs
     except InputError as error:
         report.warnings.append(f"What a run allocates could not be recorded: {error.message}")
         return Contract(frugal)
-
-
-def measure(
-    original: Path, candidate: Path, compiled: Compiled, options: Options, data: Inputs, report: Report
-) -> None:
-    """Measure both models, interleaved, in fresh processes."""
-    feeds = (data.feed, compiled.border.encode(data.feed))
-    measure_both((original, candidate), feeds, options.jobs or 0, promised_slowdown(options), report)

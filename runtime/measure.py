@@ -185,6 +185,7 @@ def measure(
     options: Way | Sequence[Way] = STOCK,
     seconds: float = 10.0,
     bound: float | None = None,
+    needs: Sequence[Need] | None = None,
 ) -> list[Measured]:
     """Measure models against each other.
 
@@ -200,6 +201,7 @@ def measure(
         seconds: About how long all timed runs together may take. Every model runs at least 3 times.
         bound: Take more turns, up to three times `seconds`, until it is decided on which side of the bound the
             slowdown of the second model against the first lies.
+        needs: What `measure_need` gave for each of the cases, where that is known already.
 
     Raises:
         InputError: a model cannot be loaded or run.
@@ -207,7 +209,7 @@ def measure(
     each = [options] * len(models) if isinstance(options, RunOptions | InSession) else list(options)
     with _feeds(models, feed) as files:
         cases = list(zip(models, each, files, strict=True))
-        needs = [_need(*case, seconds) for case in cases]
+        needs = [_need(*case, seconds) for case in cases] if needs is None else needs
         together = sum(n.need_bytes for n in needs) <= _TOGETHER
         times = _times(cases, seconds, bound) if together else _times_apart(cases, seconds)
     return [_result(need, turns) for need, turns in zip(needs, times, strict=True)]

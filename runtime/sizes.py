@@ -21,9 +21,17 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+GROWTH = 1.02
+"""A ratio of needs up to which they count as equal."""
+
 RESOLUTION = 256 << 10
 """Bytes below which a difference of need says nothing.
 
 The same model in fresh processes differs by up to 250 kB (stacks and heaps of onnxruntime's threads, which pages of its
 library are touched): the largest spread of five processes over small models, 10 to 24 MB of need.
 """
+
+
+def grown(before: float, after: float) -> bool:
+    """Whether a need is above another by more than `GROWTH`, and by more than measuring can tell."""
+    return after > before + max((GROWTH - 1) * before, RESOLUTION)

@@ -53,6 +53,8 @@ def command(
             plugins=plugins,
         )
         source = load(model, scratch)
-        culprit = steps.find_culprit(source, options, steps.Inputs(source, options), scratch)
+        data = steps.Inputs(source, options)
+        pipeline = steps.pipeline(options, data.calibration is not None)
+        culprit = steps.find_culprit(source, options, data, scratch, pipeline)
     click.echo(culprit or "no pass breaks the numbers")
     return 3 if culprit else 0

@@ -7,10 +7,10 @@ from typing import Any
 
 from memoptc.report.model import Report
 from memoptc.report.rows import size
-from memoptc.runtime.sizes import RESOLUTION
+from memoptc.runtime.sizes import GROWTH, grown
 
-SLIGHT = 1.02
-"""A ratio up to which a measured figure counts as equal."""
+TAKEN_BACK = "taken back"
+"""Step of the decisions that the gate takes back."""
 
 TICK_MS = 0.02
 """Milliseconds below which a difference of latencies says nothing: calling a session takes about as long."""
@@ -40,7 +40,8 @@ class Worse:
 
 def verdict(report: Report) -> str:
     """Say in one sentence what came out: need, latency, and whether the outputs are those of the original."""
-    return f"{_memory(report)}; {_latency(report)}{_outputs(report)}."
+    parts = [_memory(report), _latency(report), _outputs(report), _taken_back(report)]
+    return "; ".join(part for part in parts if part) + "."
 
 
 def _memory(report: Report) -> str:
@@ -61,7 +62,12 @@ def _memory(report: Report) -> str:
 
 def _latency(report: Report) -> str:
     found = report.candidate.measured
-    return f"latency {found['slowdown']['ratio']:.2f}; " if found and found.get("slowdown") else ""
+    return f"latency {found['slowdown']['ratio']:.2f}" if found and found.get("slowdown") else ""
+
+
+def _taken_back(report: Report) -> str:
+    found = [d.what for d in report.decisions if d.step == TAKEN_BACK]
+    return f"taken back: {', '.join(found)}" if found else ""
 
 
 def _outputs(report: Report) -> str:
@@ -141,7 +147,7 @@ def _worse_process(where: str, before: dict[str, Any], after: dict[str, Any]) ->
     found: list[Worse] = []
     for key, what in _FIGURES.items():
         a, b = before.get(key), after.get(key)
-        if a is None or b is None or b <= SLIGHT * a + RESOLUTION:
+        if a is None or b is None or not grown(a, b):
             continue
         why = _why_more(before["parts"], after["parts"], _CAUSES.get(key))
         if found and key in _WITHIN_NEED:
@@ -185,7 +191,7 @@ def _worse_latency(report: Report) -> list[Worse]:
             continue
         a, b = before["latency_ms"]["p50"], side["latency_ms"]["p50"]
         low = side["slowdown"]["low"] if side.get("slowdown") else b / a
-        if low > SLIGHT and b - a > TICK_MS:
+        if low > GROWTH and b - a > TICK_MS:
             ratio = side["slowdown"]["ratio"] if side.get("slowdown") else b / a
             found.append(Worse(what, f"{a:.3g} ms", f"{b:.3g} ms", ratio, _why_slower(report)))
     return found

@@ -1,0 +1,124 @@
+"""One compile may take several attempts: a pipeline, the graph it makes, the files, the contract, its own report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from memoptc import steps
+from memoptc.ir.core import Graph
+from memoptc.ir.infer import Inference
+from memoptc.ir.onnx_io import write_into
+from memoptc.measuring import Needs, Times
+from memoptc.options import Options
+from memoptc.pipeline import Pipeline
+from memoptc.report import Report, Side
+from memoptc.runtime.contract import Contract, contract_path
+from memoptc.source import Source
+
+
+@dataclass
+class Attempt:
+    """What one pipeline gave, written to the output's place.
+
+    Args:
+        pipeline: What ran.
+        graph: The graph.
+        compiled: What the passes left beside it.
+        contract: How to run it.
+        path: Where it is written.
+        report: The report of the compile, with what this attempt did.
+        needs: What it needs, where that was measured.
+        times: How fast it is, where that was measured.
+        verified: Whether it was proven against the original.
+        edit: How its pipeline differs from the first one.
+    """
+
+    pipeline: Pipeline
+    graph: Graph
+    compiled: steps.Compiled
+    contract: Contract
+    path: Path
+    report: Report
+    needs: Needs | None = None
+    times: Times | None = None
+    verified: bool = False
+    edit: Any = None
+
+    @property
+    def feed(self) -> Any:
+        """Encodes inputs of the original as this model takes them."""
+        return self.compiled.border.encode
+
+
+@dataclass
+class Attempts:
+    """Makes attempts at one compile; each takes the place of the one before, on disk too.
+
+    Args:
+        source: The original.
+        options: The options in force.
+        data: The data of this compile.
+        base: The report before any pass; each attempt continues a copy.
+        output: Where to write.
+        scratch: A folder for temporary files.
+    """
+
+    source: Source
+    options: Options
+    data: steps.Inputs
+    base: Report
+    output: Path
+    scratch: Path
+    _files: list[Path] = field(default_factory=list)
+    _last: Attempt | None = None
+
+    def build(self, pipeline: Pipeline, prepared: tuple[Graph, Inference] | None = None) -> Attempt:
+        """Run a pipeline and write what comes out.
+
+        Args:
+            pipeline: What to run.
+            prepared: The original as `steps.prepare` leaves it; prepared anew when not given.
+
+        Raises:
+            MemoptcError: as the passes and the writer.
+        """
+        options, data, scratch = self.options, self.data, self.scratch
+        if self._last is not None:
+            self._last.graph = Graph("released")  # one graph at a time is in memory
+        graph, shapes = prepared or steps.prepare(self.source, options, data, Report())
+        report = _continued(self.base)
+        compiled = steps.run_passes(graph, shapes, self.source, options, data, report, scratch, pipeline)
+        graph.info.metadata.update(steps.provenance(report, compiled.plan))
+        options.progress("writing", 0.6)
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        files = write_into(graph, self.output)
+        if options.pack_weights:
+            files = steps.pack_weights(self.output, files, scratch)
+        self._files = files
+        steps.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
+        if compiled.plan is not None:
+            report.candidate.plan = compiled.plan
+            report.candidate.arena_bytes = compiled.plan.arena_bytes
+        steps.count_kernels(graph, self.output, report)
+        contract = steps.contract(self.output, compiled, options, data, report)
+        contract.save(contract_path(self.output))
+        self._last = Attempt(pipeline, graph, compiled, contract, self.output, report)
+        return self._last
+
+
+def _continued(base: Report) -> Report:
+    """A report that goes on from another one and leaves it as it is."""
+    options: Mapping[str, Any] = dict(base.options)
+    return replace(
+        base,
+        options=dict(options),
+        candidate=Side(),
+        passes=[],
+        verification={},
+        decisions=list(base.decisions),
+        warnings=list(base.warnings),
+    )

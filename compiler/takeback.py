@@ -1,0 +1,221 @@
+"""Taking back what makes a model worse: the passes whose work costs more than it gains, as measured.
+
+A compile promises that its output needs no more memory than the original, and is no slower than its level allows. Where
+a measurement says otherwise, the responsible passes are found by halving, as verification finds the pass that breaks
+the numbers: the graph is compiled again without the last 1, 2, 4, ... of the passes that changed it, until the promise
+holds; then the shortest such tail is found, whose first pass is to blame; and the passes behind that one are put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from memoptc.attempts import Attempt, Attempts
+from memoptc.gate import Broken, broken_latency, broken_needs, refusal
+from memoptc.ir.diagnostics import GateError
+from memoptc.measuring import Bench
+from memoptc.options import Options
+from memoptc.pass_base import Pass
+from memoptc.report.model import Decision
+from memoptc.report.verdict import TAKEN_BACK
+
+KEPT = ("lower", "plan-memory", "inline-functions", "freeze-runtime", "quantize-io")
+"""Passes that are not taken back: without them there is no file, or not the interface that was asked for."""
+
+MOST_ATTEMPTS = 16
+"""Compiles after which the search settles for the best that is known to hold."""
+
+_HALFWAY = 0.5
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of a pipeline: positions of passes that are dropped, and passes in place of others."""
+
+    dropped: frozenset[int] = frozenset()
+    replaced: Mapping[int, Pass] = field(default_factory=dict)
+
+
+def find_edit(
+    changed: Sequence[int], holds: Callable[[Edit], bool], weaker: Iterator[Edit], most: int = MOST_ATTEMPTS
+) -> Edit | None:
+    """Find an edit of a pipeline after which a promise holds, and that drops few passes.
+
+    Taken for granted is what bisection takes for granted: that with more passes dropped it still holds.
+
+    Args:
+        changed: Positions of the passes that may be dropped, in the order in which they run.
+        holds: Whether the promise holds after an edit; called at most once for each, and about `most` times in all.
+        weaker: Edits to try before any pass is dropped.
+        most: When to stop looking for a smaller edit than is known.
+
+    Returns:
+        The edit; `None` when not even dropping all passes helps.
+    """
+    known: dict[frozenset[int], bool] = {frozenset(): False}
+
+    def without(dropped: frozenset[int]) -> bool:
+        if dropped not in known:
+            known[dropped] = holds(Edit(dropped))
+        return known[dropped]
+
+    for edit in weaker:
+        if holds(edit):
+            return edit
+    culprits: frozenset[int] = frozenset()
+    while True:
+        rest = [c for c in changed if c not in culprits]
+
+        def tail(count: int, rest: Sequence[int] = rest, culprits: frozenset[int] = culprits) -> frozenset[int]:
+            return culprits | frozenset(rest[len(rest) - count :])
+
+        low, high = -1, 0
+        while not without(tail(high)):
+            if high >= len(rest):
+                return None
+            low, high = high, min(max(1, 2 * high), len(rest))
+        while high - low > 1 and len(known) < most:
+            middle = (low + high) // 2
+            low, high = (low, middle) if without(tail(middle)) else (middle, high)
+        if high == 0 or len(known) >= most:
+            return Edit(tail(high))
+        culprits |= {rest[len(rest) - high]}
+
+
+def weaker_forms(passes: Sequence[Pass], changed: Sequence[int], asked: float, found: float) -> Iterator[Edit]:
+    """Give edits that let passes slow a model down by less, where they take a bound on that.
+
+    Args:
+        passes: The passes of the pipeline.
+        changed: Positions of those that changed the graph.
+        asked: Slowdown that is allowed.
+        found: Slowdown that was measured.
+    """
+    bounded = {i: p for i, p in enumerate(passes) if i in changed and _slowdown(p) > 1}
+    if bounded and asked > 1:
+        share = min(_HALFWAY, (asked - 1) / max(found - 1, 1e-6))
+        yield Edit(replaced={i: _with_slowdown(p, 1 + share * (_slowdown(p) - 1)) for i, p in bounded.items()})
+    if bounded:
+        yield Edit(replaced={i: _with_slowdown(p, 1.0) for i, p in bounded.items()})
+
+
+def _slowdown(pass_: Pass) -> float:
+    found = getattr(pass_, "slowdown", 0.0)
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def _with_slowdown(pass_: Pass, slowdown: float) -> Pass:
+    options: Any = pass_
+    changed: Pass = replace(options, slowdown=round(slowdown, 3))
+    return changed
+
+
+@dataclass
+class Keeper:
+    """Holds a compile to what it promises: need and latency.
+
+    Args:
+        attempts: Makes attempts.
+        options: The options in force.
+        bench: Measures them.
+    """
+
+    attempts: Attempts
+    options: Options
+    bench: Bench
+
+    def measure_needs(self, attempt: Attempt) -> list[Broken]:
+        """Measure what an attempt needs, unless it was; give the promises that it breaks."""
+        if attempt.needs is None:
+            attempt.needs = self.bench.needs(attempt.path, attempt.feed(self.bench.feed))
+        return broken_needs(self.bench.before, attempt.needs)
+
+    def measure_times(self, attempt: Attempt) -> list[Broken]:
+        """Time an attempt, unless it was; give the promises that it breaks."""
+        if attempt.needs is None:
+            self.measure_needs(attempt)
+        assert attempt.needs is not None
+        if attempt.times is None:
+            attempt.times = self.bench.times(attempt.path, attempt.feed(self.bench.feed), attempt.needs)
+        return broken_latency(attempt.times, self.bench.bound)
+
+    def hold_needs(self, attempt: Attempt) -> Attempt:
+        """Give an attempt that needs no more than the original: this one, or one without what made it worse.
+
+        Raises:
+            GateError: there is none.
+        """
+        return self._hold(attempt, self.measure_needs, lambda broken: iter(()))
+
+    def hold_times(self, attempt: Attempt) -> Attempt:
+        """Give an attempt that is as fast as promised, and needs no more than the original.
+
+        Raises:
+            GateError: there is none.
+        """
+
+        def check(attempt: Attempt) -> list[Broken]:
+            return self.measure_needs(attempt) or self.measure_times(attempt)
+
+        def weaker(broken: Sequence[Broken]) -> Iterator[Edit]:
+            passes = list(attempt.pipeline.passes())
+            return weaker_forms(passes, attempt.compiled.changed, broken[0].bound, broken[0].ratio)
+
+        return self._hold(attempt, check, weaker)
+
+    def _hold(
+        self,
+        first: Attempt,
+        check: Callable[[Attempt], list[Broken]],
+        weaker: Callable[[Sequence[Broken]], Iterator[Edit]],
+    ) -> Attempt:
+        broken = check(first)
+        if not broken or self.options.level < 1:
+            return first
+        if self.options.force:
+            first.report.warnings += [f"{b.sentence()} Written all the same (--force)." for b in broken]
+            return first
+        pipeline, passes = first.pipeline, list(first.pipeline.passes())
+        changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
+        latest = first
+
+        def holds(edit: Edit) -> bool:
+            nonlocal latest
+            self.options.progress(f"taking back {_named(passes, edit)}", None)
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced))
+            latest.edit = edit
+            return not check(latest)
+
+        edit = find_edit(changed, holds, weaker(broken)) if changed else None
+        if edit is None:
+            raise GateError(*refusal(broken))
+        if latest.edit != edit:
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced))
+            check(latest)
+        self._tell(first, latest, broken, passes, edit)
+        return latest
+
+    def _tell(
+        self, first: Attempt, last: Attempt, broken: Sequence[Broken], passes: Sequence[Pass], edit: Edit
+    ) -> None:
+        """Say in the report what was taken back, and why."""
+        earlier = [d for d in first.report.decisions if d.step == TAKEN_BACK]
+        gain = None
+        if first.needs is not None and last.needs is not None:
+            gain = first.needs.stock.need_bytes - last.needs.stock.need_bytes
+        why = " and ".join(b.clause() for b in broken)
+        told = [(str(passes[i]), "left out") for i in sorted(edit.dropped)]
+        told += [(str(passes[i]), f"now {edit.replaced[i]}") for i in sorted(edit.replaced)]
+        decisions = [
+            Decision(TAKEN_BACK, name if how == "left out" else f"{name} ({how})", f"with it, {why}", gain)
+            for name, how in told
+        ]
+        last.report.decisions += [*earlier, *decisions]
+        names = ", ".join(name if how == "left out" else f"{name} ({how})" for name, how in told)
+        last.report.warnings.append(f"Taken back: {names}. With it, {why}; --force writes it all the same.")
+
+
+def _named(passes: Sequence[Pass], edit: Edit) -> str:
+    return ", ".join(passes[i].name for i in sorted({*edit.dropped, *edit.replaced}))
