@@ -211,8 +211,7 @@ def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:
     options.progress("measuring", 0.8)
     attempt = keeper.hold_times(attempt)
     _prove(attempts, attempt)
-    assert attempt.times is not None
-    bench.fill(attempt.report, attempt.path, attempt.feed(feed), attempt.times)
+    bench.fill(attempt.report, attempt.path, attempt.feed(feed), keeper.finish(attempt))
     return attempt
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from memoptc.attempts import Attempt, Attempts
 from memoptc.gate import Broken, broken_latency, broken_needs, refusal
 from memoptc.ir.diagnostics import GateError
-from memoptc.measuring import Bench
+from memoptc.measuring import Bench, Times
 from memoptc.options import Options
 from memoptc.pass_base import Pass
 from memoptc.report.model import Decision
@@ -165,17 +165,21 @@ class Keeper:
 
         return self._hold(attempt, check, weaker)
 
+    def finish(self, attempt: Attempt) -> Times:
+        """Measure what was not yet; with `--force`, say which promises are broken."""
+        broken = [*self.measure_needs(attempt), *self.measure_times(attempt)]
+        if self.options.force and self.options.level >= 1:
+            attempt.report.warnings += [f"{b.sentence()} Written all the same (--force)." for b in broken]
+        assert attempt.times is not None
+        return attempt.times
+
     def _hold(
         self,
         first: Attempt,
         check: Callable[[Attempt], list[Broken]],
         weaker: Callable[[Sequence[Broken]], Iterator[Edit]],
     ) -> Attempt:
-        broken = check(first)
-        if not broken or self.options.level < 1:
-            return first
-        if self.options.force:
-            first.report.warnings += [f"{b.sentence()} Written all the same (--force)." for b in broken]
+        if self.options.level < 1 or self.options.force or not (broken := check(first)):
             return first
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]

@@ -1,0 +1,152 @@
+"""What makes a model worse is taken back, and the report says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from runtime_models import parse
+
+import memoptc
+from memoptc.cli.main import main
+from memoptc.takeback import Edit, find_edit
+
+MB = 1 << 20
+
+HOARD = '''
+"""hoard: every Relu's result is copied eight times, and cut out of the copies again."""
+
+from collections import Counter
+
+import numpy as np
+
+from memoptc import Pass
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph
+
+
+class Hoard(Pass):
+    copies: int = 8
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        for op in list(graph.walk("Relu")):
+            value = op.result
+            users = set(value.users)
+            b = Builder(graph, before=op.next)
+            many = b.Concat(*[value] * self.copies, axis=0)
+            one = b.Slice(many, np.array([0]), np.array([1]), np.array([0]), _type=value.type)
+            value.replace_by(one, where=lambda user, _: user in users)
+            stats["hoarded"] += 1
+'''
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Activations of 4 MiB, and a little to do before and after."""
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        parse("g (float[1, 1048576] x) => (float[1, 1048576] y) { a = Sin (x) b = Relu (a) c = Abs (b) y = Cos (c) }"),
+        path,
+    )
+    return path
+
+
+@pytest.fixture
+def hoard(tmp_path: Path) -> str:
+    """A plug-in whose pass makes the need grow, and no number differ."""
+    path = tmp_path / "hoard.py"
+    path.write_text(HOARD)
+    return str(path)
+
+
+PIPELINE = "simplify,hoard,drop-dead,plan-memory,lower"
+
+
+def test_a_pass_that_makes_the_need_grow_is_taken_back(
+    model: Path, hoard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "out.json"
+    assert main([str(model), "-o", str(out), "--passes", PIPELINE, "--plugin", hoard, "--report", str(report)]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(report.read_text())
+    assert found["options"]["passes"] == "simplify,drop-dead,plan-memory,lower"  # the others stay
+    (decision,) = [d for d in found["decisions"] if d["step"] == "taken back"]
+    assert decision["what"] == "hoard"
+    assert "need in stock onnxruntime is" in decision["why"]
+    assert decision["gain_bytes"] > 24 * MB
+    (warning,) = [w for w in found["warnings"] if w.startswith("Taken back")]
+    assert "--force" in warning
+    assert "Taken back: hoard. With it, need in stock onnxruntime is" in shown.err
+    assert "taken back: hoard" in found["verdict"]
+    assert found["verdict"] in shown.out.replace("\n", " ")
+    needs = [found[side]["measured"]["need_bytes"] for side in ("control", "candidate")]
+    assert needs[1]["stock"] < needs[0]["stock"] + 2 * MB
+    assert [n.op_type for n in onnx.load(out).graph.node] == ["Sin", "Relu", "Abs", "Cos"]
+    assert found["verification"]["passed"]
+
+
+def test_with_force_it_is_written_and_named_as_worse(
+    model: Path, hoard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "out.json"
+    arguments = ["--passes", PIPELINE, "--plugin", hoard, "--report", str(report), "--force"]
+    assert main([str(model), "-o", str(out), *arguments]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(report.read_text())
+    assert "Concat" in [n.op_type for n in onnx.load(out).graph.node]
+    assert "Written all the same (--force)" in shown.err
+    worse = {w["what"]: w for w in found["worse"]}
+    assert worse["need in stock onnxruntime"]["ratio"] > 2
+    assert "activations take" in worse["need in stock onnxruntime"]["why"]
+    assert "worse: need in stock onnxruntime" in shown.out
+
+
+def test_level_0_holds_to_nothing(model: Path, hoard: str) -> None:
+    result = memoptc.compile(str(model), 0, passes=PIPELINE, plugins=(hoard,), measure=True)
+    assert "Concat" in [n.op_type for n in result.model.graph.node]
+    assert any("need in stock" in str(w) for w in result.report.worse)
+    assert "taken back" not in result.verdict
+
+
+def test_what_cannot_be_taken_back_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.onnx"
+    arguments = [str(model), "-o", str(out), "--max-slowdown", "0.01", "--verify", "off", "-q"]
+    assert main(arguments) == 3
+    shown = capsys.readouterr()
+    assert "latency is" in shown.err
+    assert "Nothing was written" in shown.err
+    assert not out.exists()
+
+
+def test_the_shortest_tail_is_found_and_the_rest_put_back() -> None:
+    asked: list[frozenset[int]] = []
+
+    def holds(edit: Edit) -> bool:
+        asked.append(edit.dropped)
+        return 7 in edit.dropped
+
+    found = find_edit(list(range(20)), holds, iter(()))
+    assert found == Edit(frozenset({7}))
+    assert len(asked) == len(set(asked)) <= 12
+
+
+def test_two_culprits_are_both_found() -> None:
+    found = find_edit(list(range(10)), lambda e: {2, 8} <= e.dropped, iter(()), most=30)
+    assert found == Edit(frozenset({2, 8}))
+
+
+def test_with_few_attempts_left_the_known_tail_is_taken() -> None:
+    found = find_edit(list(range(100)), lambda e: {3, 70, 90} <= e.dropped, iter(()), most=8)
+    assert found is not None
+    assert {3, 70, 90} <= found.dropped
+
+
+def test_nothing_helps() -> None:
+    assert find_edit([1, 2, 3], lambda e: False, iter(())) is None
+
+
+def test_a_weaker_form_is_tried_first() -> None:
+    weak = Edit(replaced={1: object()})  # type: ignore[dict-item]
+    assert find_edit([1, 2], lambda e: bool(e.replaced), iter([weak])) is weak
