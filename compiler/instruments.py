@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.mir import write_mir
 from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
-from memoptc.pipeline import Pipeline
+from memoptc.pipeline import Group, Pipeline
 from memoptc.report.model import PassRecord
 from memoptc.textfile import Recipe, write_with_recipe
 
@@ -158,6 +159,28 @@ class StopAfter(Instrument):
     def should_run(self, index: int, pass_: Pass, graph: Graph) -> bool:
         """Whether the limit is not reached."""
         return index < self.limit
+
+
+class ReproduceEndless(Instrument):
+    """Write a reproducer, as for a pass that fails, when a pass or a group does not end.
+
+    Args:
+        recipe: Gives what to run on the graph, from the pipeline's text.
+        folder: Where to.
+        options: What `memoptc opt` needs besides.
+    """
+
+    def __init__(self, recipe: Callable[[str], Recipe], folder: Path = Path(), options: str = "") -> None:
+        self._recipe, self._folder, self._options = recipe, folder, options
+
+    def overran(self, item: Pass | Group, graph: Graph, why: str) -> str:
+        """Write it, and say so."""
+        path = self._folder / f"memoptc-reproducer-{item.name if isinstance(item, Pass) else 'group'}.mir"
+        try:
+            write_with_recipe(graph, path, self._recipe(str(item)), why)
+        except (OSError, MemoptcError) as e:
+            return f"No reproducer could be written: {e}"
+        return f"A reproducer was written: memoptc opt {path}{self._options}."
 
 
 def write_reproducer(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.tensors import nbytes
+from memoptc.overrun import Rollback, bounded, describe
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Group, Pipeline
 from memoptc.report.model import PassRecord
+from memoptc.rewrite.driver import RulesWithoutEnd
 
 
 class Instrument:
@@ -30,6 +33,14 @@ class Instrument:
 
     def failed(self, index: int, pass_: Pass, graph: Graph, error: Exception) -> None:
         """Called when a pass, or an `after` hook, raised."""
+
+    def overran(self, item: Pass | Group, graph: Graph, why: str) -> str:
+        """Called when a pass, or a group, did not end within its bound; the graph is as it was before the pass.
+
+        Returns:
+            What the warning shall say besides.
+        """
+        return ""
 
 
 class PassFailed(InternalError):
@@ -62,6 +73,11 @@ class _Run:
     peak: Callable[[Graph], int | None]
     records: list[PassRecord]
     index: int = 0
+    changed: list[str] = field(default_factory=list)
+    endless: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.rollback = Rollback(self.graph, self.context, lambda p: p.apply(self.graph, Counter(), self.context))
 
     def items(self, items: Sequence[Pass | Group]) -> None:
         for position, item in enumerate(items):
@@ -76,7 +92,7 @@ class _Run:
 
     def group(self, group: Group) -> None:
         for done in range(group.rounds):
-            version = self.graph.version
+            version, before = self.graph.version, len(self.changed)
             try:
                 self.items(group.items)
             except PassFailed as failure:
@@ -85,18 +101,43 @@ class _Run:
                 raise
             if self.graph.version == version:
                 return
+        if group.limit is None:
+            names = ", ".join(dict.fromkeys(self.changed[before:]))
+            why = f"{group} still changed the model after {group.rounds} rounds: {names} undo each other, or need more."
+            self.warn(group, f"{why} The model stays as the last round left it.")
+
+    def warn(self, item: Pass | Group, why: str) -> None:
+        """Tell the user what did not end; once each."""
+        if not any(w.startswith(why) for w in self.context.warnings):
+            more = [i.overran(item, self.graph, why) for i in self.instruments]
+            self.context.warnings.append(" ".join([why, *filter(None, more)]))
 
     def one(self, pass_: Pass) -> None:
         index, self.index = self.index, self.index + 1
-        if not all(i.should_run(index, pass_, self.graph) for i in self.instruments):
+        if str(pass_) in self.endless or not all(i.should_run(index, pass_, self.graph) for i in self.instruments):
             return
         for instrument in self.instruments:
             instrument.before(index, pass_, self.graph)
         stats: Counter[str] = Counter()
         nodes, version, start = count_nodes(self.graph), self.graph.version, time.perf_counter()
         try:
-            pass_.apply(self.graph, stats, self.context)
-            seconds = time.perf_counter() - start
+            self.rollback.before()
+            try:
+                with bounded(self.graph, self.context, nodes):
+                    pass_.apply(self.graph, stats, self.context)
+            except (PassOverrun, RulesWithoutEnd) as e:
+                did = str(e) if isinstance(e, RulesWithoutEnd) else describe(e, stats)
+                seconds = time.perf_counter() - start
+                self.rollback.restore()
+                self.endless.add(str(pass_))
+                stats = Counter({"ended: did not end by itself": 1})
+                why = f"Pass {pass_} did not end on {nodes} ops within {seconds:.1f} s: {did}."
+                self.warn(pass_, f"{why} Its work was taken back, and it is left out from here on.")
+            else:
+                seconds = time.perf_counter() - start
+                if self.graph.version != version:
+                    self.rollback.after(pass_, seconds)
+                    self.changed.append(pass_.name)
             last = self.records[-1] if self.records else None
             changed = self.graph.version != version or last is None
             record = PassRecord(

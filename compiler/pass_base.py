@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
 
+from memoptc.ir.budget import Meter
 from memoptc.ir.core import Graph
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.infer import Inference, infer_shapes
@@ -18,6 +19,34 @@ from memoptc.report.model import Decision
 
 def _silent(text: str) -> None:
     """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one pass may do before it counts as endless: a bound, and as much again for each op.
+
+    Args:
+        steps: Changes of the graph, and what a pass counts with `Context.tick`.
+        steps_per_op: The same for each op that the pass begins with.
+        seconds: Run time.
+        seconds_per_op: The same for each op.
+        with_data: What run time is multiplied by where passes run the model on samples, or measure it.
+    """
+
+    steps: int = 100_000
+    steps_per_op: int = 2_000
+    seconds: float = 120.0
+    seconds_per_op: float = 0.5
+    with_data: float = 100.0
+
+    def steps_for(self, ops: int) -> int:
+        """Steps for a program of so many ops."""
+        return self.steps + self.steps_per_op * ops
+
+    def seconds_for(self, ops: int, context: Context) -> float:
+        """Seconds for a program of so many ops."""
+        runs = context.calibration is not None or context.validation is not None or context.slowdown is not None
+        return (self.seconds + self.seconds_per_op * ops) * (self.with_data if runs else 1.0)
 
 
 @dataclass
@@ -38,6 +67,8 @@ class Context:
         warnings: What the user must know; passes append.
         decisions: What was done and why; passes append.
         results: What one pass leaves for another or for the caller, by name (such as `plan`).
+        limits: Bounds beyond which a pass is ended, its work taken back, and the compile goes on with a warning.
+        meter: Counts the steps of the pass that runs.
     """
 
     level: int = 1
@@ -53,6 +84,8 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = Limits()
+    meter: Meter | None = field(default=None, repr=False)
     _folder: TemporaryFolder | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +93,15 @@ class Context:
             # Not the current folder: others may work there, under the same names.
             self._folder = TemporaryFolder()
             self.scratch = Path(self._folder.name)
+
+    def tick(self, count: int = 1) -> None:
+        """Count steps of a search that does not change the graph; what changes it is counted anyway.
+
+        Raises:
+            PassOverrun: the pass took more than it may; let it through.
+        """
+        if self.meter is not None:
+            self.meter.step(count)
 
     def shapes(self, graph: Graph) -> Inference:
         """Infer shapes and known elements of integer vectors; once per version of the graph."""

@@ -19,7 +19,7 @@ import onnxruntime
 from memoptc import __version__, levels, registry
 from memoptc.bisect import bisect
 from memoptc.border import Border, border_since, with_border_of
-from memoptc.instruments import Changes, CheckEach, Dump, VerifyEach, write_reproducer
+from memoptc.instruments import Changes, CheckEach, Dump, ReproduceEndless, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym, substitute
@@ -51,6 +51,7 @@ from memoptc.runtime.quality import load_metric
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.source import Source
+from memoptc.textfile import Recipe
 
 _LISTED = 12
 """Tensors that a report names at the peak."""
@@ -288,7 +289,14 @@ def run_passes(
         context.slowdown = lambda g: _slowdown(g, source, options, data, scratch)
     context.results["shapes"] = (graph, graph.version, shapes)
     changes = Changes(steps)
-    instruments: list[Instrument] = [changes, VerifyEach(), progress]
+    named = options.calibration if isinstance(options.calibration, str) else None
+    plugins = "".join(f" --plugin {p}" for p in options.plugins)
+    instruments: list[Instrument] = [
+        changes,
+        VerifyEach(),
+        progress,
+        ReproduceEndless(lambda t: Recipe(t, options.level, options.target, dict(data.dims), named), options=plugins),
+    ]
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))
     if options.check_each:
@@ -299,10 +307,8 @@ def run_passes(
         )
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
-        named = options.calibration if isinstance(options.calibration, str) else None
         original, _ = prepare(source, options, data, Report())
         write_reproducer(path, original, steps, failure, lambda: _context(options, data, scratch), named)
-        plugins = "".join(f" --plugin {p}" for p in options.plugins)
         failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
         raise
     report.warnings.extend(context.warnings)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from memoptc.ir.budget import Meter
 from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.facts import (
     NOWHERE,
@@ -448,6 +449,8 @@ class Graph:
         self.parent: Op | None = None
         self.doc = ""
         self.metadata: dict[str, str] = {}
+        self.meter: Meter | None = None
+        """Counts every change of a top graph while a bounded pass runs."""
         self.defaults: dict[Value, Tensor] = {}
         """Inputs that the caller may leave out, with the tensor they then hold (not a constant)."""
         self.outputs_info: list[Output] = []
@@ -556,10 +559,13 @@ class Graph:
 
     def _touch(self) -> None:
         version = next(_VERSIONS)
-        graph: Graph | None = self
-        while graph is not None:
+        graph = self
+        graph._version = version
+        while graph.parent is not None and graph.parent.graph is not None:
+            graph = graph.parent.graph
             graph._version = version
-            graph = graph.parent.graph if graph.parent is not None else None
+        if graph.meter is not None:
+            graph.meter.step()
 
     def mark(self) -> tuple[tuple[Graph, int], ...]:
         """Give the versions of this graph and those around it, for `rewind`."""
@@ -688,6 +694,20 @@ class Graph:
             op._unlink()
             self.append(op)
         self.set_outputs(outputs, infos)
+
+    def replace_content(self, other: Graph) -> None:
+        """Become exactly what another top graph is, which must not be used afterwards.
+
+        Unlike with `become`, nothing needs to be intact here: ops, values and use-def chains are all `other`'s.
+        """
+        for op in other.ops:
+            op.graph = self
+        for value in other._inputs:
+            value._owner = self
+        other._return.graph = self
+        self.__dict__.update({k: v for k, v in vars(other).items() if k not in ("parent", "meter", "_version")})
+        self._cache = {}
+        self._touch()
 
     def const(self, tensor: Tensor, name: str = "", type: Type | None = None) -> Value:
         """Add a weight at the start of this graph.

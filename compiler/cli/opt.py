@@ -67,6 +67,8 @@ def command(
         context.shapes(graph)
         records = run_pipeline(parse(passes if passes is not None else recipe.pipeline), graph, context, instruments)
     if not quiet:
+        for warning in context.warnings:
+            click.echo(f"warning: {warning}", err=True)
         for record in records:
             did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
             took = f" ({record.seconds:.2f} s)" if verbose else ""

@@ -20,6 +20,10 @@ GROWTH = 100
 """The graph may become this many times as long (and 100,000 ops longer) before rules count as growing it for ever."""
 
 
+class RulesWithoutEnd(InternalError):
+    """Rules that undo each other, or go on making ops."""
+
+
 class RulePass(Pass):
     """A pass made of rules: set `rules` in the subclass, and it applies them until none fits."""
 
@@ -48,7 +52,7 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], stats: Counter[str], declin
         declined: Counts `rule: reason` for each match that was declined at the end.
 
     Raises:
-        InternalError: the rules go on for ever; the message names those that chase each other.
+        RulesWithoutEnd: the rules go on for ever; the message names those that chase each other.
     """
     _Driver(graph, rules, stats).run(declined)
 
@@ -150,7 +154,7 @@ class _Driver:
                 self.generation.pop(op, None)
         if youngest > 2 * self.size + 200 or self.grown > GROWTH * self.size + 100_000:
             chasing = ", ".join(sorted(set(self.recent)))
-            raise InternalError(f"these rules undo each other without end: {chasing}")
+            raise RulesWithoutEnd(f"these rules undo each other without end: {chasing}")
 
 
 def _values_around(rule: Rule, match: Match) -> list[Value]:
