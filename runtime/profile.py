@@ -130,7 +130,7 @@ def profile(graph: Graph, dims: Mapping[str, int], threads: int = 1) -> Profile:
         threads: Intra-op threads, for the workspace of kernels.
     """
     full = extents(graph, dims)
-    found = liveness(graph, full, workspace=kernel_workspace(full, threads), fused=False)
+    found = liveness(graph, full, workspace=kernel_workspace(full, threads, fused=False), fused=False)
     curve = found.curve
     step = max(range(len(curve)), key=curve.__getitem__)
     there = sorted((s for s in found.storages if s.first <= step <= s.last), key=lambda s: (-s.size, s.name))

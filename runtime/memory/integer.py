@@ -23,11 +23,13 @@ class Fused:
         coded: Float results that exist only as the codes of the named value.
         resident: Results that take no bytes of a run: the kernel reads the codes of a weight, or all that a result
             depends on is weights, so that it is computed once, when the model is loaded.
+        kernels: Ops that run as integer kernels: they read codes although they are written on floats.
     """
 
     views: set[Value] = field(default_factory=set)
     coded: dict[Value, Value] = field(default_factory=dict)
     resident: set[Value] = field(default_factory=set)
+    kernels: set[Op] = field(default_factory=set)
 
 
 def fused_pairs(graph: Graph) -> Fused:
@@ -36,7 +38,7 @@ def fused_pairs(graph: Graph) -> Fused:
     for op in graph.ops:
         if _is_folded(op, found.resident):
             found.resident |= set(op.results)
-    kernels: set[Op] = set()
+    kernels = found.kernels
     for op in graph.ops:
         if ops.definition(op).integer is not None and _reads_codes(op):
             chain = _until_codes(op)

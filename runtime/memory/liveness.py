@@ -28,7 +28,7 @@ from memoptc.runtime.memory.footprint import (
     value_size,
 )
 from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
-from memoptc.runtime.memory.workspace import Workspace, kernel_workspace, no_workspace
+from memoptc.runtime.memory.workspace import KernelWorkspace, Workspace, kernel_workspace, no_workspace
 
 __all__ = [
     "ALIGNMENT", "Liveness", "PeakReport", "Storage", "Workspace", "aligned", "inner_bytes", "label", "liveness",
@@ -146,7 +146,7 @@ def liveness(
     """
     layout = footprint(graph, fused=fused)
     dims = extents(graph, dims)
-    workspace = workspace or kernel_workspace(dims)
+    workspace = workspace or kernel_workspace(dims, fused=fused)
     bound = layout.bind(dims, alignment)
     sizes = [size or 0 for size in bound]
     unknown = [g.name for g, size in zip(layout.groups, bound, strict=True) if size is None]
@@ -253,7 +253,7 @@ def _body_bytes(
     unknown: list[str] | None,
 ) -> int:
     known = region.analysis(_known)
-    model = getattr(workspace, "__code__", workspace)  # closures of one function over the extents are one model
+    model = workspace.key if isinstance(workspace, KernelWorkspace) else workspace
     key = (frozenset(dims.items()), model, alignment, tuple(r.omitted for r in op.results))
     if key not in known:
         inner = liveness(region, dims, workspace=workspace, alignment=alignment)

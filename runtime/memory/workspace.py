@@ -16,6 +16,7 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.memory.integer import fused_pairs
 
 Workspace = Callable[[Op], int]
 """Bytes that an op's kernel needs besides its operands and results, during its step."""
@@ -33,25 +34,46 @@ def no_workspace(op: Op) -> int:
     return 0
 
 
-def kernel_workspace(dims: Mapping[str, int], threads: int = 1) -> Workspace:
+@dataclass(frozen=True, eq=False)
+class KernelWorkspace:
+    """The model of onnxruntime's kernels for given extents; see `kernel_workspace`."""
+
+    dims: Mapping[str, int]
+    threads: int
+    fused: bool
+
+    @property
+    def key(self) -> tuple[int, bool]:
+        """Models with equal keys and extents give equal answers."""
+        return self.threads, self.fused
+
+    def __call__(self, op: Op) -> int:
+        """Bytes that an op's kernel needs; 0 where shapes leave it open."""
+        formula = _TABLE.get((op.domain, op.op_type))
+        if self.fused and not op.domain and op.op_type in _ON_CODES and _runs_on_codes(op):
+            formula = _ON_CODES[op.op_type]
+        if formula is None:
+            return 0
+        try:
+            return formula(_Sizes(op, self.dims, self.threads))
+        except _UnknownError:
+            return 0
+
+
+def kernel_workspace(dims: Mapping[str, int], threads: int = 1, *, fused: bool = True) -> KernelWorkspace:
     """Give the model of onnxruntime's kernels for given extents.
 
     Args:
         dims: Extents of symbolic dimensions, completed (see `extents`). A kernel whose shapes they leave open
             counts as needing nothing.
         threads: Intra-op threads.
+        fused: Whether quantize and dequantize pairs are fused into integer kernels, which need scratch of their own.
     """
+    return KernelWorkspace(dims, threads, fused)
 
-    def workspace(op: Op) -> int:
-        formula = _TABLE.get((op.domain, op.op_type))
-        if formula is None:
-            return 0
-        try:
-            return formula(_Sizes(op, dims, threads))
-        except _UnknownError:
-            return 0
 
-    return workspace
+def _runs_on_codes(op: Op) -> bool:
+    return op.graph is not None and op in op.graph.analysis(fused_pairs).kernels
 
 
 class _UnknownError(Exception):
@@ -137,21 +159,46 @@ def _integer_convolution(s: _Sizes) -> int:
     return prod(s.operand(1)[1:]) * prod(s.result[2:])
 
 
+def _fused_convolution(s: _Sizes) -> int:
+    """A convolution that is fused with its codes: onnxruntime transposes the whole batch around a QLinearConv."""
+    x, w, y = s.operand(0), s.operand(1), s.result
+    images = x[0]
+    alone = _columns_of_codes(s, 1, x[1], prod(y[2:]))
+    return images * (x[1] * prod(x[2:]) + w[0] * prod(y[2:])) + alone
+
+
 def _quantized_convolution(s: _Sizes) -> int:
-    """Channels-last copies of one image, pointers to its windows (quantization/qlinearconv.cc)."""
+    """Channels-last copies of one image, and columns of it (core/providers/cpu/quantization/qlinearconv.cc)."""
     x, w, y = s.operand(0), s.operand(3), s.result
-    group = int(s.op.attrs.get("group", 1))
     last = bool(s.op.attrs.get("channels_last", 0))
     channels, pixels_in = (x[-1], prod(x[1:-1])) if last else (x[1], prod(x[2:]))
     pixels = prod(y[1:-1]) if last else prod(y[2:])
-    window = prod(w[2:])
     copies = 0 if last else channels * pixels_in + w[0] * pixels
+    return copies + _columns_of_codes(s, 3, channels, pixels)
+
+
+def _columns_of_codes(s: _Sizes, weight: int, channels: int, pixels: int) -> int:
+    """Pointers to windows where a kernel requantizes at once (MlasConvSymPackWSize), else columns and sums in int32.
+
+    Such kernels take unsigned activations, signed weights, and channels in multiples (x86-64).
+    """
+    w = s.operand(weight)
+    group = int(s.op.attrs.get("group", 1))
+    window = prod(w[2:])
     depthwise = group > 1 and w[1] == 1 and w[0] == channels
-    # MlasConvSymPackWSize: kernels that requantize at once read pointers to the windows.
-    if not (w[0] % 16 == 0 and (depthwise or (group == 1 and channels % 4 == 0))):
-        return copies + 4 * w[0] * pixels + pixels * window * (_POINTER if depthwise else w[1])
+    types = _codes_dtype(s.op.operands[0]), _codes_dtype(s.op.operands[weight])
+    if types != (DType.UINT8, DType.INT8) or not (w[0] % 16 == 0 and (depthwise or (group == 1 and channels % 4 == 0))):
+        return 4 * w[0] * pixels + pixels * window * (_POINTER if depthwise else w[1])
     pointwise = window == 1 and all(i == 1 for i in s.op.attrs.get("strides", ()))
-    return copies + (0 if pointwise and not any(s.op.attrs.get("pads", ())) else pixels * window * _POINTER)
+    plain = pointwise and not any(s.op.attrs.get("pads", ()))
+    return 0 if plain else s.operand(0)[0] * pixels * window * _POINTER
+
+
+def _codes_dtype(value: Value) -> DType | None:
+    """Element type of a value's codes: its own, or what it is decoded from."""
+    if value.op is not None and value.op.op_type == "DequantizeLinear":
+        value = value.op.operands[0]
+    return value.type.dtype if isinstance(value.type, TensorType) else None
 
 
 def _directions(s: _Sizes) -> tuple[int, int, int, int, int, int]:
@@ -240,6 +287,15 @@ def _sums(s: _Sizes) -> int:
     return 4 * prod(s.result) if width(s.op.results[0]) == 1 else 0
 
 
+def _fused_product(s: _Sizes) -> int:
+    """Sums in int32; a kernel that gives floats writes them where they belong."""
+    return 4 * prod(s.result) if s.op.result.has_uses and _ends_in_codes(s.op) else 0
+
+
+def _ends_in_codes(op: Op) -> bool:
+    return op.graph is not None and op.result in op.graph.analysis(fused_pairs).coded
+
+
 def _codes(s: _Sizes) -> int:
     """The first operand's codes (quantization/dynamic_quantize_matmul.cc)."""
     return prod(s.operand(0))
@@ -310,6 +366,15 @@ def _multi_head(s: _Sizes) -> int:
 _SECOND_CACHE = 1 << 20
 """Bytes of a core's second-level cache, which a flash kernel reads from the machine; plans take the usual."""
 
+
+_ON_CODES: dict[str, Callable[[_Sizes], int]] = {
+    "Conv": _fused_convolution,
+    "MatMul": _fused_product,
+    "Gemm": _fused_product,
+    "AveragePool": _as_floats,
+    "GlobalAveragePool": _as_floats,
+}
+"""Operators written on floats between codes, which run as one integer kernel."""
 
 _TABLE: dict[tuple[str, str], Callable[[_Sizes], int]] = {
     ("", "Conv"): _convolution,
