@@ -212,6 +212,8 @@ def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:
     attempt = keeper.hold_times(attempt)
     _prove(attempts, attempt)
     bench.fill(attempt.report, attempt.path, attempt.feed(feed), keeper.finish(attempt))
+    if options.container:
+        bench.fill_containers(attempt.report, attempt.path, attempt.feed(feed), options.progress)
     return attempt
 
 

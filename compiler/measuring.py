@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.options import ProgressCallback
 from memoptc.report import Report, Side
+from memoptc.runtime.container import Unavailable, smallest_container
 from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need
 from memoptc.runtime.options import Feed, RunOptions
 from memoptc.runtime.sizes import grown
 
 _PLANNED_SECONDS = 1.0
 """Seconds that timing the tier `planned` may take."""
+
+_CONTAINER_SECONDS = 90.0
+"""Seconds that looking for one container may take."""
 
 _NEAR = 1.1
 """Up to this ratio a need above the bound is measured again, before anything is taken back for it."""
@@ -128,6 +133,31 @@ class Bench:
         if "planned" not in candidate.session:
             for found in self._planned(path, feed):
                 candidate.session[found.tier] = measured_json(found, candidate)
+
+    def fill_containers(self, report: Report, path: Path, feed: Feed, progress: ProgressCallback) -> None:
+        """Find the smallest containers: of the original in stock onnxruntime, of the candidate there and in `Session`.
+
+        Where the kernel sets no limits, the report says so.
+        """
+
+        def say(text: str) -> None:
+            progress(f"container: trying {text}", 0.9)
+
+        stock = RunOptions(threads=self.threads)
+        control, candidate = report.control.measured, report.candidate.measured
+        session = next(iter((report.candidate.session or {}).values()), None)
+        cases: list[tuple[dict[str, Any] | None, Path, Feed, Way]] = [
+            (control, self.original, self.feed, stock),
+            (candidate, path, feed, stock),
+            (session, path, feed, self._way()),
+        ]
+        try:
+            for figures, model, inputs, way in cases:
+                if figures is not None:
+                    found = smallest_container(model, inputs, way=way, seconds=_CONTAINER_SECONDS, say=say)
+                    figures["container_bytes"] = found.limit_bytes
+        except Unavailable as problem:
+            report.warnings.append(f"No container was measured. {problem.message}")
 
     def _planned(self, path: Path, feed: Feed) -> list[Measured]:
         """Measure the tier `planned`; nothing without the C interface, or where what runs are no tensors."""

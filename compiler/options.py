@@ -50,6 +50,7 @@ class Options:
         passes: Pipeline to run instead of the level's.
         verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
         measure: Measure memory and latency of both models in fresh processes.
+        container: Find the smallest container of both, too (slow; with `measure`).
         plugins: Modules, `.py` or `.rules` files with further passes and rules.
         jobs: Threads that onnxruntime may use while measuring.
         force: Give a result even when a gate fails.
@@ -79,6 +80,7 @@ class Options:
     passes: str | None = None
     verify: str = "fast"
     measure: bool = False
+    container: bool = False
     plugins: tuple[str, ...] = ()
     jobs: int | None = None
     force: bool = False
@@ -104,6 +106,8 @@ class Options:
             raise InputError(
                 "Weights are packed for a graph that onnxruntime runs as it is.", hint="Add --freeze-runtime."
             )
+        if self.container and not self.measure:
+            raise InputError("A container is measured.", hint="Leave --no-measure out, or --container.")
         if self.metric is not None and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
         if self.verify not in VERIFY_MODES:

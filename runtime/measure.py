@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -247,7 +248,7 @@ def _feeds(models: Sequence[Any], feed: Feed | Sequence[Feed]) -> Iterator[list[
 
 
 def _need(model: str | os.PathLike[str], options: Way, feed: Path, seconds: float) -> Need:
-    with _worker(model, options, feed) as ask:
+    with start_worker(model, options, feed) as ask:
         found = ask(do="need", runs=RUNS, seconds=seconds)
     return need_of(found)
 
@@ -275,7 +276,7 @@ _Case: TypeAlias = tuple[str | os.PathLike[str], Way, Path]
 def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[list[list[float]]]:
     """Milliseconds of each run, by model and turn; all models loaded."""
     with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(*case)) for case in cases]
+        workers = [stack.enter_context(start_worker(*case)) for case in cases]
         for ask in workers:
             ask(do="load")
         warm = sum(ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers)
@@ -302,7 +303,7 @@ def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float
     rounds, count = _APART_ROUNDS, 0
     while len(found[0]) < rounds:
         for case, turns in zip(cases, found, strict=True):
-            with _worker(*case) as ask:
+            with start_worker(*case) as ask:
                 ask(do="load")
                 warm = ask(do="time", runs=2)["ms"][-1] / 1e3
                 if not count:
@@ -352,7 +353,18 @@ class _Ask:
 
 
 @contextmanager
-def _worker(model: str | os.PathLike[str], options: Way, feed: Path) -> Iterator[_Ask]:
+def start_worker(
+    model: str | os.PathLike[str], options: Way, feed: Path, prefix: Sequence[str] = (), longest: float | None = None
+) -> Iterator[_Ask]:
+    """Start a fresh process for one model; what is given asks it to `load`, to `time`, or for its `need`.
+
+    Args:
+        model: The path.
+        options: How to run it.
+        feed: File with inputs.
+        prefix: A command to run the process with.
+        longest: Seconds after which it is killed.
+    """
     path = os.path.abspath(os.fspath(model))
     request: dict[str, Any] = {"model": path, "feed": str(feed)}
     if isinstance(options, InSession):
@@ -360,16 +372,22 @@ def _worker(model: str | os.PathLike[str], options: Way, feed: Path) -> Iterator
     else:
         request |= {"options": options.to_json(), "native": options.native()}
     process = subprocess.Popen(
-        [sys.executable, worker.__file__],
+        [*prefix, sys.executable, worker.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    timer = None if longest is None else threading.Timer(longest, process.kill)
     try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
         assert process.stdin is not None
         process.stdin.write(json.dumps(request) + "\n")
         yield _Ask(process, Path(path).name)
     finally:
+        if timer is not None:
+            timer.cancel()
         process.kill()
         process.communicate()

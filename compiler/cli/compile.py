@@ -51,6 +51,7 @@ from memoptc.targets import TARGETS
     help="How much proof: none, a few samples, or all data and several sizes.",
 )
 @click.option("--measure/--no-measure", default=True, help="Measure memory and latency of both models.")
+@click.option("--container", is_flag=True, help="Find the smallest memory limit both models run in, too (slow).")
 @click.option(
     "--report",
     "reports",

@@ -26,6 +26,7 @@ COMMANDS = {
     "profile": "memoptc.cli.profile",
     "plan": "memoptc.cli.plan",
     "run": "memoptc.cli.run",
+    "fits": "memoptc.cli.fits",
     "verify": "memoptc.cli.verify",
     "bisect": "memoptc.cli.bisect",
     "study": "memoptc.cli.study",

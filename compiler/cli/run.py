@@ -48,6 +48,7 @@ def command(
     debug: bool,
 ) -> None:
     """Run MODEL and show its outputs, and the memory that it took."""
+    from memoptc.cli.feeds import made_up
     from memoptc.ir.diagnostics import InputError
     from memoptc.runtime.npz import load_feed, save_feed
 
@@ -55,7 +56,7 @@ def command(
         raise InputError(f"{outputs} is no name for outputs.", hint="Use a name that ends in .npz.")
     if memory == "stock" and memory_limit is not None:
         raise InputError("Stock onnxruntime has no memory limit.", hint="Use --memory arena or planned.")
-    feed = load_feed(inputs) if inputs is not None else _made_up(model, dict(dims), seed)
+    feed = load_feed(inputs) if inputs is not None else made_up(model, dict(dims), seed)
     if arena:
         found, lines = _in_arena(model, feed)
     else:
@@ -65,19 +66,6 @@ def command(
         lines.append(f"wrote {outputs}")
     if not quiet:
         _print(found, lines)
-
-
-def _made_up(model: Path, dims: dict[str, int], seed: int) -> dict[str, Any]:
-    from memoptc.ir.infer import infer_shapes
-    from memoptc.ir.onnx_io import read_onnx
-    from memoptc.runtime.evaluate import Evaluator
-    from memoptc.runtime.inputs import find_feeds
-    from memoptc.runtime.options import RunOptions
-
-    graph = read_onnx(model)
-    infer_shapes(graph)
-    original = Evaluator(model, RunOptions(), label="the model")
-    return find_feeds(graph, original, count=1, dims=dims, seed=seed)[0].feed
 
 
 def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
