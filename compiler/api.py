@@ -24,7 +24,7 @@ from memoptc.report import Report, write_report
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
-from memoptc.source import load
+from memoptc.source import files_of, load, with_control
 from memoptc.takeback import Keeper
 
 
@@ -165,7 +165,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     start = time.perf_counter()
     options.progress("reading", 0.0)
     source = load(model, scratch)
-    refuse_overwriting(destination or output, steps.files_of(source))
+    refuse_overwriting(destination or output, files_of(source.graph, source.path))
     report = Report(
         model={
             "path": source.graph.info.source_path,
@@ -178,6 +178,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     )
     data = steps.Inputs(source, options)
     graph, shapes = steps.prepare(source, options, data, report)
+    source = with_control(source, graph, scratch)
     steps.describe(report.control, graph, source.file_bytes, data.dims, report)
     steps.plan_control(report.control, graph, data.dims)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,29 @@ import onnx_ir
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.ir.types import TensorType
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
 class Source:
-    """The untouched model: as a graph, and as a file that onnxruntime can load (the control).
+    """The untouched model: as a graph, and as a file that onnxruntime can load.
 
     Args:
         graph: The model, read.
         path: A file with the original, never written by memoptc's own passes or writer.
         kind: What the caller handed in: `path`, `onnx`, `onnx_ir` or `onnx_graphsurgeon`.
         file_bytes: Bytes of the file with its external data.
+        control: A file with the original as it was prepared for the passes, written as `path` was: what results are
+            compared with. See `with_control`.
     """
 
     graph: Graph
     path: Path
     kind: str
     file_bytes: int
+    control: Path
 
 
 def load(model: Any, folder: Path) -> Source:
@@ -47,7 +52,7 @@ def load(model: Any, folder: Path) -> Source:
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         graph = read_onnx(path)
-        return Source(graph, path, "path", _bytes_on_disk(graph, path))
+        return Source(graph, path, "path", _bytes_on_disk(graph, path), path)
     path = folder / "original.onnx"
     if isinstance(model, onnx.ModelProto):
         kind = "onnx"
@@ -60,7 +65,46 @@ def load(model: Any, folder: Path) -> Source:
         _save_proto(_export_graphsurgeon(model), path)
     graph = read_onnx(path)
     graph.info.source_path = ""
-    return Source(graph, path, kind, _bytes_on_disk(graph, path))
+    return Source(graph, path, kind, _bytes_on_disk(graph, path), path)
+
+
+def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
+    """Give a source whose control has the inputs of what the passes start from.
+
+    Weights that a caller could replace run in other kernels than constants, which may move the last bits; so may
+    extents that are known. A proof of what the passes did has both the same on both sides.
+
+    Args:
+        source: The original.
+        prepared: Its graph with weights made constants, and extents frozen.
+        folder: An existing folder for temporary files.
+    """
+    types = {v.name: v.type for v in prepared.inputs} | {o.name: o.type for o in prepared.outputs_info}
+    fixed = {v.name for v in source.graph.defaults} - {v.name for v in prepared.inputs}
+    before = {v.name: v.type for v in source.graph.inputs}
+    if not fixed and all(before[v.name] == v.type for v in prepared.inputs):
+        return source
+    model = onnx.load(source.path, load_external_data=False)
+    kept = [i for i in model.graph.input if i.name not in fixed]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for info in (*model.graph.input, *model.graph.output):
+        type_ = types.get(info.name)
+        dims = type_.shape if isinstance(type_, TensorType) else None
+        for written, dim in zip(info.type.tensor_type.shape.dim, dims or (), strict=False):
+            if isinstance(dim, int) and written.WhichOneof("value") == "dim_param":
+                written.dim_value = dim
+    path = folder / "control" / "original.onnx"
+    path.parent.mkdir()
+    for file in files_of(source.graph, source.path)[1:]:
+        copy = path.parent / os.path.relpath(file, source.path.resolve().parent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, copy)
+        except OSError:
+            shutil.copyfile(file, copy)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return replace(source, control=path)
 
 
 def _save_proto(model: onnx.ModelProto, path: Path) -> None:
@@ -86,9 +130,11 @@ def _export_graphsurgeon(model: Any) -> onnx.ModelProto:
 
 def _bytes_on_disk(graph: Graph, path: Path) -> int:
     """Bytes of the model file, and of each external data file once."""
-    files = {path.resolve()}
-    for op in graph.walk("const"):
-        tensor = op.attrs["value"]
-        if isinstance(tensor, onnx_ir.ExternalTensor):
-            files.add(Path(tensor.path).resolve())
-    return sum(f.stat().st_size for f in files)
+    return sum(f.stat().st_size for f in files_of(graph, path))
+
+
+def files_of(graph: Graph, path: Path) -> list[Path]:
+    """The files of a model as it was read: its own, then those of external data."""
+    held = [*graph.defaults.values(), *(op.attrs["value"] for op in graph.walk("const"))]
+    external = (Path(t.path).resolve() for t in held if isinstance(t, onnx_ir.ExternalTensor))
+    return list(dict.fromkeys([path.resolve(), *external]))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir
 import onnxruntime
 
 from memoptc import __version__, levels, registry
@@ -129,16 +128,6 @@ def environment(options: Options) -> dict[str, Any]:
         "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "threads": options.jobs or 0,
     }
-
-
-def files_of(source: Source) -> list[Path]:
-    """The original's files: the model and its external data."""
-    files = [source.path]
-    for op in source.graph.walk("const"):
-        tensor = op.attrs["value"]
-        if isinstance(tensor, onnx_ir.ExternalTensor):
-            files.append(Path(tensor.path))
-    return list(dict.fromkeys(files))
 
 
 def prepare(source: Source, options: Options, data: Inputs, report: Report) -> tuple[Graph, Inference]:
@@ -419,7 +408,7 @@ def _verify(
     source: Source, candidate: Path, options: Options, data: Inputs, worst: Path | None, judge: Judge
 ) -> Verification:
     return verify_models(
-        source.path,
+        source.control,
         candidate,
         judge,
         mode=options.verify,  # type: ignore[arg-type]
@@ -427,7 +416,7 @@ def _verify(
         inputs=data.kind,
         dims=_bound(options),
         keep=worst,
-        isolate=not (judge.bit_exact and _bytes_on_disk(source.path, candidate) <= _SMALL),
+        isolate=not (judge.bit_exact and _bytes_on_disk(source.control, candidate) <= _SMALL),
     )
 
 
@@ -449,14 +438,14 @@ def judge(options: Options) -> Judge:
 
 
 def _bound(options: Options) -> dict[str, int] | None:
-    """Extents that are decided for every run."""
-    return dict(options.dims) | dict(options.freeze) or None
+    """Extents that are decided for every run and that neither the control nor the candidate has fixed."""
+    return {name: extent for name, extent in options.dims.items() if name not in options.freeze} or None
 
 
 def _error(graph: Graph, source: Source, data: Inputs, scratch: Path) -> float:
     path = scratch / "check.onnx"
     write_into(with_border_of(source.graph, graph), path)
-    found = verify_models(source.path, path, mode="fast", data=data.raw, inputs=data.kind)
+    found = verify_models(source.control, path, mode="fast", data=data.raw, inputs=data.kind)
     errors = [o["max_abs"] for o in found.outputs if isinstance(o["max_abs"], int | float)]
     return max(errors, default=0.0)
 
@@ -469,7 +458,7 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, 
     def good(graph: Graph) -> bool:
         write_into(with_border_of(source.graph, graph), path)
         return verify_models(
-            source.path, path, wanted, mode="fast", data=data.raw, inputs=data.kind, dims=_bound(options)
+            source.control, path, wanted, mode="fast", data=data.raw, inputs=data.kind, dims=_bound(options)
         ).passed
 
     start, _ = prepare(source, options, data, Report())

@@ -38,7 +38,8 @@ def command(
     """Say which pass, and which rewrite in it, first breaks MODEL's numbers; exit code 3 when one does."""
     from memoptc import steps
     from memoptc.options import Options
-    from memoptc.source import load
+    from memoptc.report import Report
+    from memoptc.source import load, with_control
 
     with TemporaryFolder() as folder:
         scratch = Path(folder)
@@ -54,6 +55,7 @@ def command(
         )
         source = load(model, scratch)
         data = steps.Inputs(source, options)
+        source = with_control(source, steps.prepare(source, options, data, Report())[0], scratch)
         pipeline = steps.pipeline(options, data.calibration is not None)
         culprit = steps.find_culprit(source, options, data, scratch, pipeline)
     click.echo(culprit or "no pass breaks the numbers")
