@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.diagnostics import InternalError, MemoptcError
+from memoptc.ir.interface import Interface, interface_of
 from memoptc.ir.mir import write_mir
 from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
@@ -39,6 +40,26 @@ class VerifyEach(Instrument):
         if graph.version != self._version:
             verify(graph, tolerated=self._tolerated)
             self._version = graph.version
+
+
+class KeepsInterface(Instrument):
+    """See that no pass changes what callers of the model rely on, unless it is there for that."""
+
+    def __init__(self) -> None:
+        self._interface: Interface | None = None
+
+    def before(self, index: int, pass_: Pass, graph: Graph) -> None:
+        """Learn what callers rely on."""
+        if self._interface is None:
+            self._interface = interface_of(graph)
+
+    def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
+        """Raise `InternalError` when the pass changed it."""
+        found = interface_of(graph)
+        if pass_.changes_interface:
+            self._interface = found
+        elif self._interface is not None and (difference := self._interface.difference(found)):
+            raise InternalError(f"it changed the model's interface: {difference}")
 
 
 class PrintAfter(Instrument):

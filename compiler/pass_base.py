@@ -124,6 +124,8 @@ class Pass:
     """
 
     name: ClassVar[str] = ""
+    changes_interface: ClassVar[bool] = False
+    """Whether the pass is there to change names, types or documentation of inputs and outputs."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

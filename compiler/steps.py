@@ -18,7 +18,15 @@ import onnxruntime
 from memoptc import __version__, levels, registry
 from memoptc.bisect import bisect
 from memoptc.border import Border, border_since, with_border_of
-from memoptc.instruments import Changes, CheckEach, Dump, ReproduceEndless, VerifyEach, write_reproducer
+from memoptc.instruments import (
+    Changes,
+    CheckEach,
+    Dump,
+    KeepsInterface,
+    ReproduceEndless,
+    VerifyEach,
+    write_reproducer,
+)
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym, substitute
@@ -283,6 +291,7 @@ def run_passes(
     instruments: list[Instrument] = [
         changes,
         VerifyEach(),
+        KeepsInterface(),
         progress,
         ReproduceEndless(lambda t: Recipe(t, options.level, options.target, dict(data.dims), named), options=plugins),
     ]

@@ -678,6 +678,8 @@ class Graph:
     def become(self, other: Graph) -> None:
         """Take over the ops and outputs of another graph with the same inputs, which is empty afterwards.
 
+        What is said of outputs (declared types, documentation) stays where their names do.
+
         Raises:
             InternalError: the inputs do not correspond by name.
         """
@@ -689,6 +691,8 @@ class Graph:
         for mine, theirs in zip(self._inputs, other._inputs, strict=True):
             theirs.replace_by(mine)
         outputs, infos = other.outputs, other.outputs_info
+        if [o.name for o in infos] == [o.name for o in self.outputs_info]:
+            infos = self.outputs_info
         other._return.set_operands(())
         for op in list(other.ops):
             op._unlink()

@@ -16,8 +16,8 @@ class DropNotes(Pass):
     """Drop doc strings and metadata of nodes and values, in bodies and local functions, too.
 
     No runtime reads them, and exporters write hundreds of bytes per node: in a model whose weights were made small
-    they can be a tenth of the file. What the model says about itself (its own doc string and metadata), names, and
-    quantization annotations stay.
+    they can be a tenth of the file. What the model says about itself (its own doc string and metadata) and about its
+    inputs and outputs, names, and quantization annotations stay.
     """
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
@@ -25,7 +25,7 @@ class DropNotes(Pass):
         total = 0
         functions = graph.model.functions.values() if graph.model is not None else ()
         for body in (graph, *(f.body for f in functions)):
-            total += sum(_drop(v) for v in body.inputs)
+            total += sum(_drop(v) for v in body.inputs if body is not graph)
             for op in body.walk():
                 total += _drop(op) + sum(_drop(r) for r in op.results)
                 total += sum(_drop(v) for region in op.regions.values() for v in region.inputs)

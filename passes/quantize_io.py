@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar
 
 from memoptc.border import Border, Coded, read_border, write_border
 from memoptc.ir import ops
@@ -30,6 +31,7 @@ class QuantizeIo(Pass):
         half: "float16" gives every float32 input and output that dtype; "" only those that are cast to and from it.
     """
 
+    changes_interface: ClassVar[bool] = True
     half: str = ""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from numbers_of import (
     with_external_weights,
 )
 
-from memoptc.instruments import VerifyEach
+from memoptc.instruments import KeepsInterface, VerifyEach
 from memoptc.ir.core import Graph
 from memoptc.ir.equality import same_structure
 from memoptc.ir.infer import infer_shapes
@@ -66,7 +66,7 @@ def typed(text: str, file: Path) -> Graph:
 def ran(pipeline: Pipeline, text: str, file: Path) -> Graph:
     """The graph after the pipeline, verified after each pass."""
     graph = typed(text, file)
-    run_pipeline(pipeline, graph, Context(dims=dims_of(text)), [VerifyEach()])
+    run_pipeline(pipeline, graph, Context(dims=dims_of(text)), [VerifyEach(), KeepsInterface()])
     return graph
 
 
@@ -116,7 +116,7 @@ def test_numbers(file: Path, weights: str, tmp_path: Path) -> None:
     after = typed(before, file)
     if folder is not None:
         with_external_weights(after, folder)
-    run_pipeline(pipeline, after, Context(dims=dims), [VerifyEach()])
+    run_pipeline(pipeline, after, Context(dims=dims), [VerifyEach(), KeepsInterface()])
     if any(p.name in CODED for p in pipeline.passes()):
         assert compare_coded(graph, after, tame_feeds(graph), folder) > 0
         return

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numbers_of import compare, with_external_weights
 
-from memoptc.instruments import VerifyEach
+from memoptc.instruments import KeepsInterface, VerifyEach
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.printer import print_graph
@@ -42,7 +42,7 @@ def check(text: str, graph: Graph, *, exact: bool, external: bool = False) -> No
     with TemporaryDirectory() as folder:
         if external:
             with_external_weights(graph, Path(folder))
-        run_pipeline(pipeline, graph, instruments=[VerifyEach()])
+        run_pipeline(pipeline, graph, instruments=[VerifyEach(), KeepsInterface()])
         assert ports(graph) == ports(before)
         once = print_graph(graph)
         run_pipeline(pipeline, graph)
@@ -71,5 +71,5 @@ def test_detours_go_and_no_bit_changes(graph: Graph, seed: int, detours: int) ->
 def test_fusion_stays_close(graph: Graph) -> None:
     infer_shapes(graph)
     before = graph.clone()
-    run_pipeline(parse("fuse-conv-bn"), graph, instruments=[VerifyEach()])
+    run_pipeline(parse("fuse-conv-bn"), graph, instruments=[VerifyEach(), KeepsInterface()])
     assert ports(graph) == ports(before)
