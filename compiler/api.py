@@ -24,6 +24,7 @@ from memoptc.report import Report, write_report
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
+from memoptc.samples import Inputs
 from memoptc.source import files_of, load, with_control
 from memoptc.takeback import Keeper
 
@@ -176,7 +177,12 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
         options=options.to_json(),
         environment=steps.environment(options),
     )
-    data = steps.Inputs(source, options)
+    data = Inputs(source, options)
+    report.sizes = {
+        "planned": dict(data.dims),
+        "run": None if data.check is None else dict(data.check),
+        "chosen": [] if data.points is None else list(data.points.chosen),
+    }
     graph, shapes = steps.prepare(source, options, data, report)
     source = with_control(source, graph, scratch)
     steps.describe(report.control, graph, source.file_bytes, data.dims, report)

@@ -68,7 +68,7 @@ class Attempts:
 
     source: Source
     options: Options
-    data: steps.Inputs
+    data: Inputs
     base: Report
     output: Path
     scratch: Path

@@ -17,8 +17,8 @@ from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.session import MemoryLimit, Session
+from memoptc.samples import Inputs
 from memoptc.source import load
-from memoptc.steps import Inputs
 
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09, 0.06, 0.045, 0.03, 0.02, 0.015, 0.01)
 """Budgets as shares of the planned peak of the original."""

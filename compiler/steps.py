@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from memoptc.instruments import (
 )
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.dims import Sym, substitute
+from memoptc.ir.dims import substitute
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.taken import looked_into
@@ -41,11 +39,8 @@ from memoptc.pipeline import Pipeline, parse
 from memoptc.report import Curve, Report, Side
 from memoptc.report.model import Decision
 from memoptc.runtime.contract import Contract
-from memoptc.runtime.data import Data
 from memoptc.runtime.devices import USUAL, detect, load_device
-from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.freeze import write_packed
-from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.integer_kernels import has_codes, integer_run
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.measure import measure as measure_models
@@ -57,6 +52,7 @@ from memoptc.runtime.options import FRUGAL, RunOptions
 from memoptc.runtime.quality import load_metric
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
+from memoptc.samples import Inputs
 from memoptc.source import Source
 from memoptc.textfile import Recipe
 
@@ -68,62 +64,6 @@ _TUNING = 4.0
 
 EXACT_LEVEL = 1
 """Up to this level no output bit may change."""
-
-
-class Inputs:
-    """The data of one compile: what to calibrate and verify with, and the extents it implies.
-
-    Args:
-        source: The original.
-        options: The options in force.
-
-    Raises:
-        InputError: the data does not fit the model, or `dims` names no dimension of it.
-    """
-
-    def __init__(self, source: Source, options: Options) -> None:
-        graph = source.graph
-        types = {v.name: v.type for v in graph.inputs}
-        optional = [v.name for v in graph.defaults]
-        self._source = source
-        self._asked = dict(options.dims) | dict(options.freeze)
-        self.calibration = (
-            None if options.calibration is None else Data(_plain_path(options.calibration), types, optional)
-        )
-        self.raw = options.validation if options.validation is not None else options.calibration
-        self.kind = "validation" if options.validation is not None else "calibration"
-        self.raw = None if self.raw is None else _plain_path(self.raw)
-        self.validation = self.calibration
-        if options.validation is not None:
-            self.validation = Data(self.raw, types, optional)
-        self.first: dict[str, Any] | None = None
-        for data in (self.calibration, self.validation):
-            if data is not None:
-                self.first = next(iter(data)).feed
-        self.dims = self._extents(graph)
-
-    def _extents(self, graph: Graph) -> dict[str, int]:
-        """Extents for planning: asked for, else those of the data, else likely ones."""
-        found = next(InputMaker(graph, self._asked).bindings(), {})
-        for value in graph.inputs:
-            array = (self.first or {}).get(value.name)
-            if array is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
-                for dim, extent in zip(value.type.shape, array.shape, strict=False):
-                    if isinstance(dim, Sym) and dim.name is not None:
-                        found[dim.name] = int(extent)
-        return found | self._asked
-
-    @cached_property
-    def feed(self) -> dict[str, Any]:
-        """One feed to measure with: at the extents asked for, else the first of the data."""
-        if self.first is not None and not self._asked:
-            return self.first
-        original = Evaluator(self._source.path, RunOptions(), label="the original")
-        return find_feeds(self._source.graph, original, count=1, dims=self._asked)[0].feed
-
-
-def _plain_path(data: Any) -> Any:
-    return os.fspath(data) if isinstance(data, os.PathLike) else data
 
 
 def environment(options: Options) -> dict[str, Any]:
@@ -424,6 +364,7 @@ def _verify(
         data=data.raw,
         inputs=data.kind,
         dims=_bound(options),
+        point=data.check,
         keep=worst,
         isolate=not (judge.bit_exact and _bytes_on_disk(source.control, candidate) <= _SMALL),
     )
@@ -467,7 +408,14 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, 
     def good(graph: Graph) -> bool:
         write_into(with_border_of(source.graph, graph), path)
         return verify_models(
-            source.control, path, wanted, mode="fast", data=data.raw, inputs=data.kind, dims=_bound(options)
+            source.control,
+            path,
+            wanted,
+            mode="fast",
+            data=data.raw,
+            inputs=data.kind,
+            dims=_bound(options),
+            point=data.check,
         ).passed
 
     start, _ = prepare(source, options, data, Report())

@@ -85,6 +85,8 @@ class InputMaker:
         self.seed = seed
         self._check_asked()
         inferred, found = graph.analysis(_analysed)
+        self.typed = inferred
+        """A copy of the model with inferred types."""
         self.roles = find_roles(inferred)
         self.names: dict[str, str] = {}
         if apart:
@@ -151,6 +153,34 @@ class InputMaker:
                     if key not in seen:
                         seen.add(key)
                         yield binding
+
+    def consistent(self, binding: Mapping[str, int]) -> dict[str, int] | None:
+        """Make extents agree, as large as the bounds allow; `None` where no such extents are known.
+
+        Args:
+            binding: Extent per symbol, the largest wanted; dependent ones are worked out.
+        """
+        found = self._together({**binding, **self.dims})
+        if found is None:
+            return None
+        # Halving stops below a bound that is no power of two: grow back to it, one symbol after the other.
+        for name in [n for n in found if n not in self.solution.values and n not in self.dims]:
+            low, high = found[name], binding.get(name, found[name])
+            while low < high:
+                middle = (low + high + 1) // 2
+                trial = self._agreeing({**found, name: middle})
+                if trial is None:
+                    high = middle - 1
+                else:
+                    found, low = trial, middle
+        return found
+
+    def _agreeing(self, binding: Mapping[str, int]) -> dict[str, int] | None:
+        """Complete extents without changing independent ones; `None` where a bound does not hold."""
+        found = self.solution.complete({n: e for n, e in binding.items() if n not in self.solution.values})
+        if found is None or self.solution.broken(found) is not None:
+            return None
+        return {name: found[name] for name in binding if name in found}
 
     def _together(self, binding: Mapping[str, int]) -> dict[str, int] | None:
         """Make extents agree: dependent ones follow, and independent ones shrink until all bounds hold."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph
-from memoptc.ir.dims import KnownDim, Sym, free_symbols, substitute
+from memoptc.ir.dims import Func, KnownDim, Sym, free_symbols, substitute
 from memoptc.ir.types import TensorType
 from memoptc.runtime.constraints import Requirement, requirements
 
@@ -91,7 +91,7 @@ def solve(found: Iterable[Requirement], decided: Mapping[str, int], inputs: Iter
         inputs: Symbols of the inputs. Others stand for extents that inference knows nothing of.
     """
     wanted = set(inputs)
-    every = list(found)
+    every = [_as_bound(r) for r in found]
     solution = Solution(dict(decided), inputs=frozenset(wanted))
     for kind, trust in (("equal", 0), ("equal", 1), ("broadcast", 0), ("equal", 2), ("broadcast", 2)):
         for r in every:
@@ -111,6 +111,19 @@ def solve(found: Iterable[Requirement], decided: Mapping[str, int], inputs: Iter
         if left != right and not (isinstance(left, int) and isinstance(right, int) and left <= right)
     ]
     return solution
+
+
+def _as_bound(r: Requirement) -> Requirement:
+    """Read `min(a, b) == a` as what it means, a <= b: what is cut to a table's length agrees with what is not."""
+    for cut, whole in ((r.left, r.right), (r.right, r.left)):
+        if r.kind == "at most" or not isinstance(cut, Sym) or len(cut.terms) != 1:
+            continue
+        ((atoms, factor),) = cut.terms
+        if factor == 1 and len(atoms) == 1 and isinstance(atoms[0], Func) and atoms[0].name == "min":
+            a, b = atoms[0].args
+            if whole in (a, b):
+                return Requirement("at most", whole, b if whole == a else a, r.op, r.trust)
+    return r
 
 
 def _equate(solution: Solution, left: KnownDim, right: KnownDim) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,7 @@ def verify(
     data: DataSource | None = None,
     inputs: str = "validation",
     dims: Mapping[str, int] | None = None,
+    point: Mapping[str, int] | None = None,
     seed: int = 0,
     keep: str | os.PathLike[str] | None = None,
     threads: int = 1,
@@ -58,6 +59,7 @@ def verify(
         data: Samples; without them inputs are made up.
         inputs: What to call the samples in the result.
         dims: Extents for made-up inputs.
+        point: Extents of one more made-up input, as a plan for large sizes has code of its own for them.
         seed: Seed for made-up inputs.
         keep: Where to write the worst sample (`.npz` with `input/...`, `original/...`, `candidate/...`).
         threads: Threads of onnxruntime.
@@ -69,13 +71,13 @@ def verify(
     if mode == "off":
         return Verification(True, "off", notes=("verification was switched off",))
     if isolate:
-        return _isolated(original, candidate, judge, mode, data, inputs, dims, seed, keep, threads)
+        return _isolated(original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads)
     graph = read_onnx(original)
     try:
         check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
     except Refused as refused:
         return Verification(False, mode, failures=(str(refused),))
-    samples, kind, notes = _samples(graph, check, mode, data, inputs, dims, seed)
+    samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed)
     started = time.perf_counter()
     for sample in samples:
         if not check.take(sample):
@@ -92,7 +94,7 @@ def _samples(
     mode: str,
     data: DataSource | None,
     kind: str,
-    dims: Mapping[str, int] | None,
+    extents: tuple[Mapping[str, int] | None, Mapping[str, int] | None],
     seed: int,
 ) -> tuple[Iterator[Sample], str, list[str]]:
     effort = EFFORTS[mode]
@@ -101,11 +103,15 @@ def _samples(
         count = effort.samples
         limited = (s for i, s in zip(range(count), found, strict=False)) if count else iter(found)
         return limited, kind, []
+    dims, point = extents
     feeds = find_feeds(graph, check.original, count=effort.made_up, dims=dims, seed=seed)
-    extents = {tuple(feed.dims.items()) for feed in feeds if feed.dims}
+    if point is not None:
+        with suppress(InputError):  # the model does not run there: there is nothing to compare
+            feeds[1:1] = find_feeds(graph, check.original, count=1, dims={**point, **(dims or {})}, seed=seed)
+    used = {tuple(feed.dims.items()) for feed in feeds if feed.dims}
     notes = []
-    if extents:
-        spelled = "; ".join(" ".join(f"{k}={v}" for k, v in one) for one in sorted(extents))
+    if used:
+        spelled = "; ".join(" ".join(f"{k}={v}" for k, v in one) for one in sorted(used))
         notes.append(f"made-up inputs at {spelled}")
     if not all(feed.finite for feed in feeds):
         notes.append("on made-up inputs the original gives NaN or Inf; real inputs would test more")
@@ -120,6 +126,7 @@ def _isolated(
     data: DataSource | None,
     inputs: str,
     dims: Mapping[str, int] | None,
+    point: Mapping[str, int] | None,
     seed: int,
     keep: str | os.PathLike[str] | None,
     threads: int,
@@ -134,6 +141,7 @@ def _isolated(
             "data": None if data is None else _data_on_disk(data, folder / "data", EFFORTS[mode].samples),
             "inputs": inputs,
             "dims": dict(dims or {}),
+            "point": None if point is None else dict(point),
             "seed": seed,
             "keep": None if keep is None else os.path.abspath(os.fspath(keep)),
             "threads": threads,

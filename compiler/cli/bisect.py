@@ -39,6 +39,7 @@ def command(
     from memoptc import steps
     from memoptc.options import Options
     from memoptc.report import Report
+    from memoptc.samples import Inputs
     from memoptc.source import load, with_control
 
     with TemporaryFolder() as folder:
@@ -54,7 +55,7 @@ def command(
             plugins=plugins,
         )
         source = load(model, scratch)
-        data = steps.Inputs(source, options)
+        data = Inputs(source, options)
         source = with_control(source, steps.prepare(source, options, data, Report())[0], scratch)
         pipeline = steps.pipeline(options, data.calibration is not None)
         culprit = steps.find_culprit(source, options, data, scratch, pipeline)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memoptc.report import Report
 from memoptc.report.chart import sparkline
 from memoptc.report.rows import before_after, size
-from memoptc.report.verdict import proof
+from memoptc.report.verdict import planned_for, proof
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +88,9 @@ def _print_verdict(report: Report, console: Console) -> None:
     """What came out, in words; what got worse below it, in red."""
     from rich.markup import escape
 
+    sizes = planned_for(report)
+    if sizes:
+        console.print(sizes, soft_wrap=True, markup=False)
     failed = report.verification.get("passed") is False
     console.print(f"[bold{' red' if failed else ''}]{escape(report.verdict)}[/]", soft_wrap=True)
     for figure in report.worse:

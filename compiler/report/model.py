@@ -100,6 +100,8 @@ class Report:
         verification: Outcome of the proof, with `mode` (`off`, `fast` or `full`).
         accuracy: A task figure before and after, where the data carries labels.
         kernels: Which nodes of a quantized candidate onnxruntime runs on integers, and which fall back to float.
+        sizes: `planned` and `run`: extents of symbolic dimensions that planned figures hold for, and that both models
+            were run at; `chosen`: those that nobody gave.
         environment: Versions and threads that the measurements hold for.
         precision: Where integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty when
             accuracy was met with all alike) and `reached` (setting, SQNR, metric).
@@ -115,6 +117,7 @@ class Report:
     kernels: dict[str, Any] | None = None
     decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] | None = None
     seconds: float = 0.0
@@ -150,6 +153,7 @@ class Report:
                 "kernels": self.kernels,
                 "decisions": [vars(d) for d in self.decisions],
                 "warnings": self.warnings,
+                "sizes": self.sizes,
                 "environment": self.environment,
                 "precision": self.precision,
                 "seconds": round(self.seconds, 3),

@@ -44,6 +44,18 @@ def verdict(report: Report) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
+def planned_for(report: Report) -> str:
+    """Say which extents were chosen, where neither options nor data decide; `""` where they do."""
+    chosen = report.sizes.get("chosen") or []
+    planned, run = report.sizes.get("planned") or {}, report.sizes.get("run") or {}
+    if not chosen:
+        return ""
+    text = ", ".join(f"{name}={planned[name]}" for name in chosen)
+    smaller = [f"{name}={run[name]}" for name in chosen if run.get(name) != planned[name]]
+    at = f", run at {', '.join(smaller)}" if run and smaller else ""
+    return f"Planned for sizes up to {text}{at}; say --dim {chosen[-1]}=N to change."
+
+
 def _memory(report: Report) -> str:
     before, after = report.control.measured, report.candidate.measured
     if before and after:

@@ -1,0 +1,97 @@
+"""The data of one compile, and the extents that it implies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import Sym
+from memoptc.ir.types import TensorType
+from memoptc.options import Options
+from memoptc.runtime.data import Data
+from memoptc.runtime.design_points import DesignPoints, design_points
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.options import RunOptions
+from memoptc.source import Source
+
+
+class Inputs:
+    """The data of one compile: what to calibrate and verify with, and the extents it implies.
+
+    Extents that neither the caller nor the data decide are chosen (`memoptc.runtime.design_points`): large ones to plan
+    for, and affordable ones to run both models at.
+
+    Args:
+        source: The original.
+        options: The options in force.
+
+    Raises:
+        InputError: the data does not fit the model, or `dims` names no dimension of it.
+    """
+
+    def __init__(self, source: Source, options: Options) -> None:
+        graph = source.graph
+        types = {v.name: v.type for v in graph.inputs}
+        optional = [v.name for v in graph.defaults]
+        self._source = source
+        self._asked = dict(options.dims) | dict(options.freeze)
+        self.calibration = (
+            None if options.calibration is None else Data(_plain_path(options.calibration), types, optional)
+        )
+        self.raw = options.validation if options.validation is not None else options.calibration
+        self.kind = "validation" if options.validation is not None else "calibration"
+        self.raw = None if self.raw is None else _plain_path(self.raw)
+        self.validation = self.calibration
+        if options.validation is not None:
+            self.validation = Data(self.raw, types, optional)
+        self.first: dict[str, Any] | None = None
+        for data in (self.calibration, self.validation):
+            if data is not None:
+                self.first = next(iter(data)).feed
+        self.points: DesignPoints | None = None
+        if self.first is None:
+            self.points = design_points(graph, self._asked)
+        if self.points is not None and (options.measure or options.verify != "off") and not self._runs():
+            self.points = None
+        self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph)
+
+    @property
+    def check(self) -> Mapping[str, int] | None:
+        """Extents chosen to run both models at; `None` where the caller or the data decide."""
+        return None if self.points is None else self.points.check
+
+    def _runs(self) -> bool:
+        """Whether the original runs at the chosen extents: what operators require is not all that can be wrong."""
+        try:
+            return bool(self.feed)
+        except InputError:
+            return False
+
+    def _extents(self, graph: Graph) -> dict[str, int]:
+        """Extents for planning: asked for, else those of the data, else likely ones."""
+        found = next(InputMaker(graph, self._asked).bindings(), {})
+        for value in graph.inputs:
+            array = (self.first or {}).get(value.name)
+            if array is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
+                for dim, extent in zip(value.type.shape, array.shape, strict=False):
+                    if isinstance(dim, Sym) and dim.name is not None:
+                        found[dim.name] = int(extent)
+        return found | self._asked
+
+    @cached_property
+    def feed(self) -> dict[str, Any]:
+        """One feed to measure with: at the extents asked for or chosen, else the first of the data."""
+        if self.first is not None and not self._asked:
+            return self.first
+        original = Evaluator(self._source.path, RunOptions(), label="the original")
+        dims = self._asked | dict(self.check or {})
+        return find_feeds(self._source.graph, original, count=1, dims=dims)[0].feed
+
+
+def _plain_path(data: Any) -> Any:
+    return os.fspath(data) if isinstance(data, os.PathLike) else data

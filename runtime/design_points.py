@@ -1,0 +1,132 @@
+"""Design points: the extents that a model with open axes is planned, verified and measured at when nobody says.
+
+A plan made for a toy size does nothing at the sizes that matter, and code made for large sizes must leave small ones
+as fast as they were. So the plan is made for the largest extents that the model is likely to meet: as far as its
+tables, masks and dependent extents allow (`memoptc.runtime.solve`), by the kind of input (tokens, image, audio), and no
+further than its activations fit a limit. Verifying and measuring take a smaller point, at which a run is affordable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from memoptc.ir.core import Graph, Value
+from memoptc.ir.ops import Family, definition
+from memoptc.ir.types import TensorType
+from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.memory.liveness import peak
+
+LARGEST = {"batch": 1, "space": 1024, "sequence": 4096, "past": 0, "samples": 160_000}
+"""Extents to begin with, by kind of axis: a megapixel, 4,096 tokens or frames, ten seconds of sound at 16 kHz."""
+SMALLEST = {"batch": 1, "space": 64, "sequence": 16, "past": 0, "samples": 4_000}
+"""Extents below which no point is looked for."""
+
+PLANNED = 1 << 30
+"""Bytes of activations that the original may plan at the point to plan for."""
+AFFORDABLE = 128 << 20
+"""Bytes of activations that the original may plan at the point to verify and measure at."""
+
+_WAVEFORM_STEPS = 64
+"""Ops that are followed from an input to the convolution that says it is sound."""
+_WAVEFORM_KERNEL = 5
+"""Taps of that convolution, at least."""
+
+
+@dataclass(frozen=True)
+class DesignPoints:
+    """Extents for planning, and for verifying and measuring.
+
+    Args:
+        plan: The largest extents to expect: what the plan is made for.
+        check: Extents at which both models are run.
+        chosen: Symbols whose extents nobody gave, with the kind of their axis.
+    """
+
+    plan: Mapping[str, int]
+    check: Mapping[str, int]
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say what was chosen, as `batch=1, sequence=4096`."""
+        return ", ".join(f"{name}={self.plan[name]}" for name in self.chosen)
+
+
+def design_points(graph: Graph, asked: Mapping[str, int]) -> DesignPoints | None:
+    """Choose design points for the open axes of a model's inputs.
+
+    Args:
+        graph: The model.
+        asked: Extents that are decided.
+
+    Returns:
+        The points; `None` when no axis is open, or no extents are known to belong together.
+
+    Raises:
+        InputError: `asked` names something the model's inputs do not have.
+    """
+    maker = InputMaker(graph, asked)
+    if not maker.is_dynamic:
+        return None
+    waveforms = set(_waveform_symbols(graph))
+    kinds = {
+        name: "samples" if name in waveforms and kind == "sequence" else kind
+        for name, (kind, _) in maker.classes.items()
+    }
+    plan = _largest(maker, kinds, LARGEST, PLANNED)
+    if plan is None:
+        return None
+    check = _largest(maker, kinds, plan, AFFORDABLE) or plan
+    return DesignPoints(plan, check, {name: kind for name, kind in kinds.items() if name not in asked})
+
+
+def _largest(
+    maker: InputMaker, kinds: Mapping[str, str], start: Mapping[str, int], limit: int
+) -> dict[str, int] | None:
+    """Halve the open extents, all at once, until the planned activations fit the limit."""
+    wanted = {name: start.get(name, start.get(kind, 1)) for name, kind in kinds.items()} | maker.dims
+    while True:
+        found = maker.consistent(wanted)
+        if found is None:
+            return None
+        estimate = peak(maker.typed, found)
+        smaller = {
+            name: max(extent // 2, SMALLEST[kinds[name]]) if extent > SMALLEST[kinds[name]] else extent
+            for name, extent in wanted.items()
+            if name not in maker.dims
+        } | maker.dims
+        if estimate.peak_bytes <= limit or smaller == wanted:
+            return found
+        wanted = smaller
+
+
+def _waveform_symbols(graph: Graph) -> Iterator[str]:
+    """Symbols of inputs that are sound: what is convolved along its last axis as a single channel."""
+    for value in graph.inputs:
+        type_ = value.type
+        if not isinstance(type_, TensorType) or type_.shape is None or not type_.dtype.is_floating_point():
+            continue
+        if len(type_.shape) in (2, 3) and _meets_single_channel(value):
+            last = type_.shape[-1]
+            yield from () if last is None or isinstance(last, int) else sorted(last.free)
+
+
+def _meets_single_channel(start: Value) -> bool:
+    todo, seen = [start], {start}
+    for _ in range(_WAVEFORM_STEPS):
+        if not todo:
+            return False
+        for user in todo.pop().users:
+            if user.is_a("STFT"):
+                return True
+            known = definition(user)
+            if known.family is Family.CONVOLUTION:
+                weight = user.operands[1].type
+                shape = weight.static_shape if isinstance(weight, TensorType) else None
+                if shape is not None and len(shape) == 3 and shape[1] == 1 and shape[2] >= _WAVEFORM_KERNEL:
+                    return True
+            elif known.moves or known.elementwise or known.family is Family.NORMALIZATION:
+                fresh = [r for r in user.results if r not in seen]
+                seen.update(fresh)
+                todo.extend(fresh)
+    return False

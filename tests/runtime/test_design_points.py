@@ -1,0 +1,122 @@
+"""Extents that are planned for when nobody says: bounded by tables, by the kind of input, and by memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memoptc import compile
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.parser import parse
+from memoptc.runtime.design_points import PLANNED, design_points
+from memoptc.runtime.evaluate import Evaluator
+
+MODEL = 'model {ir_version=10, opset={""=18}}'
+
+TOKENS = """graph @g(%ids: i64[batch,sequence]) -> (f32[batch,sequence,8]) {
+  %table = const() {value=@w500_8} : f32[500,8]
+  %places = const() {value=@w77_8} : f32[77,8]
+  %shape = Shape(%ids) {start = 1, end = 2} : i64[1]
+  %zero = const() {value=0} : i64[]
+  %one = const() {value=1} : i64[]
+  %count = Squeeze(%shape) : i64[]
+  %steps = Range(%zero, %count, %one)
+  %at = Gather(%places, %steps)
+  %words = Gather(%table, %ids)
+  %sum = Add(%words, %at)
+  return %sum
+}
+"""
+
+
+def graph(inputs: str, body: str, result: str) -> str:
+    return f"{MODEL}\ngraph @g({inputs}) -> ({result}) {{\n{body}\n  return %y\n}}"
+
+
+WEIGHTS = {
+    f"w{'_'.join(map(str, shape))}": np.full(shape, value, np.float32)
+    for shape, value in [((500, 8), 0.5), ((77, 8), 0.25), ((8, 1, 10), 0.5), ((8, 1, 3), 0.5)]
+} | {
+    "w128_4096": (np.random.default_rng(1).standard_normal((128, 4096)) / 16).astype(np.float32),
+    "w4096_128": (np.random.default_rng(2).standard_normal((4096, 128)) / 64).astype(np.float32),
+}
+
+
+def read(text: str):
+    return parse(text, weights=WEIGHTS)
+
+
+def points(text: str, asked: dict[str, int] | None = None):
+    return design_points(read(text), asked or {})
+
+
+def test_a_table_of_positions_bounds_the_tokens():
+    found = points(f"{MODEL}\n{TOKENS}")
+    assert dict(found.plan) == dict(found.check) == {"batch": 1, "sequence": 77}
+
+
+def test_an_image_is_planned_at_a_megapixel():
+    found = points(graph("%x: f32[N,3,H,W]", "  %y = Relu(%x)", "f32[N,3,H,W]"))
+    assert dict(found.plan) == {"N": 1, "H": 1024, "W": 1024}
+    assert found.chosen == {"N": "batch", "H": "space", "W": "space"}
+
+
+def test_sound_is_planned_at_seconds_not_at_thousands_of_samples():
+    body = """  %w = const() {value=@w8_1_10} : f32[8,1,10]
+  %axis = const() {value=[1]} : i64[1]
+  %c = Unsqueeze(%x, %axis)
+  %y = Conv(%c, %w) {strides = [5]}"""
+    assert points(graph("%x: f32[N,S]", body, "f32[N,8,T]")).plan["S"] == 160_000
+    other = body.replace("w8_1_10", "w8_1_3").replace("[8,1,10]", "[8,1,3]")
+    assert points(graph("%x: f32[N,S]", other, "f32[N,8,T]")).plan["S"] == 4096
+
+
+def test_what_is_asked_for_stays():
+    found = points(graph("%x: f32[N,3,H,W]", "  %y = Relu(%x)", "f32[N,3,H,W]"), {"H": 300})
+    assert found.plan["H"] == found.check["H"] == 300
+    assert "H" not in found.chosen
+    assert points(graph("%x: f32[N]", "  %y = Relu(%x)", "f32[N]"), {"N": 5}) is None
+
+
+def test_an_unknown_dimension_is_refused():
+    with pytest.raises(InputError, match="'Q' is not a symbolic dimension"):
+        points(graph("%x: f32[N]", "  %y = Relu(%x)", "f32[N]"), {"Q": 5})
+
+
+def test_a_plan_keeps_to_the_memory_that_a_machine_has():
+    body = """  %t = Transpose(%x) {perm = [0,2,1]}
+  %s = MatMul(%x, %t)
+  %p = Softmax(%s) {axis = -1}
+  %y = MatMul(%p, %x)"""
+    found = points(graph("%x: f32[64,S,16]", body, "f32[64,S,16]"))
+    scores = 64 * found.plan["S"] ** 2 * 4
+    assert found.check["S"] < found.plan["S"] < 4096
+    assert 2 * scores <= PLANNED * 1.1
+
+
+def test_a_static_model_has_no_points():
+    assert points(graph("%x: f32[2,3]", "  %y = Relu(%x)", "f32[2,3]")) is None
+
+
+def test_a_compile_plans_verifies_and_says_the_sizes():
+    """An MLP over rows, whose hidden layer is eight times as wide: large inputs run in tiles, small ones as they were."""
+    rng = np.random.default_rng(0)
+    body = """  %w = const() {value=@w128_4096} : f32[128,4096]
+  %v = const() {value=@w4096_128} : f32[4096,128]
+  %h = MatMul(%x, %w)
+  %g = Tanh(%h)
+  %y = MatMul(%g, %v)"""
+    model = to_proto(read(graph("%x: f32[S,128]", body, "f32[S,128]")))
+    result = compile(model, 3)
+    assert result.report.sizes["planned"] == {"S": 1}  # a first axis is a batch
+    rows = body.replace("%h = MatMul", "%h = MatMul").replace("S,128", "1,S,128")
+    model = to_proto(read(graph("%x: f32[1,S,128]", rows, "f32[1,S,128]")))
+    result = compile(model, 3)
+    assert result.report.sizes == {"planned": {"S": 4096}, "run": {"S": 4096}, "chosen": ["S"]}
+    assert result.report.verification["passed"]
+    assert result.report.candidate.planned_peak_bytes < 0.5 * result.report.control.planned_peak_bytes
+    before, after = Evaluator(model), Evaluator(result.model)
+    for extent in (0, 1, 7, 500, 4096, 5001):
+        feed = {"x": rng.standard_normal((1, extent, 128)).astype(np.float32)}
+        np.testing.assert_allclose(after.run(feed)["y"], before.run(feed)["y"], rtol=1e-4, atol=1e-5)
