@@ -16,6 +16,7 @@ from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.report import Report, Side
 from memoptc.runtime.contract import Contract, contract_path
+from memoptc.samples import Inputs
 from memoptc.source import Source
 
 

@@ -25,6 +25,7 @@ from memoptc.pass_base import Context, Limits, Pass
 from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import RulePass, op, rewrite
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.samples import Inputs
 from memoptc.textfile import read_any
 
 TEXT = """
@@ -210,7 +211,7 @@ def test_an_endless_group_ends_with_a_warning() -> None:
 def test_compile_goes_on_and_the_numbers_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     make = steps._context
 
-    def limited(options: Options, data: steps.Inputs, scratch: Path) -> Context:
+    def limited(options: Options, data: Inputs, scratch: Path) -> Context:
         context = make(options, data, scratch)
         context.limits = FEW
         return context

@@ -100,7 +100,7 @@ def test_a_static_model_has_no_points():
 
 
 def test_a_compile_plans_verifies_and_says_the_sizes():
-    """An MLP over rows, whose hidden layer is eight times as wide: large inputs run in tiles, small ones as they were."""
+    """An MLP over rows, wide inside: large inputs run in tiles, small ones as they were."""
     rng = np.random.default_rng(0)
     body = """  %w = const() {value=@w128_4096} : f32[128,4096]
   %v = const() {value=@w4096_128} : f32[4096,128]
