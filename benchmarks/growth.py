@@ -27,6 +27,7 @@ from memoptc.cli.options import Bindings
 from memoptc.ir.dims import substitute
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.configuration import AS_WRITTEN
 from memoptc.runtime.profile import AS_PLANNED, bind_shapes, make_feed, profile, record
 
 
@@ -53,7 +54,7 @@ def show(path: Path, points: list[dict[str, int]], console: Console) -> None:
     found = []
     for dims in points:
         feed = make_feed(graph, path, dims)
-        point = profile(graph, bind_shapes(graph, feed))
+        point = profile(graph, bind_shapes(graph, feed), configuration=AS_WRITTEN)
         found.append((point, record(path, feed, AS_PLANNED, runs=1)))
     formula = found[-1][0].formula
     table = Table("sizes", "formula MB", "planned MB", "recorded MB", title=f"{path.name}: {formula} bytes")

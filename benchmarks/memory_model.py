@@ -23,6 +23,7 @@ import zoo
 
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.configuration import AS_WRITTEN
 from memoptc.runtime.freeze import optimize
 from memoptc.runtime.profile import AS_PLANNED, bind_shapes, profile, record
 
@@ -31,7 +32,7 @@ def one(path: Path, feed: dict[str, Any]) -> dict[str, Any]:
     """Predict, then record."""
     graph = read_onnx(path)
     infer_shapes(graph)
-    point = profile(graph, bind_shapes(graph, feed))
+    point = profile(graph, bind_shapes(graph, feed), configuration=AS_WRITTEN)
     found = record(path, feed, AS_PLANNED, runs=1)
     return {"planned": point.planned_peak_bytes, "recorded": found.run_peak_bytes, "at": point.at, "how": found.method}
 

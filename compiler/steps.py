@@ -38,6 +38,7 @@ from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
 from memoptc.report import Curve, Report, Side
 from memoptc.report.model import Decision
+from memoptc.runtime.configuration import FILE_ORDER, planned, planned_peak
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.devices import USUAL, detect, load_device
 from memoptc.runtime.freeze import write_packed
@@ -46,7 +47,6 @@ from memoptc.runtime.judge import Judge
 from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.memory.liveness import liveness, peak
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.options import FRUGAL, RunOptions
 from memoptc.runtime.quality import load_metric
@@ -128,7 +128,7 @@ def _fix_defaults(graph: Graph) -> None:
 
 def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int], report: Report) -> None:
     """Fill in one side of the report from the graph alone."""
-    found = peak(looked_into(graph), dims)
+    found = planned_peak(looked_into(graph), dims)
     side.alive = [{"name": name, "bytes": count} for name, count in found.alive[:_LISTED]]
     side.file_bytes = file_bytes
     side.weight_bytes = weight_bytes(graph)
@@ -145,7 +145,7 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
     """Plan the original, too, so that arenas can be compared."""
-    side.plan = allocate(liveness(looked_into(graph), dims).problem)
+    side.plan = allocate(planned(looked_into(graph), dims).problem)
     side.arena_bytes = side.plan.arena_bytes
 
 
@@ -241,7 +241,7 @@ def run_passes(
         instruments.append(CheckEach(lambda g: _error(g, source, data, scratch)))
     try:
         report.passes = run_pipeline(
-            steps, graph, context, instruments, lambda g: peak(looked_into(g), data.dims).peak_bytes
+            steps, graph, context, instruments, lambda g: planned_peak(looked_into(g), data.dims).peak_bytes
         )
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
@@ -440,11 +440,16 @@ def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs
     frugal = replace(FRUGAL, threads=options.jobs or 0)
     if compiled.frozen:
         frugal = replace(frugal, optimize=False, file_order=True)
+    side = report.candidate
+    peaks = {} if side.planned_peak_bytes is None else {str(FILE_ORDER): side.planned_peak_bytes}
+    plain = Contract(frugal, peaks=peaks)
     if not options.measure:
-        return Contract(frugal)
+        return plain
     choices = [frugal] if compiled.frozen else [frugal, replace(frugal, file_order=True)]
     try:
-        return make_contract(candidate, compiled.border.encode(data.feed), threads=frugal.threads, candidates=choices)
+        feed = compiled.border.encode(data.feed)
+        found = make_contract(candidate, feed, threads=frugal.threads, candidates=choices)
     except InputError as error:
         report.warnings.append(f"What a run allocates could not be recorded: {error.message}")
-        return Contract(frugal)
+        return plain
+    return replace(found, peaks=peaks | dict(found.peaks))

@@ -9,8 +9,8 @@ from memoptc.ir.core import Graph
 from memoptc.ir.taken import looked_into
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
+from memoptc.runtime.configuration import planned
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.memory.liveness import liveness
 
 
 class PlanMemory(Pass):
@@ -22,7 +22,7 @@ class PlanMemory(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Find live ranges, allocate, check, note."""
-        found = liveness(looked_into(graph), context.dims)
+        found = planned(looked_into(graph), context.dims)
         plan = allocate(found.problem)
         context.results["plan"] = plan
         stats["buffers"] = len(found.storages)

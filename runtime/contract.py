@@ -39,6 +39,7 @@ class Contract:
         inputs: Shapes that `arena_bytes` and `measured` are for.
         measured: Recorded peak of a run and bytes allocated while loading, as onnxruntime's allocator saw them.
         onnxruntime: Version that was measured.
+        peaks: Peak of activations in bytes by configuration (`memoptc.runtime.configuration`), for `inputs`.
         tier: Which of `Session`'s tiers needs least memory, its own libraries included.
     """
 
@@ -48,6 +49,7 @@ class Contract:
     measured: Mapping[str, int] = field(default_factory=dict)
     onnxruntime: str = ort.__version__
     tier: Literal["arena", "planned", "stock"] = "arena"
+    peaks: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Give the file's content."""
@@ -62,6 +64,7 @@ class Contract:
             "arena": arena_entries(self.arena_bytes) if self.arena_bytes else None,
             "inputs": {name: list(shape) for name, shape in self.inputs.items()},
             "measured": dict(self.measured),
+            "peaks": dict(self.peaks),
             "tier": self.tier,
         }
 
@@ -95,6 +98,7 @@ class Contract:
             {name: int(n) for name, n in data.get("measured", {}).items()},
             str(data.get("onnxruntime", "")),
             tier if (tier := data.get("tier")) in ("planned", "stock") else "arena",
+            {name: int(n) for name, n in data.get("peaks", {}).items()},
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.memory.bfc import arena_capacity
 from memoptc.runtime.native.session import NativeSession
@@ -39,7 +40,7 @@ def make_contract(
             capacity = arena_capacity([*session.load_events, *_after(session.load_events, trace.events)])
             measured = {"run_peak_bytes": trace.peak_bytes, "loaded_bytes": session.loaded_bytes}
             shapes = {name: tuple(value.shape) for name, value in feed.items()}
-            found = Contract(options, capacity, shapes, measured)
+            found = Contract(options, capacity, shapes, measured, peaks={str(SESSION): trace.peak_bytes})
         finally:
             session.close()
         if best is None or found.measured["run_peak_bytes"] < best.measured["run_peak_bytes"]:

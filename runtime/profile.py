@@ -11,22 +11,22 @@ from typing import Any
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim
+from memoptc.runtime.configuration import AS_WRITTEN, FILE_ORDER, Configuration, planned
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.measure import measure
-from memoptc.runtime.memory.extents import bind_shapes, extents
+from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.footprint import footprint
-from memoptc.runtime.memory.liveness import Liveness, Storage, label, liveness
-from memoptc.runtime.memory.workspace import kernel_workspace
+from memoptc.runtime.memory.liveness import Liveness, Storage, label
 from memoptc.runtime.native.session import NativeSession
-from memoptc.runtime.options import FRUGAL, Feed, RunOptions
+from memoptc.runtime.options import Feed, RunOptions
 
 __all__ = [
     "AS_PLANNED", "Alive", "Profile", "Recorded", "access_pattern", "bind_shapes", "likely_extents", "make_feed",
     "profile", "record",
 ]  # fmt: skip
 
-AS_PLANNED = replace(FRUGAL, optimize=False, file_order=True, threads=1)
+AS_PLANNED = AS_WRITTEN.options
 """How the memory model sees a run: the graph as it is written, in its order, on one thread."""
 
 
@@ -80,8 +80,10 @@ class Profile:
         unknown: Values without a known size.
         found: The liveness behind all this.
         access: Access pattern: see `access_pattern`.
-        as_planned: Recorded with onnxruntime's optimizer off, in the file's order: what the plan is held against.
-        stock: Recorded with onnxruntime's own defaults, in the second run.
+        configuration: What the planned figures are for.
+        as_planned: Recorded in the configuration `as written`.
+        stock: Recorded in the configuration `stock default`, in the second run.
+        session: Recorded in the configuration `session`.
     """
 
     dims: dict[str, int]
@@ -95,14 +97,17 @@ class Profile:
     unknown: list[str]
     found: Liveness
     access: dict[str, float]
+    configuration: Configuration = FILE_ORDER
     as_planned: Recorded | None = None
     stock: Recorded | None = None
+    session: Recorded | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
         return {
             "dims": self.dims,
+            "configuration": str(self.configuration),
             "planned_peak_bytes": self.planned_peak_bytes,
             "tensor_peak_bytes": self.tensor_peak_bytes,
             "workspace_bytes": self.workspace_bytes,
@@ -112,8 +117,8 @@ class Profile:
             "unknown": self.unknown,
             "access": self.access,
             "recorded": {
-                "as_planned": None if self.as_planned is None else dict(self.as_planned.__dict__),
-                "stock": None if self.stock is None else dict(self.stock.__dict__),
+                name: None if found is None else dict(found.__dict__)
+                for name, found in (("as_planned", self.as_planned), ("stock", self.stock), ("session", self.session))
             },
             "curve": self.found.curve,
             "labels": [label(op) for op in self.found.steps],
@@ -121,16 +126,19 @@ class Profile:
         }
 
 
-def profile(graph: Graph, dims: Mapping[str, int], threads: int = 1) -> Profile:
+def profile(
+    graph: Graph, dims: Mapping[str, int], threads: int = 1, configuration: Configuration = FILE_ORDER
+) -> Profile:
     """Profile a graph on paper.
 
     Args:
         graph: The model, shapes inferred.
         dims: Extents of its symbolic dimensions.
         threads: Intra-op threads, for the workspace of kernels.
+        configuration: What the figures are for.
     """
-    full = extents(graph, dims)
-    found = liveness(graph, full, workspace=kernel_workspace(full, threads, fused=False), fused=False)
+    configuration = configuration.on(threads)
+    found = planned(graph, dims, configuration)
     curve = found.curve
     step = max(range(len(curve)), key=curve.__getitem__)
     there = sorted((s for s in found.storages if s.first <= step <= s.last), key=lambda s: (-s.size, s.name))
@@ -146,7 +154,8 @@ def profile(graph: Graph, dims: Mapping[str, int], threads: int = 1) -> Profile:
         formula=_formula(there),
         unknown=list(dict.fromkeys(found.unknown)),
         found=found,
-        access=access_pattern(graph, found),
+        access=access_pattern(graph, found, configuration),
+        configuration=configuration,
     )
 
 
@@ -170,7 +179,7 @@ def _formula(there: list[Storage]) -> Dim:
     return total
 
 
-def access_pattern(graph: Graph, found: Liveness) -> dict[str, float]:
+def access_pattern(graph: Graph, found: Liveness, configuration: Configuration = FILE_ORDER) -> dict[str, float]:
     """Describe how a run uses its memory.
 
     Returns:
@@ -179,7 +188,7 @@ def access_pattern(graph: Graph, found: Liveness) -> dict[str, float]:
         is only kept for later, neither written nor read.
     """
     uses: dict[int, int] = {}
-    layout = footprint(graph, fused=False)
+    layout = footprint(graph, fused=configuration.fused)
     number = {id(v): g for g, group in enumerate(layout.groups) for v in group.values}
     for needs in layout.needs:
         for group in needs:

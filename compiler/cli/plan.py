@@ -46,9 +46,8 @@ def command(
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.ir.taken import looked_into
+    from memoptc.runtime.configuration import planned
     from memoptc.runtime.memory.allocate import allocate
-    from memoptc.runtime.memory.liveness import liveness
-    from memoptc.runtime.memory.workspace import no_workspace
     from memoptc.runtime.profile import likely_extents
 
     for path in save:
@@ -58,7 +57,7 @@ def command(
     infer_shapes(graph)
     graph = looked_into(graph)
     bound = likely_extents(graph, dict(dims))
-    found = liveness(graph, bound, workspace=None if workspace else no_workspace)
+    found = planned(graph, bound, workspace=workspace)
     plan = allocate(found.problem)
     for path in save:
         atomic_write(path, _render(path, plan, found, model, bound).encode())
@@ -72,6 +71,7 @@ def command(
 
 
 def _render(path: Path, plan: Plan, found: Liveness, model: Path, dims: dict[str, int]) -> str:
+    from memoptc.runtime.configuration import FILE_ORDER
     from memoptc.runtime.memory.liveness import label
     from memoptc.runtime.memory.render import to_header, to_svg
 
@@ -81,7 +81,13 @@ def _render(path: Path, plan: Plan, found: Liveness, model: Path, dims: dict[str
         return to_header(plan, model.stem)
     if path.suffix == ".svg":
         return to_svg(plan, f"{model.name}: arena", [label(op) for op in found.steps])
-    data = plan.to_json() | {"model": model.name, "dims": dims, "steps": [label(op) for op in found.steps]}
+    data = plan.to_json() | {
+        "model": model.name,
+        "dims": dims,
+        "configuration": str(FILE_ORDER),
+        "planned_peak_bytes": max(found.curve),
+        "steps": [label(op) for op in found.steps],
+    }
     return json.dumps(data, indent=1) + "\n"
 
 
@@ -91,11 +97,13 @@ def _print(plan: Plan, found: Liveness, model: Path, dims: dict[str, int], top: 
 
     from memoptc.cli.show import result_console
     from memoptc.report.rows import size
+    from memoptc.runtime.configuration import FILE_ORDER
     from memoptc.runtime.memory.liveness import label
 
     console = result_console()
     sizes = ", ".join(f"{k}={v}" for k, v in dims.items())
     gap = plan.arena_bytes / plan.floor - 1 if plan.floor else 0.0
+    console.print(f"planned peak {size(max(found.curve))} ({FILE_ORDER}; {max(found.curve)} bytes)", markup=False)
     console.print(
         f"{model}{f' at {sizes}' if sizes else ''}: {len(plan.offsets)} buffers in {size(plan.arena_bytes)} "
         f"({plan.arena_bytes} bytes), {gap:.2%} above the floor; one by one {size(plan.naive_sum)} ({plan.algorithm})",

@@ -49,13 +49,15 @@ def command(
     from memoptc.ir.taken import looked_into
     from memoptc.manager import count_nodes, weight_bytes
     from memoptc.runtime import profile as profiler
-    from memoptc.runtime.options import RunOptions
+    from memoptc.runtime.configuration import AS_WRITTEN, STOCK_DEFAULT
+    from memoptc.runtime.contract import Contract, contract_path, load_contract
 
     graph = read_onnx(model)
     infer_shapes(graph)
     graph = looked_into(graph)
     names = [name for name, _ in dims]
     points: list[Profile] = []
+    contracted = (load_contract(contract_path(model)) or Contract()).options
     sizes = list(itertools.product(*(values for _, values in dims)))
     feed: dict[str, Any] = {}
     with Progress(quiet) as progress:
@@ -69,8 +71,12 @@ def command(
                 bound |= profiler.bind_shapes(graph, feed)
             point = profiler.profile(graph, bound, threads)
             if not static:
-                point.as_planned = profiler.record(model, feed, replace(profiler.AS_PLANNED, threads=threads))
-                point.stock = profiler.record(model, feed, RunOptions(threads=threads))
+                for kind, options in (
+                    ("as_planned", AS_WRITTEN.options),
+                    ("stock", STOCK_DEFAULT.options),
+                    ("session", contracted),
+                ):
+                    setattr(point, kind, profiler.record(model, feed, replace(options, threads=threads)))
             points.append(point)
     facts = {
         "model": str(model),
@@ -84,14 +90,14 @@ def command(
 
         atomic_write(picture, draw(points, model.name).encode())
     if contract:
-        _write_contract(model, feed, threads, static)
+        _write_contract(model, feed, threads, static, points[-1])
     if as_json:
         click.echo(json.dumps(facts | {"points": [p.to_json() for p in points]}, indent=2))
     elif not quiet:
         _print(facts, points, top)
 
 
-def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: bool) -> None:
+def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: bool, point: Profile) -> None:
     from memoptc.ir.diagnostics import InputError
     from memoptc.runtime.contract import contract_path
     from memoptc.runtime.measured_contract import make_contract
@@ -99,6 +105,7 @@ def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: boo
     if static:
         raise InputError("A contract is recorded, so it needs runs.", hint="Leave --static away.")
     made = make_contract(model, feed, threads=threads)
+    made = replace(made, peaks={str(point.configuration): point.planned_peak_bytes} | dict(made.peaks))
     made.save(contract_path(model))
     click.echo(f"wrote {contract_path(model)}", err=True)
 
@@ -110,6 +117,7 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
     from memoptc.cli.show import result_console
     from memoptc.report.chart import sparkline
     from memoptc.report.rows import size
+    from memoptc.runtime.configuration import AS_WRITTEN, SESSION, STOCK_DEFAULT
 
     console = result_console()
     last = points[-1]
@@ -121,7 +129,8 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
         soft_wrap=True,
     )
     table = Table(title="activations", title_justify="left")
-    for heading in ("sizes", "planned peak", "workspace", "recorded", "recorded, stock defaults", "at"):
+    recorded = [f"recorded ({c})" for c in (AS_WRITTEN, STOCK_DEFAULT, SESSION)]
+    for heading in ("sizes", f"planned peak ({last.configuration})", "workspace", *recorded, "at"):
         table.add_column(heading, justify="left" if heading in ("sizes", "at") else "right")
     for point in points:
         sizes = ", ".join(f"{k}={v}" for k, v in point.dims.items()) or "static"
@@ -129,8 +138,7 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
             escape(sizes),
             size(point.planned_peak_bytes),
             size(point.workspace_bytes),
-            _recorded(point.as_planned, point.planned_peak_bytes),
-            _recorded(point.stock, 0),
+            *(_recorded(found) for found in (point.as_planned, point.stock, point.session)),
             escape(point.at),
         )
     console.print(table)
@@ -158,10 +166,7 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
         click.echo(f"{len(last.unknown)} values have no known size and count as 0: {names}", err=True)
 
 
-def _recorded(found: Recorded | None, planned: int) -> str:
+def _recorded(found: Recorded | None) -> str:
     from memoptc.report.rows import size
 
-    if found is None:
-        return ""
-    share = f" ({found.run_peak_bytes / planned:.2f}x)" if planned else ""
-    return size(found.run_peak_bytes) + share
+    return "" if found is None else size(found.run_peak_bytes)

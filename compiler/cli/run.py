@@ -61,11 +61,28 @@ def command(
         found, lines = _in_arena(model, feed)
     else:
         found, lines = _in_session(model, feed, memory, memory_limit, strict, runs, threads)
+    if not quiet:
+        lines.insert(0, _planned_peak(model, feed))
     if outputs is not None:
         save_feed(outputs, found)
         lines.append(f"wrote {outputs}")
     if not quiet:
         _print(found, lines)
+
+
+def _planned_peak(model: Path, feed: dict[str, Any]) -> str:
+    from memoptc.ir.infer import infer_shapes
+    from memoptc.ir.onnx_io import read_onnx
+    from memoptc.ir.taken import looked_into
+    from memoptc.report.rows import size
+    from memoptc.runtime.configuration import FILE_ORDER, planned_peak
+    from memoptc.runtime.memory.extents import bind_shapes
+
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    graph = looked_into(graph)
+    found = planned_peak(graph, bind_shapes(graph, feed))
+    return f"planned peak {size(found.peak_bytes)} ({FILE_ORDER}; {found.peak_bytes} bytes)"
 
 
 def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -99,6 +116,7 @@ def _in_session(
     import numpy as np
 
     from memoptc.report.rows import size
+    from memoptc.runtime.configuration import SESSION
     from memoptc.runtime.executed import executed_order, first_difference
     from memoptc.runtime.session import Session
 
@@ -114,8 +132,9 @@ def _in_session(
         for plan in session.plans:
             bound = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in plan.bound.values())
             lines.append(
-                f"planned: every allocation inside {size(plan.arena_bytes)} (floor {size(plan.plan.floor)}), "
-                f"outputs of {size(bound)} in the caller's arrays"
+                f"recorded peak {size(plan.peak_bytes)} ({SESSION}); planned: every allocation inside "
+                f"{size(plan.arena_bytes)} (floor {size(plan.plan.floor)}), outputs of {size(bound)} in the caller's "
+                "arrays"
             )
         contract = session.contract
     if memory != "stock" and contract.options.file_order:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memoptc.report.model import Report
+from memoptc.runtime.configuration import FILE_ORDER
+
+PLANNED_PEAK = f"activations, planned peak ({FILE_ORDER})"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ def before_after(report: Report) -> list[Row]:
         _row("file", control.file_bytes, candidate.file_bytes, size),
         _row("weights at rest", control.weight_bytes, candidate.weight_bytes, size),
         Row("nodes", str(control.nodes), str(candidate.nodes), _ratio(control.nodes, candidate.nodes), None),
-        _row("activations, planned peak", control.planned_peak_bytes, candidate.planned_peak_bytes, size),
+        _row(
+            f"activations, planned peak ({FILE_ORDER})", control.planned_peak_bytes, candidate.planned_peak_bytes, size
+        ),
     ]
     if candidate.arena_bytes is not None:
         rows.append(_row("activations, planned arena", control.arena_bytes, candidate.arena_bytes, size))

@@ -295,7 +295,11 @@ def _lent(op: Op, region: Graph, dims: Mapping[str, int]) -> set[Value]:
 
 def peak(graph: Graph, dims: Mapping[str, int], order: Sequence[Op] | None = None) -> PeakReport:
     """Find the peak of live bytes, and what makes it."""
-    found = liveness(graph, dims, order)
+    return peak_of(liveness(graph, dims, order))
+
+
+def peak_of(found: Liveness) -> PeakReport:
+    """Say where live bytes peak, and what makes the peak."""
     curve = found.curve
     step = max(range(len(curve)), key=curve.__getitem__)
     alive = sorted(((s.name, s.size) for s in found.storages if s.first <= step <= s.last), key=lambda t: (-t[1], t[0]))

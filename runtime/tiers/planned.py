@@ -49,6 +49,7 @@ class RunPlan:
         plan: Where.
         bound: Outputs written to the caller's arrays: shape and type.
         runs: Runs that kept to it.
+        peak_bytes: Most bytes alive at once in the recorded run, outputs included.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -56,6 +57,7 @@ class RunPlan:
     plan: Plan
     bound: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
     runs: int = 0
+    peak_bytes: int = 0
 
     @cached_property
     def arena_bytes(self) -> int:
@@ -126,7 +128,7 @@ class Planned:
             oldest = next(iter(self.plans))
             del self.plans[oldest]
             self._scripts.pop(oldest, None)
-        self.plans[key] = RunPlan({n: a.shape for n, a in feed.items()}, kept, plan, bound)
+        self.plans[key] = RunPlan({n: a.shape for n, a in feed.items()}, kept, plan, bound, peak_bytes=trace.peak_bytes)
         _trim()
         return _copied(found, into)
 

@@ -19,6 +19,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.types import DType, TensorType
+from memoptc.runtime.configuration import AS_WRITTEN
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.workspace import kernel_workspace
 from memoptc.runtime.native.session import NativeSession
@@ -170,7 +171,7 @@ UNKNOWN = {"silero_vad": "its If branches give different shapes, so sizes behind
 def _check_model(path: Any, feed: dict[str, Any], most: float) -> None:
     g = read_onnx(path)
     infer_shapes(g)
-    point = profile(g, bind_shapes(g, feed))
+    point = profile(g, bind_shapes(g, feed), configuration=AS_WRITTEN)
     session = NativeSession(str(path), AS_PLANNED)
     _, trace = session.record(feed)
     session.close()
