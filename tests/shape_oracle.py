@@ -18,7 +18,8 @@ from memoptc.ir.dims import Dim, free_symbols, substitute
 from memoptc.ir.infer import Inference, infer_op, infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.types import DType, TensorType, Type
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.options import RunOptions
 
 
 @dataclass
