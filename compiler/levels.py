@@ -16,6 +16,7 @@ _FUSE = (
 )
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Where numbers stay floats: codes would need another scale for each product and sum."""
+_DECODER = "fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
 _ATTENTION = "fuse-attention,share-common,drop-dead"
 _WEIGHTS = {
     "float16": "to-half",
@@ -106,6 +107,7 @@ def pipeline_text(
         parts.append(_EXACT)
     if level >= 2:
         parts.append(_FUSE)
+        parts.append(_DECODER)
     if level >= 2 and target == "float32":
         parts.append(_SPLIT)
     if target in _WEIGHTS:

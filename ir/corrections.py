@@ -137,7 +137,8 @@ def _integers(context: Any, value: onnx_ir.Value | None) -> list[int] | None:
     known = context.get_symbolic_value(value) if value is not None else None
     if known is None and value is not None:
         constant = onnx_ir.convenience.get_const_tensor(value)
-        if constant is not None and constant.size <= _SMALL and len(constant.shape) <= 1:
+        whole = constant is not None and (constant.dtype.is_integer() or constant.dtype == onnx_ir.DataType.BOOL)
+        if constant is not None and whole and constant.size <= _SMALL and len(constant.shape) <= 1:
             known = [int(e) for e in constant.numpy().reshape(-1)]
     return known if known is not None and all(isinstance(e, int) for e in known) else None
 

@@ -307,9 +307,7 @@ def _model(w: Writer, outputs: list[str]) -> onnx.ModelProto:
     info("input_ids", TensorProto.INT64, "batch", "sequence")
     if s.mask in ("lowest", "infinite", "triangle"):
         info("attention_mask", TensorProto.INT64, "batch", "past + sequence")
-    if s.positions in ("input", "learned") and (
-        s.rotary != "none" or s.positions == "learned" or s.mask == "positions"
-    ):
+    if s.mask == "positions" or s.positions == "learned" or (s.positions == "input" and s.rotary != "none"):
         info("position_ids", TensorProto.INT64, "batch", "sequence")
     inner: tuple[str | int, ...] = ("batch", s.kv, "past", s.width)
     if s.cache == "flat":

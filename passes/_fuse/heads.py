@@ -122,7 +122,7 @@ def inside(b: Builder, at: Source) -> Value:
     width = wanted[2] * wanted[3]
     if at.taken is not None:
         value = _part(b, value, at.taken)
-    elif is_inside(at) and (before := _unsplit(value, width)) is not None:
+    elif is_inside(at) and (before := unsplit(value, width)) is not None:
         return before
     if axes[:2] != (0, 1) or list(axes) != sorted(axes):
         others = [i for i in range(len(shape)) if i not in axes]
@@ -143,7 +143,7 @@ def _part(b: Builder, value: Value, taken: tuple[int, int]) -> Value:
     return b.Slice(value, *cut)  # type: ignore[no-any-return]
 
 
-def _unsplit(value: Value, width: int) -> Value | None:
+def unsplit(value: Value, width: int) -> Value | None:
     """What a Reshape made heads of, when it had them inside already."""
     op = value.op
     if op is None or not op.is_a("Reshape"):

@@ -17,11 +17,13 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "Less": lambda a, b: a < b,
     "LessOrEqual": lambda a, b: a <= b,
 }
+LIKELY = "memoptc.likely"
+"""Metadata of an If: the branch that runs in ordinary use, where that depends on values and not on extents alone."""
 _SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:
-    """The regions of an op that may run: all of them, but of an If only one when its condition follows from extents.
+    """The regions of an op that may run; of an If only one when its condition follows from extents or is marked likely.
 
     Args:
         op: An op with regions.
@@ -31,6 +33,8 @@ def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:
         known = _known(op.operands[0], dims)
         if known is not None and len(known) == 1:
             return [op.regions["then_branch" if known[0] else "else_branch"]]
+        if op.metadata.get(LIKELY) in op.regions:
+            return [op.regions[op.metadata[LIKELY]]]
     return list(op.regions.values())
 
 

@@ -1,0 +1,1 @@
+"""Decoders: attention over a cache, rotary embedding, norms, as exporters spell them."""

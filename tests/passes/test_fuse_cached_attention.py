@@ -1,0 +1,186 @@
+"""fuse-cached-attention: the same numbers in prefill, decode, chunks, batches and under padding; near-misses stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from decoders import LOWEST, Array, Style, decoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runtime_models import parse
+
+from memoptc.ir.core import Graph, Output
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.verifier import verify
+from memoptc.passes.fuse_cached_attention import FuseCachedAttention
+from memoptc.runtime.evaluate import Evaluator
+
+CLOSE = 2e-6
+"""Of an output's largest magnitude: float noise."""
+
+
+def fused(model: onnx.ModelProto) -> tuple[Graph, int]:
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    stats: Counter[str] = Counter()
+    FuseCachedAttention().run(graph, stats)
+    verify(graph)
+    return graph, stats["fused"]
+
+
+def feed(style: Style, batch: int, steps: int, past: int, hidden: str = "", seed: int = 0) -> dict[str, Array]:
+    """Inputs of a decoder; `hidden` is `left`, `right` or `all`: what padding hides of every sequence but the first."""
+    rng = np.random.default_rng(seed)
+    mask = np.ones((batch, past + steps), np.int64)
+    if hidden == "left":
+        mask[1:, : (past + steps + 1) // 2] = 0
+    elif hidden == "right":
+        mask[1:, (past + steps + 1) // 2 :] = 0
+    elif hidden == "all":
+        mask[-1:] = 0
+    found: dict[str, Array] = {
+        "input_ids": rng.integers(0, style.vocabulary, (batch, steps)),
+        "attention_mask": mask,
+        "position_ids": np.tile(np.arange(past, past + steps), (batch, 1)),
+    }
+    for value in decoder(style).graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in found:
+            shape = [d.dim_value for d in dims]
+            shape[-4], shape[-2] = batch, past
+            found[value.name] = rng.standard_normal(shape).astype(np.float32)
+    wanted = {value.name for value in decoder(style).graph.input}
+    return {name: array for name, array in found.items() if name in wanted}
+
+
+def close(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for name, a in first.items():
+        b = second[name]
+        assert a.shape == b.shape, name
+        assert np.array_equal(np.isnan(a), np.isnan(b)), name
+        scale = float(np.nanmax(np.abs(a), initial=1e-30))
+        assert np.nanmax(np.abs(a - b), initial=0.0) <= CLOSE * scale, name
+
+
+SHAPES = [(1, 7, 0), (1, 1, 9), (1, 6, 5), (3, 7, 0), (3, 1, 9), (3, 4, 5)]
+STYLES = [
+    Style(),
+    Style(norm="layer", rotary="none", positions="learned", kv=4, mask="triangle", gated=False, symbols="unnamed"),
+    Style(rotary="interleaved", mask="infinite", symbols="apart", names="odd"),
+    Style(rotary="table", cache="stacked", symbols="apart"),
+    Style(rotary="partial", cache="flat", mask="causal", positions="computed", symbols="unnamed"),
+    Style(mask="positions", names="legacy", symbols="unnamed"),
+    Style(norm="layer_parts", names="past", kv=1, scale_keys=True, qk_norm=True, symbols="apart"),
+]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda s: f"{s.cache}-{s.rotary}-{s.mask}-{s.symbols}")
+def test_prefill_decode_chunks_batches_and_padding(style: Style) -> None:
+    model = decoder(style)
+    graph, count = fused(model)
+    assert count == style.layers
+    original, candidate = Evaluator(model), Evaluator(to_proto(graph))
+    for batch, steps, past in SHAPES:
+        for hidden in ("", "left", "right", "all"):
+            fed = feed(style, batch, steps, past, hidden)
+            close(original.run(fed), candidate.run(fed))
+
+
+def test_what_is_cached_serves_the_next_step() -> None:
+    style = Style(symbols="unnamed")
+    model = decoder(style)
+    candidate = Evaluator(to_proto(fused(model)[0]))
+    whole = feed(style, 1, 12, 0)
+    expected = Evaluator(model).run(whole)
+    outputs = candidate.run(feed(style, 1, 8, 0) | {"input_ids": whole["input_ids"][:, :8]})
+    for step in range(8, 12):
+        fed = feed(style, 1, 1, step) | {"input_ids": whole["input_ids"][:, step : step + 1]}
+        fed |= {n.replace("present", "past_key_values"): v for n, v in outputs.items() if n != "logits"}
+        outputs = candidate.run(fed)
+        assert np.allclose(outputs["logits"][0, 0], expected["logits"][0, step], atol=1e-4)
+
+
+def test_the_operator_runs_wherever_it_can() -> None:
+    style = Style()
+    graph, _ = fused(decoder(style))
+    runs = {shape: _branch(graph, feed(style, *shape)) for shape in SHAPES}
+    assert runs == {shape: not (shape[0] > 1 and shape[1] > 1 and shape[2] > 0) for shape in SHAPES}
+
+
+def _branch(graph: Graph, fed: dict[str, Array]) -> bool:
+    """Whether the condition of the first If holds."""
+    copy = graph.clone()
+    condition = next(iter(copy.walk("If"))).operand
+    copy.set_outputs([condition], [Output("taken", condition.type)])
+    (value,) = Evaluator(to_proto(copy)).run(fed).values()
+    return bool(value)
+
+
+@settings(max_examples=settings().max_examples // 4)
+@given(
+    st.builds(
+        Style,
+        layers=st.just(1),
+        heads=st.sampled_from([2, 4, 6]),
+        kv=st.sampled_from([1, 2]),
+        width=st.sampled_from([8, 16, 20]),
+        norm=st.sampled_from(["rms", "rms_reciprocal", "layer", "layer_parts"]),
+        rotary=st.sampled_from(["halves", "interleaved", "partial", "table", "none"]),
+        positions=st.sampled_from(["input", "computed", "learned"]),
+        mask=st.sampled_from(["lowest", "infinite", "triangle", "causal", "positions"]),
+        cache=st.sampled_from(["concat", "stacked", "flat"]),
+        symbols=st.sampled_from(["full", "apart", "unnamed"]),
+        gated=st.booleans(),
+        qk_norm=st.booleans(),
+        tied=st.booleans(),
+        scale_keys=st.booleans(),
+        seed=st.integers(0, 9),
+    ),
+    st.sampled_from(SHAPES),
+    st.sampled_from(["", "left", "right", "all"]),
+)
+def test_random_decoders(style: Style, shape: tuple[int, int, int], hidden: str) -> None:
+    model = decoder(style)
+    graph, count = fused(model)
+    assert count == (style.width % 8 == 0)
+    fed = feed(style, *shape, hidden)
+    close(Evaluator(model).run(fed), Evaluator(to_proto(graph)).run(fed))
+
+
+def test_a_mask_that_shows_later_steps_keeps_the_original_numbers() -> None:
+    text = """g (float[1, 2, S, 8] q, float[1, 2, S, 8] k, float[1, 2, P, 8] p, float[1, 1, S, T] m)
+        => (float[a, b, c, d] y, float[e, f, g, h] all) {
+        all = Concat <axis = 2> (p, k)
+        t = Transpose <perm = [0, 1, 3, 2]> (all)
+        s = MatMul(q, t)
+        x = Add(s, m)
+        w = Softmax <axis = -1> (x)
+        y = MatMul(w, all)
+    }"""
+    model = parse(text)
+    graph, count = fused(model)
+    assert count == 1
+    original, candidate = Evaluator(model), Evaluator(to_proto(graph))
+    rng = np.random.default_rng(0)
+    causal = np.where(np.arange(9) <= np.arange(5)[:, None] + 4, 0, LOWEST).astype(np.float32)[None, None]
+    shown, half, blind = causal.copy(), causal.copy(), causal.copy()
+    shown[0, 0, 2, 7] = 0
+    half[0, 0, 1, 8] = -5000
+    blind[0, 0, 3] = LOWEST
+    for mask in (
+        causal,
+        np.zeros_like(causal),
+        shown,
+        half,
+        blind,
+        causal + 1,
+        causal[..., :1],
+        causal * np.float32(1e-33),
+    ):
+        fed = {n: rng.standard_normal((1, 2, s, 8)).astype(np.float32) for n, s in (("q", 5), ("k", 5), ("p", 4))}
+        close(original.run(fed | {"m": mask}), candidate.run(fed | {"m": mask}))
