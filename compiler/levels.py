@@ -10,6 +10,9 @@ from memoptc.runtime.devices import USUAL
 from memoptc.targets import INTEGERS, TARGETS
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
+"""Groups end: what is in this one makes ops, uses of computed values or results fewer, and puts nothing back. That in
+`_FUSE` moves what shrinks towards the inputs (narrow, scale-early) or folds it into weights, and what grows towards the
+outputs (widen-late); each of these has a measure of its own, none undoes another. The manager bounds rounds anyway."""
 _FUSE = (
     "(fold-constants{exact=false},fuse-conv-bn,drop-dead-channels,narrow,widen-late,scale-early,simplify,share-common,"
     "drop-dead)*"

@@ -31,7 +31,7 @@ class DropDeadChannels(Pass):
     """
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Look at all units again after each removal: what they read may be dead now."""
+        """Look at all units again after each removal, what they read may be dead now: ever fewer channels are left."""
         changed = True
         while changed:
             changed = False

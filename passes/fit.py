@@ -170,7 +170,10 @@ class Fit(Pass):
     def _round(
         self, graph: Graph, stats: Counter[str], context: Context, goal: int, allowance: float, count: int
     ) -> _Round:
-        """Rematerialise the `count` most promising values, then tile until the peak fits."""
+        """Rematerialise the `count` most promising values, then tile until the peak fits.
+
+        Ends: a turn makes one of at most `moves` tilings, or refuses one more of the finitely many on offer.
+        """
         found = _Round(graph)
         for _ in range(count):
             values = remat_candidates(MemoryProfile(graph, Costs(graph, context.dims)), allowance - found.seconds)

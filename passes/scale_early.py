@@ -30,7 +30,7 @@ class ScaleEarly(Pass):
     """
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Look at every product."""
+        """Look once at every Mul and Div that is there; what takes a factor up is not looked at again."""
         dims = extents(graph, context.dims)
         for op in [op for op in graph.walk() if op.op_type in ("Mul", "Div") and not op.domain]:
             if _drop(op):

@@ -40,7 +40,7 @@ class SplitProducts(Pass):
     least: int = 65536
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Look at every value that is taken apart."""
+        """Look once at every value that is taken apart; the parts that are made are not looked at again."""
         dims = extents(graph, context.dims)
         values = dict.fromkeys(op.operands[0] for op in graph.walk("Gather", "Slice", "Split"))
         for value in values:

@@ -40,7 +40,7 @@ class SplitSums(Pass):
     most: int = 4
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Split all near the peak at once, on a copy first, as long as that lowers the peak."""
+        """Split all near the peak at once, on a copy first, as long as that lowers the peak: the measure that falls."""
         dims = extents(graph, context.dims)
         while True:
             found = self._near_peak(graph, dims)
