@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
+from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_io import read_onnx, write_onnx
 from memoptc.runtime.freeze import optimize, write_packed
 from memoptc.runtime.profile import make_feed
@@ -101,7 +102,7 @@ def main(model: Path | None, width: int, layers: int) -> None:
         np.savez(feed, **make_feed(graph, model, {}))
         for sub in ("external", "frozen", "packed"):
             (folder / sub).mkdir()
-        write_onnx(graph, folder / "external" / "model.onnx", external=True)
+        write_onnx(graph, folder / "external" / "model.onnx", WritingForm(external=True))
         optimize(model, folder / "frozen" / "model.onnx")
         write_packed(folder / "frozen" / "model.onnx", folder / "packed" / "model.onnx")
         table = Table("weights", "file MB", "load peak", "loaded", "after a run", "first result s", "2nd process adds")

@@ -12,6 +12,7 @@ import onnx
 
 from memoptc import __version__, steps
 from memoptc.attempts import Attempt, Attempts
+from memoptc.forms import Choice
 from memoptc.gate import check_budget, check_verification, promised_slowdown
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
@@ -38,14 +39,20 @@ class Result:
         plan: The planned arena; `None` when sizes are not known or nothing asked for a plan.
         contract: How to run the model in stock onnxruntime, and what was recorded of that.
         kind: What the caller handed in.
+        choice: The forms in which it is written.
     """
 
-    def __init__(self, graph: Graph, report: Report, plan: Plan | None, contract: Contract, kind: str) -> None:
+    def __init__(
+        self, graph: Graph, report: Report, plan: Plan | None, contract: Contract, kind: str, choice: Choice
+    ) -> None:
         self.graph = graph
         self.report = report
         self.plan = plan
         self.contract = contract
         self._kind = kind
+        self._choice = choice
+        self.data_file: Path | None = None
+        """The file with the weights, where `compile_file` wrote one beside the model."""
 
     @property
     def verdict(self) -> str:
@@ -67,7 +74,7 @@ class Result:
             from memoptc.ir.convert import to_graphsurgeon
 
             return to_graphsurgeon(self.graph)
-        proto: onnx.ModelProto = to_proto(self.graph)
+        proto: onnx.ModelProto = to_proto(self.graph, self._choice.inline)
         return proto
 
     def save(self, path: str | Path) -> list[Path]:
@@ -78,7 +85,7 @@ class Result:
         """
         path = Path(path)
         with staged(path) as inner:
-            files = write_into(self.graph, inner)
+            files = write_into(self.graph, inner, self._choice.form)
             self.contract.save(contract_path(inner))
         return written_files(path, [*files, contract_path(inner)])
 
@@ -152,6 +159,9 @@ def compile_file(
             kept = inner.with_name(f"{inner.stem}.worst.npz")
             shutil.move(worst, kept)
             result.report.verification["worst_sample"] = None if stands_alone(output) else kept.name
+        data_file = inner.with_name(f"{inner.name}.data")
+        if data_file.exists():
+            (result.data_file,) = written_files(output, [data_file])
     for path in report_paths:
         write_report(result.report, path)
     return result
@@ -199,7 +209,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     check_budget(report, graph, options, data.dims)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
-    return Result(graph, report, attempt.compiled.plan, attempt.contract, source.kind)
+    return Result(graph, report, attempt.compiled.plan, attempt.contract, source.kind, attempt.choice)
 
 
 def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memoptc import steps
+from memoptc.forms import Choice
 from memoptc.ir.core import Graph
 from memoptc.ir.infer import Inference
 from memoptc.ir.onnx_io import write_into
@@ -31,6 +32,7 @@ class Attempt:
         contract: How to run it.
         path: Where it is written.
         report: The report of the compile, with what this attempt did.
+        choice: The forms in which it is written.
         needs: What it needs, where that was measured.
         times: How fast it is, where that was measured.
         verified: Whether it was proven against the original.
@@ -43,6 +45,7 @@ class Attempt:
     contract: Contract
     path: Path
     report: Report
+    choice: Choice
     needs: Needs | None = None
     times: Times | None = None
     verified: bool = False
@@ -96,7 +99,8 @@ class Attempts:
         options.progress("writing", 0.6)
         for file in self._files:
             file.unlink(missing_ok=True)
-        files = write_into(graph, self.output)
+        choice = steps.choose_form(graph, compiled, options, data, report)
+        files = write_into(graph, self.output, choice.form)
         if options.pack_weights:
             files = steps.pack_weights(self.output, files, scratch)
         self._files = files
@@ -107,7 +111,7 @@ class Attempts:
         steps.count_kernels(graph, self.output, report)
         contract = steps.contract(self.output, compiled, options, data, report)
         contract.save(contract_path(self.output))
-        self._last = Attempt(pipeline, graph, compiled, contract, self.output, report)
+        self._last = Attempt(pipeline, graph, compiled, contract, self.output, report, choice)
         return self._last
 
 

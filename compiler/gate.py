@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
-from memoptc.ir.taken import looked_into
 from memoptc.levels import ANY_SLOWDOWN, SLOWDOWN
 from memoptc.measuring import Needs, Times
 from memoptc.options import Options
@@ -135,7 +134,6 @@ def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[s
     if need is None:
         message = "The planned memory is unknown, since some sizes are; the budget cannot be checked."
     else:
-        graph = looked_into(graph)
         found = peak(graph, dims)
         floor = report.candidate.floor_bytes
         message = (

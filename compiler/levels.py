@@ -135,8 +135,6 @@ def pipeline_text(
         parts.append(_fit(level, budget, slowdown))
     if freeze:
         parts.append("freeze-runtime,drop-dead,order")
-    elif level >= 2:
-        parts.append("avoid-pattern" if budget is None else f"avoid-pattern{{most={budget}}}")
     parts.append(_PLACE)
     return ",".join(parts)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.forms import FORMS
 
 VERIFY_MODES = ("off", "fast", "full")
+EXTERNAL = ("auto", "always", "never")
+FORM_CHOICES = ("auto", *FORMS)
 
 ProgressCallback = Callable[[str, float | None], None]
 
@@ -47,6 +50,12 @@ class Options:
         freeze_runtime: Make onnxruntime's own optimization part of the model, so that it runs in our order.
         pack_weights: Write weights beside the model in the layouts of this machine's kernels, so that loading maps
             them; with `freeze_runtime`, and when compiling to a file.
+        form: How the file is written: `plain`; `branch`, the model inside a branch that is always taken, which has no
+            memory pattern in onnxruntime; `captured`, the same with large weights outside of it; or `auto`, the one of
+            these that needs least (from level 2 on).
+        external: `always`: weights in a file beside the model; `never`: inside it; `auto`: beside it where they were
+            beside the original's, or take a megabyte or more.
+        portable: Write nothing that is laid out for this machine's processor; excludes `pack_weights`.
         passes: Pipeline to run instead of the level's.
         verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
         measure: Measure memory and latency of both models in fresh processes.
@@ -77,6 +86,9 @@ class Options:
     freeze: Mapping[str, int] = field(default_factory=dict)
     freeze_runtime: bool = False
     pack_weights: bool = False
+    form: str = "auto"
+    external: str = "auto"
+    portable: bool = False
     passes: str | None = None
     verify: str = "fast"
     measure: bool = False
@@ -108,6 +120,16 @@ class Options:
             )
         if self.container and not self.measure:
             raise InputError("A container is measured.", hint="Leave --no-measure out, or --container.")
+        if self.pack_weights and self.portable:
+            raise InputError(
+                "Packed weights are laid out for this machine's processor, a portable model's are not.",
+                hint="Leave out --pack-weights or --portable.",
+            )
+        for option, value, known in (("form", self.form, FORM_CHOICES), ("external", self.external, EXTERNAL)):
+            if value not in known:
+                raise InputError(f"{option}={value!r} is unknown.", hint=f"Use {', '.join(known)}.")
+        if self.external == "never" and self.pack_weights:
+            raise InputError("Packed weights lie beside the model.", hint="Leave out --external never.")
         if self.metric is not None and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
         if self.verify not in VERIFY_MODES:

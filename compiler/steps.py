@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from memoptc import __version__, levels, registry
+from memoptc import __version__, forms, levels, registry
 from memoptc.bisect import bisect
 from memoptc.border import Border, border_since, with_border_of
 from memoptc.instruments import (
@@ -30,7 +30,6 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import substitute
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import write_into
-from memoptc.ir.taken import looked_into
 from memoptc.ir.types import TensorType
 from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
 from memoptc.options import Options
@@ -128,7 +127,7 @@ def _fix_defaults(graph: Graph) -> None:
 
 def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int], report: Report) -> None:
     """Fill in one side of the report from the graph alone."""
-    found = planned_peak(looked_into(graph), dims)
+    found = planned_peak(graph, dims)
     side.alive = [{"name": name, "bytes": count} for name, count in found.alive[:_LISTED]]
     side.file_bytes = file_bytes
     side.weight_bytes = weight_bytes(graph)
@@ -145,7 +144,7 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
     """Plan the original, too, so that arenas can be compared."""
-    side.plan = allocate(planned(looked_into(graph), dims).problem)
+    side.plan = allocate(planned(graph, dims).problem)
     side.arena_bytes = side.plan.arena_bytes
 
 
@@ -241,7 +240,7 @@ def run_passes(
         instruments.append(CheckEach(lambda g: _error(g, source, data, scratch)))
     try:
         report.passes = run_pipeline(
-            steps, graph, context, instruments, lambda g: planned_peak(looked_into(g), data.dims).peak_bytes
+            steps, graph, context, instruments, lambda g: planned_peak(g, data.dims).peak_bytes
         )
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
@@ -421,6 +420,15 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, 
     start, _ = prepare(source, options, data, Report())
     found = bisect(start, steps, good, lambda: _context(options, data, scratch))
     return "" if found.pass_ is None else str(found)
+
+
+def choose_form(graph: Graph, compiled: Compiled, options: Options, data: Inputs, report: Report) -> forms.Choice:
+    """Choose how the graph is written; where measuring is on, by measuring."""
+    feed = compiled.border.encode(data.feed) if options.measure and options.form == "auto" else None
+    choice = forms.choose_form(graph, data.dims, options, frozen=compiled.frozen, feed=feed)
+    if choice.decision is not None:
+        report.decisions.append(choice.decision)
+    return choice
 
 
 def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:

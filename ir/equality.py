@@ -14,7 +14,7 @@ from memoptc.ir.spelling import type_text
 from memoptc.ir.tensors import same_content
 from memoptc.ir.types import Type
 
-_PLACE = frozenset({"source_path", "source_sha256"})
+_PLACE = frozenset({"source_path", "source_sha256", "form"})
 
 
 @dataclass(frozen=True)

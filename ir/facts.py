@@ -104,6 +104,7 @@ class ModelInfo:
         opaque: Parts that memoptc does not look into (training info, device configurations), as
             serialised protobuf by field name, carried to the output as they are.
         states_types: Whether the file says types of inner values; a model that did not is written without.
+        form: The form in which the file was written, where it was not plain (`memoptc.ir.forms`).
     """
 
     ir_version: int = 10
@@ -119,3 +120,4 @@ class ModelInfo:
     source_sha256: str = ""
     opaque: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
     states_types: bool = True
+    form: str = ""

@@ -18,7 +18,7 @@ import onnx_ir
 from google.protobuf.message import DecodeError
 from onnx_ir import serde
 
-from memoptc.ir import protos
+from memoptc.ir import forms, protos
 from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.mapped import DataFile, MappedTensor
@@ -145,7 +145,15 @@ class _Reader:
         for function in model.functions:
             read = self._function(function)
             info.functions[(read.domain, read.name, read.overload)] = read
+        self._plain(graph)
         return graph
+
+    def _plain(self, graph: Graph) -> None:
+        """Undo the form that memoptc wrote the file in; `graph.info.form` remembers it."""
+        name = graph.info.metadata.pop(forms.KEY, "")
+        marked = name in forms.FORMS or any(op.is_a("SequenceEmpty") and op.name == forms.MARKER for op in graph.ops)
+        if marked and forms.unwrap(graph):
+            graph.info.form = name or "branch"
 
     def _imports(self, opsets: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +14,13 @@ import onnx
 import onnx_ir
 from onnx_ir import serde
 
-from memoptc.ir import ops, protos
+from memoptc.ir import forms, ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym
 from memoptc.ir.files import staged, written_files
-from memoptc.ir.mapped import release
+from memoptc.ir.forms import WritingForm
+from memoptc.ir.mapped import MappedTensor, release
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType, Type
 
@@ -27,6 +31,9 @@ EXTERNAL_THRESHOLD = 1024
 """Smaller tensors stay inline; onnxruntime needs shapes and the like at load time anyway."""
 
 PAGE = 4096
+
+AS_IT_WAS = WritingForm()
+"""A plain graph, its weights where they lay in the original."""
 
 
 class Names:
@@ -99,34 +106,69 @@ def _unique(hint: str, taken: set[str]) -> str:
 
 
 class _External:
-    """Writes weights into one data file, in order, as they come."""
+    """Writes weights into one data file, in the order in which they come, equal bytes once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        tensors: All that may come; contents are only compared where sizes are equal.
+        forget: Let the page cache forget the file when it is complete.
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[Tensor], *, forget: bool) -> None:
         self.path = path
         self.offset = 0
+        self._forget = forget and hasattr(os, "posix_fadvise")
         self._file = open(path, "wb")
+        sizes = Counter(nbytes(t) for t in tensors if t.dtype != DType.STRING)
+        self._shared_sizes = {size for size, count in sizes.items() if count > 1}
+        self._offsets: dict[tuple[int, bytes], int] = {}
 
     def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
         size = nbytes(tensor)
-        # Whole pages, so that onnxruntime can map large weights instead of copying them.
+        key = (size, _digest(tensor)) if size in self._shared_sizes else None
+        offset = None if key is None else self._offsets.get(key)
+        if offset is None:
+            offset = self._append(tensor, size)
+            if key is not None:
+                self._offsets[key] = offset
+        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key_, value in (("location", self.path.name), ("offset", offset), ("length", size)):
+            proto.external_data.add(key=key_, value=str(value))
+        release(tensor)
+        return proto
+
+    def _append(self, tensor: Tensor, size: int) -> int:
+        # Whole pages, so that each large weight is mapped, and evicted, by itself.
         step = PAGE if size >= PAGE else 64
         padding = -self.offset % step
         self._file.write(b"\0" * padding)
-        self.offset += padding
+        offset = self.offset + padding
         if hasattr(tensor, "tofile"):
             tensor.tofile(self._file)
         else:
             self._file.write(tensor.tobytes())
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", self.path.name), ("offset", self.offset), ("length", size)):
-            proto.external_data.add(key=key, value=str(value))
-        self.offset += size
-        release(tensor)
-        return proto
+        self.offset = offset + size
+        return offset
 
     def close(self) -> None:
+        """Close the file, and let the page cache forget it where that was asked for.
+
+        What was written in one go lies there in blocks of megabytes, and who maps the file then and touches one row of
+        a table gets a whole block: 42 MB instead of 8 for an embedding of 47. Read again from the disk, it does not.
+        """
+        self._file.flush()
+        if self._forget:
+            os.fsync(self._file.fileno())
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._file.close()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in tensor.chunks() if isinstance(tensor, MappedTensor) else (tensor.tobytes(),):
+        digest.update(piece)
+    return digest.digest()
 
 
 class _Writer:
@@ -135,6 +177,7 @@ class _Writer:
         self.external = external
         self.threshold = threshold
         self.names = Names()
+        self.written: dict[Op, onnx.TensorProto] = {}
         self.nameless = frozenset(name for value in graph.inputs for name in _spelled_otherwise(value.type))
         """Symbols that the inputs do not spell: said of inner values, onnxruntime would report them of outputs."""
 
@@ -157,10 +200,26 @@ class _Writer:
             for part in parts:
                 getattr(proto, field).add().ParseFromString(part)
         self.names.assign(self.graph)
+        self._write_in_order()
         self._graph(self.graph, proto.graph)
         for function in info.functions.values():
             self._function(function, proto.functions.add())
         return proto
+
+    def _write_in_order(self) -> None:
+        """Write large weights in the order in which a run first reads them: front to end."""
+        if self.external is None:
+            return
+        for op in self.graph.walk():
+            for value in op.operands:
+                weight = value.op
+                if weight is not None and weight.is_const and weight not in self.written:
+                    tensor = weight.attrs["value"]
+                    if self._is_large(tensor):
+                        self.written[weight] = self.external.write(self.names.of[value], tensor)
+
+    def _is_large(self, tensor: Tensor) -> bool:
+        return tensor.dtype != DType.STRING and nbytes(tensor) >= self.threshold
 
     def _graph(self, graph: Graph, proto: onnx.GraphProto) -> None:
         proto.name = graph.name or "graph"
@@ -226,9 +285,9 @@ class _Writer:
             protos.write_props(plain, proto.metadata_props)
 
     def _tensor(self, name: str, tensor: Tensor, proto: onnx.TensorProto, value: Value | None = None) -> None:
-        large = tensor.dtype != DType.STRING and nbytes(tensor) >= self.threshold
-        if self.external is not None and large:
-            proto.CopyFrom(self.external.write(name, tensor))
+        if self.external is not None and self._is_large(tensor):
+            early = self.written.get(value.op) if value is not None and value.op is not None else None
+            proto.CopyFrom(early if early is not None else self.external.write(name, tensor))
         else:
             if isinstance(tensor, onnx_ir.ExternalTensor):
                 proto.data_type, proto.raw_data = int(tensor.dtype), tensor.tobytes()
@@ -341,8 +400,12 @@ def weight_tensors(graph: Graph) -> Iterable[Tensor]:
         yield op.attrs["value"]
 
 
-def to_proto(graph: Graph) -> onnx.ModelProto:
+def to_proto(graph: Graph, form: WritingForm = AS_IT_WAS) -> onnx.ModelProto:
     """Give the model as one protobuf, weights inline.
+
+    Args:
+        graph: The model.
+        form: Whether it runs inside a branch.
 
     Raises:
         InputError: the weights are too large for one protobuf message.
@@ -353,17 +416,24 @@ def to_proto(graph: Graph) -> onnx.ModelProto:
             f"The model's weights ({total / 1e9:.1f} GB) do not fit into one protobuf message.",
             hint="Write it to a file instead.",
         )
-    return _Writer(graph, None, EXTERNAL_THRESHOLD).model()
+    return _to_proto(graph, form, None, EXTERNAL_THRESHOLD)
 
 
-def write_onnx(graph: Graph, path: str | Path, *, external: bool | None = None) -> list[Path]:
+def _to_proto(graph: Graph, form: WritingForm, data: _External | None, threshold: int) -> onnx.ModelProto:
+    if form.name == "plain":
+        return _Writer(graph, data, threshold).model()
+    proto = _Writer(forms.wrap(graph, captured=form.name == "captured"), data, threshold).model()
+    proto.metadata_props.add(key=forms.KEY, value=form.name)
+    return proto
+
+
+def write_onnx(graph: Graph, path: str | Path, form: WritingForm = AS_IT_WAS) -> list[Path]:
     """Write a model whole or not at all.
 
     Args:
         graph: The model.
         path: Where to; with external weights, `PATH.data` is written beside it.
-        external: Weights beside the model, or inside it; when `None`, beside it if they were beside the
-            original or are too large for one file.
+        form: Inside a branch or plain, weights inline or beside the model.
 
     Returns:
         The files written.
@@ -373,21 +443,22 @@ def write_onnx(graph: Graph, path: str | Path, *, external: bool | None = None) 
     """
     path = Path(path)
     with staged(path) as inner:
-        files = write_into(graph, inner, external=external)
+        files = write_into(graph, inner, form)
     return written_files(path, files)
 
 
 def write_into(
-    graph: Graph, path: Path, *, external: bool | None = None, threshold: int = EXTERNAL_THRESHOLD
+    graph: Graph, path: Path, form: WritingForm = AS_IT_WAS, *, threshold: int = EXTERNAL_THRESHOLD
 ) -> list[Path]:
     """Write a model straight to `path` (use `write_onnx` unless `path` lies in a staging folder)."""
     tensors = list(weight_tensors(graph))
+    external = form.external
     if external is None:
         external = any(isinstance(t, onnx_ir.ExternalTensor) for t in tensors)
         external = external or sum(nbytes(t) for t in tensors) > INLINE_LIMIT
-    data = _External(path.with_name(f"{path.name}.data")) if external else None
+    data = _External(path.with_name(f"{path.name}.data"), tensors, forget=bool(form.external)) if external else None
     try:
-        proto = _Writer(graph, data, threshold).model()
+        proto = _to_proto(graph, form, data, threshold)
     finally:
         if data is not None:
             data.close()

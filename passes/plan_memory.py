@@ -6,7 +6,6 @@ import json
 from collections import Counter
 
 from memoptc.ir.core import Graph
-from memoptc.ir.taken import looked_into
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
 from memoptc.runtime.configuration import planned
@@ -22,7 +21,7 @@ class PlanMemory(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Find live ranges, allocate, check, note."""
-        found = planned(looked_into(graph), context.dims)
+        found = planned(graph, context.dims)
         plan = allocate(found.problem)
         context.results["plan"] = plan
         stats["buffers"] = len(found.storages)

@@ -74,7 +74,7 @@ def planned(
     """Find which bytes are alive when, on paper.
 
     Args:
-        graph: The model as it runs (see `memoptc.ir.taken.looked_into`), shapes inferred.
+        graph: The model, shapes inferred.
         dims: Extents of its symbolic dimensions; the inputs' are enough.
         configuration: `FILE_ORDER` or `AS_WRITTEN`.
         workspace: Count the scratch of kernels.

@@ -14,6 +14,7 @@ import onnx_ir
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.dims import free_symbols
+from memoptc.ir.forms import WritingForm
 from memoptc.ir.mapped import DataFile, MappedTensor
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.ir.tensors import tensor_type
@@ -150,7 +151,7 @@ def _loaded(graph: Graph, folder: Path | None) -> Evaluator:
     if folder is None:
         return Evaluator(to_proto(graph), UNOPTIMIZED)
     # onnxruntime reads shapes, axes and the like while loading, and refuses them in a data file.
-    write_into(graph, folder / "model.onnx", external=True, threshold=80)
+    write_into(graph, folder / "model.onnx", WritingForm(external=True), threshold=80)
     return Evaluator(folder / "model.onnx", UNOPTIMIZED)
 
 

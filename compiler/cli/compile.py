@@ -42,6 +42,21 @@ from memoptc.targets import TARGETS
     is_flag=True,
     help="With --freeze-runtime: weights beside the model, laid out for this machine, mapped when loading.",
 )
+@click.option(
+    "--form",
+    type=click.Choice(["auto", "plain", "branch", "captured"]),
+    default="auto",
+    show_default=True,
+    help="How the file is written: as it is, or inside a branch that avoids onnxruntime's second block of activations.",
+)
+@click.option(
+    "--external",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights in a file beside the model, which onnxruntime maps; auto: from a megabyte on.",
+)
+@click.option("--portable", is_flag=True, help="Nothing laid out for this machine's processor (no --pack-weights).")
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's; see `memoptc passes`.")
 @click.option(
     "--verify",
@@ -102,4 +117,5 @@ def command(
             progress=progress,
             **options,
         )
-    print_result(result.report, [output, *reports], quiet=quiet, verbose=verbose)
+    data = [] if result.data_file is None else [result.data_file]
+    print_result(result.report, [output, *data, *reports], quiet=quiet, verbose=verbose)

@@ -45,7 +45,6 @@ def command(
     from memoptc.ir.files import atomic_write
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
-    from memoptc.ir.taken import looked_into
     from memoptc.runtime.configuration import planned
     from memoptc.runtime.memory.allocate import allocate
     from memoptc.runtime.profile import likely_extents
@@ -55,7 +54,6 @@ def command(
             raise InputError(f"{path} is no form of a plan.", hint=f"Names end in {', '.join(FORMS)}.")
     graph = read_onnx(model)
     infer_shapes(graph)
-    graph = looked_into(graph)
     bound = likely_extents(graph, dict(dims))
     found = planned(graph, bound, workspace=workspace)
     plan = allocate(found.problem)

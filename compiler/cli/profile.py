@@ -46,7 +46,6 @@ def command(
     from memoptc.cli.show import Progress
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
-    from memoptc.ir.taken import looked_into
     from memoptc.manager import count_nodes, weight_bytes
     from memoptc.runtime import profile as profiler
     from memoptc.runtime.configuration import AS_WRITTEN, STOCK_DEFAULT
@@ -54,7 +53,6 @@ def command(
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    graph = looked_into(graph)
     names = [name for name, _ in dims]
     points: list[Profile] = []
     contracted = (load_contract(contract_path(model)) or Contract()).options

@@ -73,14 +73,12 @@ def command(
 def _planned_peak(model: Path, feed: dict[str, Any]) -> str:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
-    from memoptc.ir.taken import looked_into
     from memoptc.report.rows import size
     from memoptc.runtime.configuration import FILE_ORDER, planned_peak
     from memoptc.runtime.memory.extents import bind_shapes
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    graph = looked_into(graph)
     found = planned_peak(graph, bind_shapes(graph, feed))
     return f"planned peak {size(found.peak_bytes)} ({FILE_ORDER}; {found.peak_bytes} bytes)"
 
@@ -88,13 +86,12 @@ def _planned_peak(model: Path, feed: dict[str, Any]) -> str:
 def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
-    from memoptc.ir.taken import looked_into
     from memoptc.report.rows import size
     from memoptc.runtime.arena import run_in_arena
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    found, report = run_in_arena(looked_into(graph), feed)
+    found, report = run_in_arena(graph, feed)
     lines = [
         f"{report.steps} steps in an arena of {size(report.arena_bytes)} (floor {size(report.floor_bytes)}); freed "
         "bytes were poisoned, guard zones are untouched"

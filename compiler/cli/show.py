@@ -81,7 +81,8 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
         for decision in report.decisions:
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
-        console.print(f"wrote {path}", soft_wrap=True, markup=False)
+        note = " (weights; it belongs beside the model)" if path.suffix == ".data" else ""
+        console.print(f"wrote {path}{note}", soft_wrap=True, markup=False)
 
 
 def _print_verdict(report: Report, console: Console) -> None:

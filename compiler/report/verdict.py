@@ -210,7 +210,7 @@ def _worse_latency(report: Report) -> list[Worse]:
 
 
 def _why_slower(report: Report) -> str:
-    costs = [f"{d.step}: {d.what}" for d in report.decisions if d.step in ("fit", "avoid-pattern")]
+    costs = [f"{d.step}: {d.what}" for d in report.decisions if d.step in ("fit", "form")]
     nodes = f"{report.candidate.nodes} nodes instead of {report.control.nodes}"
     return "; ".join([nodes, *costs[:2]])
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.forms import inline
 from memoptc.ir.ops import feeds_packed
-from memoptc.ir.taken import inline
 from memoptc.ir.tensors import scalar
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memoptc.ir.core import Graph
-from memoptc.ir.taken import looked_into
 from memoptc.runtime.memory.default_arena import BOOK
 from memoptc.runtime.memory.default_session import ArenaUse, arena_use
 from memoptc.runtime.memory.extents import extents
@@ -140,8 +139,7 @@ class MemoryModel:
 
     def _predict(self) -> NeedEstimate:
         how = self.configuration
-        seen = looked_into(self.graph)
-        wrapped = how.branch or seen is not self.graph
+        seen, wrapped = self.graph, how.branch
         weights = loaded_weights(
             seen, external=how.external, packed=how.packed, prepacking=how.prepacking, branch=wrapped,
             optimize=how.optimize,

@@ -19,7 +19,6 @@ from memoptc.ir.diagnostics import BudgetError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, write_onnx
 from memoptc.ir.parser import parse
-from memoptc.ir.taken import looked_into
 from memoptc.levels import pipeline_text
 from memoptc.pass_base import Context
 from memoptc.passes.fit import Fit
@@ -120,7 +119,7 @@ def test_a_model_of_pieces_read_again_plans_the_same(tmp_path: Path) -> None:
     result.save(tmp_path / "small.onnx")
     again = read_onnx(tmp_path / "small.onnx")
     infer_shapes(again)
-    found = peak(looked_into(again), extents)
+    found = peak(again, extents)
     assert found.unknown == ()
     assert found.peak_bytes == result.report.candidate.planned_peak_bytes <= 3_000_000
 

@@ -1,0 +1,178 @@
+"""The form in which a compiled graph is written: the one with which a process needs least."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.forms import FORMS, FormName, WritingForm, captured_weights, obstacle, wrap
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import weight_tensors, write_into
+from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, INLINE_LIMIT
+from memoptc.ir.tensors import nbytes
+from memoptc.ir.types import DType
+from memoptc.options import Options
+from memoptc.report.model import Decision
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.memory.liveness import peak
+from memoptc.runtime.memory.need import Configuration, predict_need
+from memoptc.runtime.options import Feed, RunOptions
+
+EXTERNAL_FROM = 1 << 20
+"""Bytes of weights from which they go beside the model: there they are mapped instead of copied."""
+
+IGNORE = 1 << 20
+"""Bytes of planned activations below which a branch cannot gain anything."""
+
+FIRST_LEVEL = 2
+"""Level from which a branch is considered."""
+
+SLIGHT = 0.01
+"""Share of need that a branch must gain at least."""
+UNSURE = 0.02
+"""The same on paper, where the graph has branches of its own: the model of need counts no pattern inside those."""
+
+_SECONDS = 4.0
+"""Seconds that the runs of one form may take while it is measured."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form and why it was taken.
+
+    Args:
+        form: For a file.
+        inline: For a protobuf message, which holds its weights.
+        decision: For the report; `None` where there was nothing to decide.
+    """
+
+    form: WritingForm
+    inline: WritingForm
+    decision: Decision | None = None
+
+
+def choose_form(
+    graph: Graph,
+    dims: Mapping[str, int],
+    options: Options,
+    *,
+    frozen: bool = False,
+    feed: Feed | None = None,
+) -> Choice:
+    """Choose how to write a graph.
+
+    Args:
+        graph: The compiled graph; types that it lacks are inferred.
+        dims: Extents to plan with.
+        options: The options in force; `form` and `external` pin the choice.
+        frozen: The graph is as onnxruntime's optimizer left it, for sessions without patterns.
+        feed: Inputs to measure the forms with, in fresh processes; when `None`, predicted need decides.
+
+    Raises:
+        InputError: `options` ask for a form that the graph cannot be written in.
+    """
+    external = _external(graph, options)
+    why_not = obstacle(graph)
+    if options.form != "auto":
+        name: FormName = next(f for f in FORMS if f == options.form)
+        if name != "plain" and why_not:
+            raise InputError(f"The model cannot be written in form {name!r}: {why_not}.", hint="Use --form plain.")
+        return Choice(WritingForm(name, external), WritingForm(name, False))
+    plain = Choice(WritingForm("plain", external), WritingForm("plain", False))
+    if why_not or frozen or options.level < FIRST_LEVEL:
+        return plain
+    infer_shapes(graph)
+    planned = peak(graph, dims).peak_bytes
+    if planned < IGNORE or _breaks_budget(graph, dims, planned, options.memory_budget):
+        return plain
+    needs = predicted_needs(graph, dims, external=external)
+    inline = needs if not external else predicted_needs(graph, dims, external=False)
+    how = "predicted"
+    if feed is not None:
+        needs, how = _measured(graph, feed, needs, external, options), "measured"
+    margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
+    best, in_message = _smallest(needs, margin), _smallest(inline, margin)
+    others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best)
+    decision = Decision(
+        step="form",
+        what=f"written {_SAID[best]}",
+        why=f"it needs least in a default session of onnxruntime: {needs[best] / 1e6:.1f} MB {how}, {others}",
+        gain_bytes=needs["plain"] - needs[best],
+    )
+    return Choice(WritingForm(best, external), WritingForm(in_message, False), decision)
+
+
+_SAID: Mapping[FormName, str] = {
+    "plain": "as a plain graph",
+    "branch": "inside a branch that is always taken, which gets no memory pattern",
+    "captured": "inside a branch that is always taken, which gets no memory pattern, with large weights outside of it",
+}
+
+
+def predicted_needs(graph: Graph, dims: Mapping[str, int], *, external: bool) -> dict[FormName, int]:
+    """Predict what a default session needs, for each form that makes a difference.
+
+    Args:
+        graph: The graph, shapes inferred.
+        dims: Extents to plan with.
+        external: Whether weights lie beside the model.
+    """
+    how = Configuration(external=external)
+    needs: dict[FormName, int] = {
+        "plain": predict_need(graph, dims, how).need_bytes,
+        "branch": predict_need(graph, dims, replace(how, branch=True)).need_bytes,
+    }
+    outside = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph))
+    if outside and external:
+        # The branch would hold their pages besides what was packed from them.
+        needs["captured"] = needs["branch"] - outside
+    return needs
+
+
+def _external(graph: Graph, options: Options) -> bool:
+    large = [t for t in weight_tensors(graph) if t.dtype != DType.STRING and nbytes(t) >= EXTERNAL_THRESHOLD]
+    total = sum(nbytes(t) for t in large)
+    if options.external == "auto":
+        return total >= EXTERNAL_FROM or any(isinstance(t, onnx_ir.ExternalTensor) for t in large)
+    if options.external == "never" and total > INLINE_LIMIT:
+        raise InputError(
+            f"The model's weights ({total / 1e9:.1f} GB) do not fit into one file with it.", hint="Use --external auto."
+        )
+    return options.external == "always"
+
+
+def _breaks_budget(graph: Graph, dims: Mapping[str, int], planned: int, budget: int | None) -> bool:
+    """Whether a plan fits into the budget, and no longer does in a branch, which allocates outputs when it begins."""
+    return budget is not None and planned <= budget < peak(wrap(graph), dims).peak_bytes
+
+
+def _smallest(needs: Mapping[FormName, int], margin: float) -> FormName:
+    """The form that needs least; plain unless another one gains more than the margin."""
+    best = min(needs, key=lambda name: needs[name])
+    if best == "plain" and margin < 0:
+        best = min((n for n in needs if n != "plain"), key=lambda name: needs[name])
+    return best if needs[best] < needs["plain"] * (1 - margin) else "plain"
+
+
+def _measured(
+    graph: Graph, feed: Feed, predicted: Mapping[FormName, int], external: bool, options: Options
+) -> dict[FormName, int]:
+    """Measure each form in a fresh process."""
+    found: dict[FormName, int] = {}
+    folder = Path(tempfile.mkdtemp(prefix="memoptc-forms-"))
+    try:
+        for name in predicted:
+            path = folder / "candidate.onnx"
+            write_into(graph, path, WritingForm(name, external))
+            run = RunOptions(threads=options.jobs or 0)
+            found[name] = measure_need(path, feed, options=run, seconds=_SECONDS).need_bytes
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found

@@ -1,0 +1,252 @@
+"""Forms in which one program can be written: plain, or inside a branch that is always taken.
+
+With default session options onnxruntime packs all activations of a run into one block, its memory pattern, which from
+the second run on it allocates beside what the arena took for the first. It does so only where everything that a graph
+reads is a tensor. A branch of an `If` that also reads an empty sequence keeps to the arena.
+
+The graph in memory is always the plain one: `wrap` is applied while writing, `unwrap` while reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph, Op, Tensor, Value, clone_op
+from memoptc.ir.tensors import from_array, nbytes
+from memoptc.ir.types import DType, SequenceType, TensorType, Type
+
+FormName = Literal["plain", "branch", "captured"]
+FORMS: tuple[FormName, ...] = ("plain", "branch", "captured")
+
+KEY = "memoptc.form"
+"""Entry of a model's metadata that names the form of the file; absent where it is plain."""
+
+MARKER = "memoptc_no_pattern"
+"""Name of the node that makes the empty sequence."""
+
+SEQUENCES = 11
+"""Opset from which there are sequences."""
+
+CAPTURED_FROM = 1 << 16
+"""Bytes from which a weight may stay outside the branch."""
+
+_COUNT = TensorType(DType.INT64, ())
+_SCAFFOLD = ("SequenceEmpty", "SequenceLength", "Equal", "const")
+_CAPTURABLE = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "FusedGemm": 1, "Gather": 0}
+"""Operators whose kernels read a weight of an outer graph as well as their own -> that operand. Convolutions do not:
+onnxruntime lays them out in blocks of channels only from their own graph."""
+
+
+@dataclass(frozen=True)
+class WritingForm:
+    """How a graph becomes a file.
+
+    Args:
+        name: `plain`; `branch`, the whole model inside a branch that is always taken; `captured`, the same with the
+            weights of products and lookups outside of it, so that onnxruntime holds no second copy of them.
+        external: Weights lie in a file of their own beside the model, which onnxruntime maps; where they lay in the
+            original, or do not fit into one protobuf message, when `None`.
+    """
+
+    name: FormName = "plain"
+    external: bool | None = None
+
+
+def obstacle(graph: Graph) -> str:
+    """Say why a graph can be written plain only; `""` when nothing is in the way."""
+    if (ops.opset_of(graph) or 0) < SEQUENCES:
+        return f"opset below {SEQUENCES}"
+    if any(not isinstance(v.type, TensorType) for v in graph.inputs):
+        return "there is no pattern, since not all inputs are tensors"
+    if graph.defaults:
+        return "callers may replace weights"
+    if any(not isinstance(v.type, TensorType) or v.type.shape is None for v in graph.outputs):
+        return "outputs of unknown rank"
+    if any(v.op is None or v.op.is_const for v in graph.outputs) or len(set(graph.outputs)) != len(graph.outputs):
+        return "outputs that are not computed"
+    return ""
+
+
+def captured_weights(graph: Graph) -> list[Op]:
+    """Weights that the form `captured` leaves outside of the branch."""
+    return [op for op in graph.ops if op.is_const and _can_stay_outside(op)]
+
+
+def _can_stay_outside(weight: Op) -> bool:
+    if weight.attrs["value"].dtype == DType.STRING or nbytes(weight.attrs["value"]) < CAPTURED_FROM:
+        return False
+    for user in weight.result.users:
+        index = _CAPTURABLE.get(user.op_type)
+        if index is None or user.graph is not weight.graph or user.operands[index] is not weight.result:
+            return False
+    return True
+
+
+def wrap(graph: Graph, *, captured: bool = False) -> Graph:
+    """Give a copy that runs inside a branch that is always taken; its `obstacle` must be `""`.
+
+    Args:
+        graph: Stays as it is.
+        captured: Leave `captured_weights` outside of the branch.
+    """
+    outer = Graph(graph.name, graph.model)
+    outer.doc, outer.metadata = graph.doc, dict(graph.metadata)
+    mapping: dict[Value, Value] = {}
+    for value in graph.inputs:
+        mapping[value] = copy = outer.add_input(value.name, value.type)
+        copy.doc, copy.metadata = value.doc, dict(value.metadata)
+    outside = set(captured_weights(graph)) if captured else set()
+    for op in graph.ops:
+        if op in outside:
+            outer.append(clone_op(op, mapping))
+    empty = _add(outer, "SequenceEmpty", [], SequenceType(TensorType(DType.FLOAT, None)), MARKER)
+    zero = outer.const(from_array(np.asarray(0, np.int64)), "zero")
+    taken = _add(outer, "Equal", [_add(outer, "SequenceLength", [empty], _COUNT), zero], TensorType(DType.BOOL, ()))
+    then = Graph("model")
+    for op in graph.ops:
+        if op not in outside:
+            then.append(clone_op(op, mapping))
+    then.set_outputs([mapping[v] for v in graph.outputs])
+    _show(then, empty)
+    outputs = list(then.outputs)
+    _also_give_length(then, outputs, empty)
+    never = Graph("never")
+    _also_give_length(never, [never.const(_nothing(v.type), f"no_{v.name}") for v in outputs], empty)
+    made = Op("If", [taken], [*(v.type for v in outputs), _COUNT])
+    made.set_region("then_branch", then)
+    made.set_region("else_branch", never)
+    outer.append(made)
+    outer.set_outputs(made.results[:-1], list(graph.outputs_info))
+    return outer
+
+
+def unwrap(graph: Graph) -> bool:
+    """Undo `wrap`, in place; say whether there was anything to undo."""
+    made = graph.outputs[0].op if graph.outputs else None
+    if made is None or not is_guard(made) or tuple(graph.outputs) != made.results[:-1]:
+        return False
+    equal = made.operand.op
+    assert equal is not None
+    length = equal.operands[0].op
+    assert length is not None
+    empty = length.operand
+    region = made.take_region("then_branch")
+    names = [v.name for v in made.results[:-1]]
+    _hide(region, empty)
+    counted = region.outputs[-1].op
+    inline(made, region, tuple(region.outputs))
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
+    for op in (counted, equal, length, empty.op, *(v.op for v in equal.operands)):
+        if op is not None and op.graph is not None and op.is_a(*_SCAFFOLD) and not any(r.has_uses for r in op.results):
+            op.erase()
+    return True
+
+
+def is_guard(op: Op) -> bool:
+    """Whether an op is the `If` that `wrap` makes: its condition compares the length of an empty sequence with 0."""
+    if not op.is_a("If"):
+        return False
+    equal = op.operand.op
+    if equal is None or not equal.is_a("Equal"):
+        return False
+    length, zero = equal.operands
+    counts = length.op
+    if counts is None or not counts.is_a("SequenceLength") or zero.tensor is None or np.any(zero.tensor.numpy()):
+        return False
+    return counts.operand.op is not None and counts.operand.op.is_a("SequenceEmpty")
+
+
+def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
+    """Put a region's ops where its owner stands, and its outputs in place of the owner's results."""
+    region.terminator.set_operands(())
+    for inner in list(region.ops):
+        inner.move_before(op)
+    for result, value in zip(op.results, outputs, strict=True):
+        if value.type is None:
+            value.type = result.type
+        result.replace_by(value)
+    op.erase()
+
+
+def _show(graph: Graph, empty: Value) -> None:
+    """Let the branches inside read the sequence, too: their frames make patterns of their own."""
+    for op in list(graph.ops):
+        for region in op.regions.values():
+            _show(region, empty)
+        if op.is_a("If"):
+
+            def outputs(region: Graph) -> None:
+                _also_give_length(region, list(region.outputs), empty)
+
+            _replace_if(op, [*op.results, None], outputs)
+
+
+def _hide(graph: Graph, empty: Value) -> None:
+    """Undo `_show`."""
+    for op in list(graph.ops):
+        for region in op.regions.values():
+            _hide(region, empty)
+        counts = list(_lengths(op, empty))
+        if op.is_a("If") and len(counts) == len(op.regions) and not op.results[-1].has_uses:
+
+            def outputs(region: Graph) -> None:
+                region.set_outputs(region.outputs[:-1], list(region.outputs_info)[:-1])
+
+            _replace_if(op, list(op.results[:-1]), outputs)
+            for count in counts:
+                count.erase()
+
+
+def _lengths(op: Op, empty: Value) -> Iterator[Op]:
+    for region in op.regions.values():
+        last = region.outputs[-1].op if region.outputs else None
+        if last is not None and last.is_a("SequenceLength") and last.operand is empty:
+            yield last
+
+
+def _replace_if(op: Op, results: list[Value | None], outputs: Callable[[Graph], None]) -> None:
+    """Replace an If by one with other results (`None`: a length); `outputs` sets those of its branches."""
+    more = Op(
+        op.op_type,
+        op.operands,
+        [_COUNT if r is None else r.type for r in results],
+        dict(op.attrs),
+        result_names=["" if r is None else r.name for r in results],
+        name=op.name,
+        loc=op.loc,
+    )
+    more.doc, more.metadata = op.doc, dict(op.metadata)
+    for name in list(op.regions):
+        region = op.take_region(name)
+        outputs(region)
+        more.set_region(name, region)
+    assert op.graph is not None
+    op.graph.insert_before(op, more)
+    for old, new in zip(results, more.results, strict=True):
+        if old is not None:
+            new.omitted, new.doc, new.metadata = old.omitted, old.doc, dict(old.metadata)
+            name = old.name
+            old.replace_by(new)
+            new.name = name
+    op.erase()
+
+
+def _also_give_length(graph: Graph, outputs: list[Value], empty: Value) -> None:
+    """Set the outputs, and one more that needs the sequence."""
+    graph.set_outputs([*outputs, _add(graph, "SequenceLength", [empty], _COUNT)])
+
+
+def _add(graph: Graph, op_type: str, operands: list[Value], type_: Type, name: str = "") -> Value:
+    return graph.append(Op(op_type, operands, [type_], name=name)).result
+
+
+def _nothing(type_: Type | None) -> Tensor:
+    assert isinstance(type_, TensorType)
+    assert type_.shape is not None
+    return from_array(np.zeros([0] * len(type_.shape), type_.dtype.numpy()), dtype=type_.dtype)
