@@ -99,7 +99,8 @@ class Attempts:
         options.progress("writing", 0.6)
         for file in self._files:
             file.unlink(missing_ok=True)
-        choice = steps.choose_form(graph, compiled, options, data, report)
+        # Measured once: what later attempts take back changes need, hardly what the forms make of it.
+        choice = steps.choose_form(graph, compiled, options, data, report, measured=self._last is None)
         files = write_into(graph, self.output, choice.form)
         if options.pack_weights:
             files = steps.pack_weights(self.output, files, scratch)

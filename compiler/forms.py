@@ -39,6 +39,11 @@ SLIGHT = 0.01
 UNSURE = 0.02
 """The same on paper, where the graph has branches of its own: the model of need counts no pattern inside those."""
 
+EARLY = 2
+"""What outputs that are there from the start cost, over what they add to the planned peak."""
+CONDITION = 1 << 10
+"""Bytes that the condition of the branch takes besides."""
+
 _SECONDS = 4.0
 """Seconds that the runs of one form may take while it is measured."""
 
@@ -129,6 +134,8 @@ def predicted_needs(graph: Graph, dims: Mapping[str, int], *, external: bool) ->
         "plain": predict_need(graph, dims, how).need_bytes,
         "branch": predict_need(graph, dims, replace(how, branch=True)).need_bytes,
     }
+    # A branch allocates outputs of known shape when it begins, where the last run's are still held, too.
+    needs["branch"] += EARLY * max(0, peak(wrap(graph), dims).peak_bytes - peak(graph, dims).peak_bytes - CONDITION)
     outside = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph))
     if outside and external:
         # The branch would hold their pages besides what was packed from them.

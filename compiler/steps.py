@@ -422,9 +422,12 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, 
     return "" if found.pass_ is None else str(found)
 
 
-def choose_form(graph: Graph, compiled: Compiled, options: Options, data: Inputs, report: Report) -> forms.Choice:
-    """Choose how the graph is written; where measuring is on, by measuring."""
-    feed = compiled.border.encode(data.feed) if options.measure and options.form == "auto" else None
+def choose_form(
+    graph: Graph, compiled: Compiled, options: Options, data: Inputs, report: Report, *, measured: bool
+) -> forms.Choice:
+    """Choose how the graph is written; by measuring where that is on and `measured`, else on paper."""
+    measured = measured and options.measure and options.form == "auto"
+    feed = compiled.border.encode(data.feed) if measured else None
     choice = forms.choose_form(graph, data.dims, options, frozen=compiled.frozen, feed=feed)
     if choice.decision is not None:
         report.decisions.append(choice.decision)

@@ -114,15 +114,16 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 def test_a_budget_that_holds_without_a_branch_holds_with_one() -> None:
     rng = np.random.default_rng(0)
-    weights = onnx.numpy_helper.from_array(rng.random((8, 8, 3, 3), np.float32), "w")
+    shapes = {"w": (64, 8, 3, 3), "v": (8, 64, 3, 3)}
+    weights = [onnx.numpy_helper.from_array(rng.random(s, np.float32), n) for n, s in shapes.items()]
     nodes = [
         onnx.helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
         onnx.helper.make_node("Relu", ["a"], ["b"]),
-        onnx.helper.make_node("Conv", ["b", "w"], ["c"], pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Conv", ["b", "v"], ["c"], pads=[1, 1, 1, 1]),
         onnx.helper.make_node("Sigmoid", ["c"], ["y"]),
     ]
     ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 8, 256, 256]) for n in "xy"]
-    graph = onnx.helper.make_graph(nodes, "early", ends[:1], ends[1:], [weights])
+    graph = onnx.helper.make_graph(nodes, "early", ends[:1], ends[1:], weights)
     graph = read_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8))
     infer_shapes(graph)
     planned, wrapped = peak(graph, {}).peak_bytes, peak(wrap(graph), {}).peak_bytes
