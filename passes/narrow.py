@@ -12,10 +12,12 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import facts, opset_of
+from memoptc.ir.ops.extent import runs_on_part
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Pass
 from memoptc.passes._narrow.crop import crop
 from memoptc.passes._narrow.merge import merge
+from memoptc.passes._narrow.parts import keeps_some
 
 _PASSED = 8
 """Slices and Gathers that another one passes in one go, at most: bounds the work for each."""
@@ -145,6 +147,8 @@ def _move(op: Op, take: _Take) -> _Moved | None:
     value = op.operands[0]
     maker, axis = value.op, _passable(value, take.axis, op.graph)
     if maker is None or axis is None:
+        return None
+    if not runs_on_part(maker, _extent(op, take), never_alone_empty=keeps_some(op)):
         return None
     assert op.graph is not None
     b = Builder(op.graph, before=op, loc=op.loc.union(maker.loc, rule="narrow"))

@@ -59,6 +59,17 @@ def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
     return found if len(found) == len(axes) else None
 
 
+def keeps_some(op: Op) -> bool:
+    """Whether a Slice or Gather takes something wherever there is something."""
+    cut = bounds(op)
+    if op.is_a("Gather"):
+        index = shape_of(op.operands[1])
+        return index is not None and all(isinstance(d, int) and d > 0 for d in index)
+    return cut is not None and all(
+        (start == 0 and end > 0) or (start < 0 and end >= ENDLESS) for start, end in cut.values()
+    )
+
+
 def interval(start: int, end: int, extent: int) -> tuple[int, int]:
     """What a start and an end mean for an extent."""
     lo, hi = (min(max(x + extent if x < 0 else x, 0), extent) for x in (start, end))

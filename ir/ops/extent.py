@@ -1,0 +1,46 @@
+"""Which extents an operator's kernels take: an axis without elements ends a run, or the process, in some of them."""
+
+from __future__ import annotations
+
+from memoptc.ir.core import Op
+from memoptc.ir.dims import Dim, is_nonnegative
+from memoptc.ir.ops.definition import Family
+from memoptc.ir.ops.table import definition
+
+_NEEDS_ELEMENTS = frozenset(
+    {Family.CONVOLUTION, Family.POOL, Family.RECURRENT, Family.NORMALIZATION, Family.ATTENTION}
+)
+"""Families with kernels that refuse operands without elements, in onnxruntime 1.31."""
+
+_TAKES_NOTHING = frozenset(
+    {
+        "BatchNormalization", "Hardmax", "LogSoftmax", "Softmax", "com.microsoft::SkipLayerNormalization",
+        "com.microsoft::SkipSimplifiedLayerNormalization",
+    }
+)  # fmt: skip
+"""Operators of these families that run on them."""
+
+_ELSEWHERE = frozenset({"Pad", "Resize", "RotaryEmbedding", "Upsample", "com.microsoft::RotaryEmbedding"})
+"""Operators of no such family that refuse them, in some of their modes."""
+
+
+def takes_nothing(op: Op) -> bool:
+    """Whether an op runs on operands without elements."""
+    if op.key in _ELSEWHERE:
+        return False
+    return definition(op).family not in _NEEDS_ELEMENTS or op.key in _TAKES_NOTHING
+
+
+def runs_on_part(op: Op, extent: Dim, *, never_alone_empty: bool = False) -> bool:
+    """Whether an op runs on a part of an axis wherever it runs on the whole, for every value that symbols can have.
+
+    Whoever moves an op from a value to a part of it asks this.
+
+    Args:
+        op: The op to move.
+        extent: Elements of the part; `None` when not known.
+        never_alone_empty: The part is known to have elements wherever the whole axis has.
+    """
+    if takes_nothing(op) or never_alone_empty:
+        return True
+    return extent is not None and is_nonnegative(extent - 1)
