@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx.helper
+import onnx.numpy_helper
 import onnx.version_converter
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import find_feeds
@@ -44,6 +47,7 @@ class RaiseOpset(Pass):
             return
         why = ""
         try:
+            _refuse(graph, self.to)
             before = to_proto(graph)
             after = _converted(before, self.to, version, {v.name for v in graph.inputs})
             why = _difference(graph, before, after)
@@ -65,6 +69,26 @@ class RaiseOpset(Pass):
         self.apply(graph, stats, Context())
 
 
+_BY_ROWS = ("Softmax", "LogSoftmax", "Hardmax")
+
+
+def _refuse(graph: Graph, to: int) -> None:
+    """Raise where the converter's result would not run for every extent that the model runs for."""
+    for op in graph.walk(*_BY_ROWS):
+        shape = op.operands[0].type.shape if isinstance(op.operands[0].type, TensorType) else None
+        last = shape is not None and int(op.attrs.get("axis", 1)) in (-1, len(shape) - 1)
+        known = shape is not None and all(isinstance(d, int) and d > 0 for d in shape)
+        if to >= _SOFTMAX_BY_AXIS and not last and not known:
+            raise MemoptcError(
+                f"{op.op_type} {op.name!r} takes several axes for one, which later opsets only say by reshaping, which "
+                "fails for extents of 0",
+                hint="Leave raise-opset away.",
+            )
+
+
+_SOFTMAX_BY_AXIS = 13
+
+
 def _converted(model: onnx.ModelProto, to: int, version: int, inputs: set[str]) -> onnx.ModelProto:
     raised = onnx.version_converter.convert_version(model, to)
     raised.ir_version = max(raised.ir_version, 7)
@@ -74,11 +98,35 @@ def _converted(model: onnx.ModelProto, to: int, version: int, inputs: set[str]) 
         raised.graph.input.remove(value)
     if version < 11:
         # Up to opset 10 a Resize could work in one way only; the converter leaves that out.
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in raised.graph.initializer}
+        weights |= {
+            node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
+            for node in raised.graph.node
+            if node.op_type == "Constant" and node.attribute[0].name == "value"
+        }
         for node in raised.graph.node:
             if node.op_type == "Resize" and not any("coord" in a.name for a in node.attribute):
+                scales = weights.get(node.input[_SCALES]) if len(node.input) > _SCALES else None
                 mode = onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
-                node.attribute.extend([mode, onnx.helper.make_attribute("nearest_mode", "floor")])
+                node.attribute.extend([mode, onnx.helper.make_attribute("nearest_mode", _rounding(node, scales))])
     return raised
+
+
+_SCALES = 2
+"""Where a Resize has its scales, from opset 11 on."""
+
+
+def _rounding(node: onnx.NodeProto, scales: np.ndarray[Any, Any] | None) -> str:
+    """How the Resize of opset 10 rounds to the nearest: down along axes that grow, up along those that shrink."""
+    if not any(a.name == "mode" and a.s != b"nearest" for a in node.attribute):
+        if scales is None or (scales.min() < 1 < scales.max()):
+            raise MemoptcError(
+                f"Resize {node.name!r} rounds up along one axis and down along another, or as its scales say at run "
+                "time, which later opsets cannot",
+                hint="Leave raise-opset away.",
+            )
+        return "ceil" if scales.min() < 1 else "floor"
+    return "floor"
 
 
 def _difference(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto) -> str:
@@ -87,7 +135,7 @@ def _difference(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto) -
     first = Evaluator(before, run, blame=InternalError)
     second = Evaluator(after, run, blame=InternalError)
     try:
-        feeds = find_feeds(graph, first, count=2)
+        feeds = find_feeds(graph, first, count=4)
     except MemoptcError as e:
         return e.message
     for feed in feeds:
