@@ -7,9 +7,7 @@ from memoptc.ir.dims import Dim, is_nonnegative
 from memoptc.ir.ops.definition import Family
 from memoptc.ir.ops.table import definition
 
-_NEEDS_ELEMENTS = frozenset(
-    {Family.CONVOLUTION, Family.POOL, Family.RECURRENT, Family.NORMALIZATION, Family.ATTENTION}
-)
+_NEEDS_ELEMENTS = frozenset({Family.CONVOLUTION, Family.POOL, Family.RECURRENT, Family.NORMALIZATION, Family.ATTENTION})
 """Families with kernels that refuse operands without elements, in onnxruntime 1.31."""
 
 _TAKES_NOTHING = frozenset(
