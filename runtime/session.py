@@ -88,7 +88,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
     ) -> None:
         if memory not in ("auto", "arena", "planned", "stock"):
             raise InputError(f"{memory!r} is no way to run.", hint="Choose 'auto', 'arena', 'planned' or 'stock'.")
-        self._source = _source(path_or_bytes)
+        self._source: str | bytes | None = _source(path_or_bytes)
         self._chosen = memory
         self.contract = _contract(contract, self._source)
         self.memory_limit = _limit(memory_limit)
@@ -97,7 +97,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else arena_bytes
         self._run_options = _options(self.contract.options, packing, threads)
         self._strict, self._threads = strict, threads
-        on_host = {p if isinstance(p, str) else p[0] for p in providers or ()} <= _HOST_PROVIDERS
+        on_host = _on_host(providers)
         if not on_host and memory in ("arena", "planned"):
             raise InputError(
                 f"The tier {memory!r} is for the CPU; {providers} manage their own memory.",
@@ -130,8 +130,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             combined(given, options, environment=not stock, graph_only=stock and not on_host) as native,
         ):
             super().__init__(self._source, native, providers, provider_options, disabled_optimizers=disabled, **kwargs)
-        if not stock:
-            self._model_bytes = None  # onnxruntime's package would keep them as long as the session lives
+        if not stock and isinstance(self._source, bytes):
+            # Kept by onnxruntime's package, they would be one more copy of the weights as long as the session lives.
+            self._source = self._model_bytes = None
 
     def _open_planned(self) -> None:
         """Load the model through the C interface."""
@@ -143,6 +144,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 "A planned session takes none of InferenceSession's options: it goes through the C interface.",
                 hint="Say threads= and contract= instead, or choose memory='arena'.",
             )
+        assert self._source is not None
         planned = Planned(self._source, self._run_options, self.memory_limit, self._strict)
         super(ort.InferenceSession, self).__init__(enable_fallback=False)
         self._planned = planned
@@ -211,6 +213,28 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         found = dict(zip(names, binding.get_outputs(), strict=True))
         return [into[n] if n in into else v.numpy() for n, v in found.items()]
 
+    def set_providers(
+        self,
+        providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+    ) -> None:
+        """Load the model anew for other providers; for the CPU's there is nothing to do.
+
+        Raises:
+            InputError: the model came as bytes, which only the tier `"stock"` keeps.
+        """
+        if _on_host(providers):
+            return
+        self._need_python("other providers")
+        if self._source is None:
+            raise as_both(ValueError)(
+                "The bytes of the model are not kept, so it cannot be loaded anew.",
+                hint="Load it from a path, or with memory='stock'.",
+            )
+        with translated():
+            super().set_providers(providers, provider_options)
+        self.memory = "stock"
+
     @property
     def plans(self) -> list[RunPlan]:
         """What was planned so far: one per set of input shapes."""
@@ -265,6 +289,12 @@ _AS_IN_ONNXRUNTIME = (
 for _name in _AS_IN_ONNXRUNTIME:
     if hasattr(ort.InferenceSession, _name):
         setattr(Session, _name, _forwarded(_name))
+
+
+def _on_host(providers: Sequence[Any] | None) -> bool:
+    """Whether all providers compute in the process's own memory; what is no provider onnxruntime will refuse."""
+    named = (p[0] if isinstance(p, tuple) and p else p for p in providers or ())
+    return all(name in _HOST_PROVIDERS for name in named if isinstance(name, str))
 
 
 def _source(model: Any) -> str | bytes:
