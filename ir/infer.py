@@ -246,14 +246,18 @@ def _type_of(mirror: onnx_ir.Value, names: dict[str, Dim]) -> Type | None:
 
 def _combine(type_: onnx_ir.TypeProtocol | None, shape: tuple[Dim, ...] | None) -> Type | None:
     match type_:
+        case onnx_ir.TensorType() | onnx_ir.SparseTensorType() if type_.dtype is None:
+            return None  # of what a local function gives, say
         case onnx_ir.TensorType():
             return TensorType(DType(type_.dtype), shape)
         case onnx_ir.SparseTensorType():
             return SparseTensorType(DType(type_.dtype), shape)
         case onnx_ir.SequenceType():
-            return SequenceType(_combine(type_.elem_type, shape))
+            elem = _combine(type_.elem_type, shape)
+            return None if elem is None else SequenceType(elem)
         case onnx_ir.OptionalType():
-            return OptionalType(_combine(type_.elem_type, shape))
+            elem = _combine(type_.elem_type, shape)
+            return None if elem is None else OptionalType(elem)
         case _:
             return None
 

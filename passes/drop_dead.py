@@ -10,6 +10,9 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.pass_base import Pass
 
+STATELESS = 11
+"""The first opset whose Loops may carry nothing from one trip to the next."""
+
 OMITTABLE = frozenset({"Dropout", "GRU", "LSTM", "LayerNormalization", "RNN", "Unique"})
 """Computes its first result the same way whether or not the others are wanted. MaxPool does not (it takes NaN
 otherwise), nor does BatchNormalization (its other results mean training before opset 14)."""
@@ -123,6 +126,8 @@ def _narrow_loop(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value
     states = len(op.operands) - 2
     # Result i stands for the body's output i + 1; state i for its input i + 2.
     kept = _needed(op, body, states, first_input=2, first_output=1)
+    if states and kept[0] >= states and op.graph is not None and (ops.opset_of(op.graph) or 0) < STATELESS:
+        kept.insert(0, 0)
     if len(kept) == len(op.results):
         return []
     unused = _keep_outputs(body, [0, *(i + 1 for i in kept)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from memoptc.ir import ops
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
@@ -22,6 +23,8 @@ from memoptc.runtime.devices import USUAL, Device, load_device
 
 DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
 """Element types of weight codes, by their names as options."""
+STATIC_OPSET = 10
+"""The first opset that has the integer convolutions and products which onnxruntime makes of coded operands."""
 _ACTIVATIONS = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
 
 
@@ -110,6 +113,14 @@ class Quantize(Pass):
     ) -> None:
         if context.calibration is None:
             raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
+        version = ops.opset_of(graph) or 0
+        if version < STATIC_OPSET:
+            stats[f"left: opset below {STATIC_OPSET}"] += 1
+            context.warnings.append(
+                f"Nothing runs on integers end to end: onnxruntime's kernels for that begin with opset {STATIC_OPSET}, "
+                f"the model has {version}. Pass raise-opset, run before, converts it."
+            )
+            return
         join_biases(graph, frozenset(self.exclude), stats)
         choice = choose(graph, frozenset(self.exclude), stats, device, outputs=self.outputs)
         activations = _ACTIVATIONS.get(self.activations) or choice.existing.dtype or DType.UINT8

@@ -73,6 +73,8 @@ def _is_float32(value: Value) -> bool:
 def _input(graph: Graph, value: Value, half: DType | None) -> Coded | str:
     if value in graph.defaults:
         return "it has a default"
+    if value.is_output:
+        return "it is also an output"
     codes: dict[Coded, list[Op]] = {}
     for user in value.users:
         coded = _code_of(user) if user.op_type in ("QuantizeLinear", "Cast") and user.operand is value else None

@@ -85,6 +85,8 @@ def candidate(op: Op, format_: Format, *, any_kernel: bool) -> Candidate | None:
     )  # fmt: skip
     if fixed or not operands or len(results) != sum(is_float32(r) for r in op.results):
         return None
+    if any(r.type is not None and not isinstance(r.type, TensorType) for r in op.results):
+        return None  # what takes tensors out of a sequence or an optional would get other ones
     if op.op_type in FIRST_RESULT_ONLY:
         if any(r.has_uses for r in op.results[1:]):
             return None

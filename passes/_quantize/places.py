@@ -129,6 +129,8 @@ def _why_not(weight: Value, op: Op, index: int, excluded: frozenset[str]) -> str
     if index != _WEIGHT_AT[op.op_type]:
         return f"the weight is its operand {index}"
     rank = len(tensor.shape)
+    if not tensor.size:
+        return "an extent is 0"
     if op.op_type in CONVOLUTIONS:
         return "" if rank >= 3 else "the weight has no window"
     if rank != 2:

@@ -138,6 +138,8 @@ def _why_not(op: Op) -> str:
         return "weights are computed"
     if not is_float32(op.operand) or weight.tensor.dtype != DType.FLOAT or op.operand.tensor is not None:
         return "no float32"
+    if not weight.tensor.size:
+        return "an extent is 0"
     if not np.isfinite(weight.tensor.numpy()).all():
         return "weights are not finite"
     if bias is not None and bias.tensor is None:
