@@ -20,7 +20,7 @@ import onnx_shape_inference._symbolic_shapes as engine_symbols
 from onnx_shape_inference import _broadcast, _constraints, registry
 from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
-from memoptc.ir import content_shapes, contrib, window_shapes
+from memoptc.ir import content_shapes, contrib, experimental, window_shapes
 
 _Extent = int | onnx_ir.SymbolicDim
 
@@ -38,6 +38,7 @@ def install() -> None:
     window_shapes.install()
     content_shapes.install()
     contrib.install()
+    experimental.install()
 
 
 class _Sympy(ModuleType):
