@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import InputError
+from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Sym
 from memoptc.ir.types import TensorType
 from memoptc.options import Options
@@ -16,6 +17,8 @@ from memoptc.runtime.data import Data
 from memoptc.runtime.design_points import DesignPoints, design_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.memory.extents import bind_shapes
+from memoptc.runtime.memory.observed import Observation, unsized_values
 from memoptc.runtime.options import RunOptions
 from memoptc.source import Source
 
@@ -91,6 +94,28 @@ class Inputs:
         original = Evaluator(self._source.path, RunOptions(), label="the original")
         dims = self._asked | dict(self.check or {})
         return find_feeds(self._source.graph, original, count=1, dims=dims)[0].feed
+
+    def observe(self, graph: Graph) -> str:
+        """Note sizes that inference leaves open as runs of the original show them; says how many, or why not.
+
+        The original is run at the size to check at and at a likely one, once per compile; a run that fails is no fault.
+        """
+        if not unsized_values(graph, [self.dims]):
+            return ""
+        try:
+            return self._observation.apply(graph)
+        except MemoptcError as error:
+            return f"Sizes that are not known were not observed: {error.message}"
+
+    @cached_property
+    def _observation(self) -> Observation:
+        graph = self._source.graph
+        feeds = [self.feed]
+        original = Evaluator(self._source.path, RunOptions(), label="the original")
+        with contextlib.suppress(InputError):
+            feeds.append(find_feeds(graph, original, count=1)[0].feed)
+        del original
+        return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
 
 def _plain_path(data: Any) -> Any:

@@ -103,6 +103,9 @@ def prepare(source: Source, options: Options, data: Inputs, report: Report) -> t
         report.warnings.append(f"The model states a wrong shape for {conflict}; the inferred one counts.")
     if found.failure:
         report.warnings.append(f"Shape inference stopped early ({found.failure}); what it found is used.")
+    observed = data.observe(graph)
+    if observed:
+        report.warnings.append(observed)
     return graph, found
 
 

@@ -1,7 +1,7 @@
 """Shape inference for ONNX's experimental operators and more contrib ones, which the engine does not know.
 
-The experimental operators (ImageScaler, Crop, Affine ...) left the standard after opset 9; converters of that time wrote
-them, and onnxruntime kept their kernels. Shapes follow its operator documentation and its kernels.
+The experimental operators (ImageScaler, Crop, Affine ...) left the standard after opset 9; converters of that time
+wrote them, and onnxruntime kept their kernels. Shapes follow its operator documentation and its kernels.
 """
 
 from __future__ import annotations

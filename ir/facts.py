@@ -18,6 +18,10 @@ AttrValue: TypeAlias = Any
 """int | float | str | bytes | Tensor | Type | AttrRef | EmptyList, or a tuple of one of the first six."""
 
 
+OBSERVED = "memoptc.observed_bytes"
+"""Metadata of a value: its bytes as an expression, as runs showed it and nobody proved; never written to a file."""
+
+
 @dataclass(frozen=True)
 class AttrRef:
     """Inside a function body: the calling node's attribute `name`, of ONNX attribute type `kind`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from memoptc.ir import forms, ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym
+from memoptc.ir.facts import OBSERVED
 from memoptc.ir.files import staged, written_files
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.mapped import MappedTensor, release
@@ -247,7 +248,7 @@ class _Writer:
             self._node(op, proto.node.add())
             for result in op.results:
                 stated = self.graph.info.states_types and result.type is not None and not _is_untyped(result)
-                described = bool(result.doc or result.metadata)
+                described = bool(result.doc or result.metadata.keys() - {OBSERVED})
                 if not result.omitted and (stated or described) and result not in returned:
                     self._value(result, proto.value_info.add(), self._shown(result.type))
         self._tail(graph, proto)
@@ -280,7 +281,7 @@ class _Writer:
             protos.write_type(type_, proto.type)
         if value.doc and not (value.op is not None and value.op.is_const):
             proto.doc_string = value.doc
-        plain = {k: v for k, v in value.metadata.items() if not k.startswith("quantization_annotation.")}
+        plain = _written(value.metadata)
         if not (value.op is not None and value.op.is_const):
             protos.write_props(plain, proto.metadata_props)
 
@@ -300,7 +301,7 @@ class _Writer:
             if value.doc:
                 proto.doc_string = value.doc
             del proto.metadata_props[:]
-            plain = {k: v for k, v in value.metadata.items() if not k.startswith("quantization_annotation.")}
+            plain = _written(value.metadata)
             protos.write_props(plain, proto.metadata_props)
 
     def _node(self, op: Op, proto: onnx.NodeProto) -> None:
@@ -378,6 +379,11 @@ def _as_declared(op: Op, name: str, value: Any) -> Any:
     if kind == types.FLOATS and isinstance(value, tuple):
         return tuple(float(v) for v in value)
     return value
+
+
+def _written(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata for the file: quantization annotations have entries of their own, observed sizes are notes of ours."""
+    return {k: v for k, v in metadata.items() if not k.startswith("quantization_annotation.") and k != OBSERVED}
 
 
 def _quantization_note(value: Value, name: str, proto: onnx.GraphProto) -> None:

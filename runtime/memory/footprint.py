@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, same
+from memoptc.ir.dims import Dim, parse_dim, same
+from memoptc.ir.facts import OBSERVED
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.integer import Fused, fused_pairs
 from memoptc.runtime.memory.problem import ALIGNMENT
@@ -33,6 +34,7 @@ class Group:
         pinned: Whether it stays to the end: it is handed out, or nothing uses it.
         values: The value, then its views.
         users: How many ops use one of them.
+        observed: Bytes as runs showed them, for where the size is not known.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Group:
     pinned: bool = False
     values: list[Value] = field(default_factory=list)
     users: int = 0
+    observed: Dim = None
 
 
 @dataclass
@@ -70,12 +73,14 @@ class Footprint:
 
     def bind(self, dims: Mapping[str, int], alignment: int = ALIGNMENT) -> list[int | None]:
         """Bytes of each group, rounded up to the alignment; `None` when they are not known."""
-        found: dict[Dim, int | None] = {}
+        found: dict[tuple[Dim, Dim], int | None] = {}
         for group in self.groups:
-            if group.size not in found:
+            if (group.size, group.observed) not in found:
                 size = evaluate(group.size, dims)
-                found[group.size] = None if size is None else aligned(size, alignment)
-        return [found[g.size] for g in self.groups]
+                if size is None:
+                    size = evaluate(group.observed, dims)
+                found[group.size, group.observed] = None if size is None else aligned(size, alignment)
+        return [found[g.size, g.observed] for g in self.groups]
 
 
 def footprint(graph: Graph, *, fused: bool = True) -> Footprint:
@@ -113,6 +118,12 @@ def value_size(value: Value) -> Dim:
     if value.op is not None and value.op.is_a("SequenceEmpty"):
         return 0
     return value.type.nbytes if isinstance(value.type, TensorType) else None
+
+
+def observed_size(value: Value) -> Dim:
+    """Bytes of a value as runs showed them, an assumption; `None` when it was not observed."""
+    text = value.metadata.get(OBSERVED)
+    return None if text is None else parse_dim(text)
 
 
 def used_values(op: Op) -> Iterable[Value]:
@@ -155,15 +166,17 @@ def _analyse(graph: Graph, *, fuse: bool = True) -> Footprint:
             home[result] = len(found.groups)
             made.append(len(found.groups))
             stored = fused.coded.get(result, result)
-            found.groups.append(Group(stored.name, value_size(stored), result in handed_out, [result]))
+            group = Group(stored.name, value_size(stored), result in handed_out, [result])
+            group.observed = observed_size(stored)
+            found.groups.append(group)
         if op.regions:
             found.nested.add(len(found.ops))
         found.ops.append(op)
         found.makes.append(tuple(made))
         found.needs.append(tuple(needs))
         found.takes.append(takes)
-        for group in needs:
-            found.groups[group].users += 1
+        for number in needs:
+            found.groups[number].users += 1
     for g in found.groups:
         # What nobody uses, nobody frees: onnxruntime keeps it to the end of the run.
         g.pinned = g.pinned or not g.users

@@ -25,6 +25,7 @@ from memoptc.runtime.memory.footprint import (
     evaluate,
     footprint,
     is_resident,
+    observed_size,
     value_size,
 )
 from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
@@ -119,8 +120,9 @@ def label(op: Op) -> str:
 
 
 def value_bytes(value: Value, dims: Mapping[str, int]) -> int | None:
-    """Bytes of a value under the given extents, not rounded; `None` when they are not known."""
-    return evaluate(value_size(value), dims)
+    """Bytes of a value under the given extents, not rounded; `None` when they are neither known nor were observed."""
+    size = evaluate(value_size(value), dims)
+    return evaluate(observed_size(value), dims) if size is None else size
 
 
 def liveness(

@@ -16,6 +16,7 @@ from memoptc.runtime.memory.default_session import ArenaUse, arena_use
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.loading import CODE_BYTES, RUN_BYTES, LoadedWeights, loaded_weights
+from memoptc.runtime.memory.observed import observed_values
 from memoptc.runtime.memory.workspace import kernel_workspace
 
 SessionKind = Literal["stock", "arena", "planned"]
@@ -175,7 +176,12 @@ class MemoryModel:
             workspace_bytes=workspace,
             ours_bytes=ours,
             unknown=use.unknown,
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        count = len(observed_values(self.graph))
+        return (f"{count} values have sizes that were observed in runs, not proven.",) if count else ()
 
 
 class _Estimates(dict[tuple[frozenset[tuple[str, int]], Configuration], NeedEstimate]):

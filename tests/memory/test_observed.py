@@ -1,0 +1,77 @@
+"""Sizes observed in runs: planned with, named, never part of a type."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import memoptc
+from memoptc.ir.facts import OBSERVED
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.parser import parse
+from memoptc.runtime.memory.liveness import liveness
+from memoptc.runtime.memory.need import predict_need
+from memoptc.runtime.memory.observed import observe_sizes, observed_values
+
+TEXT = """graph @g(%x: f32[N,64], %s: i64[2]) -> (f32[N,64]) {
+  %r = Reshape(%x, %s)
+  %t = Transpose(%r) {perm=[1,0]}
+  %e = Exp(%t)
+  %u = Transpose(%e) {perm=[1,0]}
+  %k = Shape(%x) : i64[2]
+  %y = Reshape(%u, %k) : f32[N,64]
+  return %y
+}"""
+
+
+def feed(n: int) -> dict[str, np.ndarray]:
+    """Inputs of one size."""
+    return {"x": np.zeros((n, 64), np.float32), "s": np.array([n * 2, 32], np.int64)}
+
+
+def test_sizes_of_runs_count_in_plans_and_are_named() -> None:
+    graph = parse(TEXT)
+    infer_shapes(graph)
+    before = liveness(graph, {"N": 100})
+    assert {"t", "e"} <= set(before.unknown)
+    types = {v.name: v.type for op in graph.ops for v in op.results}
+    text = observe_sizes(graph, to_proto(graph), [feed(3), feed(8), feed(40)])
+    assert text.startswith(f"{len(observed_values(graph))} values")
+    found = liveness(graph, {"N": 100})
+    assert not found.unknown
+    assert max(found.curve) == pytest.approx(2 * 100 * 64 * 4, rel=0.01)
+    assert {v.name: v.type for op in graph.ops for v in op.results} == types
+    assert observed_values(graph.clone()) == observed_values(graph)
+    assert "observed" in predict_need(graph, {"N": 100}).notes[0]
+
+
+def test_extents_that_runs_disagree_on_stay_unknown() -> None:
+    graph = parse(TEXT)
+    infer_shapes(graph)
+    other = feed(8) | {"s": np.array([-1, 8], np.int64)}
+    text = observe_sizes(graph, to_proto(graph), [feed(3), other, feed(40)])
+    assert text.endswith("of unknown size count as 0.")
+    assert "t" in liveness(graph, {"N": 10}).unknown
+
+
+def test_a_file_does_not_hold_them() -> None:
+    graph = parse(TEXT)
+    infer_shapes(graph)
+    observe_sizes(graph, to_proto(graph), [feed(3), feed(8)])
+    assert OBSERVED.encode() not in to_proto(graph).SerializeToString()
+
+
+def test_nothing_open_nothing_run() -> None:
+    graph = parse("graph @g(%x: f32[4]) -> (f32[4]) {\n  %y = Relu(%x) : f32[4]\n  return %y\n}")
+    assert observe_sizes(graph, b"no model", [{"x": np.zeros(4, np.float32)}]) == ""
+
+
+def test_a_compile_plans_with_them_and_says_so() -> None:
+    text = TEXT.replace("%s: i64[2]", "%q: i64[N]").replace("Reshape(%x, %s)", "Compress(%x, %b) {axis=0}")
+    text = text.replace("  %r =", "  %b = Cast(%q) {to=9} : bool[N]\n  %r =").replace(
+        "%k = Shape(%x)", "%k = Shape(%u)"
+    )
+    proto = to_proto(parse(text.replace("f32[N,64]) {", "f32[M,64]) {").replace(": f32[N,64]\n", ": f32[M,64]\n")))
+    result = memoptc.compile(proto, level=1, dims={"N": 64}, measure=False, verify="off")
+    assert any("observed in" in warning for warning in result.report.warnings)
