@@ -19,7 +19,7 @@ _FUSE = (
 )
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Where numbers stay floats: codes would need another scale for each product and sum."""
-_DECODER = "fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
+_DECODER = "fuse-rotary,fuse-skip-norm,fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
 _ATTENTION = "fuse-attention,share-common,drop-dead"
 _WEIGHTS = {
     "float16": "to-half",
