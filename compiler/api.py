@@ -199,11 +199,13 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     steps.plan_control(report.control, graph, data.dims)
 
     attempts = Attempts(source, options, data, report, output, scratch)
+    attempts.predict_original(graph)
     attempt = attempts.build(steps.pipeline(options, data.calibration is not None), (graph, shapes))
     del graph, shapes  # another attempt may take its place
     if options.measure:
         attempt = _measured(attempts, attempt)
     else:
+        attempt = Keeper(attempts, options).hold_predictions(attempt)
         _prove(attempts, attempt)
     report, graph = attempt.report, attempt.graph
     check_budget(report, graph, options, data.dims)

@@ -12,7 +12,7 @@ from memoptc.forms import Choice
 from memoptc.ir.core import Graph
 from memoptc.ir.infer import Inference
 from memoptc.ir.onnx_io import write_into
-from memoptc.measuring import Needs, Times
+from memoptc.measuring import Needs, Sizes, Times
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.report import Report, Side
@@ -35,6 +35,7 @@ class Attempt:
         choice: The forms in which it is written.
         needs: What it needs, where that was measured.
         times: How fast it is, where that was measured.
+        predicted: What it is predicted to need; `None` where sizes are unknown that are known of the original.
         verified: Whether it was proven against the original.
         edit: How its pipeline differs from the first one.
     """
@@ -48,6 +49,7 @@ class Attempt:
     choice: Choice
     needs: Needs | None = None
     times: Times | None = None
+    predicted: Sizes | None = None
     verified: bool = False
     edit: Any = None
 
@@ -68,6 +70,7 @@ class Attempts:
         base: The report before any pass; each attempt continues a copy.
         output: Where to write.
         scratch: A folder for temporary files.
+        predicted: What the original is predicted to need.
     """
 
     source: Source
@@ -76,8 +79,16 @@ class Attempts:
     base: Report
     output: Path
     scratch: Path
+    predicted: Sizes | None = None
+    _unknown: int = 0
     _files: list[Path] = field(default_factory=list)
     _last: Attempt | None = None
+
+    def predict_original(self, graph: Graph) -> None:
+        """Predict what the original needs, from the graph that no pass has changed."""
+        external = len(steps.files_of(self.source)) > 1
+        estimate = steps.predict(self.base.control, graph, self.data.dims, external)
+        self.predicted, self._unknown = steps.sizes_of(estimate), len(estimate[0].unknown)
 
     def build(self, pipeline: Pipeline, prepared: tuple[Graph, Inference] | None = None) -> Attempt:
         """Run a pipeline and write what comes out.
@@ -112,7 +123,9 @@ class Attempts:
         steps.count_kernels(graph, self.output, report)
         contract = steps.contract(self.output, compiled, options, data, report)
         contract.save(contract_path(self.output))
+        estimate = steps.predict(report.candidate, graph, data.dims, choice.form)
         self._last = Attempt(pipeline, graph, compiled, contract, self.output, report, choice)
+        self._last.predicted = None if len(estimate[0].unknown) < self._unknown else steps.sizes_of(estimate)
         return self._last
 
 

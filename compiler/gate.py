@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.levels import ANY_SLOWDOWN, SLOWDOWN
-from memoptc.measuring import Needs, Times
+from memoptc.measuring import Sizes, Times
 from memoptc.options import Options
 from memoptc.report import Report
 from memoptc.report.rows import size
@@ -84,19 +84,19 @@ class Broken:
         return f"{text[0].upper()}{text[1:]}."
 
 
-def broken_needs(before: Needs, after: Needs) -> list[Broken]:
-    """Compare what two models need.
+def broken_needs(before: Sizes, after: Sizes, how: str = "") -> list[Broken]:
+    """Compare what two models need, in bytes: in stock onnxruntime and in `Session`, `None` if not known there.
 
     In `Session` the candidate is held to the larger of the original's two needs: what importing `Session` itself takes
     is the same for both, and no decision of a compile changes it.
     """
     found = []
-    if grown(before.stock.need_bytes, after.stock.need_bytes):
-        found.append(("need in stock onnxruntime", before.stock.need_bytes, after.stock.need_bytes))
-    if before.session is not None and after.session is not None:
-        most = max(before.stock.need_bytes, before.session.need_bytes)
-        if grown(most, after.session.need_bytes):
-            found.append(("need in Session", most, after.session.need_bytes))
+    if grown(before[0], after[0]):
+        found.append((f"{how}need in stock onnxruntime", before[0], after[0]))
+    if before[1] is not None and after[1] is not None:
+        most = max(before[0], before[1])
+        if grown(most, after[1]):
+            found.append((f"{how}need in Session", most, after[1]))
     return [Broken(what, a, b, GROWTH, "bytes") for what, a, b in found]
 
 

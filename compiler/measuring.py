@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.options import ProgressCallback
@@ -28,12 +28,21 @@ _REPEATS = 2
 """Further fresh processes then; the smallest need of each model counts, since noise only adds."""
 
 
+Sizes: TypeAlias = tuple[int, int | None]
+"""Bytes needed in stock onnxruntime, and in `Session`; `None` where that is not known."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What one model needs in stock onnxruntime, and in `Session` by default; `None` if it does not run there."""
 
     stock: Need
     session: Need | None
+
+    @property
+    def sizes(self) -> Sizes:
+        """The bytes needed."""
+        return self.stock.need_bytes, None if self.session is None else self.session.need_bytes
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from memoptc.runtime.judge import Judge
 from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.need import Configuration, NeedEstimate, SessionKind, predict_need
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.options import FRUGAL, RunOptions
 from memoptc.runtime.quality import load_metric
@@ -60,6 +61,8 @@ _LISTED = 12
 
 _TUNING = 4.0
 """Seconds that measuring one candidate may take."""
+
+_KINDS: tuple[SessionKind, SessionKind] = ("stock", "arena")
 
 EXACT_LEVEL = 1
 """Up to this level no output bit may change."""
@@ -143,6 +146,18 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
         text = f"{len(found.unknown)} values have no known size at these extents and count as 0 in planned figures."
         if text not in report.warnings:
             report.warnings.append(text)
+
+
+def predict(side: Side, graph: Graph, dims: Mapping[str, int], external: bool) -> tuple[NeedEstimate, NeedEstimate]:
+    """Predict what a model needs in stock onnxruntime and in `Session`; the former goes into the report."""
+    found = [predict_need(graph, dims, Configuration(session=kind, external=external)) for kind in _KINDS]
+    side.predicted_need_bytes = found[0].need_bytes
+    return found[0], found[1]
+
+
+def sizes_of(estimates: tuple[NeedEstimate, NeedEstimate]) -> tuple[int, int]:
+    """Give the bytes of both."""
+    return estimates[0].need_bytes, estimates[1].need_bytes
 
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:

@@ -119,23 +119,38 @@ class Keeper:
     Args:
         attempts: Makes attempts.
         options: The options in force.
-        bench: Measures them.
+        bench: Measures them; not needed for predictions.
     """
 
     attempts: Attempts
     options: Options
-    bench: Bench
+    bench: Bench | None = None
+
+    def hold_predictions(self, attempt: Attempt) -> Attempt:
+        """As `hold_needs`, by what the memory model predicts instead of what is measured.
+
+        Raises:
+            GateError: there is none.
+        """
+
+        def check(attempt: Attempt) -> list[Broken]:
+            before, after = self.attempts.predicted, attempt.predicted
+            return broken_needs(before, after, "predicted ") if before is not None and after is not None else []
+
+        return self._hold(attempt, check, lambda broken: iter(()))
 
     def measure_needs(self, attempt: Attempt) -> list[Broken]:
         """Measure what an attempt needs, unless it was; give the promises that it breaks."""
+        assert self.bench is not None
         if attempt.needs is None:
             attempt.needs = self.bench.needs(attempt.path, attempt.feed(self.bench.feed))
-        return broken_needs(self.bench.before, attempt.needs)
+        return broken_needs(self.bench.before.sizes, attempt.needs.sizes)
 
     def measure_times(self, attempt: Attempt) -> list[Broken]:
         """Time an attempt, unless it was; give the promises that it breaks."""
         if attempt.needs is None:
             self.measure_needs(attempt)
+        assert self.bench is not None
         assert attempt.needs is not None
         if attempt.times is None:
             attempt.times = self.bench.times(attempt.path, attempt.feed(self.bench.feed), attempt.needs)
@@ -209,6 +224,8 @@ class Keeper:
         gain = None
         if first.needs is not None and last.needs is not None:
             gain = first.needs.stock.need_bytes - last.needs.stock.need_bytes
+        elif first.predicted is not None and last.predicted is not None:
+            gain = first.predicted[0] - last.predicted[0]
         why = " and ".join(b.clause() for b in broken)
         told = [(str(passes[i]), "left out") for i in sorted(edit.dropped)]
         told += [(str(passes[i]), f"now {edit.replaced[i]}") for i in sorted(edit.replaced)]

@@ -39,6 +39,7 @@ class Side:
         planned_peak_bytes: Most activation bytes alive at once in file order; `None` when sizes are unknown.
         floor_bytes: What no placement can go below, for that order.
         arena_bytes: Size of the planned arena.
+        predicted_need_bytes: What a process with stock onnxruntime is predicted to need.
         measured: What a fresh process needed (`need_bytes`, its `parts`, `latency_ms`, ...).
         session: The same in `memoptc.runtime.Session`, by tier, its default one first; `None` when not measured.
         alive: What is alive at the planned peak, largest first: names and bytes.
@@ -52,6 +53,7 @@ class Side:
     planned_peak_bytes: int | None = None
     floor_bytes: int | None = None
     arena_bytes: int | None = None
+    predicted_need_bytes: int | None = None
     measured: dict[str, Any] | None = None
     session: dict[str, dict[str, Any]] | None = None
     alive: list[dict[str, Any]] = field(default_factory=list)

@@ -64,7 +64,8 @@ def _needs(report: Report) -> list[Row]:
     """What the process needs, in stock onnxruntime and in each tier of `Session`; each followed by its breakdown."""
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
-        return []
+        a, b = report.control.predicted_need_bytes, report.candidate.predicted_need_bytes
+        return [] if a is None or b is None else [_row("need, predicted", a, b, size)]
     rows = [_row("need", before["need_bytes"]["stock"], after["need_bytes"]["stock"], size)]
     rows += _breakdown(before, after, before["anonymous_bytes"]["stock"], after["anonymous_bytes"]["stock"])
     for index, (tier, found) in enumerate((report.candidate.session or {}).items()):

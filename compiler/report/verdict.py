@@ -66,10 +66,10 @@ def _memory(report: Report) -> str:
             text += f", {size(session)} in Session"
             text += f", {size(kept)} of them not evictable" if kept is not None else ""
         return text
-    a, b = report.control.planned_peak_bytes, report.candidate.planned_peak_bytes
+    a, b = report.control.predicted_need_bytes, report.candidate.predicted_need_bytes
     if a is None or b is None:
-        return "Not measured, and sizes are unknown"
-    return f"Not measured; {size(b)} of activations planned instead of {size(a)} ({_ratio(a, b)})"
+        return "Not measured"
+    return f"Not measured; predicted to need {size(b)} instead of {size(a)} in stock onnxruntime ({_ratio(a, b)})"
 
 
 def _latency(report: Report) -> str:

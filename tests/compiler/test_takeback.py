@@ -103,6 +103,19 @@ def test_with_force_it_is_written_and_named_as_worse(
     assert "worse: need in stock onnxruntime" in shown.out
 
 
+def test_without_measuring_what_is_predicted_counts(model: Path, hoard: str) -> None:
+    result = memoptc.compile(str(model), 1, passes=PIPELINE, plugins=(hoard,))
+    assert "Concat" not in [n.op_type for n in result.model.graph.node]
+    (decision,) = [d for d in result.report.decisions if d.step == "taken back"]
+    assert decision.what == "hoard"
+    assert "predicted need in stock onnxruntime is" in decision.why
+    assert "Not measured; predicted to need" in result.verdict
+    before, after = (side.predicted_need_bytes for side in (result.report.control, result.report.candidate))
+    assert before is not None
+    assert after is not None
+    assert after <= before
+
+
 def test_level_0_holds_to_nothing(model: Path, hoard: str) -> None:
     result = memoptc.compile(str(model), 0, passes=PIPELINE, plugins=(hoard,), measure=True)
     assert "Concat" in [n.op_type for n in result.model.graph.node]
