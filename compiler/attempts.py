@@ -18,7 +18,7 @@ from memoptc.pipeline import Pipeline
 from memoptc.report import Report, Side
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.samples import Inputs
-from memoptc.source import Source
+from memoptc.source import Source, files_of
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Attempts:
 
     def predict_original(self, graph: Graph) -> None:
         """Predict what the original needs, from the graph that no pass has changed."""
-        external = len(steps.files_of(self.source)) > 1
+        external = len(files_of(self.source.graph, self.source.path)) > 1
         estimate = steps.predict(self.base.control, graph, self.data.dims, external)
         self.predicted, self._unknown = steps.sizes_of(estimate), len(estimate[0].unknown)
 
