@@ -10,6 +10,7 @@ from typing import Any
 from memoptc import steps
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
+from memoptc.ir.forms import WritingForm
 from memoptc.ir.infer import Inference
 from memoptc.ir.onnx_io import write_into
 from memoptc.measuring import Needs, Sizes, Times
@@ -87,20 +88,25 @@ class Attempts:
     def predict_original(self, graph: Graph) -> None:
         """Predict what the original needs, from the graph that no pass has changed."""
         external = len(files_of(self.source.graph, self.source.path)) > 1
-        estimate = steps.predict(self.base.control, graph, self.data.dims, external)
+        form = WritingForm("plain", external)
+        estimate = steps.predict(self.base.control, graph, self.data.dims, form)
         self.predicted, self._unknown = steps.sizes_of(estimate), len(estimate[0].unknown)
 
-    def build(self, pipeline: Pipeline, prepared: tuple[Graph, Inference] | None = None) -> Attempt:
+    def build(
+        self, pipeline: Pipeline, prepared: tuple[Graph, Inference] | None = None, *, plain: bool = False
+    ) -> Attempt:
         """Run a pipeline and write what comes out.
 
         Args:
             pipeline: What to run.
             prepared: The original as `steps.prepare` leaves it; prepared anew when not given.
+            plain: Write it as a plain graph, instead of choosing the form.
 
         Raises:
             MemoptcError: as the passes and the writer.
         """
         options, data, scratch = self.options, self.data, self.scratch
+        options = replace(options, form="plain") if plain else options
         if self._last is not None:
             self._last.graph = Graph("released")  # one graph at a time is in memory
         graph, shapes = prepared or steps.prepare(self.source, options, data, Report())

@@ -28,6 +28,7 @@ from memoptc.instruments import (
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import substitute
+from memoptc.ir.forms import WritingForm
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.types import TensorType
@@ -148,9 +149,11 @@ def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int],
             report.warnings.append(text)
 
 
-def predict(side: Side, graph: Graph, dims: Mapping[str, int], external: bool) -> tuple[NeedEstimate, NeedEstimate]:
+def predict(side: Side, graph: Graph, dims: Mapping[str, int], form: WritingForm) -> tuple[NeedEstimate, NeedEstimate]:
     """Predict what a model needs in stock onnxruntime and in `Session`; the former goes into the report."""
-    found = [predict_need(graph, dims, Configuration(session=kind, external=external)) for kind in _KINDS]
+    # What lies outside of a branch is predicted as if it lay inside: then nothing is gained on paper that is not there.
+    how = Configuration(external=bool(form.external), branch=form.name == "branch")
+    found = [predict_need(graph, dims, replace(how, session=kind)) for kind in _KINDS]
     side.predicted_need_bytes = found[0].need_bytes
     return found[0], found[1]
 

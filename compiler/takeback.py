@@ -8,8 +8,9 @@ holds; then the shortest such tail is found, whose first pass is to blame; and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from memoptc.attempts import Attempt, Attempts
@@ -32,14 +33,21 @@ _HALFWAY = 0.5
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of a pipeline: positions of passes that are dropped, and passes in place of others."""
+    """What is taken back of an attempt.
+
+    Args:
+        dropped: Positions of passes that are left out.
+        replaced: Passes in place of others, by position.
+        plain: The form in which the graph was written: it is written as a plain graph.
+    """
 
     dropped: frozenset[int] = frozenset()
     replaced: Mapping[int, Pass] = field(default_factory=dict)
+    plain: bool = False
 
 
 def find_edit(
-    changed: Sequence[int], holds: Callable[[Edit], bool], weaker: Iterator[Edit], most: int = MOST_ATTEMPTS
+    changed: Sequence[int], holds: Callable[[Edit], bool], weaker: Iterable[Edit], most: int = MOST_ATTEMPTS
 ) -> Edit | None:
     """Find an edit of a pipeline after which a promise holds, and that drops few passes.
 
@@ -199,19 +207,22 @@ class Keeper:
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
         latest = first
+        plain = first.edit is not None and first.edit.plain
 
         def holds(edit: Edit) -> bool:
             nonlocal latest
             self.options.progress(f"taking back {_named(passes, edit)}", None)
-            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced))
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), plain=plain or edit.plain)
             latest.edit = edit
             return not check(latest)
 
-        edit = find_edit(changed, holds, weaker(broken)) if changed else None
+        chosen = first.choice.form.name != "plain" and self.options.form == "auto"
+        form = [Edit(plain=True)] if chosen else []
+        edit = find_edit(changed, holds, chain(form, weaker(broken)))
         if edit is None:
             raise GateError(*refusal(broken))
         if latest.edit != edit:
-            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced))
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), plain=plain or edit.plain)
             check(latest)
         self._tell(first, latest, broken, passes, edit)
         return latest
@@ -227,16 +238,14 @@ class Keeper:
         elif first.predicted is not None and last.predicted is not None:
             gain = first.predicted[0] - last.predicted[0]
         why = " and ".join(b.clause() for b in broken)
-        told = [(str(passes[i]), "left out") for i in sorted(edit.dropped)]
-        told += [(str(passes[i]), f"now {edit.replaced[i]}") for i in sorted(edit.replaced)]
-        decisions = [
-            Decision(TAKEN_BACK, name if how == "left out" else f"{name} ({how})", f"with it, {why}", gain)
-            for name, how in told
-        ]
-        last.report.decisions += [*earlier, *decisions]
-        names = ", ".join(name if how == "left out" else f"{name} ({how})" for name, how in told)
-        last.report.warnings.append(f"Taken back: {names}. With it, {why}; --force writes it all the same.")
+        told = [str(passes[i]) for i in sorted(edit.dropped)]
+        told += [f"{passes[i]} (now {edit.replaced[i]})" for i in sorted(edit.replaced)]
+        told += [f"the form {first.choice.form.name}"] if edit.plain else []
+        last.report.decisions += [*earlier, *(Decision(TAKEN_BACK, what, f"with it, {why}", gain) for what in told)]
+        text = f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same."
+        last.report.warnings += [*(w for w in first.report.warnings if w.startswith("Taken back: ")), text]
 
 
 def _named(passes: Sequence[Pass], edit: Edit) -> str:
-    return ", ".join(passes[i].name for i in sorted({*edit.dropped, *edit.replaced}))
+    names = [passes[i].name for i in sorted({*edit.dropped, *edit.replaced})]
+    return ", ".join([*names, "the form"] if edit.plain else names)
