@@ -105,10 +105,13 @@ def choose_form(
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
     best, in_message = _smallest(needs, margin), _smallest(inline, margin)
     others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best)
+    least = (
+        "it needs least" if needs[best] == min(needs.values()) else "not all patterns are predicted, and it has none"
+    )
     decision = Decision(
         step="form",
         what=f"written {_SAID[best]}",
-        why=f"it needs least in a default session of onnxruntime: {needs[best] / 1e6:.1f} MB {how}, {others}",
+        why=f"{least} in a default session of onnxruntime: {needs[best] / 1e6:.1f} MB {how}, {others}",
         gain_bytes=needs["plain"] - needs[best],
     )
     return Choice(WritingForm(best, external), WritingForm(in_message, False), decision)

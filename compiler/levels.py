@@ -135,6 +135,8 @@ def pipeline_text(
         parts.append(_fit(level, budget, slowdown))
     if freeze:
         parts.append("freeze-runtime,drop-dead,order")
+    if level >= 2:
+        parts.append("share-transposed")  # what knows products by name has run
     parts.append(_PLACE)
     return ",".join(parts)
 

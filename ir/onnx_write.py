@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +20,8 @@ from memoptc.ir.dims import Sym
 from memoptc.ir.facts import OBSERVED
 from memoptc.ir.files import staged, written_files
 from memoptc.ir.forms import WritingForm
-from memoptc.ir.mapped import MappedTensor, release
-from memoptc.ir.tensors import nbytes
+from memoptc.ir.mapped import release
+from memoptc.ir.tensors import content_digest, nbytes
 from memoptc.ir.types import DType, TensorType, Type
 
 INLINE_LIMIT = 1_500_000_000
@@ -126,7 +125,7 @@ class _External:
 
     def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
         size = nbytes(tensor)
-        key = (size, _digest(tensor)) if size in self._shared_sizes else None
+        key = (size, content_digest(tensor)) if size in self._shared_sizes else None
         offset = None if key is None else self._offsets.get(key)
         if offset is None:
             offset = self._append(tensor, size)
@@ -163,13 +162,6 @@ class _External:
             os.fsync(self._file.fileno())
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._file.close()
-
-
-def _digest(tensor: Tensor) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for piece in tensor.chunks() if isinstance(tensor, MappedTensor) else (tensor.tobytes(),):
-        digest.update(piece)
-    return digest.digest()
 
 
 class _Writer:

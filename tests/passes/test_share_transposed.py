@@ -1,0 +1,46 @@
+"""share-transposed: one copy of a tied weight, the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from memoptc.api import compile_file
+
+WIDTH, ROWS = 48, 1500
+
+
+def tied(form: str) -> onnx.ModelProto:
+    """An embedding whose table the head reads transposed, as a `Transpose` or as a weight of its own."""
+    node, value, tensor = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.numpy_helper.from_array
+    table = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
+    weights = [tensor(table, "table")]
+    nodes = [node("Gather", ["table", "ids"], ["e"]), node("Tanh", ["e"], ["h"])]
+    if form == "computed":
+        nodes.append(node("Transpose", ["table"], ["head"], perm=[1, 0]))
+    else:
+        weights.append(tensor(np.ascontiguousarray(table.T), "head"))
+    nodes.append(node("MatMul", ["h", "head"], ["logits"]))
+    ends = value("ids", onnx.TensorProto.INT64, ["n", "s"]), value("logits", 1, ["n", "s", ROWS])
+    graph = onnx.helper.make_graph(nodes, "tied", [ends[0]], [ends[1]], weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("external", ["never", "always"])
+@pytest.mark.parametrize("form", ["computed", "stored"])
+def test_the_table_is_stored_once_and_gives_the_same_bits(tmp_path: Path, form: str, external: str) -> None:
+    source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(tied(form), source)
+    result = compile_file(source, out, level=2, external=external)
+    assert result.report.verification["passed"]
+    assert sum(p.stat().st_size for p in tmp_path.glob("out.onnx*")) < 1.1 * ROWS * WIDTH * 4
+    assert [n.op_type for n in onnx.load(out).graph.node] == ["Gather", "Tanh", "FusedMatMul"]
+    sessions = [ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (source, out)]
+    for shape in ((1, 1), (1, 7), (3, 40)):
+        ids = np.random.default_rng(1).integers(0, ROWS, shape)
+        before, after = (s.run(None, {"ids": ids})[0] for s in sessions)
+        np.testing.assert_array_equal(before.view(np.uint32), after.view(np.uint32))
