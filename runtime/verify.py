@@ -48,6 +48,7 @@ def verify(
     keep: str | os.PathLike[str] | None = None,
     threads: int = 1,
     isolate: bool = False,
+    every: bool = False,
 ) -> Verification:
     """Compare a candidate with its original.
 
@@ -64,6 +65,7 @@ def verify(
         keep: Where to write the worst sample (`.npz` with `input/...`, `original/...`, `candidate/...`).
         threads: Threads of onnxruntime.
         isolate: Do it in a process of its own.
+        every: Take all data, whatever the mode: what was chosen by all of it is not judged by a part.
 
     Raises:
         InputError: the original cannot be run, the data is wrong, or no inputs can be made up.
@@ -71,18 +73,18 @@ def verify(
     if mode == "off":
         return Verification(True, "off", notes=("verification was switched off",))
     if isolate:
-        return _isolated(original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads)
+        return _isolated(original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every)
     graph = read_onnx(original)
     try:
         check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
     except Refused as refused:
         return Verification(False, mode, failures=(str(refused),))
-    samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed)
+    samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
     started = time.perf_counter()
     for sample in samples:
         if not check.take(sample):
             break
-        if time.perf_counter() - started > EFFORTS[mode].seconds:
+        if not (every and data is not None) and time.perf_counter() - started > EFFORTS[mode].seconds:
             notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
             break
     return check.result(kind, notes)
@@ -96,11 +98,12 @@ def _samples(
     kind: str,
     extents: tuple[Mapping[str, int] | None, Mapping[str, int] | None],
     seed: int,
+    every: bool,
 ) -> tuple[Iterator[Sample], str, list[str]]:
     effort = EFFORTS[mode]
     if data is not None:
         found = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults))
-        count = effort.samples
+        count = None if every else effort.samples
         limited = (s for i, s in zip(range(count), found, strict=False)) if count else iter(found)
         return limited, kind, []
     dims, point = extents
@@ -130,21 +133,24 @@ def _isolated(
     seed: int,
     keep: str | os.PathLike[str] | None,
     threads: int,
+    every: bool,
 ) -> Verification:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryFolder("memoptc-verify-")))
+        count = None if every else EFFORTS[mode].samples
         request = {
             "original": _on_disk(original, folder / "original.onnx"),
             "candidate": _on_disk(candidate, folder / "candidate.onnx"),
             "judge": judge.__dict__,
             "mode": mode,
-            "data": None if data is None else _data_on_disk(data, folder / "data", EFFORTS[mode].samples),
+            "data": None if data is None else _data_on_disk(data, folder / "data", count),
             "inputs": inputs,
             "dims": dict(dims or {}),
             "point": None if point is None else dict(point),
             "seed": seed,
             "keep": None if keep is None else os.path.abspath(os.fspath(keep)),
             "threads": threads,
+            "every": every,
         }
         (folder / "request.json").write_text(json.dumps(request))
         answer = folder / "answer.json"
