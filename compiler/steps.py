@@ -16,6 +16,7 @@ import onnxruntime
 from memoptc import __version__, forms, levels, registry
 from memoptc.bisect import bisect
 from memoptc.border import Border, border_since, with_border_of
+from memoptc.gate import promised_slowdown
 from memoptc.instruments import (
     Changes,
     CheckEach,
@@ -476,6 +477,10 @@ def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:
     return [output, output.parent / data.name]
 
 
+_PATIENT = 1.3
+"""Largest ratio of run times that leaving weights unpacked may cost, whatever the compile allows."""
+
+
 def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs, report: Report) -> Contract:
     """Say how the candidate is to be run; with `options.measure` what a run allocates is recorded."""
     frugal = replace(FRUGAL, threads=options.jobs or 0)
@@ -489,7 +494,14 @@ def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs
     choices = [frugal] if compiled.frozen else [frugal, replace(frugal, file_order=True)]
     try:
         feed = compiled.border.encode(data.feed)
-        found = make_contract(candidate, feed, threads=frugal.threads, candidates=choices)
+        found = make_contract(
+            candidate,
+            feed,
+            threads=frugal.threads,
+            candidates=choices,
+            others=lambda: [compiled.border.encode(other) for other in data.larger()],
+            slowdown=0.0 if judge(options).bit_exact else min(promised_slowdown(options), _PATIENT),
+        )
     except InputError as error:
         report.warnings.append(f"What a run allocates could not be recorded: {error.message}")
         return plain

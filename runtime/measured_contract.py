@@ -1,16 +1,29 @@
-"""Make session contracts: record a run of the model under each set of options, and keep the smallest."""
+"""Make session contracts: record runs of the model under sets of options, and keep what needs least memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
+from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.memory.bfc import arena_capacity
 from memoptc.runtime.native.session import NativeSession
-from memoptc.runtime.options import FRUGAL, Feed, RunOptions
+from memoptc.runtime.options import FRUGAL, PACKING_KEY, Feed, RunOptions
+
+LIBRARY_BYTES = 24 << 20
+"""What a planned session takes beside its block: a second library of onnxruntime, with its pages and its registers."""
+
+_WORTH = 1 << 20
+"""Bytes of packed weights below which doing without is not tried."""
+
+_SECONDS, _FEWEST, _MOST = 0.5, 3, 50
+"""About how long one set of options is timed, and in how many runs."""
 
 
 def make_contract(
@@ -19,34 +32,98 @@ def make_contract(
     *,
     threads: int = 0,
     candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
+    others: Callable[[], Sequence[Feed]] = tuple,
+    slowdown: float = 0.0,
 ) -> Contract:
     """Record a run of the model under each set of options, and keep the one with the smallest peak.
+
+    Where its weights lie in a file of their own, the same is tried without packing them into the kernels' layout: the
+    mapped file then is the only copy, which the kernel may evict. That is kept where no feed takes longer than
+    `slowdown` times: products of few rows are bound by reading weights, others run several times as long. The last bits
+    of outputs may differ, since products are added up in another order.
 
     Args:
         model: Path of the model.
         feed: Tensors to run it with.
         threads: Intra-op threads; 0 leaves the choice to onnxruntime.
         candidates: Options to try; the first of equals wins.
+        others: Gives further feeds to time packing with, of other sizes; those that the model does not run on are left
+            out.
+        slowdown: Largest accepted ratio of run times without packing; 0 keeps it, and every bit.
 
     Raises:
         InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
     """
     best: Contract | None = None
     for candidate in candidates:
-        options = replace(candidate, threads=threads)
-        session = NativeSession(model, options)
-        try:
-            _, trace = session.record(feed)
-            capacity = arena_capacity([*session.load_events, *_after(session.load_events, trace.events)])
-            measured = {"run_peak_bytes": trace.peak_bytes, "loaded_bytes": session.loaded_bytes}
-            shapes = {name: tuple(value.shape) for name, value in feed.items()}
-            found = Contract(options, capacity, shapes, measured, peaks={str(SESSION): trace.peak_bytes})
-        finally:
-            session.close()
+        found, _ = _tried(model, replace(candidate, threads=threads), feed, None)
         if best is None or found.measured["run_peak_bytes"] < best.measured["run_peak_bytes"]:
             best = found
     assert best is not None
+    if slowdown and PACKING_KEY not in best.options.config and _maps_weights(model, best.measured["loaded_bytes"]):
+        best = _without_packing(model, best, [feed, *others()], slowdown)
     return best
+
+
+def _maps_weights(model: str | os.PathLike[str], packed: int) -> bool:
+    """Whether weights are packed that do not lie in the model's own file, and enough of them."""
+    return packed >= _WORTH and packed > Path(model).stat().st_size
+
+
+def _without_packing(
+    model: str | os.PathLike[str], packed: Contract, feeds: Sequence[Feed], slowdown: float
+) -> Contract:
+    """Time the model with and without packing, one after the other, and give the contract to keep."""
+    config = dict(packed.options.config) | {PACKING_KEY: "1"}
+    _, usual = _tried(model, packed.options, feeds[0], feeds)
+    mapped, seconds = _tried(model, replace(packed.options, config=config), feeds[0], feeds)
+    both = [(a, b) for a, b in zip(usual, seconds, strict=True) if a is not None]
+    ratio = max((b / a if b is not None else slowdown + 1 for a, b in both), default=slowdown + 1)
+    facts = {
+        "packed_bytes": packed.measured["loaded_bytes"] - mapped.measured["loaded_bytes"],
+        "unpacked_latency_percent": round(100 * ratio),
+    }
+    chosen = mapped if ratio <= slowdown else packed
+    return replace(chosen, measured=dict(chosen.measured) | facts)
+
+
+def _tried(
+    model: str | os.PathLike[str], options: RunOptions, feed: Feed, timed: Sequence[Feed] | None
+) -> tuple[Contract, list[float | None]]:
+    """Record a run; give the contract, and the shortest run of each feed to time, `None` where the model fails."""
+    session = NativeSession(model, options)
+    try:
+        _, trace = session.record(feed)
+        capacity = arena_capacity([*session.load_events, *_after(session.load_events, trace.events)])
+        measured = {"run_peak_bytes": trace.peak_bytes, "loaded_bytes": session.loaded_bytes}
+        shapes = {name: tuple(value.shape) for name, value in feed.items()}
+        fixed = all(isinstance(d, int) for port in session.input_ports for d in port.shape)
+        tier = tier_of(capacity, session.loaded_bytes + trace.peak_bytes, fixed)
+        seconds = [_shortest(session, one) for one in timed or ()]
+    finally:
+        session.close()
+    return Contract(options, capacity, shapes, measured, tier=tier, peaks={str(SESSION): trace.peak_bytes}), seconds
+
+
+def tier_of(arena: int, planned: int, fixed: bool) -> Literal["arena", "planned"]:
+    """Name the tier that needs less: of a planned session the plan, about the bytes alive, and a second library.
+
+    A plan is made per set of input shapes; where these may change, planning each is not what a caller expects who asks
+    for nothing.
+    """
+    return "planned" if fixed and arena - planned > LIBRARY_BYTES else "arena"
+
+
+def _shortest(session: NativeSession, feed: Feed) -> float | None:
+    times: list[float] = []
+    try:
+        while len(times) < _FEWEST or (sum(times) < _SECONDS and len(times) < _MOST):
+            started = time.perf_counter()
+            session.run(feed)
+            times.append(time.perf_counter() - started)
+    except InputError:
+        return None
+    return min(times)
 
 
 def _after(first: Sequence[int], events: Sequence[int]) -> list[int]:

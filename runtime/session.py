@@ -88,6 +88,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
     ) -> None:
         if memory not in ("auto", "arena", "planned", "stock"):
             raise InputError(f"{memory!r} is no way to run.", hint="Choose 'auto', 'arena', 'planned' or 'stock'.")
+        if packing not in ("auto", True, False):
+            raise InputError(f"{packing!r} is no choice of packing.", hint="Choose 'auto', True or False.")
         self._source: str | bytes | None = _source(path_or_bytes)
         self._chosen = memory
         self.contract = _contract(contract, self._source)

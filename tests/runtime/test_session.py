@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from zoo import ZOO, each_model
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract, arena_entries, contract_path, load_contract
-from memoptc.runtime.measured_contract import make_contract
-from memoptc.runtime.options import FRUGAL
+from memoptc.runtime.measured_contract import make_contract, tier_of
+from memoptc.runtime.options import FRUGAL, PACKING_KEY
 from memoptc.runtime.session import MemoryLimit, PlanLeft, Session
 
 pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
@@ -351,3 +352,49 @@ def test_a_protobuf_is_taken_as_it_is() -> None:
     proto = onnx.load_from_string(network())
     assert numpy_helper.to_array(proto.graph.initializer[0]).shape == (64, 64)
     assert same(Session(proto, threads=1).run(None, feed(3)), Session(network(), threads=1).run(None, feed(3)))
+
+
+def external(folder: Path, width: int = 768, depth: int = 3) -> Path:
+    """`network` with its weights in a file beside it."""
+    path = folder / "m.onnx"
+    proto = onnx.load_from_string(network(width, depth))
+    onnx.save(proto, path, save_as_external_data=True, location="m.onnx.data", size_threshold=1024)
+    return path
+
+
+def test_a_contract_names_the_tier_that_needs_less() -> None:
+    assert tier_of(200 << 20, 170 << 20, fixed=True) == "planned"
+    assert tier_of(200 << 20, 170 << 20, fixed=False) == "arena"  # each new shape would be planned anew
+    assert tier_of(200 << 20, 180 << 20, fixed=True) == "arena"  # less is gained than the second library takes
+    assert Contract.from_json(Contract(tier="planned").to_json()).tier == "planned"
+
+
+def test_a_contract_says_whether_packing_pays(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    weights = 3 * 768 * 768 * 4
+    kept = make_contract(path, feed(1, 768), threads=1, slowdown=1e-9)
+    assert PACKING_KEY not in kept.options.config
+    assert kept.measured["packed_bytes"] == pytest.approx(weights, rel=0.05)
+    dropped = make_contract(path, feed(1, 768), threads=1, slowdown=1e9, others=lambda: [feed(9, 768)])
+    assert dropped.options.config[PACKING_KEY] == "1"
+    assert dropped.measured["loaded_bytes"] < weights / 10
+    assert dropped.arena_bytes < kept.arena_bytes - weights / 2
+    inline = tmp_path / "inline.onnx"
+    inline.write_bytes(network(768, 3))
+    assert "packed_bytes" not in make_contract(inline, feed(1, 768), threads=1, slowdown=1e9).measured
+
+
+@pytest.mark.parametrize("tier", ["arena", "planned"])
+def test_packing_follows_the_contract_unless_it_is_said(tier: Any, tmp_path: Path) -> None:
+    path = external(tmp_path)
+    expected = Session(path, memory="stock", threads=1).run(None, feed(2, 768))[0]
+    Contract(replace(FRUGAL, config={PACKING_KEY: "1"})).save(contract_path(path))
+    for packing, off in (("auto", "1"), (True, None), (False, "1")):
+        session = Session(path, memory=tier, threads=1, packing=packing)  # type: ignore[arg-type]
+        assert session._run_options.config.get(PACKING_KEY) == off
+        found = session.run(None, feed(2, 768))[0]
+        # unpacked products add up in another order: the noise of float32 over the output's scale, three layers deep
+        assert same([found], [expected]) or off
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    with pytest.raises(InputError, match="packing"):
+        Session(path, packing="maybe")  # type: ignore[arg-type]
