@@ -40,7 +40,7 @@ class Style:
         gated: SiLU and gate; else Gelu by Erf.
         qk_norm: Norm each head's queries and keys.
         tied: The head is the transposed embedding.
-        static: Batch of the reshapes fixed to -1 and steps from shapes.
+        computed: Targets of reshapes are put together from extents, with -1 for the heads.
         scale_keys: Square root of the scale on queries and on keys, as SDPA does.
         seed: Of weights.
     """
@@ -61,6 +61,7 @@ class Style:
     qk_norm: bool = False
     tied: bool = True
     scale_keys: bool = False
+    computed: bool = False
     seed: int = 0
 
     @property

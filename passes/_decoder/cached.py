@@ -200,14 +200,20 @@ def _unscaled(value: Value, ops: set[Op], scores: Op) -> tuple[Value, float]:
 
 def _appended(value: Value, ops: set[Op]) -> Op | None:
     """The Concat that appends to a cache, looking through what repeats its heads."""
+    heads = None
     for repeat in repeats(value):
         ops.add(repeat)
         value = repeat.operand
+        wide = shape_of(value)
+        heads = wide[1] if len(wide) == 5 and heads is None else heads
     op = value.op
     shape = shape_of(value)
     if op is None or not op.is_a("Concat") or len(op.operands) != 2 or len(shape) != 4:
         return None
     if int(op.attrs.get("axis", 0)) % 4 != 2:
+        return None
+    # What the model states of an input holds for both, also where inference cannot prove it of the new steps.
+    if heads is not None and heads not in {shape_of(v)[1] for v in op.operands if len(shape_of(v)) == 4}:
         return None
     ops.add(op)
     return op
@@ -240,13 +246,13 @@ def repeats(value: Value) -> Iterator[Op]:
     copies = spread.is_a("Expand", "Tile") or (
         spread.is_a("Concat") and len(set(spread.operands)) == 1 and int(spread.attrs.get("axis", 0)) % 5 == 2
     )
-    if not copies or len(narrow) != 5 or narrow[2] != 1 or not _alike(narrow, wide, but=2):
+    if not copies or len(narrow) != 5 or narrow[2] != 1 or not _alike(narrow, wide, but=(1, 2)):
         return
     split = spread.operand.op
     if split is None or not split.is_a("Unsqueeze", "Reshape"):
         return
     base = shape_of(split.operand)
-    if len(base) == 4 and _alike((*base[:2], 1, *base[2:]), narrow):
+    if len(base) == 4 and _alike((*base[:2], 1, *base[2:]), narrow, but=(1,)):
         yield from (merge, spread, split)
 
 
@@ -256,8 +262,8 @@ def _merges(wide: tuple[Dim, ...], whole: tuple[Dim, ...]) -> bool:
     return _alike((wide[0], *wide[3:]), (whole[0], *whole[2:]))
 
 
-def _alike(a: tuple[Dim, ...], b: tuple[Dim, ...], but: int = -1) -> bool:
-    return len(a) == len(b) and all(i == but or same(x, y) for i, (x, y) in enumerate(zip(a, b, strict=True)))
+def _alike(a: tuple[Dim, ...], b: tuple[Dim, ...], but: tuple[int, ...] = ()) -> bool:
+    return len(a) == len(b) and all(i in but or same(x, y) for i, (x, y) in enumerate(zip(a, b, strict=True)))
 
 
 def agreeing(c: Cached) -> Iterator[tuple[Value, int, str]]:

@@ -31,6 +31,7 @@ def fused(model: onnx.ModelProto) -> tuple[Graph, int]:
 
 STYLES = [
     Style(),
+    Style(computed=True),
     Style(norm="layer", rotary="none", positions="learned", kv=4, mask="triangle", gated=False, symbols="unnamed"),
     Style(rotary="interleaved", mask="infinite", symbols="apart", names="odd"),
     Style(rotary="table", cache="stacked", symbols="apart"),
@@ -40,7 +41,7 @@ STYLES = [
 ]
 
 
-@pytest.mark.parametrize("style", STYLES, ids=lambda s: f"{s.cache}-{s.rotary}-{s.mask}-{s.symbols}")
+@pytest.mark.parametrize("style", STYLES, ids=lambda s: f"{s.cache}-{s.rotary}-{s.mask}-{s.symbols}-{s.computed}")
 def test_prefill_decode_chunks_batches_and_padding(style: Style) -> None:
     model = decoder(style)
     graph, count = fused(model)
@@ -100,6 +101,7 @@ def _branch(graph: Graph, fed: dict[str, Array]) -> bool:
         qk_norm=st.booleans(),
         tied=st.booleans(),
         scale_keys=st.booleans(),
+        computed=st.booleans(),
         seed=st.integers(0, 9),
     ),
     st.sampled_from(SHAPES),

@@ -20,6 +20,7 @@ from memoptc.runtime.evaluate import Evaluator
 
 STYLES = [
     Style(),
+    Style(computed=True),
     Style(rotary="table", cache="stacked", norm="rms_reciprocal"),
     Style(rotary="interleaved", mask="infinite", names="odd"),
     Style(rotary="partial", cache="flat", mask="causal", positions="computed"),
@@ -28,7 +29,7 @@ STYLES = [
 
 
 @pytest.mark.parametrize("passes", [(FuseRotary,), (FuseSkipNorm,), (FuseRotary, FuseSkipNorm, FuseCachedAttention)])
-@pytest.mark.parametrize("style", STYLES, ids=lambda s: f"{s.rotary}-{s.norm}-{s.cache}")
+@pytest.mark.parametrize("style", STYLES, ids=lambda s: f"{s.rotary}-{s.norm}-{s.cache}-{s.computed}")
 def test_every_spelling_is_fused_and_computes_the_same(style: Style, passes: tuple[type[Pass], ...]) -> None:
     model = decoder(style)
     graph = read_onnx(model)
@@ -60,6 +61,7 @@ def test_every_spelling_is_fused_and_computes_the_same(style: Style, passes: tup
         symbols=st.sampled_from(["full", "apart", "unnamed"]),
         qk_norm=st.booleans(),
         tied=st.booleans(),
+        computed=st.booleans(),
         seed=st.integers(0, 9),
     ),
     st.sampled_from(SHAPES),
