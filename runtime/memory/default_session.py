@@ -66,11 +66,40 @@ def default_order(graph: Graph) -> list[Op]:
     return order
 
 
-def reuse_by_shape(found: Liveness) -> Liveness:
+_LOSES_SYMBOLS = frozenset(
+    {
+        "AveragePool", "Conv", "ConstantOfShape", "ConvTranspose", "Expand", "If", "Loop", "LpPool", "MaxPool",
+        "NonZero", "Pad", "Range", "Reshape", "Resize", "Scan", "Slice", "Tile", "TopK", "Upsample",
+    }
+)  # fmt: skip
+"""Operators through which onnxruntime's own shape inference does not carry symbolic extents."""
+
+
+def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
+    """Values whose shapes onnxruntime can compare before a run.
+
+    They are in numbers, or the file states them, or they follow from the inputs without an operator that loses symbols.
+    """
+    known = set(graph.inputs)
+    stated = graph.info.states_types
+    for op in graph.ops:
+        carried = op.op_type not in _LOSES_SYMBOLS and all(v in known for v in op.operands if not v.is_absent)
+        for value in op.results:
+            type_ = value.type
+            if isinstance(type_, TensorType) and (stated or carried or op.is_const or type_.static_shape is not None):
+                known.add(value)
+    return known
+
+
+def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
     """Let results take over buffers of the same shape that are free by then, as the default allocation plan does.
 
     The plan is made from shapes as they are written, before the first run: the buffer that became free last is taken
     (`FindReusableTensor` in core/framework/allocation_planner.cc). Outputs of the graph get memory of their own.
+
+    Args:
+        found: What is alive when without that.
+        known: Values whose shapes can be compared.
     """
     free: list[Storage] = []
     kept: list[Storage] = []
@@ -79,7 +108,7 @@ def reuse_by_shape(found: Liveness) -> Liveness:
         ended = sorted((s for s in busy if s.last < storage.first), key=lambda s: s.last)
         free.extend(ended)
         busy = [s for s in busy if s.last >= storage.first]
-        if not storage.values or _is_handed_out(storage):
+        if not storage.values or _is_handed_out(storage) or storage.values[0] not in known:
             kept.append(storage)
             continue
         taken = next((s for s in reversed(free) if _same_shape(s.values[0], storage.values[0])), None)
@@ -142,7 +171,7 @@ def arena_use(
     order = default_order(graph) if order is None else order
     found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads))
     if reuse:
-        found = reuse_by_shape(found)
+        found = reuse_by_shape(found, shapes_onnxruntime_knows(graph))
     arena = DefaultArena()
     arena.play(allocation_events(found))
     first = arena.resident_bytes

@@ -1,11 +1,18 @@
 """Cost of loading a model in onnxruntime: every copy of every weight, and heap that stays when copies are gone.
 
-The figures were measured with one-operator models in fresh processes (onnxruntime 1.31, x86-64, glibc). A weight in
-the file is parsed into the heap and stays there, once. A kernel that wants another layout makes a packed copy and the
-original is freed, but into the heap: later copies fill only part of these holes. Convolutions in blocks of channels
-(NCHWc) go through another initializer first. A weight in an external file is mapped, and costs nothing anonymous until
-it is packed; its pages leave once it is. Weights inside a branch are kept as the attribute's protobuf, as a value, and
-packed.
+Measured with one-operator models in fresh processes (onnxruntime 1.31, x86-64, glibc); W is the weights' bytes:
+
+| weights | written inline | in an external file |
+|---|---|---|
+| read as they are | W, and the largest once more while loading | mapped, W in the end |
+| packed by a kernel | W, and 0.1 to 0.9 W of heap that originals left | W packed, the largest mapped meanwhile |
+| convolutions in blocks of channels | 3 W: another initializer, its value, and the original's heap | 2 W |
+| folded while loading, then packed | the original, and twice the folded one | twice the folded one |
+| inside a branch | 3 W, packed or not | W mapped, and W packed |
+| outside a branch that reads them | 2 W if packed | W packed, W mapped meanwhile |
+
+A tensor above 32 MB gets pages of its own, which leave when it is freed; the heap keeps the room of smaller ones. A
+weight with several users is packed once, or once per user where the kernel shares nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +25,13 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.integer import fused_pairs
 
-CODE_BYTES = 8_900_000
-"""Pages of onnxruntime's library that loading and running a model touches; 8.2 MB for one kernel, 9.7 for dozens."""
+CODE_BYTES = 8_100_000
+"""Pages of onnxruntime's library that loading and running any model touches."""
+KIND_BYTES = 45_000
+"""The same for each kind of operator in it."""
 SESSION_BYTES = 1_500_000
 """Anonymous bytes of a session without nodes: registries, schemas, threads."""
-NODE_BYTES = 4_500
+NODE_BYTES = 4_000
 """Anonymous bytes that each node adds: the graph's structures, its kernel."""
 RUN_BYTES = 500_000
 """Anonymous bytes of a first run that the arena does not see."""
@@ -40,12 +49,16 @@ _PACKING: Mapping[str, int] = {
 _TWO_PACKED = frozenset({"LSTM", "GRU", "DynamicQuantizeLSTM"})
 _BLOCKED = frozenset({"Conv", "FusedConv"})
 
-_LEFT = {"MatMul": 0.5, "Gemm": 0.25}
-"""Share of packed bytes by which the heap grows although the originals are freed (0.15 to 0.9, by their order)."""
+_LEFT = {"Gemm": 0.25}
+"""Share of packed bytes by which the heap grows although the originals are freed: it depends on their order."""
 _LEFT_USUALLY = 0.5
-_LEFT_BLOCKED = 2.3
-"""The same for convolutions: another initializer, its value, and the original, which stays in the heap."""
-_LEFT_FOLDED = 1.0
+_FILLED = 0.5
+"""Share of the room that folded tensors leave which runs fill."""
+_SHARES_NOTHING = frozenset({"QLinearConv", "ConvTranspose", "ConvInteger"})
+_BLOCK_OF_CHANNELS = 4
+"""Channels that are no multiple of this are not laid out in blocks."""
+_OWN_PAGES = 32 << 20
+"""Tensors from here on have pages of their own (the largest threshold for mapping of glibc's malloc)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class LoadedWeights:
         peak_bytes: Anonymous and mapped bytes at the peak of loading, the session's structures included.
         loaded_bytes: The same after loading.
         reusable_bytes: Of these, holes of the heap that the arena may fill.
+        code_bytes: Pages of onnxruntime's library, counted in none of the others.
     """
 
     anonymous_bytes: int
@@ -65,6 +79,7 @@ class LoadedWeights:
     peak_bytes: int
     loaded_bytes: int
     reusable_bytes: int
+    code_bytes: int
 
 
 def loaded_weights(
@@ -74,34 +89,73 @@ def loaded_weights(
     packed: bool = False,
     prepacking: bool = True,
     branch: bool = False,
+    captured: bool = False,
     optimize: bool = True,
 ) -> LoadedWeights:
     """Count the copies of a graph's weights. Arguments as in `Configuration`."""
-    anonymous = mapped = left = 0.0
-    largest = nodes = 0
+    anonymous = mapped = heap = burst = reusable = 0
     for weight in graph_weights(graph):
-        nbytes, share = weight.nbytes, None
-        outside = external and nbytes >= SMALL
-        inside = branch or weight.inside
-        if prepacking and not packed:
-            share = _left_share(weight, optimize)
-        largest = max(largest, nbytes)
-        if weight.folded:
-            anonymous += nbytes
-            left += 0.0 if external else _LEFT_FOLDED * nbytes
-        elif share is None:
-            mapped += nbytes if outside else 0
-            anonymous += 0 if outside else nbytes
+        copies = _copies(
+            weight, external and weight.nbytes >= SMALL, prepacking and not packed, (branch or weight.inside) and not
+            (captured and not weight.inside), captured, optimize,
+        )  # fmt: skip
+        anonymous += copies.stays
+        reusable += int(_FILLED * copies.left) if weight.folded else 0
+        mapped += copies.mapped
+        if weight.nbytes < _OWN_PAGES:
+            heap += copies.left
+            burst = max(burst, copies.passing)
         else:
-            anonymous += nbytes
-            left += 0.0 if outside else share * nbytes
-        if inside:
-            anonymous += nbytes if outside else 2 * nbytes
-    nodes = sum(1 for op in graph.walk() if not op.is_const)
-    own = SESSION_BYTES + nodes * NODE_BYTES
-    loaded = own + anonymous + mapped + left
-    peak = own + anonymous + mapped + max(left, largest)
-    return LoadedWeights(int(anonymous), int(mapped), int(peak), int(loaded), int(left))
+            burst = max(burst, copies.left + copies.passing)
+        if captured and external:
+            burst += 0 if copies.mapped else weight.nbytes
+    own = SESSION_BYTES + NODE_BYTES * sum(1 for op in graph.walk() if not op.is_const)
+    code = CODE_BYTES + KIND_BYTES * len({op.op_type for op in graph.walk()})
+    loaded = own + anonymous + mapped + heap
+    return LoadedWeights(anonymous, mapped, own + anonymous + mapped + max(heap, burst), loaded, reusable, code)
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Bytes of one weight's copies: those that stay, pages of its file that do, room of freed ones, and one for a
+    moment."""
+
+    stays: int
+    mapped: int = 0
+    left: int = 0
+    passing: int = 0
+
+
+def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured: bool, optimize: bool) -> _Copies:
+    n = weight.nbytes
+    packs = _packs(weight, optimize) if packing or not optimize else None
+    if packs is None and optimize and _is_blocked(weight):
+        packs = _BLOCKED_COPIES
+    if not packing and packs is not _BLOCKED_COPIES:
+        packs = None
+    if inside:
+        return _Copies(n if packs else 0, n) if outside else _Copies(3 * n)
+    if weight.folded:
+        return _Copies(n, left=int(1.5 * n) if packs == _BLOCKED_COPIES else n if packs else 0)
+    if packs == _BLOCKED_COPIES:
+        return _Copies(n, left=n if outside else 2 * n)
+    if packs is None:
+        return _Copies(0, n) if outside else _Copies(n, passing=n)
+    kept = n * packs.copies
+    if outside:
+        return _Copies(kept, passing=n)
+    return _Copies(kept + (n if captured else 0), left=int(packs.left * n), passing=n)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How a weight is packed: copies that stay, and the share of its bytes by which the heap grows besides."""
+
+    copies: int
+    left: float
+
+
+_BLOCKED_COPIES = _Packing(1, 2.0)
 
 
 @dataclass(frozen=True)
@@ -140,19 +194,41 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
             yield Weight(value, nbytes, tuple(value.users), False, folded=True)
 
 
-def _left_share(weight: Weight, optimize: bool) -> float | None:
-    """Share of the weight's bytes that packing leaves in the heap; `None` where nothing packs it."""
+def _packs(weight: Weight, optimize: bool) -> _Packing | None:
+    """How kernels pack a weight; `None` where they read it as it is."""
     type_ = weight.value.type
     if not isinstance(type_, TensorType) or type_.rank is None or type_.rank < 2:
         return None
+    users = [user for user in weight.users if _is_packed_by(weight.value, user)]
+    if not users:
+        return None
+    kind = users[0].op_type
+    return _Packing(len(users) if kind in _SHARES_NOTHING else 1, _LEFT.get(kind, _LEFT_USUALLY))
+
+
+def _is_packed_by(value: Value, user: Op) -> bool:
+    index = _PACKING.get(user.op_type)
+    if index is None:
+        return False
+    last = index + 1 if user.op_type in _TWO_PACKED else index
+    return value in user.operands[index : last + 1]
+
+
+def _is_blocked(weight: Weight) -> bool:
+    """Whether a convolution lays the weight out in blocks of channels (core/optimizer/nchwc_transformer.cc)."""
+    type_ = weight.value.type
+    if not isinstance(type_, TensorType) or type_.dtype != DType.FLOAT:
+        return False
+    shape = type_.static_shape
+    if shape is None or len(shape) != 4:
+        return False
     for user in weight.users:
         if user.op_type in _BLOCKED and user.operands[1] is weight.value:
-            return _LEFT_BLOCKED if optimize and type_.dtype == DType.FLOAT and type_.rank == 4 else None
-        index = _PACKING.get(user.op_type)
-        last = index if index is None or user.op_type not in _TWO_PACKED else index + 1
-        if index is not None and last is not None and weight.value in user.operands[index : last + 1]:
-            return _LEFT.get(user.op_type, _LEFT_USUALLY)
-    return None
+            group = int(user.attrs.get("group", 1))
+            if group == 1:
+                return shape[1] < 2 * _BLOCK_OF_CHANNELS or shape[1] % _BLOCK_OF_CHANNELS == 0
+            return shape[0] % _BLOCK_OF_CHANNELS == 0 and (shape[1] == 1 or shape[1] % 16 == 0)
+    return False
 
 
 def _static_bytes(value: Value) -> int:

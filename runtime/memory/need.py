@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memoptc.ir.core import Graph
+from memoptc.runtime.memory.bfc import arena_capacity
 from memoptc.runtime.memory.default_arena import BOOK
-from memoptc.runtime.memory.default_session import ArenaUse, arena_use
+from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import liveness
-from memoptc.runtime.memory.loading import CODE_BYTES, RUN_BYTES, LoadedWeights, loaded_weights
+from memoptc.runtime.memory.loading import RUN_BYTES, LoadedWeights, loaded_weights
 from memoptc.runtime.memory.observed import observed_values
 from memoptc.runtime.memory.workspace import kernel_workspace
 
@@ -33,8 +34,10 @@ class Configuration:
         session: `"stock"`, onnxruntime with default options; or a tier of `memoptc.runtime.Session`.
         external: Weights lie in a file of their own and are mapped.
         branch: The writer puts the model into a branch that is always taken, which has no memory pattern.
+        captured: Of such a model, weights of products and lookups stay outside of the branch, which reads them.
         packed: Weights are written in the kernels' own layout, too, in an external file.
         prepacking: Kernels may lay weights out their own way while loading (`session.disable_prepacking` off).
+        sized: A session contract gives the tier `"arena"` its capacity; else its arena doubles, too.
         optimize: onnxruntime optimizes the graph.
         threads: Intra-op threads.
     """
@@ -42,8 +45,10 @@ class Configuration:
     session: SessionKind = "stock"
     external: bool = False
     branch: bool = False
+    captured: bool = False
     packed: bool = False
     prepacking: bool = True
+    sized: bool = True
     optimize: bool = True
     threads: int = 2
 
@@ -60,6 +65,7 @@ class NeedEstimate:
         activations_bytes: Tensors of a run, and the arena around them: bytes it holds unused, its packed block.
         workspace_bytes: Kernels' scratch at the peak.
         ours_bytes: What our own session adds.
+        code_bytes: Of loading, pages of onnxruntime's library, which are no anonymous memory.
         unknown: Values of unknown size, counted as nothing.
         notes: Assumptions, one sentence each.
     """
@@ -70,18 +76,19 @@ class NeedEstimate:
     activations_bytes: int
     workspace_bytes: int
     ours_bytes: int
+    code_bytes: int = 0
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
     def need_bytes(self) -> int:
         """All of it."""
-        return self.anonymous_bytes + self.mapped_bytes + CODE_BYTES
+        return self.anonymous_bytes + self.mapped_bytes + self.code_bytes
 
     @property
     def anonymous_bytes(self) -> int:
         """What the kernel cannot evict."""
-        own = self.loading_bytes - CODE_BYTES + self.weights_bytes
+        own = self.loading_bytes - self.code_bytes + self.weights_bytes
         return own + self.activations_bytes + self.workspace_bytes + self.ours_bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -140,36 +147,43 @@ class MemoryModel:
 
     def _predict(self) -> NeedEstimate:
         how = self.configuration
-        seen, wrapped = self.graph, how.branch
+        seen, wrapped = self.graph, how.branch or how.captured
         weights = loaded_weights(
             seen, external=how.external, packed=how.packed, prepacking=how.prepacking, branch=wrapped,
-            optimize=how.optimize,
+            captured=how.captured, optimize=how.optimize,
         )  # fmt: skip
         use = self._use(seen, wrapped)
-        loaded = CODE_BYTES + weights.loaded_bytes
+        loaded = weights.code_bytes + weights.loaded_bytes
         running = loaded + RUN_BYTES + max(0, use.steady_bytes - weights.reusable_bytes)
-        need = max(CODE_BYTES + weights.peak_bytes, running) + OURS[how.session]
+        need = max(weights.code_bytes + weights.peak_bytes, running) + OURS[how.session]
         return self._parts(need, weights, use)
 
     def _use(self, graph: Graph, wrapped: bool) -> ArenaUse:
         how = self.configuration
         if how.session == "stock":
             return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped)
-        found = liveness(graph, self.dims, workspace=kernel_workspace(self.dims, how.threads))
+        if how.session == "arena" and not how.sized:
+            return arena_use(graph, self.dims, threads=how.threads, reuse=False, pattern=False)
+        order = default_order(graph) if how.session == "arena" else None
+        found = liveness(graph, self.dims, order, workspace=kernel_workspace(self.dims, how.threads))
         curve = found.curve
         peak = max(curve, default=0)
         step = curve.index(peak) if curve else 0
         scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
-        resident = peak + peak // BOOK if how.session == "arena" else peak
+        resident = peak
+        if how.session == "arena":
+            resident = arena_capacity(allocation_events(found))
+            resident += resident // BOOK
         return ArenaUse(resident, resident, peak, scratch, tuple(dict.fromkeys(found.unknown)))
 
     def _parts(self, need: int, weights: LoadedWeights, use: ArenaUse) -> NeedEstimate:
         ours = OURS[self.configuration.session]
-        room = need - ours - CODE_BYTES - weights.anonymous_bytes - weights.mapped_bytes
+        room = need - ours - weights.code_bytes - weights.anonymous_bytes - weights.mapped_bytes
         workspace = min(use.workspace_bytes, max(room, 0))
         activations = max(0, min(use.steady_bytes - use.workspace_bytes, room - workspace))
         return NeedEstimate(
-            loading_bytes=CODE_BYTES + room - workspace - activations,
+            code_bytes=weights.code_bytes,
+            loading_bytes=weights.code_bytes + room - workspace - activations,
             weights_bytes=weights.anonymous_bytes,
             mapped_bytes=weights.mapped_bytes,
             activations_bytes=activations,
