@@ -28,6 +28,7 @@ from memoptc.runtime.memory.plan import Plan
 from memoptc.samples import Inputs
 from memoptc.source import files_of, load, with_control
 from memoptc.takeback import Keeper
+from memoptc.untouched import check_target
 
 
 class Result:
@@ -209,6 +210,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
         _prove(attempts, attempt)
     report, graph = attempt.report, attempt.graph
     check_budget(report, graph, options, data.dims)
+    check_target(report, graph, source.graph, options)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
     return Result(graph, report, attempt.compiled.plan, attempt.contract, source.kind, attempt.choice)

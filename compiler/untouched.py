@@ -1,0 +1,91 @@
+"""A target that changed nothing, and why: asked for coarser numbers, a compile does not stay silent about none."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import GateError
+from memoptc.ir.tensors import nbytes
+from memoptc.ir.types import DType, TensorType
+from memoptc.options import Options
+from memoptc.report import Report
+
+_CODES = frozenset({DType.INT8, DType.UINT8, DType.INT4, DType.UINT4, DType.INT16, DType.UINT16})
+_HALF = frozenset(
+    {DType.FLOAT16, DType.BFLOAT16, DType.FLOAT8E4M3FN, DType.FLOAT8E4M3FNUZ, DType.FLOAT8E5M2, DType.FLOAT8E5M2FNUZ}
+)
+_INTEGERS = ("int8", "uint8", "int4", "mixed")
+_CODERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", *_RECURRENT)
+_MOST = 5
+"""Reasons that a warning lists."""
+
+
+def check_target(report: Report, graph: Graph, original: Graph, options: Options) -> None:
+    """Say so where a target left every number as it was, and why.
+
+    Args:
+        report: Gets the warning.
+        graph: The compiled model.
+        original: The model as it was handed in.
+        options: The options in force.
+
+    Raises:
+        GateError: with `--no-fallback`, since then nothing was to stay as it is.
+    """
+    if options.target == "float32" or options.passes is not None:
+        return
+    narrow = _CODES if options.target in _INTEGERS else _HALF
+    if _is_narrow(graph, narrow) or _is_narrow(original, narrow):
+        return
+    message = f"--target {options.target} changed nothing: {'; '.join(_reasons(graph, options.target))}."
+    if options.fallback or options.force:
+        report.warnings.append(message)
+        return
+    raise GateError(message, hint="Nothing was written; leave --no-fallback out to get the model in float.")
+
+
+def _is_narrow(graph: Graph, dtypes: frozenset[DType]) -> bool:
+    """Whether a model codes, or holds weights in such element types."""
+    if any(op.op_type in _CODERS for op in graph.walk()):
+        return True
+    held = (op.attrs["value"] for op in graph.walk("const"))
+    return any(DType(t.dtype) in dtypes and nbytes(t) for t in held)
+
+
+def _reasons(graph: Graph, target: str) -> list[str]:
+    """Why nodes with weights stayed, grouped; those with most nodes first."""
+    found = Counter((op.op_type, _reason(op, graph, target)) for op in graph.walk() if op.key in _HEAVY)
+    if not found:
+        return ["it has no product, convolution or recurrent layer"]
+    grouped = [f"{count} {kind}: {why}" for (kind, why), count in found.most_common(_MOST)]
+    rest = sum(found.values()) - sum(n for _, n in found.most_common(_MOST))
+    return [*grouped, *([f"{rest} more"] if rest else [])]
+
+
+def _reason(op: Op, graph: Graph, target: str) -> str:
+    weights = [(i, v) for i, v in enumerate(op.operands[:2]) if v.tensor is not None]
+    if not weights and op.op_type not in _RECURRENT:
+        return "all its operands are computed"
+    for _, value in weights:
+        if (dtype := _dtype(value)) != DType.FLOAT and dtype is not None:
+            return f"its weights are {dtype.name.lower()}"
+    if op.graph is not graph:
+        return "it lies inside a subgraph"
+    if op.op_type in _RECURRENT:
+        return "recurrent, errors would add up"
+    if target in _INTEGERS and op.op_type in ("ConvTranspose", "Einsum"):
+        return "onnxruntime has no integer kernel for it"
+    if op.op_type in ("MatMul", "Gemm"):
+        if [i for i, _ in weights] == [0]:
+            return "the weight is its left operand"
+        rank = len(op.operands[1].tensor.shape) if op.operands[1].tensor is not None else 2
+        if rank != 2:
+            return f"its weights have {rank} axes"
+    return "what it would gain is less than what it would cost in accuracy, bytes or time"
+
+
+def _dtype(value: Value) -> DType | None:
+    return value.type.dtype if isinstance(value.type, TensorType) else None
