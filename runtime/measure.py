@@ -305,7 +305,9 @@ def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float
         for case, turns in zip(cases, found, strict=True):
             with start_worker(*case) as ask:
                 ask(do="load")
-                warm = ask(do="time", runs=2)["ms"][-1] / 1e3
+                warm = ask(do="time", runs=1)["ms"][-1] / 1e3
+                if warm < 1:  # long runs are not made steadier by a second one
+                    warm = ask(do="time", runs=1)["ms"][-1] / 1e3
                 if not count:
                     rounds = max(3, min(rounds, int(seconds / max(warm * len(cases), 1e-6))))
                     count = max(1, min(_MOST_RUNS, int(seconds / rounds / len(cases) / max(warm, 1e-6))))
