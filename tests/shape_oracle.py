@@ -101,7 +101,7 @@ def check(made: Instance) -> tuple[int, int, list[str]]:
             fault = fault or _fault_of_elements(value, found, array, extents)
             op = value.op
             assert op is not None
-            if fault and not _deviates(op, feed):
+            if fault and not deviates(op, feed):
                 faults.append(f"%{name} of {op.op_type}: {fault} with {dict(op.attrs)} on {_shapes(feed)}")
         if faults:
             break
@@ -109,7 +109,7 @@ def check(made: Instance) -> tuple[int, int, list[str]]:
     return runs, known, faults
 
 
-def _deviates(op: Op, feed: dict[str, Any]) -> bool:
+def deviates(op: Op, feed: dict[str, Any]) -> bool:
     """Whether onnxruntime leaves ONNX's definition here, in a way that inference does not follow (and says so).
 
     Reductions overlook axes counted from the end where their operand is empty; a Reshape copies an extent where the
