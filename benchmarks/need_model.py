@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import zoo
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.runtime.contract import contract_path
+from memoptc.runtime.contract import contract_path, load_contract
 from memoptc.runtime.measure import InSession, measure_need
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.need import Configuration, SessionKind, predict_need
@@ -40,14 +40,15 @@ COMPILE_SECONDS = 600
 THREADS = 2
 
 
-def configuration(path: Path, session: SessionKind) -> Configuration:
-    """How a file is written: weights outside, a branch around the model."""
+def configuration(path: Path, session: SessionKind, feed: Mapping[str, Any]) -> Configuration:
+    """How a file is written: weights outside, a branch around the model, an arena sized for these inputs."""
     proto = onnx.load(path, load_external_data=False)
     form = next((p.value for p in proto.metadata_props if p.key == "memoptc.form"), "plain")
+    contract = load_contract(contract_path(path))
+    shapes = {name: tuple(value.shape) for name, value in feed.items()}
+    sized = contract is not None and contract.arena_bytes > 0 and dict(contract.inputs) == shapes
     external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(proto.graph))
-    return Configuration(
-        session, external, form == "branch", form == "captured", sized=contract_path(path).is_file(), threads=THREADS
-    )
+    return Configuration(session, external, form == "branch", form == "captured", sized=sized, threads=THREADS)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -86,7 +87,7 @@ def rows(name: str, level: str, target: str, path: Path) -> Iterator[dict[str, A
             ("arena", InSession(arguments={"threads": THREADS})),
         )
         for session, options in sessions:
-            estimate = predict_need(graph, dims, configuration(path, session))
+            estimate = predict_need(graph, dims, configuration(path, session, feed))
             found = measure_need(path, feed, options=options, seconds=5)
             line[session] = {"predicted": estimate.to_json(), "need_bytes": found.need_bytes}
             line[session]["ratio"] = round(estimate.need_bytes / max(found.need_bytes, 1), 3)

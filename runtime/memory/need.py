@@ -15,6 +15,7 @@ from memoptc.runtime.memory.bfc import arena_capacity
 from memoptc.runtime.memory.default_arena import BOOK
 from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order
 from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.loading import RUN_BYTES, LoadedWeights, loaded_weights
 from memoptc.runtime.memory.observed import observed_values
@@ -160,6 +161,8 @@ class MemoryModel:
 
     def _use(self, graph: Graph, wrapped: bool) -> ArenaUse:
         how = self.configuration
+        if how.optimize:
+            graph = graph.analysis(as_laid_out)
         if how.session == "stock":
             return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped)
         if how.session == "arena" and not how.sized:

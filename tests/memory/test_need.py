@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import graphs
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from native_models import usable
 
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
 from memoptc.runtime.memory.default_session import default_order
+from memoptc.runtime.memory.layout import as_laid_out
+from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import Configuration, predict_need
+from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.profile import AS_PLANNED
 
 MLP = """graph @g(%x: f32[N,256]) -> (f32[N,256]) {
   %a = const() {value=splat(1)} : f32[256,1024]
@@ -74,6 +82,33 @@ def test_an_arena_that_is_freed_serves_the_same_again(sizes: list[int]) -> None:
     arena.play([max(sizes), -1])
     assert arena.resident_bytes <= before + max(sizes) + 4096
     assert pattern_bytes(events) >= sum(sizes)
+
+
+SHUFFLE = """graph @g(%x: f32[1,32,24,24]) -> (f32[1,8,48,48]) {
+  %w = const() {value=splat(0.5)} : f32[32,32,3,3]
+  %c = Conv(%x, %w) {pads=[1,1,1,1]} : f32[1,32,24,24]
+  %s = Sigmoid(%c) : f32[1,32,24,24]
+  %m = Mul(%c, %s) : f32[1,32,24,24]
+  %y = DepthToSpace(%m) {blocksize=2} : f32[1,8,48,48]
+  return %y
+}"""
+
+
+def test_convolutions_in_blocks_are_copied_for_other_operators() -> None:
+    graph = parse(SHUFFLE)
+    before = str(graph)
+    found = [op.op_type for op in as_laid_out(graph).ops if not op.is_const]
+    assert found == ["ReorderInput", "Conv", "QuickGelu", "ReorderOutput", "DepthToSpace"]
+    assert str(graph) == before
+    assert "com.microsoft.nchwc" not in graph.info.opset_imports
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+def test_a_layout_allocates_what_onnxruntime_does() -> None:
+    graph = parse(SHUFFLE)
+    session = NativeSession(to_proto(graph).SerializeToString(), replace(AS_PLANNED, optimize=True))
+    _, trace = session.record({"x": np.zeros((1, 32, 24, 24), np.float32)})
+    assert max(liveness(as_laid_out(graph), {}).curve) == pytest.approx(trace.peak_bytes, rel=0.02)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -1,0 +1,155 @@
+"""A graph as onnxruntime lays it out: convolutions in blocks of channels, with copies where other operators read them.
+
+On x86-64 float convolutions and what goes with them run on tensors whose channels come in blocks
+(core/optimizer/nchwc_transformer.cc): channels are rounded up to the block, an operand that lies otherwise is copied
+first, and so is a result that another kind of operator reads. `as_laid_out` makes these copies ops of a copy of the
+graph.
+"""
+
+from __future__ import annotations
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, same
+from memoptc.ir.types import DType, TensorType
+
+BLOCK = 16
+"""Channels in a block, with AVX-512; 8 without."""
+ALIGNED = 4
+"""A convolution whose channels are no multiple of this stays as it is."""
+
+_DOMAIN = "com.microsoft.nchwc"
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
+_ACTIVATIONS = frozenset({"Clip", "Gelu", "HardSigmoid", "LeakyRelu", "QuickGelu", "Relu", "Sigmoid", "Tanh"})
+_BINARY = frozenset({"Add", "Mul", "Sum"})
+
+
+def as_laid_out(graph: Graph) -> Graph:
+    """Give a copy of a top graph with the copies between layouts as ops; the graph itself where nothing changes."""
+    if not any(is_blocked(op) for op in graph.ops):
+        return graph
+    copy = graph.clone()
+    fuse_norms_and_gates(copy)
+    _Layout(copy).run()
+    return copy
+
+
+def is_blocked(op: Op) -> bool:
+    """Whether a convolution runs on blocks of channels."""
+    if op.op_type != "Conv" or op.domain or op.operands[1].tensor is None:
+        return False
+    weight = op.operands[1].type
+    shape = weight.static_shape if isinstance(weight, TensorType) and weight.dtype == DType.FLOAT else None
+    if shape is None or len(shape) != 4:
+        return False
+    if int(op.attrs.get("group", 1)) == 1:
+        return shape[1] < BLOCK or shape[1] % ALIGNED == 0
+    depthwise = shape[1] == 1 and shape[0] == int(op.attrs["group"])
+    return shape[0] % ALIGNED == 0 and (depthwise or shape[1] % BLOCK == 0)
+
+
+def fuse_norms_and_gates(graph: Graph) -> None:
+    """Do away with what onnxruntime fuses: a normalization after its convolution, x * Sigmoid(x)."""
+    for op in list(graph.ops):
+        if op.is_a("BatchNormalization"):
+            before = op.operands[0].op
+            if before is not None and before.is_a("Conv") and op.operands[0].single_use and op.results[0].has_uses:
+                op.results[0].replace_by(op.operands[0])
+                op.erase()
+        elif op.is_a("Mul") and len(op.operands) == 2:
+            for index in (0, 1):
+                gate = op.operands[index].op
+                if gate is not None and gate.is_a("Sigmoid") and gate.operands[0] is op.operands[1 - index]:
+                    if gate.result.single_use:
+                        b = Builder(graph, op)
+                        made = b.op("QuickGelu", [gate.operands[0]], domain="com.microsoft", type=op.result.type)
+                        op.result.replace_by(made.result)
+                        op.erase()
+                        gate.erase()
+                    break
+
+
+class _Layout:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.blocked: set[Value] = set()
+        self.plain: dict[Value, Value] = {}
+        self.inputs: dict[Value, Value] = {}
+
+    def run(self) -> None:
+        """Go through the ops in order."""
+        for op in list(self.graph.ops):
+            if is_blocked(op):
+                self._convolution(op)
+            elif self._stays_blocked(op):
+                self._mark(op.results[0])
+            elif any(v in self.blocked for v in op.operands):
+                for index, value in enumerate(op.operands):
+                    if value in self.blocked:
+                        op.set_operand(index, self._reordered(value, op))
+        end = self.graph.terminator
+        for index, value in enumerate(end.operands):
+            if value in self.blocked:
+                end.set_operand(index, self._reordered(value, end))
+
+    def _convolution(self, op: Op) -> None:
+        b = Builder(self.graph, op)
+        operands = list(op.operands)
+        data, shape = operands[0], operands[1].type.shape  # type: ignore[union-attr]
+        assert shape is not None
+        narrow = int(op.attrs.get("group", 1)) == 1 and isinstance(shape[1], int) and shape[1] < BLOCK
+        if data not in self.blocked and not narrow:
+            if data not in self.inputs:
+                type_ = _padded(data)
+                self.inputs[data] = b.op("ReorderInput", [data], domain=_DOMAIN, type=type_).result
+            operands[0] = self.inputs[data]
+        made = b.op("Conv", operands, dict(op.attrs), domain=_DOMAIN, type=op.result.type).result
+        op.result.replace_by(made)
+        op.erase()
+        self._mark(made)
+
+    def _mark(self, value: Value) -> None:
+        self.blocked.add(value)
+        value.type = _padded(value)
+
+    def _stays_blocked(self, op: Op) -> bool:
+        if op.domain not in ("", "com.microsoft") or not op.operands or op.operands[0] not in self.blocked:
+            return False
+        if op.op_type in _POOLS:
+            return len(op.results) == 1
+        if op.op_type in _ACTIVATIONS:
+            return True
+        tensors = [v for v in op.operands if not v.is_absent]
+        if op.op_type in _BINARY:
+            return all(v in self.blocked and _same_shape(v, tensors[0]) for v in tensors)
+        if op.op_type == "Concat":
+            return op.attrs.get("axis") == 1 and all(v in self.blocked and not _channels(v) % BLOCK for v in tensors)
+        return op.op_type in ("Resize", "Upsample")
+
+    def _reordered(self, value: Value, user: Op) -> Value:
+        if value not in self.plain:
+            b = Builder(self.graph, user)
+            self.plain[value] = b.op("ReorderOutput", [value], domain=_DOMAIN, type=value.type).result
+        return self.plain[value]
+
+
+def _channels(value: Value) -> int:
+    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    channels: Dim = shape[1] if shape is not None and len(shape) > 1 else None
+    return channels if isinstance(channels, int) else 1
+
+
+def _padded(value: Value) -> TensorType | None:
+    type_ = value.type
+    if not isinstance(type_, TensorType) or type_.shape is None or len(type_.shape) < 2:
+        return type_ if isinstance(type_, TensorType) else None
+    channels = type_.shape[1]
+    if not isinstance(channels, int):
+        return type_
+    return type_.with_shape((type_.shape[0], -(-channels // BLOCK) * BLOCK, *type_.shape[2:]))
+
+
+def _same_shape(a: Value, b: Value) -> bool:
+    if not (isinstance(a.type, TensorType) and isinstance(b.type, TensorType)) or a.type.shape is None:
+        return False
+    return b.type.shape is not None and all(same(x, y) for x, y in zip(a.type.shape, b.type.shape, strict=False))
