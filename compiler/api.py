@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class Result:
         """
         path = Path(path)
         with staged(path) as inner:
-            files = write_into(self.graph, inner, self._choice.form)
+            form = self._choice.inline if stands_alone(path) else self._choice.form
+            files = write_into(self.graph, inner, form)
             self.contract.save(contract_path(inner))
         return written_files(path, [*files, contract_path(inner)])
 
@@ -151,6 +153,8 @@ def compile_file(
     """
     asked = Options(**options)
     source, output = Path(source), Path(output)
+    if stands_alone(output) and asked.external == "auto":
+        asked = replace(asked, external="never")
     report_paths = [check_report_path(p) for p in reports]
     refuse_overwriting(output, [source])
     with TemporaryFolder() as scratch, staged(output) as inner:
