@@ -158,7 +158,7 @@ def _worse_process(where: str, before: dict[str, Any], after: dict[str, Any]) ->
     before = {**before, **_stock(before)}
     found: list[Worse] = []
     for key, what in _FIGURES.items():
-        a, b = before.get(key), after.get(key)
+        a, b = _figure(before, key), _figure(after, key)
         if a is None or b is None or not grown(a, b):
             continue
         why = _why_more(before["parts"], after["parts"], _CAUSES.get(key))
@@ -168,11 +168,19 @@ def _worse_process(where: str, before: dict[str, Any], after: dict[str, Any]) ->
     return found
 
 
+def _figure(process: dict[str, Any], key: str) -> int | None:
+    """A figure of a process; of runs without mapped weights, which they read in and the kernel can evict."""
+    if key == "run_peak_bytes":
+        return int(process["parts"]["activations"] + process["parts"]["workspace"])
+    found: int | None = process.get(key)
+    return found
+
+
 _WITHIN_NEED = ("anonymous_bytes", "load_peak_bytes", "run_peak_bytes")
 
 _CAUSES = {
     "load_peak_bytes": ("loading", "weights", "ours"),
-    "run_peak_bytes": ("activations", "workspace", "weights"),
+    "run_peak_bytes": ("activations", "workspace"),
 }
 """Parts that a figure can have grown by; all where none are named."""
 
