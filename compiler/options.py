@@ -47,6 +47,7 @@ class Options:
         fallback: Whether layers may stay in float.
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         freeze: Extents that become part of the model.
+        last_logits: Give scores of a vocabulary for the last step only: outputs become [batch, 1, vocabulary].
         freeze_runtime: Make onnxruntime's own optimization part of the model, so that it runs in our order.
         pack_weights: Write weights beside the model in the layouts of this machine's kernels, so that loading maps
             them; with `freeze_runtime`, and when compiling to a file.
@@ -84,6 +85,7 @@ class Options:
     fallback: bool = True
     dims: Mapping[str, int] = field(default_factory=dict)
     freeze: Mapping[str, int] = field(default_factory=dict)
+    last_logits: bool = False
     freeze_runtime: bool = False
     pack_weights: bool = False
     form: str = "auto"

@@ -15,6 +15,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.types import TensorType
+from memoptc.last_logits import KEY, keep_last_of
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 
@@ -72,7 +73,8 @@ def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
     """Give a source whose control has the inputs of what the passes start from.
 
     Weights that a caller could replace run in other kernels than constants, which may move the last bits; so may
-    extents that are known. A proof of what the passes did has both the same on both sides.
+    extents that are known. A proof of what the passes did has both the same on both sides. Outputs that were asked for
+    the last step alone hold that in the control, too.
 
     Args:
         source: The original.
@@ -82,7 +84,8 @@ def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
     types = {v.name: v.type for v in prepared.inputs} | {o.name: o.type for o in prepared.outputs_info}
     fixed = {v.name for v in source.graph.defaults} - {v.name for v in prepared.inputs}
     before = {v.name: v.type for v in source.graph.inputs}
-    if not fixed and all(before[v.name] == v.type for v in prepared.inputs):
+    last = prepared.info.metadata.get(KEY, "").split() if KEY not in source.graph.info.metadata else []
+    if not fixed and not last and all(before[v.name] == v.type for v in prepared.inputs):
         return source
     model = onnx.load(source.path, load_external_data=False)
     kept = [i for i in model.graph.input if i.name not in fixed]
@@ -94,6 +97,8 @@ def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
         for written, dim in zip(info.type.tensor_type.shape.dim, dims or (), strict=False):
             if isinstance(dim, int) and written.WhichOneof("value") == "dim_param":
                 written.dim_value = dim
+    if last:
+        keep_last_of(model, last)
     path = folder / "control" / "original.onnx"
     path.parent.mkdir()
     for file in files_of(source.graph, source.path)[1:]:

@@ -33,6 +33,7 @@ from memoptc.ir.forms import WritingForm
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.types import TensorType
+from memoptc.last_logits import keep_last, logits_of
 from memoptc.manager import Instrument, PassFailed, count_nodes, run_pipeline, weight_bytes
 from memoptc.options import Options
 from memoptc.pass_base import Context
@@ -100,6 +101,10 @@ def prepare(source: Source, options: Options, data: Inputs, report: Report) -> t
             "they are now constants (-O0 keeps them as they are)."
         )
         _fix_defaults(graph)
+    if options.last_logits:
+        logits = logits_of(graph)
+        keep_last(graph, logits)
+        report.warnings.append(f"{', '.join(logits)}: the last step only, [batch, 1, words], as asked for.")
     found = infer_shapes(graph)
     if found.unknown:
         names = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")

@@ -262,9 +262,11 @@ def _suits(b: Builder, bias: Value, steps: Value, past: Value, total: Value) -> 
     rows, keys = shape_of(bias)[2:] if len(shape_of(bias)) == 4 else (None, None)
     numbers = b.Unsqueeze(b.Add(_counted(b, steps, rows), past), np.asarray([1], np.int64))
     later = b.Greater(_counted(b, total, keys), numbers)
-    shown = b.Cast(b.Greater(bias, np.asarray(HIDDEN, np.float32)), to=int(DType.FLOAT))
+    shown = b.Greater(bias, np.asarray(HIDDEN, np.float32))
     nothing = np.asarray(0.0, np.float32)
-    wrong = b.ReduceSum(b.Where(later, shown, nothing), keepdims=0)
+    # bytes, since there is one for each score
+    wrong = _largest(b, b.Cast(b.And(later, shown), to=int(DType.UINT8)))
+    wrong = b.ReduceSum(b.Cast(wrong, to=int(DType.FLOAT)), keepdims=0)
     best = _largest(b, bias)
     blind = b.ReduceSum(b.Cast(b.LessOrEqual(best, np.asarray(SHOWN, np.float32)), to=int(DType.FLOAT)), keepdims=0)
     return b.Equal(b.Add(wrong, blind), nothing)  # type: ignore[no-any-return]

@@ -35,6 +35,9 @@ from memoptc.targets import TARGETS
 @dim_option
 @click.option("--freeze", multiple=True, type=Binding(), help="Make a symbolic dimension static, e.g. N=8.")
 @click.option(
+    "--last-logits", is_flag=True, help="Scores of a vocabulary for the last step only: [batch, 1, vocabulary]."
+)
+@click.option(
     "--freeze-runtime", is_flag=True, help="Make onnxruntime's own optimization part of the model; keeps our order."
 )
 @click.option(
@@ -88,6 +91,7 @@ def command(
     reports: tuple[Path, ...],
     dims: tuple[tuple[str, int], ...],
     freeze: tuple[tuple[str, int], ...],
+    last_logits: bool,
     plugins: tuple[str, ...],
     print_pipeline: bool,
     quiet: bool,
@@ -113,6 +117,7 @@ def command(
             target=target,
             dims=dict(dims),
             freeze=dict(freeze),
+            last_logits=last_logits,
             plugins=plugins,
             progress=progress,
             **options,
