@@ -6,8 +6,10 @@ may be 1; so may what a Slice or a Resize leaves. Once the inputs' extents are n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.dims import Sym, free_symbols
@@ -27,11 +29,37 @@ def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
     """
     if graph.parent is not None or graph.model is None or graph.analysis(_symbols) <= dims.keys():
         return dict(dims)
-    known = graph.analysis(_Completions)
     key = frozenset(dims.items())
+    lasting = _LASTING.get(graph)
+    if lasting is not None:
+        seen = lasting.get(key)
+        if seen is None or not graph.analysis(_symbols) <= seen[0]:
+            seen = lasting[key] = graph.analysis(_symbols), _complete(graph, dims)
+        return dict(seen[1])
+    known = graph.analysis(_Completions)
     if key not in known:
         known[key] = _complete(graph, dims)
     return dict(known[key])
+
+
+@contextmanager
+def lasting_symbols(graph: Graph) -> Iterator[None]:
+    """Keep completed extents although the graph changes, until it has new symbols.
+
+    For changes that give no symbol another meaning, as those of a pass that runs no inference in between; without it
+    every change costs an inference of the whole graph.
+    """
+    _LASTING[graph] = {}
+    try:
+        yield
+    finally:
+        _LASTING.pop(graph, None)
+
+
+_LASTING: WeakKeyDictionary[Graph, dict[frozenset[tuple[str, int]], tuple[frozenset[str], dict[str, int]]]] = (
+    WeakKeyDictionary()
+)
+"""Per graph under `lasting_symbols` and given extents: the symbols that were there, and what follows."""
 
 
 def bind_shapes(graph: Graph, feed: Mapping[str, Any]) -> dict[str, int]:
