@@ -196,12 +196,26 @@ def _take_codes(chosen: dict[Op, Axis], between: Between, spaces: Spaces) -> Non
                 if found and all(u in chosen and _needs(u, i, chosen) == along.axis for u, i in operand.uses):
                     chosen[maker] = found[0]
         for result, place in zip(op.results, chosen[op].results, strict=True):
-            if place is not None and result.single_use:
-                ((user, _),) = result.uses
-                if user.key == "QuantizeLinear" and user not in chosen and user in between.place:
-                    found = [a for a in spaces[user] if a.results[0] == place]
-                    if found:
-                        chosen[user] = found[0]
+            if place is not None:
+                chosen.update(_until_quantized(result, place, chosen, between, spaces))
+
+
+def _until_quantized(
+    value: Value, place: int, chosen: Mapping[Op, Axis], between: Between, spaces: Spaces
+) -> dict[Op, Axis]:
+    """The activation and the QuantizeLinear that an integer kernel computes as part of the op before them."""
+    found: dict[Op, Axis] = {}
+    while value.single_use:
+        ((user, _),) = value.uses
+        known = user.key == "QuantizeLinear" or user.key in ("Relu", "Clip")
+        axes = [a for a in spaces[user] if a.results[0] == place] if known and user in between.place else []
+        if not axes or user in chosen:
+            return {}
+        found[user] = axes[0]
+        if user.key == "QuantizeLinear":
+            return found
+        value = user.results[0]
+    return {}
 
 
 def _needs(op: Op, index: int, chosen: Mapping[Op, Axis]) -> int | None:
