@@ -24,7 +24,7 @@ def test_convolutions_in_branches_run_on_integers() -> None:
         "b3": normal(1, seed=6, scale=0.1),
     }
     feeds = [{"x": np.random.default_rng(i).normal(size=(1, 1, 96, 96)).astype(np.float32)} for i in range(3)]
-    # 1.7 MB untiled, scratch of integer kernels included; forced, since in a model this small nodes outweigh activations
+    # 1.7 MB untiled, scratch of integer kernels included; forced, as nodes outweigh activations in so small a model
     found = compile_model(parse(TEXT, 13, **weights), 2, "int8", calibration=feeds, memory_budget=500_000, force=True)
     branches = list(found.graph.walk("If"))
     assert branches
