@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 import onnx_ir
@@ -164,8 +164,15 @@ class _External:
         self._file.close()
 
 
+class DataSink(Protocol):
+    """Takes in large weights, and says where each lies."""
+
+    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
+        """Give a tensor of this name whose content lies outside of the model."""
+
+
 class _Writer:
-    def __init__(self, graph: Graph, external: _External | None, threshold: int) -> None:
+    def __init__(self, graph: Graph, external: DataSink | None, threshold: int) -> None:
         self.graph = graph
         self.external = external
         self.threshold = threshold
@@ -423,6 +430,11 @@ def _to_proto(graph: Graph, form: WritingForm, data: _External | None, threshold
     proto = _Writer(forms.wrap(graph, captured=form.name == "captured"), data, threshold).model()
     proto.metadata_props.add(key=forms.KEY, value=form.name)
     return proto
+
+
+def proto_with_weights(graph: Graph, data: DataSink, threshold: int) -> onnx.ModelProto:
+    """Give a model as a plain graph whose weights of `threshold` bytes or more go where the sink puts them."""
+    return _Writer(graph, data, threshold).model()
 
 
 def write_onnx(graph: Graph, path: str | Path, form: WritingForm = AS_IT_WAS) -> list[Path]:

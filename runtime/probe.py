@@ -13,7 +13,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.data import Data, DataSource
 from memoptc.runtime.evaluate import Evaluator, ModelSource
-from memoptc.runtime.options import RunOptions
+from memoptc.runtime.options import PACKING_KEY, RunOptions
 
 PREFIX = "memoptc.calibrate"
 """What names of probes begin with."""
@@ -116,5 +116,12 @@ class Probe:
         del graph.output[:]
         graph.output.extend(chosen)
         # patterns keep a block per set of shapes, and reuse by shape keeps tensors that nobody reads any more
-        options = RunOptions(optimize=False, threads=self.threads, file_order=True, mem_pattern=False, mem_reuse=False)
+        options = RunOptions(
+            optimize=False,
+            threads=self.threads,
+            file_order=True,
+            mem_pattern=False,
+            mem_reuse=False,
+            config={PACKING_KEY: "1"},  # weights stay mapped: a packed copy costs more than it gains in a few runs
+        )
         return Evaluator(model, options, folder=self.folder, label="the model under calibration")

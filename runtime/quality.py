@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime.compare import difference, flatten
 from memoptc.runtime.data import Sample, load_function
 from memoptc.runtime.evaluate import Evaluator, ModelSource
@@ -26,6 +29,15 @@ MOST = 2000
 
 ROOM = 32 << 20
 """Bytes that those few may have with their outputs; the one that exceeds them is the last."""
+
+IN_MEMORY = 1 << 20
+"""Bytes of outputs of one sample above which they are kept on disk."""
+
+ON_DISK = 4 << 30
+"""Bytes of outputs that are kept there at most; samples beyond run again."""
+
+_PIECE = 1 << 20
+"""Elements that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +134,63 @@ def load_metric(metric: str | Metric) -> Metric:
     return found
 
 
+class _Reference:
+    """Outputs of the original, each sample run once: small ones in memory, the others on disk.
+
+    Args:
+        model: The original; a path is read again when a sample comes that was not run yet.
+    """
+
+    def __init__(self, model: ModelSource) -> None:
+        self._model = model
+        self._session: Evaluator | None = None
+        self._known: dict[int, dict[str, Any] | Path] = {}
+        self._folder: TemporaryFolder | None = None
+        self._room = ON_DISK
+        self.runs = 0
+        """How often the original has run."""
+
+    def of(self, index: int, sample: Sample) -> dict[str, Any]:
+        """Give the outputs for the sample of this number."""
+        known = self._known.get(index)
+        if known is None:
+            self._session = self._session or Evaluator(self._model, RunOptions(), label="the original")
+            outputs = self._session.run(sample.feed)
+            self.runs += 1
+            self._keep(index, outputs)
+            return outputs
+        if isinstance(known, Path):
+            with open(known, "rb") as file:
+                found: dict[str, Any] = pickle.load(file)
+                return found
+        return known
+
+    def _keep(self, index: int, outputs: dict[str, Any]) -> None:
+        size = sum(_nbytes(v) for v in outputs.values())
+        if size <= IN_MEMORY:
+            self._known[index] = outputs
+            return
+        self._room -= size
+        if self._room < 0:
+            return
+        self._folder = self._folder or TemporaryFolder()
+        path = self._known[index] = Path(self._folder.name) / f"{index}.outputs"
+        with open(path, "wb") as file:
+            pickle.dump(outputs, file, protocol=5)
+
+    def rest(self) -> None:
+        """Give back the memory that the original takes until a sample comes that was not run yet."""
+        self._session = None
+
+
 class Examiner:
     """Holds models against an original on data.
 
     Args:
-        original: The model that is right.
+        original: The model that is right; a file has to stay where it is.
         data: Samples, to be walked again and again.
         metric: What to measure beside signal to difference, if anything.
-        few: How many samples are kept in memory, with the original's outputs, for quick looks.
+        few: How many samples are kept in memory, for quick looks.
         most: How many samples a full examination takes.
 
     Raises:
@@ -144,26 +205,37 @@ class Examiner:
         few: int = FEW,
         most: int = MOST,
     ) -> None:
-        self._original = Evaluator(original, RunOptions(), label="the original")
+        self._original = _Reference(original)
         self._metric = metric
         self._data, self._most, self._total = data, most, 0
-        self._few: list[tuple[Sample, dict[str, Any]]] = []
+        self._few: list[tuple[int, Sample]] = []
         kept, room = self._spread(few), ROOM
-        for sample in kept:
-            self._few.append((sample, self._original.run(sample.feed)))
-            room -= sum(_nbytes(v) for values in (sample.feed, self._few[-1][1]) for v in values.values())
+        for index, sample in kept:
+            outputs = self._original.of(index, sample)
+            self._few.append((index, sample))
+            room -= sum(_nbytes(v) for values in (sample.feed, outputs) for v in values.values())
             if room <= 0:
                 break
-        self.metric = None if metric is None else self._measure(self._original)
+        self.metric = None if metric is None else self._measure(metric)
+        self._original.rest()
 
     @property
     def quick_is_full(self) -> bool:
         """Whether a quick look takes all samples, and there is no metric that a full one would measure."""
         return self._metric is None and len(self._few) == self._total
 
-    def _spread(self, most: int) -> list[Sample]:
-        """At most so many samples, evenly spaced: every one, then every second, every fourth."""
-        kept: list[Sample] = []
+    @property
+    def samples(self) -> tuple[int, int]:
+        """How many samples a quick look and a full one take."""
+        return len(self._few), sum(1 for _ in range(0, self._total, self._step))
+
+    @property
+    def _step(self) -> int:
+        return max(1, math.ceil(self._total / self._most))
+
+    def _spread(self, most: int) -> list[tuple[int, Sample]]:
+        """At most so many samples with their numbers, evenly spaced: every one, then every second, every fourth."""
+        kept: list[tuple[int, Sample]] = []
         step = 1
         for index, sample in zip(count(), self._data, strict=False):
             self._total = index + 1
@@ -173,35 +245,35 @@ class Examiner:
                 kept, step = kept[::2], 2 * step
                 if index % step:
                     continue
-            kept.append(sample)
+            kept.append((index, sample))
         return kept
 
-    def _samples(self) -> Iterator[Sample]:
-        step = max(1, math.ceil(self._total / self._most))
-        return (s for index, s in zip(count(), self._data, strict=False) if index % step == 0)
+    def _samples(self) -> Iterator[tuple[int, Sample]]:
+        return ((i, s) for i, s in zip(count(), self._data, strict=False) if i % self._step == 0)
 
     def quick(self, candidate: ModelSource, most: int | None = None) -> Quality:
         """Compare outputs on few samples."""
         evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
         kept = self._few if most is None else self._few[:most]
         sums: dict[str, list[float]] = {}
-        for sample, wanted in kept:
-            _add(sums, wanted, evaluator.run(sample.feed))
+        for index, sample in kept:
+            _add(sums, self._original.of(index, sample), evaluator.run(sample.feed))
         return Quality(_ratios(sums), len(kept))
 
     def full(self, candidate: ModelSource) -> Quality:
         """Compare outputs on all samples (of more than `most`, evenly spaced ones), and measure the metric."""
         if self.quick_is_full:
             return self.quick(candidate)
+        self._run_original()
         evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
         sums: dict[str, list[float]] = {}
         samples = 0
 
         def walk() -> Iterator[Outcome]:
             nonlocal samples
-            for sample in self._samples():
+            for index, sample in self._samples():
                 got = evaluator.run(sample.feed)
-                _add(sums, self._original.run(sample.feed), got)
+                _add(sums, self._original.of(index, sample), got)
                 samples += 1
                 yield Outcome(sample.feed, got, sample.label)
 
@@ -211,9 +283,14 @@ class Examiner:
             pass
         return Quality(_ratios(sums), samples, value)
 
-    def _measure(self, evaluator: Evaluator) -> float:
-        assert self._metric is not None
-        return float(self._metric(Outcome(s.feed, evaluator.run(s.feed), s.label) for s in self._samples()))
+    def _run_original(self) -> None:
+        """Run the original where it has not, so that it and a candidate are not in memory together."""
+        for index, sample in self._samples():
+            self._original.of(index, sample)
+        self._original.rest()
+
+    def _measure(self, metric: Metric) -> float:
+        return float(metric(Outcome(s.feed, self._original.of(i, s), s.label) for i, s in self._samples()))
 
 
 def _add(sums: dict[str, list[float]], wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
@@ -223,9 +300,8 @@ def _add(sums: dict[str, list[float]], wanted: Mapping[str, Any], got: Mapping[s
             other = found.get(key)
             total = sums.setdefault(key, [0.0, 0.0])
             if _plain(value) and _plain(other) and value.shape == other.shape:
-                # not by BLAS, whose threads cost more than such sums
-                total[0] += float(np.square(np.subtract(value, other, dtype=np.float64)).sum())
-                total[1] += float(np.square(value, dtype=np.float64).sum())
+                error, signal = _energies(value.reshape(-1), other.reshape(-1))
+                total[0], total[1] = total[0] + error, total[1] + signal
                 continue
             one = difference(value, other)
             if one.fault:
@@ -234,6 +310,17 @@ def _add(sums: dict[str, list[float]], wanted: Mapping[str, Any], got: Mapping[s
                 total[0], total[1] = total[0] + one.mismatches, total[1] + one.elements
             else:
                 total[0], total[1] = total[0] + one.error2, total[1] + one.reference2
+
+
+def _energies(value: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Squared magnitude of a difference and of its first part, piece by piece: copies in float64 are twice as large."""
+    error = signal = 0.0
+    for start in range(0, value.size, _PIECE):
+        one, two = value[start : start + _PIECE], other[start : start + _PIECE]
+        # not by BLAS, whose threads cost more than such sums
+        error += float(np.square(np.subtract(one, two, dtype=np.float64)).sum())
+        signal += float(np.square(one, dtype=np.float64).sum())
+    return error, signal
 
 
 def _nbytes(value: Any) -> int:

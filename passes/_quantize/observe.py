@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from memoptc.ir.core import Graph, Value
-from memoptc.ir.onnx_io import write_into
 from memoptc.ir.onnx_write import Names
+from memoptc.ir.pool import WeightPool
 from memoptc.pass_base import Context
 
 T = TypeVar("T")
+
+_POOL = "weight pool"
+
+
+@contextmanager
+def shared_weights(context: Context) -> Iterator[WeightPool]:
+    """Write all models within to one pool of weights, deleted at the end; an inner use shares the outer one's."""
+    outer = context.results.get(_POOL)
+    if outer is not None:
+        yield outer
+        return
+    pool = context.results[_POOL] = WeightPool(Path(context.scratch))
+    try:
+        yield pool
+    finally:
+        del context.results[_POOL]
+        pool.remove()
+
+
+def pool_of(context: Context) -> WeightPool:
+    """The pool that is shared now, else a new one that goes with its last user."""
+    return context.results.get(_POOL) or WeightPool(Path(context.scratch))
 
 
 def observe(
@@ -25,15 +48,11 @@ def observe(
         context: Its `scratch` is where the file lies for so long.
         look: From the file and the values by name to what was seen, by name.
     """
-    path = Path(context.scratch) / "calibrate.onnx"
     names = Names()
     names.assign(graph)
     by_name = {names.of[v]: v for v in values}
     if not by_name:
         return {}
-    write_into(graph, path)
-    try:
+    with shared_weights(context) as pool:
+        path = pool.write(graph, "calibrate.onnx")
         return {by_name[name]: seen for name, seen in look(path, by_name).items()}
-    finally:
-        path.unlink()
-        path.with_name(path.name + ".data").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import MemoptcError
-from memoptc.ir.onnx_io import write_into
+from memoptc.ir.pool import WeightPool
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._migrate.sites import read_axis
@@ -243,11 +243,11 @@ class Trials:
 
     Args:
         examiner: Holds them against the graph in float.
-        folder: Where a copy lies while it runs.
+        pool: Where a copy lies while it runs, with the weights that it has in common with others.
     """
 
-    def __init__(self, examiner: Examiner, folder: Path) -> None:
-        self.examiner, self._path = examiner, folder / "trial.onnx"
+    def __init__(self, examiner: Examiner, pool: WeightPool) -> None:
+        self.examiner, self._pool = examiner, pool
         self.count = 0
 
     def quick(self, graph: Graph, most: int | None = None) -> Quality:
@@ -260,14 +260,13 @@ class Trials:
 
     def _with(self, graph: Graph, look: Callable[[Path], Quality]) -> Quality:
         self.count += 1
-        files = write_into(graph, self._path)
+        path = self._pool.write(graph, "trial.onnx")
         try:
-            return look(self._path)
+            return look(path)
         except MemoptcError:  # what onnxruntime does not run is no candidate
             return Quality({"": math.inf}, 0, -math.inf)
         finally:
-            for file in files:
-                file.unlink(missing_ok=True)
+            path.unlink()
 
 
 def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[dict[str, Op], Codes]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import GateError, InputError
-from memoptc.ir.onnx_io import write_into
 from memoptc.pass_base import Context
+from memoptc.passes._quantize.observe import pool_of
 from memoptc.passes._quantize.tradeoff import Ladder, Layer, Move, needed, shortest
 from memoptc.passes._quantize.trial import Trials
 from memoptc.runtime.data import Sample
@@ -43,17 +43,14 @@ class Wanted:
     ) -> None:
         self.min_sqnr, self.max_loss, self.fallback, self.context = min_sqnr, max_loss, fallback, context
         metric = top1 if context.metric is None and max_loss is not None else context.metric
-        folder = Path(context.scratch)
-        path = folder / "float.onnx"
-        files = write_into(graph, path)
+        pool = pool_of(context)
+        path = pool.write(graph, "float.onnx")
         data = context.validation if context.validation is not None else context.calibration
         self.made_up = data is None
         if data is None:
             data = [Sample(feed, None, "made up") for feed in made_up(graph, path, context, MADE_UP)]
         self.examiner = Examiner(path, data, metric)
-        for file in files:
-            file.unlink()
-        self.trials = Trials(self.examiner, folder)
+        self.trials = Trials(self.examiner, pool)
 
     def good(self, quality: Quality) -> bool:
         """Whether what was asked for is met."""

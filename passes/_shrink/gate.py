@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.onnx_io import write_into
 from memoptc.pass_base import Context
+from memoptc.passes._quantize.observe import pool_of
 from memoptc.passes._quantize.trial import Trials
 from memoptc.report.model import Decision
 from memoptc.runtime.moments import Aside
@@ -120,16 +119,13 @@ class Gate:
             raise InputError(f"{name} was given no limit.", hint="Set min_sqnr or max_loss.")
         self.name, self.min_sqnr, self.max_loss = name, min_sqnr, max_loss
         metric = context.metric if context.metric is not None or max_loss is None else top1
-        folder = Path(context.scratch)
-        files = write_into(graph, folder / "float.onnx")
+        pool = pool_of(context)
         # What weights were fitted to says little of other data. A compile without validation data hands out its
         # calibration data as such.
         given = context.validation
         data = Aside(context.calibration) if given is None or given is context.calibration else given
-        self.examiner = Examiner(folder / "float.onnx", data, metric)
-        for file in files:
-            file.unlink()
-        self.trials = Trials(self.examiner, folder)
+        self.examiner = Examiner(pool.write(graph, "float.onnx"), data, metric)
+        self.trials = Trials(self.examiner, pool)
 
     def holds(self, graph: Graph) -> bool:
         """Whether a copy is good enough."""

@@ -1,0 +1,64 @@
+"""An examination runs the original once per sample, and says what a difference computed in one go would say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from memoptc.runtime import quality
+from memoptc.runtime.data import Sample
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.quality import Examiner
+
+
+def _scaling(path: Path, factor: float) -> Path:
+    make = onnx.helper
+    ends = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N"]) for name in "xy"]
+    held = [onnx.numpy_helper.from_array(np.array([factor], np.float32), "f")]
+    graph = make.make_graph([make.make_node("Mul", ["x", "f"], ["y"])], "g", ends[:1], ends[1:], held)
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    found: dict[str, int] = {}
+    run = Evaluator.run
+
+    def counted(self: Evaluator, *args: object, **options: object) -> object:
+        found[self.label] = found.get(self.label, 0) + 1
+        return run(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluator, "run", counted)
+    return found
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 20])
+def test_the_original_runs_once_per_sample(
+    tmp_path: Path, runs: dict[str, int], in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(quality, "_PIECE", 7)
+    rng = np.random.default_rng(0)
+    data = [Sample({"x": rng.standard_normal(100).astype(np.float32)}, None, str(i)) for i in range(5)]
+    examiner = Examiner(_scaling(tmp_path / "one.onnx", 1.0), data, few=2)
+    candidate = _scaling(tmp_path / "other.onnx", 1.1)
+    for _ in range(3):
+        assert examiner.quick(candidate).sqnr_db == pytest.approx(20.0, abs=1e-3)
+        assert examiner.full(candidate).sqnr_db == pytest.approx(20.0, abs=1e-3)
+    assert runs["the original"] == 5
+    assert examiner.samples == (2, 5)
+
+
+def test_outputs_beyond_what_is_kept_run_again(
+    tmp_path: Path, runs: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "IN_MEMORY", 0)
+    monkeypatch.setattr(quality, "ON_DISK", 3 * 400)
+    data = [Sample({"x": np.ones(100, np.float32)}, None, str(i)) for i in range(5)]
+    examiner = Examiner(_scaling(tmp_path / "one.onnx", 1.0), data, few=2)
+    assert examiner.full(_scaling(tmp_path / "other.onnx", 1.1)).samples == 5
+    assert runs["the original"] > 5
