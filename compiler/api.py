@@ -23,6 +23,7 @@ from memoptc.manager import count_nodes
 from memoptc.measuring import Bench
 from memoptc.options import Options
 from memoptc.report import Report, write_report
+from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
@@ -210,8 +211,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     if options.measure:
         attempt = _measured(attempts, attempt)
     else:
-        attempt = Keeper(attempts, options).hold_predictions(attempt)
-        _prove(attempts, attempt)
+        attempt = _proven(attempts, Keeper(attempts, options).hold_predictions(attempt))
     report, graph = attempt.report, attempt.graph
     check_budget(report, graph, options, data.dims)
     check_target(report, graph, source.graph, options)
@@ -232,27 +232,49 @@ def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:
     except InputError:
         _prove(attempts, attempt)  # says more about a model that does not run
         raise
-    _prove(attempts, attempt)
+    attempt = _proven(attempts, attempt)
     options.progress("measuring", 0.8)
-    attempt = keeper.hold_times(attempt)
-    _prove(attempts, attempt)
+    attempt = _proven(attempts, keeper.hold_times(attempt))
     bench.fill(attempt.report, attempt.path, attempt.feed(feed), keeper.finish(attempt))
     if options.container:
         bench.fill_containers(attempt.report, attempt.path, attempt.feed(feed), options.progress)
     return attempt
 
 
+def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:
+    """Prove an attempt; as a plain graph where it fails in the form in which it was written.
+
+    onnxruntime only warns of a shape that it infers wrongly, except where a branch gives it: then the run ends.
+    """
+    if attempt.choice.form.name == "plain" or attempts.options.form != "auto" or attempts.options.force:
+        _prove(attempts, attempt)
+        return attempt
+    _verify(attempts, attempt)
+    if attempt.report.verification.get("passed") is False:
+        why = f"inside a branch its proof fails: {attempt.report.verification.get('worst')}"
+        attempt = attempts.build(attempt.pipeline, plain=True)
+        attempt.report.decisions.append(Decision("form", "written as a plain graph", why))
+    _prove(attempts, attempt)
+    return attempt
+
+
 def _prove(attempts: Attempts, attempt: Attempt) -> None:
     """Prove an attempt against the original, unless it was."""
+    _verify(attempts, attempt)
+    source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
+    check_verification(
+        attempt.report, options, lambda: steps.find_culprit(source, options, data, scratch, attempt.pipeline)
+    )
+
+
+def _verify(attempts: Attempts, attempt: Attempt) -> None:
+    """Compare an attempt with the original, unless it was."""
     if attempt.verified:
         return
     source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
     options.progress("verifying", 0.65)
     candidate = steps.comparable(source, attempt.graph, attempt.path, scratch)
     steps.verify(source, candidate, options, data, attempt.report, scratch)
-    check_verification(
-        attempt.report, options, lambda: steps.find_culprit(source, options, data, scratch, attempt.pipeline)
-    )
     attempt.verified = True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -22,6 +23,9 @@ from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.observed import Observation, unsized_values
 from memoptc.runtime.options import RunOptions
 from memoptc.source import Source
+
+_PATIENCE = 10.0
+"""Seconds after which no more inputs are tried where the compile goes on without: at chosen sizes, for observation."""
 
 
 class Inputs:
@@ -94,7 +98,8 @@ class Inputs:
             return self.first
         original = Evaluator(self._source.path, RunOptions(), label="the original")
         dims = self._asked | dict(self.check or {})
-        return find_feeds(self._source.graph, original, count=1, dims=dims)[0].feed
+        seconds = _PATIENCE if self.check is not None else math.inf
+        return find_feeds(self._source.graph, original, count=1, dims=dims, seconds=seconds)[0].feed
 
     def observe(self, graph: Graph) -> str:
         """Note sizes that inference leaves open as runs of the original show them; says how many, or why not.
@@ -114,7 +119,7 @@ class Inputs:
         feeds = [self.feed]
         original = Evaluator(self._source.path, RunOptions(), label="the original")
         with contextlib.suppress(InputError):
-            feeds.append(find_feeds(graph, original, count=1)[0].feed)
+            feeds.append(find_feeds(graph, original, count=1, seconds=_PATIENCE)[0].feed)
         del original
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 

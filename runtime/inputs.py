@@ -8,7 +8,9 @@ is run, and other extents and safer values are tried until it runs.
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -355,6 +357,7 @@ def find_feeds(
     count: int = 3,
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
+    seconds: float = math.inf,
 ) -> list[Generated]:
     """Find feeds on which the original runs; with open dimensions, over several extents.
 
@@ -364,6 +367,7 @@ def find_feeds(
         count: How many feeds are wanted (at least 1).
         dims: Extents that are decided.
         seed: Seed of all random values.
+        seconds: Trials end after so long; a trial under way is not broken off.
 
     Returns:
         `count` feeds. Their extents differ as far as the model runs with several.
@@ -372,10 +376,11 @@ def find_feeds(
         InputError: no inputs were found on which the model runs.
     """
     maker = InputMaker(graph, dims, seed)
-    first, error = _first(maker, original)
+    until = time.monotonic() + seconds
+    first, error = _first(maker, original, until)
     if first is None:  # names that mean another extent at each place
         apart = InputMaker(graph, dims, seed, apart=True)
-        first, _ = _first(apart, original)
+        first, _ = _first(apart, original, until)
         maker = apart if first is not None else maker
     if first is None:
         raise InputError(
@@ -402,7 +407,7 @@ def find_feeds(
     return found
 
 
-def _first(maker: InputMaker, original: Evaluator) -> tuple[tuple[Generated, int] | None, str]:
+def _first(maker: InputMaker, original: Evaluator, until: float = math.inf) -> tuple[tuple[Generated, int] | None, str]:
     choices = max([1, *(max(len(set(r.compared)), len(r.fixed)) for r in maker.roles.values())])
     fallback: tuple[Generated, int] | None = None
     error = ""
@@ -411,7 +416,7 @@ def _first(maker: InputMaker, original: Evaluator) -> tuple[tuple[Generated, int
         for binding in maker.bindings():
             for choice in range(min(choices, 6)):
                 attempts += 1
-                if attempts > _ATTEMPTS:
+                if attempts > _ATTEMPTS or (attempts > 1 and time.monotonic() > until):
                     return fallback, error
                 found = _attempt(maker, original, binding, style, 0, choice)
                 if isinstance(found, str):

@@ -12,7 +12,7 @@ import pytest
 
 from memoptc.api import compile, compile_file
 from memoptc.forms import choose_form, predicted_needs
-from memoptc.ir.diagnostics import InputError
+from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.forms import KEY, wrap
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
@@ -171,3 +171,23 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         Options(form="round")
     with pytest.raises(InputError, match="external='often' is unknown"):
         Options(external="often")
+
+
+def test_a_shape_that_onnxruntime_infers_wrongly_is_written_as_a_plain_graph():
+    """It pads SAME without regard to dilations: a warning at top level, an error where a branch gives the output."""
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["a"]),
+        onnx.helper.make_node("Sin", ["a"], ["b"]),
+        onnx.helper.make_node("Mul", ["a", "b"], ["c"]),
+        onnx.helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[3, 3], dilations=[2, 2], auto_pad="SAME_UPPER"),
+    ]
+    x = onnx.helper.make_tensor_value_info("x", 1, [1, 64, 128, 128])
+    y = onnx.helper.make_tensor_value_info("y", 1, ["a", "b", "c", "d"])
+    graph = onnx.helper.make_graph(nodes, "pool", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    with pytest.raises(GateError, match="If"):
+        compile(model, 2, form="branch")
+    result = compile(model, 2)
+    assert result.report.verification["passed"]
+    assert any(d.step == "form" and d.what == "written as a plain graph" for d in result.report.decisions)
+    assert not any(node.op_type == "If" for node in result.model.graph.node)
