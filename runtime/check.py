@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ import onnx
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
 from memoptc.ir.files import staged
 from memoptc.ir.types import TensorType, Type
-from memoptc.runtime.compare import Totals, difference, flatten
+from memoptc.runtime.compare import Difference, Totals, difference, flatten
 from memoptc.runtime.data import Sample
 from memoptc.runtime.double_base import NoDouble
 from memoptc.runtime.evaluate import Evaluator, ModelSource
@@ -24,6 +24,7 @@ from memoptc.runtime.float64 import Float64
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_output
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.spool import Spool, trim
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Effort:
 
 
 EFFORTS = {"fast": Effort(3, 16, 20.0, 15.0), "full": Effort(12, None, math.inf, 300.0)}
+TWIN_BYTES = 192 << 20
+"""Bytes that a float64 run may take beyond a run of the original; on samples where it takes more, tolerances judge."""
+
 TWIN_COST = 20.0  # a float64 run takes about this many runs of the original
 
 
@@ -95,8 +99,40 @@ class Refused(Exception):
     """The candidate cannot even be loaded or has other inputs and outputs."""
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A sample that the original ran on: its label, where it came from, and the seconds that the run took."""
+
+    label: Any
+    where: str
+    seconds: float
+
+
+@dataclass
+class _Distances:
+    """Distances from float64 on one sample, by output: the candidate's, and the original's for each way to run it."""
+
+    errors: list[tuple[str, Difference]] = field(default_factory=list)
+    noise: list[tuple[str, Difference]] = field(default_factory=list)
+
+
 class Check:
-    """The comparison under way."""
+    """The comparison under way.
+
+    One model is loaded at a time: the original runs on all samples, then the candidate, then the float64 twin, then
+    both models with onnxruntime's optimizer switched the other way. What they give lies on disk in between.
+
+    Args:
+        original: The model as the user gave it.
+        candidate: What memoptc made of it.
+        judge: What is asked of the candidate.
+        mode: `fast` or `full`.
+        threads: Threads of onnxruntime.
+        keep: Where to write the worst sample.
+
+    Raises:
+        InputError: the original cannot be loaded.
+    """
 
     def __init__(
         self,
@@ -107,20 +143,17 @@ class Check:
         threads: int,
         keep: Path | None,
     ) -> None:
-        self.source, self.judge, self.mode, self.threads, self.keep = original, judge, mode, threads, keep
+        self.source, self.source_candidate = original, candidate
+        self.judge, self.mode, self.threads, self.keep = judge, mode, threads, keep
         self.effort = EFFORTS[mode]
-        off, on = RunOptions(optimize=False, threads=threads), RunOptions(threads=threads)
+        off, on = _options(threads, optimize=False), _options(threads, optimize=True)
         # integer kernels appear only when onnxruntime fuses them: a coarser model is judged as it will be run
-        first, second = (on, off) if judge.gate is not None and not judge.bit_exact else (off, on)
-        self.original = _evaluator(original, first, "the original")
-        try:
-            self.candidate = Evaluator(candidate, first, label="the candidate", blame=InternalError)
-            self.other = Evaluator(candidate, second, label="the candidate", blame=InternalError)
-        except MemoptcError as error:
-            raise Refused(error.message) from error
-        _check_ports(self.original, self.candidate)
-        self.other_original: Evaluator | None = None
-        self.second = second
+        self.first, self.second = (on, off) if judge.gate is not None and not judge.bit_exact else (off, on)
+        self.original: Evaluator | None = _evaluator(original, self.first, "the original")
+        self.ports = self.original.inputs, self.original.outputs
+        self.spool = Spool()
+        self.taken: list[_Taken] = []
+        self.broken: MemoptcError | None = None
         self.evidence: dict[str, Evidence] = {}
         self.other_evidence: dict[str, Evidence] = {}
         self.random: set[str] = set()
@@ -128,36 +161,88 @@ class Check:
         self.notes: list[str] = []
         self.count = 0
         self.worst = 0.0
-        self.twin: Float64 | None = None
         self.twin_left = self.effort.twin_seconds
         self.hits = [0, 0, 0]  # labelled rows; right by the original; right by the candidate
         self.written = False
 
     def take(self, sample: Sample) -> bool:
-        """Compare one sample; `False` when going on makes no sense."""
+        """Run the original on one sample; `False` when no further one can be taken."""
+        assert self.original is not None
         started = time.perf_counter()
         try:
             wanted = self.original.run(sample.feed)
         except MemoptcError as error:
-            raise InputError(f"{sample.where}: {error.message}", hint=error.hint) from error
+            self.broken = InputError(f"{sample.where}: {error.message}", hint=error.hint)
+            return False
         seconds = time.perf_counter() - started
-        if not self.count:
+        if not self.taken:
             again = self.original.run(sample.feed)
             self.random = {n for n in wanted if not all(d.exact for d in _pairs(n, wanted[n], again[n]))}
-        self.count += 1
-        try:
-            got = self.candidate.run(sample.feed)
-        except MemoptcError as error:
-            self.failures.append(f"{sample.where}: {error.message}")
-            self._write(sample, wanted, {})
-            return False
-        differs = self._compare(sample, wanted, got)
-        self._labels(sample, wanted, got)
-        if differs and not self.judge.bit_exact and self.judge.gate is None and self.judge.max_error is None:
-            self._float64(sample, wanted, got, seconds)
-        if self.count == 1 or self.mode == "full":
-            self._other_way(sample, wanted)
+        self.spool.put("feed", len(self.taken), sample.feed)
+        self.spool.put("wanted", len(self.taken), wanted)
+        self.taken.append(_Taken(sample.label, sample.where, seconds))
         return True
+
+    def finish(self, seconds: float) -> None:
+        """Run the other models on the samples that were taken, and compare.
+
+        Args:
+            seconds: After these the candidate runs on no further sample.
+
+        Raises:
+            Refused: the candidate cannot be loaded, or has other inputs and outputs.
+            InputError: the original cannot be run on a sample behind those that were taken.
+        """
+        self.original = None
+        trim()
+        differing = self._run_candidate(seconds)
+        trim()
+        if self.broken is not None and self.count == len(self.taken) and not self.failures:
+            raise self.broken
+        complete = range(self.count - bool(self.failures))
+        distances = self._run_twin(differing)
+        trim()
+        both = set(complete) if self.mode == "full" else set(complete[:1])
+        other = self._run_original_other_way(sorted(both | distances.keys()))
+        trim()
+        self._add_distances(distances, other)
+        self._run_candidate_other_way([i for i in sorted(both) if i not in other])
+
+    def _sample(self, index: int) -> Sample:
+        return Sample(self.spool.get("feed", index), self.taken[index].label, self.taken[index].where)
+
+    def _candidate(self, options: RunOptions) -> Evaluator:
+        try:
+            return Evaluator(self.source_candidate, options, label="the candidate", blame=InternalError)
+        except MemoptcError as error:
+            raise Refused(error.message) from error
+
+    def _run_candidate(self, seconds: float) -> list[int]:
+        """Compare with the original's outputs; give the samples on which any bit differs."""
+        candidate = self._candidate(self.first)
+        _check_ports(self.ports, candidate)
+        differing, started = [], time.perf_counter()
+        for index in range(len(self.taken)):
+            self.count += 1
+            sample, wanted = self._sample(index), self.spool.get("wanted", index)
+            try:
+                got = candidate.run(sample.feed)
+            except MemoptcError as error:
+                self.failures.append(f"{sample.where}: {error.message}")
+                self._write(sample, wanted, {})
+                break
+            if self._compare(sample, wanted, got):
+                differing.append(index)
+                if self._wants_twin:
+                    self.spool.put("got", index, got)
+            self._labels(sample, wanted, got)
+            if time.perf_counter() - started > seconds:
+                break
+        return differing
+
+    @property
+    def _wants_twin(self) -> bool:
+        return not self.judge.bit_exact and self.judge.gate is None and self.judge.max_error is None
 
     def _compare(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
         differs, score = False, 0.0
@@ -202,59 +287,101 @@ class Check:
                     self.hits[place] += int((np.argmax(np.asarray(scores), 1) == labels).sum())
                 return
 
-    def _float64(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any], seconds: float) -> None:
-        """Measure how far both models lie from float64 on this sample, while time is left."""
-        if self.twin_left < TWIN_COST * seconds:
-            if self.twin_left > 0 and self.twin is None:
-                self.notes.append("a float64 run of the original would take too long; tolerances judge")
-                self.twin_left = 0.0
-            return
-        started = time.perf_counter()
-        try:
-            if self.twin is None:
-                self.twin = Float64(self.source, self.threads)
-            exact = self.twin.run(sample.feed, list(wanted))
-            variants = [wanted, self._original_other_way().run(sample.feed)]
-        except (NoDouble, MemoptcError) as error:
-            self.notes.append(f"no float64 reference: {str(error).splitlines()[0]}; tolerances judge")
-            self.twin_left = 0.0
-            return
-        for name in wanted:
-            if name in self.random:
+    def _run_twin(self, differing: Sequence[int]) -> dict[int, _Distances]:
+        """Measure how far both models lie from float64 on samples where they differ, while time is left."""
+        found: dict[int, _Distances] = {}
+        twin: Float64 | None = None
+        sizes: dict[int, int] = {}
+        for index in differing if self._wants_twin else ():
+            started = time.perf_counter()
+            if self.twin_left < TWIN_COST * self.taken[index].seconds:
+                if self.twin_left > 0 and twin is None:
+                    self.notes.append("a float64 run of the original would take too long; tolerances judge")
+                    self.twin_left = 0.0
                 continue
-            for key, reference, b in _leaves(name, exact[name], got[name]):
-                self.evidence[key].errors.append(difference(reference, b, bits=False))
-            for variant in variants:
-                for key, reference, a in _leaves(name, exact[name], variant[name]):
-                    self.evidence[key].noise.append(difference(reference, a, bits=False))
-        self.twin_left -= time.perf_counter() - started
+            try:
+                if twin is None:
+                    twin = Float64(self.source, self.threads)
+                    sizes = {i: twin.excess_bytes(self.spool.get("feed", i)) for i in differing}
+                if sizes[index] > TWIN_BYTES:
+                    where, size = self.taken[index].where, sizes[index] / 1e6
+                    self.notes.append(f"{where}: no float64 run, which would take {size:.0f} MB more than the original")
+                    continue
+                wanted, got = self.spool.get("wanted", index), self.spool.get("got", index)
+                exact = twin.run(self.spool.get("feed", index), list(wanted))
+            except (NoDouble, MemoptcError) as error:
+                self._no_twin(error)
+                break
+            distances = found[index] = _Distances()
+            for name in wanted:
+                if name not in self.random:
+                    for key, reference, b in _leaves(name, exact[name], got[name]):
+                        distances.errors.append((key, difference(reference, b, bits=False)))
+            distances.noise += self._noise(exact, wanted)
+            self.spool.put("exact", index, exact)
+            self.twin_left -= time.perf_counter() - started
+        return found
 
-    def _original_other_way(self) -> Evaluator:
-        if self.other_original is None:
-            self.other_original = _evaluator(self.source, self.second, "the original")
-        return self.other_original
+    def _no_twin(self, error: Exception) -> None:
+        self.notes.append(f"no float64 reference: {str(error).splitlines()[0]}; tolerances judge")
 
-    def _other_way(self, sample: Sample, first: Mapping[str, Any]) -> None:
-        """The same comparison with onnxruntime's optimizer switched the other way."""
+    def _noise(self, exact: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, Difference]]:
+        """Distances of one run of the original from float64."""
+        return [
+            (key, difference(reference, a, bits=False))
+            for name in run
+            if name not in self.random
+            for key, reference, a in _leaves(name, exact[name], run[name])
+        ]
+
+    def _run_original_other_way(self, samples: Sequence[int]) -> dict[int, MemoptcError]:
+        """Run the original with onnxruntime's optimizer switched the other way; give the samples where it fails."""
+        if not samples:
+            return {}
         try:
-            wanted = self._original_other_way().run(sample.feed)
-        except MemoptcError:
-            return  # the original itself cannot be run this way
-        try:
-            got = self.other.run(sample.feed)
+            original = _evaluator(self.source, self.second, "the original")
         except MemoptcError as error:
-            state = "on" if self.second.optimize else "off"
-            self.failures.append(f"with onnxruntime's optimizer {state}: {error.message}")
-            return
-        for name in wanted:
-            if name not in self.random:
-                for key, a, b in _leaves(name, wanted[name], got[name]):
-                    evidence = self.other_evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
-                    found = difference(a, b)
-                    evidence.totals.add(found)
-                    evidence.pairs.append(found)
-                for key, a, b in _leaves(name, first[name], wanted[name]):
-                    self.evidence[key].own.append(difference(a, b))
+            return dict.fromkeys(samples, error)
+        failed: dict[int, MemoptcError] = {}
+        for index in samples:
+            try:
+                self.spool.put("other", index, original.run(self.spool.get("feed", index)))
+            except MemoptcError as error:
+                failed[index] = error
+        return failed
+
+    def _add_distances(self, distances: Mapping[int, _Distances], failed: Mapping[int, MemoptcError]) -> None:
+        """Take the distances from float64 as evidence, those of the original run the other way among them."""
+        for index, found in distances.items():
+            if index in failed:
+                self._no_twin(failed[index])
+                break
+            found.noise += self._noise(self.spool.get("exact", index), self.spool.get("other", index))
+            for key, error in found.errors:
+                self.evidence[key].errors.append(error)
+            for key, noise in found.noise:
+                self.evidence[key].noise.append(noise)
+
+    def _run_candidate_other_way(self, samples: Sequence[int]) -> None:
+        """The same comparison with onnxruntime's optimizer switched the other way."""
+        candidate = self._candidate(self.second)
+        for index in samples:
+            try:
+                got = candidate.run(self.spool.get("feed", index))
+            except MemoptcError as error:
+                state = "on" if self.second.optimize else "off"
+                self.failures.append(f"with onnxruntime's optimizer {state}: {error.message}")
+                continue
+            first, wanted = self.spool.get("wanted", index), self.spool.get("other", index)
+            for name in wanted:
+                if name not in self.random:
+                    for key, a, b in _leaves(name, wanted[name], got[name]):
+                        evidence = self.other_evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
+                        found = difference(a, b)
+                        evidence.totals.add(found)
+                        evidence.pairs.append(found)
+                    for key, a, b in _leaves(name, first[name], wanted[name]):
+                        self.evidence[key].own.append(difference(a, b))
 
     def result(self, kind: str, notes: Sequence[str]) -> Verification:
         """Judge what was seen."""
@@ -315,15 +442,23 @@ class Check:
         return {"control": control / rows, "candidate": candidate / rows, "samples": rows}
 
 
+def _options(threads: int, *, optimize: bool) -> RunOptions:
+    """Options that hold no more memory than a run needs: no arena that grows by doubling, no block beside it."""
+    return RunOptions(optimize=optimize, threads=threads, arena=False, mem_pattern=False)
+
+
 def _evaluator(model: ModelSource, options: RunOptions, label: str) -> Evaluator:
     name = "" if isinstance(model, bytes | onnx.ModelProto) else Path(os.fspath(model)).name
     return Evaluator(model, options, label=name or label)
 
 
-def _check_ports(original: Evaluator, candidate: Evaluator) -> None:
+_Ports: TypeAlias = Mapping[str, Type | None]
+
+
+def _check_ports(original: tuple[_Ports, _Ports], candidate: Evaluator) -> None:
     for what, a, b in (
-        ("inputs", original.inputs, candidate.inputs),
-        ("outputs", original.outputs, candidate.outputs),
+        ("inputs", original[0], candidate.inputs),
+        ("outputs", original[1], candidate.outputs),
     ):
         if list(a) != list(b):
             raise Refused(f"the candidate's {what} are {list(b)} instead of {list(a)}")

@@ -16,19 +16,25 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
-from memoptc.ir.core import Graph, Op
+from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.forms import WritingForm
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import read_onnx, to_proto
-from memoptc.ir.tensors import from_array
+from memoptc.ir.onnx_io import read_onnx, write_into
+from memoptc.ir.tensors import from_array, nbytes
 from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type
 from memoptc.runtime.double_base import NoDouble
 from memoptc.runtime.double_ops import lower
 from memoptc.runtime.evaluate import Evaluator, ModelSource
+from memoptc.runtime.memory.extents import bind_shapes
+from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.options import Feed, RunOptions
+from memoptc.runtime.spool import trim
 
 NARROW = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})
-WEIGHT_LIMIT = 512 << 20  # bytes of weights: doubled and kept twice, they must fit into one protobuf
+WEIGHT_LIMIT = 512 << 20  # bytes of weights: beyond, tolerances judge
+_NARROW_FROM = 1 << 16  # bytes of a weight that is widened where it is used
 OP_LIMIT = 10_000  # lowering infers types op by op: beyond, it would take minutes
 _LOWEST_OPSET = 13  # lowerings are written for it; older models are converted first
 _SCALES = {"Resize": (1, 2), "Upsample": (1,)}  # operands that stay float32 in a float64 operator
@@ -39,6 +45,9 @@ _KEPT = frozenset(["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"
 class Float64:
     """A model in float64.
 
+    Large weights stay as they are in a file of their own, which onnxruntime maps, and are widened where they are used:
+    a run takes them once, the largest of them widened, and activations of twice the size.
+
     Args:
         model: The original; a path when its weights are external.
 
@@ -47,40 +56,80 @@ class Float64:
     """
 
     def __init__(self, model: ModelSource, threads: int = 1) -> None:
+        self._folder = TemporaryFolder("memoptc-float64-")
+        self._path = Path(self._folder.name) / "twin.onnx"
+        self._threads = threads
+        self._evaluator: Evaluator | None = None
         try:
-            proto = to_proto(_twin(_prepared(model)))
-            self._evaluator = Evaluator(proto, RunOptions(optimize=False, threads=threads), label="the float64 twin")
+            self._original = _prepared(model)
+            infer_shapes(self._original)
+            self._graph: Graph | None = _twin(self._original.clone())
+            write_into(self._graph, self._path, WritingForm("plain", True), threshold=_NARROW_FROM)
         except MemoptcError as error:
             raise NoDouble(error.message) from error
+
+    def excess_bytes(self, feed: Feed) -> int:
+        """Predict the bytes that a run takes beyond one of the original; 0 where they are not known, or once it ran."""
+        if self._graph is None:
+            return 0
+        return _planned(self._graph, feed) - _planned(self._original, feed)
 
     def run(self, feed: Feed, outputs: list[str]) -> dict[str, object]:
         """Run on a feed of the original (float inputs are widened).
 
         Raises:
+            NoDouble: onnxruntime cannot load it.
             MemoptcError: onnxruntime cannot run it.
         """
+        if self._evaluator is None:
+            self._graph = None  # with the weights that it may hold
+            self._original = Graph("released")
+            trim()
+            options = RunOptions(optimize=False, threads=self._threads, arena=False, mem_pattern=False)
+            try:
+                self._evaluator = Evaluator(self._path, options, label="the float64 twin")
+            except MemoptcError as error:
+                raise NoDouble(error.message) from error
         wide = {name: _widened(value, self._evaluator.inputs.get(name)) for name, value in feed.items()}
         return self._evaluator.run(wide, outputs)
 
 
+def _planned(graph: Graph, feed: Feed) -> int:
+    return peak(graph, bind_shapes(graph, feed)).peak_bytes
+
+
 def _prepared(model: ModelSource) -> Graph:
-    if isinstance(model, onnx.ModelProto):
+    """Read a model; functions are inlined, and its opset is raised where lowerings are written for a later one."""
+    if isinstance(model, onnx.ModelProto | bytes):
         proto = onnx.ModelProto()
-        proto.CopyFrom(model)
-    elif isinstance(model, bytes):
-        proto = onnx.load_from_string(model)
-    else:
-        if Path(os.fspath(model)).stat().st_size > WEIGHT_LIMIT:
-            raise NoDouble("weights of more than 512 MB")
-        proto = onnx.load(os.fspath(model), load_external_data=False)
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
-            if sum(_nbytes(t) for t in proto.graph.initializer) > WEIGHT_LIMIT:
-                raise NoDouble("weights of more than 512 MB")
-            proto = onnx.load(os.fspath(model))
+        proto.ParseFromString(model if isinstance(model, bytes) else model.SerializeToString())
+        return read_onnx(_modern(proto))
+    if Path(os.fspath(model)).stat().st_size > WEIGHT_LIMIT:
+        raise NoDouble("weights of more than 512 MB")
+    proto = onnx.load(os.fspath(model), load_external_data=False)
+    if sum(_nbytes(t) for t in proto.graph.initializer if _is_external(t)) > WEIGHT_LIMIT:
+        raise NoDouble("weights of more than 512 MB")
+    if not proto.functions and _opset(proto) >= _LOWEST_OPSET:
+        del proto
+        return read_onnx(model)  # weights beside it stay there
+    if any(_is_external(t) for t in proto.graph.initializer):
+        proto = onnx.load(os.fspath(model))
+    return read_onnx(_modern(proto))
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return next((int(o.version) for o in proto.opset_import if o.domain == ""), _LOWEST_OPSET)
+
+
+def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
-        opset = next((o.version for o in proto.opset_import if o.domain == ""), _LOWEST_OPSET)
+        opset = _opset(proto)
         if opset < _LOWEST_OPSET:
             stated = {value.name for value in proto.graph.input}  # as the converter still expects it
             proto.graph.input.extend(
@@ -98,7 +147,7 @@ def _prepared(model: ModelSource) -> Graph:
                         node.attribute.extend([mode, onnx.helper.make_attribute("nearest_mode", "floor")])
     except Exception as error:  # the converter raises whatever its C++ throws
         raise NoDouble(f"its opset cannot be raised: {' '.join(str(error).split())}") from error
-    return read_onnx(proto)
+    return proto
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
@@ -108,12 +157,12 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
 def _twin(graph: Graph) -> Graph:
     if sum(1 for _ in graph.walk()) > OP_LIMIT:
         raise NoDouble(f"more than {OP_LIMIT} operators")
-    infer_shapes(graph)
     for op in list(graph.walk("Constant")):
         if "value" in op.attrs:  # weights are looked at: make all of them `const`
             assert op.graph is not None
             op.result.replace_by(op.graph.const(op.attrs["value"]))
             op.erase()
+    _widen_at_use(graph)
     for op in list(graph.walk()):
         _retag(op)
     for part in (graph, *(r for op in graph.walk() for r in op.regions.values())):
@@ -131,8 +180,38 @@ def _twin(graph: Graph) -> Graph:
     return graph
 
 
+def _widen_at_use(graph: Graph) -> None:
+    """Widen large weights where they are used, so that one of them at a time lies in memory in float64."""
+    for const in list(graph.walk("const")):
+        if not _stays_narrow(const):
+            continue
+        weight, home = const.result, const.graph
+        assert home is not None
+        shared: Value | None = None
+        for user, index in list(weight.uses):
+            if user.graph is home and user.is_a("Gather") and index == 0:
+                continue  # a few rows of a table: widened once they are taken
+            if user.graph is home and user.op_type != "return":
+                _cast(user, index, DType.DOUBLE)
+                continue
+            if shared is None:  # not once per iteration of a loop
+                shared = home.insert_after(const, _cast_op(const, weight, DType.DOUBLE)).result
+            user.set_operand(index, shared)
+
+
+def _stays_narrow(op: Op) -> bool:
+    if not op.is_const or not _is_narrow(op.result.type):
+        return False
+    return nbytes(op.attrs["value"]) >= _NARROW_FROM
+
+
 def _retag(op: Op) -> None:
     """Make one op compute in float64."""
+    if _stays_narrow(op) or (op.is_a("Cast") and op.attrs.get("to") == DType.DOUBLE):
+        return
+    if op.is_a("Gather") and op.operands[0].op is not None and _stays_narrow(op.operands[0].op):
+        _widen_results(op)
+        return
     if op.domain not in ("", "ai.onnx.ml") and any(_is_narrow(v.type) for v in (*op.operands, *op.results)):
         raise NoDouble(f"operator {op.key}")
     if op.op_type in _KEPT:
@@ -160,11 +239,15 @@ def _retag(op: Op) -> None:
 
 def _keep(op: Op) -> None:
     """Leave an op in its own precision, between casts."""
-    graph = op.graph
-    assert graph is not None
     for index, value in enumerate(op.operands):
         if isinstance(value.type, TensorType) and value.type.dtype in NARROW | {DType.DOUBLE}:
             _cast(op, index, DType.FLOAT)
+    _widen_results(op)
+
+
+def _widen_results(op: Op) -> None:
+    graph = op.graph
+    assert graph is not None
     for result in op.results:
         if _is_narrow(result.type):
             wide = Op("Cast", [result], [_wide(result.type)], {"to": int(DType.DOUBLE)}, loc=op.loc)
@@ -173,13 +256,14 @@ def _keep(op: Op) -> None:
 
 
 def _cast(op: Op, index: int, dtype: DType) -> None:
-    value = op.operands[index]
     graph = op.graph
     assert graph is not None
+    op.set_operand(index, graph.insert_before(op, _cast_op(op, op.operands[index], dtype)).result)
+
+
+def _cast_op(at: Op, value: Value, dtype: DType) -> Op:
     shape = value.type.shape if isinstance(value.type, TensorType) else None
-    narrow = Op("Cast", [value], [TensorType(dtype, shape)], {"to": int(dtype)}, loc=op.loc)
-    graph.insert_before(op, narrow)
-    op.set_operand(index, narrow.result)
+    return Op("Cast", [value], [TensorType(dtype, shape)], {"to": int(dtype)}, loc=at.loc)
 
 
 def _is_narrow(type_: Type | None) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -74,20 +75,38 @@ def verify(
         return Verification(True, "off", notes=("verification was switched off",))
     if isolate:
         return _isolated(original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every)
-    graph = read_onnx(original)
+    check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
+    samples, kind, notes = _samples(read_onnx(original), check, mode, data, inputs, (dims, point), seed, every)
+    share = math.inf if every and data is not None else EFFORTS[mode].seconds / _TURNS
+    stopped = _take(check, samples, share)
+    del samples  # with the inputs that were made up
     try:
-        check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
+        check.finish(share)
     except Refused as refused:
         return Verification(False, mode, failures=(str(refused),))
-    samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
-    started = time.perf_counter()
-    for sample in samples:
-        if not check.take(sample):
-            break
-        if not (every and data is not None) and time.perf_counter() - started > EFFORTS[mode].seconds:
-            notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
-            break
+    if stopped or (check.count < len(check.taken) and not check.failures):
+        notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
     return check.result(kind, notes)
+
+
+_TURNS = 2
+"""The original and the candidate run on all samples, one after the other, and share the time that there is."""
+
+
+def _take(check: Check, samples: Iterator[Sample], seconds: float) -> bool:
+    """Run the original on samples; whether there might be more, but for the time."""
+    started = time.perf_counter()
+    try:
+        for sample in samples:
+            if not check.take(sample):
+                return False
+            if time.perf_counter() - started > seconds:
+                return True
+    except MemoptcError as error:
+        if not check.taken:
+            raise
+        check.broken = error  # unless the candidate fails on an earlier sample
+    return False
 
 
 def _samples(
@@ -107,6 +126,7 @@ def _samples(
         limited = (s for i, s in zip(range(count), found, strict=False)) if count else iter(found)
         return limited, kind, []
     dims, point = extents
+    assert check.original is not None
     feeds = find_feeds(graph, check.original, count=effort.made_up, dims=dims, seed=seed)
     if point is not None:
         with suppress(InputError):  # the model does not run there: there is nothing to compare
