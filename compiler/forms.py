@@ -102,6 +102,8 @@ def choose_form(
     how = "predicted"
     if feed is not None:
         needs, how = _measured(graph, feed, needs, external, options), "measured"
+    elif sum(nbytes(tensor) for tensor in weight_tensors(graph)) > planned:
+        return plain  # copies of weights decide, which nobody knows as well on paper
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
     best, in_message = _smallest(needs, margin), _smallest(inline, margin)
     others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best)
