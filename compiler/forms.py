@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir
 
-from memoptc.ir.core import Graph
+from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.forms import FORMS, FormName, WritingForm, captured_weights, obstacle, wrap
 from memoptc.ir.infer import infer_shapes
@@ -20,7 +20,7 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
 from memoptc.options import Options
 from memoptc.report.model import Decision
-from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measure import measure_need, measure_need_up_to
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.memory.need import Configuration, predict_need
 from memoptc.runtime.options import Feed, RunOptions
@@ -106,7 +106,7 @@ def choose_form(
         return plain  # copies of weights decide, which nobody knows as well on paper
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
     best, in_message = _smallest(needs, margin), _smallest(inline, margin)
-    others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best)
+    others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best) or "others more"
     least = (
         "it needs least" if needs[best] == min(needs.values()) else "not all patterns are predicted, and it has none"
     )
@@ -144,8 +144,15 @@ def predicted_needs(graph: Graph, dims: Mapping[str, int], *, external: bool) ->
     outside = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph))
     if outside and external:
         # The branch would hold their pages besides what was packed from them.
-        needs["captured"] = needs["branch"] - outside
+        # While it loads, what it packs lies beside what it packs it from.
+        packed = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph) if not _only_rows(op))
+        needs["captured"] = max(needs["branch"] - outside, 2 * packed)
     return needs
+
+
+def _only_rows(weight: Op) -> bool:
+    """Whether rows of a weight are looked up, and nothing else."""
+    return all(user.is_a("Gather") for user in weight.result.users)
 
 
 def _external(graph: Graph, options: Options) -> bool:
@@ -176,7 +183,7 @@ def _smallest(needs: Mapping[FormName, int], margin: float) -> FormName:
 def _measured(
     graph: Graph, feed: Feed, predicted: Mapping[FormName, int], external: bool, options: Options
 ) -> dict[FormName, int]:
-    """Measure each form in a fresh process."""
+    """Measure each form in a fresh process; forms that need more than a plain graph are left out."""
     found: dict[FormName, int] = {}
     folder = Path(tempfile.mkdtemp(prefix="memoptc-forms-"))
     try:
@@ -185,7 +192,12 @@ def _measured(
             write_into(graph, path, WritingForm(name, external))
             run = RunOptions(threads=options.jobs or 0)
             try:
-                found[name] = measure_need(path, feed, options=run, seconds=_SECONDS).need_bytes
+                if name == "plain":
+                    found[name] = measure_need(path, feed, options=run, seconds=_SECONDS).need_bytes
+                    continue
+                need = measure_need_up_to(path, feed, found["plain"], options=run, seconds=_SECONDS)
+                if need is not None:
+                    found[name] = need.need_bytes
             except InputError:
                 if name == "plain":
                     raise

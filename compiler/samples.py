@@ -22,6 +22,7 @@ from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.observed import Observation, unsized_values
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.spool import trim
 from memoptc.source import Source
 
 _PATIENCE = 10.0
@@ -96,10 +97,18 @@ class Inputs:
         """One feed to measure with: at the extents asked for or chosen, else the first of the data."""
         if self.first is not None and not self._asked:
             return self.first
-        original = Evaluator(self._source.path, RunOptions(), label="the original")
         dims = self._asked | dict(self.check or {})
         seconds = _PATIENCE if self.check is not None else math.inf
-        return find_feeds(self._source.graph, original, count=1, dims=dims, seconds=seconds)[0].feed
+        return self._made_up(self._source.graph, dims, seconds)
+
+    def _made_up(self, graph: Graph, dims: Mapping[str, int] | None, seconds: float) -> dict[str, Any]:
+        """Make up a feed on which the original runs; it is loaded for that long, and holds no more than is alive."""
+        original = Evaluator(self._source.path, RunOptions(arena=False, mem_pattern=False), label="the original")
+        try:
+            return find_feeds(graph, original, count=1, dims=dims, seconds=seconds)[0].feed
+        finally:
+            del original
+            trim(collect=False)
 
     def observe(self, graph: Graph) -> str:
         """Note sizes that inference leaves open as runs of the original show them; says how many, or why not.
@@ -117,10 +126,8 @@ class Inputs:
     def _observation(self) -> Observation:
         graph = self._source.graph
         feeds = [self.feed]
-        original = Evaluator(self._source.path, RunOptions(), label="the original")
         with contextlib.suppress(InputError):
-            feeds.append(find_feeds(graph, original, count=1, seconds=_PATIENCE)[0].feed)
-        del original
+            feeds.append(self._made_up(graph, None, _PATIENCE))
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
     def larger(self) -> list[dict[str, Any]]:

@@ -53,6 +53,7 @@ from memoptc.runtime.memory.need import Configuration, NeedEstimate, SessionKind
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.options import FRUGAL, RunOptions
 from memoptc.runtime.quality import load_metric
+from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.samples import Inputs
@@ -275,6 +276,7 @@ def run_passes(
         write_reproducer(path, original, steps, failure, lambda: _context(options, data, scratch), named)
         failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
         raise
+    trim(collect=False)  # what passes tried and gave up
     report.warnings.extend(context.warnings)
     report.decisions.extend(context.decisions)
     report.precision = context.results.get("precision")
@@ -401,7 +403,7 @@ def _verify(
         point=data.check,
         keep=worst,
         every=every,
-        isolate=not (judge.bit_exact and _bytes_on_disk(source.control, candidate) <= _SMALL),
+        isolate=not (judge.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= _SMALL),
     )
 
 
@@ -411,8 +413,9 @@ compile writes the original's own operators, of which this process runs the cons
 contract anyway; starting another process takes longer than the proof."""
 
 
-def _bytes_on_disk(*models: Path) -> int:
-    return sum(path.stat().st_size for path in models)
+def _bytes_on_disk(written: Path) -> int:
+    """Bytes of a model that memoptc wrote, with its weights beside it."""
+    return sum(file.stat().st_size for file in (written, written.with_name(f"{written.name}.data")) if file.exists())
 
 
 def judge(options: Options) -> Judge:
@@ -506,6 +509,7 @@ def contract(candidate: Path, compiled: Compiled, options: Options, data: Inputs
             candidates=choices,
             others=lambda: [compiled.border.encode(other) for other in data.larger()],
             slowdown=0.0 if judge(options).bit_exact else min(promised_slowdown(options), _PATIENT),
+            isolate=side.file_bytes > _SMALL,
         )
     except InputError as error:
         report.warnings.append(f"What a run allocates could not be recorded: {error.message}")

@@ -85,7 +85,15 @@ class Float64:
             self._graph = None  # with the weights that it may hold
             self._original = Graph("released")
             trim()
-            options = RunOptions(optimize=False, threads=self._threads, arena=False, mem_pattern=False)
+            # in file order: else onnxruntime widens all weights before anything uses them
+            options = RunOptions(
+                optimize=False,
+                threads=self._threads,
+                mem_pattern=False,
+                mem_reuse=False,
+                arena=False,
+                file_order=True,
+            )
             try:
                 self._evaluator = Evaluator(self._path, options, label="the float64 twin")
             except MemoptcError as error:

@@ -236,6 +236,21 @@ def measure_need(
     return min(found, key=lambda n: n.need_bytes)
 
 
+def measure_need_up_to(
+    model: str | os.PathLike[str], feed: Feed, most: int, *, options: Way = STOCK, seconds: float = 10.0
+) -> Need | None:
+    """Measure what a process needs for a model; `None` as soon as it turns out to be more than `most` bytes.
+
+    Raises:
+        InputError: the model cannot be loaded or run.
+    """
+    with _feeds([model], feed) as (file,), start_worker(model, options, file) as ask:
+        found = ask(do="need", runs=RUNS, seconds=seconds, most=most)
+    if "above" in found or found["need"] > most:
+        return None
+    return need_of(found)
+
+
 @contextmanager
 def _feeds(models: Sequence[Any], feed: Feed | Sequence[Feed]) -> Iterator[list[Path]]:
     """Give a file with inputs per model."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import TemporaryFolder
+from memoptc.runtime import isolated
 from memoptc.runtime.configuration import SESSION
-from memoptc.runtime.contract import Contract
+from memoptc.runtime.contract import Contract, load_contract
 from memoptc.runtime.memory.bfc import arena_capacity
 from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import FRUGAL, PACKING_KEY, Feed, RunOptions
 
 LIBRARY_BYTES = 24 << 20
@@ -34,6 +38,7 @@ def make_contract(
     candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
     others: Callable[[], Sequence[Feed]] = tuple,
     slowdown: float = 0.0,
+    isolate: bool = False,
 ) -> Contract:
     """Record a run of the model under each set of options, and keep the one with the smallest peak.
 
@@ -50,10 +55,13 @@ def make_contract(
         others: Gives further feeds to time packing with, of other sizes; those that the model does not run on are left
             out.
         slowdown: Largest accepted ratio of run times without packing; 0 keeps it, and every bit.
+        isolate: Do it in a process of its own, so that the caller's memory never holds the model.
 
     Raises:
         InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
     """
+    if isolate:
+        return _isolated(model, feed, threads, candidates, others() if slowdown else (), slowdown)
     best: Contract | None = None
     for candidate in candidates:
         found, _ = _tried(model, replace(candidate, threads=threads), feed, None)
@@ -63,6 +71,48 @@ def make_contract(
     if slowdown and PACKING_KEY not in best.options.config and _maps_weights(model, best.measured["loaded_bytes"]):
         best = _without_packing(model, best, [feed, *others()], slowdown)
     return best
+
+
+def _isolated(
+    model: str | os.PathLike[str],
+    feed: Feed,
+    threads: int,
+    candidates: Sequence[RunOptions],
+    others: Sequence[Feed],
+    slowdown: float,
+) -> Contract:
+    with TemporaryFolder("memoptc-contract-") as name:
+        folder = Path(name)
+        files = [folder / f"feed{index}.npz" for index in range(1 + len(others))]
+        for file, one in zip(files, (feed, *others), strict=True):
+            save_feed(file, one)
+        request = {
+            "model": os.path.abspath(os.fspath(model)),
+            "feeds": [str(file) for file in files],
+            "threads": threads,
+            "candidates": [candidate.to_json() for candidate in candidates],
+            "slowdown": slowdown,
+            "contract": str(folder / "contract.json"),
+        }
+        isolated.ask("memoptc.runtime.measured_contract", request, folder)
+        found = load_contract(folder / "contract.json")
+        assert found is not None
+        return found
+
+
+def _work(asked: dict[str, Any]) -> dict[str, Any]:
+    feed, *others = (load_feed(Path(file)) for file in asked["feeds"])
+    options = [RunOptions(**plain) for plain in asked["candidates"]]
+    found = make_contract(
+        asked["model"],
+        feed,
+        threads=asked["threads"],
+        candidates=options,
+        others=lambda: others,
+        slowdown=asked["slowdown"],
+    )
+    found.save(Path(asked["contract"]))
+    return {}
 
 
 def _maps_weights(model: str | os.PathLike[str], packed: int) -> bool:
@@ -130,3 +180,7 @@ def _after(first: Sequence[int], events: Sequence[int]) -> list[int]:
     """Number the allocations of a second sequence after those of the first."""
     count = sum(1 for e in first if e > 0)
     return [e if e > 0 else e - count for e in events]
+
+
+if __name__ == "__main__":
+    isolated.answer(_work, *sys.argv[1:3])

@@ -61,8 +61,13 @@ def _nbytes(value: Any) -> int:
     return int(value.nbytes) if isinstance(value, np.ndarray | np.generic) else 0
 
 
-def trim() -> None:
-    """Return memory that is free to the system, where the C library can: the next model needs it elsewhere."""
-    gc.collect()
+def trim(*, collect: bool = True) -> None:
+    """Return memory that is free to the system, where the C library can: the next model needs it elsewhere.
+
+    Args:
+        collect: Look for garbage that refers to itself first, which takes long where there are many objects.
+    """
+    if collect:
+        gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

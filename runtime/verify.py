@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime import isolated
 from memoptc.runtime.check import EFFORTS, Check, Refused, Verification
 from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
@@ -172,23 +171,7 @@ def _isolated(
             "threads": threads,
             "every": every,
         }
-        (folder / "request.json").write_text(json.dumps(request))
-        answer = folder / "answer.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "memoptc.runtime.verify", str(folder / "request.json"), str(answer)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if not answer.exists():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise InternalError(f"The verifying process ended with code {done.returncode}: {last}")
-        found = json.loads(answer.read_text())
-    if "error" in found:
-        kind = InputError if found["exit_code"] == InputError.exit_code else InternalError
-        raise kind(found["error"], hint=found["hint"])
-    return Verification.from_json(found)
+        return Verification.from_json(isolated.ask("memoptc.runtime.verify", request, folder))
 
 
 def _on_disk(model: ModelSource, path: Path) -> str:
@@ -214,17 +197,10 @@ def _data_on_disk(data: DataSource, folder: Path, limit: int | None) -> str:
     return str(folder)
 
 
-def _main(request: str, answer: str) -> None:
-    asked = json.loads(Path(request).read_text())
+def _work(asked: dict[str, Any]) -> dict[str, Any]:
     judge = Judge(**asked.pop("judge"))
-    try:
-        found = verify(asked.pop("original"), asked.pop("candidate"), judge, **asked).to_json()
-    except MemoptcError as error:
-        found = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
-    part = Path(answer).with_suffix(".part")
-    part.write_text(json.dumps(found))
-    part.replace(answer)
+    return verify(asked.pop("original"), asked.pop("candidate"), judge, **asked).to_json()
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:3])
+    isolated.answer(_work, *sys.argv[1:3])

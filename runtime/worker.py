@@ -80,9 +80,13 @@ class Watch:
 
     Mapped pages (files: weights beside a model, libraries) can be evicted by the kernel and read again, anonymous ones
     cannot. Where the system tells neither, both stay 0 and `known` is false.
+
+    Args:
+        most: Ends the process, with the answer `{"above": most}`, once resident bytes rise above that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         try:
             self._file: int | None = os.open("/proc/self/statm", os.O_RDONLY)
         except OSError:
@@ -115,6 +119,9 @@ class Watch:
 
     def _sample(self) -> None:
         while not self._stopped.wait(0.002):
+            if self._most is not None and sum(self.now()) > self._most:
+                os.write(1, (json.dumps({"above": self._most}) + "\n").encode())
+                os._exit(0)  # a run under way cannot be ended otherwise
             self.now()
 
     def stop(self) -> None:
@@ -214,7 +221,7 @@ class _Worker:
         self.run_once = lambda: session.run(None, self.feed)
         return ""
 
-    def need(self, runs: int, seconds: float) -> dict[str, Any]:
+    def need(self, runs: int, seconds: float, most: int | None = None) -> dict[str, Any]:
         """Load and run, watching memory all along; every figure in bytes over the process before.
 
         Nothing is returned to the system in between, and the outputs of a run are kept while the next one goes on, as
@@ -223,8 +230,9 @@ class _Worker:
         Args:
             runs: How often to run; twice when the first run shows that all would take longer than `seconds`.
             seconds: About how long the runs may take.
+            most: Give up once more bytes than these are needed.
         """
-        meter, watch = PeakMeter(), Watch()
+        meter, watch = PeakMeter(), Watch(most)
         base = meter.start()
         watch.start()
         self._import()
