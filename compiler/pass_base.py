@@ -66,6 +66,7 @@ class Context:
         say: Tells the user where a long pass stands.
         warnings: What the user must know; passes append.
         decisions: What was done and why; passes append.
+        memo: What passes keep for another attempt at the same compile, by name.
         results: What one pass leaves for another or for the caller, by name (such as `plan`).
         limits: Bounds beyond which a pass is ended, its work taken back, and the compile goes on with a warning.
         meter: Counts the steps of the pass that runs.
@@ -84,6 +85,7 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
     limits: Limits = Limits()
     meter: Meter | None = field(default=None, repr=False)
     _folder: TemporaryFolder | None = field(default=None, init=False, repr=False)

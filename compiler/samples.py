@@ -48,6 +48,8 @@ class Inputs:
         types = {v.name: v.type for v in graph.inputs}
         optional = [v.name for v in graph.defaults]
         self._source = source
+        self.memo: dict[str, Any] = {}
+        """What passes keep from one attempt to the next."""
         self._asked = dict(options.dims) | dict(options.freeze)
         self.calibration = (
             None if options.calibration is None else Data(_plain_path(options.calibration), types, optional)

@@ -319,6 +319,7 @@ def _context(options: Options, data: Inputs, scratch: Path) -> Context:
         metric=None if options.metric is None else load_metric(options.metric),
         force=options.force,
         scratch=scratch,
+        memo=data.memo,
     )
 
 

@@ -15,8 +15,10 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize.blocks import encode, error_of
 from memoptc.passes._quantize.coding import SMALLEST, Found, find, report, write_all
+from memoptc.passes._quantize.effort import Effort
 from memoptc.passes._quantize.numerics import weight_codes
 from memoptc.passes._quantize.places import CONVOLUTIONS, Weight
+from memoptc.passes._quantize.replay import searched_once
 from memoptc.passes._quantize.rounding import Rounded
 from memoptc.passes._quantize.sensitivity import EXACT, SAMPLES
 from memoptc.passes._quantize.tradeoff import (
@@ -32,6 +34,9 @@ from memoptc.passes._quantize.wanted import Wanted
 from memoptc.passes._quantize.weight_only import Memo, Plan, Writer, near_divisor
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import Quality, decibels
+
+_ALONE, _FEWEST = 0.5, 4
+"""Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
 
 
 class MixWeights(Pass):
@@ -75,6 +80,12 @@ class MixWeights(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Code the weights of the graph."""
+        if self.by == "weights":
+            self._search(graph, stats, context)
+        else:
+            searched_once(self, graph, stats, context, lambda counted: self._search(graph, counted, context))
+
+    def _search(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         search = _Search(self, graph, context)
         if not search.found.chosen:
             report(self.name, context, Writer(search.plan, stats), search.found, 0, (0, 0))
@@ -172,7 +183,10 @@ class _Search:
         """Measure each weight alone in 4 bits, the coarsest first and exactly; 8 bits follow from their errors."""
         errors = self.errors()
         everywhere = dict.fromkeys(self.names, FLOAT)
-        exact = sorted(self.names, key=lambda name: -errors[BLOCKS][name])[:EXACT]
+        few, _ = wanted.examiner.samples
+        effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
+        count = EXACT if self.asked.study else min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
+        exact = sorted(self.names, key=lambda name: -errors[BLOCKS][name])[:count]
         noise = {name: wanted.trials.quick(self.copy({**everywhere, name: BLOCKS}), SAMPLES).noise for name in exact}
         return self.layers({BLOCKS: noise, WEIGHTS: {}}, errors)
 

@@ -12,17 +12,20 @@ from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes._quantize.bias import join_biases
-from memoptc.passes._quantize.sensitivity import sensitivities
+from memoptc.passes._quantize.effort import MULTIPLICATIONS, Effort
+from memoptc.passes._quantize.replay import searched_once, take
+from memoptc.passes._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes._quantize.tradeoff import (
     BLOCKS,
     FLOAT,
+    GIVE_BACK,
     INTEGER,
     WEIGHTS,
     Layer,
     ladder,
     layer_row,
 )
-from memoptc.passes._quantize.trial import Codes, Setting, Variant, name_layers
+from memoptc.passes._quantize.trial import Codes, Setting, Variant, name_layers, rounding_work
 from memoptc.passes._quantize.wanted import Wanted
 from memoptc.passes.equalize import Equalize
 from memoptc.passes.quantize import DTYPES, Quantize
@@ -34,6 +37,15 @@ from memoptc.runtime.observers import OBSERVERS
 from memoptc.runtime.quality import Quality, decibels
 
 _WRITTEN = {BLOCKS: "with weights in 4 bits", WEIGHTS: "with weights in 8 bits", FLOAT: "in float"}
+
+_RECOVERIES, _ALONE = 0.7, 0.85
+"""Parts of what a search may look that are spent when recoveries are tried, and when layers were measured alone."""
+
+_LINE = 0.25
+"""Part that the tries of one recovery may take; else only the last of them is tried."""
+
+_FEWEST = 4
+"""Layers that are measured alone in any case."""
 
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
@@ -113,7 +125,9 @@ class QuantizeSearch(Pass):
         if not layers:
             stats["left: nothing to quantize"] += 1
             return
-        _Search(self, graph, layers, codes, stats, context).run()
+        searched_once(
+            self, graph, stats, context, lambda counted: _Search(self, graph, layers, codes, counted, context).run()
+        )
 
 
 class _Search:
@@ -133,6 +147,8 @@ class _Search:
         self.variants: dict[tuple[Pass, ...], Variant] = {}
         self.wanted = Wanted(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
         self.trials = self.wanted.trials
+        few, _ = self.wanted.examiner.samples
+        self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))
 
     def variant(self, recoveries: tuple[Pass, ...]) -> Variant:
         """The graph after these recoveries, made once."""
@@ -143,27 +159,28 @@ class _Search:
             codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
             kept = Path(self.asked.checkpoint) / "-".join(["search", *(p.name for p in recoveries)])
             checkpoint = kept if self.asked.checkpoint else None
-            self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats)
+            # tensors of the graph itself outlive all variants, so that their codes hold in each
+            memo = dict(self.variants[()].memo) if recoveries else {}
+            self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats, memo)
         return self.variants[recoveries]
 
     def run(self) -> None:
         """Search, then put the result into the graph."""
         setting = self.recovered()
         chosen: Mapping[str, str] = self.all_integers
-        quality = None if self.asked.mixed else self.trials.full(self.variant(setting.recoveries).quantized(setting))
+        quality = None if self.asked.mixed else self.wanted.look(self.quantized(setting, chosen))
         found: list[Layer] = []
         if quality is None or not self.wanted.good(quality) or self.asked.study:
             self.context.say("each layer alone")
-            found = sensitivities(self.variant(setting.recoveries), setting, self.layers, self.trials)
+            exact = EXACT if self.asked.study else min(max(self.effort.looks(_ALONE, SAMPLES) // 2, _FEWEST), EXACT)
+            found = sensitivities(self.variant(setting.recoveries), setting, self.layers, self.trials, exact)
+            self.effort.spend(2 * exact * self.effort.look(SAMPLES))
         if quality is None or not self.wanted.good(quality):
             self.context.say("which layers")
             chosen, quality = self.choose(setting, found, quality)
         self.note(setting, found, chosen, quality)
         done = self.quantized(setting, chosen, self.stats)
-        imports, version = dict(done.info.opset_imports), done.info.ir_version
-        self.graph.become(done)
-        self.graph.info.opset_imports.update(imports)
-        self.graph.info.ir_version = max(self.graph.info.ir_version, version)
+        take(self.graph, done)
         self.stats["trials"] = self.trials.count
 
     @property
@@ -177,11 +194,17 @@ class _Search:
         if not self.asked.recover:
             return best
         level = self.trials.quick(self.variant(()).quantized(best)).mean_db
+        left: list[str] = []
         for what, tries in self.options():
             start = best
             self.context.say(f"trying {what}")
-            for change in tries(start):
-                tried = replace(start, **change)
+            options = [replace(start, **change) for change in tries(start)]
+            whole = sum(self.cost(tried) for tried in options)
+            if whole > _LINE * self.effort.allowed or not self.effort.affords(whole, _RECOVERIES):
+                options = [tried for tried in options[-1:] if self.effort.affords(self.cost(tried), _RECOVERIES)]
+                left += [] if options else [what]
+            for tried in options:
+                self.effort.spend(self.cost(tried))
                 recovered = self.variant(tried.recoveries)
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
                     continue
@@ -189,7 +212,20 @@ class _Search:
                 if reached > level + _WORTH:
                     self.decide(what, str(tried), f"the output gains {reached - level:.1f} dB on the data")
                     best, level = tried, reached
+            self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
+        if left:
+            why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
+            self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
         return best
+
+    def cost(self, tried: Setting) -> float:
+        """Seconds that a try takes, beyond what is known from earlier ones."""
+        seconds = self.effort.look()
+        if tried.recoveries not in self.variants:
+            seconds += self.effort.variant
+        if tried.rounding:
+            seconds += self.effort.run * self.effort.many + rounding_work(self.layers.values()) / MULTIPLICATIONS
+        return seconds
 
     @staticmethod
     def options() -> Iterator[tuple[str, Callable[[Setting], list[dict[str, Any]]]]]:
@@ -213,10 +249,11 @@ class _Search:
         if before is not None and not self.asked.fallback:
             return self.all_integers, self.wanted.refuse(before, layers)
         steps = ladder(layers, floats=self.asked.fallback)
-        first = before or self.trials.full(self.quantized(setting, steps.states()))
+        first = before or self.wanted.look(self.quantized(setting, steps.states()))
         if before is None and self.wanted.good(first):
             return steps.states(), first
-        return self.wanted.choose(steps, layers, lambda states: self.quantized(setting, states), first)
+        give_back = min(self.effort.looks(1.0), GIVE_BACK)
+        return self.wanted.choose(steps, layers, lambda states: self.quantized(setting, states), first, give_back)
 
     def decide(self, step: str, what: str, why: str, gain: int | None = None) -> None:
         """Note a decision for the report."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
+from memoptc.passes._quantize.numerics import magnitude_of
 from memoptc.passes._quantize.places import CONVOLUTIONS, Site, Weight, find_weights
 from memoptc.passes._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes._quantize.weight_only import WINDOW, Plan, Writer
@@ -70,10 +71,11 @@ def obstacle(weight: Weight, plan: Plan) -> str:
             return reason
     if not weight.sites:
         return "nothing uses it"
-    content, largest = weight.numpy(), float(np.finfo(np.float32).max)
-    if not np.isfinite(content).all():
+    assert weight.value.tensor is not None
+    found, largest = magnitude_of(weight.value.tensor), float(np.finfo(np.float32).max)
+    if not math.isfinite(found):
         return "it holds NaN or Inf, which no code stands for"
-    if float(np.abs(content).max(initial=0.0)) * max(abs(s.factor) for s in weight.sites) > largest:
+    if found * max(abs(s.factor) for s in weight.sites) > largest:
         return "times alpha it leaves the range of float32"
     return ""
 

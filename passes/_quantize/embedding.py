@@ -11,7 +11,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes._quantize.numerics import weight_codes
+from memoptc.passes._quantize.numerics import magnitude_of, weight_codes
 from memoptc.passes._quantize.static import Memo
 
 SMALLEST = 65536
@@ -26,7 +26,7 @@ def tables(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> Itera
             continue
         if table.dtype != DType.FLOAT or len(table.shape) != 2 or table.nbytes < SMALLEST:
             continue
-        if not op.operand.single_use or not np.isfinite(table.numpy()).all():
+        if not op.operand.single_use or not np.isfinite(magnitude_of(table)):
             stats["left Gather: its table has other users"] += 1
             continue
         yield op

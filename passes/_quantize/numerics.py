@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from memoptc.ir.core import Tensor
+from memoptc.ir.mapped import release
 from memoptc.ir.types import DType
 
 Floats = npt.NDArray[np.float64]
 _SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+_MAGNITUDES: weakref.WeakKeyDictionary[Tensor, float] = weakref.WeakKeyDictionary()
+
+
+def magnitude_of(tensor: Tensor) -> float:
+    """Largest magnitude of a weight, NaN or Inf where it holds such; read once, however many copies of a graph ask."""
+    found = _MAGNITUDES.get(tensor)
+    if found is None:
+        content = np.asarray(tensor.numpy())
+        found = float(np.maximum(-content.min(initial=0.0), content.max(initial=0.0)))
+        _MAGNITUDES[tensor] = found
+        del content
+        release(tensor)
+    return found
 
 
 @dataclass(frozen=True)

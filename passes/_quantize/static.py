@@ -25,7 +25,7 @@ from memoptc.passes._quantize.correct import (
     spread_inputs,
 )
 from memoptc.passes._quantize.existing import Existing, decoded_weight, find_existing, is_decoder, reads_codes
-from memoptc.passes._quantize.numerics import Codes, Scale, activation_scale, bias_codes, weight_codes
+from memoptc.passes._quantize.numerics import Codes, Scale, activation_scale, bias_codes, magnitude_of, weight_codes
 from memoptc.runtime.devices import Device
 
 Memo: TypeAlias = dict[tuple[int, int, bool], Codes]
@@ -140,7 +140,7 @@ def _why_not(op: Op) -> str:
         return "no float32"
     if not weight.tensor.size:
         return "an extent is 0"
-    if not np.isfinite(weight.tensor.numpy()).all():
+    if not np.isfinite(magnitude_of(weight.tensor)):
         return "weights are not finite"
     if bias is not None and bias.tensor is None:
         return "bias is computed"

@@ -22,7 +22,7 @@ from memoptc.passes._quantize.correct import Correction, output_axis, spread_inp
 from memoptc.passes._quantize.numerics import Codes as WeightCodes
 from memoptc.passes._quantize.numerics import Scale, activation_scale, weight_codes
 from memoptc.passes._quantize.observe import observe
-from memoptc.passes._quantize.places import GATHER, Weight, find_weights
+from memoptc.passes._quantize.places import GATHER, PRODUCTS, Weight, find_weights
 from memoptc.passes._quantize.reading import columns_of, in_groups, moments_of, why_not
 from memoptc.passes._quantize.recurrent import quantize_recurrent, recurrent
 from memoptc.passes._quantize.rounding import round_channels
@@ -34,6 +34,7 @@ from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
 from memoptc.runtime.channels import Channels, channel_statistics
 from memoptc.runtime.devices import Device
+from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import observe as cover
 from memoptc.runtime.quality import Examiner, Quality
@@ -43,6 +44,9 @@ NONE: Mapping[str, str] = {}
 
 BLOCK = 32
 """Weights that share a scale where they are in 4 bits."""
+
+WIDE_BLOCKS = (128, 64, 32)
+"""The same in 8 bits: that of least bytes is taken."""
 
 WORK = 3e11
 """Multiplications that rounding weights by data may take, half a minute or so."""
@@ -117,7 +121,8 @@ class Variant:
         checkpoint: A folder for interrupted calibration, or `None`.
         stats: What the recoveries did.
         memo: Codes of weights, for the next copy.
-        blocks: The same of weights in blocks.
+        blocks: The same of weights in blocks of 4 bits.
+        bytes: The same of weights in blocks of 8 bits.
     """
 
     graph: Graph
@@ -127,6 +132,7 @@ class Variant:
     stats: Counter[str] = field(default_factory=Counter)
     memo: Memo = field(default_factory=dict)
     blocks: BlockMemo = field(default_factory=dict)
+    bytes: BlockMemo = field(default_factory=dict)
     _rounded: dict[bool, dict[Value, WeightCodes]] = field(default_factory=dict)
     _covers: dict[str, dict[Value, Scale]] = field(default_factory=dict)
 
@@ -223,10 +229,15 @@ class Variant:
         writer = Writer(_plan(graph), stats, memo=self.blocks)
         if narrow and not self.blocks:
             self._code_blocks()
-        for weight in _readable_by(graph, narrow):
+        for weight in _readable_by(graph, narrow, self.codes.apart):
             writer.write(weight)
-        for weight in _readable_by(graph, {n for n, state in states.items() if state == WEIGHTS} & self.codes.apart):
-            writer.write(weight, channels=True)
+        left = {n for n, state in states.items() if state in (FLOAT, BLOCKS)}
+        for weight in _readable_by(graph, self.codes.apart - left, self.codes.apart):
+            wide = _byte_plan(graph, weight)
+            if wide is None:
+                writer.write(weight, channels=True)
+            else:
+                Writer(wide, stats, memo=self.bytes).write(weight)
         if narrow:
             graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
 
@@ -275,7 +286,7 @@ def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[di
     Args:
         graph: The graph.
         codes: What codes weights have.
-        narrow: Also what can only have its weights in codes: subgraphs, and operators without an integer kernel.
+        narrow: Also list subgraphs, and let weights be in blocks of 4 bits.
 
     Returns:
         The nodes, and the codes with the names of those that can be in blocks.
@@ -283,24 +294,34 @@ def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[di
     found = set(codes.choose(graph, codes.excluded, Counter(), frozenset()).heavy)
     found |= set(embedding.tables(graph, codes.excluded, Counter())) if codes.embeddings else set()
     found |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
-    plan, blocks = _plan(graph), set()
-    for weight in find_weights(graph, codes.excluded) if narrow else ():
-        if weight.bytes >= SMALLEST and not obstacle(weight, plan):
-            blocks |= {site.op for site in weight.sites if codes.embeddings or site.op.op_type != GATHER}
+    plan, blocks, whole = _plan(graph), set[Op](), set[Op]()
+    for weight in find_weights(graph, codes.excluded):
+        together = _tied(weight, graph) and codes.embeddings
+        if (narrow or together) and weight.bytes >= SMALLEST and not obstacle(weight, plan):
+            if together:  # one code for all that read it, and one layer
+                blocks.add(weight.sites[0].op)
+                whole |= {site.op for site in weight.sites}
+            else:
+                blocks |= {site.op for site in weight.sites if codes.embeddings or site.op.op_type != GATHER}
+    found -= whole
     layers: dict[str, Op] = {}
+    taken: set[str] = set()
     for op in graph.walk():
-        if op in found or op in blocks:
+        if op in found or op in blocks or op in whole:
             number, name = 1, op.name
-            while not op.name or op.name in layers:
+            while not op.name or op.name in taken:
                 op.name = (
                     f"{name or f'{op.op_type}_{op.result.name}'}{'' if number == 1 and not name else f'_{number}'}"
                 )
                 number += 1
-            layers[op.name] = op
+            taken.add(op.name)
+            if op in found or op in blocks:
+                layers[op.name] = op
     named = replace(
         codes,
-        narrow=frozenset(op.name for op in blocks),
+        narrow=frozenset(op.name for op in blocks if narrow),
         apart=frozenset(op.name for op in blocks - found),
+        excluded=codes.excluded | frozenset(op.name for op in whole),
     )
     return layers, named
 
@@ -309,11 +330,31 @@ def _plan(graph: Graph) -> Plan:
     return Plan(4, BLOCK, False, "nbits", ops.opset_of(graph) or 0)
 
 
-def _readable_by(graph: Graph, names: Set[str]) -> list[Weight]:
-    """Weights as far as nodes of these names read them."""
+def _tied(weight: Weight, graph: Graph) -> bool:
+    """Whether lookups and products of the top graph share a weight, which then has one code."""
+    kinds = {site.op.op_type for site in weight.sites}
+    top = all(site.op.graph is graph for site in weight.sites)
+    return top and GATHER in kinds and len(kinds) > 1 and not weight.obstacle
+
+
+def _byte_plan(graph: Graph, weight: Weight) -> Plan | None:
+    """Blocks of 8 bits for a weight; `None` where not all that reads it has a kernel for them."""
+    lookups = {site.op.op_type == GATHER for site in weight.sites}
+    known = (gathers_codes(8) or True not in lookups) and (multiplies_codes(8) or False not in lookups)
+    if not known or any(site.op.op_type not in (*PRODUCTS, GATHER) for site in weight.sites):
+        return None
+    columns = weight.numpy().shape[weight.sites[0].columns]
+    block = min(WIDE_BLOCKS, key=lambda b: -(-columns // b) * (b + 4))
+    plan = replace(_plan(graph), bits=8, block=block, symmetric=True, search=False)
+    return None if any(plan.why_not(weight, site) for site in weight.sites) else plan
+
+
+def _readable_by(graph: Graph, names: Set[str], apart: Set[str] = frozenset()) -> list[Weight]:
+    """Weights as far as nodes of these names read them; one whose first reader is a layer apart, wholly."""
     found = []
     for weight in find_weights(graph, frozenset()) if names else ():
-        weight.sites = [site for site in weight.sites if site.op.name in names]
+        whole = bool(weight.sites) and weight.sites[0].op.name in names & apart
+        weight.sites = [site for site in weight.sites if whole or site.op.name in names]
         if weight.sites:
             found.append(weight)
     return found
@@ -333,6 +374,12 @@ def _observed(graph: Graph, ops: Iterable[Op], context: Context) -> Iterator[tup
         members = [kept[i] for i in group]
         seen = moments_of(graph, members, context)
         yield from ((op, seen[op]) for op in members if op in seen)
+
+
+def rounding_work(ops: Iterable[Op]) -> float:
+    """Multiplications that rounding the weights of these layers by data takes, at most as much as is ever done."""
+    heavy = [op for op in ops if op.op_type in ("Conv", "Gemm", "MatMul") and op.operands[1].tensor is not None]
+    return min(sum(_effort(op) for op in heavy), WORK)
 
 
 def _effort(op: Op) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.pass_base import Context
 from memoptc.passes._quantize.observe import pool_of
-from memoptc.passes._quantize.tradeoff import Ladder, Layer, Move, needed, shortest
+from memoptc.passes._quantize.tradeoff import GIVE_BACK, Ladder, Layer, Move, needed, shortest
 from memoptc.passes._quantize.trial import Trials
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
@@ -19,6 +19,11 @@ from memoptc.runtime.quality import Examiner, Quality, decibels, top1
 
 MADE_UP = 6
 """Feeds to make up where there is no data to measure with."""
+
+_EXAMINED = 4
+"""How many choices are examined on all data."""
+
+_States: TypeAlias = frozenset[tuple[str, str]]
 
 _QUICK = 1.0
 """Decibels by which a quick look may miss what is asked for."""
@@ -52,9 +57,9 @@ class Wanted:
         self.examiner = Examiner(path, data, metric)
         self.trials = Trials(self.examiner, pool)
 
-    def good(self, quality: Quality) -> bool:
-        """Whether what was asked for is met."""
-        if self.min_sqnr is not None and quality.sqnr_db < self.min_sqnr:
+    def good(self, quality: Quality, margin: float = 0.0) -> bool:
+        """Whether what was asked for is met, with so many decibels to spare."""
+        if self.min_sqnr is not None and quality.sqnr_db < self.min_sqnr + margin:
             return False
         return self.max_loss is None or self.loss(quality) <= self.max_loss + 1e-12
 
@@ -65,7 +70,12 @@ class Wanted:
         return self.examiner.metric - quality.metric
 
     def choose(
-        self, steps: Ladder, layers: Sequence[Layer], make: Callable[[Mapping[str, str]], Graph], before: Quality
+        self,
+        steps: Ladder,
+        layers: Sequence[Layer],
+        make: Callable[[Mapping[str, str]], Graph],
+        before: Quality,
+        give_back: int = GIVE_BACK,
     ) -> tuple[Mapping[str, str], Quality]:
         """Find the cheapest states that are good enough.
 
@@ -74,6 +84,7 @@ class Wanted:
             layers: What each layer does alone.
             make: Gives a copy of the graph with its layers in some states.
             before: Quality of the states that the steps start from, which are not good enough.
+            give_back: Moves that are tried to take back at the end.
 
         Returns:
             The states, and their quality. With `--force` the start, when nothing is good enough.
@@ -81,32 +92,48 @@ class Wanted:
         Raises:
             GateError: nothing is.
         """
-        last, known = before, dict[frozenset[tuple[str, str]], Quality | None]()
+        quickly = self.min_sqnr is not None and self.max_loss is None and not self.examiner.quick_is_full
+        last, known, exact = before, dict[_States, Quality](), dict[_States, Quality]()
+        margin, number = 0.0, 0
 
         def good(chosen: Sequence[Move]) -> bool:
-            nonlocal last
+            nonlocal last, number
             states = steps.states(chosen)
             key = frozenset(states.items())
+            if key in exact:
+                return self.good(exact[key])
             if key not in known:
-                known[key] = self._look(make(states))
-            found = known[key]
-            last = found or last
-            return found is not None and self.good(found)
+                number += 1
+                self.context.say(f"which layers, look {number}")
+                known[key] = self.trials.quick(make(states)) if quickly else self.look(make(states))
+            last = known[key] if not quickly else last
+            return self.good(known[key], margin)
 
         guess = 1 if self.min_sqnr is None else needed(layers, steps, 10 ** (-self.min_sqnr / 10))
-        chosen = shortest(steps.moves, good, guess) if steps.moves else None
-        if chosen is None:
-            return steps.states(), self.refuse(last, layers)
-        states = steps.states(chosen)
-        quality = known[frozenset(states.items())]
-        assert quality is not None
-        return states, quality
+        for _ in range(_EXAMINED):
+            chosen = shortest(steps.moves, good, guess, give_back) if steps.moves else None
+            if chosen is None:
+                break
+            states = steps.states(chosen)
+            key = frozenset(states.items())
+            if not quickly:
+                return states, known[key]
+            last = exact[key] = self.trials.full(make(states))
+            if self.good(last):
+                return states, last
+            # what all samples say is less than few of them did: ask as much more of these
+            margin = max(margin, known[key].sqnr_db - last.sqnr_db, 0.0) + _QUICK / 4
+            guess, give_back = len(chosen) + 1, 0
+        states = steps.states(steps.moves)
+        last = self.trials.full(make(states)) if quickly and steps.moves else last
+        return (states, last) if self.good(last) else (steps.states(), self.refuse(last, layers))
 
-    def _look(self, graph: Graph) -> Quality | None:
-        """Examine a copy on all data; `None` where few samples show already that it will not do."""
-        if self.min_sqnr is not None and not self.examiner.quick_is_full:
-            if self.trials.quick(graph).sqnr_db < self.min_sqnr - _QUICK:
-                return None
+    def look(self, graph: Graph) -> Quality:
+        """Examine a copy on all data, or on few samples where these show already that it will not do."""
+        if self.min_sqnr is not None and self.max_loss is None and not self.examiner.quick_is_full:
+            quality = self.trials.quick(graph)
+            if quality.sqnr_db < self.min_sqnr - _QUICK:
+                return quality
         return self.trials.full(graph)
 
     def refuse(self, reached: Quality, layers: Sequence[Layer]) -> Quality:

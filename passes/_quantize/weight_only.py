@@ -15,9 +15,9 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes._quantize.blocks import Blocks, encode, error_of
+from memoptc.passes._quantize.blocks import Blocks, encode, error_of, pack
 from memoptc.passes._quantize.numerics import weight_codes
-from memoptc.passes._quantize.places import CONVOLUTIONS, GATHER, Site, Weight
+from memoptc.passes._quantize.places import CONVOLUTIONS, GATHER, PRODUCTS, Site, Weight
 from memoptc.passes._quantize.rounding import Rounded, round_blocks
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
@@ -294,6 +294,10 @@ class Writer:
         if self.plan.form != "nbits" or not whole or not gathers_codes(self.plan.bits):
             return self._row_lookup(builder, weight, op)
         blocks = self._matrix(weight, 1, 1.0)
+        if columns % blocks.block == 0 and any(_reads_as_table(site) for site in weight.sites):
+            found = self._shared_lookup(builder, weight, blocks, op)
+            if found is not None:
+                return found
         packed = blocks.packed().reshape(len(blocks.scales), -1)[:, : columns * blocks.bits // 8]
         operands: list[Value | None] = [
             self._const(weight, np.ascontiguousarray(packed), f"rows{blocks.bits}", ()),
@@ -303,6 +307,37 @@ class Writer:
         ]
         attrs = {"gather_axis": 0, "quantize_axis": 1, "block_size": blocks.block, "bits": blocks.bits}
         return builder.op("GatherBlockQuantized", operands, attrs, domain=ops.MICROSOFT, type=op.result.type).result
+
+    def _shared_lookup(self, builder: Builder, weight: Weight, blocks: Blocks, op: Op) -> Value | None:
+        """Give rows of a table whose codes a product reads, too: one constant, each block an axis of its own.
+
+        GatherBlockQuantized then takes the zero point of each block in a byte of its own, so that those of 4 bits are
+        there twice; `None` where the rank of the indices is not known, which the shape of the result needs.
+        """
+        result = op.result.type
+        if not isinstance(result, TensorType) or result.shape is None:
+            return None
+        rows, count = blocks.scales.shape
+        key = (1, 1.0)
+        scales = self._const(weight, blocks.scales, "scales", key)
+        cubic = builder.const(np.array([rows, count, 1], np.int64))
+        zeros = None
+        if not blocks.symmetric and blocks.bits == 8:
+            flat = self._const(weight, blocks.packed_zeros(), "zeros", key)
+            zeros = builder.op("Reshape", [flat, cubic], type=TensorType(DType.UINT8, (rows, count, 1))).result
+        elif not blocks.symmetric:
+            zeros = self._const(weight, pack(blocks.zeros[..., None], blocks.bits), "row_zeros", key)
+        operands: list[Value | None] = [
+            self._const(weight, blocks.packed(), f"q{blocks.bits}", key),
+            op.operands[1],
+            builder.op("Reshape", [scales, cubic], type=TensorType(DType.FLOAT, (rows, count, 1))).result,
+            zeros,
+        ]
+        attrs = {"gather_axis": 0, "quantize_axis": 2, "block_size": blocks.block, "bits": blocks.bits}
+        type_ = TensorType(DType.FLOAT, (*result.shape[:-1], count, blocks.block))
+        picked = builder.op("GatherBlockQuantized", operands, attrs, domain=ops.MICROSOFT, type=type_).result
+        shape = builder.const(np.array([0] * (len(result.shape) - 1) + [blocks.columns], np.int64))
+        return builder.op("Reshape", [picked, shape], type=result).result
 
     def _row_lookup(self, builder: Builder, weight: Weight, op: Op) -> Value:
         """Look up int8 rows and their scales: standard operators only, of any opset."""
@@ -318,6 +353,11 @@ class Writer:
         scale = builder.op("Gather", [scales, op.operands[1]], {"axis": 0}, type=TensorType(DType.FLOAT, one))
         wide = builder.op("Cast", [picked.result], {"to": int(DType.FLOAT)}, type=result)
         return builder.op("Mul", [wide.result, scale.result], type=result).result
+
+
+def _reads_as_table(site: Site) -> bool:
+    """Whether a product reads a weight in the orientation in which a lookup does."""
+    return site.op.op_type in PRODUCTS and site.columns == 1 and site.factor == 1.0
 
 
 def near_divisor(length: int, block: int) -> int:
