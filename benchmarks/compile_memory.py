@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,9 @@ def _role(process: int) -> str:
     return name if module.startswith("memoptc.") or module.endswith(".py") else "memoptc"
 
 
-def compile_watched(model: Path, level: int, *more: str, timeline: bool = False) -> dict[str, Any]:
+def compile_watched(
+    model: Path, level: int, *more: str, timeline: bool = False, longest: float = 3600.0
+) -> dict[str, Any]:
     """Compile a model by the command line; give peaks in bytes, seconds, and what the report measured."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -108,11 +111,16 @@ def compile_watched(model: Path, level: int, *more: str, timeline: bool = False)
         command += ["-o", str(Path(folder) / "out.onnx"), "--report", str(report)]
         started = time.perf_counter()
         with open(Path(folder) / "errors", "w+", encoding="utf-8") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
             watch = Watch(process.pid)
-            while process.poll() is None:
-                watch.sample(time.perf_counter() - started)
-                time.sleep(_INTERVAL)
+            try:
+                while process.poll() is None and time.perf_counter() - started < longest:
+                    watch.sample(time.perf_counter() - started)
+                    time.sleep(_INTERVAL)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             errors.seek(0)
             last = (errors.read().strip().splitlines() or [""])[-1]
         found: dict[str, Any] = {
@@ -229,6 +237,7 @@ def _path(name: str, folder: Path) -> Path:
 @click.option("--level", multiple=True, type=int, default=(1, 2), show_default=True)
 @click.option("--measure/--no-measure", default=None, help="Both when not given.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep results here, and go on from them.")
+@click.option("--longest", default=3600.0, show_default=True, help="Seconds after which a compile is ended.")
 @click.option("--timeline", is_flag=True, help="Keep every sample, too.")
 def main(
     models: tuple[str, ...],
@@ -236,6 +245,7 @@ def main(
     level: tuple[int, ...],
     measure: bool | None,
     json_file: Path | None,
+    longest: float,
     timeline: bool,
 ) -> None:
     """Run the benchmark."""
@@ -252,7 +262,8 @@ def main(
                     options = " ".join([f"-O{one}", *way])
                     key = f"{name} {options}"
                     if key not in known:
-                        known[key] = compile_watched(_path(name, Path(folder)), one, *way, timeline=timeline)
+                        path = _path(name, Path(folder))
+                        known[key] = compile_watched(path, one, *way, timeline=timeline, longest=longest)
                         if json_file:
                             json_file.write_text(json.dumps(known, indent=1))
                     line = known[key]
