@@ -223,7 +223,10 @@ class _Search:
         seconds = self.effort.look()
         if tried.recoveries not in self.variants:
             seconds += self.effort.variant
-        if tried.rounding:
+        known = self.variants.get(tried.recoveries)
+        if (tried.clip or tried.bias) and (known is None or "channels" not in vars(known)):
+            seconds += self.effort.run * self.effort.many
+        if tried.rounding and (known is None or not known.was_rounded(tried.clip)):
             seconds += self.effort.run * self.effort.many + rounding_work(self.layers.values()) / MULTIPLICATIONS
         return seconds
 

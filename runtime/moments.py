@@ -98,7 +98,7 @@ class Moments:
     """Sums of products of each pair of columns.
 
     Args:
-        fit: Over most rows, float64 `[columns, columns]`.
+        fit: Over most rows, `[columns, columns]`.
         check: Over the others, which nothing is fitted to.
         rows: How many rows there were.
     """
@@ -137,18 +137,19 @@ class _Sum:
 
     Args:
         whole: Whether every fourth sample is kept aside.
+        dtype: Of the sums.
     """
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, whole: bool, dtype: npt.DTypeLike) -> None:
         self.found: Moments | None = None
-        self._whole, self._run = whole, 1
+        self._whole, self._run, self._dtype = whole, 1, dtype
 
     def add(self, rows: npt.NDArray[np.float32], index: int) -> None:
         if not rows.size:
             return
         if self.found is None:
             width = rows.shape[1]
-            self.found = Moments(np.zeros((width, width)), np.zeros((width, width)))
+            self.found = Moments(np.zeros((width, width), self._dtype), np.zeros((width, width), self._dtype))
             self._run = max(1, len(rows) // ASIDE)
         at = np.full(len(rows), index) if self._whole else (self.found.rows + np.arange(len(rows))) // self._run
         aside = at % ASIDE == ASIDE - 1
@@ -166,6 +167,7 @@ def second_moments(
     threads: int = 1,
     folder: str | os.PathLike[str] | None = None,
     budget: int = BUDGET,
+    dtype: npt.DTypeLike = np.float64,
 ) -> dict[Reading, Moments]:
     """Observe how columns of what weights are multiplied with go together.
 
@@ -178,6 +180,7 @@ def second_moments(
         threads: Threads of onnxruntime.
         folder: Where external data lies when `model` is no path.
         budget: Bytes of activations that one run hands out at most; a larger tensor comes out alone.
+        dtype: Of the sums; float32 where they are damped anyway.
 
     Returns:
         Reading -> moments. Tensors that were empty in every sample, or held NaN or Inf, are left out.
@@ -194,17 +197,17 @@ def second_moments(
     samples = data if isinstance(data, Data) else probe.data(data)
     found: dict[Reading, Moments] = {}
     for group in groups(names, sizes(probe, names, samples), budget):
-        found |= dict(_observe(probe, group, [r for r in wanted if r.tensor in group], samples))
+        found |= dict(_observe(probe, group, [r for r in wanted if r.tensor in group], samples, dtype))
     return found
 
 
 def _observe(
-    probe: Probe, names: list[str], readings: list[Reading], samples: Data
+    probe: Probe, names: list[str], readings: list[Reading], samples: Data, dtype: npt.DTypeLike
 ) -> Iterator[tuple[Reading, Moments]]:
     evaluator = probe.load(copies(names), [f"{PREFIX}.{i}.copy" for i in range(len(names))])
     whole = enough(samples)
     spoilt: set[str] = set()
-    sums = {reading: _Sum(whole) for reading in readings}
+    sums = {reading: _Sum(whole, dtype) for reading in readings}
     for number, sample in enumerate(samples):
         found = evaluator.run(sample.feed)
         for index, name in enumerate(names):

@@ -100,8 +100,8 @@ def _observed(
     if context is None or context.calibration is None or not any(needs):
         yield from ((weight, {}) for weight in weights)
         return
-    for group in in_groups([[site.op for site in sites] for sites in needs]):
-        seen = moments_of(graph, [site.op for i in group for site in needs[i]], context)
+    for group in in_groups([[site.op for site in sites] for sites in needs], single=True):
+        seen = moments_of(graph, [site.op for i in group for site in needs[i]], context, single=True)
         for i in group:
             found: dict[int, Moments] = {}
             for site in needs[i]:
@@ -109,6 +109,7 @@ def _observed(
                     at = WINDOW if site.op.op_type in CONVOLUTIONS else site.columns
                     found[at] = found[at].add(seen[site.op]) if at in found else seen[site.op]
             yield weights[i], found
+        del seen  # before the next are added up
 
 
 def _readers(weight: Weight, graph: Graph) -> list[Site]:

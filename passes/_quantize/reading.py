@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import layout_of
 from memoptc.ir.types import TensorType
@@ -16,7 +18,7 @@ from memoptc.runtime.moments import Moments, Reading, Window, second_moments
 WIDEST = 4096
 """Columns beyond which nothing is observed: a few square matrices of that many columns take 0.5 GB."""
 
-ROOM = 256 << 20
+ROOM = 192 << 20
 """Bytes of second moments that are held at once (one pair may be larger)."""
 
 
@@ -58,8 +60,15 @@ def window_of(op: Op) -> Window | None:
     return Window(kernel, strides, dilations, pads or (0,) * 2 * len(kernel), named)
 
 
-def moments_of(graph: Graph, ops: Iterable[Op], context: Context) -> dict[Op, Moments]:
-    """Observe what these ops of the top graph read; those that saw nothing are left out."""
+def moments_of(graph: Graph, ops: Iterable[Op], context: Context, *, single: bool = False) -> dict[Op, Moments]:
+    """Observe what these ops of the top graph read; those that saw nothing are left out.
+
+    Args:
+        graph: The graph.
+        ops: Products and convolutions.
+        context: Its calibration data is used.
+        single: Sum up in float32.
+    """
     wanted: dict[Value, list[Op]] = {}
     for op in ops:
         wanted.setdefault(op.operand, []).append(op)
@@ -67,7 +76,7 @@ def moments_of(graph: Graph, ops: Iterable[Op], context: Context) -> dict[Op, Mo
 
     def look(path: Path, names: dict[str, Value]) -> dict[str, None]:
         readings = {op: Reading(name, window_of(op)) for name, value in names.items() for op in wanted[value]}
-        seen = second_moments(path, readings.values(), context.calibration)
+        seen = second_moments(path, readings.values(), context.calibration, dtype=np.float32 if single else np.float64)
         found.update({op: seen[reading] for op, reading in readings.items() if reading in seen})
         return {}
 
@@ -75,12 +84,12 @@ def moments_of(graph: Graph, ops: Iterable[Op], context: Context) -> dict[Op, Mo
     return found
 
 
-def in_groups(needs: Sequence[Sequence[Op]], room: int = ROOM) -> Iterator[list[int]]:
+def in_groups(needs: Sequence[Sequence[Op]], room: int = ROOM, *, single: bool = False) -> Iterator[list[int]]:
     """Part indices of sets of ops into groups whose second moments fit into memory together."""
     group: list[int] = []
     known: dict[tuple[Value, Window | None], int] = {}
     for index, ops in enumerate(needs):
-        more = {(op.operand, window_of(op)): 16 * columns_of(op) ** 2 for op in ops}
+        more = {(op.operand, window_of(op)): (8 if single else 16) * columns_of(op) ** 2 for op in ops}
         if group and sum((known | more).values()) > room:
             yield group
             group, known = [], {}

@@ -25,7 +25,7 @@ from memoptc.passes._quantize.observe import observe
 from memoptc.passes._quantize.places import GATHER, PRODUCTS, Weight, find_weights
 from memoptc.passes._quantize.reading import columns_of, in_groups, moments_of, why_not
 from memoptc.passes._quantize.recurrent import quantize_recurrent, recurrent
-from memoptc.passes._quantize.rounding import round_channels
+from memoptc.passes._quantize.rounding import Dampings, round_channels
 from memoptc.passes._quantize.static import Choice, Emitter, Memo, choose, is_float32, share_scales
 from memoptc.passes._quantize.tradeoff import BLOCKS, FLOAT, WEIGHTS
 from memoptc.passes._quantize.weight_only import Memo as BlockMemo
@@ -162,10 +162,14 @@ class Variant:
 
         return observe(self.graph, axes, self.context, look)
 
+    def was_rounded(self, clip: bool) -> bool:
+        """Whether `rounded` has been asked for these."""
+        return clip in self._rounded
+
     def rounded(self, clip: bool) -> dict[Value, WeightCodes]:
         """Codes of weights, rounded for the least error of their products; those of much work are left out."""
         if clip not in self._rounded:
-            found = self._rounded[clip] = {}
+            found, dampings = self._rounded.setdefault(clip, {}), Dampings()
             with one_thread():
                 for op, moments in _observed(self.graph, self.choice.heavy, self.context):
                     weight, seen = op.operands[1], self.channels.get(op.operand) if clip else None
@@ -173,7 +177,7 @@ class Variant:
                     floats = weight.tensor.numpy()
                     energy = None if seen is None else spread_inputs(op, seen.mean_square)
                     codes = weight_codes(floats, output_axis(op), self.codes.dtype, self.codes.bits, energy)
-                    found[weight] = round_channels(floats, codes, moments, self.codes.bits)
+                    found[weight] = round_channels(floats, codes, moments, self.codes.bits, dampings)
         return self._rounded[clip]
 
     def scales(self, method: str) -> dict[Value, Scale]:
@@ -370,10 +374,11 @@ def _observed(graph: Graph, ops: Iterable[Op], context: Context) -> Iterator[tup
             break
         chosen.add(op)
     kept = [op for op in alone if op in chosen]
-    for group in in_groups([[op] for op in kept]):
+    for group in in_groups([[op] for op in kept], single=True):
         members = [kept[i] for i in group]
-        seen = moments_of(graph, members, context)
+        seen = moments_of(graph, members, context, single=True)
         yield from ((op, seen[op]) for op in members if op in seen)
+        del seen  # before the next are added up
 
 
 def rounding_work(ops: Iterable[Op]) -> float:

@@ -18,7 +18,7 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.passes._quantize.blocks import Blocks, encode, error_of, pack
 from memoptc.passes._quantize.numerics import weight_codes
 from memoptc.passes._quantize.places import CONVOLUTIONS, GATHER, PRODUCTS, Site, Weight
-from memoptc.passes._quantize.rounding import Rounded, round_blocks
+from memoptc.passes._quantize.rounding import Dampings, Rounded, round_blocks
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 
@@ -98,6 +98,7 @@ class Writer:
     rounded: list[Rounded] = field(default_factory=list)
     memo: Memo | None = None
     _moments: Mapping[int, Moments] = field(default_factory=dict)
+    _dampings: Dampings = field(default_factory=Dampings)
     _codes: Memo = field(default_factory=dict)
     _values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
     _counted: set[tuple[Any, ...]] = field(default_factory=set)
@@ -169,7 +170,7 @@ class Writer:
         """Code rows of blocks; `results` are the same weights, in rows of one result each."""
         blocks = encode(rows, self.plan.bits, block, symmetric=self.plan.symmetric, search=self.plan.search)
         if columns in self._moments:
-            blocks, gained = round_blocks(results, blocks, self._moments[columns])
+            blocks, gained = round_blocks(results, blocks, self._moments[columns], self._dampings)
             self.rounded.append(gained)
         return blocks, *error_of(rows, blocks)
 

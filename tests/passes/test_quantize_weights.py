@@ -157,7 +157,7 @@ def test_a_table_and_a_product_of_one_matrix_are_stored_once() -> None:
     run_pipeline(parse_pipeline("quantize-weights{bits=8},share-weights,drop-dead"), found)
     assert weight_bytes(found) < 1024 * 64 * (1 + 5 / 32) * 1.01
     reshaped = [op.operand.tensor for op in found.walk("Reshape") if op.operand.tensor is not None]
-    assert all(tensor.nbytes < 1024 * 64 / 8 for tensor in reshaped)  # scales and zeros only: no copy of codes
+    assert all(tensor.nbytes <= 1024 * 64 / 8 for tensor in reshaped)  # scales and zeros only: no copy of codes
 
 
 def test_options_are_checked() -> None:
