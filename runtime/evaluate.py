@@ -70,6 +70,8 @@ class Evaluator:
     ) -> None:
         self.options = options
         self.blame = blame
+        self.folder = None if folder is None else str(folder)
+        self._model = model
         path = os.fspath(model) if isinstance(model, str | os.PathLike) else ""
         self.label = label or (Path(path).name if path else "the model")
         native = options.session_options()
@@ -92,6 +94,14 @@ class Evaluator:
         self.outputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_outputs()}
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4
+
+    def on_disk(self, folder: Path) -> str:
+        """Give the path of the model; one that came in memory is written into `folder`."""
+        if isinstance(self._model, str | os.PathLike):
+            return os.path.abspath(os.fspath(self._model))
+        path = folder / "model.onnx"
+        path.write_bytes(_serialized(self._model))
+        return str(path)
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Run once.

@@ -27,6 +27,7 @@ from memoptc.runtime.constraints import Requirement
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.roles import Role, find_roles
 from memoptc.runtime.solve import gather, solve
+from memoptc.runtime.trials import TooManyEnded, Trial, trial_runs
 
 # Extents to try, by what an axis looks like. The first suits most models and keeps a run small; later ones
 # serve models that need more (five halvings, a window of 512 samples) and, after a success, test dynamism.
@@ -46,6 +47,8 @@ _ORDER = ("batch", "past", "sequence", "space")
 STYLES = ("typical", "small", "ones", "zeros")
 _ATTEMPTS = 72
 _HALVINGS = 64
+_LARGEST_FEED = 16 << 20
+"""Bytes of inputs above which extents are not tried where smaller ones are to be had: several open axes multiply."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,15 @@ class InputMaker:
             feed[name] = self._value(name, type_, binding, _Fill(self, name, style, choice, seed, rng))
         return feed
 
+    def nbytes(self, binding: Mapping[str, int]) -> int:
+        """Bytes of the numbers of a feed."""
+        total = 0
+        for name, type_ in self.types.items():
+            if isinstance(type_, TensorType) and type_.dtype not in (DType.STRING, DType.UNDEFINED):
+                extents = (_evaluate(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
+                total += math.prod(extents) * type_.dtype.bitwidth // 8
+        return total
+
     def _value(self, name: str, type_: Type | None, binding: Mapping[str, int], fill: _Fill) -> Any:
         if isinstance(type_, OptionalType):
             return self._value(name, type_.elem, binding, fill)
@@ -376,11 +388,15 @@ def find_feeds(
         InputError: no inputs were found on which the model runs.
     """
     maker = InputMaker(graph, dims, seed)
-    until = time.monotonic() + seconds
-    first, error = _first(maker, original, until)
+    with trial_runs(maker.typed, original) as trial:
+        return _found(graph, maker, trial, count, time.monotonic() + seconds)
+
+
+def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: float) -> list[Generated]:
+    first, error = _first(maker, trial, until)
     if first is None:  # names that mean another extent at each place
-        apart = InputMaker(graph, dims, seed, apart=True)
-        first, _ = _first(apart, original, until)
+        apart = InputMaker(graph, maker.asked, maker.seed, apart=True)
+        first, _ = _first(apart, trial, until)
         maker = apart if first is not None else maker
     if first is None:
         raise InputError(
@@ -394,7 +410,7 @@ def find_feeds(
             if len(found) >= count:
                 break
             if binding not in sizes:
-                more = _attempt(maker, original, binding, first[0].style, len(found), choice)
+                more = _attempt(maker, trial, binding, first[0].style, len(found), choice)
                 if isinstance(more, Generated) and (more.finite or not first[0].finite):
                     found.append(more)
                     sizes.append(binding)
@@ -407,18 +423,24 @@ def find_feeds(
     return found
 
 
-def _first(maker: InputMaker, original: Evaluator, until: float = math.inf) -> tuple[tuple[Generated, int] | None, str]:
+def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generated, int] | None, str]:
     choices = max([1, *(max(len(set(r.compared)), len(r.fixed)) for r in maker.roles.values())])
     fallback: tuple[Generated, int] | None = None
     error = ""
     attempts = 0
+    bindings = list(maker.bindings())
+    sizes = [maker.nbytes(binding) for binding in bindings]
+    bound = max(_LARGEST_FEED, min(sizes, default=0))
     for style in STYLES:
-        for binding in maker.bindings():
-            for choice in range(min(choices, 6)):
+        for binding, size in zip(bindings, sizes, strict=True):
+            for choice in range(min(choices, 6) if size <= bound else 0):
                 attempts += 1
                 if attempts > _ATTEMPTS or (attempts > 1 and time.monotonic() > until):
                     return fallback, error
-                found = _attempt(maker, original, binding, style, 0, choice)
+                try:
+                    found = _attempt(maker, trial, binding, style, 0, choice)
+                except TooManyEnded:
+                    return fallback, error
                 if isinstance(found, str):
                     error = found
                 elif found.finite:
@@ -429,22 +451,16 @@ def _first(maker: InputMaker, original: Evaluator, until: float = math.inf) -> t
 
 
 def _attempt(
-    maker: InputMaker, original: Evaluator, binding: dict[str, int], style: str, seed: int, choice: int
+    maker: InputMaker, trial: Trial, binding: dict[str, int], style: str, seed: int, choice: int
 ) -> Generated | str:
     feed = maker.make(binding, style, seed, choice)
     try:
-        outputs = original.run(feed)
+        finite = trial.finite(feed)
+    except TooManyEnded:
+        raise
     except MemoptcError as error:
         return error.message
-    return Generated(feed, maker.named(binding), style, all(_finite(value) for value in outputs.values()))
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_finite(item) for item in value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fc":
-        return bool(np.isfinite(value).all())
-    return True
+    return Generated(feed, maker.named(binding), style, finite)
 
 
 def _way_out(maker: InputMaker) -> str:

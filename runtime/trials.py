@@ -1,0 +1,199 @@
+"""Trial runs of a model on inputs that were made up: kernels that check no ranks run in a process of their own.
+
+Some kernels of onnxruntime (1.31) index the shape of an operand without asking for its rank: a wrong rank ends the
+process, and no exception says so. Ranks are right where a model declares them. Where it leaves one open, trial runs go
+to a worker: when that process ends, or one run takes too long, the trial has failed and the caller goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.types import TensorType
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.npz import load_feed, save_feed
+from memoptc.runtime.options import Feed, RunOptions
+
+_UNCHECKED = frozenset(
+    {
+        "Conv", "ConvInteger", "DFT", "DeformConv", "Einsum", "GridSample", "MaxRoiPool", "Multinomial", "QLinearConv",
+        "ReverseSequence", "RoiAlign", "STFT",
+    }
+)  # fmt: skip
+"""Operators whose kernels end the process on operands of a wrong rank."""
+
+_LONGEST = 30.0
+"""Seconds that one run in a worker may take."""
+_ENDED = 4
+"""Workers that may end before trials are given up: each costs about a second."""
+
+
+class Trial(Protocol):
+    """Runs a model on one feed."""
+
+    def finite(self, feed: Feed) -> bool:
+        """Whether all outputs are finite numbers.
+
+        Raises:
+            MemoptcError: the model does not run on it.
+        """
+
+
+class TooManyEnded(InputError):
+    """Runs ended the process so often that no more are tried."""
+
+
+@contextlib.contextmanager
+def trial_runs(graph: Graph, original: Evaluator) -> Iterator[Trial]:
+    """Give the way to try a model: in this process, or in a worker where a run may end it.
+
+    Args:
+        graph: The model with inferred types.
+        original: The same model in onnxruntime.
+    """
+    if not may_end_process(graph):
+        yield _Here(original)
+        return
+    with TemporaryFolder("memoptc-trial-") as folder, contextlib.closing(_Apart(original, Path(folder))) as trial:
+        yield trial
+
+
+def may_end_process(graph: Graph) -> bool:
+    """Whether made-up inputs may reach a kernel that checks no ranks, or one that nobody described."""
+    return any(_on_trust(op) and any(_rank_open(v) for v in op.operands) for op in graph.walk())
+
+
+def _on_trust(op: Op) -> bool:
+    return op.op_type in _UNCHECKED or bool(op.domain)
+
+
+def _rank_open(value: Value) -> bool:
+    if value.omitted:
+        return False
+    return value.type is None or (isinstance(value.type, TensorType) and value.type.shape is None)
+
+
+class _Here:
+    def __init__(self, original: Evaluator) -> None:
+        self._original = original
+
+    def finite(self, feed: Feed) -> bool:
+        return all(_finite(value) for value in self._original.run(feed).values())
+
+
+class _Apart:
+    """A worker, started for the first trial and again after one that ended it."""
+
+    def __init__(self, original: Evaluator, folder: Path) -> None:
+        self._original, self._folder = original, folder
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ended = 0
+
+    def finite(self, feed: Feed) -> bool:
+        if self._ended >= _ENDED:
+            raise TooManyEnded("Runs on made-up inputs ended onnxruntime's process too often to try more.")
+        path = self._folder / "feed.npz"
+        save_feed(path, feed)
+        process = self._process or self._start()
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
+        try:
+            answer = self._answers.get(timeout=_LONGEST)
+        except queue.Empty:
+            answer, why = "", f"a run takes longer than {_LONGEST:g} seconds"
+        else:
+            why = "a run ends onnxruntime's process"
+        if not answer:
+            self.close()
+            self._ended += 1
+            raise InputError(f"{self._original.label}: {why}.")
+        found = json.loads(answer)
+        if "error" in found:
+            raise InputError(found["error"])
+        return bool(found["finite"])
+
+    def _start(self) -> subprocess.Popen[str]:
+        request = {
+            "model": self._original.on_disk(self._folder),
+            "folder": self._original.folder,
+            "label": self._original.label,
+            "options": self._original.options.to_json(),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "memoptc.runtime.trials"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._answers = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
+        return self._process
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+            self._process = None
+
+
+def _read(process: subprocess.Popen[str], answers: queue.SimpleQueue[str]) -> None:
+    """Pass lines on; an empty one says that the process has ended."""
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError, OSError):
+        for line in process.stdout:
+            answers.put(line)
+    answers.put("")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_finite(item) for item in value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fc":
+        return bool(np.isfinite(value).all())
+    return True
+
+
+def _main() -> None:
+    """Answer each line of stdin, the path of a feed, by a line of JSON on stdout."""
+    asked = json.loads(sys.stdin.readline())
+    try:
+        options = RunOptions(**asked["options"])
+        original = Evaluator(asked["model"], options, folder=asked["folder"], label=asked["label"])
+    except MemoptcError as error:
+        print(json.dumps({"error": error.message}), flush=True)
+        return
+    here = _Here(original)
+    for line in sys.stdin:
+        try:
+            answer: dict[str, Any] = {"finite": here.finite(load_feed(Path(line.rstrip(os.linesep))))}
+        except MemoptcError as error:
+            answer = {"error": error.message}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,81 @@
+"""Trial runs on made-up inputs: what ends onnxruntime's process ends no compile, and sizes stay affordable."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from memoptc import compile
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.trials import may_end_process, trial_runs
+
+
+def _model(op_type: str, inputs: list[onnx.ValueInfoProto], opset: int = 18, **attrs: object) -> onnx.ModelProto:
+    node = helper.make_node(op_type, [i.name for i in inputs], ["y"], **attrs)
+    graph = helper.make_graph([node], "g", inputs, [helper.make_empty_tensor_value_info("y")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def _open(name: str, dtype: int = onnx.TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, None)
+
+
+ENDING = {
+    "MaxRoiPool": lambda: _model("MaxRoiPool", [_open("x"), _open("boxes")], pooled_shape=[2, 2]),
+    "STFT": lambda: _model("STFT", [_open("x"), helper.make_tensor_value_info("s", 7, []), _open("w")]),
+}
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_a_compile_outlives_runs_that_end_the_process(name: str) -> None:
+    model = ENDING[name]()
+    result = compile(model, 1, verify="off", measure=False)
+    assert [n.op_type for n in result.model.graph.node] == [name]
+    assert any("a run ends onnxruntime's process" in warning for warning in result.report.warnings)
+    with pytest.raises(InputError, match="ends onnxruntime's process") as caught:
+        find_feeds(read_onnx(model), Evaluator(model))
+    assert "--validation" in caught.value.hint
+
+
+def test_only_open_ranks_are_tried_apart() -> None:
+    declared = (
+        helper.make_tensor_value_info("x", 1, ["n", "c", "h", "w"]),
+        helper.make_tensor_value_info("b", 1, [1, 5]),
+    )
+    assert not may_end_process(InputMaker(read_onnx(_model("MaxRoiPool", list(declared), pooled_shape=[2, 2]))).typed)
+    assert not may_end_process(InputMaker(read_onnx(_model("Relu", [_open("x")]))).typed)
+    assert may_end_process(InputMaker(read_onnx(ENDING["STFT"]())).typed)
+
+
+def test_a_worker_goes_on_after_a_refusal() -> None:
+    model = _model("ReverseSequence", [_open("x"), _open("n", onnx.TensorProto.INT64)])
+    graph = InputMaker(read_onnx(model)).typed
+    good = {"x": np.ones((3, 2), np.float32), "n": np.array([1, 2])}
+    with trial_runs(graph, Evaluator(model)) as trial:
+        assert trial.finite(good)
+        with pytest.raises(InputError, match="ReverseSequence"):
+            trial.finite({**good, "n": np.array([1, 2, 3])})
+        assert not trial.finite({**good, "x": np.full((3, 2), np.nan, np.float32)})
+
+
+def test_open_axes_do_not_multiply_into_gigabytes() -> None:
+    x = helper.make_tensor_value_info("x", 1, ["a", "b", "b", "c"])
+    model = _model("Reshape", [x, helper.make_tensor_value_info("s", 7, [4])], 13)
+    graph = read_onnx(model)
+    maker = InputMaker(graph)
+    assert max(maker.nbytes(binding) for binding in maker.bindings()) > 100 << 20
+    largest = 0
+
+    class Watched(Evaluator):
+        def run(self, feed, outputs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            largest = max(largest, feed["x"].nbytes)
+            return super().run(feed, outputs)
+
+    assert find_feeds(graph, Watched(model), count=1)[0].feed["x"].size
+    assert 0 < largest <= 16 << 20
