@@ -95,7 +95,8 @@ def _largest(
             for name, extent in wanted.items()
             if name not in maker.dims
         } | maker.dims
-        if estimate.peak_bytes <= limit or smaller == wanted:
+        # Where shapes are not known, what is planned says nothing of what goes in.
+        if max(estimate.peak_bytes, maker.nbytes(found)) <= limit or smaller == wanted:
             return found
         wanted = smaller
 

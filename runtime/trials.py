@@ -38,7 +38,7 @@ _UNCHECKED = frozenset(
 
 _LONGEST = 30.0
 """Seconds that one run in a worker may take."""
-_ENDED = 4
+_ENDED = 3
 """Workers that may end before trials are given up: each costs about a second."""
 
 
