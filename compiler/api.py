@@ -26,6 +26,7 @@ from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
+from memoptc.runtime.inputs import by_symbol
 from memoptc.runtime.memory.plan import Plan
 from memoptc.samples import Inputs
 from memoptc.source import files_of, load, with_control
@@ -183,6 +184,8 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     options.progress("reading", 0.0)
     source = load(model, scratch)
     refuse_overwriting(destination or output, files_of(source.graph, source.path))
+    dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
+    options = replace(options, dims=dims, freeze=freeze)
     report = Report(
         model={
             "path": source.graph.info.source_path,

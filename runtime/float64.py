@@ -241,8 +241,17 @@ def _retag(op: Op) -> None:
     for result in op.results:
         result.type = _wide(result.type)
     for index in _SCALES.get(op.op_type, ()):
-        if index < len(op.operands) and not op.operands[index].is_absent:
+        if index >= len(op.operands) or op.operands[index].is_absent:
+            continue
+        if _is_empty(op.operands[index]):  # not given, as opset 11 spells it: a constant, or it counts as given
+            assert op.graph is not None
+            op.set_operand(index, op.graph.const(from_array(np.zeros(0, np.float32))))
+        else:
             _cast(op, index, DType.FLOAT)
+
+
+def _is_empty(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.shape is not None and 0 in value.type.shape
 
 
 def _keep(op: Op) -> None:

@@ -68,6 +68,14 @@ class Generated:
     finite: bool = True
 
 
+def by_symbol(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+    """Give extents by symbol that are given by symbol or by the name that the file spells, such as `batch.size`."""
+    shapes = [v.type.shape for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is not None]
+    symbols = [d for shape in shapes for d in shape if isinstance(d, Sym) and d.name is not None]
+    names = {s.spelling: s.name for s in symbols if s.spelling} | {s.name: s.name for s in symbols}
+    return {names.get(name) or name: extent for name, extent in dims.items()}
+
+
 class InputMaker:
     """Makes feeds for one model, the same ones for the same seed.
 
@@ -86,7 +94,7 @@ class InputMaker:
     ) -> None:
         defaulted = {value.name for value in graph.defaults}
         self.types = {v.name: v.type for v in graph.inputs if v.name not in defaulted}
-        self.asked = dict(dims or {})
+        self.asked = by_symbol(graph, dims or {})
         self.seed = seed
         self._check_asked()
         inferred, found = graph.analysis(_analysed)

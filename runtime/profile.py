@@ -12,6 +12,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim
 from memoptc.runtime.configuration import AS_WRITTEN, FILE_ORDER, Configuration, planned
+from memoptc.runtime.design_points import design_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.measure import measure
@@ -28,6 +29,10 @@ __all__ = [
 
 AS_PLANNED = AS_WRITTEN.options
 """How the memory model sees a run: the graph as it is written, in its order, on one thread."""
+
+
+_PATIENCE = 10.0
+"""Seconds after which no more inputs are tried at chosen sizes."""
 
 
 @dataclass(frozen=True)
@@ -243,15 +248,22 @@ def record(model: str | os.PathLike[str], feed: Feed, options: RunOptions, *, ru
 
 
 def likely_extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
-    """Complete extents with likely ones for the symbols that nobody decided."""
-    return next(InputMaker(graph, dims).bindings(), dict(dims))
+    """Complete extents for the symbols that nobody decided: those that a compile plans for, else likely ones."""
+    points = design_points(graph, dims)
+    return dict(points.plan) if points is not None else next(InputMaker(graph, dims).bindings(), dict(dims))
 
 
-def make_feed(graph: Graph, model: str | os.PathLike[str], dims: Mapping[str, int]) -> dict[str, Any]:
-    """Make up inputs of the given extents on which the model runs.
+def make_feed(graph: Graph, model: str | os.PathLike[str], dims: Mapping[str, int], seed: int = 0) -> dict[str, Any]:
+    """Make up inputs on which the model runs, at the sizes that a compile would run it at where `dims` decides none.
 
     Raises:
         InputError: there are none.
     """
     original = Evaluator(os.fspath(model), RunOptions(), label="the model")
-    return find_feeds(graph, original, count=1, dims=dims)[0].feed
+    points = design_points(graph, dims)
+    if points is not None:
+        try:
+            return find_feeds(graph, original, count=1, dims=points.check, seed=seed, seconds=_PATIENCE)[0].feed
+        except InputError:  # what operators require is not all that can be wrong with sizes
+            pass
+    return find_feeds(graph, original, count=1, dims=dims, seed=seed)[0].feed

@@ -123,4 +123,6 @@ def command(
             **options,
         )
     data = [] if result.data_file is None else [result.data_file]
+    worst = result.report.verification.get("worst_sample")
+    data += [output.with_name(worst)] if worst else []
     print_result(result.report, [output, *data, *reports], quiet=quiet, verbose=verbose)

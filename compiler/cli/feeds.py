@@ -19,11 +19,8 @@ def made_up(model: Path, dims: dict[str, int], seed: int = 0) -> dict[str, Any]:
     """
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
-    from memoptc.runtime.evaluate import Evaluator
-    from memoptc.runtime.inputs import find_feeds
-    from memoptc.runtime.options import RunOptions
+    from memoptc.runtime.profile import make_feed
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    original = Evaluator(model, RunOptions(), label="the model")
-    return find_feeds(graph, original, count=1, dims=dims, seed=seed)[0].feed
+    return make_feed(graph, model, dims, seed)

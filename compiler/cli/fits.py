@@ -58,6 +58,10 @@ def command(
     in_session: dict[str, Any] = {"threads": threads} if threads else {}
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
     where = "Session" if run_with == "session" else "stock onnxruntime"
+    if inputs is None:
+        extents = {name: "x".join(map(str, v.shape)) or "scalar" for name, v in feed.items() if hasattr(v, "shape")}
+        shapes = ", ".join(f"{name} {text}" for name, text in extents.items())
+        click.echo(f"inputs: {shapes}")
     need = measure_need(model, feed, options=way)
     click.echo(f"need in {where}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
     try:

@@ -82,6 +82,7 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
         note = " (weights; it belongs beside the model)" if path.suffix == ".data" else ""
+        note = " (the inputs on which outputs differ most)" if path.name.endswith(".worst.npz") else note
         console.print(f"wrote {path}{note}", soft_wrap=True, markup=False)
 
 

@@ -73,8 +73,15 @@ def _memory(report: Report) -> str:
 
 
 def _latency(report: Report) -> str:
-    found = report.candidate.measured
-    return f"latency {found['slowdown']['ratio']:.2f}" if found and found.get("slowdown") else ""
+    found = (report.candidate.measured or {}).get("slowdown")
+    if not found:
+        return ""
+    ratio, low, high = (found[key] for key in ("ratio", "low", "high"))
+    return f"latency {ratio:.2f}" + (f" (noisy: {low:.2f} to {high:.2f})" if high - low > _NOISE else "")
+
+
+_NOISE = 0.1
+"""Width of the interval of a ratio of latencies above which the verdict names it."""
 
 
 def _taken_back(report: Report) -> str:
