@@ -16,7 +16,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/GLOSSARY.md", "examples/README.md"]
 
 
 def run(command: list[str], text: str, folder: Path) -> None:
