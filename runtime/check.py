@@ -221,23 +221,29 @@ class Check:
         """Compare with the original's outputs; give the samples on which any bit differs."""
         candidate = self._candidate(self.first)
         _check_ports(self.ports, candidate)
-        differing, started = [], time.perf_counter()
+        error: MemoptcError | None = None
+        started = time.perf_counter()
         for index in range(len(self.taken)):
             self.count += 1
-            sample, wanted = self._sample(index), self.spool.get("wanted", index)
             try:
-                got = candidate.run(sample.feed)
-            except MemoptcError as error:
-                self.failures.append(f"{sample.where}: {error.message}")
-                self._write(sample, wanted, {})
+                self.spool.put("got", index, candidate.run(self.spool.get("feed", index)))
+            except MemoptcError as failure:
+                error = failure
                 break
-            if self._compare(sample, wanted, got):
-                differing.append(index)
-                if self._wants_twin:
-                    self.spool.put("got", index, got)
-            self._labels(sample, wanted, got)
             if time.perf_counter() - started > seconds:
                 break
+        del candidate
+        trim()
+        differing = []
+        for index in range(self.count - (error is not None)):
+            sample, wanted, got = self._sample(index), self.spool.get("wanted", index), self.spool.get("got", index)
+            if self._compare(sample, wanted, got):
+                differing.append(index)
+            self._labels(sample, wanted, got)
+        if error is not None:
+            sample = self._sample(self.count - 1)
+            self.failures.append(f"{sample.where}: {error.message}")
+            self._write(sample, self.spool.get("wanted", self.count - 1), {})
         return differing
 
     @property
@@ -364,14 +370,20 @@ class Check:
 
     def _run_candidate_other_way(self, samples: Sequence[int]) -> None:
         """The same comparison with onnxruntime's optimizer switched the other way."""
-        candidate = self._candidate(self.second)
+        candidate: Evaluator | None = self._candidate(self.second)
+        ran = []
         for index in samples:
+            assert candidate is not None
             try:
-                got = candidate.run(self.spool.get("feed", index))
+                self.spool.put("got", index, candidate.run(self.spool.get("feed", index)))
+                ran.append(index)
             except MemoptcError as error:
                 state = "on" if self.second.optimize else "off"
                 self.failures.append(f"with onnxruntime's optimizer {state}: {error.message}")
-                continue
+        candidate = None
+        trim()
+        for index in ran:
+            got = self.spool.get("got", index)
             first, wanted = self.spool.get("wanted", index), self.spool.get("other", index)
             for name in wanted:
                 if name not in self.random:

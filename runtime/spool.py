@@ -15,7 +15,10 @@ import numpy as np
 from memoptc.ir.files import TemporaryFolder
 
 _SMALL = 1 << 20
-"""Bytes of values that stay in memory; all of them together are few against a session."""
+"""Bytes of one sample's values that may stay in memory."""
+
+_ALL_SMALL = 16 << 20
+"""Bytes of values that stay in memory, all together."""
 
 
 class Spool:
@@ -25,6 +28,7 @@ class Spool:
         self._held: dict[tuple[str, int], dict[str, Any]] = {}
         self._files: dict[tuple[str, int], Path] = {}
         self._folder: TemporaryFolder | None = None
+        self._held_bytes = 0
 
     def put(self, kind: str, index: int, values: Mapping[str, Any]) -> None:
         """Keep the values of one sample.
@@ -34,7 +38,10 @@ class Spool:
             index: Number of the sample.
             values: Name -> array, list (sequence), dict (map) or `None`.
         """
-        if sum(_nbytes(value) for value in values.values()) <= _SMALL:
+        self._held.pop((kind, index), None)
+        size = sum(_nbytes(value) for value in values.values())
+        if size <= _SMALL and self._held_bytes + size <= _ALL_SMALL:
+            self._held_bytes += size
             self._held[kind, index] = dict(values)
             return
         if self._folder is None:
