@@ -213,6 +213,8 @@ class _Search:
                     self.decide(what, str(tried), f"the output gains {reached - level:.1f} dB on the data")
                     best, level = tried, reached
             self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
+        for key, kept in self.variants.items():
+            kept.keep(best if key == best.recoveries else None)
         if left:
             why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
             self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
@@ -227,7 +229,8 @@ class _Search:
         if (tried.clip or tried.bias) and (known is None or "channels" not in vars(known)):
             seconds += self.effort.run * self.effort.many
         if tried.rounding and (known is None or not known.was_rounded(tried.clip)):
-            seconds += self.effort.run * self.effort.many + rounding_work(self.layers.values()) / MULTIPLICATIONS
+            passes, work = rounding_work(self.variant(()).choice.heavy)
+            seconds += passes * self.effort.run * self.effort.many + work / MULTIPLICATIONS
         return seconds
 
     @staticmethod

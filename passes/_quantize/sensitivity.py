@@ -50,8 +50,10 @@ def sensitivities(
         trials: Runs copies.
         exact: How many layers are measured.
     """
-    own = _own_noise(variant, layers) if len(layers) > exact else {}
-    ranked = sorted(layers, key=lambda name: -max(own.get(name, {"": math.inf}).values()))
+    own = _own_noise(variant, layers)
+    ranked = list(layers)
+    if len(layers) > exact:
+        ranked.sort(key=lambda name: -max(own.get(name, {"": math.inf}).values()))
     chosen, rest = ranked[:exact], ranked[exact:]
     everywhere = dict.fromkeys(layers, FLOAT)
 
@@ -68,10 +70,10 @@ def sensitivities(
         if layers[name].op_type in WEIGHTED and INTEGER in found[name]:
             noise = found[name][INTEGER]
             heard = max(noise.values(), default=0.0) >= loud
-            found[name][WEIGHTS] = alone(name, WEIGHTS) if heard else noise
+            found[name][WEIGHTS] = alone(name, WEIGHTS) if heard else _part(noise, own.get(name, {}))
+    measured = [(own.get(n, {}).get(state, 0.0), noise) for n in chosen for state, noise in found[n].items()]
     for name in rest:
         for state in _possible(name, layers[name], variant):
-            measured = [(own.get(n, {}).get(state, 0.0), found[n][state]) for n in chosen if state in found[n]]
             found[name][state] = _scaled(own.get(name, {}).get(state, 0.0), measured)
     return [
         Layer(name, op.op_type, bytes_of(op), work_of(op, variant.context.dims), found[name], name in set(chosen))
@@ -151,6 +153,13 @@ def _activation_noise(seen: Range) -> float:
     signal = float((counts[kept] * np.square(centers[kept])).sum()) / max(float(counts[kept].sum()), 1.0)
     noise = squared_error(histogram, seen.extremes, seen.min, seen.max) / seen.count
     return noise / signal if signal > 0 else math.inf if noise > 0 else 0.0
+
+
+def _part(noise: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """What the weights' part of a layer's noise makes of it, where that is not worth a look."""
+    whole = own.get(INTEGER, 0.0)
+    share = min(own.get(WEIGHTS, 0.0) / whole, 1.0) if math.isfinite(whole) and whole > 0 else 1.0
+    return {key: n * share for key, n in noise.items()}
 
 
 def _scaled(own: float, measured: Iterable[tuple[float, dict[str, float]]]) -> dict[str, float]:

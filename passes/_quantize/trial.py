@@ -38,6 +38,7 @@ from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import observe as cover
 from memoptc.runtime.quality import Examiner, Quality
+from memoptc.runtime.spool import trim
 
 NONE: Mapping[str, str] = {}
 """Every layer on integers."""
@@ -162,6 +163,15 @@ class Variant:
 
         return observe(self.graph, axes, self.context, look)
 
+    def keep(self, setting: Setting | None) -> None:
+        """Forget codes that this setting does not use; all of them for `None`."""
+        for clip in list(self._rounded):
+            if setting is None or not setting.rounding or clip != setting.clip:
+                del self._rounded[clip]
+        for key in list(self.memo):
+            if setting is None or setting.rounding or key[2] != setting.clip:
+                del self.memo[key]
+
     def was_rounded(self, clip: bool) -> bool:
         """Whether `rounded` has been asked for these."""
         return clip in self._rounded
@@ -282,6 +292,7 @@ class Trials:
             return Quality({"": math.inf}, 0, -math.inf)
         finally:
             path.unlink()
+            trim(collect=False)
 
 
 def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[dict[str, Op], Codes]:
@@ -381,10 +392,16 @@ def _observed(graph: Graph, ops: Iterable[Op], context: Context) -> Iterator[tup
         del seen  # before the next are added up
 
 
-def rounding_work(ops: Iterable[Op]) -> float:
-    """Multiplications that rounding the weights of these layers by data takes, at most as much as is ever done."""
-    heavy = [op for op in ops if op.op_type in ("Conv", "Gemm", "MatMul") and op.operands[1].tensor is not None]
-    return min(sum(_effort(op) for op in heavy), WORK)
+def rounding_work(heavy: Iterable[Op]) -> tuple[int, float]:
+    """Passes over the data, and multiplications, that rounding the weights of these layers takes."""
+    alone = [op for op in heavy if op.operands[1].single_use]
+    chosen, work = [], 0.0
+    for op in sorted(alone, key=_effort):
+        work += _effort(op)
+        if work > WORK:
+            break
+        chosen.append(op)
+    return sum(1 for _ in in_groups([[op] for op in chosen], single=True)), min(work, WORK)
 
 
 def _effort(op: Op) -> float:
