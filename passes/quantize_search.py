@@ -255,6 +255,11 @@ class _Search:
         if before is not None and not self.asked.fallback:
             return self.all_integers, self.wanted.refuse(before, layers)
         steps = ladder(layers, floats=self.asked.fallback)
+        if self.asked.fallback and not all(layer.measured for layer in layers):
+            # estimates can rank layers wrongly: floats cost bytes, so they are left out where integers do without
+            coded = ladder(layers, floats=False)
+            if coded.moves and self.wanted.good(self.wanted.look(self.quantized(setting, coded.states(coded.moves)))):
+                steps = coded
         first = before or self.wanted.look(self.quantized(setting, steps.states()))
         if before is None and self.wanted.good(first):
             return steps.states(), first
