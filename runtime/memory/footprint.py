@@ -58,7 +58,7 @@ class Footprint:
         nested: The ops that have regions.
         carried: Groups that are there before the first op.
         copies: Outputs (name, value) that are inputs or other outputs' twins: copied at the end.
-        early: Outputs that are weights: onnxruntime copies what needs nothing else before it runs anything else.
+        early: Outputs that are weights: onnxruntime copies them before it runs anything.
     """
 
     ops: list[Op]
@@ -236,7 +236,7 @@ def _hand_out(graph: Graph, found: Footprint, home: Mapping[Value, int]) -> None
         group = home.get(value)
         # What is there before the first op is the caller's, like an input.
         if group is None or group in found.carried or value in seen:
-            (found.early if value.op is not None and is_resident(value.op) else found.copies).append(
-                (info.name or value.name, value)
-            )
+            # A weight is handed out before the first op; where it is returned twice, the second copy is a node, run last.
+            first = value.op is not None and is_resident(value.op) and value not in seen
+            (found.early if first else found.copies).append((info.name or value.name, value))
         seen.add(value)
