@@ -7,3 +7,5 @@ INTEGERS = ("int8", "uint8", "int4", "mixed")
 """Targets that can be held to an accuracy, on data."""
 CODED_BORDERS = ("int8", "uint8", "float16")
 """Targets whose models can take and give codes."""
+HALF_FLOATS = ("float16", "bfloat16", "float8")
+"""Targets of narrower floats."""

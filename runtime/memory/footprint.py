@@ -236,7 +236,7 @@ def _hand_out(graph: Graph, found: Footprint, home: Mapping[Value, int]) -> None
         group = home.get(value)
         # What is there before the first op is the caller's, like an input.
         if group is None or group in found.carried or value in seen:
-            # A weight is handed out before the first op; where it is returned twice, the second copy is a node, run last.
+            # A weight is handed out before the first op; returned twice, its second copy is a node, run last.
             first = value.op is not None and is_resident(value.op) and value not in seen
             (found.early if first else found.copies).append((info.name or value.name, value))
         seen.add(value)
