@@ -107,6 +107,8 @@ def _own_noise(variant: Variant, layers: Mapping[str, Op]) -> dict[str, dict[str
             continue
         axis = output_axis(heavy[name]) if name in heavy else 0
         found[name] = _rounding_noise(weights, axis)
+        if name in variant.codes.wide:  # blocks of 8 bits have steps as much finer as those of 4 have more of them
+            found[name][WEIGHTS] = min(found[name][WEIGHTS], found[name][BLOCKS] * (15 / 255) ** 2)
         seen = variant.ranges.get(heavy[name].operand) if name in heavy else None
         found[name][INTEGER] = found[name][WEIGHTS] + (0.0 if seen is None else _activation_noise(seen))
     return found

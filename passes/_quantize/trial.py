@@ -46,6 +46,10 @@ NONE: Mapping[str, str] = {}
 BLOCK = 32
 """Weights that share a scale where they are in 4 bits."""
 
+WIDE = 1 << 18
+"""Bytes from which a weight with float activations is read in blocks: where it were decoded in each run, the floats
+would take their room and time all the same."""
+
 WIDE_BLOCKS = (128, 64, 32)
 """The same in 8 bits: that of least bytes is taken."""
 
@@ -93,6 +97,7 @@ class Codes:
         outputs: Whether outputs shall be codes, too.
         narrow: Names of nodes whose weights can be in blocks of 4 bits.
         apart: Names of those among them that have no integer kernel.
+        wide: Names of products whose weights, in float activations, are read in blocks of 8 bits.
     """
 
     dtype: DType
@@ -105,6 +110,7 @@ class Codes:
     outputs: bool = False
     narrow: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
+    wide: frozenset[str] = frozenset()
 
     def choose(self, graph: Graph, excluded: frozenset[str], stats: Counter[str], decoded: frozenset[str]) -> Choice:
         """Decide what to quantize in a graph, as `static.choose`."""
@@ -213,8 +219,9 @@ class Variant:
         stats = Counter() if stats is None else stats
         mapping: dict[Value, Value] = {}
         graph = self.graph.clone(mapping)
-        decoded = frozenset(n for n, state in states.items() if state == WEIGHTS)
+        weights = frozenset(n for n, state in states.items() if state == WEIGHTS)
         left = self.codes.excluded | frozenset(n for n, state in states.items() if state in (FLOAT, BLOCKS))
+        left, decoded = left | (weights & self.codes.wide), weights - self.codes.wide
         choice = self.codes.choose(graph, left, stats, decoded)
         covers = self.scales(setting.method)
         scales = {mapping[v]: scale for v, scale in covers.items() if mapping[v] in choice.tensors}
@@ -246,12 +253,13 @@ class Variant:
         for weight in _readable_by(graph, narrow, self.codes.apart):
             writer.write(weight)
         left = {n for n, state in states.items() if state in (FLOAT, BLOCKS)}
-        for weight in _readable_by(graph, self.codes.apart - left, self.codes.apart):
-            wide = _byte_plan(graph, weight)
-            if wide is None:
+        wide = {n for n, state in states.items() if state == WEIGHTS} & self.codes.wide
+        for weight in _readable_by(graph, (self.codes.apart - left) | wide, self.codes.apart):
+            blocks = _byte_plan(graph, weight)
+            if blocks is None:
                 writer.write(weight, channels=True)
             else:
-                Writer(wide, stats, memo=self.bytes).write(weight)
+                Writer(blocks, stats, memo=self.bytes).write(weight)
         if narrow:
             graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
 
@@ -309,8 +317,10 @@ def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[di
     found = set(codes.choose(graph, codes.excluded, Counter(), frozenset()).heavy)
     found |= set(embedding.tables(graph, codes.excluded, Counter())) if codes.embeddings else set()
     found |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
-    plan, blocks, whole = _plan(graph), set[Op](), set[Op]()
+    plan, blocks, whole, wide = _plan(graph), set[Op](), set[Op](), set[Op]()
     for weight in find_weights(graph, codes.excluded):
+        if weight.bytes >= WIDE and all(site.op in found for site in weight.sites) and not obstacle(weight, plan):
+            wide |= {site.op for site in weight.sites} if _byte_plan(graph, weight) is not None else set()
         together = _tied(weight, graph) and codes.embeddings
         if (narrow or together) and weight.bytes >= SMALLEST and not obstacle(weight, plan):
             if together:  # one code for all that read it, and one layer
@@ -336,6 +346,7 @@ def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[di
         codes,
         narrow=frozenset(op.name for op in blocks if narrow),
         apart=frozenset(op.name for op in blocks - found),
+        wide=frozenset(op.name for op in (wide & found)),
         excluded=codes.excluded | frozenset(op.name for op in whole),
     )
     return layers, named
