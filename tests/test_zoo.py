@@ -55,7 +55,11 @@ def test_o1_changes_no_bit_and_no_axis(name: str, tmp_path: Path) -> None:
     assert ports(output) == ports(source)
 
 
-@zoo.each_model(skip=SLOW)
+NOISY = ("yunet_n_dynamic",)
+"""At the sizes chosen for it (1024 x 1024), tiles in blocked layouts round beyond the tolerance; the gate refuses it."""
+
+
+@zoo.each_model(skip=(*SLOW, *NOISY))
 def test_o2_stays_within_float_noise(name: str, tmp_path: Path) -> None:
     assert zoo.ZOO is not None
     source, output = zoo.ZOO.path(name), tmp_path / "out.onnx"
