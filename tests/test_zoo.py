@@ -56,7 +56,7 @@ def test_o1_changes_no_bit_and_no_axis(name: str, tmp_path: Path) -> None:
 
 
 NOISY = ("yunet_n_dynamic",)
-"""At the sizes chosen for it (1024 x 1024), tiles in blocked layouts round beyond the tolerance; the gate refuses it."""
+"""At the size chosen for it (1024 x 1024), tiles in blocked layouts round beyond the tolerance; the gate refuses it."""
 
 
 @zoo.each_model(skip=(*SLOW, *NOISY))
