@@ -1,0 +1,220 @@
+"""Chains of operators that passes look for, with open extents and near-misses, and with captures of an If's branches.
+
+Each pattern is a function of a numpy generator that gives a `Chain`: nodes on one or two inputs whose extents are
+symbols, weights, and the feeds under several bindings, extents of 0, 1 and 2 among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from samplers.sample import Array, Feed, Rng, floats, pick
+
+OPSETS = (8, 9, 10, 11, 13, 17, 18)
+_EXTENTS = (0, 1, 2, 3, 5, 8)
+
+
+@dataclass
+class Chain:
+    """Nodes under construction.
+
+    Args:
+        r: Draws all that is free.
+        opset: Of standard ONNX; operators are spelled for it.
+    """
+
+    r: Rng
+    opset: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: list[onnx.TensorProto] = field(default_factory=list)
+    inputs: dict[str, tuple[int | str, ...]] = field(default_factory=dict)
+
+    def add(self, op_type: str, *operands: str, outputs: int = 1, **attrs: Any) -> str:
+        """Append a node; gives its first result."""
+        name = f"v{len(self.nodes)}"
+        results = [name, *(f"{name}_{i}" for i in range(1, outputs))]
+        self.nodes.append(helper.make_node(op_type, operands, results, **attrs))
+        return name
+
+    def weight(self, array: Array) -> str:
+        """Add a weight."""
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def floats(self, *shape: int) -> str:
+        """Add a weight of plain numbers."""
+        return self.weight(floats(self.r, *shape))
+
+    def ints(self, *values: int) -> str:
+        """Add a weight of integers."""
+        return self.weight(np.asarray(values, np.int64))
+
+    def input(self, *dims: int | str) -> str:
+        """Add an input of floats."""
+        name = f"x{len(self.inputs)}"
+        self.inputs[name] = dims
+        return name
+
+    def slice(self, x: str, start: int, end: int, axis: int, step: int = 1) -> str:
+        """Take a part, in the spelling of the opset."""
+        if self.opset < 10:
+            return self.add("Slice", x, starts=[start], ends=[end], axes=[axis])
+        return self.add("Slice", x, *(self.ints(v) for v in (start, end, axis, step)))
+
+    def axes(self, op_type: str, x: str, *axes: int, **attrs: Any) -> str:
+        """Squeeze, Unsqueeze or ReduceSum along axes, in the spelling of the opset."""
+        if self.opset < 13:
+            return self.add(op_type, x, axes=list(axes), **attrs)
+        return self.add(op_type, x, self.ints(*axes), **attrs)
+
+    def elementwise(self, x: str) -> str:
+        """An element-wise op, or none."""
+        way = int(self.r.integers(5))
+        if way < 3:
+            return self.add(("Relu", "Sigmoid", "Neg")[way], x)
+        return self.add("Mul", x, self.weight(np.float32(0.5).reshape(()))) if way == 3 else x
+
+    def model(self, last: str, *, branch: bool) -> onnx.ModelProto:
+        """Make a model whose outputs are the result and its shape; the chain's tail is a branch that captures it."""
+        if branch:
+            then = helper.make_graph(
+                [helper.make_node("Add", [last, last], ["t"])], "then", [], [helper.make_empty_tensor_value_info("t")]
+            )
+            other = helper.make_graph(
+                [helper.make_node("Neg", [last], ["e"])], "else", [], [helper.make_empty_tensor_value_info("e")]
+            )
+            self.nodes.append(helper.make_node("If", ["flag"], ["y"], then_branch=then, else_branch=other))
+        else:
+            self.nodes.append(helper.make_node("Identity", [last], ["y"]))
+        self.nodes.append(helper.make_node("Shape", ["y"], ["shape"]))
+        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(d)) for n, d in self.inputs.items()]
+        inputs += [helper.make_tensor_value_info("flag", TensorProto.BOOL, [])] if branch else []
+        outputs = [helper.make_empty_tensor_value_info(n) for n in ("y", "shape", last)]
+        graph = helper.make_graph(self.nodes, "chain", inputs, outputs, self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=7)
+
+    def feeds(self, *, branch: bool) -> list[Feed]:
+        """Inputs under several bindings, the first without extents of 0."""
+        symbols = sorted({d for dims in self.inputs.values() for d in dims if isinstance(d, str)})
+        bindings = [dict.fromkeys(symbols, e) for e in (5, 1, 2, 0)]
+        bindings += [{s: int(self.r.choice(_EXTENTS)) for s in symbols} for _ in range(4)]
+        found: list[Feed] = []
+        for number, binding in enumerate(bindings):
+            feed = {
+                name: floats(self.r, *(binding[d] if isinstance(d, str) else d for d in dims))
+                for name, dims in self.inputs.items()
+            }
+            found.append(feed | ({"flag": np.asarray(number % 2 == 0)} if branch else {}))
+        return found
+
+
+Pattern = Callable[[Chain], str]
+
+
+def part_of_convolution(c: Chain) -> str:
+    """What narrow looks for: a window, a product or a normalization of which a part is used."""
+    x = c.elementwise(c.input("n", 4, "h", "w"))
+    way = int(c.r.integers(3))
+    if way == 0:
+        pad = int(c.r.integers(2))
+        x = c.add("Conv", x, c.floats(6, 4, 3, 3), kernel_shape=[3, 3], pads=[pad] * 4)
+    elif way == 1:
+        x = c.add("MaxPool", x, kernel_shape=[2, 2], strides=[int(c.r.integers(1, 3))] * 2)
+    else:
+        x = c.add("Softmax", x, axis=3)
+    x = c.elementwise(x)
+    axis = int(c.r.integers(4))
+    if c.r.random() < 0.5:
+        return c.slice(x, int(c.r.integers(-2, 2)), int(pick(c.r, -1, 1, 2, 100)), axis)
+    return c.add("Gather", x, c.weight(np.asarray(pick(c.r, 0, -1))), axis=axis)
+
+
+def late_broadcast(c: Chain) -> str:
+    """What widen-late looks for: a mask that is expanded, compared and added."""
+    x, mask = c.input("n", "s", 4), c.input("n", "s", 1)
+    wide = c.add("Expand", mask, c.add("Shape", x))
+    wide = c.elementwise(wide)
+    if c.r.random() < 0.5:
+        wide = c.add("Cast", c.add("Cast", wide, to=int(TensorProto.FLOAT16)), to=int(TensorProto.FLOAT))
+        wide = c.add("Transpose", wide, perm=[0, 2, 1])
+        x = c.add("Transpose", x, perm=[0, 2, 1])
+    return c.add("Add", x, wide) if c.r.random() < 0.7 else c.add("Concat", x, wide, axis=0)
+
+
+def parts_of_product(c: Chain) -> str:
+    """What split-products looks for: a product that is taken apart."""
+    x = c.input("n", "s", 8)
+    wide = c.add("MatMul", x, c.floats(8, 12))
+    if c.r.random() < 0.5:
+        wide = c.add("Add", wide, c.floats(12))
+    if c.r.random() < 0.5:
+        wide = c.add("Reshape", wide, c.ints(0, 0, 3, 4))
+        parts = [c.add("Gather", wide, c.weight(np.asarray(i)), axis=2) for i in range(3)]
+    else:
+        parts = [c.slice(wide, 4 * i, 4 * i + pick(c.r, 4, 4, 4, 5), 2) for i in range(3)]
+        parts = [c.slice(p, 0, 4, 2) for p in parts]
+    return c.add("Mul", c.add("Sub", parts[0], parts[1]), parts[2])
+
+
+def sum_of_products(c: Chain) -> str:
+    """What split-sums looks for: a product of joined operands."""
+    a, b = c.input("n", "s", 4), c.input("n", pick(c.r, "s", "s", 1), 4)
+    joined = c.add("Concat", c.elementwise(a), c.elementwise(b), axis=2)
+    return c.elementwise(c.add("MatMul", joined, c.floats(8, 5)))
+
+
+def attention(c: Chain) -> str:
+    """What scale-early, fuse-attention and fit look for; lengths of queries and keys may differ."""
+    q, k = c.input("n", 2, "s", 4), c.input("n", 2, pick(c.r, "s", "t"), 4)
+    scores = c.add("MatMul", q, c.add("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = c.add(pick(c.r, "Mul", "Div"), scores, c.weight(np.float32(2.0).reshape(())))
+    if c.r.random() < 0.4:
+        scores = c.add("Add", scores, c.input("n", 1, 1, c.inputs["x1"][2]))
+    return c.add("MatMul", c.add("Softmax", scores, axis=3), pick(c.r, k, c.elementwise(k)))
+
+
+def dead_channels(c: Chain) -> str:
+    """What drop-dead-channels looks for: filters of zeros between convolutions."""
+    x = c.input("n", 3, "h", "w")
+    first, second = floats(c.r, 8, 3, 1, 1), floats(c.r, 4, 8, 1, 1)
+    first[:: int(c.r.integers(2, 4))] = 0
+    x = c.add("Conv", x, c.weight(first), kernel_shape=[1, 1])
+    x = c.add(pick(c.r, "Relu", "Sigmoid", "Tanh"), x)
+    return c.add("Conv", x, c.weight(second), kernel_shape=[1, 1])
+
+
+def tiles(c: Chain) -> str:
+    """What fit tiles: two convolutions over much."""
+    x = c.input("n", 3, "h", "w")
+    x = c.add("Relu", c.add("Conv", x, c.floats(16, 3, 3, 3), kernel_shape=[3, 3], pads=[1] * 4))
+    x = c.add("Conv", x, c.floats(2, 16, 3, 3), kernel_shape=[3, 3], pads=[1] * 4, strides=[pick(c.r, 1, 2)] * 2)
+    return c.elementwise(x)
+
+
+PATTERNS: dict[str, Pattern] = {
+    p.__name__: p
+    for p in (
+        part_of_convolution,
+        late_broadcast,
+        parts_of_product,
+        sum_of_products,
+        attention,
+        dead_channels,
+        tiles,
+    )
+}
+
+
+def chain(name: str, r: Rng) -> tuple[onnx.ModelProto, list[Feed]]:
+    """Make a model of a pattern, and feeds."""
+    made = Chain(r, int(r.choice(OPSETS)))
+    branch = bool(r.random() < 0.3)
+    last = PATTERNS[name](made)
+    return made.model(last, branch=branch), made.feeds(branch=branch)
