@@ -226,6 +226,10 @@ class Keeper:
         chosen = first.choice.form.name != "plain" and self.options.form == "auto"
         form = [Edit(plain=True)] if chosen else []
         edit = find_edit(changed, holds, chain(form, weaker(broken)))
+        if edit is None:  # what is taken back of one pass a later one does again, which had nothing left to do
+            everywhere = _Everywhere(passes)
+            edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()))
+            edit = None if edit is None else everywhere(edit)
         if edit is None:
             raise GateError(*refusal(broken))
         if latest.edit != edit:
@@ -251,6 +255,17 @@ class Keeper:
         last.report.decisions += [*earlier, *(Decision(TAKEN_BACK, what, f"with it, {why}", gain) for what in told)]
         text = f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same."
         last.report.warnings += [*(w for w in first.report.warnings if w.startswith("Taken back: ")), text]
+
+
+@dataclass(frozen=True)
+class _Everywhere:
+    """Drops passes wherever their names stand in a pipeline."""
+
+    passes: Sequence[Pass]
+
+    def __call__(self, edit: Edit) -> Edit:
+        names = {self.passes[i].name for i in edit.dropped}
+        return Edit(frozenset(i for i, p in enumerate(self.passes) if p.name in names))
 
 
 def _named(passes: Sequence[Pass], edit: Edit) -> str:

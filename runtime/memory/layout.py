@@ -11,7 +11,7 @@ from __future__ import annotations
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType, TensorType, Type
 
 BLOCK = 16
 """Channels in a block, with AVX-512; 8 without."""
@@ -73,6 +73,7 @@ class _Layout:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.blocked: set[Value] = set()
+        self.unpadded: dict[Value, Type | None] = {}
         self.plain: dict[Value, Value] = {}
         self.inputs: dict[Value, Value] = {}
 
@@ -110,6 +111,7 @@ class _Layout:
 
     def _mark(self, value: Value) -> None:
         self.blocked.add(value)
+        self.unpadded[value] = value.type
         value.type = _padded(value)
 
     def _stays_blocked(self, op: Op) -> bool:
@@ -129,7 +131,7 @@ class _Layout:
     def _reordered(self, value: Value, user: Op) -> Value:
         if value not in self.plain:
             b = Builder(self.graph, user)
-            self.plain[value] = b.op("ReorderOutput", [value], domain=_DOMAIN, type=value.type).result
+            self.plain[value] = b.op("ReorderOutput", [value], domain=_DOMAIN, type=self.unpadded[value]).result
         return self.plain[value]
 
 

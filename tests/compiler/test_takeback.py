@@ -31,6 +31,8 @@ class Hoard(Pass):
     copies: int = 8
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
+        if any(graph.walk("Concat")):
+            return
         for op in list(graph.walk("Relu")):
             value = op.result
             users = set(value.users)
@@ -85,6 +87,13 @@ def test_a_pass_that_makes_the_need_grow_is_taken_back(
     assert needs[1]["stock"] < needs[0]["stock"] + 2 * MB
     assert [n.op_type for n in onnx.load(out).graph.node] == ["Sin", "Relu", "Abs", "Cos"]
     assert found["verification"]["passed"]
+
+
+def test_a_pass_that_does_again_what_was_taken_back_goes_too(model: Path, hoard: str) -> None:
+    """The second one changed nothing as long as the first one was there."""
+    result = memoptc.compile(str(model), 1, passes="simplify,hoard,drop-dead,hoard,lower", plugins=(hoard,))
+    assert result.report.options["passes"] == "simplify,drop-dead,lower"
+    assert "Concat" not in [n.op_type for n in result.model.graph.node]
 
 
 def test_with_force_it_is_written_and_named_as_worse(

@@ -14,6 +14,7 @@ from native_models import usable
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
+from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
 from memoptc.runtime.memory.default_session import default_order
 from memoptc.runtime.memory.layout import as_laid_out
@@ -101,6 +102,13 @@ def test_convolutions_in_blocks_are_copied_for_other_operators() -> None:
     assert found == ["ReorderInput", "Conv", "QuickGelu", "ReorderOutput", "DepthToSpace"]
     assert str(graph) == before
     assert "com.microsoft.nchwc" not in graph.info.opset_imports
+
+
+def test_copies_for_other_operators_have_no_more_channels_than_the_result() -> None:
+    text = "graph @g(%x: f32[1,3,8,8]) -> (f32[1,4,8,8]) {\n%w = const() {value=splat(0.5)} : f32[4,3,1,1]\n"
+    laid_out = as_laid_out(parse(f"{text}%y = Conv(%x, %w) : f32[1,4,8,8]\nreturn %y\n}}"))
+    types = [op.result.type for op in laid_out.ops if not op.is_const]
+    assert [t.shape for t in types if isinstance(t, TensorType)] == [(1, 16, 8, 8), (1, 4, 8, 8)]
 
 
 @pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")

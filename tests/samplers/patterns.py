@@ -165,9 +165,9 @@ def parts_of_product(c: Chain) -> str:
 
 def sum_of_products(c: Chain) -> str:
     """What split-sums looks for: a product of joined operands."""
-    a, b = c.input("n", "s", 4), c.input("n", pick(c.r, "s", "s", 1), 4)
+    a, b = c.input("n", "s", 8), c.input("n", "s", pick(c.r, 8, 3))
     joined = c.add("Concat", c.elementwise(a), c.elementwise(b), axis=2)
-    return c.elementwise(c.add("MatMul", joined, c.floats(8, 5)))
+    return c.elementwise(c.add("MatMul", joined, c.floats(8 + int(c.inputs[b][2]), 2)))
 
 
 def attention(c: Chain) -> str:
@@ -183,8 +183,9 @@ def attention(c: Chain) -> str:
 def dead_channels(c: Chain) -> str:
     """What drop-dead-channels looks for: filters of zeros between convolutions."""
     x = c.input("n", 3, "h", "w")
-    first, second = floats(c.r, 8, 3, 1, 1), floats(c.r, 4, 8, 1, 1)
-    first[:: int(c.r.integers(2, 4))] = 0
+    first, second = floats(c.r, 32, 3, 1, 1), floats(c.r, 4, 32, 1, 1)
+    first[:: pick(c.r, 1, 2)] = 0
+    second[:, :: pick(c.r, 2, 5, 100)] = 0
     x = c.add("Conv", x, c.weight(first), kernel_shape=[1, 1])
     x = c.add(pick(c.r, "Relu", "Sigmoid", "Tanh"), x)
     return c.add("Conv", x, c.weight(second), kernel_shape=[1, 1])
@@ -198,6 +199,88 @@ def tiles(c: Chain) -> str:
     return c.elementwise(x)
 
 
+def takes(c: Chain) -> str:
+    """What narrow and simplify look for: parts of parts, along axes that commute."""
+    x = c.elementwise(c.input("n", 4, "h", "w"))
+    rank = 4
+    for _ in range(3):
+        axis = int(c.r.integers(rank))
+        if rank > 1 and c.r.random() < 0.4:
+            x, rank = c.add("Gather", x, c.weight(np.asarray(pick(c.r, 0, -1))), axis=axis), rank - 1
+        elif c.r.random() < 0.3:
+            x = c.add("Transpose", x, perm=c.r.permutation(rank).tolist())
+        elif c.r.random() < 0.3:
+            x = c.add("Gather", x, c.ints(0, pick(c.r, 0, -1)), axis=axis)
+        else:
+            step = pick(c.r, 1, 1, 2, -1) if c.opset >= 10 else 1
+            start, end = (int(c.r.integers(-2, 2)), pick(c.r, -1, 2, 100)) if step > 0 else (-1, -100)
+            x = c.slice(x, start, end, axis, step)
+    return c.elementwise(x)
+
+
+def batch_normalized(c: Chain) -> str:
+    """What fuse-conv-bn looks for: a convolution or product, scaled and shifted per channel."""
+    x = c.input("n", 3, "h", "w")
+    shape = [3, 4, 1, 1] if (turned := c.r.random() < 0.3) else [4, 3, 1, 1]
+    x = c.add("ConvTranspose" if turned else "Conv", x, c.floats(*shape), kernel_shape=[1, 1])
+    x = c.elementwise(x) if c.r.random() < 0.2 else x
+    if c.r.random() < 0.6:
+        spread = c.weight(np.abs(floats(c.r, 4)) + np.float32(0.1))
+        x = c.add("BatchNormalization", x, c.floats(4), c.floats(4), c.floats(4), spread)
+    else:
+        x = c.add("Add", c.add("Mul", x, c.floats(4, 1, 1)), c.floats(*pick(c.r, (4, 1, 1), (1, 1, 1))))
+    return c.elementwise(x)
+
+
+def twins(c: Chain) -> str:
+    """What share-common, share-weights and share-transposed look for: the same twice."""
+    x, array = c.input("n", "s", 6), floats(c.r, 6, 6)
+    a = c.elementwise(c.add("MatMul", x, c.weight(array)))
+    b = c.add("MatMul", pick(c.r, x, a), c.weight(array.T if c.r.random() < 0.5 else array))
+    if c.r.random() < 0.5:
+        b = c.add("Transpose", c.add("Transpose", b, perm=[1, 0, 2]), perm=[1, 0, 2])
+    return c.add("Add", a, c.add("Mul", b, c.weight(np.float32(pick(c.r, 0.0, 1.0, 0.5)).reshape(()))))
+
+
+def skipped_norm(c: Chain) -> str:
+    """What fuse-skip-norm looks for: a sum with its norm over the last axis."""
+    x, skip = c.input("n", "s", 8), c.input("n", "s", pick(c.r, 8, 8, 1))
+    total = c.add("Add", x, skip)
+    if c.opset >= 17 and c.r.random() < 0.6:
+        norm = c.add("LayerNormalization", total, c.floats(8), c.floats(8), axis=-1, epsilon=1e-5)
+    else:
+        square = c.add("Pow", total, c.weight(np.float32(2.0).reshape(())))
+        mean = c.add("ReduceMean", square, axes=[-1]) if c.opset < 18 else c.add("ReduceMean", square, c.ints(-1))
+        root = c.add("Sqrt", c.add("Add", mean, c.weight(np.float32(1e-5).reshape(()))))
+        norm = c.add("Mul", c.floats(8), c.add("Div", total, root))
+    return c.add("Add", norm, total) if c.r.random() < 0.5 else norm
+
+
+def rotary(c: Chain) -> str:
+    """What fuse-rotary looks for: halves of heads that are turned against each other."""
+    x, cos, sin = c.input("n", 2, "s", 8), c.input("n", "s", 8), c.input("n", "s", 8)
+    cos, sin = (c.axes("Unsqueeze", v, 1) for v in (cos, sin))
+    low, high = c.slice(x, 0, 4, 3), c.slice(x, 4, pick(c.r, 8, 8, 100), 3)
+    turned = c.add("Concat", c.add("Neg", high), low, axis=pick(c.r, -1, 3))
+    return c.add("Add", c.add("Mul", x, cos), c.add("Mul", turned, sin))
+
+
+def coded(c: Chain) -> str:
+    """What passes on codes look for: a product between quantized values."""
+    x = c.input("n", "s", 8)
+    scale, zero = c.weight(np.float32(0.05).reshape(())), c.weight(np.asarray(pick(c.r, 0, 3), np.uint8))
+    if c.opset >= 10:
+        x = c.add("DequantizeLinear", c.add("QuantizeLinear", x, scale, zero), scale, zero)
+    if c.r.random() < 0.5:
+        x = c.add("Transpose", x, perm=[1, 0, 2])
+    if c.opset >= 13:
+        codes = c.weight(np.asarray(c.r.integers(-127, 128, (8, 6)), np.int8))
+        w = c.add("DequantizeLinear", codes, c.weight(np.full(6, 0.01, np.float32)), axis=1)
+    else:
+        w = c.floats(8, 6)
+    return c.elementwise(c.add("MatMul", x, w))
+
+
 PATTERNS: dict[str, Pattern] = {
     p.__name__: p
     for p in (
@@ -208,6 +291,12 @@ PATTERNS: dict[str, Pattern] = {
         attention,
         dead_channels,
         tiles,
+        takes,
+        batch_normalized,
+        twins,
+        skipped_norm,
+        rotary,
+        coded,
     )
 }
 

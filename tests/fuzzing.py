@@ -1,0 +1,124 @@
+"""Compiles a model in several ways and compares what comes out with the model as it was, in onnxruntime as written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from memoptc import compile
+from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.judge import TOLERANCES
+
+UNOPTIMIZED = RunOptions(optimize=False)
+NOISE = {"int8": 0.3, "uint8": 0.3, "mixed": 0.3, "int4": 0.6, "float16": 0.02, "bfloat16": 0.1, "float8": 0.3}
+"""Norm of the error over that of an output that a target may make without data; unrelated numbers have 1.4."""
+
+Way = Mapping[str, Any]
+"""Options of `memoptc.compile`."""
+
+
+def difference(
+    expected: Mapping[str, Any], compiled: Evaluator, feed: Mapping[str, Any], noise: float | None = None
+) -> str:
+    """Say how a compiled model deviates, "" when it does not.
+
+    Args:
+        expected: Outputs of the original.
+        compiled: The compiled model.
+        feed: Inputs.
+        noise: Largest norm of an error over that of the output; the tolerance of the dtype, per element, if not given.
+    """
+    try:
+        found = compiled.run(feed)
+    except MemoptcError as e:
+        return e.message
+    for name, a in expected.items():
+        a, b = np.asarray(a), np.asarray(found[name])
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name} is {b.dtype}{b.shape}, was {a.dtype}{a.shape}"
+        if not _close(a, b, noise):
+            return f"{name} differs"
+    return ""
+
+
+def _close(a: Any, b: Any, noise: float | None) -> bool:
+    if a.dtype.kind in "OU":
+        return bool((a == b).all())
+    one, two = a.astype(np.float64), b.astype(np.float64)
+    usual = np.isfinite(one)
+    if not np.array_equal(usual, np.isfinite(two)):
+        return False
+    one, two = one[usual], two[usual]
+    if noise is not None and str(a.dtype) in TOLERANCES:
+        return bool(np.linalg.norm(one - two) <= noise * max(float(np.linalg.norm(one)), 1.0))
+    slack = TOLERANCES.get(str(a.dtype), 0.0) * max(float(np.abs(one).max(initial=0.0)), 1.0)
+    return bool(np.allclose(one, two, 0.0, slack))
+
+
+def try_ways(
+    model: onnx.ModelProto, feeds: Sequence[Mapping[str, Any]], ways: Sequence[Way], counts: Counter[str]
+) -> str:
+    """Compile a model in several ways and compare; says what is wrong, "" when nothing is.
+
+    Args:
+        model: The model.
+        feeds: The first must run, else the model counts as refused; others that do not are passed over.
+        ways: Options of each compile; `external` writes a file with weights beside it, and runs that.
+        counts: Gets models, compiles per way, and passes that reported something.
+    """
+    try:
+        original = Evaluator(model, UNOPTIMIZED)
+        runs = [(feeds[0], original.run(feeds[0]))]
+    except MemoptcError:
+        counts["refused"] += 1
+        return ""
+    for feed in feeds[1:]:
+        try:
+            runs.append((feed, original.run(feed)))
+        except MemoptcError:
+            continue
+    counts["models"] += 1
+    for way in ways:
+        text = " ".join(f"{key}={value}" for key, value in way.items())
+        counts[f"way {text}"] += 1
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                result = compile(model, verify="off", measure=False, **way)
+            except InputError as e:
+                if "form" not in way:
+                    return f"{text}: {e}"
+                counts["form refused"] += 1  # branches cannot give inputs and weights
+                continue
+            except Exception as e:
+                return f"{text}: {type(e).__name__} {e}"
+            for step in result.report.passes:
+                counts[f"pass {step.name}"] += any(count for key, count in step.stats.items() if "left" not in key)
+            counts["ended early"] += any("ended" in w for w in result.report.warnings)
+            if way.get("external"):
+                path = Path(folder) / "model.onnx"
+                result.save(path)
+                compiled = Evaluator(path, UNOPTIMIZED)
+            else:
+                compiled = Evaluator(result.model, UNOPTIMIZED)
+            for feed, expected in runs:
+                fault = difference(expected, compiled, feed, NOISE.get(way.get("target", "")))
+                if fault:
+                    return f"{text}: {fault} on { ({k: np.shape(v) for k, v in feed.items()}) }"
+            del compiled
+    return ""
+
+
+def log(entry: Mapping[str, Any]) -> None:
+    """Append a line of JSON to the file that `FUZZ_LOG` names."""
+    if path := os.environ.get("FUZZ_LOG"):
+        with Path(path).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
