@@ -19,6 +19,13 @@ from memoptc.targets import TARGETS
 @click.option("--calibration", metavar="DATA")
 @click.option("--validation", metavar="DATA")
 @click.option("--max-error", type=click.FloatRange(min=0), help="What counts as broken.")
+@click.option(
+    "--reduce",
+    "reduced",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Also write the smallest model it breaks.",
+)
 @dim_option
 @common
 def command(
@@ -29,6 +36,7 @@ def command(
     calibration: str | None,
     validation: str | None,
     max_error: float | None,
+    reduced: Path | None,
     dims: tuple[tuple[str, int], ...],
     plugins: tuple[str, ...],
     quiet: bool,
@@ -60,4 +68,9 @@ def command(
         pipeline = steps.pipeline(options, data.calibration is not None)
         culprit = steps.find_culprit(source, options, data, scratch, pipeline)
     click.echo(culprit or "no pass breaks the numbers")
+    if culprit and reduced is not None:
+        from memoptc.cli.reduce import compile_options, describe, reduce_by
+
+        plain = compile_options(level, target, passes, plugins, dims)
+        click.echo(describe(reduce_by(model, reduced, plain, "differs", quiet=quiet), reduced))
     return 3 if culprit else 0

@@ -29,6 +29,7 @@ COMMANDS = {
     "fits": "memoptc.cli.fits",
     "verify": "memoptc.cli.verify",
     "bisect": "memoptc.cli.bisect",
+    "reduce": "memoptc.cli.reduce",
     "study": "memoptc.cli.study",
 }
 

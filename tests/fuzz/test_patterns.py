@@ -31,7 +31,7 @@ WAYS: tuple[Way, ...] = (
     {"level": 1, "target": "uint8"},
     {"level": 2, "target": "bfloat16"},
     {"level": 2, "target": "float8"},
-    {"level": 2, "freeze_runtime": True},
+    {"level": 2, "freeze_runtime": True, "force": True},
     {"level": 3, "form": "branch"},
 )
 """Each model is compiled in three ways, which advance with the seed."""

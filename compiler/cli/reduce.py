@@ -1,0 +1,145 @@
+"""`memoptc reduce MODEL`: the smallest model that still shows a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memoptc.cli.options import common, dim_option
+from memoptc.targets import TARGETS
+
+if TYPE_CHECKING:
+    from memoptc.reduction import Reduction
+
+
+@click.command("reduce")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write, .onnx or .mir; MODEL.reduced.onnx if not given.",
+)
+@click.option("--test", "command_", metavar="CMD", help="Fails where this exits with 0; {} is the model's path.")
+@click.option("--fails", is_flag=True, help="Fails where a compile ends with the same error.")
+@click.option(
+    "--differs", type=click.IntRange(0, 3), metavar="LEVEL", help="Fails where the outputs at -O LEVEL differ."
+)
+@click.option("--slow", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Fails where a compile takes longer.")
+@click.option("--above", type=click.IntRange(min=1), metavar="MB", help="Fails where a compile takes more memory.")
+@click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True)
+@click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True)
+@click.option("--passes", metavar="PIPELINE", help="Pipeline to run instead of the level's.")
+@click.option("--trial-seconds", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Per trial.")
+@click.option("--seconds", type=click.FloatRange(min=1), help="Stop after so long, with the smallest one until then.")
+@dim_option
+@common
+def command(
+    model: Path,
+    output: Path | None,
+    command_: str | None,
+    fails: bool,
+    differs: int | None,
+    slow: float | None,
+    above: int | None,
+    level: int,
+    target: str,
+    passes: str | None,
+    trial_seconds: float,
+    seconds: float | None,
+    dims: tuple[tuple[str, int], ...],
+    plugins: tuple[str, ...],
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> int:
+    """Remove from MODEL what a failure does not need: nodes, subgraphs, extents, weights, attributes.
+
+    Each trial runs in a process of its own, which may crash or hang.
+    """
+    asked = {"--test": command_, "--fails": fails or None, "--differs": differs, "--slow": slow, "--above": above}
+    chosen = [name for name, value in asked.items() if value is not None]
+    if len(chosen) != 1:
+        raise click.UsageError(f"say what to look for: one of {', '.join(asked)}")
+    options = compile_options(level if differs is None else differs, target, passes, plugins, dims)
+    output = output or model.with_suffix(".reduced.onnx")
+    found = reduce_by(
+        model,
+        output,
+        options,
+        chosen[0].removeprefix("--"),
+        command=command_,
+        trial_seconds=trial_seconds if slow is None else slow,
+        most_bytes=(above or 0) * 1_000_000,
+        seconds=seconds,
+        quiet=quiet,
+    )
+    click.echo(describe(found, output))
+    return 0
+
+
+def compile_options(
+    level: int, target: str, passes: str | None, plugins: tuple[str, ...], dims: tuple[tuple[str, int], ...]
+) -> dict[str, Any]:
+    """Options of `memoptc.compile` as plain values, which hold in any folder."""
+    return {
+        "level": level,
+        "target": target,
+        "passes": passes,
+        "plugins": [str(Path(p).resolve()) if Path(p).exists() else p for p in plugins],
+        "dims": dict(dims),
+    }
+
+
+def describe(found: Reduction, output: Path) -> str:
+    """Say what is left, in one line."""
+    left = "" if found.complete else ", time ended the search"
+    return f"{output}: {found.nodes[1]} of {found.nodes[0]} nodes, after {found.trials} trials{left}; {found.failure}"
+
+
+def reduce_by(
+    model: Path,
+    output: Path,
+    options: dict[str, Any],
+    look_for: str,
+    *,
+    command: str | None = None,
+    trial_seconds: float = 60.0,
+    most_bytes: int = 0,
+    seconds: float | None = None,
+    quiet: bool = False,
+) -> Reduction:
+    """Reduce a file; what is left is told on stderr as it goes on.
+
+    Args:
+        model: The model.
+        output: Where to write.
+        options: Of `memoptc.compile`, as plain values.
+        look_for: `test`, `fails`, `differs`, `slow` or `above`.
+        command: For `test`.
+        trial_seconds: Longest time of a trial; for `slow`, the time that is too long.
+        most_bytes: For `above`.
+        seconds: Longest time in all.
+        quiet: Say nothing.
+    """
+    from memoptc.ir.files import TemporaryFolder
+    from memoptc.reduction import CommandCheck, CompileCheck, reduce_file
+    from memoptc.reduction.check import Check, Trials
+
+    if not model.is_file():
+        raise click.UsageError(f"{model}: no such file")
+    with TemporaryFolder() as folder:
+        check: Check = (
+            CommandCheck(command, trial_seconds)
+            if command is not None
+            else CompileCheck(Trials(Path(folder), trial_seconds), options, look_for, most_bytes)
+        )
+        return reduce_file(
+            model,
+            output,
+            check,
+            seconds=float("inf") if seconds is None else seconds,
+            progress=lambda text: None if quiet else click.echo(text, err=True),
+        )

@@ -1,0 +1,202 @@
+"""What counts as the failure: a command, or how a compile of the model ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.reduction.worker import HAS_FORK
+
+SECONDS = 60.0
+"""Longest time of a trial, where none is given."""
+
+MB = 1_000_000
+
+
+class Check(Protocol):
+    """Says whether a model still shows the failure."""
+
+    def first(self, model: Path) -> str:
+        """Look at the whole model; gives how it fails, "" when it does not."""
+
+    def fails(self, model: Path) -> bool:
+        """Whether a smaller model still fails in that way."""
+
+
+@dataclass
+class CommandCheck:
+    """A command of the caller's that exits with 0 where the model still fails.
+
+    Args:
+        command: For the shell; the model's path takes the place of `{}`, or comes last.
+        seconds: After which it is ended, and the model counts as one that does not fail.
+    """
+
+    command: str
+    seconds: float = SECONDS
+
+    def first(self, model: Path) -> str:
+        """Run it."""
+        return f"{self.command} exits with 0" if self.fails(model) else ""
+
+    def fails(self, model: Path) -> bool:
+        """Run it."""
+        path = shlex.quote(str(model))
+        text = self.command.replace("{}", path) if "{}" in self.command else f"{self.command} {path}"
+        process = subprocess.Popen(
+            text,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(self.seconds) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL) if HAS_FORK else process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Args:
+        kind: `ok`, `differs`, `refused`, `fault`, `died` or `timeout`.
+        text: A message.
+        peak: Highest resident bytes.
+    """
+
+    kind: str
+    text: str = ""
+    peak: int = 0
+
+    @property
+    def signature(self) -> str:
+        """The kind, and of the message what does not change with names and numbers."""
+        text = re.sub(r"'[^']*'|\"[^\"]*\"|%\S+|\d[\d.,]*", "_", self.text.partition("\n")[0])
+        return f"{self.kind}: {text[:80]}"
+
+    @property
+    def sentence(self) -> str:
+        """What happened."""
+        said = {"differs": "the numbers differ", "timeout": "the compile does not end", "died": "the process dies"}
+        return f"{said.get(self.kind, self.kind)}{f': {self.text}' if self.text else ''}"
+
+
+class Trials:
+    """Runs compiles in processes of their own.
+
+    Args:
+        folder: For temporary files.
+        seconds: Longest time of one.
+    """
+
+    def __init__(self, folder: Path, seconds: float = SECONDS) -> None:
+        self._folder, self.seconds = folder, seconds
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: Mapping[str, Any]) -> Outcome:
+        """Run one."""
+        process = self._process if self._process is not None and HAS_FORK else self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        inner = self._folder / "trial"
+        inner.mkdir(exist_ok=True)
+        line = json.dumps({**request, "seconds": self.seconds, "folder": str(inner)})
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            if HAS_FORK:
+                answer = process.stdout.readline()
+            else:
+                answer, _ = process.communicate(timeout=self.seconds)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return Outcome("timeout")
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.close()
+            return Outcome("died")
+        return Outcome(**json.loads(answer))
+
+    def _start(self) -> subprocess.Popen[str]:
+        self.close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "memoptc.reduction.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return self._process
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._process is not None:
+            self._process.kill()
+            for stream in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+            self._process.wait()
+            self._process = None
+
+
+@dataclass
+class CompileCheck:
+    """How a compile ends.
+
+    Args:
+        trials: Runs it.
+        options: Of `memoptc.compile`, as plain values.
+        look_for: `fails`: an error, always the same one; `differs`: other outputs; `slow`: no end within the time of a
+            trial; `above`: more memory than `most_bytes`.
+        most_bytes: See there.
+    """
+
+    trials: Trials
+    options: Mapping[str, Any] = field(default_factory=dict)
+    look_for: str = "fails"
+    most_bytes: int = 0
+    _signature: str = ""
+
+    def _run(self, model: Path) -> Outcome:
+        return self.trials.ask({"model": str(model), "options": self.options, "compare": self.look_for == "differs"})
+
+    def first(self, model: Path) -> str:
+        """Compile the whole model."""
+        outcome = self._run(model)
+        self._signature = outcome.signature
+        return outcome.sentence if self._shows(outcome) else ""
+
+    def fails(self, model: Path) -> bool:
+        """Compile a smaller model."""
+        return self._shows(self._run(model))
+
+    def _shows(self, outcome: Outcome) -> bool:
+        match self.look_for:
+            case "fails":
+                return outcome.kind in ("refused", "fault", "died") and outcome.signature == self._signature
+            case "differs":
+                return outcome.kind == "differs"
+            case "slow":
+                return outcome.kind == "timeout"
+            case "above":
+                return outcome.peak > self.most_bytes
+        raise InputError(f"There is no failure {self.look_for!r}.", hint="Look for fails, differs, slow or above.")
