@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from runtime_models import normal, parse
 
 from memoptc.cli.main import main
 from memoptc.runtime import container
-from memoptc.runtime.container import Unavailable, control_group, drop_from_cache, model_files
+from memoptc.runtime.container import ControlGroup, Limiter, Unavailable, control_group, drop_from_cache, model_files
+from memoptc.runtime.options import STOCK
 
 MB = 1 << 20
 
@@ -152,3 +155,29 @@ def test_all_files_of_a_model_are_dropped(tmp_path: Path) -> None:
     assert {f.name for f in files} == {"m.onnx", "weights.bin", "m.session.json"}
     drop_from_cache(files)
     assert np.fromfile(tmp_path / "weights.bin", np.float32).size == 64 * 64
+
+
+@pytest.mark.parametrize(("version", "count"), [(1, "memory.failcnt"), (2, "memory.events")])
+def test_hits_of_the_limit_are_read(version: int, count: str, tmp_path: Path) -> None:
+    group = ControlGroup(tmp_path, version)
+    assert group.hits() is None
+    (tmp_path / count).write_text("7\n" if version == 1 else "low 0\nhigh 0\nmax 7\noom 0\n")
+    assert group.hits() == 7
+
+
+@pytest.mark.parametrize(("hits", "fits"), [([3, 3], True), ([3, 9], False), ([None, None], False)])
+def test_slow_runs_that_never_reach_the_limit_fit(
+    hits: list[int | None], fits: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter(2 * hits)  # a slow run is tried twice
+
+    @contextmanager
+    def worker(*_: object) -> Iterator[Callable[..., dict[str, list[float]]]]:
+        yield lambda **asked: {"ms": [90.0] * 5}
+
+    monkeypatch.setattr(container, "start_worker", worker)
+    monkeypatch.setattr(ControlGroup, "hits", lambda self: next(counts))
+    for name in ("limit", "empty"):
+        monkeypatch.setattr(ControlGroup, name, lambda *_: None)
+    trial = Limiter(ControlGroup(model.parent, 1), model, STOCK, model, free_ms=10.0).run(64 * MB)
+    assert (trial.fits, trial.latency_ms) == (fits, 90.0)
