@@ -19,6 +19,12 @@ SLOW = ("edsr_x4", "long_attention_4k", "mobilenet_v2_1024")
 HARD_TO_QUANTIZE = ("gtcrn_stream", "ppocr_det_mobile")
 """Near or below the gate of 10 dB with plain calibration; the gate then has to hold."""
 
+LONG_TO_SEARCH = (
+    "filled_shufflenet", "gtcrn_stream", "light_densenet121", "light_inception_v2", "ppocr_det_mobile",
+    "selfie_seg_256", "super_resolution_x3", "tashkeel_fp32", "ultraface_rfb320", "unet_dynamic",
+)  # fmt: skip
+"""Twenty seconds and more each for the search for int8."""
+
 FEW = {"ppocr_det_mobile": 2}
 """Samples where one takes long; the search runs the model on all of them again and again."""
 
@@ -67,7 +73,7 @@ def test_o2_stays_within_float_noise(name: str, tmp_path: Path) -> None:
     assert ports(output) == ports(source)
 
 
-@zoo.each_model(skip=(*SLOW, "fns_candy"))
+@zoo.each_model(skip=(*SLOW, "fns_candy"), nightly=LONG_TO_SEARCH)
 def test_int8_passes_its_gates_or_writes_nothing(name: str, tmp_path: Path) -> None:
     assert zoo.ZOO is not None
     data = feeds(name, tmp_path / "data", FEW.get(name, 32))

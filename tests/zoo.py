@@ -31,9 +31,17 @@ ZOO = load()
 NAMES: list[str] = ZOO.names() if ZOO is not None else []
 
 
-def each_model(*, skip: tuple[str, ...] = ()) -> Any:
-    """Parametrize a test by `name` over every model of the zoo; one skipped test when it is absent."""
+def each_model(*, skip: tuple[str, ...] = (), nightly: tuple[str, ...] = ()) -> Any:
+    """Parametrize a test by `name` over every model of the zoo; one skipped test when it is absent.
+
+    Args:
+        skip: Models that are left out.
+        nightly: Models that only the long form runs.
+    """
     if not NAMES:
         reason = f"no zoo of real models at {FOLDER.name} (set MEMOPTC_ZOO)"
         return pytest.mark.parametrize("name", [pytest.param("zoo", marks=pytest.mark.skip(reason=reason))])
-    return pytest.mark.parametrize("name", [n for n in NAMES if n not in skip])
+    long = pytest.mark.nightly
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=long if n in nightly else ()) for n in NAMES if n not in skip]
+    )
