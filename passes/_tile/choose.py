@@ -9,7 +9,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
 from memoptc.passes._tile.estimate import MemoryProfile, TilingEstimate, bound, estimates
 from memoptc.passes._tile.grid import NotTileableError
-from memoptc.passes._tile.region import Between, Region, Spaces, grow
+from memoptc.passes._tile.region import Between, Growth, Region, Spaces
 
 COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MORE = (384, 512, 768, 1024)
@@ -94,10 +94,14 @@ def regions(profile: MemoryProfile, spaces: Spaces) -> Iterator[tuple[tuple[Op, 
         place = profile.position[seed]
         if not _divides(seed, axis, profile):
             continue
+        growth = Growth(seed, axis, spaces, between)
         for start in starts:
+            if start > place:
+                break
+            growth.within(start - starts[0], ends[-1] - starts[0])  # the widest first: many others follow from it
             for end in ends:
-                if start <= place <= end:
-                    region = grow(seed, axis, start - starts[0], end - starts[0], spaces, between)
+                if place <= end:
+                    region = growth.within(start - starts[0], end - starts[0])
                     if region is None or (key := frozenset(region.axes.items())) in seen:
                         continue
                     if len(region.ops) < 2 and profile.costs.scratch(region.ops[0]) < WORKSPACE * profile.peak:

@@ -147,22 +147,55 @@ class Between:
         return found
 
 
-def grow(seed: Op, axis: Axis, first: int, last: int, spaces: Spaces, between: Between) -> Region | None:
-    """Grow a region from one op along its axis, through neighbours that can be cut at the same places.
+class Growth:
+    """Regions grown from one op along one of its axes, within one stretch after another.
 
     Args:
         seed: Where to begin.
         axis: Along which axis of the seed.
-        first: First op of the stretch that may join, counted within the stretch that `between` knows.
-        last: Last op that may join.
         spaces: Iteration spaces.
         between: Paths among the ops.
-
-    Returns:
-        The region, or `None` when nothing sound is left.
     """
-    allowed = _Stretch(between.place, first, last)
-    chosen = _convex(seed, _reach(seed, axis, allowed, spaces), between)
+
+    def __init__(self, seed: Op, axis: Axis, spaces: Spaces, between: Between) -> None:
+        self._seed, self._axis, self._spaces, self._between = seed, axis, spaces, between
+        self._known: list[_Grown] = []
+
+    def within(self, first: int, last: int) -> Region | None:
+        """Grow a region through neighbours that can be cut at the same places.
+
+        Args:
+            first: First op of the stretch that may join, counted within the stretch that `between` knows.
+            last: Last op that may join.
+
+        Returns:
+            The region, or `None` when nothing sound is left. What was grown within a larger stretch and lies within
+            this one is given again: what a border kept out there was no part of it either.
+        """
+        for known in self._known:
+            if known.first <= first <= known.lowest and known.highest <= last <= known.last:
+                return known.region
+        reached = _reach(self._seed, self._axis, _Stretch(self._between.place, first, last), self._spaces)
+        places = [self._between.place[op] for op in reached]
+        region = _region(self._seed, reached, self._spaces, self._between)
+        self._known.append(_Grown(first, last, min(places), max(places), region))
+        return region
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """What growing within a stretch reached, at most, and what became of it."""
+
+    first: int
+    last: int
+    lowest: int
+    highest: int
+    region: Region | None
+
+
+def _region(seed: Op, reached: dict[Op, Axis], spaces: Spaces, between: Between) -> Region | None:
+    """Make a region of the ops that growing reached; `None` when nothing sound is left."""
+    chosen = _convex(seed, reached, between)
     if chosen is None:
         return None
     _take_codes(chosen, between, spaces)

@@ -30,7 +30,7 @@ from memoptc.ir.verifier import verify
 from memoptc.passes._simplify.control import simplify_control
 from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
-from memoptc.passes._tile.region import MARK, Between, Region, Spaces, grow
+from memoptc.passes._tile.region import MARK, Between, Growth, Region, Spaces
 from memoptc.runtime.compare import difference
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.judge import TOLERANCES
@@ -118,7 +118,7 @@ class Tiling:
         first, last = 0, len(ops) - 1
         if self.random.random() < 0.4:
             first, last = self.random.randint(0, place), self.random.randint(place, last)
-        region = grow(seed, axis, first, last, self.spaces, Between(ops))
+        region = Growth(seed, axis, self.spaces, Between(ops)).within(first, last)
         if region is None or region.rates is None or (len(region.ops) < 2 and self.random.random() < 0.8):
             return None
         return region

@@ -15,7 +15,7 @@ from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
-from memoptc.passes._tile.region import Between, Region, Spaces, grow
+from memoptc.passes._tile.region import Between, Growth, Region, Spaces
 from memoptc.runtime.evaluate import Evaluator
 
 PLANNED = {"S": 40, "H": 12}
@@ -40,7 +40,7 @@ def region_of(graph: Graph, op_type: str, axis: int) -> Region:
     seed = next(op for op in ops if op.op_type == op_type)
     spaces = Spaces()
     along = next(a for a in spaces[seed] if a.results[0] == axis)
-    region = grow(seed, along, 0, len(ops) - 1, spaces, Between(ops))
+    region = Growth(seed, along, spaces, Between(ops)).within(0, len(ops) - 1)
     assert region is not None
     return region
 

@@ -22,7 +22,7 @@ from memoptc.ir.types import TensorType
 from memoptc.ir.verifier import verify
 from memoptc.passes._tile.emit import Emitter
 from memoptc.passes._tile.grid import NotTileableError, StaticGrid
-from memoptc.passes._tile.region import Between, Region, Spaces, grow
+from memoptc.passes._tile.region import Between, Growth, Region, Spaces
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import record
@@ -52,7 +52,7 @@ def grow_from(graph: Graph, seed: Op) -> Region:
     """All that can be cut together with an op along the first axis that it accumulates along."""
     ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
     spaces = Spaces()
-    region = grow(seed, spaces.sums(seed)[0], 0, len(ops) - 1, spaces, Between(ops))
+    region = Growth(seed, spaces.sums(seed)[0], spaces, Between(ops)).within(0, len(ops) - 1)
     assert region is not None
     return region
 
