@@ -207,7 +207,8 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     steps.describe(report.control, graph, source.file_bytes, data.dims, report)
     steps.plan_control(report.control, graph, data.dims)
 
-    attempts = Attempts(source, options, data, report, output, scratch)
+    decoder = steps.recognise_decoder(graph, report)
+    attempts = Attempts(source, options, data, report, output, scratch, decoder)
     attempts.predict_original(graph)
     attempt = attempts.build(steps.pipeline(options, data.calibration is not None), (graph, shapes))
     del graph, shapes  # another attempt may take its place

@@ -10,6 +10,7 @@ from typing import Any
 from memoptc import steps
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
+from memoptc.ir.decoder_facts import Decoder
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.infer import Inference
 from memoptc.ir.onnx_io import write_into
@@ -71,6 +72,7 @@ class Attempts:
         base: The report before any pass; each attempt continues a copy.
         output: Where to write.
         scratch: A folder for temporary files.
+        decoder: What is known of the original as a decoder, if it is one.
         predicted: What the original is predicted to need.
     """
 
@@ -80,6 +82,7 @@ class Attempts:
     base: Report
     output: Path
     scratch: Path
+    decoder: Decoder | None = None
     predicted: Sizes | None = None
     _unknown: int = 0
     _files: list[Path] = field(default_factory=list)
@@ -113,6 +116,7 @@ class Attempts:
         report = _continued(self.base)
         compiled = steps.run_passes(graph, shapes, self.source, options, data, report, scratch, pipeline)
         graph.info.metadata.update(steps.provenance(report, compiled.plan))
+        graph.info.metadata.update(steps.describe_run(graph, self.decoder))
         options.progress("writing", 0.6)
         for file in self._files:
             file.unlink(missing_ok=True)

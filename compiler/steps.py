@@ -27,6 +27,8 @@ from memoptc.instruments import (
     write_reproducer,
 )
 from memoptc.ir.core import Graph
+from memoptc.ir.decoder import KEY as DECODER
+from memoptc.ir.decoder import Decoder, appended_inputs, recognise, recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import substitute
 from memoptc.ir.forms import WritingForm
@@ -168,6 +170,27 @@ def predict(side: Side, graph: Graph, dims: Mapping[str, int], form: WritingForm
 def sizes_of(estimates: tuple[NeedEstimate, NeedEstimate]) -> tuple[int, int]:
     """Give the bytes of both."""
     return estimates[0].need_bytes, estimates[1].need_bytes
+
+
+def recognise_decoder(graph: Graph, report: Report) -> Decoder | None:
+    """Say in the report which decoder a graph with inferred types is; where it keeps a cache and is none, why."""
+    if not appended_inputs(graph):
+        return None
+    try:
+        decoder = recognise(graph, inferred=True)
+    except InputError as error:
+        report.decisions.append(Decision("decoder", "not recognised", error.message))
+        return None
+    report.decoder = str(decoder)
+    return decoder
+
+
+def describe_run(graph: Graph, decoder: Decoder | None) -> dict[str, str]:
+    """What the output says of how to run it as a decoder; nothing where the original is none."""
+    if decoder is None:
+        return {}
+    own = recognised(graph)  # passes may have made the attention that updates a cache where it is, or undone it
+    return {DECODER: (own or replace(decoder, shared=False)).to_json()}
 
 
 def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:

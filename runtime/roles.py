@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.decoder import appended_inputs, numbers_steps, recognised
 from memoptc.ir.dims import Dim, KnownDim, Sym
-from memoptc.ir.types import DType, OptionalType, TensorType
+from memoptc.ir.types import DType, TensorType
 
 _CARRY_FIRST = frozenset(
     "Cast CastLike Reshape Unsqueeze Squeeze Transpose Slice Expand Identity Flatten Tile Pad Split Gather "
@@ -70,7 +71,6 @@ class _Place:
         shift: Summand.
         near: Whether nothing but casts lie between.
         summed: Whether elements were added up on the way.
-        axes: The input's axis that each of its axes is, -1 for a new one; `None` where that is not known.
     """
 
     value: Value
@@ -78,7 +78,6 @@ class _Place:
     shift: float = 0.0
     near: bool = True
     summed: bool = False
-    axes: tuple[int, ...] | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -93,18 +92,25 @@ def find_roles(graph: Graph) -> dict[str, Role]:
         Input name -> role.
     """
     found = {value.name: _follow(value, graph) for value in graph.inputs}
+    caches = appended_inputs(graph)
+    for one in caches:
+        if one.form == "grown" and one.input_axis is not None:
+            found[one.input.name].past_axes.add(one.input_axis)
+    decoder = recognised(graph, inferred=True) if caches else None
     for value in graph.inputs:
         role = found[value.name]
         integers = isinstance(value.type, TensorType) and value.type.dtype.is_integer()
-        role.positions = integers and (_POSITIONS.search(value.name) is not None or _is_turned(value))
+        if decoder is not None:
+            role.positions = value.name == decoder.positions
+            role.mask = role.mask or value.name == decoder.mask
+        else:  # without a cache, only a name tells positions from other numbers that index a table
+            role.positions = integers and (_POSITIONS.search(value.name) is not None or numbers_steps(value))
     return found
 
 
 def _follow(start: Value, graph: Graph) -> Role:
     role = Role()
-    type_ = start.type.elem if isinstance(start.type, OptionalType) else start.type
-    axes = tuple(range(len(type_.shape))) if isinstance(type_, TensorType) and type_.shape is not None else None
-    todo, seen = [_Place(start, axes=axes)], {start}
+    todo, seen = [_Place(start)], {start}
     for _ in range(_LIMIT):
         if not todo:
             break
@@ -124,9 +130,8 @@ def _onward(op: Op, index: int, place: _Place, graph: Graph) -> Iterator[_Place]
     if op.domain == "" and (carries or (op.op_type == "Where" and index > 0)):
         near = place.near and op.op_type in ("Cast", "Identity", "Transpose")
         summed = place.summed or op.op_type in ("ReduceSum", "CumSum")
-        axes = _kept_axes(op, place.axes)
         for result in op.results[:1] if op.op_type == "TopK" else op.results:
-            yield _Place(result, place.scale, place.shift, near, summed, axes)
+            yield _Place(result, place.scale, place.shift, near, summed)
     elif op.domain == "" and op.op_type in ("Add", "Sub", "Mul", "Div") and len(op.operands) == 2:
         number = _scalar(op.operands[1 - index])
         scale, shift = place.scale, place.shift
@@ -144,16 +149,16 @@ def _onward(op: Op, index: int, place: _Place, graph: Graph) -> Iterator[_Place]
     elif op.domain == "" and op.op_type in ("Loop", "Scan"):
         body = op.regions["body"]
         if index < len(body.inputs) and (op.op_type == "Scan" or index >= 2):
-            yield _Place(body.inputs[index], place.scale, place.shift, False, place.summed, place.axes)
+            yield _Place(body.inputs[index], place.scale, place.shift, False, place.summed)
     elif op.is_return and op.graph is not None and op.graph.parent is not None:
         owner = op.graph.parent
         at = index - 1 if owner.op_type == "Loop" else index
         if 0 <= at < len(owner.results):
-            yield _Place(owner.results[at], place.scale, place.shift, False, place.summed, place.axes)
+            yield _Place(owner.results[at], place.scale, place.shift, False, place.summed)
     else:
         function = graph.info.functions.get((op.domain, op.op_type, op.overload)) if graph.model else None
         if function is not None and index < len(function.body.inputs):
-            yield _Place(function.body.inputs[index], place.scale, place.shift, False, place.summed, place.axes)
+            yield _Place(function.body.inputs[index], place.scale, place.shift, False, place.summed)
 
 
 def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
@@ -194,77 +199,13 @@ def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
         _known_words(role, op)
     elif kind in ("Sub", "Mul", "Div", "Add", "BatchNormalization") and place.near:
         _number_range(role, op, index)
-    elif kind == "Concat" and place.axes is not None:
-        role.past_axes |= {place.axes[axis] for axis in _appended(op, index)} - {-1}
-    elif kind in _CACHED:
+    elif kind == "GroupQueryAttention":
         _attention(role, op, index, place)
     role.fixed.extend(_structural(op, index))
 
 
-_CACHED = {
-    "GroupQueryAttention": (3, 4, 2),
-    "MultiHeadAttention": (6, 7, 2),
-    "DecoderMaskedMultiHeadAttention": (5, 6, 2),
-}
-"""Operands of attention that hold the past's keys and values, and the axis along which those are appended to."""
-
-
-def _kept_axes(op: Op, axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Which of the input's axes the result's are."""
-    if axes is None or op.op_type in ("Cast", "Identity", "Slice", "Split", "Pad"):
-        return axes
-    if op.op_type == "Transpose":
-        order = op.attrs.get("perm", tuple(reversed(range(len(axes)))))
-        return tuple(axes[i] for i in order)
-    index = op.operands[1].type if len(op.operands) > 1 else None
-    if op.op_type == "Gather" and isinstance(index, TensorType) and index.shape is not None and len(index.shape) < 2:
-        at = op.attrs.get("axis", 0) % len(axes)
-        return axes if index.shape else axes[:at] + axes[at + 1 :]
-    given = op.attrs.get("axes") or (_constant(op.operands[1]) if index is not None else None)
-    if op.op_type in ("Squeeze", "Unsqueeze") and given is not None:
-        rank = len(axes) + (len(given) if op.op_type == "Unsqueeze" else 0)
-        named = {int(axis) % rank for axis in given}
-        if op.op_type == "Squeeze":
-            return tuple(axis for i, axis in enumerate(axes) if i not in named)
-        rest = iter(axes)
-        return tuple(-1 if i in named else next(rest) for i in range(rank))
-    return None
-
-
-def _is_turned(start: Value) -> bool:
-    """Whether an input is multiplied into angles whose sine or cosine is taken."""
-    todo, seen = [start], {start}
-    while todo and len(seen) < _NEARBY:
-        for op in todo.pop().users:
-            if op.is_a("Cos", "Sin"):
-                return True
-            if op.op_type in _INTO_ANGLES and not op.domain:
-                todo += [r for r in op.results if r not in seen]
-                seen.update(op.results)
-    return False
-
-
-_INTO_ANGLES = frozenset(
-    "Cast Unsqueeze Squeeze Reshape Expand Transpose Mul MatMul Einsum Concat Slice Identity".split()
-)
-_NEARBY = 64
-
-
-def _appended(op: Op, index: int) -> set[int]:
-    """The axis along which a computed value is put behind the input."""
-    type_ = op.operands[index].type
-    if index or not isinstance(type_, TensorType) or type_.shape is None or not type_.dtype.is_floating_point():
-        return set()
-    if len(type_.shape) < 3 or all(v.tensor is not None for v in op.operands[1:]):
-        return set()
-    return {op.attrs.get("axis", 0) % len(type_.shape)}
-
-
 def _attention(role: Role, op: Op, index: int, place: _Place) -> None:
-    keys, values, axis = _CACHED[op.op_type]
-    if index in (keys, values) and place.axes is not None and axis < len(place.axes):
-        role.past_axes |= {place.axes[axis]} - {-1}
-    elif op.op_type == "GroupQueryAttention" and index in (5, 6):
+    if index in (5, 6):
         past, steps = op.input(3), _extent(op.operands[0], 1)
         earlier = _extent(past, 2) if past is not None else 0
         if place.summed:

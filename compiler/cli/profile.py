@@ -44,6 +44,7 @@ def command(
 ) -> None:
     """Show where MODEL's memory goes: on paper, and recorded inside onnxruntime."""
     from memoptc.cli.show import Progress
+    from memoptc.ir.decoder import recognised
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.manager import count_nodes, weight_bytes
@@ -76,8 +77,10 @@ def command(
                 ):
                     setattr(point, kind, profiler.record(model, feed, replace(options, threads=threads)))
             points.append(point)
+    decoder = recognised(graph, inferred=True)
     facts = {
         "model": str(model),
+        "decoder": None if decoder is None else str(decoder),
         "nodes": count_nodes(graph),
         "weight_bytes": weight_bytes(graph),
         "file_bytes": model.stat().st_size,
@@ -126,6 +129,8 @@ def _print(facts: dict[str, Any], points: list[Profile], top: int) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if facts["decoder"]:
+        console.print(f"decoder: {facts['decoder']}", markup=False, soft_wrap=True)
     table = Table(title="activations", title_justify="left")
     recorded = [f"recorded ({c})" for c in (AS_WRITTEN, STOCK_DEFAULT, SESSION)]
     for heading in ("sizes", f"planned peak ({last.configuration})", "workspace", *recorded, "at"):

@@ -93,6 +93,8 @@ def _print_verdict(report: Report, console: Console) -> None:
     sizes = planned_for(report)
     if sizes:
         console.print(sizes, soft_wrap=True, markup=False)
+    if report.decoder:
+        console.print(f"decoder: {report.decoder}", soft_wrap=True, markup=False)
     failed = report.verification.get("passed") is False
     console.print(f"[bold{' red' if failed else ''}]{escape(report.verdict)}[/]", soft_wrap=True)
     for figure in report.worse:

@@ -107,6 +107,7 @@ class Report:
         environment: Versions and threads that the measurements hold for.
         precision: Where integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty when
             accuracy was met with all alike) and `reached` (setting, SQNR, metric).
+        decoder: Of a language model: layers, heads, vocabulary and cache, in one line.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +123,7 @@ class Report:
     sizes: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] | None = None
+    decoder: str | None = None
     seconds: float = 0.0
 
     @property
@@ -158,6 +160,7 @@ class Report:
                 "sizes": self.sizes,
                 "environment": self.environment,
                 "precision": self.precision,
+                "decoder": self.decoder,
                 "seconds": round(self.seconds, 3),
             }
         )

@@ -1,0 +1,205 @@
+"""Small decoders in the operators of other exporters: GroupQueryAttention, Attention of opset 24, cross attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from decoders import LOWEST, Style, Writer, cache_name
+from onnx import TensorProto, helper
+
+LONGEST = 64
+"""Steps that tables of positions, and caches of constant length, hold."""
+
+
+def genai(style: Style) -> onnx.ModelProto:
+    """GroupQueryAttention with rotary inside; lengths are counted from the mask, as onnxruntime-genai builds it."""
+    s, w = style, Writer(style)
+    table = w.const(w.weight(s.vocabulary, s.hidden))
+    x = w.Gather(table, "input_ids")
+    one = w.const([1])
+    count = w.ReduceSum("attention_mask", one, keepdims=0)
+    lengths = w.Cast(w.Sub(count, 1), to=TensorProto.INT32)
+    total = w.Cast(w.Gather(w.Shape("attention_mask"), 1), to=TensorProto.INT32)
+    angles = np.arange(LONGEST)[:, None] * 10000.0 ** -(np.arange(0, s.width, 2) / s.width)
+    tables = [w.const(f(angles).astype(np.float32)) for f in (np.cos, np.sin)]
+    outputs = ["logits"]
+    for layer in range(s.layers):
+        n = w.norm(x, s.hidden)
+        q, k, v = (w.MatMul(n, w.weight(s.hidden, heads * s.width)) for heads in (s.heads, s.kv, s.kv))
+        past = [cache_name(s, layer, part) for part in ("key", "value")]
+        present = [cache_name(s, layer, part, "out") for part in ("key", "value")]
+        merged = w.GroupQueryAttention(
+            q, k, v, *past, lengths, total, *tables, out=[f"attention_{layer}", *present], num_heads=s.heads,
+            kv_num_heads=s.kv, do_rotary=1, domain="com.microsoft",
+        )  # fmt: skip
+        outputs += present
+        x = _after(w, x, merged)
+    w.MatMul(w.norm(x, s.hidden), w.Transpose(table, perm=[1, 0]), out="logits")
+    return model_of(w, _usual(s), outputs, contrib=True)
+
+
+def opset24(style: Style, *, written: bool = False) -> onnx.ModelProto:
+    """Attention of opset 24: with a past, or over a cache of constant length that TensorScatter writes into."""
+    s, w = style, Writer(style, opset=24)
+    table = w.const(w.weight(s.vocabulary, s.hidden))
+    x = w.Gather(table, "input_ids")
+    shape = w.Shape("input_ids")
+    steps, first = w.Gather(shape, 1), cache_name(s, 0, "key")
+    if written:
+        past = w.Squeeze(w.Slice("cache_position", [0], [1], [0]), [0])
+        total = w.const(LONGEST)
+        start = w.Expand(w.Unsqueeze(past, [0]), w.Slice(shape, [0], [1]))
+    else:
+        past = w.Gather(w.Shape(first), 2)
+        total = w.Add(past, steps)
+    keys, rows = w.grids(steps, past, total)
+    shown = w.LessOrEqual(keys, rows)
+    if not written:
+        shown = w.And(shown, w.Cast(w.Unsqueeze("attention_mask", [1, 2]), to=TensorProto.BOOL))
+    mask = w.Where(shown, 0.0, LOWEST)
+    outputs = ["logits"]
+    for layer in range(s.layers):
+        n = w.norm(x, s.hidden)
+        q, k, v = (
+            w.Transpose(
+                w.Reshape(w.MatMul(n, w.weight(s.hidden, heads * s.width)), [0, 0, heads, s.width]), perm=[0, 2, 1, 3]
+            )
+            for heads in (s.heads, s.kv, s.kv)
+        )
+        caches = [cache_name(s, layer, part) for part in ("key", "value")]
+        present = [cache_name(s, layer, part, "out") for part in ("key", "value")]
+        kind = {"scale": float(s.width**-0.5)}
+        if written:
+            k, v = (
+                w.TensorScatter(c, n, start, axis=2, out=p) for c, n, p in zip(caches, (k, v), present, strict=True)
+            )
+            merged = w.Attention(q, k, v, mask, **kind)
+        else:
+            merged = w.Attention(q, k, v, mask, *caches, out=[f"attention_{layer}", *present], **kind)
+        outputs += present
+        x = _after(w, x, w.Reshape(w.Transpose(merged, perm=[0, 2, 1, 3]), [0, 0, s.hidden]))
+    w.MatMul(w.norm(x, s.hidden), w.Transpose(table, perm=[1, 0]), out="logits")
+    if written:
+        inputs = [
+            ("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+            ("cache_position", TensorProto.INT64, ["sequence"]),
+        ]
+        return model_of(w, [*inputs, *_caches(s, LONGEST)], outputs)
+    return model_of(w, _usual(s), outputs)
+
+
+def seq2seq(style: Style) -> onnx.ModelProto:
+    """Self attention that grows, and cross attention over an encoder's keys and values, which are only read."""
+    s, w = style, Writer(style)
+    table = w.const(w.weight(s.vocabulary, s.hidden))
+    x = w.Gather(table, "input_ids")
+    steps, past = w.Gather(w.Shape("input_ids"), 1), w.Gather(w.Shape("past_key_values.0.decoder.key"), 2)
+    keys, rows = w.grids(steps, past, w.Add(past, steps))
+    causal = w.Where(w.LessOrEqual(keys, rows), 0.0, LOWEST)
+    hidden = w.Cast(w.Unsqueeze("encoder_attention_mask", [1, 2]), to=TensorProto.FLOAT)
+    padding = w.Mul(w.Sub(1.0, hidden), LOWEST / 4)
+    outputs = ["logits"]
+    inputs = [("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+              ("encoder_attention_mask", TensorProto.INT64, ["batch", "source"])]  # fmt: skip
+    for layer in range(s.layers):
+        n = w.norm(x, s.hidden)
+        q, k, v = (_heads(w, n) for _ in range(3))
+        names = [f"past_key_values.{layer}.decoder.{part}" for part in ("key", "value")]
+        k, v = (w.Concat(name, new, axis=2, out=name.replace("past_key_values", "present"))
+                for name, new in zip(names, (k, v), strict=True))  # fmt: skip
+        outputs += [k, v]
+        x = _after(w, x, _attend(w, q, k, v, causal))
+        read = [name.replace("decoder", "encoder") for name in names]
+        x = _after(w, x, _attend(w, _heads(w, w.norm(x, s.hidden)), *read, padding))
+        inputs += [(n, TensorProto.FLOAT, ["batch", s.heads, "past", s.width]) for n in names]
+        inputs += [(n, TensorProto.FLOAT, ["batch", s.heads, "source", s.width]) for n in read]
+    w.MatMul(w.norm(x, s.hidden), w.Transpose(table, perm=[1, 0]), out="logits")
+    return model_of(w, inputs, outputs)
+
+
+def merged(model: onnx.ModelProto) -> onnx.ModelProto:
+    """One file for both: an If over `use_cache_branch`, whose other branch starts without a past."""
+    caches = [i for i in model.graph.input if "past" in i.name]
+    inside, without = onnx.GraphProto(), onnx.GraphProto()
+    for body, name in ((inside, "with_past"), (without, "without_past")):
+        body.name = name
+        renamed = {n: f"{name}/{n}" for node in model.graph.node for n in node.output}
+        for cache in caches if body is without else ():
+            shape = [d.dim_value or (1 if i == 0 else 0) for i, d in enumerate(cache.type.tensor_type.shape.dim)]
+            empty = helper.make_tensor(f"{name}/{cache.name}", TensorProto.FLOAT, shape, [])
+            body.initializer.append(empty)
+            renamed[cache.name] = empty.name
+        for node in model.graph.node:
+            copy = body.node.add()
+            copy.CopyFrom(node)
+            copy.name = f"{name}/{node.name}"
+            copy.input[:] = [renamed.get(n, n) for n in node.input]
+            copy.output[:] = [renamed[n] for n in node.output]
+        for output in model.graph.output:
+            copied = body.output.add()
+            copied.CopyFrom(output)
+            copied.name = renamed[output.name]
+    choice = helper.make_node(
+        "If", ["use_cache_branch"], [o.name for o in model.graph.output], then_branch=inside, else_branch=without
+    )
+    switch = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
+    graph = helper.make_graph(
+        [choice], "merged", [*model.graph.input, switch], list(model.graph.output), list(model.graph.initializer)
+    )
+    made = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    onnx.checker.check_model(made)
+    return made
+
+
+def _heads(w: Writer, x: str) -> str:
+    s = w.style
+    return str(
+        w.Transpose(w.Reshape(w.MatMul(x, w.weight(s.hidden, s.hidden)), [0, 0, s.heads, s.width]), perm=[0, 2, 1, 3])
+    )
+
+
+def _attend(w: Writer, q: str, k: str, v: str, mask: str) -> str:
+    s = w.style
+    scores = w.Add(w.Mul(w.MatMul(q, w.Transpose(k, perm=[0, 1, 3, 2])), s.width**-0.5), mask)
+    return str(w.Reshape(w.Transpose(w.MatMul(w.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3]), [0, 0, s.hidden]))
+
+
+def _after(w: Writer, x: str, merged: str) -> str:
+    """The projection and the layers behind attention."""
+    s = w.style
+    x = w.Add(x, w.MatMul(merged, w.weight(s.hidden, s.hidden)))
+    up = w.MatMul(w.norm(x, s.hidden), w.weight(s.hidden, 2 * s.hidden))
+    return str(w.Add(x, w.MatMul(w.Mul(up, w.Sigmoid(up)), w.weight(2 * s.hidden, s.hidden))))
+
+
+def _caches(s: Style, past: str | int) -> list[tuple[str, int, list[Any]]]:
+    return [
+        (cache_name(s, layer, part), TensorProto.FLOAT, ["batch", s.kv, past, s.width])
+        for layer in range(s.layers)
+        for part in ("key", "value")
+    ]
+
+
+def _usual(s: Style) -> list[tuple[str, int, list[Any]]]:
+    return [
+        ("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+        ("attention_mask", TensorProto.INT64, ["batch", "total"]),
+        *_caches(s, "past"),
+    ]
+
+
+def model_of(
+    w: Writer, inputs: list[tuple[str, int, list[Any]]], outputs: list[str], *, contrib: bool = False
+) -> onnx.ModelProto:
+    """Put a model together."""
+    given = [helper.make_tensor_value_info(*i) for i in inputs]
+    results = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * (3 if n == "logits" else 4)) for n in outputs
+    ]
+    graph = helper.make_graph(w.nodes, "decoder", given, results, w.weights)
+    imports = [helper.make_opsetid("", w.opset)] + [helper.make_opsetid("com.microsoft", 1)] * contrib
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9 if w.opset < 24 else 11)
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,128 @@
+"""Decoders are recognised by structure: whatever the names, the layout of the cache, and the operators that keep it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from decoder_forms import LONGEST, genai, merged, opset24, seq2seq
+from decoders import Style, decoder
+from runtime_models import parse
+
+import memoptc
+from memoptc.ir.decoder import Decoder, recognise
+from memoptc.ir.onnx_io import read_onnx
+
+STYLES = {
+    "usual": Style(),
+    "odd names, no symbols": Style(names="odd", mask="positions", symbols="unnamed"),
+    "learned positions": Style(norm="layer", rotary="none", positions="learned", kv=4, gated=False),
+    "keys and values stacked": Style(cache="stacked"),
+    "one cache for all": Style(cache="flat", layers=3),
+    "looked-up angles": Style(rotary="table", mask="triangle"),
+    "nothing but ids": Style(rotary="interleaved", positions="computed", mask="causal"),
+    "norms of queries and keys": Style(scale_keys=True, qk_norm=True, symbols="apart"),
+}
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_spelled_out(style: Style) -> None:
+    model = decoder(style)
+    found = recognise(read_onnx(model))
+    inputs = [i.name for i in model.graph.input]
+    assert (found.layers, found.heads, found.vocabulary) == (style.layers, style.heads, style.vocabulary)
+    assert {(c.heads, c.width, c.form) for c in found.caches} == {(style.kv, style.width, "grown")}
+    assert found.bytes_per_token == 2 * style.layers * style.kv * style.width * 4
+    assert found.rotary == (style.rotary != "none")
+    assert (found.ids, found.logits, found.context) == ("input_ids", "logits", ())
+    assert found.positions == ("position_ids" if "position_ids" in inputs else "")
+    assert found.mask == ("attention_mask" if "attention_mask" in inputs else "")
+    assert [c.past for c in found.caches] == [n for n in inputs if n not in (found.ids, found.positions, found.mask)]
+    assert len({c.present for c in found.caches}) == len(found.caches)
+    assert Decoder.from_json(found.to_json()) == found
+    assert not found.shared
+
+
+def test_attention_operators() -> None:
+    style = Style()
+    for model, shared in ((genai(style), True), (opset24(style), False)):
+        found = recognise(read_onnx(model))
+        assert (found.layers, found.heads, found.own[0].heads, found.own[0].width) == (2, 4, 2, 16)
+        assert found.mask == "attention_mask"
+        assert {c.part for c in found.caches} == {"key", "value"}
+        assert found.shared == shared
+
+
+def test_a_cache_of_constant_length() -> None:
+    found = recognise(read_onnx(opset24(Style(), written=True)))
+    assert {(c.form, c.shape[c.axis]) for c in found.caches} == {("fixed", LONGEST)}
+    assert (found.positions, found.positions_rank, found.mask) == ("cache_position", 1, "")
+
+
+def test_an_encoders_keys_and_values_are_only_read() -> None:
+    found = recognise(read_onnx(seq2seq(Style(kv=4))))
+    assert [c.form for c in found.caches] == ["grown", "grown", "read", "read"] * 2
+    assert (found.layers, found.heads, found.mask, found.encoder_mask) == (2, 4, "", "encoder_attention_mask")
+    assert "cross attention" in str(found)
+
+
+def test_both_branches_of_a_merged_file() -> None:
+    plain = recognise(read_onnx(decoder(Style())))
+    found = recognise(read_onnx(merged(decoder(Style()))))
+    assert found.switch == "use_cache_branch"
+    assert dataclasses.replace(found, switch="", dtypes={}) == dataclasses.replace(plain, dtypes={})
+
+
+def test_the_same_whatever_names_say() -> None:
+    """Every input and output renamed: the record is the same but for the names."""
+    model = decoder(Style())
+    names = {v.name: f"v{i}" for i, v in enumerate((*model.graph.input, *model.graph.output))}
+    plain = recognise(read_onnx(model))
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names[value.name]
+    for node in model.graph.node:
+        node.input[:] = [names.get(n, n) for n in node.input]
+        node.output[:] = [names.get(n, n) for n in node.output]
+    found = recognise(read_onnx(model))
+    assert [found.ids, found.mask, found.positions, found.logits] == [
+        names[n] for n in (plain.ids, plain.mask, plain.positions, plain.logits)
+    ]
+    caches = tuple(dataclasses.replace(c, past=names[c.past], present=names[c.present]) for c in plain.caches)
+    assert found.caches == caches
+
+
+REFUSED = {
+    "nothing is appended": (
+        "g (int64[B, S] ids) => (float[B, S, 4] y) { x = Gather(t, ids) y = MatMul(x, w) }",
+        "cache",
+    ),
+    "a cache, but no tokens": (
+        """g (float[B, 2, S, 4] x, float[B, 2, P, 4] past) => (float[B, 2, S, 4] y, float[B, 2, T, 4] present) {
+             present = Concat<axis = 2>(past, x) k = Transpose<perm = [0, 1, 3, 2]>(present)
+             s = MatMul(x, k) p = Softmax(s) y = MatMul(p, present) }""",
+        "",
+    ),
+    "a stream that is only padded with its past": (
+        """g (float[B, 3, S] x, float[B, 3, P] past) => (float[B, 3, T] y, float[B, 3, T] present) {
+             r = Relu(x) present = Concat<axis = 2>(past, r) y = Relu(present) }""",
+        "cache",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "missing"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_what_is_missing(text: str, missing: str) -> None:
+    import numpy as np
+
+    weights = {"t": np.eye(5, 3, dtype=np.float32), "w": np.ones((3, 4), np.float32)} if "Gather" in text else {}
+    with pytest.raises(memoptc.InputError, match=f"no decoder that memoptc recognises.*{missing}"):
+        recognise(read_onnx(parse(text, **weights)))
+
+
+def test_a_compile_says_so() -> None:
+    result = memoptc.compile(decoder(Style()), measure=False, verify="off")
+    assert result.report.decoder == (
+        "2 layers, 4 heads over 2 key/value heads of 16, rotary, vocabulary 97, cache 512 bytes a token"
+    )
+    carried = {p.key: p.value for p in result.model.metadata_props}["memoptc.decoder"]
+    assert Decoder.from_json(carried).caches == recognise(read_onnx(decoder(Style()))).caches
