@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import pickle
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,28 @@ def trim(*, collect: bool = True) -> None:
     """Return memory that is free to the system, where the C library can: the next model needs it elsewhere.
 
     Args:
-        collect: Look for garbage that refers to itself first, which takes long where there are many objects.
+        collect: Look for garbage that refers to itself first, if that was not done a moment ago: it takes long where
+            there are many objects, and what takes moments leaves little behind.
     """
     if collect:
-        gc.collect()
+        _garbage.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class _Garbage:
+    """Collects garbage in no more than a tenth of the time that passes."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def collect(self) -> None:
+        started = time.monotonic()
+        if started < self._next:
+            return
+        gc.collect()
+        ended = time.monotonic()
+        self._next = ended + 9 * (ended - started)
+
+
+_garbage = _Garbage()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.compare import Totals, difference, flatten
 from memoptc.runtime.judge import GATES, Judge
 from memoptc.runtime.npz import load_feed
+from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import Verification, verify
 
 BITS = Judge(bit_exact=True)
@@ -281,3 +283,20 @@ def test_sums_over_pieces_are_those_of_the_whole(values: list[float], factor: fl
     assert parts.max_abs == whole.max_abs
     assert parts.cosine == pytest.approx(whole.cosine, abs=1e-12)
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-6)
+
+
+def test_garbage_is_not_collected_again_and_again() -> None:
+    """Collecting takes long in a process of many objects: comparing small models there does not do it each turn."""
+    collections = []
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2:
+            collections.append(info)
+
+    gc.callbacks.append(count)
+    try:
+        for _ in range(3):
+            trim()
+    finally:
+        gc.callbacks.remove(count)
+    assert len(collections) <= 1
