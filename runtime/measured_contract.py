@@ -16,12 +16,19 @@ from memoptc.runtime import isolated
 from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.contract import Contract, load_contract
 from memoptc.runtime.memory.bfc import arena_capacity
+from memoptc.runtime.native.capi import api
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import FRUGAL, PACKING_KEY, Feed, RunOptions
 
+PLANNED_BYTES = 4 << 20
+"""What a planned session takes beside its block, and what it must gain at least."""
 LIBRARY_BYTES = 24 << 20
-"""What a planned session takes beside its block: a second library of onnxruntime, with its pages and its registers."""
+"""The same where the C interface comes from a second library of onnxruntime, with its pages and registers."""
+CALL_SECONDS = 1.5e-6
+"""What an allocation served by our own allocator takes longer."""
+CALLS_SHARE = 0.02
+"""Share of a run's time that these may take."""
 
 _WORTH = 1 << 20
 """Bytes of packed weights below which doing without is not tried."""
@@ -149,19 +156,30 @@ def _tried(
         shapes = {name: tuple(value.shape) for name, value in feed.items()}
         fixed = all(isinstance(d, int) for port in session.input_ports for d in port.shape)
         tier = tier_of(capacity, session.loaded_bytes + trace.peak_bytes, fixed)
+        if tier == "planned" and len(trace.sizes) * CALL_SECONDS > CALLS_SHARE * _once(session, feed):
+            tier = "arena"
         seconds = [_shortest(session, one) for one in timed or ()]
     finally:
         session.close()
     return Contract(options, capacity, shapes, measured, tier=tier, peaks={str(SESSION): trace.peak_bytes}), seconds
 
 
-def tier_of(arena: int, planned: int, fixed: bool) -> Literal["arena", "planned"]:
-    """Name the tier that needs less: of a planned session the plan, about the bytes alive, and a second library.
+def tier_of(arena: int, planned: int, fixed: bool, ours: int | None = None) -> Literal["arena", "planned"]:
+    """Name the tier that needs less: of a planned session the plan, about the bytes alive, and what it takes itself.
 
     A plan is made per set of input shapes; where these may change, planning each is not what a caller expects who asks
     for nothing.
     """
-    return "planned" if fixed and arena - planned > LIBRARY_BYTES else "arena"
+    if ours is None:
+        ours = PLANNED_BYTES if api().shared else LIBRARY_BYTES
+    return "planned" if fixed and arena - planned > ours else "arena"
+
+
+def _once(session: NativeSession, feed: Feed) -> float:
+    """Seconds of one run."""
+    started = time.perf_counter()
+    session.run(feed)
+    return time.perf_counter() - started
 
 
 def _shortest(session: NativeSession, feed: Feed) -> float | None:

@@ -6,6 +6,7 @@ Imported by `memoptc.runtime.Session`, so it needs nothing beyond onnxruntime an
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +16,10 @@ import onnxruntime as ort
 
 Feed: TypeAlias = Mapping[str, Any]
 """Input name -> numpy array (ml_dtypes for bfloat16 and the like), list (sequence), dict (map) or `None`."""
+
+registration = threading.Lock()
+"""The environment has one allocator per device, and a session keeps the one that was there when it was made: hold this
+while one is registered and the session made."""
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 PACKING_KEY = "session.disable_prepacking"

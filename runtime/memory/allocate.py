@@ -8,16 +8,20 @@ more to search.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from memoptc.ir.diagnostics import InputError, InternalError
-from memoptc.runtime.memory.exact import Answer, Exact
 from memoptc.runtime.memory.overlap import Overlaps
 from memoptc.runtime.memory.placement import Failed, by_time, first_fit, lowest_first
 from memoptc.runtime.memory.plan import Plan, check
 from memoptc.runtime.memory.problem import Buffer, Problem
+
+if TYPE_CHECKING:
+    import random
+
+    from memoptc.runtime.memory.exact import Answer
 
 EFFORT = 3_000_000
 """Looks at a neighbour that `allocate` may spend on every kind of search, by default: about a second of Python."""
@@ -68,6 +72,8 @@ def allocate(problem: Problem, *, effort: int = EFFORT, seed: int = 0, enough: f
             break
         portfolio.offer(name, place())
     if not portfolio.done and portfolio.overlaps.pairs <= MOST_PAIRS:
+        import random  # as what it searches with, loaded only where placements alone do not reach the floor
+
         portfolio.search(effort, random.Random(seed))
     plan = Plan(Problem(problem.buffers), tuple(portfolio.offsets), portfolio.algorithm)
     check(plan)
@@ -122,6 +128,8 @@ class _Portfolio:
 
     def search(self, effort: int, rng: random.Random) -> None:
         """Meet the capacity, if there is one; then come as near to the floor as the effort allows."""
+        from memoptc.runtime.memory.exact import Exact
+
         effort = min(effort, _LONGEST * self.cost)
         exact = Exact(self.problem)
         capacity = self.problem.capacity

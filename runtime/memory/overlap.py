@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from memoptc.runtime.memory.problem import Problem
 
-Ints = npt.NDArray[np.int64]
-Indices = npt.NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints: TypeAlias = npt.NDArray[np.int64]
+    Indices: TypeAlias = npt.NDArray[np.int32]
 
 
 class Overlaps:

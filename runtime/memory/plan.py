@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +43,8 @@ class Plan:
     @property
     def digest(self) -> str:
         """Short digest of all offsets, for provenance."""
+        import hashlib  # brings a library of 3 MB, which running a plan does without
+
         text = ",".join(map(str, self.offsets))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -7,17 +7,18 @@ reader and the writer convert.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 ALIGNMENT = 64
 """Bytes to which onnxruntime's allocators align, and so does a plan."""
@@ -128,6 +129,9 @@ def read_csv(text: str, capacity: int | None = None) -> Problem:
     Raises:
         InputError: a column is missing, a number is none, or a buffer cannot be.
     """
+    import csv
+    import io
+
     buffers = []
     for line, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
         try:
@@ -152,6 +156,9 @@ def write_csv(problem: Problem, offsets: Sequence[int] | None = None) -> str:
         problem: The buffers; alignment and fixed offsets are written where a buffer has them.
         offsets: A plan's offsets, in a column `offset`.
     """
+    import csv
+    import io
+
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if offsets is None and any(b.offset is not None for b in problem.buffers):

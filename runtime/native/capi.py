@@ -6,6 +6,7 @@ meaning (onnxruntime_c_api.h, "ORT_API_VERSION"). Only functions of version 18 a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.native.loaded import loaded_api_base
 
 Pointer: TypeAlias = "ctypes.c_void_p"
 
@@ -123,20 +125,16 @@ class Api:
     """The functions, each raising `OrtError` when onnxruntime answers with one. Use `api()`.
 
     Args:
-        path: The shared library.
+        library: The shared library, or the address of the `OrtApiBase` of one that is loaded.
 
     Raises:
         Unavailable: it is none, or too old.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            library = ctypes.CDLL(str(path))
-            library.OrtGetApiBase.restype = ctypes.POINTER(_Base)
-            base = library.OrtGetApiBase().contents
-        except (OSError, AttributeError) as error:
-            raise Unavailable(f"{path.name} offers no C interface: {error}.") from None
+    def __init__(self, library: Path | int) -> None:
+        self.shared = isinstance(library, int)
+        """It is the library that Python's sessions run in: environment and allocators are theirs, too."""
+        base = _Base.from_address(library) if isinstance(library, int) else _base_of(library)
         self.version = base.GetVersionString().decode()
         address = base.GetApi(_API_VERSION)
         if not address:
@@ -175,13 +173,27 @@ class Api:
         return out
 
 
+def _base_of(path: Path) -> _Base:
+    try:
+        library = ctypes.CDLL(str(path))
+        library.OrtGetApiBase.restype = ctypes.POINTER(_Base)
+        found: _Base = library.OrtGetApiBase().contents
+    except (OSError, AttributeError) as error:
+        raise Unavailable(f"{path.name} offers no C interface: {error}.") from None
+    return found
+
+
 @functools.cache
 def api() -> Api:
-    """Load the library once per process.
+    """Take the interface of the library that Python has loaded, else load the wheel's second one, once per process.
 
     Raises:
         Unavailable: the installed onnxruntime ships no usable shared library.
     """
+    loaded = loaded_api_base()
+    if loaded is not None:
+        with contextlib.suppress(Unavailable, OrtError):
+            return Api(loaded)
     spec = importlib.util.find_spec("onnxruntime")
     folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
     patterns = {"win32": ["onnxruntime.dll"], "darwin": ["libonnxruntime*.dylib"]}.get(

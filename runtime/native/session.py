@@ -8,10 +8,9 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.errors import invalid_argument, of_code
@@ -19,10 +18,10 @@ from memoptc.runtime.native.allocator import Script, Trace, TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
 from memoptc.runtime.native.elements import NAMES, STRING, SUB_BYTE, number_of, numpy_dtype
 from memoptc.runtime.native.layout import set_hidden
-from memoptc.runtime.options import FOLDER_KEY, STOCK, RunOptions, clean_message
+from memoptc.runtime.options import FOLDER_KEY, STOCK, RunOptions, clean_message, registration
 
-_registration = threading.Lock()
-"""The environment has one place for an allocator: register, make the session, unregister."""
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,10 @@ class NativeSession:
 
     def _load(self, model: str | os.PathLike[str] | bytes, native: Pointer) -> dict[str, int]:
         a = self._api
-        with _registration:
+        with registration:
+            if a.shared:  # an arena of a session of Python's may still be there; that session keeps it
+                with contextlib.suppress(OrtError):
+                    a.UnregisterAllocator(a.env, a.memory_info)
             a.RegisterAllocator(a.env, ctypes.byref(self.allocator.struct))
             try:
                 if isinstance(model, bytes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,7 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import arena_entries
-from memoptc.runtime.options import ENUMERATIONS, RunOptions
-
-_registration = threading.Lock()
-"""The environment has one arena per device; a session keeps the one that was there when it was made."""
+from memoptc.runtime.options import ENUMERATIONS, RunOptions, registration
 
 _limits: list[int] = []
 """Limits of arenas that were registered: where there is one arena, nobody else may use one with a limit."""
@@ -39,7 +35,7 @@ def registered_arena(size: int, limit: int) -> Iterator[None]:
         InputError: this onnxruntime has one arena per process, and a limit is asked for or in force.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    with _registration:
+    with registration:
         try:
             ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena_entries(limit or size, limit)))
         except RuntimeError as error:

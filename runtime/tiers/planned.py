@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, no_such_file
@@ -25,6 +24,9 @@ from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.native.allocator import Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.options import RunOptions
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _WARM_UP = Problem(tuple(Buffer("", 64 * (i + 1), i, i + 2, 64) for i in range(8)))
 """Planned while loading, so that the first run does not pay for the planner's own code."""

@@ -365,7 +365,9 @@ def external(folder: Path, width: int = 768, depth: int = 3) -> Path:
 def test_a_contract_names_the_tier_that_needs_less() -> None:
     assert tier_of(200 << 20, 170 << 20, fixed=True) == "planned"
     assert tier_of(200 << 20, 170 << 20, fixed=False) == "arena"  # each new shape would be planned anew
-    assert tier_of(200 << 20, 180 << 20, fixed=True) == "arena"  # less is gained than the second library takes
+    assert tier_of(200 << 20, 190 << 20, fixed=True, ours=4 << 20) == "planned"
+    assert tier_of(200 << 20, 197 << 20, fixed=True, ours=4 << 20) == "arena"  # less is gained than it takes itself
+    assert tier_of(200 << 20, 180 << 20, fixed=True, ours=24 << 20) == "arena"  # or than a second library takes
     assert Contract.from_json(Contract(tier="planned").to_json()).tier == "planned"
 
 

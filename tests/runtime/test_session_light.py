@@ -11,8 +11,25 @@ import pytest
 from native_models import network, usable
 
 from memoptc.runtime.contract import Contract, contract_path
+from memoptc.runtime.native.capi import api
 
-HEAVY = ("onnx", "onnx_ir", "sympy", "lark", "networkx", "rich", "click", "jinja2", "onnx_shape_inference", "google")
+HEAVY = (
+    "onnx",
+    "onnx_ir",
+    "sympy",
+    "lark",
+    "networkx",
+    "rich",
+    "click",
+    "jinja2",
+    "onnx_shape_inference",
+    "google",
+    "hashlib",
+    "random",
+    "csv",
+    "platform",
+    "subprocess",
+)
 
 SCRIPT = """
 import json, sys
@@ -26,6 +43,11 @@ for _ in range(3):
     outputs = session.run(None, {"x": np.zeros((3, 64), np.float32)})
 assert outputs[0].shape == (3, 64)
 print(json.dumps(sorted(set(sys.modules) - before)))
+try:
+    with open("/proc/self/maps") as maps:
+        print(json.dumps(sorted({line.split("/")[-1].strip() for line in maps if "onnxruntime" in line})))
+except OSError:
+    print("[]")
 """
 
 
@@ -39,11 +61,13 @@ def test_running_a_model_loads_no_module_of_the_compiler(tmp_path: Path, tier: s
     if contract:
         Contract(arena_bytes=1 << 20, inputs={"x": (3, 64)}).save(contract_path(path))
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(path), tier], capture_output=True, text=True, check=True)
-    loaded = json.loads(done.stdout)
+    loaded, libraries = (json.loads(line) for line in done.stdout.splitlines())
     assert "memoptc.runtime.session" in loaded
     assert [m for m in loaded if m.split(".")[0] in HEAVY] == []
     ours = [m for m in loaded if m.startswith("memoptc.")]
     assert [m for m in ours if m.startswith(("memoptc.ir.", "memoptc.passes"))] == ["memoptc.ir.diagnostics"]
+    if usable() and api().shared:
+        assert not [name for name in libraries if name.startswith("libonnxruntime.so")]
     if tier != "planned":
         assert not [m for m in ours if m.startswith(("memoptc.runtime.memory", "memoptc.runtime.native"))]
 
