@@ -106,8 +106,8 @@ def _returned_address(code: bytes, address: int) -> int | None:
     machine = os.uname().machine.lower()
     if machine in ("x86_64", "amd64"):
         start = 4 if code.startswith(b"\xf3\x0f\x1e\xfa") else 0  # endbr64
-        lea, back = code[start : start + 3], code[start + 7 : start + 8]
-        if lea != b"\x48\x8d\x05" or back != b"\xc3":  # lea rax, [rip+x]; ret
+        lea, end = code[start : start + 3], code[start + 7 : start + 8]
+        if lea != b"\x48\x8d\x05" or end != b"\xc3":  # lea rax, [rip+x]; ret
             return None
         return address + start + 7 + int.from_bytes(code[start + 3 : start + 7], "little", signed=True)
     if machine in ("aarch64", "arm64"):
