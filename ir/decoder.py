@@ -135,7 +135,7 @@ class _Reader:
         heads = self._heads() or own[0].heads
         plain = Decoder(
             ids.name, logits, tables[ids], tuple(sorted(caches, key=self._number)), sum(self._layers(own)), heads,
-            rotary=_is_rotary(self.graph), last_only=last, shared=self._shared(),
+            rotary=_is_rotary(self.graph), last_only=last, shared=self._shared(), grouped=self._grouped(),
             dtypes={v.name: _dtype(v) for v in rest},
         )  # fmt: skip
         return self._others([v for v in rest if v is not ids], plain, tables)
@@ -193,6 +193,30 @@ class _Reader:
             for one in self.appended
         )
 
+    def _grouped(self) -> bool:
+        """Whether attention can only be computed by GroupQueryAttention: no other branch does it for other feeds."""
+        kinds = {one.op.key for one in self.appended}
+        return kinds == {"com.microsoft::GroupQueryAttention"}
+
+    def _counted(self, mask: str) -> bool:
+        """Whether a mask's ones are added up to the lengths of GroupQueryAttention."""
+        lengths = [one.op.input(5) for one in self.appended if one.op.is_a("com.microsoft::GroupQueryAttention")]
+        todo, seen = list(lengths), set(lengths)
+        while todo and len(seen) < _FAR:
+            value = todo.pop()
+            if value is None:
+                continue
+            if value.op is None:
+                if value.name == mask:
+                    return True
+                continue
+            if value.op.is_a("Shape"):  # how long it is, not what it holds
+                continue
+            before = [v for v in value.op.operands if v not in seen]
+            seen.update(before)
+            todo += before
+        return False
+
     # -- outputs and inputs --------------------------------------------------------------------------
 
     def _logits(self, presents: set[str], tables: dict[Value, int]) -> tuple[str, int, bool]:
@@ -248,7 +272,10 @@ class _Reader:
             names[purpose] = value.name
             if purpose == "positions":
                 longest, rank = tables.get(value, 0), len(_shape(value) or ())
-        return replace(plain, **names, context=tuple(context), max_length=longest, positions_rank=rank)  # type: ignore[arg-type]
+        return replace(
+            plain, **names, context=tuple(context), max_length=longest, positions_rank=rank,  # type: ignore[arg-type]
+            counted=self._counted(names.get("mask", "")),
+        )  # fmt: skip
 
     def _purpose(self, value: Value, tables: dict[Value, int]) -> str:
         shape = _shape(value)
@@ -538,7 +565,9 @@ def _table(value: Value) -> int | None:
         if table is None or index != (0 if op.key == "com.microsoft::EmbedLayerNormalization" else 1):
             continue
         shape = _shape(table)
-        if shape and len(shape) == 2 and isinstance(shape[0], int) and op.attrs.get("axis", 0) == 0:
+        axis = op.attrs.get("axis", op.attrs.get("gather_axis", 0))
+        ranks = (2, 3) if op.domain else (2,)  # codes may have an axis of blocks
+        if shape and len(shape) in ranks and isinstance(shape[0], int) and axis == 0:
             if _is_fixed(table):
                 rows.append(shape[0])
     return max(rows, default=None)

@@ -90,6 +90,8 @@ class Decoder:
         context: Other inputs, such as the states of an encoder, which the caller gives.
         dtypes: Element types of all inputs but the caches, as numpy spells them.
         shared: Whether past and present may be the same buffer.
+        counted: Whether the mask's ones are added up to a number of keys, so that padding cannot lie at the left.
+        grouped: Whether attention takes several steps after a past for one sequence only (GroupQueryAttention).
         max_length: Steps that the model's tables of positions hold, 0 where nothing bounds them.
     """
 
@@ -111,6 +113,8 @@ class Decoder:
     context: tuple[str, ...] = ()
     dtypes: dict[str, str] = field(default_factory=dict)
     shared: bool = False
+    counted: bool = False
+    grouped: bool = False
     max_length: int = 0
 
     @property

@@ -1,6 +1,7 @@
 """What runs and measures models: planned runs, evaluation, verification, calibration, memory and time.
 
-`memoptc.runtime.Session` is a drop-in for `onnxruntime.InferenceSession` that keeps memory small.
+`memoptc.runtime.Session` is a drop-in for `onnxruntime.InferenceSession` that keeps memory small,
+`memoptc.runtime.Decoder` runs language models.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "Contract": "memoptc.runtime.contract",
+    "Decoder": "memoptc.runtime.decoding",
     "MemoryLimit": "memoptc.runtime.errors",
     "PlanLeft": "memoptc.runtime.errors",
     "Session": "memoptc.runtime.session",
 }
 
-__all__ = ["Contract", "MemoryLimit", "PlanLeft", "Session"]
+__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Session"]
 
 if TYPE_CHECKING:
     from memoptc.runtime.contract import Contract
+    from memoptc.runtime.decoding import Decoder
     from memoptc.runtime.errors import MemoryLimit, PlanLeft
     from memoptc.runtime.session import Session
 

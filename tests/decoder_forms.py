@@ -36,7 +36,7 @@ def genai(style: Style) -> onnx.ModelProto:
         )  # fmt: skip
         outputs += present
         x = _after(w, x, merged)
-    w.MatMul(w.norm(x, s.hidden), w.Transpose(table, perm=[1, 0]), out="logits")
+    w.MatMul(w.norm(x, s.hidden), w.weight(s.hidden, s.vocabulary), out="logits")
     return model_of(w, _usual(s), outputs, contrib=True)
 
 
@@ -80,7 +80,7 @@ def opset24(style: Style, *, written: bool = False) -> onnx.ModelProto:
             merged = w.Attention(q, k, v, mask, *caches, out=[f"attention_{layer}", *present], **kind)
         outputs += present
         x = _after(w, x, w.Reshape(w.Transpose(merged, perm=[0, 2, 1, 3]), [0, 0, s.hidden]))
-    w.MatMul(w.norm(x, s.hidden), w.Transpose(table, perm=[1, 0]), out="logits")
+    w.MatMul(w.norm(x, s.hidden), w.weight(s.hidden, s.vocabulary), out="logits")
     if written:
         inputs = [
             ("input_ids", TensorProto.INT64, ["batch", "sequence"]),
@@ -115,7 +115,7 @@ def seq2seq(style: Style) -> onnx.ModelProto:
         x = _after(w, x, _attend(w, _heads(w, w.norm(x, s.hidden)), *read, padding))
         inputs += [(n, TensorProto.FLOAT, ["batch", s.heads, "past", s.width]) for n in names]
         inputs += [(n, TensorProto.FLOAT, ["batch", s.heads, "source", s.width]) for n in read]
-    w.MatMul(w.norm(x, s.hidden), w.Transpose(table, perm=[1, 0]), out="logits")
+    w.MatMul(w.norm(x, s.hidden), w.weight(s.hidden, s.vocabulary), out="logits")
     return model_of(w, inputs, outputs)
 
 

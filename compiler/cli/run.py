@@ -27,7 +27,17 @@ from memoptc.cli.options import Bytes, common, dim_option
 @click.option("--arena", is_flag=True, help="Run node by node in the planned arena, freed bytes poisoned: proof, slow.")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(min=1), help="How often.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.")
-@click.option("--seed", default=0, show_default=True, help="Of made-up inputs.")
+@click.option("--seed", default=0, show_default=True, help="Of made-up inputs, and of --generate's choices.")
+@click.option("--generate", is_flag=True, help="Run a language model: print tokens that continue --prompt-ids.")
+@click.option(
+    "--prompt-ids", type=click.Path(path_type=Path), help="Numbers of tokens: .npy, .npz, or text, a row each."
+)
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=0), help="Most to generate.")
+@click.option("--max-length", type=click.IntRange(min=1), help="Most tokens of a sequence, the prompt included.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="Choose at random; the best token if not given.")
+@click.option("--top-k", default=0, type=click.IntRange(min=0), help="Choose among so many of the likeliest.")
+@click.option("--top-p", default=1.0, help="Choose among the likeliest that have this probability together.")
+@click.option("--stop", multiple=True, type=int, help="A token that ends a sequence; may be repeated.")
 @dim_option
 @common
 def command(
@@ -41,6 +51,14 @@ def command(
     runs: int,
     threads: int | None,
     seed: int,
+    generate: bool,
+    prompt_ids: Path | None,
+    max_new_tokens: int,
+    max_length: int | None,
+    temperature: float | None,
+    top_k: int,
+    top_p: float,
+    stop: tuple[int, ...],
     dims: tuple[tuple[str, int], ...],
     plugins: tuple[str, ...],
     quiet: bool,
@@ -56,6 +74,15 @@ def command(
         raise InputError(f"{outputs} is no name for outputs.", hint="Use a name that ends in .npz.")
     if memory == "stock" and memory_limit is not None:
         raise InputError("Stock onnxruntime has no memory limit.", hint="Use --memory arena or planned.")
+    if generate != (prompt_ids is not None):
+        raise InputError("--generate and --prompt-ids go together.", hint="Give both, or neither.")
+    if prompt_ids is not None:
+        from memoptc.cli.generate import print_tokens
+
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
+        options = {"memory": memory, "memory_limit": memory_limit, "max_length": max_length, "threads": threads}
+        print_tokens(model, prompt_ids, options, {"max_new_tokens": max_new_tokens, **sampling}, outputs, quiet)
+        return
     feed = load_feed(inputs) if inputs is not None else made_up(model, dict(dims), seed)
     if arena:
         found, lines = _in_arena(model, feed)

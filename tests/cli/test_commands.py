@@ -12,7 +12,9 @@ from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
+from decoders import Style, decoder
 from native_models import version
 
 from memoptc.cli.main import main
@@ -124,3 +126,25 @@ def test_what_cannot_be_is_refused_with_a_way_out(capsys: pytest.CaptureFixture[
         assert words in err, (arguments, err)
         assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_generates_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, prompt, out = tmp_path / "m.onnx", tmp_path / "p.txt", tmp_path / "out.npz"
+    onnx.save(decoder(Style(tied=False)), model)
+    prompt.write_text("5 17, 3\n80 41 9\n")
+    asked = ["run", str(model), "--generate", "--prompt-ids", str(prompt), "--max-new-tokens", "6"]
+    assert main([*asked, "--outputs", str(out)]) == 0
+    printed = capsys.readouterr()
+    rows = [[int(word) for word in line.split()] for line in printed.out.splitlines()]
+    assert np.load(out)["ids"].tolist() == rows
+    assert (len(rows), len(rows[0])) == (2, 6)
+    assert "tokens a sequence" in printed.err
+    np.save(tmp_path / "p.npy", np.asarray([80, 41, 9]))
+    assert main([*asked[:4], str(tmp_path / "p.npy"), *asked[5:], "-q"]) == 0
+    assert capsys.readouterr().out == " ".join(map(str, rows[1])) + "\n"
+    for wrong, why in (
+        (["run", str(model), "--generate"], "go together"),
+        ([*asked[:4], str(CNN), *asked[5:]], "no token"),
+    ):
+        assert main(wrong) == 2
+        assert why in capsys.readouterr().err

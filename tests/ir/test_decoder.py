@@ -120,7 +120,7 @@ def test_refused_with_what_is_missing(text: str, missing: str) -> None:
 
 
 def test_a_compile_says_so() -> None:
-    result = memoptc.compile(decoder(Style()), measure=False, verify="off")
+    result = memoptc.compile(decoder(Style()), level=1, measure=False, verify="off")
     assert result.report.decoder == (
         "2 layers, 4 heads over 2 key/value heads of 16, rotary, vocabulary 97, cache 512 bytes a token"
     )

@@ -1,0 +1,383 @@
+"""Run a decoder: ids in, scores or tokens out; its cache is kept between calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from memoptc.ir.decoder_facts import KEY, Cache
+from memoptc.ir.decoder_facts import Decoder as Facts
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.errors import MemoryLimit
+from memoptc.runtime.sampling import Sampler
+from memoptc.runtime.session import Session
+
+if TYPE_CHECKING:
+    Array: TypeAlias = npt.NDArray[Any]
+
+Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Array"
+
+_SMALLEST_CHUNK = 1
+
+
+class Decoder:
+    """A language model ready to generate, as `memoptc` compiled it or as an exporter wrote it.
+
+    Which input is which stands in the metadata of a compiled model; any other is analysed when it is loaded. The cache
+    is updated in place where the graph's attention allows that and `max_length` says how much room it takes; elsewhere
+    the graph itself writes it anew in each step. `notes` says which, and what else a caller should know.
+
+    One sequence (or batch) is kept by the decoder itself; `sequence()` makes others over the same weights, which may
+    run in threads of their own.
+
+    Args:
+        path: The model.
+        max_length: Most tokens of a sequence, prompt included; what the model's tables hold if not given.
+        memory_limit: Most bytes that onnxruntime may allocate, as for `Session`. A prompt that takes more is computed
+            in chunks. Caches that are updated in place come on top.
+        chunk: Most tokens of a prompt that are computed at once; all, as far as the limit allows, if not given.
+        options: `Session`'s other arguments, such as `threads` and `packing`.
+
+    Raises:
+        InputError: the model is no decoder that is recognised; the message names what is missing.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_length: int | None = None,
+        memory_limit: int | str | None = None,
+        chunk: int | None = None,
+        **options: Any,
+    ) -> None:
+        options.setdefault("memory", "arena")
+        self.session = Session(path, memory_limit=memory_limit, **options)
+        self.facts = _facts(self.session, path)
+        self.notes: list[str] = []
+        self.chunk = chunk
+        held = [c.shape[c.axis] for c in self.facts.own if c.form == "fixed" and c.shape[c.axis] > 0]
+        limits = [n for n in (max_length, self.facts.max_length, *held) if n]
+        self.max_length: int | None = min(limits) if limits else None
+        self.in_place = self.facts.shared and self.max_length is not None
+        self._shapes = {port.name: port.shape for port in self.session.get_inputs()}
+        self._own = self.sequence()
+        if self.in_place:
+            size = self.max_length * self.facts.bytes_per_token  # type: ignore[operator]
+            self.note(f"caches of {self.max_length} tokens are updated in place ({size / 1e6:.1f} MB a sequence)")
+        else:
+            self.note("the graph writes its caches anew in each step: the past and the present exist side by side")
+
+    def note(self, text: str) -> None:
+        """Add to `notes`, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def sequence(self) -> Tokens:
+        """Start another sequence, or batch of them, over the same weights."""
+        return Tokens(self)
+
+    def prefill(self, ids: Ids, *, context: Mapping[str, Array] | None = None) -> Array:
+        """Start anew with a prompt, as `Tokens.prefill`."""
+        return self._own.prefill(ids, context=context)
+
+    def step(self, ids: int | Sequence[int] | Array) -> Array:
+        """Add one token to each sequence, as `Tokens.step`."""
+        return self._own.step(ids)
+
+    def generate(self, ids: Ids, **options: Any) -> Iterator[Any]:
+        """Give tokens that continue a prompt, as `Tokens.generate`; each call has a cache of its own."""
+        return self.sequence().generate(ids, **options)
+
+    def close(self) -> None:
+        """Release the model's memory."""
+        self.session.close()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Tokens:
+    """A sequence, or a batch of them, with its cache; made by `Decoder.sequence`.
+
+    One thread at a time may use it; several of one decoder may run at once.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder, self._facts = decoder, decoder.facts
+        self.length = 0
+        """Tokens so far, padding included."""
+        self.batch = 0
+        self._caches: dict[str, ort.OrtValue] = {}
+        self._mask: Array = np.ones((0, 0), np.int64)
+        self._context: dict[str, Array] = {}
+
+    def prefill(self, ids: Ids, *, context: Mapping[str, Array] | None = None) -> Array:
+        """Start anew with a prompt.
+
+        Args:
+            ids: Token numbers of one sequence, or of several, which need not be equally long: shorter ones are padded
+                at the left, and the padding masked.
+            context: Other inputs by name, such as the states of an encoder, kept for later steps.
+
+        Returns:
+            Scores of the vocabulary for the token after the last, `[batch, vocabulary]`.
+
+        Raises:
+            InputError: the ids do not suit the model, or are more than it holds.
+            MemoryLimit: even one token at a time takes more than the limit.
+        """
+        rows, shown = _padded(ids)
+        if not shown.all() and (not self._facts.mask or self._facts.counted):
+            why = "counts keys instead of masking them" if self._facts.mask else "has no mask"
+            raise InputError(
+                f"The prompts have different lengths, and the model {why}, so that shorter ones cannot be padded.",
+                hint="Run each in a sequence of its own (decoder.sequence()).",
+            )
+        self._start(len(rows), context or {})
+        return self._extend(rows, shown)
+
+    def step(self, ids: int | Sequence[int] | Array) -> Array:
+        """Add one token to each sequence.
+
+        Returns:
+            Scores of the vocabulary for the token after it, `[batch, vocabulary]`.
+        """
+        column = np.atleast_1d(np.asarray(ids, np.int64)).reshape(-1, 1)
+        if not self.batch:
+            raise InputError("There is no sequence to add a token to.", hint="Call prefill first.")
+        if len(column) != self.batch:
+            raise InputError(f"{len(column)} tokens for {self.batch} sequences.", hint="Give one token for each.")
+        return self._extend(column, np.ones_like(column))
+
+    def extend(self, ids: Ids) -> Array:
+        """Add several tokens to each sequence, as many to each; gives what `step` gives."""
+        rows, shown = _padded(ids)
+        if not self.batch or len(rows) != self.batch or not shown.all():
+            raise InputError(f"{self.batch} sequences take as many rows of equally many tokens.")
+        return self._extend(rows, shown)
+
+    def generate(
+        self,
+        ids: Ids,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: int | Collection[int] = (),
+        context: Mapping[str, Array] | None = None,
+    ) -> Iterator[Any]:
+        """Give tokens that continue a prompt, one by one, as they are computed.
+
+        Args:
+            ids: As for `prefill`.
+            max_new_tokens: How many at most; fewer where `max_length` is reached.
+            temperature: As `Sampler`; so are `top_k` and `top_p`. Without any of them the best token is taken.
+            top_k: Choose among so many.
+            top_p: Choose among those that have this probability together.
+            seed: Of random choices; the same seed gives the same tokens.
+            stop: Tokens that end a sequence; they are not given.
+            context: As for `prefill`.
+
+        Returns:
+            Iterator over tokens: a number each for one sequence; for several a list each, with `None` for those that
+            have ended.
+
+        Raises:
+            InputError: as `prefill`, at once; or an option is out of its range.
+        """
+        sampler = Sampler(temperature, top_k, top_p)
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {max_new_tokens}.", hint="It has to be 0 or more.")
+        ends = {stop} if isinstance(stop, int) else set(stop)
+        alone = bool(len(ids)) and np.ndim(ids[0]) == 0
+        scores = self.prefill(ids, context=context)
+        return self._tokens(scores, sampler, np.random.default_rng(seed), max_new_tokens, ends, alone)
+
+    def _tokens(
+        self, scores: Array, sampler: Sampler, rng: np.random.Generator, count: int, ends: set[int], alone: bool
+    ) -> Iterator[Any]:
+        ended = np.zeros(self.batch, bool)
+        longest = self._decoder.max_length
+        for number in range(count):
+            chosen = sampler.choose(scores, rng)
+            ended |= np.isin(chosen, list(ends))
+            if ended.all():
+                return
+            yield int(chosen[0]) if alone else [None if e else int(t) for t, e in zip(chosen, ended, strict=True)]
+            if number + 1 == count or self.length == longest:
+                return
+            scores = self.step(chosen)
+
+    # -- running -------------------------------------------------------------------------------------
+
+    def _start(self, batch: int, context: Mapping[str, Array]) -> None:
+        facts, decoder = self._facts, self._decoder
+        known = {*facts.context, facts.encoder_mask, *(c.past for c in facts.caches if c.form == "read")} - {""}
+        unknown = set(context) - known
+        needed = set(facts.context) | (set() if facts.switch else known - {facts.encoder_mask})
+        if unknown or needed - set(context):
+            wrong = sorted(unknown or needed - set(context))[0]
+            raise InputError(
+                f"{wrong!r} is {'no input that a context gives' if unknown else 'needed, and not given'}.",
+                hint=f"context= takes {', '.join(sorted(known)) or 'nothing'}.",
+            )
+        self.length, self.batch = 0, batch
+        self._mask = np.ones((batch, 0), np.int64)
+        self._context = {name: np.asarray(value) for name, value in context.items()}
+        if facts.encoder_mask and facts.encoder_mask not in self._context:
+            self._context[facts.encoder_mask] = np.ones((batch, self._source_length()), np.int64)
+        room = decoder.max_length if decoder.in_place else 0
+        self._caches = {}
+        for cache in facts.caches:
+            if cache.past not in self._context:
+                self._caches[cache.past] = _empty(cache, batch, room or 0)
+
+    def _source_length(self) -> int:
+        """How many steps the encoder gave."""
+        axes = {c.past: c.axis for c in self._facts.caches}
+        return next((v.shape[axes.get(n, 1)] for n, v in self._context.items() if v.ndim >= 3), 0)
+
+    def _extend(self, rows: Array, shown: Array) -> Array:
+        """Add tokens, as many at once as limits allow."""
+        decoder, facts = self._decoder, self._facts
+        total = self.length + rows.shape[1]
+        if decoder.max_length is not None and total > decoder.max_length:
+            raise InputError(
+                f"{total} tokens are more than the {decoder.max_length} that there is room for.",
+                hint="Give a shorter prompt, or a larger max_length where the model's tables allow it.",
+            )
+        low, high = int(rows.min(initial=0)), int(rows.max(initial=0))
+        if low < 0 or high >= facts.vocabulary:
+            raise InputError(f"{low if low < 0 else high} is no token: there are {facts.vocabulary}.")
+        whole = facts.grouped and self.batch > 1  # its kernel takes several steps after a past for one sequence only
+        if whole and self.length and rows.shape[1] > 1:
+            for at in range(rows.shape[1]):
+                scores = self._run(rows[:, at : at + 1], shown[:, at : at + 1])
+            return scores
+        done = 0
+        while done < rows.shape[1]:
+            room = rows.shape[1] - done
+            count = room if decoder.chunk is None or whole else min(room, decoder.chunk)
+            try:
+                scores = self._run(rows[:, done : done + count], shown[:, done : done + count])
+            except MemoryLimit:
+                if count <= _SMALLEST_CHUNK or whole:
+                    raise
+                decoder.chunk = max(_SMALLEST_CHUNK, count // 2)
+                continue
+            done += count
+            if done < rows.shape[1]:
+                decoder.note(f"prompts are computed {decoder.chunk} tokens at a time")
+        return scores
+
+    def _run(self, rows: Array, shown: Array) -> Array:
+        """Run the model once, and take over the caches that it gives."""
+        facts, decoder = self._facts, self._decoder
+        mask = np.concatenate([self._mask, shown], axis=1)
+        binding = decoder.session.io_binding()
+        for name, value in self._feed(rows, mask).items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
+        for name, held in self._caches.items():
+            binding.bind_ortvalue_input(name, held)
+        binding.bind_output(facts.logits, "cpu")
+        kept = [c for c in facts.caches if c.present and (c.form != "read" or (facts.switch and not self.length))]
+        for cache in kept:
+            if decoder.in_place:
+                binding.bind_ortvalue_output(cache.present, self._caches[cache.past])
+            else:
+                binding.bind_output(cache.present, "cpu")
+        decoder.session.run_with_iobinding(binding)
+        logits, *presents = binding.get_outputs()
+        if not decoder.in_place:
+            self._caches.update({c.past: v for c, v in zip(kept, presents, strict=True)})
+        self._mask, self.length = mask, mask.shape[1]
+        scores = logits.numpy()
+        return np.asarray(scores if scores.ndim == 2 else scores[:, -1])
+
+    def _feed(self, rows: Array, mask: Array) -> dict[str, Array]:
+        facts = self._facts
+        batch, steps = rows.shape
+        total = mask.shape[1]
+        feed: dict[str, Array] = {facts.ids: rows, **self._context}
+        fixed = facts.own[0]
+        if facts.mask:
+            rest = fixed.shape[fixed.axis] - total if fixed.form == "fixed" else 0
+            feed[facts.mask] = np.pad(mask, ((0, 0), (0, max(0, rest))))
+        if facts.positions:
+            counted = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - steps :]
+            feed[facts.positions] = counted if facts.positions_rank == 2 else np.arange(total - steps, total)
+        if facts.lengths:
+            feed[facts.lengths] = np.full(batch, total - 1)
+        if facts.total:
+            feed[facts.total] = np.full(self._extents(facts.total, 1), total)
+        if facts.switch:
+            feed[facts.switch] = np.full(self._extents(facts.switch, 1), self.length > 0)
+        return {name: value.astype(facts.dtypes.get(name, value.dtype), copy=False) for name, value in feed.items()}
+
+    def _extents(self, name: str, default: int) -> tuple[int, ...]:
+        return tuple(d if isinstance(d, int) else default for d in self._decoder._shapes[name])
+
+
+def _facts(session: Session, path: str | os.PathLike[str]) -> Facts:
+    """What a compiled model's metadata says, else what analysing the graph shows."""
+    carried = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if carried:
+        try:
+            facts = Facts.from_json(carried)
+        except ValueError:
+            facts = None
+        names = {port.name for port in session.get_inputs()}
+        if facts is not None and {facts.ids, *(c.past for c in facts.caches)} <= names:
+            return facts
+    from memoptc.ir.decoder import recognise
+    from memoptc.ir.onnx_io import read_onnx
+
+    return recognise(read_onnx(path))
+
+
+def _empty(cache: Cache, batch: int, room: int) -> ort.OrtValue:
+    """A cache without a past: of no steps, or with room for so many."""
+    shape = list(cache.shape)
+    shape[cache.batch] = batch
+    if shape[cache.axis] < 0 or room:
+        shape[cache.axis] = room
+    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _numpy_dtype(cache.dtype)))
+
+
+def _numpy_dtype(name: str) -> Any:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return ml_dtypes.bfloat16
+    return np.dtype(name)
+
+
+def _padded(ids: Ids) -> tuple[Array, Array]:
+    """Rows of equally many ids, and which of them are no padding; shorter ones are padded at the left."""
+    try:
+        one = len(ids) > 0 and np.ndim(ids[0]) == 0
+        rows = [np.asarray(row) for row in ([ids] if one else ids)]
+    except TypeError:
+        raise InputError("Ids are numbers of tokens, or rows of them.") from None
+    if not rows or any(row.ndim != 1 or not row.size for row in rows):
+        raise InputError("There are no ids to start from.", hint="Give at least one token for each sequence.")
+    if any(row.dtype.kind not in "iu" for row in rows):
+        raise InputError(f"Ids are whole numbers, not {next(r.dtype for r in rows if r.dtype.kind not in 'iu')}.")
+    longest = max(row.size for row in rows)
+    padded = np.zeros((len(rows), longest), np.int64)
+    shown = np.zeros((len(rows), longest), np.int64)
+    for at, row in enumerate(rows):
+        padded[at, longest - row.size :] = row
+        shown[at, longest - row.size :] = 1
+    return padded, shown
