@@ -27,14 +27,17 @@ may be wrong or the model chaotic, and a multiple of that distance would excuse 
 
 UNIT_NOISE = {"float32": 2.0**-22}
 """Two ulps of 1: kernels such as Sigmoid err by that much in absolute terms, however small their results. Noise
-below it is trusted up to 20 times farther: 2 % of the output's largest magnitude."""
+below it is trusted up to `FARTHER` times farther: 2 % of the output's largest magnitude."""
+
+FARTHER = 20.0
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "float8": 0.5}
 """Largest difference per output element type relative to the output's largest magnitude, where there is no
 twin. 1e-4 is about 800 ulps of float32; the farthest that onnxruntime itself lies from float64 on the models we
 develop against is 2e-5. The narrow types are as much coarser as their ulps, with fewer of them, since their
 sums are kept in float32. Where onnxruntime's own optimizer moves the original by more than an eighth of that,
-`NOISE_MAX` times that movement is allowed instead, up to `TRUST` tolerances."""
+`NOISE_MAX` times that movement is allowed instead, up to `TRUST` tolerances (`FARTHER` as many where it is no more
+than `UNIT_NOISE`)."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +176,11 @@ def _float(evidence: Evidence) -> tuple[str, str]:
     noise_max, noise_rms = (_relative(evidence.noise, key) for key in ("max_abs", "rms"))
     trusted = evidence.noise and not any(d.fault for d in (*evidence.noise, *evidence.errors))
     coarse = max((d.max_abs for d in evidence.noise), default=0.0) > UNIT_NOISE.get(evidence.dtype, 0.0)
-    if not trusted or noise_max > TRUST * tolerance * (1 if coarse else 20):
-        own = _relative([d for d in evidence.own if not d.fault], "max_abs")
-        bound = max(tolerance, min(NOISE_MAX * own, TRUST * tolerance))
+    if not trusted or noise_max > TRUST * tolerance * (1 if coarse else FARTHER):
+        own = [d for d in evidence.own if not d.fault]
+        coarse = max((d.max_abs for d in own), default=0.0) > UNIT_NOISE.get(evidence.dtype, 0.0)
+        most = TRUST * tolerance * (1 if coarse else FARTHER)
+        bound = max(tolerance, min(NOISE_MAX * _relative(own, "max_abs"), most))
         return _within(evidence.pairs, bound, "of its largest magnitude, the tolerance for it is"), "tolerance"
     floor = NOISE_FLOOR_ULP * {"float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}.get(
         evidence.dtype, 2.0**-23

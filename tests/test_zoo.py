@@ -61,11 +61,7 @@ def test_o1_changes_no_bit_and_no_axis(name: str, tmp_path: Path) -> None:
     assert ports(output) == ports(source)
 
 
-NOISY = ("yunet_n_dynamic",)
-"""At the size chosen for it (1024 x 1024), tiles in blocked layouts round beyond the tolerance; the gate refuses it."""
-
-
-@zoo.each_model(skip=(*SLOW, *NOISY))
+@zoo.each_model(skip=SLOW)
 def test_o2_stays_within_float_noise(name: str, tmp_path: Path) -> None:
     assert zoo.ZOO is not None
     source, output = zoo.ZOO.path(name), tmp_path / "out.onnx"

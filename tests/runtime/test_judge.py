@@ -1,0 +1,38 @@
+"""What counts as noise where no float64 run of the original was possible."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memoptc.runtime.compare import Totals, difference
+from memoptc.runtime.judge import Evidence, Judge, judge_output
+
+SMALL = np.array([6e-5, 1e-5, 3e-5], np.float32)
+"""Results of a Sigmoid far out, where kernels err by some 1e-7 in absolute terms."""
+
+
+def judged(reference: np.ndarray, own: float, moved: float) -> str:
+    """Why a candidate fails whose largest element moved, where the original itself moves by `own`."""
+    evidence = Evidence(Totals("y"), "float32")
+    pair = difference(reference, reference + np.array([moved, 0, 0], np.float32))
+    evidence.totals.add(pair)
+    evidence.pairs.append(pair)
+    evidence.own.append(difference(reference, reference + np.array([own, 0, 0], np.float32)))
+    return judge_output(evidence, Judge())[0]
+
+
+def test_small_results_may_move_as_far_as_kernels_err() -> None:
+    assert judged(SMALL, own=1.5e-7, moved=1.5e-7) == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "own", "moved"),
+    [
+        (SMALL, 0.0, 1.5e-7),  # the original does not move: nothing excuses it
+        (SMALL, 1.5e-7, 1.8e-6),  # more than two percent of the largest
+        (1000 * SMALL, 1.5e-4, 1.5e-4),  # no noise of a kernel: too chaotic to tell
+    ],
+)
+def test_what_exceeds_the_noise_fails(reference: np.ndarray, own: float, moved: float) -> None:
+    assert "of its largest magnitude" in judged(reference, own, moved)
