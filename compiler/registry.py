@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -30,9 +31,8 @@ def find(name: str) -> type[Pass]:
     """
     if name in _plugins:
         return _plugins[name]
-    module = f"{BUILT_IN}.{name.replace('-', '_')}"
-    if name.replace("-", "_").isidentifier() and importlib.util.find_spec(module) is not None:
-        return _pass_in(importlib.import_module(module), name)
+    if name in (own := _built_in()):
+        return _pass_in(importlib.import_module(own[name]), name)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         try:
             found = entry.load()
@@ -50,9 +50,20 @@ def find(name: str) -> type[Pass]:
 
 def names() -> list[str]:
     """Names of all passes that can be found, sorted."""
+    return sorted(set(_built_in()) | {e.name for e in entry_points(group=ENTRY_POINT_GROUP)} | set(_plugins))
+
+
+@cache
+def _built_in() -> dict[str, str]:
+    """Give the module of each built-in pass: `memoptc.passes` has one package for each kind, with its passes."""
     package = importlib.import_module(BUILT_IN)
-    own = {m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    return sorted(own | {e.name for e in entry_points(group=ENTRY_POINT_GROUP)} | set(_plugins))
+    kinds = [m.name for m in pkgutil.iter_modules(package.__path__, f"{BUILT_IN}.") if m.ispkg]
+    return {
+        m.name.replace("_", "-"): f"{kind}.{m.name}"
+        for kind in kinds
+        for m in pkgutil.iter_modules(importlib.import_module(kind).__path__)
+        if not m.ispkg and not m.name.startswith("_")
+    }
 
 
 def help_of(cls: type[Pass]) -> str:

@@ -12,7 +12,7 @@ from runtime_models import mlp, parse
 import memoptc
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.last_logits import keep_last_of, logits_of
-from memoptc.passes._fuse.core import shape_of
+from memoptc.passes.fuse._fuse.core import shape_of
 
 
 def run(model: onnx.ModelProto, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.verifier import verify
 from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context
-from memoptc.passes.factorize import Factorize, principal_axes
+from memoptc.passes.shrink.factorize import Factorize, principal_axes
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.data import Data
 

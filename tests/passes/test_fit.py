@@ -21,7 +21,7 @@ from memoptc.ir.onnx_io import read_onnx, write_onnx
 from memoptc.ir.parser import parse
 from memoptc.levels import pipeline_text
 from memoptc.pass_base import Context
-from memoptc.passes.fit import Fit
+from memoptc.passes.memory.fit import Fit
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED, record

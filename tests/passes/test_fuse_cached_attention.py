@@ -16,7 +16,7 @@ from memoptc.ir.core import Graph, Output
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
-from memoptc.passes.fuse_cached_attention import FuseCachedAttention
+from memoptc.passes.fuse.fuse_cached_attention import FuseCachedAttention
 from memoptc.runtime.evaluate import Evaluator
 
 

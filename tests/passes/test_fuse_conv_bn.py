@@ -6,7 +6,7 @@ from collections import Counter
 
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
-from memoptc.passes.fuse_conv_bn import FuseConvBn
+from memoptc.passes.fuse.fuse_conv_bn import FuseConvBn
 
 LEGACY = """model {ir_version=3, opset={""=6}}
 

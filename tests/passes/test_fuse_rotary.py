@@ -13,9 +13,9 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Pass
-from memoptc.passes.fuse_cached_attention import FuseCachedAttention
-from memoptc.passes.fuse_rotary import FuseRotary
-from memoptc.passes.fuse_skip_norm import FuseSkipNorm
+from memoptc.passes.fuse.fuse_cached_attention import FuseCachedAttention
+from memoptc.passes.fuse.fuse_rotary import FuseRotary
+from memoptc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from memoptc.runtime.evaluate import Evaluator
 
 STYLES = [

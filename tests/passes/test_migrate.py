@@ -16,9 +16,9 @@ from memoptc.ir.core import Graph
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.pass_base import Context
-from memoptc.passes.equalize import Equalize
-from memoptc.passes.quantize import Quantize
-from memoptc.passes.smooth import Smooth
+from memoptc.passes.precision.equalize import Equalize
+from memoptc.passes.precision.quantize import Quantize
+from memoptc.passes.precision.smooth import Smooth
 from memoptc.runtime.data import Data
 
 Feed = dict[str, np.ndarray]

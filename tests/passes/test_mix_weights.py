@@ -16,7 +16,7 @@ from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.levels import Accuracy, pipeline_text
-from memoptc.passes.mix_weights import MixWeights
+from memoptc.passes.precision.mix_weights import MixWeights
 
 OUTLIERS = (
     "g (float[N, 64] x) => (float[N, 64] y) "

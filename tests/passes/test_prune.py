@@ -18,9 +18,10 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
-from memoptc.passes._quantize.correct import output_axis
-from memoptc.passes._shrink.units import find_units, put, remove
-from memoptc.passes.prune import Prune
+from memoptc.passes.precision._quantize.correct import output_axis
+from memoptc.passes.precision._quantize.matrix import put
+from memoptc.passes.shrink._shrink.units import find_units, remove
+from memoptc.passes.shrink.prune import Prune
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions

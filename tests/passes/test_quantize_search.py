@@ -16,7 +16,17 @@ from runtime_models import normal, parse
 from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import GateError, InputError
-from memoptc.passes._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, WEIGHTS, Layer, Move, ladder, needed, shortest
+from memoptc.passes.precision._quantize.tradeoff import (
+    BLOCKS,
+    FLOAT,
+    INTEGER,
+    WEIGHTS,
+    Layer,
+    Move,
+    ladder,
+    needed,
+    shortest,
+)
 from memoptc.runtime.quality import Outcome
 
 

@@ -14,7 +14,7 @@ from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.pass_base import Context
-from memoptc.passes.raise_opset import RaiseOpset
+from memoptc.passes.simplify.raise_opset import RaiseOpset
 from memoptc.runtime.evaluate import Evaluator, RunOptions
 
 UNOPTIMIZED = RunOptions(optimize=False)

@@ -15,10 +15,10 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context
-from memoptc.passes._quantize.numerics import weight_codes
-from memoptc.passes._quantize.rounding import Grid, round_channels, round_to
-from memoptc.passes.quantize_search import QuantizeSearch
-from memoptc.passes.quantize_weights import QuantizeWeights
+from memoptc.passes.precision._quantize.numerics import weight_codes
+from memoptc.passes.precision._quantize.rounding import Grid, round_channels, round_to
+from memoptc.passes.precision.quantize_search import QuantizeSearch
+from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.runtime.data import Data
 from memoptc.runtime.moments import Moments
 

@@ -14,8 +14,8 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
-from memoptc.passes.quantize_search import QuantizeSearch
-from memoptc.passes.split_outliers import SUFFIX, SplitOutliers
+from memoptc.passes.precision.quantize_search import QuantizeSearch
+from memoptc.passes.precision.split_outliers import SUFFIX, SplitOutliers
 from memoptc.runtime.data import Data
 
 RNG = np.random.default_rng(0)

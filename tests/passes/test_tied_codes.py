@@ -9,8 +9,8 @@ import pytest
 from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
-from memoptc.passes._quantize import trial
-from memoptc.passes.quantize_search import _Search
+from memoptc.passes.precision._quantize import trial
+from memoptc.passes.precision.quantize_search import _Search
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.quality import FEW
 

@@ -27,10 +27,10 @@ from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
-from memoptc.passes._simplify.control import simplify_control
-from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
-from memoptc.passes._tile.region import MARK, Between, Growth, Region, Spaces
+from memoptc.passes.memory._tile.emit import Emitter
+from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.region import MARK, Between, Growth, Region, Spaces
+from memoptc.passes.simplify._simplify.control import simplify_control
 from memoptc.runtime.compare import difference
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.judge import TOLERANCES

@@ -20,9 +20,9 @@ from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.ir.types import TensorType
 from memoptc.ir.verifier import verify
-from memoptc.passes._tile.emit import Emitter
-from memoptc.passes._tile.grid import NotTileableError, StaticGrid
-from memoptc.passes._tile.region import Between, Growth, Region, Spaces
+from memoptc.passes.memory._tile.emit import Emitter
+from memoptc.passes.memory._tile.grid import NotTileableError, StaticGrid
+from memoptc.passes.memory._tile.region import Between, Growth, Region, Spaces
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import record

@@ -19,7 +19,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes._half.table import FORMATS
+from memoptc.passes.precision._half.table import FORMATS
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.devices import load_device
 from memoptc.runtime.evaluate import Evaluator

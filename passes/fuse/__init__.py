@@ -1,0 +1,1 @@
+"""Several operators become one that onnxruntime has a kernel for."""

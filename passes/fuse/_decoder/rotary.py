@@ -1,0 +1,234 @@
+"""Rotary embedding as exporters write it: what is turned, by which angles, in halves or in pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.tensors import ints
+from memoptc.ir.types import DType, TensorType
+from memoptc.passes.fuse._fuse.core import shape_of
+
+_FAR = 2**31 - 1
+_ALONE = frozenset("Cos Sin Cast Neg Identity Sqrt Exp".split())
+_TOGETHER = frozenset("Mul Add Sub Div".split())
+_DEPTH = 24
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """x * cos + turned(x) * sin, where `turned` swaps halves, or the two of each pair, and negates the first.
+
+    Args:
+        x: What is turned: [batch, heads, steps, width].
+        cos: Cosines for each element of what is turned, the same for both of two that belong together.
+        sin: Sines, alike.
+        pairs: Whether neighbours belong together, not halves.
+        turned: How many elements of each head are turned, from the first on.
+        ops: The ops that compute it.
+    """
+
+    x: Value
+    cos: Value
+    sin: Value
+    pairs: bool
+    turned: int
+    ops: frozenset[Op]
+
+
+def rotary(op: Op) -> Rotary | None:
+    """Find the rotary embedding that an op is the last of: a sum, or a Concat with what is not turned."""
+    if op.is_a("Add"):
+        return _sum(op)
+    shape = shape_of(op.result)
+    if not op.is_a("Concat") or len(op.operands) != 2 or int(op.attrs.get("axis", 0)) not in (-1, len(shape) - 1):
+        return None
+    first, rest = (v.op for v in op.operands)
+    part = _sum(first) if first is not None and first.is_a("Add") and first.result.single_use else None
+    if part is None or rest is None or part.x.op is None or part.turned != shape_of(part.x)[-1]:
+        return None
+    cuts = [(_cut(part.x), part.x), (_cut(op.operands[1]), op.operands[1])]
+    if any(cut is None for cut, _ in cuts):
+        return None
+    (whole, start, end), (other, after, last) = (cut for cut, _ in cuts if cut is not None)
+    width = shape_of(whole)[-1]
+    if whole is not other or not isinstance(width, int) or start != 0 or end != after or last != width:
+        return None
+    assert first is not None
+    return replace(part, x=whole, turned=end, ops=part.ops | {op, rest, part.x.op})
+
+
+def _sum(op: Op) -> Rotary | None:
+    shape = shape_of(op.result)
+    if len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
+        return None
+    if not isinstance(op.result.type, TensorType) or op.result.type.dtype != DType.FLOAT:
+        return None
+    for plain, other in ((0, 1), (1, 0)):
+        straight, swapped = op.operands[plain].op, op.operands[other].op
+        if straight is None or swapped is None or not straight.is_a("Mul") or not swapped.is_a("Mul"):
+            continue
+        for at in (0, 1):
+            turned = _swapped(swapped.operands[at], shape[3])
+            if turned is None:
+                continue
+            x, pairs, ops = turned
+            if x not in straight.operands or shape_of(x) != shape:
+                continue
+            cos, sin = straight.operands[1 - straight.operands.index(x)], swapped.operands[1 - at]
+            angles = [_per_step(v, shape[3]) and repeated(v, pairs) for v in (cos, sin)]
+            inner = [straight.result, swapped.result, *(r for o in ops - {x.op} for r in o.results)]
+            alike = shape_of(cos) == shape_of(sin) and None not in shape_of(cos)
+            if alike and all(angles) and all(u in ops | {straight, swapped, op} for v in inner for u in v.users):
+                return Rotary(x, cos, sin, pairs, shape[3], frozenset({op, straight, swapped, *ops}))
+    return None
+
+
+def _per_step(value: Value, width: int) -> bool:
+    """Whether a value is [batch or 1, 1, steps, width], or the last axes of that."""
+    shape = (1,) * (4 - len(shape_of(value))) + shape_of(value)
+    return bool(shape_of(value)) and len(shape) == 4 and shape[1] == 1 and shape[3] == width
+
+
+def _swapped(value: Value, width: int) -> tuple[Value, bool, set[Op]] | None:
+    """What a value is with halves, or pairs, swapped and the first negated."""
+    op = value.op
+    if op is None:
+        return None
+    if op.is_a("Concat") and len(op.operands) == 2 and int(op.attrs.get("axis", 0)) in (-1, 3):
+        negated, first = op.operands
+        if negated.op is None or not negated.op.is_a("Neg"):
+            return None
+        second = negated.op.operand
+        cuts = _cut(first), _cut(second)
+        if cuts[0] is None or cuts[1] is None or cuts[0][0] is not cuts[1][0]:
+            return None
+        half = width // 2
+        if cuts[0][1:] != (0, half) or cuts[1][1:] != (half, width):
+            return None
+        assert first.op is not None
+        assert second.op is not None
+        return cuts[0][0], False, {op, negated.op, first.op, second.op}
+    if op.is_a("Reshape") and len(shape_of(op.operand)) == 5:
+        return _pairs_swapped(op, width)
+    return None
+
+
+def _pairs_swapped(op: Op, width: int) -> tuple[Value, bool, set[Op]] | None:
+    stack = op.operand.op
+    if stack is None or not stack.is_a("Concat") or len(stack.operands) != 2:
+        return None
+    if int(stack.attrs.get("axis", 0)) not in (-1, 4) or shape_of(stack.result)[3:] != (width // 2, 2):
+        return None
+    sides = [v.op for v in stack.operands]
+    if any(s is None or not s.is_a("Unsqueeze", "Reshape") for s in sides):
+        return None
+    negated, even = (s.operand for s in sides if s is not None)
+    if negated.op is None or not negated.op.is_a("Neg"):
+        return None
+    odd = negated.op.operand
+    found = _every_second(even), _every_second(odd)
+    if found[0] is None or found[1] is None or found[0][0] is not found[1][0] or (found[0][1], found[1][1]) != (0, 1):
+        return None
+    ops = {op, stack, negated.op, *(s for s in sides if s is not None)}
+    return found[0][0], True, ops | {v.op for v in (even, odd) if v.op is not None}
+
+
+def _cut(value: Value) -> tuple[Value, int, int] | None:
+    """The tensor, start and end that a value is cut out of along its last axis."""
+    op = value.op
+    if op is None:
+        return None
+    whole = shape_of(op.operand) if op.operands else ()
+    if not whole or not isinstance(whole[-1], int):
+        return None
+    if op.is_a("Split") and int(op.attrs.get("axis", 0)) in (-1, len(whole) - 1):
+        widths = [shape_of(r)[-1] if shape_of(r) else None for r in op.results]
+        if all(isinstance(w, int) for w in widths):
+            start = sum(w for w in widths[: value.index] if isinstance(w, int))
+            own = widths[value.index]
+            return (op.operand, start, start + own) if isinstance(own, int) else None
+        return None
+    bounds = _sliced(op, len(whole))
+    if bounds is None or bounds[2] != 1:
+        return None
+    start, end, _ = bounds
+    width = whole[-1]
+    start, end = (n + width if n < 0 else n for n in (start, end))
+    return (op.operand, min(start, width), min(end, width)) if start >= 0 and end >= 0 else None
+
+
+def _every_second(value: Value) -> tuple[Value, int] | None:
+    """The tensor of which a value is every second element of the last axis, and the first of those."""
+    op = value.op
+    whole = shape_of(op.operand) if op is not None and op.operands else ()
+    bounds = _sliced(op, len(whole)) if op is not None and whole else None
+    width = whole[-1] if whole else None
+    if op is None or bounds is None or not isinstance(width, int):
+        return None
+    start, end, step = bounds
+    return (
+        (op.operand, start) if step == 2 and start in (0, 1) and end >= width - 1 + start * 0 + (start == 1) else None
+    )
+
+
+def _sliced(op: Op, rank: int) -> tuple[int, int, int] | None:
+    """Start, end and step of a Slice along the last axis alone."""
+    if not op.is_a("Slice") or len(op.operands) < 3:
+        return None
+    given = [ints(v.tensor) if v is not None else None for v in (op.input(i) for i in (1, 2, 3, 4))]
+    starts, ends, axes, steps = given
+    if starts is None or ends is None or axes is None or len(starts) != 1 or axes[0] not in (-1, rank - 1):
+        return None
+    if op.input(4) is not None and steps is None:
+        return None
+    return starts[0], min(ends[0], _FAR), steps[0] if steps else 1
+
+
+def repeated(value: Value, pairs: bool, depth: int = 0) -> bool:
+    """Whether both halves of the last axis are known to be equal, or with `pairs` both of each pair."""
+    shape = shape_of(value)
+    if not shape or depth > _DEPTH:
+        return False
+    if value.tensor is not None:
+        array = np.asarray(value.tensor.numpy())
+        half = array.shape[-1] // 2
+        if array.shape[-1] % 2 or not array.size:
+            return False
+        first, second = (array[..., i::2] if pairs else array[..., i * half : (i + 1) * half] for i in (0, 1))
+        return np.array_equal(first, second)
+    op = value.op
+    if op is None or op.domain:
+        return False
+    if op.is_a("Concat") and int(op.attrs.get("axis", 0)) in (-1, len(shape) - 1):
+        return not pairs and len(op.operands) == 2 and op.operands[0] is op.operands[1]
+    if op.op_type in _ALONE:
+        return repeated(op.operand, pairs, depth + 1)
+    if op.op_type in _TOGETHER:
+        sides = [shape_of(v)[-1:] in ((1,), ()) or repeated(v, pairs, depth + 1) for v in op.operands]
+        return all(sides) and any(shape_of(v)[-1:] == shape[-1:] for v in op.operands)
+    before = shape_of(op.operand) if op.operands else ()
+    if op.op_type == "Reshape" and pairs and len(before) == len(shape) + 1 and before[-1] == 2:
+        stack = op.operand.op
+        same = stack is not None and stack.is_a("Concat") and len(stack.operands) == 2
+        return same and stack is not None and stack.operands[0] is stack.operands[1]
+    if before[-1:] != shape[-1:]:
+        return False
+    if op.op_type in ("Unsqueeze", "Squeeze"):
+        axes = op.attrs.get("axes") or (ints(op.operands[1].tensor) if len(op.operands) > 1 else None)
+        rank = max(len(before), len(shape))
+        return (
+            axes is not None and (rank - 1) not in {a % rank for a in axes} and repeated(op.operand, pairs, depth + 1)
+        )
+    if op.op_type in ("Gather", "Slice", "Expand"):
+        last = len(before) - 1
+        if op.op_type == "Gather" and int(op.attrs.get("axis", 0)) % max(1, len(before)) == last:
+            return False
+        if op.op_type == "Slice":
+            axes = ints(op.operands[3].tensor) if op.input(3) is not None else None
+            if axes is None or last in {a % len(before) for a in axes}:
+                return False
+        return repeated(op.operand, pairs, depth + 1)
+    return False

@@ -1,0 +1,1 @@
+"""The graph made ready for onnxruntime and for being written."""

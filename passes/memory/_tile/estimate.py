@@ -1,0 +1,426 @@
+"""Predicted peak and run time of a tiling, without making it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import Family, definition, facts, in_family
+from memoptc.ir.types import TensorType
+from memoptc.passes.memory._tile.grid import Interval, NotTileableError, StaticGrid
+from memoptc.passes.memory._tile.join_costs import joining, must_wait, part_bytes
+from memoptc.passes.memory._tile.propagation import TileWork, tile_work
+from memoptc.passes.memory._tile.region import Region
+from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.footprint import aligned, evaluate, footprint, is_resident
+from memoptc.runtime.memory.integer import fused_pairs
+from memoptc.runtime.memory.liveness import inner_bytes, liveness, value_bytes
+from memoptc.runtime.memory.workspace import kernel_workspace
+
+FLOPS = 500e9
+"""Multiplications and additions per second that a product or convolution reaches."""
+BANDWIDTH = 30e9
+"""Bytes per second that an operator moves when they come from memory."""
+CACHED = 90e9
+"""Bytes per second that an operator moves when they fit into a cache."""
+CACHE = 8 << 20
+"""Bytes that a cache holds."""
+OVERHEAD = 1.5e-6
+"""Seconds that running one node costs."""
+LAID_OUT = 5e-6
+"""Seconds that it costs beside convolutions: between them and what is sliced lie changes of layout."""
+STEP = 50e-6
+"""Seconds that one step of a recurrent operator costs, however few sequences there are."""
+CROP = 4
+"""How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
+ROWS = 14
+"""Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
+DEPTH = 64
+"""Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
+SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
+"""Operators whose arithmetic, not their bytes, takes the time: by what factor."""
+
+
+class Costs:
+    """Sizes and times of a graph's values and ops at the planned extents."""
+
+    def __init__(self, graph: Graph, dims: Mapping[str, int]) -> None:
+        self.dims = extents(graph, dims)
+        self._fused = fused_pairs(graph)
+        self._workspace = kernel_workspace(self.dims)
+        self._work: dict[Op, tuple[float, float]] = {}
+        self._bytes: dict[Value, int | None] = {}
+        self._scratch: dict[Op, int] = {}
+
+    def extent(self, value: Value, axis: int) -> int:
+        """Extent of a value's axis.
+
+        Raises:
+            NotTileableError: it is not known.
+        """
+        if isinstance(value.type, TensorType) and value.type.shape is not None:
+            found = evaluate(value.type.shape[axis], self.dims)
+            if found is not None:
+                return found
+        raise NotTileableError(f"the extent of %{value.name} is not known")
+
+    def nbytes(self, value: Value) -> int:
+        """Bytes of a value; those of unknown size count as none."""
+        if value not in self._bytes:
+            stored = self._fused.coded.get(value, value)
+            self._bytes[value] = 0 if value in self._fused.resident else value_bytes(stored, self.dims)
+        return self._bytes[value] or 0
+
+    def is_view(self, op: Op) -> bool:
+        """Whether an op's result is another name for its first operand's bytes."""
+        return facts(op).view is not None or (bool(op.results) and op.results[0] in self._fused.views)
+
+    def scratch(self, op: Op) -> int:
+        """Bytes that an op's kernel needs besides."""
+        if op not in self._scratch:
+            self._scratch[op] = inner_bytes(op, self.dims, self._workspace)
+        return self._scratch[op]
+
+    def seconds(self, op: Op, share: float = 1.0, *, rows: bool = False, terms: bool = False) -> float:
+        """Time of an op, or of a share of it, without the cost of a node.
+
+        Args:
+            op: The op.
+            share: Share of its result.
+            rows: Whether that share has fewer rows of a product: those are computed several at once.
+            terms: Whether it is a share of what is added up instead, for every element of the result.
+        """
+        if op not in self._work:
+            self._work[op] = self._measure(op)
+        flops, moved = (w * share for w in self._work[op])
+        slow = SLOW.get(op.op_type, 1.0)
+        if rows and in_family(op, Family.MATMUL):
+            shape = self.shape(op.results[0])
+            count = shape[-2] * share if len(shape) > 1 else 1.0
+            flops *= (count + ROWS) / max(count, 1.0)
+        if terms and in_family(op, Family.MATMUL):
+            flops += 2.0 * (1 - share) * prod(self.shape(op.results[0])) * DEPTH
+        steps = (self.shape(op.operands[0]) or (0,))[0] if in_family(op, Family.RECURRENT) else 0
+        return (
+            steps * STEP + flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
+        )
+
+    def _measure(self, op: Op) -> tuple[float, float]:
+        """Operations, and bytes moved."""
+        if self.is_view(op) or is_resident(op) or joins_convolution(op):
+            return 0.0, 0.0
+        moved = sum(self.nbytes(v) for v in (*op.operands, *op.results) if v.tensor is None)
+        return self._multiplications(op) * 2, moved
+
+    def _multiplications(self, op: Op) -> float:
+        count = definition(op).multiplications
+        if count is None:
+            return 0.0
+        depth = DEPTH * prod(self.shape(op.results[0])) if in_family(op, Family.MATMUL) else 0
+        return count(op, self.shape) + depth
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Extents of a value; 1 for those that are not known."""
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            return ()
+        return tuple(evaluate(d, self.dims) or 1 for d in value.type.shape)
+
+
+def joins_convolution(op: Op) -> bool:
+    """Whether onnxruntime makes the op part of the convolution before it."""
+    maker = op.operands[0].op if op.operands else None
+    return op.op_type in ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh") and (
+        maker is not None and maker.op_type in ("Conv", "BatchNormalization", "Gemm") and op.operands[0].single_use
+    )
+
+
+@dataclass
+class MemoryProfile:
+    """Live bytes of a graph at each step, at its planned extents.
+
+    Args:
+        graph: The graph.
+        costs: Sizes and times.
+    """
+
+    graph: Graph
+    costs: Costs
+
+    def __post_init__(self) -> None:
+        self.bounds: dict[int, tuple[Region, tuple[int, int, int]]] = {}
+        self.ops: list[Op] = [op for op in self.graph.ops if not is_resident(op)]
+        self.position = {op: i for i, op in enumerate(self.ops)}
+        found = liveness(self.graph, self.costs.dims)
+        self.curve = found.curve[: len(self.ops)]
+        self.end = found.curve[-1] if found.curve else 0
+        self.peak = max(found.curve, default=0)
+        self.layout = footprint(self.graph)
+        self.sizes = [size or 0 for size in self.layout.bind(self.costs.dims)]
+
+    @cached_property
+    def seconds(self) -> float:
+        """Time of one run, on paper."""
+        return sum(self.costs.seconds(op) + OVERHEAD for op in self.ops)
+
+    @cached_property
+    def users(self) -> list[list[int]]:
+        """Per group the ops that use it."""
+        found: list[list[int]] = [[] for _ in self.layout.groups]
+        for index, groups in enumerate(self.layout.needs):
+            for group in groups:
+                found[group].append(index)
+        return found
+
+    @cached_property
+    def maker(self) -> dict[int, int]:
+        """Per group the op that makes it."""
+        return {group: index for index, groups in enumerate(self.layout.makes) for group in groups}
+
+    @cached_property
+    def home(self) -> dict[Value, int]:
+        """Per value its group."""
+        return {value: i for i, group in enumerate(self.layout.groups) for value in group.values}
+
+
+@dataclass(frozen=True)
+class TilingEstimate:
+    """A tiling on paper.
+
+    Args:
+        region: What is cut.
+        count: Into how many tiles.
+        peak: Bytes of the whole graph's peak afterwards.
+        inside: Bytes alive while the tiles run.
+        seconds: Time that it takes longer.
+        nodes: Nodes that it adds.
+        overcompute: Whether ops compute more than is needed, so that nothing is cropped inside.
+        ordered: Whether tiles must wait for what is accumulated.
+    """
+
+    region: Region
+    count: int
+    peak: int
+    inside: int
+    seconds: float
+    nodes: int
+    overcompute: bool
+    ordered: bool
+
+
+def estimates(
+    region: Region, count: int, profile: MemoryProfile, extent: Callable[[Value, int], int]
+) -> Iterator[TilingEstimate]:
+    """Look at a region cut into `count` tiles: exactly, and loosely where that saves cropping.
+
+    Raises:
+        NotTileableError: it cannot be.
+    """
+    grid = StaticGrid(region, count, extent)
+    costs = profile.costs
+    base, outputs, floor = bound(region, profile)
+    overhead = LAID_OUT if any(in_family(op, Family.CONVOLUTION) for op in region.ops) else OVERHEAD
+    whole = sum(costs.seconds(op) + overhead for op in region.ops)
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
+    borders, border_nodes = _borders(region, grid.count, costs)
+    waits = must_wait(region, grid.count, costs)
+    outside = max((*profile.curve[:first], *profile.curve[last + 1 :], profile.end), default=0)
+    for overcompute in (False, True):
+        try:
+            plan = tile_work(region, grid, grid.count // 2, overcompute=overcompute)
+        except NotTileableError:
+            if not overcompute:
+                raise
+            return
+        tile, seconds, nodes, crops = simulate_tile(region, plan, grid, costs)
+        inside = max(base + outputs + tile, floor)
+        moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
+        more = (seconds + (nodes + border_nodes + waits) * overhead) * grid.count + moved / BANDWIDTH + borders - whole
+        added = nodes * grid.count - len(region.ops)
+        yield TilingEstimate(region, grid.count, max(inside, outside), inside, more, added, overcompute, waits > 0)
+        if not crops:
+            return
+
+
+def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
+    """Time lost because onnxruntime's layouts and fusions end at the region's borders, and nodes added per tile."""
+    if not any(in_family(op, Family.CONVOLUTION) for op in region.ops):
+        return 0.0, 0
+    seconds, nodes = 0.0, 0
+
+    def laid_out(value: Value) -> float:
+        moved = 2 * costs.nbytes(value)
+        return moved / (CACHED if moved / count <= CACHE else BANDWIDTH)
+
+    for value in {v for op in region.ops for v in op.operands if v.op is not None and v not in region.cut}:
+        if value.op is not None and not is_resident(value.op):
+            seconds, nodes = seconds + laid_out(value), nodes + 1
+    for op in region.ops:
+        if joins_convolution(op) and op.operands[0] not in region.cut:
+            seconds += 2 * costs.nbytes(op.operands[0]) / BANDWIDTH
+    for value in region.outputs:
+        seconds, nodes = seconds + laid_out(value), nodes + 1
+        if any(joins_convolution(user) for user in value.users if user not in region.axes):
+            seconds += 2 * costs.nbytes(value) / BANDWIDTH
+    return seconds, nodes
+
+
+def bound(region: Region, profile: MemoryProfile) -> tuple[int, int, int]:
+    """Bytes beside a region while it runs, those of its outputs, and the least that any tiling of it needs."""
+    held, known = profile.bounds.get(id(region), (None, (0, 0, 0)))
+    if held is not region:
+        base, freed = _around(region, set(region.ops), profile)
+        sizes = {v: aligned(profile.costs.nbytes(v)) for v in region.outputs}
+        outputs = sum(sizes.values())
+        # Beside what is put together from tiles are the tiles; beside what is accumulated, one part of it.
+        whole = max((size for v, size in sizes.items() if v in region.cut), default=0)
+        part = max((size for v, size in sizes.items() if v not in region.cut), default=0)
+        floor = max(base + outputs + part, base - freed + outputs + whole)
+        known = base, outputs, floor
+        profile.bounds[id(region)] = region, known
+    return known
+
+
+def _around(region: Region, inside: set[Op], profile: MemoryProfile) -> tuple[int, int]:
+    """Bytes that are alive beside the region while it runs, and those of them that it is the last to use."""
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
+    behind = _behind(region, inside, profile)
+    # A view of what was there before is not the region's own.
+    own = {
+        g
+        for op in region.ops
+        for v in op.results
+        if (g := profile.home.get(v)) is not None and _roots(g, profile) in inside
+    }
+    base = freed = 0
+    for group, size in enumerate(profile.sizes):
+        if not size or group in own:
+            continue
+        maker = profile.maker.get(group)
+        if maker is not None and (maker > last or (maker >= first and profile.ops[maker] in behind)):
+            continue
+        uses = profile.users[group]
+        later = [u for u in uses if u > last or profile.ops[u] in behind]
+        pinned = profile.layout.groups[group].pinned
+        if later or pinned:
+            base += size
+        elif any(profile.ops[u] in inside for u in uses):
+            base += size
+            freed += size
+    return base, freed
+
+
+def _roots(group: int, profile: MemoryProfile) -> Op | None:
+    return profile.layout.groups[group].values[0].op
+
+
+def _behind(region: Region, inside: set[Op], profile: MemoryProfile) -> set[Op]:
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
+    behind: set[Op] = set()
+    for index in range(first, last + 1):
+        op = profile.ops[index]
+        if op not in inside and any(v.op in inside or v.op in behind for v in op.operands if v.op is not None):
+            behind.add(op)
+    return behind
+
+
+def simulate_tile(
+    region: Region, plan: Mapping[Op, TileWork], grid: StaticGrid, costs: Costs
+) -> tuple[int, float, int, int]:
+    """Bytes alive at most inside one tile, its time, its nodes, and how often something is cropped inside."""
+    left: dict[Value, int] = {}
+    for op in plan:
+        for operand in op.operands:
+            if operand in region.cut:
+                left[operand] = left.get(operand, 0) + 1
+    size: dict[Value, int] = {}
+    held: dict[Value, Interval] = {}
+    root: dict[Value, Value] = {}
+    sliced: set[tuple[Value, Interval]] = set()
+    live = peak = nodes = crops = 0
+    seconds = 0.0
+    kept = set(region.outputs)
+
+    def part(value: Value, axis: int, interval: Interval) -> int:
+        whole = costs.extent(value, axis)
+        return aligned(costs.nbytes(value) * (grid.length(interval) or 0) // max(1, whole))
+
+    for op, work in plan.items():
+        cuts = lasting = 0
+        for operand, along, need in zip(op.operands, region.axes[op].operands, work.needs, strict=True):
+            if along is None or need is None or operand.tensor is not None:
+                continue
+            if operand in region.cut:
+                if held[operand] != need.interval:
+                    cuts += part(operand, along.axis, need.interval)
+                    seconds += part(operand, along.axis, need.interval) * (CROP - 2) / BANDWIDTH
+                    nodes, crops = nodes + 1, crops + 1
+            elif (operand, need.interval) not in sliced:
+                sliced.add((operand, need.interval))
+                again = sum(1 for user in operand.users if user in plan) > 1
+                lasting += part(operand, along.axis, need.interval) if again else 0
+                cuts += 0 if again else part(operand, along.axis, need.interval)
+                nodes += 1
+        seconds += (cuts + lasting) * 2 / BANDWIDTH
+        join = region.axes[op].join
+        view = costs.is_view(op) and op.operands[0] in region.cut
+        made = part_made = 0
+        if join is not None:
+            part_made = part_bytes(op, region.axes[op], work.interval, costs)
+            more, added = joining(op, region, work.interval, costs)
+            seconds, nodes = seconds + more, nodes + added
+        for result, place in zip(op.results, region.axes[op].results, strict=True):
+            if result not in region.cut or place is None:
+                continue
+            held[result] = work.interval
+            size[result] = 0 if view else part(result, place, work.interval)
+            made += size[result]
+            if view:
+                source = root[result] = root.get(op.operands[0], op.operands[0])
+                left[source] = left.get(source, 0) + left.get(result, 0)
+        share = _share(op, region, work.interval, costs)
+        scratch = costs.scratch(op)
+        scratch = int(scratch * share) if scratch > 1 << 18 else scratch
+        peak = max(peak, live + cuts + lasting + made + part_made - _overwrites(op, left, size, region) + scratch)
+        live += lasting + made
+        for operand in op.operands:
+            if operand in region.cut:
+                source = root.get(operand, operand)
+                left[source] -= 1
+                if not left[source] and source not in kept:
+                    live -= size.get(source, 0)
+        seconds += costs.seconds(op, share, rows=_cuts_rows(op, region), terms=join is not None)
+        nodes += 1
+    return peak, seconds, nodes, crops
+
+
+def _cuts_rows(op: Op, region: Region) -> bool:
+    place, result = region.axes[op].results[0], op.results[0].type
+    rank = len(result.shape or ()) if isinstance(result, TensorType) else 0
+    return place is not None and place == rank - 2
+
+
+def _share(op: Op, region: Region, interval: Interval, costs: Costs) -> float:
+    if region.axes[op].join is not None:
+        value, axis = region.partitioned_operand(op.results[0])
+        whole = costs.extent(value, axis)
+        return (interval.hi - interval.lo) / whole if whole else 0.0  # type: ignore[operator]
+    for result, place in zip(op.results, region.axes[op].results, strict=True):
+        if place is not None and not result.omitted:
+            whole = costs.extent(result, place)
+            assert isinstance(interval.lo, int)
+            assert isinstance(interval.hi, int)
+            return (interval.hi - interval.lo) / whole if whole else 0.0
+    return 1.0
+
+
+def _overwrites(op: Op, left: Mapping[Value, int], size: Mapping[Value, int], region: Region) -> int:
+    """Bytes of an operand that the result overwrites."""
+    for index in facts(op).in_place:
+        operand = op.operands[index] if index < len(op.operands) else None
+        if operand in region.cut and operand is not None and left.get(operand) == 1 and operand not in region.outputs:
+            made = size.get(op.results[0], 0)
+            return made if size.get(operand, 0) == made else 0
+    return 0

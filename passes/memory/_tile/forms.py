@@ -1,0 +1,264 @@
+"""How the operator of a tile differs from that of the whole, form by form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.iteration import Axis, Form
+from memoptc.ir.ops.axis import shape
+from memoptc.ir.ops.resize import factor_of, pad_amounts
+from memoptc.ir.ops.windows import window_of
+from memoptc.ir.tensors import ints
+from memoptc.passes.memory._tile.grid import AffineBound, Interval, NotTileableError, OperandTile, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.propagation import TileWork
+
+if TYPE_CHECKING:
+    from memoptc.passes.memory._tile.emit import Emitter
+
+
+@dataclass
+class TileOp:
+    """One op of one tile.
+
+    Args:
+        op: The op of the whole.
+        axis: Along which axis it is cut.
+        work: What it does.
+        operands: The parts it gets.
+        grid: How the region is cut.
+        emitter: Makes constants.
+    """
+
+    op: Op
+    axis: Axis
+    work: TileWork
+    operands: tuple[Value, ...]
+    grid: TileGrid
+    emitter: Emitter
+
+    @property
+    def interval(self) -> Interval:
+        """What it gives."""
+        return self.work.interval
+
+    @property
+    def need(self) -> OperandTile:
+        """What it gets of its first operand."""
+        need = self.work.needs[0]
+        assert need is not None
+        return need
+
+    @property
+    def place(self) -> int:
+        """The first result's axis."""
+        assert self.axis.results[0] is not None
+        return self.axis.results[0]
+
+    @property
+    def static(self) -> bool:
+        """Whether extents are numbers."""
+        return isinstance(self.grid, StaticGrid)
+
+
+Made = tuple[Mapping[str, Any], list[Value]]
+
+
+def _same(p: TileOp) -> Made:
+    return p.op.attrs, list(p.operands)
+
+
+def _pads(p: TileOp) -> Made:
+    """Padding stays where a tile borders on it."""
+    need = p.need
+    spatial = p.place - 2
+    rank = len(shape(p.op.operands[0]) or ()) - 2
+    windows = [window_of(p.op, i) for i in range(rank)]
+    if any(w is None for w in windows):
+        raise NotTileableError(f"{p.op.op_type} whose padding is not known")
+    before = [w[3] for w in windows if w is not None]
+    after = [w[4] for w in windows if w is not None]
+    kernel = [w[0] for w in windows if w is not None]
+    before[spatial] = before[spatial] if need.before is None else need.before
+    after[spatial] = after[spatial] if need.after is None else need.after
+    attrs = dict(p.op.attrs)
+    attrs.pop("auto_pad", None)
+    attrs["pads"] = (*before, *after)
+    if p.op.op_type in ("MaxPool", "AveragePool"):
+        if p.static and attrs.get("ceil_mode") and p.interval.hi == p.emitter.extent(p.op.results[0], p.place):
+            after[spatial] = windows[spatial][4]  # type: ignore[index]
+            attrs["pads"] = (*before, *after)
+        if before[spatial] >= kernel[spatial] or after[spatial] >= kernel[spatial]:
+            raise NotTileableError("a pool whose window would lie in the padding")
+    return attrs, list(p.operands)
+
+
+def _shape(p: TileOp) -> Made:
+    """The target with the tile's extent in place of the whole's."""
+    dims = list(shape(p.op.results[0]) or ())
+    length = p.grid.length(p.interval)
+    along = p.axis.operands[0]
+    if length is not None and all(isinstance(d, int) for i, d in enumerate(dims) if i != p.place):
+        dims[p.place] = length
+        return _with_target(p, [int(d) for d in dims])  # type: ignore[arg-type]
+    copies = along is not None and along.axis == p.place and along.is_identity
+    if p.op.op_type == "Expand":
+        entry = 1 if along is not None else length
+    elif p.op.op_type == "Reshape":
+        entry = 0 if copies else length if length is not None else -1
+    else:
+        entry = length
+    if entry is None:
+        raise NotTileableError(f"{p.op.op_type} to an extent that is known at run time only")
+    return _patched(p, entry)
+
+
+def _patched(p: TileOp, entry: int) -> Made:
+    index = 0 if p.op.op_type == "ConstantOfShape" else 1
+    given = p.op.attrs.get("shape")
+    target = p.op.input(index)
+    known = given if given is not None else ints(target.tensor) if target is not None and target.tensor else None
+    dims = shape(p.op.results[0]) or ()
+    rank = len(dims)
+    if known is not None:
+        entries = [1] * (rank - len(known)) + [int(e) for e in known]
+        if p.op.attrs.get("allowzero") and 0 in entries:
+            raise NotTileableError("a reshape to nothing")
+        # A -1 cannot be worked out where nothing is left: what is known is said.
+        entries = [d if e == -1 and isinstance(d, int) else e for e, d in zip(entries, dims, strict=True)]
+        entries[p.place] = entry
+        if entries.count(-1) > 1:
+            raise NotTileableError("two extents of a reshape are known at run time only")
+        return _without_zeros(_with_target(p, entries))
+    if entry == -1 or target is None or len(shape(target) or ()) != 1:
+        raise NotTileableError("a reshape to a computed shape")
+    if (shape(target) or ())[0] != rank:
+        raise NotTileableError("a reshape to a computed shape of unknown rank")
+    key = ("target", p.op, entry)
+    shared = p.emitter.shared
+    if key not in shared:
+        mask = p.emitter.b.const(np.arange(rank) == p.place, "axis")
+        shared[key] = p.emitter.made("Where", [mask, p.emitter.ints([entry]), target])
+    operands = list(p.operands)
+    operands[index] = shared[key]
+    return _without_zeros((p.op.attrs, operands))
+
+
+def _without_zeros(made: Made) -> Made:
+    """A 0 in the target copies an extent: of the tile's."""
+    attrs, operands = made
+    return {name: value for name, value in attrs.items() if name != "allowzero"}, operands
+
+
+def _with_target(p: TileOp, entries: list[int]) -> Made:
+    attrs = dict(p.op.attrs)
+    if "shape" in attrs:
+        return {**attrs, "shape": tuple(entries)}, list(p.operands)
+    operands = list(p.operands)
+    operands[0 if p.op.op_type == "ConstantOfShape" else 1] = p.emitter.ints(entries)
+    return attrs, operands
+
+
+def _resize(p: TileOp) -> Made:
+    """By the same factors; what is given beyond the tile is cut off by who uses it."""
+    operands = list(p.operands)
+    if p.op.op_type == "Upsample" or p.op.input(3) is None:
+        return p.op.attrs, operands
+    factors = [factor_of(p.op, i) for i in range(len(shape(p.op.results[0]) or ()))]
+    if any(f is None for f in factors):
+        length = p.grid.length(p.interval)
+        if length is None or any(not isinstance(d, int) for d in shape(p.op.results[0]) or (None,)):
+            raise NotTileableError("a resize to computed sizes")
+        sizes = [int(d) for d in shape(p.op.results[0]) or ()]  # type: ignore[arg-type]
+        sizes[p.place] = length
+        operands[3] = p.emitter.ints(sizes)
+        return p.op.attrs, operands
+    scales = p.emitter.b.const(np.asarray(factors, np.float32), "scales")
+    return p.op.attrs, [operands[0], operands[1], scales]
+
+
+def _transposed(p: TileOp) -> Made:
+    """What the parts' taps reach beyond the tile is cropped by the padding."""
+    need = p.need
+    spatial = p.place - 2
+    rank = len(shape(p.op.operands[0]) or ()) - 2
+    windows = [window_of(p.op, i) for i in range(rank)]
+    window = windows[spatial]
+    if window is None:
+        raise NotTileableError("ConvTranspose whose padding is not known")
+    size, stride, dilation, before, after = window
+    more = list(p.op.attrs.get("output_padding", (0,) * rank))
+    begin, end, extra = before, after, more[spatial]
+    if p.interval.lo != 0:
+        begin = _distance(p.interval.lo, need.interval.lo, stride) + before
+    at_end = p.interval.hi is None or (
+        p.static and need.after == 0 and p.interval.hi == p.emitter.extent(p.op.results[0], p.place)
+    )
+    if at_end and p.static:
+        at_end = need.interval.hi == p.emitter.extent(p.op.operands[0], p.place)
+    if not at_end:
+        # Uncropped, the last tap ends (operands - 1) * stride + reach + 1 behind the first one's place.
+        reach = (size - 1) * dilation
+        extra = 0
+        end = -_distance(p.interval.hi, need.interval.hi, stride) - before - stride + reach + 1
+    if begin < 0 or end < 0:
+        raise NotTileableError("a transposed convolution with gaps")
+    pads = list(p.op.attrs.get("pads", (0,) * (2 * rank)))
+    pads[spatial], pads[spatial + rank] = begin, end
+    more[spatial] = extra
+    attrs = dict(p.op.attrs)
+    attrs.pop("auto_pad", None)
+    attrs["pads"] = tuple(pads)
+    if any(more):
+        attrs["output_padding"] = tuple(more)
+    else:
+        attrs.pop("output_padding", None)
+    return attrs, list(p.operands)
+
+
+def _distance(a: int | AffineBound | None, b: int | AffineBound | None, stride: int) -> int:
+    """`a - b * stride`, which the step must not be part of."""
+    if isinstance(a, AffineBound) and isinstance(b, AffineBound) and a.a == b.a * stride:
+        return a.b - b.b * stride
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b * stride
+    raise NotTileableError("steps that do not divide")
+
+
+def _padded(p: TileOp) -> Made:
+    need = p.need
+    rank = len(shape(p.op.results[0]) or ())
+    amounts = list(pad_amounts(p.op, rank) or ())
+    if need.before is not None:
+        amounts[p.place] = need.before
+    if need.after is not None:
+        amounts[p.place + rank] = need.after
+    for name in ("pads", "paddings"):
+        if name in p.op.attrs:
+            return {**p.op.attrs, name: tuple(amounts)}, list(p.operands)
+    operands = list(p.operands)
+    operands[1] = p.emitter.ints(amounts)
+    return p.op.attrs, operands
+
+
+def _heads(p: TileOp) -> Made:
+    """Whole heads: their number goes down with the extent, and a scale that follows from the width does not change."""
+    length = p.grid.length(p.interval)
+    if length is None or length % p.axis.grain:
+        raise NotTileableError("a part of a head")
+    return {**p.op.attrs, "num_heads": length // p.axis.grain}, list(p.operands)
+
+
+FORMS: dict[Form, Callable[[TileOp], Made]] = {
+    Form.SAME: _same,
+    Form.PADS: _pads,
+    Form.SHAPE: _shape,
+    Form.RESIZE: _resize,
+    Form.TRANSPOSED: _transposed,
+    Form.PADDED: _padded,
+    Form.HEADS: _heads,
+}

@@ -1,0 +1,394 @@
+"""fit: tile the operators around the memory peak, so that large intermediate tensors never exist as a whole."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from memoptc.ir.core import Graph, Op, clone_op
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.memory._tile.choose import tilings
+from memoptc.passes.memory._tile.emit import Emitter
+from memoptc.passes.memory._tile.estimate import Costs, MemoryProfile, TilingEstimate
+from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.region import MARK, REMATERIALISED, Region, Spaces
+from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise
+from memoptc.passes.memory.split_sums import SAVED, SplitSums
+from memoptc.report.model import Decision
+from memoptc.runtime.memory.extents import lasting_symbols
+from memoptc.runtime.memory.liveness import label
+
+BOLDNESS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
+"""Multiples of the slowdown allowed that predictions may say, when what comes out is measured."""
+
+LADDER = (0.05, 0.3, 1.0, 10.0)
+"""Shares of the run time that tiling may take longer, tried one after the other where a budget is to be kept."""
+
+MISSES = 6
+"""Tilings in a row that may turn out worse than predicted before a peak is left as it is."""
+
+WORSE = "more was alive than predicted"
+
+NODE_BYTES = 4 << 10
+"""Bytes that a session of onnxruntime needs for one more node, measured over models of 100 to 20,000 nodes."""
+
+SLIGHT = 0.003
+"""Share of the run time below which a tiling counts as costing nothing."""
+
+
+class Fit(Pass):
+    """Lower the peak until it fits the budget, or as far as time allows.
+
+    The peak is found on the memory model; tilings of regions around it are compared on paper (bytes alive inside,
+    halo computed twice, nodes added), and the best one is made and checked on the model. That goes on until
+    the peak fits, or nothing that is worth it is left; then all is done once more with the cheapest tilings that reach
+    the same peak. Tile results are concatenated; along a reduction axis they are accumulated, each tile into the result
+    of those before it. Large values with a long gap between two uses are rematerialised for the late one first, where
+    that lowers the peak.
+
+    Args:
+        budget: Bytes that the planned activations shall fit into; 0: as few as possible.
+        slowdown: Largest accepted ratio of predicted run times.
+        worth: Share of the peak that one step must save at least.
+        moves: Most steps.
+        max_remat: Most values to rematerialise.
+        ignore: Bytes; without a budget a smaller peak is not worth a node.
+    """
+
+    budget: int = 0
+    slowdown: float = 1.05
+    worth: float = 0.02
+    moves: int = 64
+    max_remat: int = 6
+    ignore: int = 1 << 20
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Tile, and say what was done."""
+        original, graph = graph, graph.clone()
+        _one_decoder_per_use(graph)
+        start = MemoryProfile(graph, Costs(graph, context.dims))
+        if not start.curve or start.peak <= (self.budget or self.ignore):
+            return
+        found = self._found(graph, stats, context, start)
+        split = graph.clone()
+        sums: Counter[str] = Counter()
+        SplitSums().apply(split, sums, context)
+        if sums:
+            other = self._found(split, stats, context, start)
+            other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
+            found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
+        done = bool(found.moves or found.sums) and found.peak <= start.peak * (1 - self.worth)
+        if done:
+            original.become(found.graph)
+            # onnxruntime overwrites an operand only where both shapes are known to be the same, and cannot tell by
+            # itself that they are for slices whose ends are computed.
+            original.info.states_types = True
+        self._report(found, start.peak, stats, context, done=done)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Tile without facts about the compile."""
+        self.apply(graph, stats, Context())
+
+    def _found(self, graph: Graph, stats: Counter[str], context: Context, start: MemoryProfile) -> _Round:
+        """What comes of a graph, the original or another that computes the same."""
+        if context.slowdown is not None:
+            return self._measured(context.slowdown, graph, stats, context, start)
+        return self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start)
+
+    def _measured(
+        self,
+        slowdown: Callable[[Graph], float],
+        graph: Graph,
+        stats: Counter[str],
+        context: Context,
+        start: MemoryProfile,
+    ) -> _Round:
+        """Tile boldly, measure, and be less bold until the run time is right."""
+        tried: set[int] = set()
+        for boldness in BOLDNESS:
+            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, stats, context, start)
+            if not found.moves:
+                return found
+            if found.peak in tried:
+                continue
+            tried.add(found.peak)
+            found.measured = slowdown(found.graph)
+            context.say(f"{found.peak:,} bytes, {found.measured:.2f} times the run time")
+            if found.measured <= self.slowdown:
+                return found
+            stats["taken back: slower than predicted"] += 1
+        return _Round(graph, peak=start.peak, holder=_holder(start))
+
+    def _within(
+        self, allowance: float, graph: Graph, stats: Counter[str], context: Context, start: MemoryProfile
+    ) -> _Round:
+        """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
+        if not self.budget:
+            first = self._search(graph, stats, context, allowance, self.ignore)
+            return self._cheapest(first, graph, stats, context, allowance, start)
+        # What costs most tells whether the budget can be reached at all.
+        least = self._search(graph, stats, context, allowance, self.budget)
+        if least.peak > self.budget:
+            lower = self._search(graph, stats, context, allowance, self.ignore)
+            least = lower if lower.peak < least.peak else least
+            if least.peak > self.budget:
+                return least
+        for share in LADDER:
+            if share * start.seconds < min(allowance, least.seconds):
+                for goal in dict.fromkeys((self.budget, self.ignore)):
+                    found = self._search(graph, stats, context, share * start.seconds, goal)
+                    if found.peak <= self.budget:
+                        return self._cheapest(found, graph, stats, context, share * start.seconds, start)
+        return self._cheapest(least, graph, stats, context, allowance, start)
+
+    def _cheapest(
+        self,
+        found: _Round,
+        graph: Graph,
+        stats: Counter[str],
+        context: Context,
+        allowance: float,
+        start: MemoryProfile,
+    ) -> _Round:
+        """Do it once more with the cheapest tilings that reach the same peak."""
+        if not found.moves or start.peak * (1 - self.worth) < found.peak:
+            return found
+        target = max(self.budget, found.peak, self._worthwhile(found))
+        second = self._round(graph.clone(), stats, context, target, allowance, len(found.remats))
+        fewer = target > found.peak or second.seconds <= found.seconds
+        return second if second.peak <= target * 1.01 and fewer else found
+
+    def _worthwhile(self, found: _Round) -> int:
+        """The peak on the way down at which activations and nodes together took the fewest bytes."""
+        if self.budget:
+            return 0
+        totals = [(NODE_BYTES * nodes + peak, peak) for peak, nodes in found.course]
+        return min(totals)[1] if totals else 0
+
+    def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
+        """Tile until the peak is down to `goal`: as it is, and with more and more rematerialised while that helps."""
+        best = self._round(graph.clone(), stats, context, goal, allowance, 0)
+        for count in range(1, self.max_remat + 1):
+            if best.peak <= goal:
+                break
+            found = self._round(graph.clone(), stats, context, goal, allowance, count)
+            if len(found.remats) < count or found.peak > best.peak * (1 - self.worth):
+                break
+            best = found
+        return best
+
+    def _round(
+        self, graph: Graph, stats: Counter[str], context: Context, goal: int, allowance: float, count: int
+    ) -> _Round:
+        """Rematerialise the `count` most promising values, then tile until the peak fits.
+
+        Ends: a turn makes one of at most `moves` tilings, or refuses one more of the finitely many on offer.
+        """
+        with lasting_symbols(graph):
+            return self._tiled(_Round(graph), stats, context, goal, allowance, count)
+
+    def _tiled(
+        self, found: _Round, stats: Counter[str], context: Context, goal: int, allowance: float, count: int
+    ) -> _Round:
+        graph = found.graph
+        for _ in range(count):
+            values = remat_candidates(MemoryProfile(graph, Costs(graph, context.dims)), allowance - found.seconds)
+            if not values:
+                break
+            found.remats.append(values[0])
+            found.seconds += values[0].seconds
+            rematerialise(values[0])
+        refused: set[object] = set()
+        misses = 0
+        spaces = Spaces()
+        profile = MemoryProfile(graph, Costs(graph, context.dims))
+        while True:
+            found.peak = profile.peak
+            found.course.append((profile.peak, len(profile.ops)))
+            found.holder = _holder(profile)
+            if profile.peak <= goal or len(found.moves) >= self.moves:
+                return self._checked(found)
+            slight = SLIGHT * profile.seconds
+            offered = (e for e in tilings(profile, spaces, goal) if _key(e) not in refused)
+            ranked = self._ranked(offered, profile, goal, allowance - found.seconds, slight)
+            if not ranked:
+                return self._checked(found)
+            for choice in ranked:
+                before = graph.clone()
+                move = self._make(graph, choice, profile, context)
+                if isinstance(move, _Tiling):
+                    profile = move.profile
+                    misses = 0
+                    found.moves.append(move)
+                    found.seconds += max(0.0, choice.seconds)
+                    context.say(f"{profile.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
+                    break
+                stats[f"declined: {move}"] += 1
+                refused.add(_key(choice))
+                if move == WORSE:
+                    misses += 1
+                    if misses > MISSES:
+                        graph.become(before)
+                        return self._checked(found)
+                    # It had to be made to be seen: back to what was before, whose ops are others.
+                    graph.become(before)
+                    spaces = Spaces()
+                    profile = MemoryProfile(graph, Costs(graph, context.dims))
+                    break
+
+    def _checked(self, found: _Round) -> _Round:
+        """Refuse copies that were not tiled: onnxruntime's common-subexpression elimination would merge them."""
+        if any(REMATERIALISED in op.metadata and MARK not in op.metadata for op in found.graph.ops):
+            found.peak = sys.maxsize
+        return found
+
+    def _ranked(
+        self, every: Iterable[TilingEstimate], profile: MemoryProfile, target: int, allowance: float, slight: float
+    ) -> list[TilingEstimate]:
+        """The tilings worth trying, best first: the cheapest that reach the target, else the smallest.
+
+        A budget is one of activations; without one, nodes count as well, once for each peak of about this height: all
+        of them must be tiled alike before the highest falls.
+        """
+        peak, each = profile.peak, 0 if self.budget else NODE_BYTES * _peaks(profile)
+
+        def size(choice: TilingEstimate) -> int:
+            return choice.inside + each * choice.nodes
+
+        fair = [e for e in every if size(e) <= peak * (1 - self.worth) and e.seconds <= allowance]
+        if not fair:
+            return []
+        least = max(min(map(size, fair)), target)
+        enough = target if least <= target else least * 1.08
+        near = [e for e in fair if size(e) <= enough]
+        # Gains of time are not relied on: of what costs next to nothing, the fewest nodes.
+        near.sort(key=lambda e: (e.seconds if e.seconds > slight else 0.0, e.nodes, e.inside))
+        rest = sorted((e for e in fair if size(e) > enough), key=lambda e: (size(e), e.seconds))
+        return [*near[:3], *rest[:1]]
+
+    def _make(self, graph: Graph, choice: TilingEstimate, profile: MemoryProfile, context: Context) -> _Tiling | str:
+        """Make a tiling; give why not where it cannot be, or does not help."""
+        region = choice.region
+        name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
+        count = len(region.ops)
+        try:
+            grid = grid_for(region, choice.count, profile)
+            tiled = Emitter(
+                region, grid, profile.costs.extent, overcompute=choice.overcompute, ordered=choice.ordered
+            ).run()
+        except NotTileableError as reason:
+            return str(reason)
+        after = MemoryProfile(graph, Costs(graph, context.dims))
+        steps = [after.position[op] for op in tiled.ops if op in after.position]
+        here = max(after.curve[min(steps) : max(steps) + 1], default=0)
+        if here >= profile.peak * (1 - self.worth / 2) or after.peak > profile.peak:
+            return WORSE
+        return _Tiling(name, count, tiled.count, profile.peak, here, choice.seconds, after)
+
+    def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
+        if done:
+            if found.sums:
+                stats["products split"] += found.sums
+                what = f"{found.sums} products of joined operands became sums of the products of each"
+                context.decisions.append(Decision(self.name, what, "they are never joined", 0, "not predicted"))
+            for value in found.remats:
+                stats["rematerialised"] += 1
+                what = f"%{value.value.name} rematerialised for {label(value.users[0])} ({len(value.ops)} nodes)"
+                cost = f"{value.seconds * 1e3:+.2f} ms predicted"
+                context.decisions.append(
+                    Decision(self.name, what, "it was alive across the peak, unused", value.gain, cost)
+                )
+            for move in found.moves:
+                stats["regions"] += 1
+                stats["tiles"] += move.tiles
+                what = f"{move.ops} nodes in {move.tiles} tiles: {move.name}"
+                why = f"{move.before:,} bytes were alive there, now {move.after:,}"
+                cost = f"{move.seconds * 1e3:+.2f} ms predicted"
+                context.decisions.append(Decision(self.name, what, why, move.before - move.after, cost))
+            stats["bytes saved"] = before - found.peak
+            if found.measured is not None:
+                cost = f"{found.measured:.2f} times the original's run time"
+                context.decisions.append(Decision(self.name, "measured", "instead of predicted", 0, cost))
+        peak = found.peak if done else before
+        if peak > self.budget:
+            why = "no tiling that helps fits the slowdown allowed" if self.budget else "nothing else is worth its time"
+            context.decisions.append(
+                Decision(self.name, f"stopped at {peak:,} bytes, at {found.holder}", why, 0, "none")
+            )
+
+
+def _one_decoder_per_use(graph: Graph) -> None:
+    """Give each user of decoded codes a DequantizeLinear of its own, right before it, as onnxruntime does when it looks
+    for integer kernels: codes cross the borders of regions then, not floats."""
+    for op in list(graph.ops):
+        if op.key != "DequantizeLinear" or op.operands[0].tensor is not None or not op.result.has_uses:
+            continue
+        uses = [(user, i) for user, i in op.result.uses if user.graph is graph and not user.is_return]
+        if len(uses) < op.result.use_count:
+            continue
+        for user, index in uses[1:]:
+            copy = clone_op(op, {})
+            copy.name, copy.result.name = "", graph.fresh_name(op.result.name)
+            graph.insert_before(user, copy)
+            user.set_operand(index, copy.result)
+        op.move_before(uses[0][0])
+
+
+def _key(choice: TilingEstimate) -> object:
+    """What tells a tiling from others, whatever objects it is made of."""
+    region = choice.region
+    places = tuple((op.results[0].name, region.axes[op].cuts) for op in region.ops)
+    return choice.count, choice.overcompute, places
+
+
+@dataclass
+class _Tiling:
+    name: str
+    ops: int
+    tiles: int
+    before: int
+    after: int
+    seconds: float
+    profile: MemoryProfile
+    """Live bytes once it is made."""
+
+
+@dataclass
+class _Round:
+    graph: Graph
+    remats: list[Remat] = field(default_factory=list)
+    moves: list[_Tiling] = field(default_factory=list)
+    course: list[tuple[int, int]] = field(default_factory=list)
+    """The peak and the number of nodes before each tiling, and at the end."""
+    seconds: float = 0.0
+    measured: float | None = None
+    peak: int = 0
+    holder: str = ""
+    sums: int = 0
+
+
+def grid_for(region: Region, count: int, profile: MemoryProfile) -> TileGrid:
+    """Give the grid in which a region is cut: in numbers where all its extents are known."""
+    symbolic = False
+    for op in region.ops:
+        for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
+            shape = getattr(operand.type, "shape", None)
+            if along is not None and shape is not None and not isinstance(shape[along.axis], int):
+                symbolic = True
+    return DynamicGrid(region, count) if symbolic else StaticGrid(region, count, profile.costs.extent)
+
+
+def _peaks(profile: MemoryProfile) -> int:
+    """How many separate stretches of the run need more than half of the peak."""
+    high = [count > profile.peak / 2 for count in profile.curve]
+    return sum(now and not before for before, now in zip([False, *high], high, strict=False))
+
+
+def _holder(profile: MemoryProfile) -> str:
+    if not profile.curve:
+        return "the end"
+    step = max(range(len(profile.curve)), key=profile.curve.__getitem__)
+    op: Op = profile.ops[step]
+    return label(op)

@@ -1,0 +1,226 @@
+"""narrow: compute no more than what is taken: Slice and Gather move before what makes their operand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim
+from memoptc.ir.iteration import Axis, Form, iteration_space
+from memoptc.ir.ops import facts, opset_of
+from memoptc.ir.ops.extent import runs_on_part
+from memoptc.ir.types import TensorType
+from memoptc.pass_base import Pass
+from memoptc.passes.memory._narrow.crop import crop
+from memoptc.passes.memory._narrow.merge import merge
+from memoptc.passes.simplify._simplify.parts import keeps_some
+
+_PASSED = 8
+"""Slices and Gathers that another one passes in one go, at most: bounds the work for each."""
+
+
+class Narrow(Pass):
+    """Take a part of the operands instead of a part of the result, as far up as that goes.
+
+    What becomes of one token of a sequence, or of some channels, needs the others only where they meet: in attention
+    keys and values, not in the layers behind it. A Slice or Gather along one axis moves before an op whose result
+    nothing else uses and whose elements along that axis each need those at the same place, and no others. What a Slice
+    cuts off the image that a transposed convolution gives becomes padding of that. Two Slices in a row become one.
+    Outputs may differ by float noise, since kernels add up in another order for other shapes.
+
+    Slices and Gathers along different axes commute, so one moves past others only together with an op that is neither.
+    That ends: the measure that falls with every change is, compared in this order, how many Gathers drop their axis
+    (the others keep theirs, and a Squeeze drops it behind them); for each Slice and Gather, how many other ops it
+    depends on, compared as multisets, since a move replaces one by some for which there are fewer; and how many Slices
+    there are.
+    """
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Move every Slice and Gather as far up as it goes, those nearest to the outputs first; then merge Slices."""
+        for op in list(graph.walk("Slice")):
+            stats["slices merged"] += op.graph is not None and merge(op, same_axis=True)
+        todo = [op for op in graph.walk() if op.is_a("Slice", "Gather")]
+        while todo:
+            op = todo.pop()
+            if op.graph is None:
+                continue
+            if crop(op):
+                stats["into pads"] += 1
+                continue
+            take = _take(op)
+            if take is None or not _leads_on(op, take):
+                continue
+            moved = _move(op, take)
+            if moved is not None:
+                stats[f"before {moved.over}"] += 1
+                todo += moved.taken
+        for op in list(graph.walk("Slice")):
+            stats["slices merged"] += op.graph is not None and merge(op)
+        stats += Counter()
+
+
+@dataclass(frozen=True)
+class _Take:
+    """What a Slice or Gather takes: along which axis of its operand, and whether that axis goes."""
+
+    axis: int
+    drops: bool
+
+
+@dataclass(frozen=True)
+class _Moved:
+    over: str
+    taken: list[Op]
+
+
+def _take(op: Op) -> _Take | None:
+    """What an op takes, when that is a part of one axis."""
+    shape = _shape(op.operands[0])
+    if shape is None or not shape:
+        return None
+    if op.op_type == "Gather":
+        axis = int(op.attrs.get("axis", 0))
+        axis = axis + len(shape) if axis < 0 else axis
+        index = _shape(op.operands[1])
+        if index == ():
+            return _Take(axis, drops=True)
+        if index is not None and len(index) == 1 and _fewer(index[0], shape[axis]):
+            return _Take(axis, drops=False)
+        return None
+    axes = _slice_axes(op, len(shape))
+    return _Take(axes[0], drops=False) if axes is not None and len(axes) == 1 else None
+
+
+def _fewer(count: Dim, extent: Dim) -> bool:
+    return isinstance(count, int) and (count <= 1 or (isinstance(extent, int) and count < extent))
+
+
+def _slice_axes(op: Op, rank: int) -> list[int] | None:
+    """The axes that a Slice cuts; `None` when they, or a step backwards, are not known."""
+    if "starts" in op.attrs:
+        starts = op.attrs["starts"]
+        axes = op.attrs.get("axes", range(len(starts)))
+    else:
+        given = op.input(3)
+        count = _shape(op.operands[1])
+        if given is None:
+            axes = range(count[0]) if count is not None and isinstance(count[0], int) else None
+        else:
+            axes = None if given.tensor is None else given.tensor.numpy().reshape(-1).tolist()
+    return None if axes is None else [int(a) + rank if a < 0 else int(a) for a in axes]
+
+
+def _leads_on(op: Op, take: _Take) -> bool:
+    """Whether behind the other Slices and Gathers that make an op's operand, there is another op that it can pass."""
+    value, place = op.operands[0], take.axis
+    for _ in range(_PASSED):
+        axis = _passable(value, place, op.graph)
+        if axis is None or value.op is None:
+            return False
+        if not value.op.is_a("Slice", "Gather") or _take(value.op) is None:
+            return True
+        along = axis.operands[0]
+        if along is None:
+            return False
+        value, place = value.op.operands[0], along.axis
+    return False
+
+
+def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
+    """The axis along which a part of a value can be computed from parts of its maker's operands, if nothing else needs
+    the rest.
+    """
+    maker = value.op
+    if maker is None or maker.graph is not graph or not value.single_use or maker.regions:
+        return None
+    if maker.is_const or not facts(maker).pure or any(r.has_uses for r in maker.results if r is not value):
+        return None
+    return _axis(maker, maker.results.index(value), place)
+
+
+def _move(op: Op, take: _Take) -> _Moved | None:
+    """Put a Slice or Gather before what makes its operand."""
+    value = op.operands[0]
+    maker, axis = value.op, _passable(value, take.axis, op.graph)
+    if maker is None or axis is None:
+        return None
+    if not runs_on_part(maker, _extent(op, take), never_alone_empty=keeps_some(op)):
+        return None
+    assert op.graph is not None
+    b = Builder(op.graph, before=op, loc=op.loc.union(maker.loc, rule="narrow"))
+    taken: list[Op] = []
+    operands: list[Value] = []
+    for operand, along in zip(maker.operands, axis.operands, strict=True):
+        if along is None:
+            operands.append(op.graph.absent() if operand.is_absent else operand)
+        else:
+            taken.append(_taking(op, operand, along.axis, b))
+            taken[-1].result.type = _narrowed(operand, along.axis, _extent(op, take))
+            operands.append(taken[-1].result)
+    made = b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain, outputs=len(maker.results))
+    made.overload, made.name = maker.overload, maker.name
+    for old, new in zip(maker.results, made.results, strict=True):
+        new.omitted = old.omitted
+    result = made.results[maker.results.index(value)]
+    result.type = result.type or _narrowed(value, take.axis, _extent(op, take))
+    if take.drops:
+        result = _without(result, take.axis, b)
+    name = op.result.name
+    result.doc, result.metadata = op.result.doc, dict(op.result.metadata)
+    op.result.replace_by(result)
+    op.erase()
+    maker.erase()
+    result.name = name
+    return _Moved(made.op_type, [made, *taken] if made.is_a("Slice", "Gather") else taken)
+
+
+def _axis(maker: Op, index: int, place: int) -> Axis | None:
+    """The axis of an op along which each element needs those at the same place only."""
+    for axis in iteration_space(maker):
+        cut = [a for a in axis.operands if a is not None]
+        if axis.results[index] == place and axis.form is Form.SAME and axis.grain == 1 and cut:
+            if all(a.is_identity for a in cut):
+                return axis
+    return None
+
+
+def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
+    """The same part of another value, along an axis of its own; the axis stays."""
+    if op.op_type == "Gather":
+        index = op.operands[1]
+        if _shape(index) == ():
+            index = b.Reshape(index, np.array([1], np.int64))
+        return b.op("Gather", [operand, index], {"axis": axis})
+    if "starts" in op.attrs:
+        return b.op("Slice", [operand], {**op.attrs, "axes": [axis]})
+    starts, ends, *rest = op.operands[1:]
+    steps = rest[1:2]
+    dtype = starts.type.dtype.numpy() if isinstance(starts.type, TensorType) else np.int64
+    return b.op("Slice", [operand, starts, ends, b.const(np.array([axis], dtype), "axis"), *steps])
+
+
+def _without(value: Value, axis: int, b: Builder) -> Value:
+    """A value without an axis of extent 1."""
+    if (opset_of(b.graph) or 13) < 13:
+        return b.op("Squeeze", [value], {"axes": [axis]}).result
+    return b.op("Squeeze", [value, np.array([axis], np.int64)]).result
+
+
+def _extent(op: Op, take: _Take) -> Dim:
+    shape = _shape(op.result)
+    return 1 if take.drops else None if shape is None else shape[take.axis]
+
+
+def _narrowed(value: Value, axis: int, extent: Dim) -> TensorType | None:
+    shape = _shape(value)
+    if shape is None or not isinstance(value.type, TensorType):
+        return None
+    return value.type.with_shape((*shape[:axis], extent, *shape[axis + 1 :]))
+
+
+def _shape(value: Value) -> tuple[Dim, ...] | None:
+    return value.type.shape if isinstance(value.type, TensorType) else None

@@ -1,0 +1,156 @@
+"""Coding the weights of a graph in blocks: which can be, what they are multiplied with, one after the other."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memoptc.ir.core import Graph
+from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize.numerics import magnitude_of
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Site, Weight, find_weights
+from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
+from memoptc.passes.precision._quantize.weight_only import WINDOW, Plan, Writer
+from memoptc.report.model import Decision
+from memoptc.runtime.blas import one_thread
+from memoptc.runtime.moments import Moments
+
+MINIMUM_IR_VERSION = 10
+"""IR version from which ONNX has 4-bit tensors."""
+
+SMALLEST = 8192
+"""Bytes below which scales and nodes cost what codes save."""
+
+_LISTED = 20
+
+
+@dataclass
+class Found:
+    """The weights of a graph.
+
+    Args:
+        chosen: Those that can be coded, in the order of the graph.
+        left: Those that cannot, each with the reason, as text.
+        smallest: Bytes below which it is not worth it.
+        small: How many are smaller.
+    """
+
+    smallest: int
+
+    chosen: list[Weight] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    small: int = 0
+
+
+def find(graph: Graph, plan: Plan, smallest: int, excluded: frozenset[str]) -> Found:
+    """Find the weights of a graph that can be coded."""
+    found = Found(smallest)
+    for weight in find_weights(graph, excluded):
+        if weight.bytes < smallest:
+            found.small += 1
+            continue
+        reason = obstacle(weight, plan)
+        if reason:
+            found.left.append(f"%{weight.value.name} stays float32: {reason}")
+        else:
+            found.chosen.append(weight)
+    return found
+
+
+def obstacle(weight: Weight, plan: Plan) -> str:
+    """Say why a weight has to stay as it is; `""` when it need not."""
+    if weight.obstacle:
+        return weight.obstacle
+    for site in weight.sites:
+        reason = plan.why_not(weight, site)
+        if reason:
+            return reason
+    if not weight.sites:
+        return "nothing uses it"
+    assert weight.value.tensor is not None
+    found, largest = magnitude_of(weight.value.tensor), float(np.finfo(np.float32).max)
+    if not math.isfinite(found):
+        return "it holds NaN or Inf, which no code stands for"
+    if found * max(abs(s.factor) for s in weight.sites) > largest:
+        return "times alpha it leaves the range of float32"
+    return ""
+
+
+def write_all(graph: Graph, weights: Sequence[Weight], writer: Writer, context: Context | None) -> Iterator[int]:
+    """Code weights, rounded for their products where a context has data for that; give the bytes of each."""
+    if weights and writer.plan.bits == 4:
+        graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
+    with one_thread():
+        for weight, moments in _observed(graph, weights, context):
+            yield writer.write(weight, moments)
+
+
+def _observed(
+    graph: Graph, weights: Sequence[Weight], context: Context | None
+) -> Iterable[tuple[Weight, Mapping[int, Moments]]]:
+    """Give weights with the moments of what they meet, group by group.
+
+    A group is observed when those before it are coded: it makes up for what their codes have shifted.
+    """
+    needs = [_readers(weight, graph) for weight in weights]
+    if context is None or context.calibration is None or not any(needs):
+        yield from ((weight, {}) for weight in weights)
+        return
+    for group in in_groups([[site.op for site in sites] for sites in needs], single=True):
+        seen = moments_of(graph, [site.op for i in group for site in needs[i]], context, single=True)
+        for i in group:
+            found: dict[int, Moments] = {}
+            for site in needs[i]:
+                if site.op in seen:
+                    at = WINDOW if site.op.op_type in CONVOLUTIONS else site.columns
+                    found[at] = found[at].add(seen[site.op]) if at in found else seen[site.op]
+            yield weights[i], found
+        del seen  # before the next are added up
+
+
+def _readers(weight: Weight, graph: Graph) -> list[Site]:
+    """All that reads a weight, where all of it can be observed; else nothing."""
+    return [] if any(why_not(site.op, graph) for site in weight.sites) else weight.sites
+
+
+def report(name: str, context: Context, writer: Writer, found: Found, count: int, sums: tuple[int, int]) -> None:
+    """Say what was coded in blocks, how well, and what stays and why.
+
+    Args:
+        name: Of the pass.
+        context: Gets the decisions.
+        writer: With what coding changed.
+        found: All weights.
+        count: How many were coded in blocks.
+        sums: Bytes of those that were coded, before and after.
+    """
+    plan, (before, after) = writer.plan, sums
+    if count:
+        exact = not writer.noise
+        decibels = math.inf if exact else 10 * math.log10(max(writer.signal, 1e-300) / writer.noise)
+        zero = "symmetric" if plan.symmetric else "with zero points"
+        what = f"{count} weights in {plan.bits} bits, blocks of {plan.block} {zero}: {before} -> {after} bytes"
+        why = "their codes are exact" if exact else f"weights keep {decibels:.1f} dB over what rounding changed"
+        context.decisions.append(Decision(name, what, why, gain_bytes=before - after))
+    elif not found.left and not found.chosen:
+        why = (
+            f"{found.small} weights of products, convolutions and tables are below {found.smallest} bytes each, where "
+            "scales and nodes cost what codes save (option smallest)"
+        )
+        context.decisions.append(Decision(name, "no weight was quantized", why))
+    gained = [r for r in writer.rounded if r.after < r.before]
+    if gained:
+        middle = 10 * math.log10(statistics.median(r.before / max(r.after, 1e-3 * r.before) for r in gained))
+        what = f"{len(gained)} of {len(writer.rounded)} weights observed are rounded for their products, same scales"
+        why = f"error of the products falls by {middle:.1f} dB (median) on data kept aside"
+        context.decisions.append(Decision("rounding", what, why))
+    for line in found.left[:_LISTED]:
+        what, _, why = line.partition(": ")
+        context.decisions.append(Decision(name, what, why))
+    if len(found.left) > _LISTED:
+        more = f"{len(found.left) - _LISTED} further weights stay float32"
+        context.decisions.append(Decision(name, more, "for the same reasons"))

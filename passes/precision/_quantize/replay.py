@@ -1,0 +1,75 @@
+"""A search in several attempts at one compile: what it did to a graph, it does to an equal one without searching."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from memoptc.ir.core import Graph
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._quantize.observe import shared_weights
+from memoptc.report.model import Decision
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a search did.
+
+    Args:
+        graph: The graph that came out.
+        stats: What it counted.
+        decisions: What it told the report.
+        warnings: What it told the user.
+        precision: The table of layers.
+    """
+
+    graph: Graph
+    stats: Counter[str]
+    decisions: list[Decision]
+    warnings: list[str]
+    precision: Any
+
+
+def searched_once(
+    search: Pass, graph: Graph, stats: Counter[str], context: Context, work: Callable[[Counter[str]], None]
+) -> None:
+    """Run a search on a graph, or repeat what it did to an equal graph in an earlier attempt.
+
+    Args:
+        search: The pass, with its options.
+        graph: The top graph, changed in place.
+        stats: Gets what the search counts.
+        context: Of the compile; its `memo` lasts over attempts.
+        work: The search itself, on `graph`; gets the counter to use.
+    """
+    with shared_weights(context) as pool:
+        written = pool.write(graph, "searched.onnx").read_bytes()
+        key = f"{search!r} {hashlib.sha256(written).hexdigest()}"
+        known: _Outcome | None = context.memo.get(key)
+        if known is None:
+            counted, decided, warned = Counter[str](), len(context.decisions), len(context.warnings)
+            work(counted)
+            known = context.memo[key] = _Outcome(
+                graph.clone(),
+                counted,
+                context.decisions[decided:],
+                context.warnings[warned:],
+                context.results.get("precision"),
+            )
+        else:
+            take(graph, known.graph.clone())
+            context.decisions.extend(known.decisions)
+            context.warnings.extend(known.warnings)
+            context.results["precision"] = known.precision
+        stats.update(known.stats)
+
+
+def take(graph: Graph, done: Graph) -> None:
+    """Let a graph become a copy of itself that a search has changed, with the operator sets that it needs."""
+    imports, version = dict(done.info.opset_imports), done.info.ir_version
+    graph.become(done)
+    graph.info.opset_imports.update(imports)
+    graph.info.ir_version = max(graph.info.ir_version, version)

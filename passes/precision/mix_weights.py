@@ -1,0 +1,271 @@
+"""mix-weights: each weight in blocks of 4 bits, in 8 bits, or in float, as small as the accuracy asked for allows."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.types import DType
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._quantize.blocks import encode, error_of
+from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
+from memoptc.passes.precision._quantize.effort import Effort
+from memoptc.passes.precision._quantize.numerics import weight_codes
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Weight
+from memoptc.passes.precision._quantize.replay import searched_once
+from memoptc.passes.precision._quantize.rounding import Rounded
+from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
+from memoptc.passes.precision._quantize.tradeoff import (
+    BLOCKS,
+    FLOAT,
+    WEIGHTS,
+    Layer,
+    ladder,
+    layer_row,
+    needed,
+)
+from memoptc.passes.precision._quantize.wanted import Wanted
+from memoptc.passes.precision._quantize.weight_only import Memo, Plan, Writer, near_divisor
+from memoptc.report.model import Decision
+from memoptc.runtime.quality import Quality, decibels
+
+_ALONE, _FEWEST = 0.5, 4
+"""Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
+
+
+class MixWeights(Pass):
+    """Code all weights as `quantize-weights` does, then take back to 8 bits, or to float, what accuracy needs.
+
+    By "outputs", copies of the graph are held against it: on validation data where there is any, else on that of the
+    calibration, else on made-up inputs, which show how far codes move the model, not how it fares on real data. If
+    all weights in 4 bits are good enough, so they stay. Else each weight's effect on the outputs is measured alone, and
+    weights go to 8 bits per channel, or to float, those first that bring most for their bytes.
+
+    By "weights" nothing is run: what coding changes in each weight, as a part of it, is added up over the model as if
+    all of it reached the outputs. That is an estimate, and for most models a cautious one.
+
+    Args:
+        min_sqnr: Least signal to difference of every output, in decibels or of the estimate; `none` for any.
+        max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
+        fallback: Whether weights may stay in float.
+        by: "outputs" or "weights".
+        block: Weights that share a scale in 4 bits.
+        smallest: Bytes below which a weight stays as it is.
+        rounding: Round by calibration data, where there is any.
+        exclude: Node names or operators to leave in float.
+        study: Measure each weight alone even when accuracy is met without.
+    """
+
+    min_sqnr: float | None = 10.0
+    max_loss: float | None = None
+    fallback: bool = True
+    by: str = "outputs"
+    block: int = 32
+    smallest: int = SMALLEST
+    rounding: bool = True
+    exclude: tuple[str, ...] = ()
+    study: bool = False
+
+    def __post_init__(self) -> None:
+        if self.by not in ("outputs", "weights"):
+            raise InputError(f"mix-weights has no by={self.by!r}.", hint="There are: outputs, weights.")
+        if self.by == "weights" and (self.min_sqnr is None or self.max_loss is not None):
+            raise InputError("Errors of weights say nothing of a metric.", hint="Give min_sqnr, and no max_loss.")
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Code the weights of the graph."""
+        if self.by == "weights":
+            self._search(graph, stats, context)
+        else:
+            searched_once(self, graph, stats, context, lambda counted: self._search(graph, counted, context))
+
+    def _search(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        search = _Search(self, graph, context)
+        if not search.found.chosen:
+            report(self.name, context, Writer(search.plan, stats), search.found, 0, (0, 0))
+            return
+        states = search.by_weights() if self.by == "weights" else search.by_outputs()
+        writer = Writer(search.plan, stats, memo=search.memo, rounded=search.rounded)
+        before, after = search.write(graph, states, writer)
+        for state, what in ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "kept in float")):
+            count = sum(found == state for found in states.values())
+            if count:
+                stats[f"weights {what}"] += count
+        if search.found.left:
+            stats["weights left"] += len(search.found.left)
+        report(self.name, context, writer, search.found, stats["weights in 4 bits"], (before, after))
+
+
+class _Search:
+    """One run of the pass."""
+
+    def __init__(self, asked: MixWeights, graph: Graph, context: Context) -> None:
+        self.asked, self.graph, self.context = asked, graph, context
+        self.plan = Plan(4, asked.block, False, "nbits", ops.opset_of(graph) or 0)
+        self.found = self.find(graph)
+        self.names = _names(self.found.chosen)
+        self.memo: Memo = {}
+        self.rounded: list[Rounded] = []
+
+    def find(self, graph: Graph) -> Found:
+        """The weights of the graph or of a copy; the same ones in the same order."""
+        return find(graph, self.plan, self.asked.smallest, frozenset(self.asked.exclude))
+
+    def write(self, graph: Graph, states: Mapping[str, str], writer: Writer) -> tuple[int, int]:
+        """Code the weights of the graph or of a copy; give the bytes of those that are coded, before and after."""
+        state = {i: states.get(name, BLOCKS) for i, name in enumerate(self.names)}
+        chosen = self.find(graph).chosen
+        blocks = [weight for i, weight in enumerate(chosen) if state[i] == BLOCKS]
+        before = sum(weight.bytes for i, weight in enumerate(chosen) if state[i] != FLOAT)
+        # rounded by data once, and known from then on
+        observed = self.context if self.asked.rounding and not self.memo else None
+        after = sum(write_all(graph, blocks, writer, observed))
+        for i, weight in enumerate(chosen):
+            if state[i] == WEIGHTS:
+                after += writer.write(weight, channels=True)
+        return before, after
+
+    def copy(self, states: Mapping[str, str]) -> Graph:
+        """A copy of the graph with its weights in these states; `BLOCKS` for those that are not named."""
+        graph = self.graph.clone()
+        self.write(graph, states, Writer(self.plan, Counter(), memo=self.memo, rounded=self.rounded))
+        return graph
+
+    def by_weights(self) -> dict[str, str]:
+        """Choose by what coding changes in the weights."""
+        limit = self.asked.min_sqnr
+        assert limit is not None
+        layers = self.layers({BLOCKS: {}, WEIGHTS: {}}, self.errors())
+        steps = ladder(layers, floats=self.asked.fallback)
+        states = steps.states(steps.moves[: needed(layers, steps, 10 ** (-limit / 10))])
+        self.note(layers, states, "estimated from weights alone, without data")
+        return states
+
+    def by_outputs(self) -> dict[str, str]:
+        """Choose by what coding changes in the outputs."""
+        asked = self.asked
+        try:
+            wanted = Wanted(self.graph, self.context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
+        except InputError as error:
+            if self.context.calibration is not None or asked.min_sqnr is None or asked.max_loss is not None:
+                raise
+            self.context.warnings.append(f"{error.message} What 4 bits cost is estimated from the weights alone.")
+            return self.by_weights()
+        states: Mapping[str, str] = dict.fromkeys(self.names, BLOCKS)
+        quality, layers = wanted.trials.full(self.copy(states)), []
+        if not wanted.good(quality) or asked.study:
+            self.context.say("each weight alone")
+            layers = self.sensitivities(wanted)
+        if not wanted.good(quality):
+            if not asked.fallback:
+                quality = wanted.refuse(quality, layers)
+            else:
+                states, quality = wanted.choose(ladder(layers), layers, self.copy, quality)
+        setting = "weights in 4 bits, rounded by data" if self.rounded else "weights in 4 bits"
+        self.note(layers, states, setting, wanted, quality)
+        return dict(states)
+
+    def errors(self) -> dict[str, dict[str, float]]:
+        """By state and weight: what coding changes in it, noise to signal."""
+        found: dict[str, dict[str, float]] = {BLOCKS: {}, WEIGHTS: {}}
+        for name, weight in zip(self.names, self.found.chosen, strict=True):
+            for state, error in zip((BLOCKS, WEIGHTS), _errors(weight, self.plan), strict=True):
+                found[state][name] = error
+        return found
+
+    def sensitivities(self, wanted: Wanted) -> list[Layer]:
+        """Measure each weight alone in 4 bits, the coarsest first and exactly; 8 bits follow from their errors."""
+        errors = self.errors()
+        everywhere = dict.fromkeys(self.names, FLOAT)
+        few, _ = wanted.examiner.samples
+        effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
+        count = EXACT if self.asked.study else min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
+        exact = sorted(self.names, key=lambda name: -errors[BLOCKS][name])[:count]
+        noise = {name: wanted.trials.quick(self.copy({**everywhere, name: BLOCKS}), SAMPLES).noise for name in exact}
+        return self.layers({BLOCKS: noise, WEIGHTS: {}}, errors)
+
+    def layers(
+        self, measured: Mapping[str, Mapping[str, Mapping[str, float]]], errors: Mapping[str, Mapping[str, float]]
+    ) -> list[Layer]:
+        """Put together what was measured, and what follows from the weights' own errors for the others."""
+        passed = _passed([(errors[BLOCKS][name], noise) for name, noise in measured[BLOCKS].items()])
+        found = []
+        for name, weight in zip(self.names, self.found.chosen, strict=True):
+            coarse = measured[BLOCKS].get(name)
+            if coarse is None:
+                coarse = {key: part * errors[BLOCKS][name] for key, part in passed.items()}
+            ratio = errors[WEIGHTS][name] / max(errors[BLOCKS][name], 1e-30)
+            noise = {BLOCKS: coarse, WEIGHTS: {key: n * min(ratio, 1.0) for key, n in coarse.items()}}
+            op_type = weight.sites[0].op.op_type
+            found.append(Layer(name, op_type, weight.bytes, 0.0, noise, name in measured[BLOCKS]))
+        return found
+
+    def note(
+        self,
+        layers: Sequence[Layer],
+        states: Mapping[str, str],
+        setting: str,
+        wanted: Wanted | None = None,
+        quality: Quality | None = None,
+    ) -> None:
+        """Tell the report what was decided for each weight, and what came of it."""
+        context, name = self.context, self.asked.name
+        for layer in layers:
+            if states[layer.name] != BLOCKS:
+                why = f"{decibels(layer.worst):.1f} dB with this weight alone in 4 bits"
+                context.decisions.append(Decision("mixed precision", f"{layer.name}: {states[layer.name]}", why))
+        sqnr = -10 * math.log10(max(sum(layer.alone(states[layer.name]) for layer in layers), 1e-30))
+        reached: dict[str, object] = {"sqnr_db": sqnr, "samples": 0, "setting": setting}
+        why = f"{sqnr:.1f} dB expected if all that coding changes in weights reached the outputs"
+        if wanted is not None and quality is not None:
+            reached = wanted.reached(quality, setting)
+            what = "made-up inputs" if wanted.made_up else "samples"
+            why = f"{quality.sqnr_db:.1f} dB reached on {quality.samples} {what}"
+        rows = [layer_row(layer, states[layer.name]) for layer in layers]
+        context.results["precision"] = {"layers": rows, "reached": reached}
+        counts = Counter(states.values())
+        written = ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "in float"))
+        what = ", ".join(f"{counts[state]} {text}" for state, text in written if counts[state])
+        context.decisions.append(Decision(name, f"of {len(self.names)} weights {what}", why))
+
+
+def _names(weights: Sequence[Weight]) -> list[str]:
+    """What weights are called in tables: after the first node that reads them."""
+    seen: Counter[str] = Counter()
+    found = []
+    for weight in weights:
+        op = weight.sites[0].op
+        name = op.name or f"{op.op_type}_{op.result.name}"
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def _errors(weight: Weight, plan: Plan) -> tuple[float, float]:
+    """What coding changes in a weight, in blocks of 4 bits and per channel in 8: noise to signal."""
+    site, content = weight.sites[0], weight.numpy()
+    if site.op.op_type in CONVOLUTIONS:
+        length = int(np.prod(content.shape[1:]))
+        rows, axis = content.reshape(-1, near_divisor(length, plan.block)), 0
+        block = rows.shape[1]
+    else:
+        rows, axis, block = np.ascontiguousarray(content if site.columns else content.T), 1 - site.columns, plan.block
+    signal, coarse = error_of(rows, encode(rows, 4, block, symmetric=False, search=False))
+    codes = weight_codes(content, axis, DType.INT8)
+    real = codes.codes * codes.scales.reshape([-1 if i == axis else 1 for i in range(content.ndim)])
+    fine = float(np.square(content - real, dtype=np.float64).sum())
+    return (coarse / signal, fine / signal) if signal else (0.0, 0.0)
+
+
+def _passed(pairs: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
+    """Which part of a weight's own error reaches each output: the middle of those that were measured, else all."""
+    used = [(error, noise) for error, noise in pairs if error > 0 and noise]
+    if not used:
+        return {"weights": 1.0}
+    return {key: float(np.median([noise[key] / error for error, noise in used])) for key in used[0][1]}

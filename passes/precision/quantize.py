@@ -1,0 +1,172 @@
+"""quantize: 8-bit integers for weights and activations, from calibration data or without any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph, Value
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.types import DType
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._quantize import embedding, table
+from memoptc.passes.precision._quantize.bias import join_biases
+from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
+from memoptc.passes.precision._quantize.existing import without_sign
+from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
+from memoptc.passes.precision._quantize.observe import observe
+from memoptc.passes.precision._quantize.static import Choice, Emitter, choose, is_float32, share_scales
+from memoptc.report.model import Decision
+from memoptc.runtime.calibrate import calibrate
+from memoptc.runtime.devices import USUAL, Device, load_device
+
+DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
+"""Element types of weight codes, by their names as options."""
+STATIC_OPSET = 10
+"""The first opset that has the integer convolutions and products which onnxruntime makes of coded operands."""
+_ACTIVATIONS = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
+
+
+class Quantize(Pass):
+    """Quantize products and convolutions with constant weights, and what lies between them.
+
+    With calibration data (form "static"): weights per channel and symmetric, activations asymmetric in uint8
+    with ranges seen in the data, written as QuantizeLinear/DequantizeLinear pairs that onnxruntime turns into
+    integer kernels. Without data (form "dynamic"): the same weights; products code activations at run time by their
+    own range. Pairs that a model carries already are kept as they are; with data, what lacks them gets them. Inputs and
+    outputs stay float.
+
+    Args:
+        form: "auto" (static with data, else dynamic), "static" or "dynamic".
+        method: Ranges by "minmax", "percentile", "entropy" (least Kullback-Leibler divergence), "mse" (least mean
+            squared error of the code), or "auto": for each tensor the range whose code errs least on the data.
+        percentile: For "percentile": which, in percent.
+        weights: Element type of weight codes, "int8" or "uint8".
+        activations: Element type of activation codes in the static form: "uint8"; "int8", around 0 (onnxruntime has no
+            convolutions for it on x86); "uint16" or "int16" for models that 8 bits are too coarse for (onnxruntime's
+            CPU computes these in float between the codes); "auto" takes that of the codes which the model brings
+            along, since kernels do not mix them, else "uint8".
+        device: Whose integer kernels to write for, and whose saturation to respect: a profile's name or `.toml` file.
+        exclude: Node names or operators to leave in float.
+        convolutions: What the dynamic form makes of them: "weights" stores their weights as integers and computes
+            in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
+        embeddings: Also code the tables of Gather, per column.
+        outputs: Also code outputs of the model, in the static form, where they come from integers (see `quantize-io`).
+        checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
+    """
+
+    form: str = "auto"
+    method: str = "auto"
+    percentile: float = 99.99
+    weights: str = "int8"
+    activations: str = "auto"
+    device: str = USUAL
+    exclude: tuple[str, ...] = ()
+    convolutions: str = "weights"
+    embeddings: bool = True
+    outputs: bool = False
+    checkpoint: str = ""
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
+        self._check()
+        device = load_device(self.device)
+        dtype, bits = DTYPES[self.weights], device.weight_bits(self.weights)
+        form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
+        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+            if not device.signed:
+                without_sign(graph, stats)
+            kept = "The model is quantized already; its own scales are kept as they are"
+            if form == "dynamic":
+                stats["left: quantized already"] += 1
+                context.warnings.append(f"{kept}. With --calibration, what they leave in float would be completed.")
+                return
+            context.warnings.append(f"{kept}, and what they leave in float is completed.")
+        if form == "static":
+            self._static(graph, dtype, bits, stats, device, context)
+        else:
+            whole = self.convolutions == "integer"
+            excluded = frozenset(self.exclude)
+            quantize_dynamically(graph, excluded, dtype, bits, stats, device, integer_convolutions=whole)
+        if self.embeddings:
+            embedding.quantize_tables(graph, frozenset(self.exclude), stats)
+        _count_left(graph, stats, device)
+        _decide(form, stats, context)
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Quantize without facts about the compile, hence without data."""
+        self.apply(graph, stats, Context())
+
+    def _check(self) -> None:
+        for name, value, known in (
+            ("form", self.form, ("auto", "static", "dynamic")),
+            ("weights", self.weights, tuple(DTYPES)),
+            ("activations", self.activations, ("auto", *_ACTIVATIONS)),
+            ("convolutions", self.convolutions, ("weights", "integer")),
+        ):
+            if value not in known:
+                raise InputError(f"quantize has no {name} {value!r}.", hint=f"There are: {', '.join(known)}.")
+
+    def _static(
+        self, graph: Graph, dtype: DType, bits: int, stats: Counter[str], device: Device, context: Context
+    ) -> None:
+        if context.calibration is None:
+            raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
+        version = ops.opset_of(graph) or 0
+        if version < STATIC_OPSET:
+            stats[f"left: opset below {STATIC_OPSET}"] += 1
+            context.warnings.append(
+                f"Nothing runs on integers end to end: onnxruntime's kernels for that begin with opset {STATIC_OPSET}, "
+                f"the model has {version}. Pass raise-opset, run before, converts it."
+            )
+            return
+        join_biases(graph, frozenset(self.exclude), stats)
+        choice = choose(graph, frozenset(self.exclude), stats, device, outputs=self.outputs)
+        activations = _ACTIVATIONS.get(self.activations) or choice.existing.dtype or DType.UINT8
+        scales = self._scales(graph, choice, activations, context)
+        share_scales(choice, scales)
+        Emitter(graph, choice, scales, dtype, bits, stats, activations).emit()
+
+    def _scales(self, graph: Graph, choice: Choice, dtype: DType, context: Context) -> dict[Value, Scale]:
+        known = choice.existing.scales
+        wanted = [v for v in choice.tensors if is_float32(v) and v not in known]
+        # With 16 bits steps are fine enough for outliers.
+        method = "minmax" if self.method == "auto" and dtype.bitwidth == 16 else self.method
+
+        def look(path: Path, names: dict[str, Value]) -> dict[str, Scale]:
+            ranges = calibrate(
+                path,
+                names,
+                context.calibration,
+                method,
+                percentile=self.percentile,
+                checkpoint=self.checkpoint or None,
+            )
+            return {name: activation_scale(r.min, r.max, dtype) for name, r in ranges.items()}
+
+        return dict(known) | (observe(graph, wanted, context, look) if wanted else {})
+
+
+def _count_left(graph: Graph, stats: Counter[str], device: Device) -> None:
+    for op in graph.walk():
+        if op.key in table.RECURRENT:
+            stats[f"left {op.op_type}: recurrent, errors would add up"] += 1
+        elif op.key in device.heavy and op.graph is not graph:
+            stats[f"left {op.op_type}: inside a subgraph"] += 1
+
+
+def _decide(form: str, stats: Counter[str], context: Context) -> None:
+    done = sum(n for k, n in stats.items() if k.startswith("quantized "))
+    left = sum(n for k, n in stats.items() if k.startswith("left "))
+    why = (
+        "ranges were seen in the calibration data"
+        if form == "static"
+        else "there is no calibration data, so activations are quantized at run time"
+    )
+    context.decisions.append(Decision("quantize", f"{done} nodes on 8-bit integers, {left} left in float", why))
+    if form == "dynamic":
+        context.warnings.append(
+            "Without --calibration, products quantize their activations at run time by their own range, and "
+            "convolutions only store their weights as integers; with data both run on integers end to end."
+        )

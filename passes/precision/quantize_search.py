@@ -1,0 +1,289 @@
+"""quantize-search: 8-bit integers by trial, with the recoveries that help and what accuracy needs left in float."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from memoptc.ir.core import Graph, Op
+from memoptc.ir.diagnostics import InputError
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._quantize.bias import join_biases
+from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
+from memoptc.passes.precision._quantize.replay import searched_once, take
+from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
+from memoptc.passes.precision._quantize.tradeoff import (
+    BLOCKS,
+    FLOAT,
+    GIVE_BACK,
+    INTEGER,
+    WEIGHTS,
+    Layer,
+    ladder,
+    layer_row,
+)
+from memoptc.passes.precision._quantize.trial import Codes, Setting, Variant, name_layers, rounding_work
+from memoptc.passes.precision._quantize.wanted import Wanted
+from memoptc.passes.precision.equalize import Equalize
+from memoptc.passes.precision.quantize import DTYPES, Quantize
+from memoptc.passes.precision.smooth import Smooth
+from memoptc.passes.precision.split_outliers import SplitOutliers, names_of_split
+from memoptc.report.model import Decision
+from memoptc.runtime.devices import USUAL, load_device
+from memoptc.runtime.observers import OBSERVERS
+from memoptc.runtime.quality import Quality, decibels
+
+_WRITTEN = {BLOCKS: "with weights in 4 bits", WEIGHTS: "with weights in 8 bits", FLOAT: "in float"}
+
+_RECOVERIES, _ALONE = 0.7, 0.85
+"""Parts of what a search may look that are spent when recoveries are tried, and when layers were measured alone."""
+
+_LINE = 0.25
+"""Part that the tries of one recovery may take; else only the last of them is tried."""
+
+_FEWEST = 4
+"""Layers that are measured alone in any case."""
+
+_WORTH = 0.2
+"""Decibels that a recovery must gain on the data to stay."""
+
+
+class QuantizeSearch(Pass):
+    """Quantize as `quantize` does from data, choose how by trial, and keep in float what accuracy needs there.
+
+    Copies of the graph are quantized and held against the graph in float on data: validation data where there is
+    any, else that of the calibration. First the recoveries: `equalize`, `smooth`, `split-outliers`, how ranges are
+    found, where weights are clipped, weights rounded by data, corrected biases; each stays if the output gains from
+    it. If what was asked for is not met then, each layer's effect on the output is measured alone, and layers leave
+    the integers, those first that bring most for the bytes and the work they cost: first their activations (weights
+    stay integers), then the weights, too. With `mixed`, weights in blocks of 4 bits are one more state of a layer, and
+    each layer starts in its cheapest: tables and products whose bytes weigh more than their work in 4 bits.
+    Activations of 16 bits are no state: onnxruntime computes with them in float, so float activations on integer
+    weights cost the same bytes and less time.
+
+    Args:
+        min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
+        max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
+        mixed: Also choose weights in 4 bits, in each layer for which that is smaller or faster and accurate enough.
+        fallback: Whether layers may leave the integers; with `mixed`, whether layers may stay in float.
+        recover: Whether recoveries are tried.
+        weights: Element type of weight codes, "int8" or "uint8".
+        device: Profile of the device to write for, as for `quantize`.
+        outputs: Whether outputs shall be codes, too, as for `quantize`.
+        percentile: For ranges by percentile, in percent.
+        exclude: Node names or operators to leave in float.
+        embeddings: Also code the tables of Gather, per column.
+        recurrent: Also code the weights of LSTM, whose products then code their left sides at run time.
+        study: Measure each layer alone even when accuracy is met without.
+        checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
+    """
+
+    min_sqnr: float | None = 20.0
+    max_loss: float | None = None
+    mixed: bool = False
+    fallback: bool = True
+    recover: bool = True
+    weights: str = "int8"
+    device: str = USUAL
+    outputs: bool = False
+    percentile: float = 99.99
+    exclude: tuple[str, ...] = ()
+    embeddings: bool = True
+    recurrent: bool = True
+    study: bool = False
+    checkpoint: str = ""
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Quantize the top graph."""
+        if context.calibration is None:
+            raise InputError("quantize-search needs data.", hint="Give some with --calibration, or use quantize.")
+        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+            # Codes that the model was trained with are not up for trial; what it left in float is completed.
+            plain = Quantize(
+                "static", weights=self.weights, device=self.device, exclude=self.exclude, outputs=self.outputs
+            )
+            plain.apply(graph, stats, context)
+            return
+        if self.weights not in DTYPES:
+            raise InputError(f"quantize-search has no weights {self.weights!r}.", hint="There are: int8, uint8.")
+        device = load_device(self.device)
+        codes = Codes(
+            DTYPES[self.weights],
+            device.weight_bits(self.weights),
+            device,
+            self.percentile,
+            frozenset(self.exclude),
+            self.embeddings,
+            self.recurrent,
+            self.outputs,
+        )
+        join_biases(graph, codes.excluded, stats)
+        layers, codes = name_layers(graph, codes, narrow=self.mixed)
+        if not layers:
+            stats["left: nothing to quantize"] += 1
+            return
+        searched_once(
+            self, graph, stats, context, lambda counted: _Search(self, graph, layers, codes, counted, context).run()
+        )
+
+
+class _Search:
+    """One run of the pass."""
+
+    def __init__(
+        self,
+        asked: QuantizeSearch,
+        graph: Graph,
+        layers: dict[str, Op],
+        codes: Codes,
+        stats: Counter[str],
+        context: Context,
+    ) -> None:
+        self.asked, self.graph, self.layers, self.codes = asked, graph, layers, codes
+        self.stats, self.context = stats, context
+        self.variants: dict[tuple[Pass, ...], Variant] = {}
+        self.wanted = Wanted(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
+        self.trials = self.wanted.trials
+        few, _ = self.wanted.examiner.samples
+        self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))
+
+    def variant(self, recoveries: tuple[Pass, ...]) -> Variant:
+        """The graph after these recoveries, made once."""
+        if recoveries not in self.variants:
+            graph, stats = self.graph.clone(), Counter[str]()
+            for pass_ in recoveries:
+                pass_.apply(graph, stats, replace(self.context, decisions=[], warnings=[]))
+            codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
+            kept = Path(self.asked.checkpoint) / "-".join(["search", *(p.name for p in recoveries)])
+            checkpoint = kept if self.asked.checkpoint else None
+            # tensors of the graph itself outlive all variants, so that their codes hold in each
+            memo = dict(self.variants[()].memo) if recoveries else {}
+            self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats, memo)
+        return self.variants[recoveries]
+
+    def run(self) -> None:
+        """Search, then put the result into the graph."""
+        setting = self.recovered()
+        chosen: Mapping[str, str] = self.all_integers
+        quality = None if self.asked.mixed else self.wanted.look(self.quantized(setting, chosen))
+        found: list[Layer] = []
+        if quality is None or not self.wanted.good(quality) or self.asked.study:
+            self.context.say("each layer alone")
+            exact = EXACT if self.asked.study else min(max(self.effort.looks(_ALONE, SAMPLES) // 2, _FEWEST), EXACT)
+            found = sensitivities(self.variant(setting.recoveries), setting, self.layers, self.trials, exact)
+            self.effort.spend(2 * exact * self.effort.look(SAMPLES))
+        if quality is None or not self.wanted.good(quality):
+            self.context.say("which layers")
+            chosen, quality = self.choose(setting, found, quality)
+        self.note(setting, found, chosen, quality)
+        done = self.quantized(setting, chosen, self.stats)
+        take(self.graph, done)
+        self.stats["trials"] = self.trials.count
+
+    @property
+    def all_integers(self) -> dict[str, str]:
+        """Every layer where it is cheapest with 8 bits."""
+        return dict.fromkeys(self.layers, INTEGER)
+
+    def recovered(self) -> Setting:
+        """Try one recovery after the other; each stays if the output gains from it."""
+        best = Setting()
+        if not self.asked.recover:
+            return best
+        level = self.trials.quick(self.variant(()).quantized(best)).mean_db
+        left: list[str] = []
+        for what, tries in self.options():
+            start = best
+            self.context.say(f"trying {what}")
+            options = [replace(start, **change) for change in tries(start)]
+            whole = sum(self.cost(tried) for tried in options)
+            if whole > _LINE * self.effort.allowed or not self.effort.affords(whole, _RECOVERIES):
+                options = [tried for tried in options[-1:] if self.effort.affords(self.cost(tried), _RECOVERIES)]
+                left += [] if options else [what]
+            for tried in options:
+                self.effort.spend(self.cost(tried))
+                recovered = self.variant(tried.recoveries)
+                if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
+                    continue
+                reached = self.trials.quick(recovered.quantized(tried)).mean_db
+                if reached > level + _WORTH:
+                    self.decide(what, str(tried), f"the output gains {reached - level:.1f} dB on the data")
+                    best, level = tried, reached
+            self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
+        for key, kept in self.variants.items():
+            kept.keep(best if key == best.recoveries else None)
+        if left:
+            why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
+            self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
+        return best
+
+    def cost(self, tried: Setting) -> float:
+        """Seconds that a try takes, beyond what is known from earlier ones."""
+        seconds = self.effort.look()
+        if tried.recoveries not in self.variants:
+            seconds += self.effort.variant
+        known = self.variants.get(tried.recoveries)
+        if (tried.clip or tried.bias) and (known is None or "channels" not in vars(known)):
+            seconds += self.effort.run * self.effort.many
+        if tried.rounding and (known is None or not known.was_rounded(tried.clip)):
+            passes, work = rounding_work(self.variant(()).choice.heavy)
+            seconds += passes * self.effort.run * self.effort.many + work / MULTIPLICATIONS
+        return seconds
+
+    @staticmethod
+    def options() -> Iterator[tuple[str, Callable[[Setting], list[dict[str, Any]]]]]:
+        """What is tried, in order; all of one line start from the same setting."""
+        both = (Equalize(), Smooth())
+        yield "equalize, smooth", lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
+        yield "split-outliers", lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]
+        yield "ranges", lambda start: [{"method": m} for m in OBSERVERS]
+        yield "clip-weights", lambda start: [{"clip": True}]
+        yield "rounding", lambda start: [{"rounding": True}]
+        yield "correct-bias", lambda start: [{"bias": True}]
+
+    def quantized(self, setting: Setting, states: Mapping[str, str], stats: Counter[str] | None = None) -> Graph:
+        """Quantize with layers in these states."""
+        return self.variant(setting.recoveries).quantized(setting, states, stats)
+
+    def choose(
+        self, setting: Setting, layers: Sequence[Layer], before: Quality | None
+    ) -> tuple[Mapping[str, str], Quality]:
+        """Choose the states of layers; `before` is the quality of all of them on integers, where that is no choice."""
+        if before is not None and not self.asked.fallback:
+            return self.all_integers, self.wanted.refuse(before, layers)
+        steps = ladder(layers, floats=self.asked.fallback)
+        if self.asked.fallback and not all(layer.measured for layer in layers):
+            # estimates can rank layers wrongly: floats cost bytes, so they are left out where integers do without
+            coded = ladder(layers, floats=False)
+            if coded.moves and self.wanted.good(self.wanted.look(self.quantized(setting, coded.states(coded.moves)))):
+                steps = coded
+        first = before or self.wanted.look(self.quantized(setting, steps.states()))
+        if before is None and self.wanted.good(first):
+            return steps.states(), first
+        give_back = min(self.effort.looks(1.0), GIVE_BACK)
+        return self.wanted.choose(steps, layers, lambda states: self.quantized(setting, states), first, give_back)
+
+    def decide(self, step: str, what: str, why: str, gain: int | None = None) -> None:
+        """Note a decision for the report."""
+        self.context.decisions.append(Decision(step, what, why, gain))
+
+    def note(self, setting: Setting, layers: Sequence[Layer], state: Mapping[str, str], quality: Quality) -> None:
+        """Tell the report what was decided for each layer, and what came of it."""
+        usual = Counter(state.values()).most_common(1)[0][0] if self.asked.mixed else INTEGER
+        for layer in layers:
+            if state[layer.name] != usual:
+                alone = "on integers" if INTEGER in layer.noise else f"with {WEIGHTS}"
+                why = f"{decibels(layer.alone(INTEGER) or layer.worst):.1f} dB with this layer alone {alone}"
+                self.decide("mixed precision", f"{layer.name}: {state[layer.name]}", why)
+        rows = [layer_row(layer, state[layer.name]) for layer in layers]
+        self.context.results["precision"] = {"layers": rows, "reached": self.wanted.reached(quality, str(setting))}
+        counts = Counter(state.values())
+        others = "".join(f", {counts[s]} {_WRITTEN[s]}" for s in (BLOCKS, WEIGHTS, FLOAT) if counts[s])
+        self.decide(
+            "quantize-search",
+            f"{counts[INTEGER]} of {len(self.layers)} layers on 8-bit integers{others}: {setting}",
+            f"{quality.sqnr_db:.1f} dB reached on {quality.samples} samples",
+        )

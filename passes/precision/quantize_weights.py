@@ -1,0 +1,75 @@
+"""quantize-weights: weights as 4 or 8 bits in small blocks, each with its own scale; activations stay float32."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._quantize.coding import SMALLEST, find, report, write_all
+from memoptc.passes.precision._quantize.weight_only import Plan, Writer
+
+BLOCKS = (16, 32, 64, 128, 256)
+FORMS = ("nbits", "dq")
+
+
+class QuantizeWeights(Pass):
+    """Code the weights of products, convolutions and lookup tables in blocks; needs no data, and is better with some.
+
+    Scales and zero points are searched for the least squared error of each block (see `_quantize/blocks.py`). With
+    calibration data, weights of products and convolutions are then rounded to the same grid for the least error of
+    their product (see `_quantize/rounding.py`), each only where that shows on data kept aside. A
+    weight is coded once for all that read it, and stays float32 when something else reads it, too. Every weight that
+    stays is named, with the reason, in the report's decisions.
+
+    Args:
+        bits: 4 or 8.
+        block: Weights that share a scale: 16, 32, 64, 128 or 256. Convolutions take the nearest size that divides
+            the weights of a channel.
+        symmetric: Code 0 as the middle code everywhere, which saves the zero points and costs about half a decibel.
+        form: "nbits" for onnxruntime's MatMulNBits and GatherBlockQuantized, which decode a few weights at a time;
+            "dq" for standard operators: DequantizeLinear with blocks (opset 21), and lookups of int8 rows. Weights of
+            convolutions are decoded as a whole in both, when they are needed.
+        smallest: Bytes below which a weight stays as it is.
+        search: Search for the scales; without it every block's range is rounded plainly (to compare with).
+        rounding: Round by calibration data, where there is any.
+        exclude: Node names or operators to leave in float.
+    """
+
+    bits: int = 4
+    block: int = 32
+    symmetric: bool = False
+    form: str = "nbits"
+    smallest: int = SMALLEST
+    search: bool = True
+    rounding: bool = True
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("bits", self.bits, (4, 8)),
+            ("block", self.block, BLOCKS),
+            ("form", self.form, FORMS),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"quantize-weights has no {name}={value!r}.", hint=f"There are: {', '.join(map(str, known))}."
+                )
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Code what can be coded, and say what was left and why."""
+        plan = Plan(self.bits, self.block, self.symmetric, self.form, ops.opset_of(graph) or 0, self.search)
+        found = find(graph, plan, self.smallest, frozenset(self.exclude))
+        writer = Writer(plan, stats)
+        before = sum(weight.bytes for weight in found.chosen)
+        after = sum(write_all(graph, found.chosen, writer, context if self.rounding else None))
+        if found.left:
+            stats["weights left"] += len(found.left)
+        stats["weights quantized"] += len(found.chosen)
+        report(self.name, context, writer, found, len(found.chosen), (before, after))
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        """Code without facts about the compile."""
+        self.apply(graph, stats, Context())

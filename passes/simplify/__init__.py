@@ -1,0 +1,1 @@
+"""Fewer and plainer operators that give the same bits."""
