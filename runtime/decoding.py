@@ -57,8 +57,18 @@ class Decoder:
         **options: Any,
     ) -> None:
         options.setdefault("memory", "arena")
-        self.session = Session(path, memory_limit=memory_limit, **options)
-        self.facts = _facts(self.session, path)
+        session = Session(path, memory_limit=memory_limit, **options)
+        self._open(session, _facts(session, path), max_length, chunk)
+
+    @classmethod
+    def over(cls, session: ort.InferenceSession, facts: Facts, max_length: int | None = None) -> Decoder:
+        """Run a session that exists, of a model of which `facts` hold."""
+        made = cls.__new__(cls)
+        made._open(session, facts, max_length, None)
+        return made
+
+    def _open(self, session: ort.InferenceSession, facts: Facts, max_length: int | None, chunk: int | None) -> None:
+        self.session, self.facts = session, facts
         self.notes: list[str] = []
         self.chunk = chunk
         held = [c.shape[c.axis] for c in self.facts.own if c.form == "fixed" and c.shape[c.axis] > 0]
@@ -96,7 +106,8 @@ class Decoder:
 
     def close(self) -> None:
         """Release the model's memory."""
-        self.session.close()
+        if isinstance(self.session, Session):
+            self.session.close()
 
     def __enter__(self) -> Decoder:
         return self

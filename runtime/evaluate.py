@@ -95,6 +95,11 @@ class Evaluator:
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = 4
 
+    @property
+    def session(self) -> ort.InferenceSession:
+        """onnxruntime's own session, for what `run` does not do."""
+        return self._session
+
     def on_disk(self, folder: Path) -> str:
         """Give the path of the model; one that came in memory is written into `folder`."""
         if isinstance(self._model, str | os.PathLike):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime import isolated
 from memoptc.runtime.check import EFFORTS, Check, Refused, Verification
+from memoptc.runtime.continuation import compare_decoding
 from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.inputs import find_feeds
@@ -75,7 +77,8 @@ def verify(
     if isolate:
         return _isolated(original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every)
     check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
-    samples, kind, notes = _samples(read_onnx(original), check, mode, data, inputs, (dims, point), seed, every)
+    graph = read_onnx(original)
+    samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
     share = math.inf if every and data is not None else EFFORTS[mode].seconds / _TURNS
     stopped = _take(check, samples, share)
     del samples  # with the inputs that were made up
@@ -85,7 +88,35 @@ def verify(
         return Verification(False, mode, failures=(str(refused),))
     if stopped or (check.count < len(check.taken) and not check.failures):
         notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
-    return check.result(kind, notes)
+    found = check.result(kind, notes)
+    return _decoding(found, graph, check, seed) if found.passed and check.taken else found
+
+
+def _decoding(found: Verification, graph: Graph, check: Check, seed: int) -> Verification:
+    """Add what decoding token by token shows, where the original is a decoder with a cache."""
+    seen = compare_decoding(
+        graph,
+        check.source,
+        check.source_candidate,
+        check.judge,
+        check.mode,
+        check.first,
+        check.spool.get("feed", 0),
+        seed,
+    )
+    if seen is None:
+        return found
+    if seen.output is None and not seen.failure:
+        return replace(found, notes=(*found.notes, seen.note))
+    outputs = () if seen.output is None else (seen.output,)
+    judged = {} if seen.output is None else {seen.output["name"]: seen.judged_by}
+    return replace(
+        found,
+        passed=not seen.failure,
+        outputs=(*found.outputs, *outputs),
+        judged_by=found.judged_by | judged,
+        failures=(seen.failure,) if seen.failure else (),
+    )
 
 
 _TURNS = 2

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from decoders import Style, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_models import convolutions, mlp, normal, parse, weight, with_weight
@@ -300,3 +301,37 @@ def test_garbage_is_not_collected_again_and_again() -> None:
     finally:
         gc.callbacks.remove(count)
     assert len(collections) <= 1
+
+
+def test_what_is_wrong_only_when_decoding_shows() -> None:
+    """Scores are wrong behind a past of 12 steps, which no made-up input has: tokens one by one come across it."""
+    model = decoder(Style(tied=False))
+    assert all(
+        o["exact"]
+        for judge in (Judge(), BITS)
+        for o in verify(model, model, judge).outputs
+        if "one by one" in o["name"]
+    )
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(model)
+    last = wrong.graph.node[-1]
+    assert list(last.output) == ["logits"]
+    last.output[0] = "scores"
+    make = onnx.helper.make_node
+    for name, number in (("axis", 2), ("twelve", 12)):
+        wrong.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(number), name))
+    wrong.graph.node.extend(
+        [
+            make("Shape", ["past_key_values.0.key"], ["extents"]),
+            make("Gather", ["extents", "axis"], ["past"]),
+            make("Equal", ["past", "twelve"], ["bad"]),
+            make("Cast", ["bad"], ["more"], to=onnx.TensorProto.FLOAT),
+            make("Add", ["scores", "more"], ["logits"]),
+        ]
+    )
+    for mode in ("fast", "full"):
+        found = verify(model, wrong, mode=mode)  # type: ignore[arg-type]
+        assert not found.passed
+        assert ["one by one" in failure for failure in found.failures] == [True]
+    assert verify(model, wrong, BITS).failures[0].startswith("logits, 10 tokens and 6 more one by one")
+    assert not any("one by one" in o["name"] for o in verify(mlp(), mlp()).outputs)
