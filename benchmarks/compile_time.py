@@ -31,10 +31,10 @@ import json, resource, sys, time
 tool, source, output = sys.argv[1:]
 start = time.perf_counter()
 if tool == "memoptc":
-    from memoptc import steps
+    from memoptc.steps import run
     from memoptc.api import compile_file
     from memoptc.options import Options
-    steps.pipeline(Options(level=1), False)  # loads the passes' modules, as the others load theirs
+    run.pipeline(Options(level=1), False)  # loads the passes' modules, as the others load theirs
     work = lambda: compile_file(source, output, level=1, verify="off", measure=False)
 elif tool == "onnxslim":
     import onnxslim

@@ -11,7 +11,6 @@ from typing import Any
 
 import onnx
 
-from memoptc import __version__, steps
 from memoptc.attempts import Attempt, Attempts
 from memoptc.forms import Choice
 from memoptc.gate import check_budget, check_verification, promised_slowdown
@@ -30,8 +29,10 @@ from memoptc.runtime.inputs import by_symbol
 from memoptc.runtime.memory.plan import Plan
 from memoptc.samples import Inputs
 from memoptc.source import files_of, load, with_control
+from memoptc.steps import describe, prepare, prove, run
 from memoptc.takeback import Keeper
 from memoptc.untouched import check_target
+from memoptc.version import __version__
 
 
 class Result:
@@ -176,7 +177,7 @@ def compile_file(
 
 def pipeline_for(options: Options) -> str:
     """Give the pipeline that options stand for in its canonical spelling."""
-    return str(steps.pipeline(options, options.calibration is not None))
+    return str(run.pipeline(options, options.calibration is not None))
 
 
 def _compile(model: Any, options: Options, scratch: Path, output: Path, destination: Path | None = None) -> Result:
@@ -194,7 +195,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
             "nodes": count_nodes(source.graph),
         },
         options=options.to_json(),
-        environment=steps.environment(options),
+        environment=describe.environment(options),
     )
     data = Inputs(source, options)
     report.sizes = {
@@ -202,15 +203,15 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
         "run": None if data.check is None else dict(data.check),
         "chosen": [] if data.points is None else list(data.points.chosen),
     }
-    graph, shapes = steps.prepare(source, options, data, report)
+    graph, shapes = prepare.prepare(source, options, data, report)
     source = with_control(source, graph, scratch)
-    steps.describe(report.control, graph, source.file_bytes, data.dims, report)
-    steps.plan_control(report.control, graph, data.dims)
+    describe.describe(report.control, graph, source.file_bytes, data.dims, report)
+    describe.plan_control(report.control, graph, data.dims)
 
-    decoder = steps.recognise_decoder(graph, report)
+    decoder = describe.recognise_decoder(graph, report)
     attempts = Attempts(source, options, data, report, output, scratch, decoder)
     attempts.predict_original(graph)
-    attempt = attempts.build(steps.pipeline(options, data.calibration is not None), (graph, shapes))
+    attempt = attempts.build(run.pipeline(options, data.calibration is not None), (graph, shapes))
     del graph, shapes  # another attempt may take its place
     if options.measure:
         attempt = _measured(attempts, attempt)
@@ -267,7 +268,7 @@ def _prove(attempts: Attempts, attempt: Attempt) -> None:
     _verify(attempts, attempt)
     source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
     check_verification(
-        attempt.report, options, lambda: steps.find_culprit(source, options, data, scratch, attempt.pipeline)
+        attempt.report, options, lambda: prove.find_culprit(source, options, data, scratch, attempt.pipeline)
     )
 
 
@@ -277,8 +278,8 @@ def _verify(attempts: Attempts, attempt: Attempt) -> None:
         return
     source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
     options.progress("verifying", 0.65)
-    candidate = steps.comparable(source, attempt.graph, attempt.path, scratch)
-    steps.verify(source, candidate, options, data, attempt.report, scratch)
+    candidate = prove.comparable(source, attempt.graph, attempt.path, scratch)
+    prove.verify(source, candidate, options, data, attempt.report, scratch)
     attempt.verified = True
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memoptc import steps
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder_facts import Decoder
@@ -21,6 +20,7 @@ from memoptc.report import Report, Side
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.samples import Inputs
 from memoptc.source import Source, files_of
+from memoptc.steps import describe, prepare, run, write
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Attempt:
 
     pipeline: Pipeline
     graph: Graph
-    compiled: steps.Compiled
+    compiled: run.Compiled
     contract: Contract
     path: Path
     report: Report
@@ -92,8 +92,8 @@ class Attempts:
         """Predict what the original needs, from the graph that no pass has changed."""
         external = len(files_of(self.source.graph, self.source.path)) > 1
         form = WritingForm("plain", external)
-        estimate = steps.predict(self.base.control, graph, self.data.dims, form)
-        self.predicted, self._unknown = steps.sizes_of(estimate), len(estimate[0].unknown)
+        estimate = describe.predict(self.base.control, graph, self.data.dims, form)
+        self.predicted, self._unknown = describe.sizes_of(estimate), len(estimate[0].unknown)
 
     def build(
         self, pipeline: Pipeline, prepared: tuple[Graph, Inference] | None = None, *, plain: bool = False
@@ -102,7 +102,7 @@ class Attempts:
 
         Args:
             pipeline: What to run.
-            prepared: The original as `steps.prepare` leaves it; prepared anew when not given.
+            prepared: The original as `prepare.prepare` leaves it; prepared anew when not given.
             plain: Write it as a plain graph, instead of choosing the form.
 
         Raises:
@@ -112,30 +112,30 @@ class Attempts:
         options = replace(options, form="plain") if plain else options
         if self._last is not None:
             self._last.graph = Graph("released")  # one graph at a time is in memory
-        graph, shapes = prepared or steps.prepare(self.source, options, data, Report())
+        graph, shapes = prepared or prepare.prepare(self.source, options, data, Report())
         report = _continued(self.base)
-        compiled = steps.run_passes(graph, shapes, self.source, options, data, report, scratch, pipeline)
-        graph.info.metadata.update(steps.provenance(report, compiled.plan))
-        graph.info.metadata.update(steps.describe_run(graph, self.decoder))
+        compiled = run.run_passes(graph, shapes, self.source, options, data, report, scratch, pipeline)
+        graph.info.metadata.update(describe.provenance(report, compiled.plan))
+        graph.info.metadata.update(describe.describe_run(graph, self.decoder))
         options.progress("writing", 0.6)
         for file in self._files:
             file.unlink(missing_ok=True)
         # Measured once: what later attempts take back changes need, hardly what the forms make of it.
-        choice = steps.choose_form(graph, compiled, options, data, report, measured=self._last is None)
+        choice = write.choose_form(graph, compiled, options, data, report, measured=self._last is None)
         files = write_into(graph, self.output, choice.form)
         if options.pack_weights:
-            files = steps.pack_weights(self.output, files, scratch)
+            files = write.pack_weights(self.output, files, scratch)
         self._files = files
-        steps.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
+        describe.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
         if compiled.plan is not None:
             report.candidate.plan = compiled.plan
             report.candidate.arena_bytes = compiled.plan.arena_bytes
-        steps.count_kernels(graph, self.output, report)
-        contract = steps.contract(self.output, compiled, options, data, report)
+        describe.count_kernels(graph, self.output, report)
+        contract = write.contract(self.output, compiled, options, data, report)
         contract.save(contract_path(self.output))
-        estimate = steps.predict(report.candidate, graph, data.dims, choice.form)
+        estimate = describe.predict(report.candidate, graph, data.dims, choice.form)
         self._last = Attempt(pipeline, graph, compiled, contract, self.output, report, choice)
-        self._last.predicted = None if len(estimate[0].unknown) < self._unknown else steps.sizes_of(estimate)
+        self._last.predicted = None if len(estimate[0].unknown) < self._unknown else describe.sizes_of(estimate)
         return self._last
 
 

@@ -44,11 +44,11 @@ def command(
     debug: bool,
 ) -> int:
     """Say which pass, and which rewrite in it, first breaks MODEL's numbers; exit code 3 when one does."""
-    from memoptc import steps
     from memoptc.options import Options
     from memoptc.report import Report
     from memoptc.samples import Inputs
     from memoptc.source import load, with_control
+    from memoptc.steps import prepare, prove, run
 
     with TemporaryFolder() as folder:
         scratch = Path(folder)
@@ -64,9 +64,9 @@ def command(
         )
         source = load(model, scratch)
         data = Inputs(source, options)
-        source = with_control(source, steps.prepare(source, options, data, Report())[0], scratch)
-        pipeline = steps.pipeline(options, data.calibration is not None)
-        culprit = steps.find_culprit(source, options, data, scratch, pipeline)
+        source = with_control(source, prepare.prepare(source, options, data, Report())[0], scratch)
+        pipeline = run.pipeline(options, data.calibration is not None)
+        culprit = prove.find_culprit(source, options, data, scratch, pipeline)
     click.echo(culprit or "no pass breaks the numbers")
     if culprit and reduced is not None:
         from memoptc.cli.reduce import compile_options, describe, reduce_by

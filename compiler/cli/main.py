@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from memoptc import __version__
 from memoptc.ir.diagnostics import MemoptcError
+from memoptc.version import __version__
 
 EPILOG = (
     "Exit codes: 0 done; 1 a fault of memoptc (a reproducer is written); 2 bad usage or bad input; "

@@ -9,13 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from memoptc import __version__
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.chart import memory_chart
 from memoptc.report.model import Report
 from memoptc.report.rows import before_after, size
 from memoptc.report.verdict import proof
 from memoptc.runtime.memory.render import arena_map
+from memoptc.version import __version__
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import memoptc
-from memoptc import registry, steps
+from memoptc import registry
 from memoptc.instruments import VerifyEach
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph, Op, Value
@@ -26,6 +26,7 @@ from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import RulePass, op, rewrite
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.samples import Inputs
+from memoptc.steps import run
 from memoptc.textfile import read_any
 
 TEXT = """
@@ -209,14 +210,14 @@ def test_an_endless_group_ends_with_a_warning() -> None:
 
 
 def test_compile_goes_on_and_the_numbers_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = steps._context
+    make = run.context_of
 
     def limited(options: Options, data: Inputs, scratch: Path) -> Context:
         context = make(options, data, scratch)
         context.limits = FEW
         return context
 
-    monkeypatch.setattr(steps, "_context", limited)
+    monkeypatch.setattr(run, "context_of", limited)
     model = to_proto(parse(TEXT))
     result = memoptc.compile(model, passes="spin,(negate-twice)*,simplify,lower", measure=False)
     endless, group = result.report.warnings

@@ -1,0 +1,1 @@
+"""The steps of a compile; `memoptc.api` and `memoptc.attempts` say in which order."""

@@ -1,0 +1,71 @@
+"""The graph that passes start from, with frozen extents, constant weights and inferred types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import substitute
+from memoptc.ir.infer import Inference, infer_shapes
+from memoptc.ir.types import TensorType
+from memoptc.last_logits import keep_last, logits_of
+from memoptc.options import Options
+from memoptc.report import Report
+from memoptc.samples import Inputs
+from memoptc.source import Source
+
+
+def prepare(source: Source, options: Options, data: Inputs, report: Report) -> tuple[Graph, Inference]:
+    """Give the graph that passes start from: a copy with frozen extents, weights that are weights, and types.
+
+    Returns:
+        The graph, and what shape inference found.
+    """
+    graph = source.graph.clone()
+    for name in options.freeze:
+        if name not in data.dims:
+            raise InputError(f"There is no dimension {name!r} to freeze.", hint=f"There are: {', '.join(data.dims)}.")
+    if options.freeze:
+        _freeze(graph, options.freeze)
+    if options.level >= 1 and graph.defaults:
+        report.warnings.append(
+            f"{len(graph.defaults)} weights are also listed as inputs, so a caller could replace them at run time; "
+            "they are now constants (-O0 keeps them as they are)."
+        )
+        _fix_defaults(graph)
+    if options.last_logits:
+        logits = logits_of(graph)
+        keep_last(graph, logits)
+        report.warnings.append(f"{', '.join(logits)}: the last step only, [batch, 1, words], as asked for.")
+    found = infer_shapes(graph)
+    if found.unknown:
+        names = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")
+        report.warnings.append(f"{len(found.unknown)} values have no known shape: {names}.")
+    for conflict in found.conflicts[:5]:
+        report.warnings.append(f"The model states a wrong shape for {conflict}; the inferred one counts.")
+    if found.failure:
+        report.warnings.append(f"Shape inference stopped early ({found.failure}); what it found is used.")
+    observed = data.observe(graph)
+    if observed:
+        report.warnings.append(observed)
+    return graph, found
+
+
+def _freeze(graph: Graph, extents: Mapping[str, int]) -> None:
+    for value in graph.inputs:
+        if isinstance(value.type, TensorType):
+            value.type = value.type.bind(extents)
+    for output in graph.outputs_info:
+        if isinstance(output.type, TensorType) and output.type.shape is not None:
+            shape = tuple(d if d is None else substitute(d, extents) for d in output.type.shape)
+            output.type = output.type.with_shape(shape)
+
+
+def _fix_defaults(graph: Graph) -> None:
+    for value, tensor in list(graph.defaults.items()):
+        name = value.name
+        weight = graph.const(tensor, name)
+        value.replace_by(weight)
+        graph.erase_input(value)
+        weight.name = name
