@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from memoptc.cli.options import Bytes, common, dim_option
 
+if TYPE_CHECKING:
+    from memoptc.runtime.largest import Edge
+
 
 @click.command("fits")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--limit", type=Bytes(), help="Say whether it runs in this, e.g. 256MiB; exit code 4 when not.")
+@click.option("--sizes", is_flag=True, help="With --limit: the largest sizes of the open axes that run in it.")
 @click.option(
     "--run-with",
     type=click.Choice(["stock", "session"]),
@@ -29,6 +34,7 @@ from memoptc.cli.options import Bytes, common, dim_option
 def command(
     model: Path,
     limit: int | None,
+    sizes: bool,
     run_with: str,
     inputs: Path | None,
     threads: int | None,
@@ -54,10 +60,24 @@ def command(
     from memoptc.runtime.npz import load_feed
     from memoptc.runtime.options import RunOptions
 
+    if sizes and (limit is None or inputs is not None):
+        raise click.UsageError("--sizes takes --limit, and makes its own inputs: give --limit 512MiB, no --inputs.")
     feed = load_feed(inputs) if inputs is not None else made_up(model, dict(dims), seed)
     in_session: dict[str, Any] = {"threads": threads} if threads else {}
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
     where = "Session" if run_with == "session" else "stock onnxruntime"
+    if sizes and limit is not None:
+        with Progress(quiet) as progress:
+            edges, point = _edges(model, limit, way, dict(dims), seed, lambda text: progress(f"trying {text}", None))
+        click.echo(f"largest sizes that run in {size(limit)} ({where}), the others at {_spelled(point)}:")
+        for edge in edges:
+            click.echo(f"  {_told(edge)}")
+        if any(edge.largest is None for edge in edges):
+            raise BudgetError(
+                f"{model.name} does not run in {size(limit)} ({where}) at any size that was tried.",
+                hint="Give a larger --limit, smaller sizes with --dim, or compile it for less.",
+            )
+        return
     if inputs is None:
         extents = {name: "x".join(map(str, v.shape)) or "scalar" for name, v in feed.items() if hasattr(v, "shape")}
         shapes = ", ".join(f"{name} {text}" for name, text in extents.items())
@@ -92,3 +112,56 @@ def command(
 
 def _kept(anonymous: int | None, size: Any) -> str:
     return "" if anonymous is None else f", {size(anonymous)} of them not evictable"
+
+
+def _edges(
+    model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, say: Callable[[str], None]
+) -> tuple[list[Edge], dict[str, int]]:
+    """How far each kind of open axis can grow, and where the others stay meanwhile."""
+    from memoptc.ir.diagnostics import InputError
+    from memoptc.ir.onnx_io import read_onnx
+    from memoptc.runtime.container import Trial, limiter
+    from memoptc.runtime.design_points import SMALLEST, design_points
+    from memoptc.runtime.inputs import InputMaker
+    from memoptc.runtime.largest import largest_extents
+    from memoptc.runtime.measure import InSession
+    from memoptc.runtime.memory.need import Configuration, predict_need
+
+    graph = read_onnx(model)
+    points = design_points(graph, dims)
+    if points is None:
+        raise InputError(
+            f"{model.name} has no open axes whose sizes are known to belong together.",
+            hint="Leave --sizes out: fits then tells whether it runs as it is.",
+        )
+    maker = InputMaker(graph, dims, seed)
+    point = maker.consistent({n: min(points.check[n], 4 * SMALLEST.get(k, 1)) for n, k in points.chosen.items()})
+    point = point or dict(points.check)
+    how = Configuration(session="planned" if isinstance(way, InSession) else "stock")
+    with limiter(model, maker.make(point), way) as tries:
+        besides = tries.free().peak_bytes - predict_need(maker.typed, point, how).need_bytes
+
+    def attempt(extents: Mapping[str, int]) -> Trial:
+        with limiter(model, maker.make(extents), way) as tries:
+            try:
+                tries.free()
+            except InputError as error:
+                return Trial(False, error.message, None, 0)
+            return tries.run(limit)
+
+    def predicted(extents: Mapping[str, int]) -> int:
+        return besides + predict_need(maker.typed, extents, how).need_bytes
+
+    return largest_extents(maker, points.chosen, point, attempt, predicted, limit, say), point
+
+
+def _told(edge: Edge) -> str:
+    axes = ", ".join(edge.axes)
+    if edge.largest is None:
+        return f"{axes}: none; {edge.beyond} does not fit: {edge.why}"
+    past = edge.why if edge.beyond is None else f"{edge.beyond} does not: {edge.why}"
+    return f"{axes} = {edge.largest} ({edge.latency_ms:.3g} ms; {past})"
+
+
+def _spelled(extents: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={extent}" for name, extent in extents.items())

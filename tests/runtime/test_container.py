@@ -181,3 +181,19 @@ def test_slow_runs_that_never_reach_the_limit_fit(
         monkeypatch.setattr(ControlGroup, name, lambda *_: None)
     trial = Limiter(ControlGroup(model.parent, 1), model, STOCK, model, free_ms=10.0).run(64 * MB)
     assert (trial.fits, trial.latency_ms) == (fits, 90.0)
+
+
+def test_sizes_take_a_limit(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fits", str(model), "--sizes"]) == 2
+    assert "--limit" in capsys.readouterr().err
+
+
+@needs_limits
+def test_the_largest_sizes_in_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(parse("g (float[N, 1, 65536] x) => (float[N, 1, 65536] y) { a = Exp(x) b = Sin(a) y = Add(a, b) }"), path)
+    assert main(["fits", str(path), "-q", "--limit", "192MiB", "--sizes"]) == 0
+    shown = re.search(r"N = (\d+) \([\d.]+ ms; (\d+) does not", capsys.readouterr().out)
+    assert shown is not None
+    # The input, three results at 256 KiB each, and Python with onnxruntime.
+    assert 40 < int(shown[1]) < int(shown[2]) < 192
