@@ -42,8 +42,9 @@ class Options:
         min_sqnr: Least signal to difference of every output in decibels, for targets of integers with calibration
             data: layers stay in float as far as that needs it.
         max_accuracy_loss: Largest accepted loss of the metric, as `min_sqnr`.
-        metric: What measures accuracy: `module:function` or a function (see `memoptc.runtime.quality.Metric`); top-1
-            on labels that come with the data when not given.
+        metric: What measures accuracy: `perplexity` of a language model, whose loss is that of its logarithm;
+            `module:function` or a function (see `memoptc.runtime.quality.Metric`); top-1 on labels that come with the
+            data when not given.
         fallback: Whether layers may stay in float.
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         freeze: Extents that become part of the model.
@@ -132,7 +133,7 @@ class Options:
                 raise InputError(f"{option}={value!r} is unknown.", hint=f"Use {', '.join(known)}.")
         if self.external == "never" and self.pack_weights:
             raise InputError("Packed weights lie beside the model.", hint="Leave out --external never.")
-        if self.metric is not None and self.max_accuracy_loss is None:
+        if self.metric not in (None, "perplexity") and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
         if self.verify not in VERIFY_MODES:
             raise InputError(f"verify={self.verify!r} is unknown.", hint=f"Use {', '.join(VERIFY_MODES)}.")

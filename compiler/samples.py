@@ -22,6 +22,8 @@ from memoptc.runtime.inputs import InputMaker, find_feeds
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.observed import Observation, unsized_values
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.perplexity import Completed
+from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
 from memoptc.source import Source
 
@@ -52,14 +54,16 @@ class Inputs:
         """What passes keep from one attempt to the next."""
         self._asked = dict(options.dims) | dict(options.freeze)
         self.calibration = (
-            None if options.calibration is None else Data(_plain_path(options.calibration), types, optional)
+            None
+            if options.calibration is None
+            else Data(_plain_path(options.calibration), types, optional, Completed(graph))
         )
         self.raw = options.validation if options.validation is not None else options.calibration
         self.kind = "validation" if options.validation is not None else "calibration"
         self.raw = None if self.raw is None else _plain_path(self.raw)
         self.validation = self.calibration
         if options.validation is not None:
-            self.validation = Data(self.raw, types, optional)
+            self.validation = Data(self.raw, types, optional, Completed(graph))
         self.first: dict[str, Any] | None = None
         for data in (self.calibration, self.validation):
             if data is not None:
@@ -70,6 +74,12 @@ class Inputs:
         if self.points is not None and (options.measure or options.verify != "off") and not self._runs():
             self.points = None
         self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph)
+
+    def metric(self, options: Options) -> Metric | None:
+        """What passes measure accuracy with: nothing where nobody says how much of it may be lost."""
+        if options.metric is None or options.max_accuracy_loss is None:
+            return None
+        return load_metric(options.metric, self._source.graph)
 
     @property
     def check(self) -> Mapping[str, int] | None:

@@ -60,7 +60,7 @@ class Verification:
         failures: One sentence per output that failed, worst first.
         notes: What a reader should know (nondeterminism, no float64 twin, extents tried).
         nondeterministic: Whether the original differs from itself.
-        accuracy: Accuracy on labels of both models, where the data has labels.
+        accuracy: Accuracy on labels of both models, where the data has labels; or the metric asked for, with its name.
     """
 
     passed: bool
@@ -73,7 +73,7 @@ class Verification:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     nondeterministic: bool = False
-    accuracy: dict[str, float] | None = None
+    accuracy: dict[str, Any] | None = None
 
     @property
     def max_error(self) -> float | None:

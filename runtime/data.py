@@ -60,14 +60,22 @@ class Data:
         source: Where they come from (see `DataSource`).
         inputs: The model's input name -> type; `None` for a type that is not known.
         optional: Inputs that may be left out (they have defaults).
+        completed: Adds to a sample what it lacks, where that follows from what it has.
 
     Raises:
         InputError: the source does not exist or cannot be read. Walking raises it, too, for a sample that
             does not fit the model, naming the file, the input and what was expected.
     """
 
-    def __init__(self, source: DataSource, inputs: Mapping[str, Type | None], optional: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        source: DataSource,
+        inputs: Mapping[str, Type | None],
+        optional: Iterable[str] = (),
+        completed: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
         self._inputs = dict(inputs)
+        self._completed = completed
         self._optional = frozenset(optional)
         self._spool: TemporaryFolder | None = None
         self.name, self._open = self._resolve(source)
@@ -170,6 +178,8 @@ class Data:
         label = None
         feed: dict[str, Any] = {}
         symbols: dict[str, tuple[int, str]] = {}
+        if self._completed is not None and not self._inputs.keys() <= arrays.keys() | self._optional:
+            arrays = self._completed(arrays)
         for name, value in arrays.items():
             if name in self._inputs:
                 feed[name] = _checked(value, name, self._inputs[name], where, symbols)

@@ -96,6 +96,10 @@ class Decoder:
         """Start anew with a prompt, as `Tokens.prefill`."""
         return self._own.prefill(ids, context=context)
 
+    def score(self, ids: Ids, *, context: Mapping[str, Array] | None = None) -> Array:
+        """Start anew, and give scores for the token after each but the last, as `Tokens.score`."""
+        return self._own.score(ids, context=context)
+
     def step(self, ids: int | Sequence[int] | Array) -> Array:
         """Add one token to each sequence, as `Tokens.step`."""
         return self._own.step(ids)
@@ -130,6 +134,7 @@ class Tokens:
         self._caches: dict[str, ort.OrtValue] = {}
         self._mask: Array = np.ones((0, 0), np.int64)
         self._context: dict[str, Array] = {}
+        self._all: list[Array] | None = None  # collects the scores of all steps
 
     def prefill(self, ids: Ids, *, context: Mapping[str, Array] | None = None) -> Array:
         """Start anew with a prompt.
@@ -155,6 +160,30 @@ class Tokens:
             )
         self._start(len(rows), context or {})
         return self._extend(rows, shown)
+
+    def score(self, ids: Ids, *, context: Mapping[str, Array] | None = None) -> Array:
+        """Start anew with one sequence, and say how likely each token behind the first was.
+
+        Returns:
+            Scores of the vocabulary after each token but the last, `[tokens - 1, vocabulary]`. A model that scores the
+            last step only gets its tokens one by one.
+        """
+        rows, _ = _padded(ids)
+        if len(rows) != 1 or rows.shape[1] < 2:
+            raise InputError("Scores are of one sequence of two tokens or more.")
+        self._start(1, context or {})
+        size = 1 if self._facts.last_only else rows.shape[1]
+        found: list[Array] = []
+        self._all = found if size > 1 else None
+        try:
+            for at in range(0, rows.shape[1] - 1, size):
+                part = rows[:, at : min(at + size, rows.shape[1] - 1)]
+                scores = self._extend(part, np.ones_like(part))
+                if size == 1:
+                    found.append(scores)
+        finally:
+            self._all = None
+        return np.concatenate(found)
 
     def step(self, ids: int | Sequence[int] | Array) -> Array:
         """Add one token to each sequence.
@@ -252,7 +281,7 @@ class Tokens:
         self._caches = {}
         for cache in facts.caches:
             if cache.past not in self._context:
-                self._caches[cache.past] = _empty(cache, batch, room or 0)
+                self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(_zeros(cache, batch, room or 0))
 
     def _source_length(self) -> int:
         """How many steps the encoder gave."""
@@ -314,6 +343,8 @@ class Tokens:
             self._caches.update({c.past: v for c, v in zip(kept, presents, strict=True)})
         self._mask, self.length = mask, mask.shape[1]
         scores = logits.numpy()
+        if self._all is not None:
+            self._all.append(scores[0])
         return np.asarray(scores if scores.ndim == 2 else scores[:, -1])
 
     def _feed(self, rows: Array, mask: Array) -> dict[str, Array]:
@@ -357,13 +388,28 @@ def _facts(session: Session, path: str | os.PathLike[str]) -> Facts:
     return recognise(read_onnx(path))
 
 
-def _empty(cache: Cache, batch: int, room: int) -> ort.OrtValue:
+def _zeros(cache: Cache, batch: int, room: int) -> Array:
     """A cache without a past: of no steps, or with room for so many."""
     shape = list(cache.shape)
     shape[cache.batch] = batch
     if shape[cache.axis] < 0 or room:
         shape[cache.axis] = room
-    return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, _numpy_dtype(cache.dtype)))
+    return np.zeros(shape, _numpy_dtype(cache.dtype))
+
+
+def first_feed(facts: Facts, ids: Array) -> dict[str, Array]:
+    """What a model takes beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
+    batch, steps = ids.shape
+    feed = {c.past: _zeros(c, batch, 0) for c in facts.own}
+    if facts.mask:
+        held = facts.own[0].shape[facts.own[0].axis] if facts.own[0].form == "fixed" else steps
+        feed[facts.mask] = np.pad(np.ones((batch, steps), np.int64), ((0, 0), (0, max(0, held - steps))))
+    if facts.positions:
+        counted = np.arange(steps)
+        feed[facts.positions] = np.tile(counted, (batch, 1)) if facts.positions_rank == 2 else counted
+    if facts.lengths:
+        feed[facts.lengths] = np.full(batch, steps - 1)
+    return {name: value.astype(facts.dtypes.get(name, value.dtype)) for name, value in feed.items()}
 
 
 def _numpy_dtype(name: str) -> Any:

@@ -14,6 +14,7 @@ from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.data import Data, DataSource
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.options import PACKING_KEY, RunOptions
+from memoptc.runtime.perplexity import Completed
 
 PREFIX = "memoptc.calibrate"
 """What names of probes begin with."""
@@ -53,7 +54,7 @@ class Probe:
     def data(self, source: DataSource) -> Data:
         """Open data for this model."""
         graph = read_onnx(self.proto, Path(self.folder or ""))
-        return Data(source, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults))
+        return Data(source, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
 
     @property
     def fingerprint(self) -> str:

@@ -13,12 +13,14 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime.compare import difference, flatten
 from memoptc.runtime.data import Sample, load_function
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.perplexity import PERPLEXITY, Perplexity
 
 FEW = 16
 """Samples on which candidates are compared with each other."""
@@ -116,17 +118,20 @@ def top1(outcomes: Iterable[Outcome]) -> float:
     return right / seen
 
 
-def load_metric(metric: str | Metric) -> Metric:
+def load_metric(metric: str | Metric, graph: Graph | None = None) -> Metric:
     """Give the function that a metric's name stands for.
 
     Args:
-        metric: `module:function`, or the function itself.
+        metric: `perplexity`, `module:function`, or the function itself.
+        graph: The model, whose structure `perplexity` asks.
 
     Raises:
-        InputError: there is no such function.
+        InputError: there is no such function, or perplexity is asked of something that is no decoder.
     """
     if callable(metric):
         return metric
+    if metric == PERPLEXITY and graph is not None:
+        return Perplexity(graph)
     module, colon, function = metric.rpartition(":")
     if not colon:
         raise InputError(f"{metric!r} names no metric.", hint="Write module:function.")

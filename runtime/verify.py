@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memoptc.ir.core import Graph
+from memoptc.ir.decoder import recognise
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
@@ -27,6 +29,8 @@ from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.inputs import find_feeds
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
+from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity
+from memoptc.runtime.spool import trim
 
 __all__ = ["AS_ORIGINAL", "Judge", "Mode", "Verification", "verify"]
 
@@ -51,6 +55,8 @@ def verify(
     threads: int = 1,
     isolate: bool = False,
     every: bool = False,
+    metric: str | None = None,
+    max_loss: float | None = None,
 ) -> Verification:
     """Compare a candidate with its original.
 
@@ -68,6 +74,8 @@ def verify(
         threads: Threads of onnxruntime.
         isolate: Do it in a process of its own.
         every: Take all data, whatever the mode: what was chosen by all of it is not judged by a part.
+        metric: `perplexity`: measure that, too, on the data.
+        max_loss: How much its logarithm may grow.
 
     Raises:
         InputError: the original cannot be run, the data is wrong, or no inputs can be made up.
@@ -75,7 +83,9 @@ def verify(
     if mode == "off":
         return Verification(True, "off", notes=("verification was switched off",))
     if isolate:
-        return _isolated(original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every)
+        return _isolated(
+            original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every, metric, max_loss
+        )
     check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
     graph = read_onnx(original)
     samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
@@ -89,7 +99,34 @@ def verify(
     if stopped or (check.count < len(check.taken) and not check.failures):
         notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
     found = check.result(kind, notes)
+    if metric == PERPLEXITY and data is not None and check.taken:
+        found = _with_perplexity(found, graph, check, data, EFFORTS[mode].samples, max_loss)
     return _decoding(found, graph, check, seed) if found.passed and check.taken else found
+
+
+def _with_perplexity(
+    found: Verification, graph: Graph, check: Check, data: DataSource, count: int | None, max_loss: float | None
+) -> Verification:
+    """Add the perplexity of both models on the data.
+
+    Raises:
+        InputError: the original is no decoder.
+    """
+    facts = recognise(graph)
+    walk = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
+    means = []
+    for model in (check.source, check.source_candidate):
+        mean, tokens = measure_perplexity(model, facts, itertools.islice(walk, count), check.first)
+        means.append(mean)
+        trim()
+    before, after = map(perplexity, means)
+    accuracy: dict[str, Any] = {"metric": PERPLEXITY, "control": before, "candidate": after, "samples": tokens}
+    failures = list(found.failures)
+    if max_loss is not None and means[0] - means[1] > max_loss:
+        failures.append(
+            f"perplexity rose from {before:.2f} to {after:.2f}, by more than a factor of {math.exp(max_loss):.3f}"
+        )
+    return replace(found, accuracy=accuracy, failures=tuple(failures), passed=not failures)
 
 
 def _decoding(found: Verification, graph: Graph, check: Check, seed: int) -> Verification:
@@ -151,7 +188,7 @@ def _samples(
 ) -> tuple[Iterator[Sample], str, list[str]]:
     effort = EFFORTS[mode]
     if data is not None:
-        found = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults))
+        found = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
         count = None if every else effort.samples
         limited = (s for i, s in zip(range(count), found, strict=False)) if count else iter(found)
         return limited, kind, []
@@ -184,6 +221,8 @@ def _isolated(
     keep: str | os.PathLike[str] | None,
     threads: int,
     every: bool,
+    metric: str | None,
+    max_loss: float | None,
 ) -> Verification:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryFolder("memoptc-verify-")))
@@ -201,6 +240,8 @@ def _isolated(
             "keep": None if keep is None else os.path.abspath(os.fspath(keep)),
             "threads": threads,
             "every": every,
+            "metric": metric,
+            "max_loss": max_loss,
         }
         return Verification.from_json(isolated.ask("memoptc.runtime.verify", request, folder))
 

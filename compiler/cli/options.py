@@ -100,7 +100,9 @@ def accuracy_options(function: F) -> F:
                 help="Largest accepted loss of the metric, e.g. 0.005.",
             ),
             click.option(
-                "--metric", metavar="MODULE:FUNCTION", help="What measures accuracy; top-1 on labels if not given."
+                "--metric",
+                metavar="perplexity|MODULE:FUNCTION",
+                help="What measures accuracy; top-1 on labels if not given.",
             ),
             click.option(
                 "--fallback/--no-fallback",

@@ -18,6 +18,7 @@ from memoptc.ir.files import TemporaryFolder
 @click.option("--target", default="float32", show_default=True, help="Numbers the candidate was made for.")
 @click.option("--bit-exact", is_flag=True, help="Ask for the same bits, in onnxruntime with its optimizer off.")
 @click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
+@click.option("--metric", type=click.Choice(["perplexity"]), help="Measure it on the data, too.")
 @click.option("--full", is_flag=True, help="All data, more sizes.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Write the worst sample here (.npz).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -30,6 +31,7 @@ def command(
     target: str,
     bit_exact: bool,
     max_error: float | None,
+    metric: str | None,
     full: bool,
     keep: Path | None,
     as_json: bool,
@@ -55,6 +57,7 @@ def command(
             data=validation,
             dims=dict(dims) or None,
             keep=keep,
+            metric=metric,
         )
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
@@ -68,6 +71,10 @@ def command(
         console.print(table)
         for note in (*found.failures, *found.notes):
             console.print(note, soft_wrap=True, markup=False)
+        if found.accuracy is not None and "metric" in found.accuracy:
+            before, after = found.accuracy["control"], found.accuracy["candidate"]
+            tokens = found.accuracy["samples"]
+            console.print(f"{metric}: {before:.3f} before, {after:.3f} after ({after / before:.3f}x, {tokens} tokens)")
         noun = "sample" if found.samples == 1 else "samples"
         console.print(f"{'passed' if found.passed else 'FAILED'} on {found.samples} {found.inputs} {noun}")
     return 0 if found.passed else 3

@@ -56,7 +56,11 @@ def before_after(report: Report) -> list[Row]:
     if report.accuracy:
         a, b = report.accuracy["control"], report.accuracy["candidate"]
         name = f"{report.accuracy['metric']}, {report.accuracy['samples']} samples"
-        rows.append(_row(name, a, b, lambda v: f"{v:.4f}", more_is_better=True))
+        if report.accuracy["metric"] == "perplexity":
+            name = f"perplexity, {report.accuracy['samples']} tokens"
+            rows.append(_row(name, a, b, lambda v: f"{v:.2f}"))
+        else:
+            rows.append(_row(name, a, b, lambda v: f"{v:.4f}", more_is_better=True))
     return rows
 
 

@@ -12,6 +12,7 @@ from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.report import Report
 from memoptc.runtime.judge import Judge
+from memoptc.runtime.perplexity import PERPLEXITY
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.samples import Inputs
@@ -71,6 +72,8 @@ def _verify(
         point=data.check,
         keep=worst,
         every=every,
+        metric=options.metric if options.metric == PERPLEXITY else None,
+        max_loss=options.max_accuracy_loss,
         isolate=not (judge.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= IN_PROCESS_BYTES),
     )
 

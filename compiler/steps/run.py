@@ -32,7 +32,6 @@ from memoptc.runtime.devices import USUAL, detect, load_device
 from memoptc.runtime.measure import measure as measure_models
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.options import RunOptions
-from memoptc.runtime.quality import load_metric
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.samples import Inputs
@@ -185,7 +184,7 @@ def context_of(options: Options, data: Inputs, scratch: Path) -> Context:
         dims=data.dims,
         calibration=data.calibration,
         validation=data.validation,
-        metric=None if options.metric is None else load_metric(options.metric),
+        metric=data.metric(options),
         force=options.force,
         scratch=scratch,
         memo=data.memo,

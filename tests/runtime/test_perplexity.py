@@ -1,0 +1,87 @@
+"""Perplexity of ids alone: what a plain loop over log-softmax gives, whichever steps the model scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from decoders import Style, decoder
+from runtime_models import mlp
+
+import memoptc
+from memoptc.cli.main import main
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.data import Data
+from memoptc.runtime.options import RunOptions
+from memoptc.runtime.perplexity import Completed, Perplexity, measure_perplexity, perplexity
+from memoptc.runtime.quality import Outcome, load_metric
+from memoptc.runtime.verify import verify
+
+STYLE = Style(layers=1, tied=False)
+IDS = np.random.default_rng(0).integers(0, STYLE.vocabulary, (3, 12))
+
+
+def plainly(model: onnx.ModelProto) -> float:
+    """With nothing of ours: a run of each row without a past, and its log-softmax."""
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    empty = {f"past_key_values.0.{part}": np.zeros((1, 2, 0, 16), np.float32) for part in ("key", "value")}
+    total = 0.0
+    for row in IDS:
+        ids, steps = row[None], np.arange(len(row))[None]
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": steps, **empty}
+        logits = session.run(["logits"], feed)[0][0].astype(np.float64)
+        for scores, token in zip(logits[:-1], row[1:], strict=True):
+            total += scores[token] - np.log(np.exp(scores).sum())
+    return float(np.exp(-total / (IDS.size - len(IDS))))
+
+
+def test_of_ids_alone() -> None:
+    model = decoder(STYLE)
+    wanted = plainly(model)
+    graph = read_onnx(model)
+    data = Data([{"input_ids": row[None]} for row in IDS], {v.name: v.type for v in graph.inputs}, (), Completed(graph))
+    metric = load_metric("perplexity", graph)
+    assert isinstance(metric, Perplexity)
+    mean, tokens = measure_perplexity(model, metric.facts, data, RunOptions())
+    assert tokens == IDS.size - len(IDS)
+    assert perplexity(mean) == pytest.approx(wanted, rel=1e-5)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outcomes = (Outcome(s.feed, {"logits": session.run(["logits"], s.feed)[0]}, None) for s in data)
+    assert metric(outcomes) == pytest.approx(mean, rel=1e-5)
+    with pytest.raises(memoptc.InputError, match="scores of all steps"):
+        metric([Outcome(next(iter(data)).feed, {"logits": np.zeros((1, 1, STYLE.vocabulary))}, None)])
+    with pytest.raises(memoptc.InputError, match="no decoder"):
+        load_metric("perplexity", read_onnx(mlp()))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_in_the_report(last: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data, out = tmp_path / "m.onnx", tmp_path / "ids.npz", tmp_path / "o.onnx"
+    onnx.save(decoder(STYLE), model)
+    np.savez(data, input_ids=IDS)
+    options = ["-O1", "--no-measure", "--validation", str(data), "--metric", "perplexity", *["--last-logits"] * last]
+    assert main([str(model), "-o", str(out), *options]) == 0
+    assert f"perplexity, {IDS.size - len(IDS)} tokens" in capsys.readouterr().out
+    if not last:
+        found = verify(model, out, data=data, metric="perplexity")
+        assert found.accuracy is not None
+        assert found.accuracy["candidate"] == pytest.approx(plainly(decoder(STYLE)), rel=1e-5)
+        assert main(["verify", str(model), str(out), "--validation", str(data), "--metric", "perplexity"]) == 0
+        assert "1.000x" in capsys.readouterr().out
+
+
+def test_one_that_rises_too_far_fails() -> None:
+    model = decoder(STYLE)
+    worse = onnx.ModelProto()
+    worse.CopyFrom(model)
+    head = next(n for n in worse.graph.node if "logits" in n.output)
+    weight = next(t for t in worse.graph.initializer if t.name == head.input[1])
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.3), weight.name))
+    feeds = [{"input_ids": IDS[:1]}]
+    judge = memoptc.runtime.judge.Judge(max_error=10.0)
+    assert verify(model, worse, judge, data=feeds, metric="perplexity").passed
+    found = verify(model, worse, judge, data=feeds, metric="perplexity", max_loss=0.01)
+    assert ["perplexity rose" in failure for failure in found.failures] == [True]
