@@ -24,7 +24,8 @@ from rich.table import Table
 from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.evaluate import Evaluator, RunOptions
-from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.measure import measure_need
 
 THREADS = 2

@@ -18,7 +18,8 @@ from memoptc.options import Options
 from memoptc.runtime.data import Data
 from memoptc.runtime.design_points import DesignPoints, design_points
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.observed import Observation, unsized_values
 from memoptc.runtime.options import RunOptions

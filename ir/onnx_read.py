@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir
 from google.protobuf.message import DecodeError
-from onnx_ir import serde
 
 from memoptc.ir import forms, protos
-from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Tensor, Value
+from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.mapped import DataFile, MappedTensor
+from memoptc.ir.onnx_order import Scope, broken_rule, called, in_order
+from memoptc.ir.onnx_weights import WeightReader
 from memoptc.ir.protos import DimReader
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import DType, SparseTensorType, Type
 
 OPAQUE = ("training_info", "configuration")
-
-_HELD_OPEN = 32
-"""Data files of one model that are held open; exporters that write one file per weight have thousands."""
 
 
 def read_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: str | Path = "") -> Graph:
@@ -89,29 +85,12 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
     return proto
 
 
-class _Scope(dict[str, Value]):
-    """Names visible in a graph; an inner one looks in the outer one, too."""
-
-    def __init__(self, outer: _Scope | None = None) -> None:
-        super().__init__()
-        self.outer = outer
-
-    def find(self, name: str) -> Value | None:
-        scope: _Scope | None = self
-        while scope is not None:
-            if name in scope:
-                return scope[name]
-            scope = scope.outer
-        return None
-
-
 class _Reader:
     def __init__(self, model: onnx.ModelProto, folder: Path, label: str) -> None:
         self.model = model
-        self.folder = folder
         self.label = label
         self.dims = DimReader()
-        self._data_files: dict[str, DataFile] = {}
+        self._weights = WeightReader(folder, label)
 
     def read(self, digest: str) -> Graph:
         with warnings.catch_warnings():
@@ -141,7 +120,7 @@ class _Reader:
         functions = {(f.domain, f.name, getattr(f, "overload", "")) for f in model.functions}
         self.domains = set(info.opset_imports) | {domain for domain, _, _ in functions}
         graph = Graph(model.graph.name, info)
-        self._graph(model.graph, graph, _Scope())
+        self._graph(model.graph, graph, Scope())
         for function in model.functions:
             read = self._function(function)
             info.functions[(read.domain, read.name, read.overload)] = read
@@ -180,13 +159,13 @@ class _Reader:
 
     # -- graphs ---------------------------------------------------------------------------------------
 
-    def _graph(self, proto: onnx.GraphProto, graph: Graph, scope: _Scope) -> None:
+    def _graph(self, proto: onnx.GraphProto, graph: Graph, scope: Scope) -> None:
         graph.doc = proto.doc_string
         graph.metadata = protos.read_props(proto.metadata_props)
         constants = {t.name: t for t in proto.initializer}
         for info in proto.input:
             if info.name in scope:
-                raise self._fault(f"two inputs are called {info.name!r}")
+                raise broken_rule(self.label, f"two inputs are called {info.name!r}")
             if info.name in constants and self.model.ir_version < 4:
                 continue
             value = graph.add_input(info.name, self._type(info, fresh=True))
@@ -196,17 +175,17 @@ class _Reader:
             self._initializer(tensor, graph, scope)
         for sparse in proto.sparse_initializer:
             self._sparse_initializer(sparse, graph, scope)
-        for node in self._sorted(proto.node, scope, proto.name):
+        for node in in_order(proto.node, scope, proto.name, self.label):
             graph.append(self._node(node, graph, scope))
         self._facts(proto, scope)
         self._outputs(proto.output, graph, scope)
 
-    def _initializer(self, proto: onnx.TensorProto, graph: Graph, scope: _Scope) -> None:
-        tensor = self._tensor(proto)
+    def _initializer(self, proto: onnx.TensorProto, graph: Graph, scope: Scope) -> None:
+        tensor = self._weights.read(proto)
         held = scope.get(proto.name)
         if held is not None:
             if not held.is_input or held in graph.defaults:
-                raise self._fault(f"two weights are called {proto.name!r}")
+                raise broken_rule(self.label, f"two weights are called {proto.name!r}")
             graph.defaults[held] = tensor
             return
         op = Op("const", (), (tensor_type(tensor),), {"value": tensor}, result_names=(proto.name,))
@@ -217,20 +196,20 @@ class _Reader:
         value.doc = proto.doc_string
         value.metadata = protos.read_props(proto.metadata_props) if hasattr(proto, "metadata_props") else {}
 
-    def _sparse_initializer(self, proto: onnx.SparseTensorProto, graph: Graph, scope: _Scope) -> None:
+    def _sparse_initializer(self, proto: onnx.SparseTensorProto, graph: Graph, scope: Scope) -> None:
         name = proto.values.name
         if name in scope:
-            raise self._fault(f"two weights are called {name!r}")
+            raise broken_rule(self.label, f"two weights are called {name!r}")
         type_ = SparseTensorType(DType(proto.values.data_type), tuple(proto.dims))
         op = Op("sparse_const", (), (type_,), {"value": proto}, result_names=(name,))
         scope[name] = graph.append(op).result
 
-    def _outputs(self, infos: Sequence[onnx.ValueInfoProto], graph: Graph, scope: _Scope) -> None:
+    def _outputs(self, infos: Sequence[onnx.ValueInfoProto], graph: Graph, scope: Scope) -> None:
         values, outputs = [], []
         for info in infos:
             value = scope.find(info.name)
             if value is None:
-                raise self._fault(f"output {info.name!r} of graph {graph.name!r} is never computed")
+                raise broken_rule(self.label, f"output {info.name!r} of graph {graph.name!r} is never computed")
             declared = self._type(info, fresh=True)
             if value.type is None:
                 value.type = self._type(info)
@@ -238,7 +217,7 @@ class _Reader:
             outputs.append(Output(info.name, declared, info.doc_string, self._props(info)))
         graph.set_outputs(values, outputs)
 
-    def _facts(self, proto: onnx.GraphProto, scope: _Scope) -> None:
+    def _facts(self, proto: onnx.GraphProto, scope: Scope) -> None:
         """Put what `value_info` and `quantization_annotation` say onto the values."""
         for info in proto.value_info:
             value = scope.get(info.name)
@@ -265,56 +244,13 @@ class _Reader:
 
     # -- nodes ----------------------------------------------------------------------------------------
 
-    def _sorted(self, nodes: Sequence[onnx.NodeProto], scope: _Scope, graph_name: str) -> Sequence[onnx.NodeProto]:
-        """Give the nodes in an order in which each comes after what it uses: the file's, when that is one."""
-        producer: dict[str, int] = {}
-        for index, node in enumerate(nodes):
-            for name in filter(None, node.output):
-                if name in producer or name in scope:
-                    raise self._fault(f"two nodes or weights define {name!r}, {_called(node)} among them")
-                producer[name] = index
-        needs: list[set[int]] = []
-        in_order = True
-        for index, node in enumerate(nodes):
-            before: set[int] = set()
-            for name in _used(node):
-                if name in producer:
-                    before.add(producer[name])
-                elif scope.find(name) is None:
-                    raise self._fault(f"{_called(node)} in graph {graph_name!r} uses {name!r}, which nothing defines")
-            needs.append(before)
-            in_order = in_order and all(b < index for b in before)
-        return nodes if in_order else self._sort(nodes, needs)
-
-    def _sort(self, nodes: Sequence[onnx.NodeProto], needs: list[set[int]]) -> Sequence[onnx.NodeProto]:
-        import heapq
-
-        users: dict[int, list[int]] = {}
-        waiting = [len(n) for n in needs]
-        for index, before in enumerate(needs):
-            for b in before:
-                users.setdefault(b, []).append(index)
-        ready = [i for i, n in enumerate(waiting) if n == 0]
-        order = []
-        while ready:
-            index = heapq.heappop(ready)
-            order.append(nodes[index])
-            for user in users.get(index, ()):
-                waiting[user] -= 1
-                if waiting[user] == 0:
-                    heapq.heappush(ready, user)
-        if len(order) < len(nodes):
-            stuck = [_called(nodes[i]) for i, n in enumerate(waiting) if n > 0]
-            raise self._fault(f"there is a cycle through {', '.join(stuck[:5])}")
-        return order
-
-    def _node(self, node: onnx.NodeProto, graph: Graph, scope: _Scope) -> Op:
+    def _node(self, node: onnx.NodeProto, graph: Graph, scope: Scope) -> Op:
         if not node.op_type:
-            raise self._fault(f"{_called(node)} names no operator")
+            raise broken_rule(self.label, f"{called(node)} names no operator")
         domain = "" if node.domain == "ai.onnx" else node.domain
         if domain not in self.domains:
             raise InputError(
-                f"{self.label}: {_called(node)} is of domain {domain or 'ai.onnx'!r}, whose opset version the "
+                f"{self.label}: {called(node)} is of domain {domain or 'ai.onnx'!r}, whose opset version the "
                 "model does not state.",
                 hint="Export the model again with an opset import for that domain.",
             )
@@ -322,7 +258,7 @@ class _Reader:
         for name in node.input:
             value = scope.find(name) if name else graph.absent()
             if value is None:
-                raise self._fault(f"{_called(node)} uses {name!r}, which nothing defines")
+                raise broken_rule(self.label, f"{called(node)} uses {name!r}, which nothing defines")
             operands.append(value)
         attrs: dict[str, Any] = {}
         regions: dict[str, Graph] = {}
@@ -343,7 +279,7 @@ class _Reader:
                 for index, g in enumerate(attr.graphs):
                     regions[f"{attr.name}#{index}"] = self._region(g, scope)
             else:
-                attrs[attr.name] = protos.read_attr(attr, self._tensor, self.dims)
+                attrs[attr.name] = protos.read_attr(attr, self._weights.read, self.dims)
         for name, value_ in attrs.items():
             op.set_attr(name, value_)
         for name, region in regions.items():
@@ -357,18 +293,18 @@ class _Reader:
                 result.omitted = True
         return op
 
-    def _region(self, proto: onnx.GraphProto, scope: _Scope) -> Graph:
+    def _region(self, proto: onnx.GraphProto, scope: Scope) -> Graph:
         region = Graph(proto.name)
-        self._graph(proto, region, _Scope(scope))
+        self._graph(proto, region, Scope(scope))
         return region
 
     def _function(self, proto: onnx.FunctionProto) -> Function:
         outer, self.domains = self.domains, self.domains | set(self._imports(proto.opset_import))
         body = Graph(proto.name)
-        scope = _Scope()
+        scope = Scope()
         for name in proto.input:
             scope[name] = body.add_input(name)
-        for node in self._sorted(proto.node, scope, proto.name):
+        for node in in_order(proto.node, scope, proto.name, self.label):
             body.append(self._node(node, body, scope))
         for info in getattr(proto, "value_info", ()):
             value = scope.get(info.name)
@@ -377,10 +313,12 @@ class _Reader:
         values = [scope.find(name) for name in proto.output]
         for name, found in zip(proto.output, values, strict=True):
             if found is None:
-                raise self._fault(f"output {name!r} of function {proto.name!r} is never computed")
+                raise broken_rule(self.label, f"output {name!r} of function {proto.name!r} is never computed")
         body.set_outputs([v for v in values if v is not None], [Output(n) for n in proto.output])
         attrs: dict[str, Any] = dict.fromkeys(proto.attribute)
-        attrs |= {a.name: protos.read_attr(a, self._tensor, self.dims) for a in getattr(proto, "attribute_proto", ())}
+        attrs |= {
+            a.name: protos.read_attr(a, self._weights.read, self.dims) for a in getattr(proto, "attribute_proto", ())
+        }
         self.domains = outer
         return Function(
             proto.domain,
@@ -392,97 +330,6 @@ class _Reader:
             proto.doc_string,
             protos.read_props(getattr(proto, "metadata_props", ())),
         )
-
-    # -- tensors --------------------------------------------------------------------------------------
-
-    def _tensor(self, proto: onnx.TensorProto) -> Tensor:
-        if proto.data_location == onnx.TensorProto.EXTERNAL:
-            file = self._check_external(proto)
-            external = serde.deserialize_tensor(proto, str(self.folder))
-            assert isinstance(external, onnx_ir.ExternalTensor)
-            return MappedTensor(file, external)
-        self._check_size(proto)
-        return serde.deserialize_tensor(proto, str(self.folder))
-
-    def _check_size(self, proto: onnx.TensorProto) -> None:
-        try:
-            dtype = DType(proto.data_type)
-        except ValueError:
-            dtype = DType.UNDEFINED
-        if dtype == DType.UNDEFINED:
-            raise self._fault(f"weight {proto.name!r} has element type {proto.data_type}, which ONNX lacks")
-        if any(d < 0 for d in proto.dims):
-            raise self._fault(f"weight {proto.name!r} has a negative extent")
-        if proto.HasField("raw_data"):
-            need = _bytes_of(proto, dtype)
-            if len(proto.raw_data) != need:
-                raise self._fault(
-                    f"weight {proto.name!r} of type {dtype.name} and shape {list(proto.dims)} needs {need} "
-                    f"bytes but holds {len(proto.raw_data)}"
-                )
-
-    def _check_external(self, proto: onnx.TensorProto) -> DataFile:
-        entries = {e.key: e.value for e in proto.external_data}
-        location = entries.get("location", "")
-        base = self.folder.resolve()
-        path = (base / location).resolve()
-        if not location or Path(location).is_absolute() or not path.is_relative_to(base):
-            raise InputError(
-                f"{self.label}: weight {proto.name!r} lies in {location!r}, outside the model's folder.",
-                hint="Move the data beside the model and save it with a relative path.",
-            )
-        if location not in self._data_files:
-            try:
-                self._data_files[location] = DataFile(path, hold=len(self._data_files) < _HELD_OPEN)
-            except OSError:
-                raise InputError(
-                    f"{self.label}: the external data file {location!r} of weight {proto.name!r} is missing.",
-                    hint=f"Put it into {self.folder or '.'} beside the model.",
-                ) from None
-        file = self._data_files[location]
-        offset, size = int(entries.get("offset") or 0), file.size
-        need = _bytes_of(proto, DType(proto.data_type))
-        length = int(entries.get("length") or need)
-        if length != need:
-            raise self._fault(f"weight {proto.name!r} needs {need} bytes but its entry states {length}")
-        if offset < 0 or offset + length > size:
-            raise InputError(
-                f"{self.label}: the external data file {location!r} is truncated: weight {proto.name!r} needs "
-                f"bytes {offset} to {offset + length}, the file has {size}.",
-                hint="Download or copy the file again.",
-            )
-        return file
-
-    def _fault(self, what: str) -> InputError:
-        return InputError(f"{self.label}: {what}.", hint="The model breaks a rule of ONNX; export it again.")
-
-
-def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:
-    elements = 1
-    for extent in proto.dims:
-        elements *= extent
-    return (elements * dtype.bitwidth + 7) // 8 if dtype != DType.STRING else 0
-
-
-def _called(node: onnx.NodeProto) -> str:
-    if node.name:
-        return f"node {node.name!r} ({node.op_type})"
-    return f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
-
-
-def _used(node: onnx.NodeProto) -> set[str]:
-    """Names a node uses from its own graph or further out: its inputs, and what its subgraphs capture."""
-    names = {n for n in node.input if n}
-    for attr in node.attribute:
-        for graph in (*((attr.g,) if attr.HasField("g") else ()), *attr.graphs):
-            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-            inner |= {t.values.name for t in graph.sparse_initializer}
-            used: set[str] = {o.name for o in graph.output}
-            for n in graph.node:
-                used |= _used(n)
-                inner.update(n.output)
-            names |= used - inner
-    return names
 
 
 __all__ = ["read_onnx"]

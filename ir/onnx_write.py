@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 import onnx_ir
@@ -20,8 +18,9 @@ from memoptc.ir.dims import Sym
 from memoptc.ir.facts import OBSERVED
 from memoptc.ir.files import staged, written_files
 from memoptc.ir.forms import WritingForm
-from memoptc.ir.mapped import release
-from memoptc.ir.tensors import content_digest, nbytes
+from memoptc.ir.onnx_data import DataSink, ExternalData
+from memoptc.ir.onnx_names import Names
+from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType, Type
 
 INLINE_LIMIT = 1_500_000_000
@@ -30,145 +29,8 @@ INLINE_LIMIT = 1_500_000_000
 EXTERNAL_THRESHOLD = 1024
 """Smaller tensors stay inline; onnxruntime needs shapes and the like at load time anyway."""
 
-PAGE = 4096
-
 AS_IT_WAS = WritingForm()
 """A plain graph, its weights where they lay in the original."""
-
-
-class Names:
-    """Names of values in the file: the value's own where that is free in its scope, else made unique."""
-
-    def __init__(self) -> None:
-        self.of: dict[Value, str] = {}
-        self.identities: dict[Graph, list[tuple[str, str]]] = {}
-        """Per graph, (source, output name) where an output needs an Identity to get its name."""
-
-    def assign(self, graph: Graph, outer: frozenset[str] | set[str] = frozenset()) -> None:
-        """Name every value of `graph` and its regions; `outer` holds names visible from outside."""
-        taken = set(outer)
-        top = not outer and graph.parent is None
-        for value in graph.inputs:
-            self._take(value, value.name or "input", taken)
-        if top:
-            taken.update(o.name for o in graph.outputs_info)
-        self._outputs(graph, taken, keep=top)
-        for op in graph.ops:
-            for result in op.results:
-                if not result.omitted and result not in self.of and op.op_type != "absent":
-                    self._take(result, result.name or op.op_type, taken)
-        for op in graph.ops:
-            for region in op.regions.values():
-                self.assign(region, taken)
-        self._missing_outputs(graph, taken)
-
-    def _outputs(self, graph: Graph, taken: set[str], *, keep: bool) -> None:
-        """Give each output's name to the value it returns, where one value can carry it."""
-        for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
-            local = value.op is not None and value.op.graph is graph
-            name = info.name if keep else (info.name or value.name)
-            if local and value not in self.of and (keep or name not in taken):
-                self.of[value] = name
-                taken.add(name)
-
-    def _missing_outputs(self, graph: Graph, taken: set[str]) -> None:
-        todo: list[tuple[str, str]] = []
-        seen: set[str] = set()
-        self.outputs = getattr(self, "outputs", {})
-        final: list[str] = []
-        top = graph.parent is None
-        for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
-            name = self.of[value]
-            if top and name != info.name:
-                todo.append((name, info.name))
-                name = info.name
-            elif not top and (name in seen or value.graph is not graph):
-                fresh = _unique(info.name or name, taken)
-                taken.add(fresh)
-                todo.append((name, fresh))
-                name = fresh
-            seen.add(name)
-            final.append(name)
-        self.identities[graph] = todo
-        self.outputs[graph] = final
-
-    def _take(self, value: Value, hint: str, taken: set[str]) -> None:
-        name = _unique(hint, taken)
-        self.of[value] = name
-        taken.add(name)
-
-
-def _unique(hint: str, taken: set[str]) -> str:
-    name, n = hint, 1
-    while name in taken:
-        name, n = f"{hint}_{n}", n + 1
-    return name
-
-
-class _External:
-    """Writes weights into one data file, in the order in which they come, equal bytes once.
-
-    Args:
-        path: The file.
-        tensors: All that may come; contents are only compared where sizes are equal.
-        forget: Let the page cache forget the file when it is complete.
-    """
-
-    def __init__(self, path: Path, tensors: Iterable[Tensor], *, forget: bool) -> None:
-        self.path = path
-        self.offset = 0
-        self._forget = forget and hasattr(os, "posix_fadvise")
-        self._file = open(path, "wb")
-        sizes = Counter(nbytes(t) for t in tensors if t.dtype != DType.STRING)
-        self._shared_sizes = {size for size, count in sizes.items() if count > 1}
-        self._offsets: dict[tuple[int, bytes], int] = {}
-
-    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
-        size = nbytes(tensor)
-        key = (size, content_digest(tensor)) if size in self._shared_sizes else None
-        offset = None if key is None else self._offsets.get(key)
-        if offset is None:
-            offset = self._append(tensor, size)
-            if key is not None:
-                self._offsets[key] = offset
-        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-        proto.data_location = onnx.TensorProto.EXTERNAL
-        for key_, value in (("location", self.path.name), ("offset", offset), ("length", size)):
-            proto.external_data.add(key=key_, value=str(value))
-        release(tensor)
-        return proto
-
-    def _append(self, tensor: Tensor, size: int) -> int:
-        # Whole pages, so that each large weight is mapped, and evicted, by itself.
-        step = PAGE if size >= PAGE else 64
-        padding = -self.offset % step
-        self._file.write(b"\0" * padding)
-        offset = self.offset + padding
-        if hasattr(tensor, "tofile"):
-            tensor.tofile(self._file)
-        else:
-            self._file.write(tensor.tobytes())
-        self.offset = offset + size
-        return offset
-
-    def close(self) -> None:
-        """Close the file, and let the page cache forget it where that was asked for.
-
-        What was written in one go lies there in blocks of megabytes, and who maps the file then and touches one row of
-        a table gets a whole block: 42 MB instead of 8 for an embedding of 47. Read again from the disk, it does not.
-        """
-        self._file.flush()
-        if self._forget:
-            os.fsync(self._file.fileno())
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._file.close()
-
-
-class DataSink(Protocol):
-    """Takes in large weights, and says where each lies."""
-
-    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
-        """Give a tensor of this name whose content lies outside of the model."""
 
 
 class _Writer:
@@ -424,7 +286,7 @@ def to_proto(graph: Graph, form: WritingForm = AS_IT_WAS) -> onnx.ModelProto:
     return _to_proto(graph, form, None, EXTERNAL_THRESHOLD)
 
 
-def _to_proto(graph: Graph, form: WritingForm, data: _External | None, threshold: int) -> onnx.ModelProto:
+def _to_proto(graph: Graph, form: WritingForm, data: ExternalData | None, threshold: int) -> onnx.ModelProto:
     if form.name == "plain":
         return _Writer(graph, data, threshold).model()
     proto = _Writer(forms.wrap(graph, captured=form.name == "captured"), data, threshold).model()
@@ -466,7 +328,7 @@ def write_into(
     if external is None:
         external = any(isinstance(t, onnx_ir.ExternalTensor) for t in tensors)
         external = external or sum(nbytes(t) for t in tensors) > INLINE_LIMIT
-    data = _External(path.with_name(f"{path.name}.data"), tensors, forget=bool(form.external)) if external else None
+    data = ExternalData(path.with_name(f"{path.name}.data"), tensors, forget=bool(form.external)) if external else None
     try:
         proto = _to_proto(graph, form, data, threshold)
     finally:

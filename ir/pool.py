@@ -13,7 +13,8 @@ import onnx
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.mapped import release
-from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, PAGE, proto_with_weights
+from memoptc.ir.onnx_data import PAGE
+from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, proto_with_weights
 from memoptc.ir.tensors import content_digest, nbytes
 
 

@@ -1,33 +1,27 @@
-"""Inputs made up for a model: right element types, consistent symbolic extents, indices inside their tables.
+"""Inputs made up for a model: right element types, and symbolic extents that agree with each other.
 
-Values come from the roles that the graph shows (`memoptc.runtime.roles`), extents that depend on each other from what
-its operators require (`memoptc.runtime.constraints`). What cannot be read off the graph is found by trial: the original
-is run, and other extents and safer values are tried until it runs.
+Extents that depend on each other come from what the operators require (`memoptc.runtime.constraints`), values from the
+roles that the graph shows (`memoptc.runtime.input_values`); `memoptc.runtime.feeds` tries which of them run.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym, free_symbols
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type
 from memoptc.runtime.constraints import Requirement
-from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.input_values import InputValues, extent_of
 from memoptc.runtime.roles import Role, find_roles
 from memoptc.runtime.solve import gather, solve
-from memoptc.runtime.trials import TooManyEnded, Trial, trial_runs
 
 # Extents to try, by what an axis looks like. The first suits most models and keeps a run small; later ones
 # serve models that need more (five halvings, a window of 512 samples) and, after a success, test dynamism.
@@ -44,28 +38,7 @@ _WITH_PAST: dict[str, tuple[int, ...]] = {
     "past": (16, 0, 9, 5, 0, 33, 0, 1, 8),
 }
 _ORDER = ("batch", "past", "sequence", "space")
-STYLES = ("typical", "small", "ones", "zeros")
-_ATTEMPTS = 72
 _HALVINGS = 64
-_LARGEST_FEED = 16 << 20
-"""Bytes of inputs above which extents are not tried where smaller ones are to be had: several open axes multiply."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One made-up feed.
-
-    Args:
-        feed: Input name -> value.
-        dims: Extent per symbol; an axis without a name is `input_dAXIS`.
-        style: How the values were chosen, one of `STYLES`.
-        finite: Whether the original gave only finite numbers on it.
-    """
-
-    feed: dict[str, Any]
-    dims: dict[str, int]
-    style: str
-    finite: bool = True
 
 
 def by_symbol(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
@@ -234,7 +207,9 @@ class InputMaker:
         feed = {}
         for name, type_ in self.types.items():
             rng = np.random.default_rng([self.seed, seed, zlib.crc32(name.encode())])
-            feed[name] = self._value(name, type_, binding, _Fill(self, name, style, choice, seed, rng))
+            feed[name] = self._value(
+                name, type_, binding, InputValues(self.roles[name], self.past, style, choice, seed, rng)
+            )
         return feed
 
     def nbytes(self, binding: Mapping[str, int]) -> int:
@@ -242,11 +217,11 @@ class InputMaker:
         total = 0
         for name, type_ in self.types.items():
             if isinstance(type_, TensorType) and type_.dtype not in (DType.STRING, DType.UNDEFINED):
-                extents = (_evaluate(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
+                extents = (extent_of(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
                 total += math.prod(extents) * type_.dtype.bitwidth // 8
         return total
 
-    def _value(self, name: str, type_: Type | None, binding: Mapping[str, int], fill: _Fill) -> Any:
+    def _value(self, name: str, type_: Type | None, binding: Mapping[str, int], fill: InputValues) -> Any:
         if isinstance(type_, OptionalType):
             return self._value(name, type_.elem, binding, fill)
         if isinstance(type_, SequenceType):
@@ -259,226 +234,8 @@ class InputMaker:
                 f"The input {name!r} is of a kind for which no values can be made up.",
                 hint="Give real inputs with --validation.",
             )
-        shape = tuple(_evaluate(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
+        shape = tuple(extent_of(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
         return fill.array(type_, shape, binding)
-
-
-class _Fill:
-    """Values of one input."""
-
-    def __init__(
-        self, maker: InputMaker, name: str, style: str, choice: int, number: int, rng: np.random.Generator
-    ) -> None:
-        self.role: Role = maker.roles[name]
-        self.style, self.choice, self.number, self.rng = style, choice, number, rng
-        self.past = maker.past
-
-    def array(self, type_: TensorType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
-        dtype = type_.dtype
-        if dtype == DType.STRING:
-            words = self.role.words or ["a", "b", "some words", ""]
-            return np.asarray(self.rng.choice(np.asarray(words, object), shape), object).reshape(shape)
-        if dtype == DType.BOOL:
-            if self.style == "typical" and int(np.prod(shape)) == 1:  # a switch: each way, on first
-                return np.full(shape, self.number % 2 == 0)
-            if self.style == "typical" and len(shape) >= 2:
-                return self._mask(shape, binding).astype(bool)
-            return {"ones": np.ones, "zeros": np.zeros}.get(self.style, self._coin)(shape, dtype=bool)
-        if dtype.is_floating_point() and not self.role.extents:
-            return self._floats(shape).astype(dtype.numpy())
-        if dtype in (DType.COMPLEX64, DType.COMPLEX128):
-            return (self._floats(shape) + 1j * self._floats(shape)).astype(dtype.numpy())
-        return self._integers(dtype, shape, binding).astype(dtype.numpy())
-
-    def _coin(self, shape: tuple[int, ...], dtype: type = bool) -> npt.NDArray[Any]:
-        return self.rng.random(shape) < 0.5
-
-    def _floats(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        role = self.role
-        if role.fixed:
-            return _spread(role.fixed[self.choice % len(role.fixed)], shape).astype(float)
-        if self.style in ("ones", "zeros"):
-            return np.full(shape, float(self.style == "ones"))
-        if self.style == "small":
-            return self.rng.uniform(0.1, 1.0, shape)
-        if len(shape) <= 1 and role.compared and self.choice:
-            return np.full(shape, role.compared[(self.choice - 1) % len(role.compared)])
-        if len(shape) in (3, 4) and any(shape[axis] in (1, 3, 4) for axis in (-1, -3)):
-            top = 255.0 if role.bytes_range else 1.0
-            # every other feed leaves an image's range, to reach units that are silent inside it
-            return top * (self.rng.standard_normal(shape) if self.number % 2 else self.rng.random(shape))
-        return self.rng.standard_normal(shape)
-
-    def _integers(self, dtype: DType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
-        role = self.role
-        if role.exact:
-            return np.full(shape, _evaluate(role.exact[0], "", binding))
-        if role.positions and not role.counted:
-            return self._following(shape, binding)
-        if self.style in ("ones", "zeros"):
-            return np.full(shape, int(self.style == "ones"))
-        if role.extents:
-            high = min(_evaluate(extent, "", binding) for extent in role.extents)
-            return self.rng.integers(0, max(1, min(high, 2) if self.style == "small" else high), shape)
-        if role.fixed:
-            return _spread(role.fixed[self.choice % len(role.fixed)], shape).astype(np.int64)
-        if role.lengths and len(shape) <= 1:
-            return self._lengths(shape, binding)
-        if len(shape) <= 1 and role.compared:
-            numbers = sorted(set(role.compared), reverse=True)
-            return np.full(shape, int(numbers[self.choice % len(numbers)]))
-        if role.mask or set(role.compared) & {0.0, 1.0}:
-            return self._mask(shape, binding)
-        bits = dtype.bitwidth
-        if bits <= 8 and self.style == "typical":
-            low = -(1 << (bits - 1)) if dtype.is_signed() else 0
-            return self.rng.integers(low, low + (1 << bits), shape)
-        return self.rng.integers(0, 2 if self.style == "small" else 8, shape)
-
-    def _lengths(self, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
-        known = [_evaluate(dim, "", binding) for dim in self.role.lengths if dim is not None]
-        known = [extent for extent in known if extent > 1]
-        others = [extent for name, extent in binding.items() if extent > 1]
-        full = min(known) if known else min(others, default=1)
-        lengths = np.full(shape, full)
-        if self.style == "typical" and lengths.size > 1:  # the first is full: models take the maximum
-            lengths[1:] = self.rng.integers(max(1, full // 2), full + 1, lengths.size - 1)
-        return lengths
-
-    def _following(self, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
-        """Positions of steps after the past; where nothing says how long it is, every other feed begins later."""
-        steps = shape[-1] if shape else 1
-        limits = [_evaluate(extent, "", binding) for extent in self.role.extents]
-        room = max(0, min(limits) - steps) if limits else steps
-        first = _evaluate(self.past, "", binding) if self.past is not None else (room // 2) * (self.number % 2)
-        found = np.broadcast_to(np.arange(steps) + first, shape if shape else (1,)).reshape(shape)
-        return np.minimum(found, min(limits) - 1) if limits else found
-
-    def _mask(self, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
-        """Ones, but for zeros at the end of every row after the first; where there is a past, at its start."""
-        mask = np.ones(shape, np.int64)
-        past = _evaluate(self.past, "", binding) if self.past is not None else 0
-        if past:
-            if not self.role.counted and self.style == "typical":  # counted lengths may not fall below the past's
-                for row in mask.reshape(-1, shape[-1])[1:]:
-                    row[: int(self.rng.integers(0, min(past, shape[-1] // 2) + 1))] = 0
-            return mask
-        if self.style == "typical" and len(shape) >= 2 and shape[-1] > 1:
-            rows = mask.reshape(-1, shape[-1])
-            for row in rows[1:]:
-                row[int(self.rng.integers(shape[-1] // 2 + 1, shape[-1] + 1)) :] = 0
-        return mask
-
-
-def find_feeds(
-    graph: Graph,
-    original: Evaluator,
-    *,
-    count: int = 3,
-    dims: Mapping[str, int] | None = None,
-    seed: int = 0,
-    seconds: float = math.inf,
-) -> list[Generated]:
-    """Find feeds on which the original runs; with open dimensions, over several extents.
-
-    Args:
-        graph: The model.
-        original: The same model in onnxruntime, for trials.
-        count: How many feeds are wanted (at least 1).
-        dims: Extents that are decided.
-        seed: Seed of all random values.
-        seconds: Trials end after so long; a trial under way is not broken off.
-
-    Returns:
-        `count` feeds. Their extents differ as far as the model runs with several.
-
-    Raises:
-        InputError: no inputs were found on which the model runs.
-    """
-    maker = InputMaker(graph, dims, seed)
-    with trial_runs(maker.typed, original) as trial:
-        return _found(graph, maker, trial, count, time.monotonic() + seconds)
-
-
-def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: float) -> list[Generated]:
-    first, error = _first(maker, trial, until)
-    if first is None:  # names that mean another extent at each place
-        apart = InputMaker(graph, maker.asked, maker.seed, apart=True)
-        first, _ = _first(apart, trial, until)
-        maker = apart if first is not None else maker
-    if first is None:
-        raise InputError(
-            f"No inputs were found on which the model runs; the last attempt said: {error}", hint=_way_out(maker)
-        )
-    found, choice = [first[0]], first[1]
-    sizes = [first[0].dims]
-    if maker.is_dynamic:
-        twice = {n: 2 if e == 1 and n not in maker.dims else e for n, e in first[0].dims.items()}
-        for binding in (*itertools.islice(maker.bindings(), 12), twice):
-            if len(found) >= count:
-                break
-            if binding not in sizes:
-                more = _attempt(maker, trial, binding, first[0].style, len(found), choice)
-                if isinstance(more, Generated) and (more.finite or not first[0].finite):
-                    found.append(more)
-                    sizes.append(binding)
-    number = len(found)
-    while len(found) < count:
-        binding = sizes[number % len(sizes)]
-        feed = maker.make(binding, first[0].style, seed=number, choice=choice)
-        found.append(Generated(feed, dict(binding), first[0].style, first[0].finite))
-        number += 1
-    return found
-
-
-def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generated, int] | None, str]:
-    choices = max([1, *(max(len(set(r.compared)), len(r.fixed)) for r in maker.roles.values())])
-    fallback: tuple[Generated, int] | None = None
-    error = ""
-    attempts = 0
-    bindings = list(maker.bindings())
-    sizes = [maker.nbytes(binding) for binding in bindings]
-    bound = max(_LARGEST_FEED, min(sizes, default=0))
-    for style in STYLES:
-        for binding, size in zip(bindings, sizes, strict=True):
-            for choice in range(min(choices, 6) if size <= bound else 0):
-                attempts += 1
-                if attempts > _ATTEMPTS or (attempts > 1 and time.monotonic() > until):
-                    return fallback, error
-                try:
-                    found = _attempt(maker, trial, binding, style, 0, choice)
-                except TooManyEnded:
-                    return fallback, error
-                if isinstance(found, str):
-                    error = found
-                elif found.finite:
-                    return (found, choice), ""
-                elif fallback is None:
-                    fallback = found, choice
-    return fallback, error
-
-
-def _attempt(
-    maker: InputMaker, trial: Trial, binding: dict[str, int], style: str, seed: int, choice: int
-) -> Generated | str:
-    feed = maker.make(binding, style, seed, choice)
-    try:
-        finite = trial.finite(feed)
-    except TooManyEnded:
-        raise
-    except MemoptcError as error:
-        return error.message
-    return Generated(feed, maker.named(binding), style, finite)
-
-
-def _way_out(maker: InputMaker) -> str:
-    """The least that somebody could say to help."""
-    free = [name for name in maker.classes if name not in maker.solution.values]
-    said = " ".join(f"--dim {name}=N" for name in free[:4])
-    conflict = maker.solution.conflicts[:1]
-    why = f" ({conflict[0].op} needs {conflict[0].left} = {conflict[0].right})" if conflict else ""
-    more = f"Say which extents suit it{why}: {said}; or give" if said else "Give"
-    return f"{more} real inputs with --validation (an .npz with one array per input)."
 
 
 def _analysed(graph: Graph) -> tuple[Graph, list[Requirement]]:
@@ -545,17 +302,3 @@ def _has_axes(type_: Type | None) -> TypeGuard[TensorType]:
 def _is_named(dim: Dim, made_up: str) -> bool:
     """Whether an extent is a symbol of the model's author, and not made up for an axis without a name."""
     return isinstance(dim, Sym) and dim.name != made_up
-
-
-def _evaluate(dim: Dim, place: str, binding: Mapping[str, int]) -> int:
-    if isinstance(dim, int):
-        return dim
-    if isinstance(dim, Sym) and dim.free <= set(binding):
-        return max(0, dim.evaluate(binding))
-    return binding.get(place, 1)
-
-
-def _spread(values: tuple[int | float, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    count = int(np.prod(shape, dtype=np.int64))
-    row = list(values[:count]) + [values[-1]] * max(0, count - len(values))
-    return np.asarray(row[:count]).reshape(shape)

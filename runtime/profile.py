@@ -14,7 +14,8 @@ from memoptc.ir.dims import Dim
 from memoptc.runtime.configuration import AS_WRITTEN, FILE_ORDER, Configuration, planned
 from memoptc.runtime.design_points import design_points
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.measure import measure
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.footprint import footprint

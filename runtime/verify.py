@@ -26,7 +26,7 @@ from memoptc.runtime.check import EFFORTS, Check, Refused, Verification
 from memoptc.runtime.continuation import compare_decoding
 from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
-from memoptc.runtime.inputs import find_feeds
+from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity

@@ -15,7 +15,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.reduction.edits import graphs_of
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import find_feeds
+from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.options import RunOptions
 
 SMALL = 64

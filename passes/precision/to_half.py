@@ -14,7 +14,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import write_into
-from memoptc.ir.onnx_write import Names
+from memoptc.ir.onnx_names import Names
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass

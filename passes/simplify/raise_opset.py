@@ -17,7 +17,7 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import find_feeds
+from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.options import RunOptions
 
 CLOSE = 1e-6

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from memoptc.api import compile_file
-from memoptc.ir import onnx_read
+from memoptc.ir import onnx_weights
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.mapped import MappedTensor
@@ -87,7 +87,7 @@ def test_nothing_large_is_kept(tmp_path: Path, files: int) -> None:
 @pytest.mark.parametrize("held", [32, 0])
 def test_files_that_go_or_change(tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file held open is read on after it is gone; one that is not held must still be the same."""
-    monkeypatch.setattr(onnx_read, "_HELD_OPEN", held)
+    monkeypatch.setattr(onnx_weights, "_HELD_OPEN", held)
     path = saved(tmp_path)
     graph = read_onnx(path)
     for found, wanted in zip(weights(graph), expected(), strict=True):

@@ -11,7 +11,8 @@ from runtime_models import convolutions, mlp, normal, parse
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import Generated, InputMaker, find_feeds
+from memoptc.runtime.feeds import Generated, find_feeds
+from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.roles import find_roles
 
 

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.float64 import Float64
-from memoptc.runtime.inputs import find_feeds
 from memoptc.runtime.judge import TOLERANCES, TRUST, UNIT_NOISE, Judge
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.verify import verify

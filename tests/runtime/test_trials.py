@@ -12,7 +12,8 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.design_points import AFFORDABLE, PLANNED, design_points
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.trials import may_end_process, trial_runs
 
 

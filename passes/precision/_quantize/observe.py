@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from memoptc.ir.core import Graph, Value
-from memoptc.ir.onnx_write import Names
+from memoptc.ir.onnx_names import Names
 from memoptc.ir.pool import WeightPool
 from memoptc.pass_base import Context
 

@@ -14,7 +14,8 @@ from memoptc.passes.precision._quantize.tradeoff import GIVE_BACK, Ladder, Layer
 from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.inputs import InputMaker, find_feeds
+from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.quality import Examiner, Quality, decibels, top1
 
 MADE_UP = 6

@@ -1,0 +1,85 @@
+"""The data file beside an ONNX model: large weights, page-aligned, equal ones once."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from memoptc.ir.core import Tensor
+from memoptc.ir.mapped import release
+from memoptc.ir.tensors import content_digest, nbytes
+from memoptc.ir.types import DType
+
+PAGE = 4096
+
+
+class ExternalData:
+    """Writes weights into one data file, in the order in which they come, equal bytes once.
+
+    Args:
+        path: The file.
+        tensors: All that may come; contents are only compared where sizes are equal.
+        forget: Let the page cache forget the file when it is complete.
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[Tensor], *, forget: bool) -> None:
+        self.path = path
+        self.offset = 0
+        self._forget = forget and hasattr(os, "posix_fadvise")
+        self._file = open(path, "wb")
+        sizes = Counter(nbytes(t) for t in tensors if t.dtype != DType.STRING)
+        self._shared_sizes = {size for size, count in sizes.items() if count > 1}
+        self._offsets: dict[tuple[int, bytes], int] = {}
+
+    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
+        """Append a weight, and give the tensor that refers to it."""
+        size = nbytes(tensor)
+        key = (size, content_digest(tensor)) if size in self._shared_sizes else None
+        offset = None if key is None else self._offsets.get(key)
+        if offset is None:
+            offset = self._append(tensor, size)
+            if key is not None:
+                self._offsets[key] = offset
+        proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        for key_, value in (("location", self.path.name), ("offset", offset), ("length", size)):
+            proto.external_data.add(key=key_, value=str(value))
+        release(tensor)
+        return proto
+
+    def _append(self, tensor: Tensor, size: int) -> int:
+        # Whole pages, so that each large weight is mapped, and evicted, by itself.
+        step = PAGE if size >= PAGE else 64
+        padding = -self.offset % step
+        self._file.write(b"\0" * padding)
+        offset = self.offset + padding
+        if hasattr(tensor, "tofile"):
+            tensor.tofile(self._file)
+        else:
+            self._file.write(tensor.tobytes())
+        self.offset = offset + size
+        return offset
+
+    def close(self) -> None:
+        """Close the file, and let the page cache forget it where that was asked for.
+
+        What was written in one go lies there in blocks of megabytes, and who maps the file then and touches one row of
+        a table gets a whole block: 42 MB instead of 8 for an embedding of 47. Read again from the disk, it does not.
+        """
+        self._file.flush()
+        if self._forget:
+            os.fsync(self._file.fileno())
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._file.close()
+
+
+class DataSink(Protocol):
+    """Takes in large weights, and says where each lies."""
+
+    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
+        """Give a tensor of this name whose content lies outside of the model."""

@@ -1,0 +1,102 @@
+"""Weights of an ONNX file, inline and beside it, checked against their type and shape without being read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir
+from onnx_ir import serde
+
+from memoptc.ir.core import Tensor
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.mapped import DataFile, MappedTensor
+from memoptc.ir.onnx_order import broken_rule
+from memoptc.ir.types import DType
+
+_HELD_OPEN = 32
+"""Data files of one model that are held open; exporters that write one file per weight have thousands."""
+
+
+class WeightReader:
+    """Reads the tensors of one model.
+
+    Args:
+        folder: Where its data files lie.
+        label: The model's name, for messages.
+    """
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self.folder, self.label = folder, label
+        self._data_files: dict[str, DataFile] = {}
+
+    def read(self, proto: onnx.TensorProto) -> Tensor:
+        """Give a tensor; the content of one beside the model is read when somebody looks.
+
+        Raises:
+            InputError: sizes and entries do not fit, or the data file is missing, truncated or outside the folder.
+        """
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            file = self._check_external(proto)
+            external = serde.deserialize_tensor(proto, str(self.folder))
+            assert isinstance(external, onnx_ir.ExternalTensor)
+            return MappedTensor(file, external)
+        self._check_size(proto)
+        return serde.deserialize_tensor(proto, str(self.folder))
+
+    def _check_size(self, proto: onnx.TensorProto) -> None:
+        try:
+            dtype = DType(proto.data_type)
+        except ValueError:
+            dtype = DType.UNDEFINED
+        if dtype == DType.UNDEFINED:
+            raise broken_rule(self.label, f"weight {proto.name!r} has element type {proto.data_type}, which ONNX lacks")
+        if any(d < 0 for d in proto.dims):
+            raise broken_rule(self.label, f"weight {proto.name!r} has a negative extent")
+        if proto.HasField("raw_data"):
+            need = _bytes_of(proto, dtype)
+            if len(proto.raw_data) != need:
+                raise broken_rule(
+                    self.label,
+                    f"weight {proto.name!r} of type {dtype.name} and shape {list(proto.dims)} needs {need} "
+                    f"bytes but holds {len(proto.raw_data)}",
+                )
+
+    def _check_external(self, proto: onnx.TensorProto) -> DataFile:
+        entries = {e.key: e.value for e in proto.external_data}
+        location = entries.get("location", "")
+        base = self.folder.resolve()
+        path = (base / location).resolve()
+        if not location or Path(location).is_absolute() or not path.is_relative_to(base):
+            raise InputError(
+                f"{self.label}: weight {proto.name!r} lies in {location!r}, outside the model's folder.",
+                hint="Move the data beside the model and save it with a relative path.",
+            )
+        if location not in self._data_files:
+            try:
+                self._data_files[location] = DataFile(path, hold=len(self._data_files) < _HELD_OPEN)
+            except OSError:
+                raise InputError(
+                    f"{self.label}: the external data file {location!r} of weight {proto.name!r} is missing.",
+                    hint=f"Put it into {self.folder or '.'} beside the model.",
+                ) from None
+        file = self._data_files[location]
+        offset, size = int(entries.get("offset") or 0), file.size
+        need = _bytes_of(proto, DType(proto.data_type))
+        length = int(entries.get("length") or need)
+        if length != need:
+            raise broken_rule(self.label, f"weight {proto.name!r} needs {need} bytes but its entry states {length}")
+        if offset < 0 or offset + length > size:
+            raise InputError(
+                f"{self.label}: the external data file {location!r} is truncated: weight {proto.name!r} needs "
+                f"bytes {offset} to {offset + length}, the file has {size}.",
+                hint="Download or copy the file again.",
+            )
+        return file
+
+
+def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:
+    elements = 1
+    for extent in proto.dims:
+        elements *= extent
+    return (elements * dtype.bitwidth + 7) // 8 if dtype != DType.STRING else 0

@@ -1,0 +1,149 @@
+"""Feeds on which a model runs, by trial: extents and values are varied until the original runs on them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.input_values import STYLES
+from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.trials import TooManyEnded, Trial, trial_runs
+
+_ATTEMPTS = 72
+_LARGEST_FEED = 16 << 20
+"""Bytes of inputs above which extents are not tried where smaller ones are to be had: several open axes multiply."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One made-up feed.
+
+    Args:
+        feed: Input name -> value.
+        dims: Extent per symbol; an axis without a name is `input_dAXIS`.
+        style: How the values were chosen, one of `STYLES`.
+        finite: Whether the original gave only finite numbers on it.
+    """
+
+    feed: dict[str, Any]
+    dims: dict[str, int]
+    style: str
+    finite: bool = True
+
+
+def find_feeds(
+    graph: Graph,
+    original: Evaluator,
+    *,
+    count: int = 3,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+    seconds: float = math.inf,
+) -> list[Generated]:
+    """Find feeds on which the original runs; with open dimensions, over several extents.
+
+    Args:
+        graph: The model.
+        original: The same model in onnxruntime, for trials.
+        count: How many feeds are wanted (at least 1).
+        dims: Extents that are decided.
+        seed: Seed of all random values.
+        seconds: Trials end after so long; a trial under way is not broken off.
+
+    Returns:
+        `count` feeds. Their extents differ as far as the model runs with several.
+
+    Raises:
+        InputError: no inputs were found on which the model runs.
+    """
+    maker = InputMaker(graph, dims, seed)
+    with trial_runs(maker.typed, original) as trial:
+        return _found(graph, maker, trial, count, time.monotonic() + seconds)
+
+
+def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: float) -> list[Generated]:
+    first, error = _first(maker, trial, until)
+    if first is None:  # names that mean another extent at each place
+        apart = InputMaker(graph, maker.asked, maker.seed, apart=True)
+        first, _ = _first(apart, trial, until)
+        maker = apart if first is not None else maker
+    if first is None:
+        raise InputError(
+            f"No inputs were found on which the model runs; the last attempt said: {error}", hint=_way_out(maker)
+        )
+    found, choice = [first[0]], first[1]
+    sizes = [first[0].dims]
+    if maker.is_dynamic:
+        twice = {n: 2 if e == 1 and n not in maker.dims else e for n, e in first[0].dims.items()}
+        for binding in (*itertools.islice(maker.bindings(), 12), twice):
+            if len(found) >= count:
+                break
+            if binding not in sizes:
+                more = _attempt(maker, trial, binding, first[0].style, len(found), choice)
+                if isinstance(more, Generated) and (more.finite or not first[0].finite):
+                    found.append(more)
+                    sizes.append(binding)
+    number = len(found)
+    while len(found) < count:
+        binding = sizes[number % len(sizes)]
+        feed = maker.make(binding, first[0].style, seed=number, choice=choice)
+        found.append(Generated(feed, dict(binding), first[0].style, first[0].finite))
+        number += 1
+    return found
+
+
+def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generated, int] | None, str]:
+    choices = max([1, *(max(len(set(r.compared)), len(r.fixed)) for r in maker.roles.values())])
+    fallback: tuple[Generated, int] | None = None
+    error = ""
+    attempts = 0
+    bindings = list(maker.bindings())
+    sizes = [maker.nbytes(binding) for binding in bindings]
+    bound = max(_LARGEST_FEED, min(sizes, default=0))
+    for style in STYLES:
+        for binding, size in zip(bindings, sizes, strict=True):
+            for choice in range(min(choices, 6) if size <= bound else 0):
+                attempts += 1
+                if attempts > _ATTEMPTS or (attempts > 1 and time.monotonic() > until):
+                    return fallback, error
+                try:
+                    found = _attempt(maker, trial, binding, style, 0, choice)
+                except TooManyEnded:
+                    return fallback, error
+                if isinstance(found, str):
+                    error = found
+                elif found.finite:
+                    return (found, choice), ""
+                elif fallback is None:
+                    fallback = found, choice
+    return fallback, error
+
+
+def _attempt(
+    maker: InputMaker, trial: Trial, binding: dict[str, int], style: str, seed: int, choice: int
+) -> Generated | str:
+    feed = maker.make(binding, style, seed, choice)
+    try:
+        finite = trial.finite(feed)
+    except TooManyEnded:
+        raise
+    except MemoptcError as error:
+        return error.message
+    return Generated(feed, maker.named(binding), style, finite)
+
+
+def _way_out(maker: InputMaker) -> str:
+    """The least that somebody could say to help."""
+    free = [name for name in maker.classes if name not in maker.solution.values]
+    said = " ".join(f"--dim {name}=N" for name in free[:4])
+    conflict = maker.solution.conflicts[:1]
+    why = f" ({conflict[0].op} needs {conflict[0].left} = {conflict[0].right})" if conflict else ""
+    more = f"Say which extents suit it{why}: {said}; or give" if said else "Give"
+    return f"{more} real inputs with --validation (an .npz with one array per input)."
