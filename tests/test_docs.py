@@ -2,11 +2,13 @@
 
 The info string of a block says what happens with it: `sh` runs in a shell; `python` runs as a script;
 `python title=NAME` (any language) writes the file NAME; `sh run=no` and other languages are only shown.
+That the examples of passes and rules change something is part of the documents: they look for the count with `grep`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/GLOSSARY.md", "examples/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
+DOCUMENTS += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
 def run(command: list[str], text: str, folder: Path) -> None:
@@ -55,8 +58,21 @@ def test_links_lead_somewhere(document: str) -> None:
 def test_every_folder_and_subcommand_is_described() -> None:
     from memoptc.cli.main import COMMANDS
 
-    readme = (ROOT / "README.md").read_text()
+    reference = (ROOT / "docs/commands.md").read_text()
     for command in COMMANDS.keys() - {"compile"}:
-        assert f"memoptc {command}" in readme
+        assert f"memoptc {command}" in reference
+    readme = (ROOT / "README.md").read_text()
     for folder in ("ir/", "runtime/", "compiler/", "passes/"):
         assert readme.index(f"`{folder}`")
+
+
+def test_every_example_of_a_pass_or_rule_is_held_to_what_it_changes() -> None:
+    """A block that writes a plug-in is followed by a command that fails when the plug-in matched nothing."""
+    text = (ROOT / "docs/extend.md").read_text()
+    fences = [t for t in MarkdownIt().parse(text) if t.type == "fence"]
+    plugins = [t.info.split("title=")[1] for t in fences if t.info.endswith((".py", ".rules"))]
+    counted = "".join(
+        t.content for t in fences if t.info == "sh" and re.search(r"grep '\S+: .*[1-9]'|grep '\S+ [1-9]'", t.content)
+    )
+    assert plugins
+    assert [name for name in plugins if f"--plugin {name}" not in counted] == []

@@ -22,7 +22,7 @@ from memoptc.rewrite.predicates import PREDICATES, compare
 
 IMAGE = TensorType(DType.FLOAT, (1, 2, 4, 4))
 CONV_RELU = """
-// What README shows.
+// What the documents show.
 rule conv-relu {
   match   %c = Conv(%x, %w, ...) ; %y = Relu(%c)
   where   single_use(%c), attr(%c, group) == 1
@@ -59,7 +59,7 @@ def convolution(b: Builder, x: Value, *, bias: bool, group: int) -> Value:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_rule_of_the_readme(bias: bool) -> None:
+def test_the_rule_of_the_documents(bias: bool) -> None:
     graph = graph_of(lambda b, x: convolution(b, x, bias=bias, group=1))
     assert run(graph, CONV_RELU)[0] == {"conv-relu": 1}
     (fused,) = [o for o in graph.ops if not o.is_const]
@@ -69,9 +69,9 @@ def test_the_rule_of_the_readme(bias: bool) -> None:
     assert fused.loc.rules == ("conv-relu",)
 
 
-def test_the_readme_shows_a_rule_that_works() -> None:
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")
-    (text,) = re.findall(r"^```text\n(rule .*?)^```", readme, re.M | re.S)
+def test_the_documents_show_a_rule_that_works() -> None:
+    document = Path(__file__).parents[2].joinpath("docs/extend.md").read_text("utf-8")
+    (text,) = re.findall(r"^```text title=\S+\n(rule .*?)^```", document, re.M | re.S)
     graph = graph_of(lambda b, x: convolution(b, x, bias=False, group=1))
     assert run(graph, text)[0] == {"conv-relu": 1}
     assert kinds(graph) == ["com.microsoft::FusedConv"]
@@ -191,7 +191,7 @@ def test_a_file_of_rules_is_a_plug_in(tmp_path: Path, monkeypatch: pytest.Monkey
     registry.load_plugin(str(path))
     found = registry.find("conv-relu")
     assert issubclass(found, RulePass)
-    assert registry.help_of(found) == "What README shows."
+    assert registry.help_of(found) == "What the documents show."
     assert str(found()) == "conv-relu"
     graph = graph_of(lambda b, x: convolution(b, x, bias=True, group=1))
     stats: Counter[str] = Counter()
