@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ FORMS = (".json", ".csv", ".h", ".svg")
 )
 @click.option("--top", default=10, show_default=True, help="How many buffers to list.")
 @click.option("--workspace/--no-workspace", default=True, help="Place the scratch of onnxruntime's kernels, too.")
+@click.option(
+    "--spaces",
+    metavar="NAME=SIZE[@COST],...",
+    help="Place buffers in several memories, fastest first, and move them between: sram=512KiB,dram=8MiB. COST is that "
+    "of reading or writing a byte; unstated, ten times that of the memory before.",
+)
 @dim_option
 @common
 def command(
@@ -34,6 +41,7 @@ def command(
     save: tuple[Path, ...],
     top: int,
     workspace: bool,
+    spaces: str | None,
     dims: tuple[tuple[str, int], ...],
     plugins: tuple[str, ...],
     quiet: bool,
@@ -41,6 +49,7 @@ def command(
     debug: bool,
 ) -> None:
     """Plan the arena of MODEL's activations, in the order of its nodes."""
+    from memoptc.cli.spaces import parse_spaces, plan_spaces, print_spaces
     from memoptc.ir.diagnostics import InputError
     from memoptc.ir.files import atomic_write
     from memoptc.ir.infer import infer_shapes
@@ -52,18 +61,28 @@ def command(
     for path in save:
         if path.suffix not in FORMS:
             raise InputError(f"{path} is no form of a plan.", hint=f"Names end in {', '.join(FORMS)}.")
+    memories = None if spaces is None else parse_spaces(spaces)
+    if memories is not None and any(path.suffix != ".json" for path in save):
+        raise InputError("A plan for several memories is saved as .json only.", hint="Leave out --spaces or --save.")
     graph = read_onnx(model)
     infer_shapes(graph)
     bound = likely_extents(graph, dict(dims))
     found = planned(graph, bound, workspace=workspace)
-    plan = allocate(found.problem)
-    for path in save:
-        atomic_write(path, _render(path, plan, found, model, bound).encode())
+    if memories is None:
+        plan = allocate(found.problem)
+        texts = {path: _render(path, plan, found, model, bound) for path in save}
+        show = partial(_print, plan, found, model, bound, top)
+    else:
+        spaced = plan_spaces(found, memories)
+        texts = {path: json.dumps(spaced.to_json(), indent=1) + "\n" for path in save}
+        show = partial(print_spaces, spaced, top)
+    for path, text in texts.items():
+        atomic_write(path, text.encode())
     if found.unknown:
         names = ", ".join(dict.fromkeys(found.unknown[:5]))
         click.echo(f"{len(found.unknown)} values have no known size and are not placed: {names}", err=True)
     if not quiet:
-        _print(plan, found, model, bound, top)
+        show()
         for path in save:
             click.echo(f"wrote {path}")
 

@@ -77,6 +77,22 @@ def test_plan_in_every_form(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert len(boxes) == len(data["buffers"])
 
 
+def test_plan_for_two_memories(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With a fast memory too small for everything, its size holds, and the rest goes to the slow one."""
+    costs = []
+    for fast in (8, 32, 4096):
+        saved = tmp_path / f"{fast}.json"
+        arguments = ["plan", str(CNN), "--dim", "batch=8", "--spaces", f"sram={fast}KiB,dram=8MiB@7", f"--save={saved}"]
+        assert main(arguments) == 0
+        assert f"{len(json.loads(saved.read_text())['moves'])} moves" in capsys.readouterr().out
+        plan = json.loads(saved.read_text())
+        assert all(s["arena_bytes"] <= s["size"] for s in plan["spaces"])
+        assert [s["cost_per_byte"] for s in plan["spaces"]] == [1, 7]
+        costs.append(plan["cost"])
+    assert costs[0] > costs[1] > costs[2]
+    assert plan["spaces"][1]["arena_bytes"] == 0
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
 def test_the_header_compiles_and_says_what_the_plan_says(tmp_path: Path) -> None:
     header, source, program = tmp_path / "plan.h", tmp_path / "main.c", tmp_path / "main"
@@ -119,6 +135,11 @@ def test_what_cannot_be_is_refused_with_a_way_out(capsys: pytest.CaptureFixture[
         (["run", str(tmp_path / "none.onnx")], 2, "no such file"),
         (["plan", str(CNN), "--save", str(tmp_path / "plan.txt")], 2, "no form of a plan"),
         (["plan", str(CNN), "--dim", "rows=3"], 2, "not a symbolic dimension"),
+        (["plan", str(CNN), "--spaces", "sram"], 2, "cannot read 'sram'"),
+        (["plan", str(CNN), "--spaces", "sram=1KiB@x"], 2, "NAME=SIZE@COST"),
+        (["plan", str(CNN), "--spaces", "a=1KiB,a=2KiB"], 2, "cannot read 'a=2KiB'"),
+        (["plan", str(CNN), "--spaces", "a=1KiB", f"--save={tmp_path / 'plan.csv'}"], 2, "saved as .json only"),
+        (["plan", str(CNN), "--spaces", "sram=16,dram=16"], 4, "no room in any space"),
         (["profile", str(CNN), "--dim", "batch"], 2, "binds no dimension"),
     ]:
         assert main(arguments) == code, arguments
