@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -20,12 +20,11 @@ from memoptc.ir.facts import (
     AttrRef,
     AttrValue,
     EmptyList,
-    Function,
     Loc,
-    ModelInfo,
     Output,
     Tensor,
 )
+from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import Type
 
 __all__ = [
@@ -435,6 +434,51 @@ def _require_graph(op: Op) -> Graph:
     return op.graph
 
 
+@dataclass
+class Function:
+    """A model-local function: its body, and its attributes (name -> default, or `None` when required)."""
+
+    domain: str
+    name: str
+    overload: str
+    body: Graph
+    attrs: dict[str, Any] = field(default_factory=dict)
+    opset_imports: dict[str, int] = field(default_factory=dict)
+    doc: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ModelInfo:
+    """What a model says beside its graph. Lives on the top graph as `graph.model`.
+
+    Args:
+        opset_imports: Domain -> version; `""` is standard ONNX.
+        functions: (domain, name, overload) -> function.
+        source_path: The file it was read from, `""` when it came from memory.
+        source_sha256: Digest of that file (of the serialised model when it came from memory).
+        opaque: Parts that memoptc does not look into (training info, device configurations), as
+            serialised protobuf by field name, carried to the output as they are.
+        states_types: Whether the file says types of inner values; a model that did not is written without.
+        form: The form in which the file was written, where it was not plain (`memoptc.ir.forms`).
+    """
+
+    ir_version: int = 10
+    opset_imports: dict[str, int] = field(default_factory=lambda: {"": 21})
+    producer_name: str = ""
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int = 0
+    doc: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    functions: dict[tuple[str, str, str], Function] = field(default_factory=dict)
+    source_path: str = ""
+    source_sha256: str = ""
+    opaque: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
+    states_types: bool = True
+    form: str = ""
+
+
 class Graph:
     """A list of ops with inputs and outputs: a whole model, or the body of an op (then a *region*).
 
@@ -721,8 +765,6 @@ class Graph:
             name: Its name; made unique when taken.
             type: Its type, when already at hand; else read off the tensor.
         """
-        from memoptc.ir.tensors import tensor_type
-
         op = Op("const", (), (type or tensor_type(tensor),), {"value": tensor})
         op.result.name = self.fresh_name(name or tensor.name or "const")
         return self.prepend(op).result

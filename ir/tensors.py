@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from memoptc.ir.core import Tensor
+from memoptc.ir.facts import Tensor
 from memoptc.ir.types import DType, TensorType
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from memoptc.ir.builder import Builder
-from memoptc.ir.core import Graph, ModelInfo, Op, Output, Value
+from memoptc.ir.core import Function, Graph, ModelInfo, Op, Output, Value
 from memoptc.ir.dims import Sym
-from memoptc.ir.facts import Function
 from memoptc.ir.types import DType, TensorType
 
 F32 = TensorType(DType.FLOAT, (2, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memoptc.report.model import Report
+from memoptc.report.facts import ReportFacts
 from memoptc.runtime.configuration import FILE_ORDER
 
 PLANNED_PEAK = f"activations, planned peak ({FILE_ORDER})"
@@ -39,7 +39,7 @@ def _milliseconds(value: float | None) -> str:
 PARTS = ("weights", "activations", "workspace", "loading", "ours")
 
 
-def before_after(report: Report) -> list[Row]:
+def before_after(report: ReportFacts) -> list[Row]:
     """Give the rows: what the process needs and what that is made of, how fast it is, what it weighs, how far off."""
     control, candidate = report.control, report.candidate
     rows = [*_needs(report), *_times(report)]
@@ -64,7 +64,7 @@ def before_after(report: Report) -> list[Row]:
     return rows
 
 
-def _needs(report: Report) -> list[Row]:
+def _needs(report: ReportFacts) -> list[Row]:
     """What the process needs, in stock onnxruntime and in each tier of `Session`; each followed by its breakdown."""
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
@@ -95,7 +95,7 @@ def _breakdown(before: dict[str, Any], after: dict[str, Any], *anonymous: int | 
     return rows
 
 
-def _times(report: Report) -> list[Row]:
+def _times(report: ReportFacts) -> list[Row]:
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from memoptc.report.model import Report
+from memoptc.report.facts import ReportFacts
 from memoptc.report.rows import size
 from memoptc.runtime.sizes import GROWTH, grown
 
@@ -38,13 +38,13 @@ class Worse:
         return f"{self.what} {self.ratio:.2f} ({self.after} instead of {self.before}): {self.why}"
 
 
-def verdict(report: Report) -> str:
+def verdict(report: ReportFacts) -> str:
     """Say in one sentence what came out: need, latency, and whether the outputs are those of the original."""
     parts = [_memory(report), _latency(report), _outputs(report), _taken_back(report)]
     return "; ".join(part for part in parts if part) + "."
 
 
-def planned_for(report: Report) -> str:
+def planned_for(report: ReportFacts) -> str:
     """Say which extents were chosen, where neither options nor data decide; `""` where they do."""
     chosen = report.sizes.get("chosen") or []
     planned, run = report.sizes.get("planned") or {}, report.sizes.get("run") or {}
@@ -56,7 +56,7 @@ def planned_for(report: Report) -> str:
     return f"Planned for sizes up to {text}{at}; say --dim {chosen[-1]}=N to change."
 
 
-def _memory(report: Report) -> str:
+def _memory(report: ReportFacts) -> str:
     before, after = report.control.measured, report.candidate.measured
     if before and after:
         a, b = before["need_bytes"]["stock"], after["need_bytes"]["stock"]
@@ -72,7 +72,7 @@ def _memory(report: Report) -> str:
     return f"Not measured; predicted to need {size(b)} instead of {size(a)} in stock onnxruntime ({_ratio(a, b)})"
 
 
-def _latency(report: Report) -> str:
+def _latency(report: ReportFacts) -> str:
     found = (report.candidate.measured or {}).get("slowdown")
     if not found:
         return ""
@@ -84,12 +84,12 @@ _NOISE = 0.1
 """Width of the interval of a ratio of latencies above which the verdict names it."""
 
 
-def _taken_back(report: Report) -> str:
+def _taken_back(report: ReportFacts) -> str:
     found = [d.what for d in report.decisions if d.step == TAKEN_BACK]
     return f"taken back: {', '.join(found)}" if found else ""
 
 
-def _outputs(report: Report) -> str:
+def _outputs(report: ReportFacts) -> str:
     found = report.verification
     if found.get("mode", "off") == "off":
         return "outputs not verified"
@@ -102,12 +102,12 @@ def _outputs(report: Report) -> str:
     return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}"
 
 
-def _least_sqnr(report: Report) -> str:
+def _least_sqnr(report: ReportFacts) -> str:
     ratios = [o["sqnr_db"] for o in report.verification.get("outputs", []) if _number(o.get("sqnr_db"))]
     return f", {min(ratios):.1f} dB of signal over noise at least" if ratios else ""
 
 
-def proof(report: Report) -> str:
+def proof(report: ReportFacts) -> str:
     """Say in one sentence how outputs were compared, and how far they are off."""
     found = report.verification
     mode = found.get("mode", "off")
@@ -130,7 +130,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def worse(report: Report) -> list[Worse]:
+def worse(report: ReportFacts) -> list[Worse]:
     """Give every measured figure that got worse by more than measuring can be off."""
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
@@ -142,7 +142,7 @@ def worse(report: Report) -> list[Worse]:
     return found + _worse_latency(report)
 
 
-def _default_session(report: Report) -> dict[str, Any] | None:
+def _default_session(report: ReportFacts) -> dict[str, Any] | None:
     """The candidate in the tier that `Session` takes by itself."""
     return next(iter((report.candidate.session or {}).values()), None)
 
@@ -207,7 +207,7 @@ def _why_more(before: dict[str, int], after: dict[str, int], parts: tuple[str, .
     return " and ".join(_REASONS[k].format(size(more[k])) for k in largest) or "no part of it explains why"
 
 
-def _worse_latency(report: Report) -> list[Worse]:
+def _worse_latency(report: ReportFacts) -> list[Worse]:
     before, after = report.control.measured, report.candidate.measured
     assert before is not None
     assert after is not None
@@ -224,7 +224,7 @@ def _worse_latency(report: Report) -> list[Worse]:
     return found
 
 
-def _why_slower(report: Report) -> str:
+def _why_slower(report: ReportFacts) -> str:
     costs = [f"{d.step}: {d.what}" for d in report.decisions if d.step in ("fit", "form")]
     nodes = f"{report.candidate.nodes} nodes instead of {report.control.nodes}"
     return "; ".join([nodes, *costs[:2]])

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from memoptc.ir.core import Graph, Op, clone_op
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.choose import tilings
+from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
-from memoptc.passes.memory._tile.estimate import Costs, MemoryProfile, TilingEstimate
+from memoptc.passes.memory._tile.estimate import MemoryProfile, TilingEstimate
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
 from memoptc.passes.memory._tile.region import MARK, REMATERIALISED, Region, Spaces
 from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise

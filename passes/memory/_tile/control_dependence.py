@@ -9,14 +9,11 @@ contains an empty slice of the previous tile's result: a data dependence of zero
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
 from memoptc.ir.types import DType, TensorType
-
-if TYPE_CHECKING:
-    from memoptc.passes.memory._tile.emit import Emitter
+from memoptc.passes.memory._tile.building import TileBuilder
 
 
 class ControlDependence:
@@ -27,7 +24,7 @@ class ControlDependence:
         results: The latest result of the previous tiles, one for each output of the region.
     """
 
-    def __init__(self, emitter: Emitter, results: Iterable[Value]) -> None:
+    def __init__(self, emitter: TileBuilder, results: Iterable[Value]) -> None:
         self.emitter = emitter
         recent = (ops.opset_of(emitter.graph) or 13) >= 10
         self.empty = [self._empty_slice(v) for v in results] if recent else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from memoptc.ir.ops.axis import shape
 from memoptc.ir.ops.resize import factor_of, pad_amounts
 from memoptc.ir.ops.windows import window_of
 from memoptc.ir.tensors import ints
+from memoptc.passes.memory._tile.building import TileBuilder
 from memoptc.passes.memory._tile.grid import AffineBound, Interval, NotTileableError, OperandTile, StaticGrid, TileGrid
 from memoptc.passes.memory._tile.propagation import TileWork
-
-if TYPE_CHECKING:
-    from memoptc.passes.memory._tile.emit import Emitter
 
 
 @dataclass
@@ -39,7 +37,7 @@ class TileOp:
     work: TileWork
     operands: tuple[Value, ...]
     grid: TileGrid
-    emitter: Emitter
+    emitter: TileBuilder
 
     @property
     def interval(self) -> Interval:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from math import log, prod
-from typing import TYPE_CHECKING
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis, Join
+from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.grid import Interval
 from memoptc.passes.memory._tile.joins import is_weighted
 from memoptc.passes.memory._tile.region import Region
 from memoptc.runtime.memory.footprint import aligned
-
-if TYPE_CHECKING:
-    from memoptc.passes.memory._tile.estimate import Costs
 
 NODES = {Join.PLACE: 6, Join.MEAN: 2}
 """Nodes that join a part of an accumulated result to those before it; of other kinds, one."""

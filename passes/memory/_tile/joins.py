@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +20,8 @@ from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Axis, Form, Join
 from memoptc.ir.types import TensorType
+from memoptc.passes.memory._tile.building import TileBuilder
 from memoptc.passes.memory._tile.grid import Interval, NotTileableError
-
-if TYPE_CHECKING:
-    from memoptc.passes.memory._tile.emit import Emitter
 
 PARTIAL = {"ReduceL2": "ReduceSumSquare", "ReduceLogSum": "ReduceSum"}
 """What gives parts of a sum of which the operator gives a function,"""
@@ -51,7 +48,7 @@ class Accumulated:
 
     op: Op
     axis: Axis
-    emitter: Emitter
+    emitter: TileBuilder
     total: Value | None = field(default=None, init=False)
     """What the tiles so far give together."""
 
@@ -321,7 +318,7 @@ class Weighted(Accumulated):
         return [self.emitter.made("Div", [self.total, self.sum], type=self.op.result.type)]
 
 
-def exponentials(op: Op, x: Value, index: int, emitter: Emitter) -> Value:
+def exponentials(op: Op, x: Value, index: int, emitter: TileBuilder) -> Value:
     """The exponentials of a tile of a softmax's own axis; what `Weighted` needs besides goes to `emitter.weights`."""
     type_ = x.type
     assert isinstance(type_, TensorType)
@@ -345,7 +342,7 @@ def is_weighted(op: Op, axes: Mapping[Op, Axis]) -> bool:
     return maker is not None and maker in axes and axes[maker].form is Form.EXPONENTIALS
 
 
-_KINDS: dict[Join, Callable[[Op, Axis, Emitter], Accumulated]] = {
+_KINDS: dict[Join, Callable[[Op, Axis, TileBuilder], Accumulated]] = {
     **dict.fromkeys((Join.SUM, Join.MEAN, Join.PRODUCT, Join.LARGEST, Join.LEAST), Sums),
     Join.PLACE: Place,
     Join.TOP: Top,
@@ -353,7 +350,7 @@ _KINDS: dict[Join, Callable[[Op, Axis, Emitter], Accumulated]] = {
 }
 
 
-def accumulated(op: Op, axis: Axis, emitter: Emitter) -> Accumulated:
+def accumulated(op: Op, axis: Axis, emitter: TileBuilder) -> Accumulated:
     """Begin to accumulate an op's result."""
     assert axis.join is not None
     kind = Weighted if is_weighted(op, emitter.region.axes) else _KINDS[axis.join]
