@@ -143,7 +143,7 @@ def one(name: str, case: Case, folder: Path, threads: int, seconds: float, stock
     }
     path = folder / f"{name}.O3.onnx"
     start = time.perf_counter()
-    budget = None if case.limit is None else int(case.limit * 0.75)
+    budget = None if case.limit is None else f"activations={int(case.limit * 0.75)}"
     slowdown = None if case.limit else case.latency
     result = compile_file(
         original, path, level=3, dims=dims, max_slowdown=slowdown, memory_budget=budget, verify="off", jobs=threads

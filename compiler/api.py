@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from memoptc.attempts import Attempt, Attempts
+from memoptc.budget import BudgetLike
 from memoptc.forms import Choice
 from memoptc.gate import check_budget, check_verification, promised_slowdown
 from memoptc.ir.core import Graph
@@ -33,6 +34,7 @@ from memoptc.steps import describe, prepare, prove, run
 from memoptc.takeback import Keeper
 from memoptc.untouched import check_target
 from memoptc.version import __version__
+from memoptc.within import Held, check_process, held, reach
 
 
 class Result:
@@ -103,7 +105,7 @@ def compile(
     *,
     calibration: Any = None,
     validation: Any = None,
-    memory_budget: int | None = None,
+    memory_budget: BudgetLike = None,
     dims: Mapping[str, int] | None = None,
     **options: Any,
 ) -> Result:
@@ -115,7 +117,7 @@ def compile(
         target: `float32`, `int8`, ...
         calibration: Data for quantization: path, `module:function`, or an iterable of input name -> array.
         validation: Data to verify with; the calibration data when not given, else generated inputs.
-        memory_budget: Bytes for the planned activations.
+        memory_budget: What the process, its activations or its weights must fit into; see `memoptc.budget.Budget`.
         dims: Extents of symbolic dimensions for planning, measuring and verifying.
         options: The other fields of `memoptc.options.Options`.
 
@@ -213,19 +215,33 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     attempts.predict_original(graph)
     attempt = attempts.build(run.pipeline(options, data.calibration is not None), (graph, shapes))
     del graph, shapes  # another attempt may take its place
+
+    def predicted(attempt: Attempt) -> Held:
+        assert attempt.estimates is not None
+        return held(describe.sizes_of(attempt.estimates), options, "predicted")
+
+    def measured(attempt: Attempt) -> Held:
+        assert attempt.needs is not None
+        return held(attempt.needs.sizes, options, "measured")
+
+    needs = measured
     if options.measure:
-        attempt = _measured(attempts, attempt)
+        attempt = _measured(attempts, attempt, measured)
     else:
+        attempt = reach(attempts, attempt, predicted)
         attempt = _proven(attempts, Keeper(attempts, options).hold_predictions(attempt))
+        needs = predicted
     report, graph = attempt.report, attempt.graph
     check_budget(report, graph, options, data.dims)
+    if options.budget.process is not None:
+        check_process(attempt, needs(attempt), options)
     check_target(report, graph, source.graph, options)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
     return Result(graph, report, attempt.compiled.plan, attempt.contract, source.kind, attempt.choice)
 
 
-def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:
+def _measured(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]) -> Attempt:
     """Hold an attempt to what is promised, as measured, and prove it; what makes it worse is taken back."""
     options, data = attempts.options, attempts.data
     options.progress("measuring", 0.62)
@@ -233,6 +249,13 @@ def _measured(attempts: Attempts, attempt: Attempt) -> Attempt:
         feed = data.feed
         bench = Bench(attempts.source.path, feed, options.jobs or 0, promised_slowdown(options))
         keeper = Keeper(attempts, options, bench)
+        if options.budget.process is not None:
+
+            def of(attempt: Attempt) -> Held:
+                keeper.measure_needs(attempt)
+                return needs(attempt)
+
+            attempt = reach(attempts, attempt, of)
         attempt = keeper.hold_needs(attempt)
     except InputError:
         _prove(attempts, attempt)  # says more about a model that does not run

@@ -18,6 +18,7 @@ from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.report import Report, Side
 from memoptc.runtime.contract import Contract, contract_path
+from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.samples import Inputs
 from memoptc.source import Source, files_of
 from memoptc.steps import describe, prepare, run, write
@@ -38,6 +39,7 @@ class Attempt:
         needs: What it needs, where that was measured.
         times: How fast it is, where that was measured.
         predicted: What it is predicted to need; `None` where sizes are unknown that are known of the original.
+        estimates: Its parts, in stock onnxruntime and in `Session`, as far as they are known.
         verified: Whether it was proven against the original.
         edit: How its pipeline differs from the first one.
     """
@@ -52,6 +54,7 @@ class Attempt:
     needs: Needs | None = None
     times: Times | None = None
     predicted: Sizes | None = None
+    estimates: tuple[NeedEstimate, NeedEstimate] | None = None
     verified: bool = False
     edit: Any = None
 
@@ -135,6 +138,7 @@ class Attempts:
         contract.save(contract_path(self.output))
         estimate = describe.predict(report.candidate, graph, data.dims, choice.form)
         self._last = Attempt(pipeline, graph, compiled, contract, self.output, report, choice)
+        self._last.estimates = estimate
         self._last.predicted = None if len(estimate[0].unknown) < self._unknown else describe.sizes_of(estimate)
         return self._last
 

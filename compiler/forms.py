@@ -95,7 +95,7 @@ def choose_form(
         return plain
     infer_shapes(graph)
     planned = peak(graph, dims).peak_bytes
-    if planned < IGNORE or _breaks_budget(graph, dims, planned, options.memory_budget):
+    if planned < IGNORE or _breaks_budget(graph, dims, planned, options.budget.activations):
         return plain
     needs = predicted_needs(graph, dims, external=external)
     inline = needs if not external else predicted_needs(graph, dims, external=False)

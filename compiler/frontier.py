@@ -154,7 +154,7 @@ def _kept(model: Path, path: Path, budget: int, options: Options, feed: dict[str
 
 
 def _point(model: Path, path: Path, budget: int, options: Options) -> Point:
-    asked = replace(options, memory_budget=budget, force=True)
+    asked = replace(options, memory_budget=f"activations={budget}", force=True)
     try:
         result = compile_file(model, path, **_fields(asked))
     except GateError:

@@ -47,7 +47,7 @@ def promised_slowdown(options: Options) -> float:
     """Largest ratio of latencies that a compile promises: what was asked for, else the level's; any for a budget."""
     if options.max_slowdown is not None:
         return options.max_slowdown
-    return ANY_SLOWDOWN if options.memory_budget is not None else SLOWDOWN.get(options.level, SLOWDOWN[2])
+    return ANY_SLOWDOWN if options.budget else SLOWDOWN.get(options.level, SLOWDOWN[2])
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,19 @@ def refusal(broken: Sequence[Broken]) -> tuple[str, str]:
 
 
 def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[str, int]) -> None:
-    """Refuse a plan that does not fit into the memory budget.
+    """Refuse a plan whose activations, or whose weights, do not fit into their budget.
 
     Raises:
         BudgetError: it does not; the message names the floor and the op that holds it there.
     """
-    if options.memory_budget is None:
+    _check_weights(report, options)
+    budget = options.budget.activations
+    if budget is None:
         return
     need = report.candidate.arena_bytes
     if need is None:
         need = report.candidate.planned_peak_bytes
-    if need is not None and need <= options.memory_budget:
+    if need is not None and need <= budget:
         return
     if need is None:
         message = "The planned memory is unknown, since some sizes are; the budget cannot be checked."
@@ -137,13 +139,26 @@ def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[s
         found = peak(graph, dims)
         floor = report.candidate.floor_bytes
         message = (
-            f"The budget of {size(options.memory_budget)} is out of reach: the plan needs {size(need)}, its floor "
+            f"The budget of {size(budget)} for activations is out of reach: the plan needs {size(need)}, its floor "
             f"is {size(floor)}, held there by {found.op_label}{_made_from(graph, dims, found)}."
         )
     if options.force:
         report.warnings.append(f"{message} Written all the same (--force).")
         return
     raise BudgetError(message, hint="Nothing was written; bind smaller sizes with --dim, or use --force.")
+
+
+def _check_weights(report: Report, options: Options) -> None:
+    budget = options.budget.weights
+    if budget is None or report.candidate.weight_bytes <= budget:
+        return
+    message = f"The weights take {size(report.candidate.weight_bytes)}, their budget is {size(budget)}."
+    if options.force:
+        report.warnings.append(f"{message} Written all the same (--force).")
+        return
+    raise BudgetError(
+        message, hint="Nothing was written; store them smaller with --target int8 or int4, or use --force."
+    )
 
 
 def _made_from(graph: Graph, dims: Mapping[str, int], found: PeakReport) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from memoptc.budget import Budget, BudgetLike
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.forms import FORMS
 
@@ -35,7 +36,9 @@ class Options:
             caller's dtypes when not set.
         device: Profile of the device to quantize for: a name (`memoptc.runtime.devices`), a `.toml` file, or `auto` for
             that of this machine.
-        memory_budget: Bytes that the planned activations must fit into.
+        memory_budget: What must fit: `256MiB` (or bytes) for the need of the whole process, loading included;
+            `activations=64MiB,weights=100MiB` for planned activations and stored weights (`memoptc.budget.Budget`).
+        run_with: The way of running in which a process must fit: `stock` or `session`; either when not set.
         max_slowdown: Largest accepted ratio of median latencies, candidate to control.
         tune: Let passes measure what they made, instead of relying on predicted run times.
         max_error: Largest accepted error of an output relative to its scale.
@@ -76,7 +79,8 @@ class Options:
     validation: Any = None
     quantize_io: bool = False
     device: str = "auto"
-    memory_budget: int | None = None
+    memory_budget: BudgetLike = None
+    run_with: str | None = None
     max_slowdown: float | None = None
     tune: bool = False
     max_error: float | None = None
@@ -106,6 +110,9 @@ class Options:
     def __post_init__(self) -> None:
         from memoptc.targets import CODED_BORDERS, TARGETS
 
+        Budget.of(self.memory_budget)
+        if self.run_with not in (None, "stock", "session"):
+            raise InputError(f"run_with={self.run_with!r} is unknown.", hint="Use stock or session.")
         if self.level not in (0, 1, 2, 3):
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
         if self.target not in TARGETS:
@@ -141,6 +148,11 @@ class Options:
             if not isinstance(extent, int) or extent < 0:
                 raise InputError(f"Dimension {name} cannot be {extent!r}.", hint="Give a whole number >= 0.")
 
+    @property
+    def budget(self) -> Budget:
+        """What must fit."""
+        return Budget.of(self.memory_budget)
+
     def to_json(self) -> dict[str, Any]:
         """Give the options as plain values for the report."""
         found: dict[str, Any] = {}
@@ -150,5 +162,7 @@ class Options:
                 continue
             if f.name in ("calibration", "validation", "metric") and value is not None and not isinstance(value, str):
                 value = str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
+            if isinstance(value, Budget):
+                value = str(value)
             found[f.name] = dict(value) if isinstance(value, Mapping) else value
         return found

@@ -145,7 +145,7 @@ class Keeper:
             GateError: there is none.
         """
         options = self.attempts.options
-        if options.memory_budget is not None or options.target in HALF_FLOATS:
+        if options.budget.activations is not None or options.target in HALF_FLOATS:
             return attempt
 
         def check(attempt: Attempt) -> list[Broken]:

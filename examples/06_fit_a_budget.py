@@ -19,7 +19,7 @@ BUDGET = 3 << 20
 
 
 def main() -> None:
-    result = memoptc.compile(MODEL, memory_budget=BUDGET, dims={"batch": BATCH})
+    result = memoptc.compile(MODEL, memory_budget=f"activations={BUDGET}", dims={"batch": BATCH})
     before, after = result.report.control, result.report.candidate
     print(f"planned peak: {before.planned_peak_bytes} -> {after.planned_peak_bytes} bytes, budget {BUDGET}")
     print(f"nodes: {before.nodes} -> {after.nodes}")

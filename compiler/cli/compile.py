@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import Binding, Bytes, accuracy_options, common, dim_option
+from memoptc.cli.options import Binding, accuracy_options, common, dim_option
 from memoptc.targets import TARGETS
 
 
@@ -25,7 +25,14 @@ from memoptc.targets import TARGETS
     show_default=True,
     help="Profile to quantize for: x86-vnni, x86-avx2, arm64, or a .toml file.",
 )
-@click.option("--memory-budget", type=Bytes(), help="Planned activation memory must fit, e.g. 64MiB.")
+@click.option(
+    "--memory-budget",
+    metavar="SIZE",
+    help="The whole process must fit, e.g. 256MiB; or its parts: activations=64MiB,weights=100MiB.",
+)
+@click.option(
+    "--run-with", type=click.Choice(["stock", "session"]), help="Where the budget counts; either if not given."
+)
 @click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest accepted ratio of latencies, e.g. 1.2.")
 @click.option(
     "--tune", is_flag=True, help="Measure what tiling made, instead of relying on predicted run times (slow)."

@@ -63,7 +63,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         freeze=options.freeze_runtime,
         quantize_io=options.quantize_io,
         device=device_of(options),
-        budget=options.memory_budget,
+        budget=options.budget.activations,
         slowdown=options.max_slowdown,
         accuracy=levels.Accuracy(options.min_sqnr, options.max_accuracy_loss, options.fallback),
     )

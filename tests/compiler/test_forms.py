@@ -130,7 +130,10 @@ def test_a_budget_that_holds_without_a_branch_holds_with_one() -> None:
     infer_shapes(graph)
     planned, wrapped = peak(graph, {}).peak_bytes, peak(wrap(graph), {}).peak_bytes
     assert planned < wrapped
-    chosen = [choose_form(graph, {}, Options(memory_budget=budget)).form.name for budget in (planned, wrapped)]
+    chosen = [
+        choose_form(graph, {}, Options(memory_budget=f"activations={budget}")).form.name
+        for budget in (planned, wrapped)
+    ]
     assert chosen == ["plain", "branch"]
 
 

@@ -91,7 +91,7 @@ def attention(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("attention")
     model = written(ATTENTION, folder / "attention.onnx")
     steps = "order,fit{budget=3000000,slowdown=1000.0},plan-memory,lower"
-    result = memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget=3_000_000, passes=steps)
+    result = memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget="activations=3000000", passes=steps)
     result.save(folder / "small.onnx")
     assert result.report.control.planned_peak_bytes > 16_000_000
     assert result.report.candidate.arena_bytes <= 3_000_000
@@ -115,7 +115,7 @@ def test_a_model_of_pieces_read_again_plans_the_same(tmp_path: Path) -> None:
         "%v: f32[B,4,S,16])", "%v: f32[B,4,S,16], %bias: f32[B,4,S,S])"
     )
     extents = {"B": 8, "S": 256}
-    result = memoptc.compile(written(text, tmp_path / "m.onnx"), dims=extents, memory_budget=3_000_000)
+    result = memoptc.compile(written(text, tmp_path / "m.onnx"), dims=extents, memory_budget="activations=3000000")
     result.save(tmp_path / "small.onnx")
     again = read_onnx(tmp_path / "small.onnx")
     infer_shapes(again)
@@ -137,7 +137,7 @@ def test_one_model_is_small_at_every_size(attention: tuple[Path, Path], tokens: 
 @pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
 def test_what_is_computed_again_is_not_merged_by_onnxruntime(tmp_path: Path) -> None:
     model = skip_model(tmp_path / "skip.onnx")
-    result = memoptc.compile(model, level=3, memory_budget=2_500_000)
+    result = memoptc.compile(model, level=3, memory_budget="activations=2500000")
     result.save(tmp_path / "small.onnx")
     decisions = [d.what for d in result.report.decisions if d.step == "fit"]
     assert any("%skip rematerialised" in what for what in decisions)
@@ -155,13 +155,13 @@ def test_a_budget_out_of_reach_is_refused_with_what_holds_it(
 ) -> None:
     model = written(ATTENTION, tmp_path / "attention.onnx")
     arguments = [str(model), "-o", str(tmp_path / "out.onnx"), "--dim", "B=1", "--dim", "S=1000", "--no-measure"]
-    assert main([*arguments, "--memory-budget", "200kB"]) == 4
+    assert main([*arguments, "--memory-budget", "activations=200kB"]) == 4
     message = capsys.readouterr().err
     assert "out of reach" in message
     assert "held there by" in message
     assert not (tmp_path / "out.onnx").exists()
     with pytest.raises(BudgetError):
-        memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget=200_000)
+        memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget="activations=200000")
 
 
 def test_less_slowdown_leaves_a_larger_peak_and_small_models_stay() -> None:

@@ -25,7 +25,9 @@ def test_convolutions_in_branches_run_on_integers() -> None:
     }
     feeds = [{"x": np.random.default_rng(i).normal(size=(1, 1, 96, 96)).astype(np.float32)} for i in range(3)]
     # 1.7 MB untiled, scratch of integer kernels included; forced, as nodes outweigh activations in so small a model
-    found = compile_model(parse(TEXT, 13, **weights), 2, "int8", calibration=feeds, memory_budget=500_000, force=True)
+    found = compile_model(
+        parse(TEXT, 13, **weights), 2, "int8", calibration=feeds, memory_budget="activations=500000", force=True
+    )
     branches = list(found.graph.walk("If"))
     assert branches
     kernels = found.report.kernels

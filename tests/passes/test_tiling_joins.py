@@ -221,7 +221,7 @@ def test_logits_of_which_only_the_largest_leaves_are_never_there_whole(tmp_path:
     weights = random.standard_normal(32 * 8000).astype(np.float32)
     graph = typed(VOCABULARY.replace("WEIGHTS", str([float(w) for w in weights])))
     write_onnx(graph, tmp_path / "logits.onnx")
-    result = memoptc.compile(tmp_path / "logits.onnx", memory_budget=40_000)
+    result = memoptc.compile(tmp_path / "logits.onnx", memory_budget="activations=40000")
     result.save(tmp_path / "small.onnx")
     assert result.report.control.planned_peak_bytes >= 8 * 8000 * 4
     assert result.report.candidate.planned_peak_bytes <= 40_000

@@ -1,0 +1,87 @@
+"""A budget of the whole process: reached by smaller activations, or refused with what holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from runtime_models import normal, parse
+
+import memoptc
+from memoptc.budget import Budget
+from memoptc.cli.main import main
+from memoptc.ir.diagnostics import BudgetError, InputError
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.options import STOCK
+
+MB = 10**6
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (None, Budget()),
+        (5, Budget(process=5)),
+        ("1KiB", Budget(process=1024)),
+        ("activations=2kB, weights=3", Budget(activations=2000, weights=3)),
+        ("process=1M,activations=7", Budget(1 << 20, 7)),
+    ],
+)
+def test_spellings(written: str | int | None, meant: Budget) -> None:
+    assert Budget.of(written) == meant
+    assert not meant or Budget.of(str(meant)) == meant
+
+
+@pytest.mark.parametrize("text", ["much", "activations", "cache=5MB", "activations=1,activations=2", "1MB,2MB"])
+def test_what_is_no_budget_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="memory_budget"):
+        memoptc.compile(convolutions(tmp_path), memory_budget=text)
+    assert main([str(tmp_path / "m.onnx"), "--memory-budget", text]) == 2
+    assert "256MiB" in capsys.readouterr().err
+
+
+def convolutions(folder: Path) -> Path:
+    """A peak of 50 MB between two convolutions over a large picture, which tiles avoid; 7 MB go in and out."""
+    weights = {"a": normal(32, 4, 3, 3), "b": normal(4, 32, 3, 3)}
+    text = (
+        "g (float[1, 4, 448, 448] x) => (float[1, 4, 448, 448] y) {"
+        " h = Conv<pads = [1, 1, 1, 1]>(x, a) r = Relu(h) y = Conv<pads = [1, 1, 1, 1]>(r, b) }"
+    )
+    path = folder / "m.onnx"
+    onnx.save(parse(text, **weights), path)
+    return path
+
+
+def test_activations_shrink_until_the_process_fits(tmp_path: Path) -> None:
+    """Level 1 tiles nothing by itself; the measured process decides."""
+    path, out = convolutions(tmp_path), tmp_path / "out.onnx"
+    feed = {"x": np.ones((1, 4, 448, 448), np.float32)}
+    before = measure_need(path, feed).need_bytes
+    budget = int(before * 0.7)
+    arguments = [str(path), "-O1", "-o", str(out), "-q", "--run-with", "stock"]
+    assert main([*arguments, "--memory-budget", str(budget)]) == 0
+    assert measure_need(out, feed, options=STOCK).need_bytes <= budget * 1.02
+    assert len(onnx.load(out).graph.node) > 3
+
+
+def test_out_of_reach_says_what_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "w.onnx"
+    onnx.save(parse("g (float[1, 2048] x) => (float[1, 2048] y) { y = MatMul(x, w) }", w=normal(2048, 2048)), path)
+    with pytest.raises(BudgetError) as refused:
+        memoptc.compile(path, memory_budget="8MB")
+    assert "The budget of 8.00 MB is out of reach: the process needs" in refused.value.message
+    assert "weights 16.78 MB" in refused.value.message
+    assert "--target int8 would take about" in str(refused.value.hint)
+    with pytest.raises(BudgetError, match=r"The weights take 16\.\d+ MB, their budget is 8\.00 MB"):
+        memoptc.compile(path, memory_budget="weights=8MB")
+    kept = memoptc.compile(path, memory_budget="8MB", force=True)
+    assert any("out of reach" in warning for warning in kept.report.warnings)
+
+
+def test_a_budget_that_is_kept_is_said(tmp_path: Path) -> None:
+    found = memoptc.compile(convolutions(tmp_path), level=1, memory_budget="1GB")
+    (decision,) = [d for d in found.report.decisions if d.step == "budget"]
+    assert decision.what in ("kept in stock onnxruntime", "kept in Session")
+    assert "of 1,000 MB, predicted" in decision.why or "of 1.00 GB, predicted" in decision.why
