@@ -1,14 +1,18 @@
-"""A decoder before and after: need of prefill and decode, and tokens per second, interleaved with the original.
+"""A decoder before and after: need, container and tokens per second of prefill and decode, interleaved.
 
-    python benchmarks/decoders.py MODEL.onnx [--option=--last-logits ...] [--size 256:0 --size 1:256 ...]
+    python benchmarks/decoders.py MODEL.onnx [--option=--last-logits ...] [--size 256:0 --size 1:256 ...] [--container]
 
 MODEL is any decoder whose cache grows (smollm2_135m of the collection, for instance). It is compiled as users do, with
-`-O2` and the options given. Sizes are steps and past; one sequence. Needs are MB of a fresh process over what it had
-before the model was opened, latencies medians in one process with both models loaded, on two threads.
+`-O2` and the options given, or `--compiled FILE` names what was. Sizes are steps and past; one sequence. Needs are MB
+of a fresh process over what it had before the model was opened, in stock onnxruntime and, as anonymous bytes, in
+`Session`; latencies are medians in one process with both models loaded, on two threads. `--container` finds the
+smallest memory limits, of which a one-node model's is taken off. `--long N` decodes N tokens one by one with the
+compiled model, and compares the last scores with its prefill of all.
 """
 
 from __future__ import annotations
 
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,15 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import onnx
 from rich.console import Console
 from rich.table import Table
 
 from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.runtime.container import smallest_container
+from memoptc.runtime.decoding import Decoder
+from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measure import InSession, measure_need
+from memoptc.runtime.options import RunOptions
 
 THREADS = 2
 
@@ -53,33 +62,97 @@ def medians(models: list[Evaluator], feed: dict[str, Any], seconds: float) -> li
     return [statistics.median(taken[1:]) for taken in found]
 
 
+def base_container(folder: Path) -> float:
+    """MB of the smallest container of a model with one node."""
+    make = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "one", [make("x", 1, [4])], [make("y", 1, [4])]
+    )
+    path = folder / "one.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+    return smallest_container(path, {"x": np.zeros(4, np.float32)}, seconds=60).limit_bytes / 1e6
+
+
+def decode_long(model: Path, count: int) -> None:
+    """Decode so many tokens one by one, and compare with a prefill of all."""
+    with Decoder(model, threads=THREADS) as decoder:
+        ids = np.random.default_rng(0).integers(0, decoder.facts.vocabulary, count)
+        whole = decoder.prefill(ids)
+        started = time.perf_counter()
+        decoder.prefill(ids[:1])
+        for token in ids[1:]:
+            scores = decoder.step(token)
+        rate = (count - 1) / (time.perf_counter() - started)
+        error = float(np.abs(whole - scores).max() / np.abs(whole).max())
+        same = int(whole.argmax()) == int(scores.argmax())
+        click.echo(f"{count} tokens one by one: {rate:.1f} a second, {error:.1e} off its prefill, same best: {same}")
+
+
+def compiled_with(model: Path, after: Path, option: tuple[str, ...]) -> None:
+    """Compile, and say how long it took and how much memory the largest process had."""
+    command = [sys.executable, "-m", "memoptc", str(model), "-O2", "--no-measure", "-q", "-o", str(after), *option]
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    click.echo(f"compiled in {time.perf_counter() - started:.0f} s, largest process {peak:.0f} MB")
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--option", multiple=True, help="Option of the compile, such as --last-logits.")
+@click.option("--compiled", type=click.Path(exists=True, path_type=Path), help="What was compiled before.")
 @click.option("--size", multiple=True, default=("256:0", "2048:0", "1:256", "1:2048"), help="STEPS:PAST.")
 @click.option("--seconds", default=10.0, help="For each latency.")
-def main(model: Path, option: tuple[str, ...], size: tuple[str, ...], seconds: float) -> None:
+@click.option("--container", is_flag=True, help="Smallest memory limits, too, at the last size.")
+@click.option("--long", "long_", default=0, help="Decode so many tokens one by one.")
+def main(
+    model: Path,
+    option: tuple[str, ...],
+    compiled: Path | None,
+    size: tuple[str, ...],
+    seconds: float,
+    container: bool,
+    long_: int,
+) -> None:
     """Compile MODEL, and compare."""
-    table = Table("steps", "past", "need", "", "ratio", "tokens/s", "", "ratio")
+    table = Table("steps", "past", "need", "", "ratio", "anonymous", "in Session", "ratio", "tokens/s", "", "ratio")
     with tempfile.TemporaryDirectory() as folder:
-        after = Path(folder) / "after.onnx"
-        command = [sys.executable, "-m", "memoptc", str(model), "-O2", "--no-measure", "-q", "-o", str(after), *option]
-        started = time.perf_counter()
-        subprocess.run(command, check=True)
-        click.echo(f"compiled in {time.perf_counter() - started:.0f} s")
+        after = compiled or Path(folder) / "after.onnx"
+        if compiled is None:
+            compiled_with(model, after, option)
         graph = read_onnx(model)
         options = RunOptions(threads=THREADS)
-        both = [Evaluator(path, options) for path in (model, after)]
+        weight = [
+            sum(f.stat().st_size for f in (p, p.with_name(p.name + ".data")) if f.exists()) for p in (model, after)
+        ]
+        click.echo(f"files {weight[0] / 1e6:.1f} and {weight[1] / 1e6:.1f} MB, {weight[1] / weight[0]:.3f}")
+        feed: dict[str, Any] = {}
         for steps, past in (tuple(map(int, s.split(":"))) for s in size):
+            both: list[Evaluator] = [Evaluator(path, options) for path in (model, after)]
             feed = feed_of(graph, both[0], steps, past)
-            needs = [
-                measure_need(path, feed, options=options, seconds=seconds).need_bytes / 1e6 for path in (model, after)
-            ]
             rates = [steps / taken for taken in medians(both, feed, seconds)]
-            cells = [f"{v:.1f}" for v in needs] + [f"{needs[1] / needs[0]:.2f}"]
-            cells += [f"{v:.1f}" for v in rates] + [f"{rates[1] / rates[0]:.2f}"]
+            del both
+            needs = [measure_need(path, feed, options=options, seconds=seconds) for path in (model, after)]
+            small = measure_need(after, feed, options=InSession(), seconds=seconds)
+            cells: list[str] = []
+            for pair in (
+                [n.need_bytes / 1e6 for n in needs],
+                [(n.anonymous_bytes or 0) / 1e6 for n in (needs[0], small)],
+                rates,
+            ):
+                cells += [f"{v:.1f}" for v in pair] + [f"{pair[1] / pair[0]:.2f}"]
             table.add_row(str(steps), str(past), *cells)
-    Console().print(table)
+        Console(width=120).print(table)
+        if container:
+            base = base_container(Path(folder))
+            found = [smallest_container(path, feed, way=options, seconds=150) for path in (model, after)]
+            sizes = [f.limit_bytes / 1e6 - base for f in found]
+            click.echo(
+                f"containers above the base of {base:.0f} MB: {sizes[0]:.0f} and {sizes[1]:.0f} MB, "
+                f"{sizes[1] / sizes[0]:.2f}"
+            )
+        if long_:
+            decode_long(after, long_)
 
 
 if __name__ == "__main__":

@@ -119,35 +119,56 @@ def seq2seq(style: Style) -> onnx.ModelProto:
     return model_of(w, inputs, outputs)
 
 
-def merged(model: onnx.ModelProto) -> onnx.ModelProto:
-    """One file for both: an If over `use_cache_branch`, whose other branch starts without a past."""
+def merged(model: onnx.ModelProto, style: Style | None = None) -> onnx.ModelProto:
+    """One file for both: an If over `use_cache_branch`, whose other branch starts without a past.
+
+    What an encoder's keys and values are read from there are its states, and both branches give them back.
+    """
     caches = [i for i in model.graph.input if "past" in i.name]
-    inside, without = onnx.GraphProto(), onnx.GraphProto()
-    for body, name in ((inside, "with_past"), (without, "without_past")):
-        body.name = name
+    read = [i.name for i in caches if ".encoder." in i.name]
+    style = style or Style()
+    w = Writer(style)
+    w.count = 10_000  # names apart from the model's own
+    bodies = []
+    for name in ("with_past", "without_past"):
+        body = onnx.GraphProto(name=name)
         renamed = {n: f"{name}/{n}" for node in model.graph.node for n in node.output}
-        for cache in caches if body is without else ():
-            shape = [d.dim_value or (1 if i == 0 else 0) for i, d in enumerate(cache.type.tensor_type.shape.dim)]
-            empty = helper.make_tensor(f"{name}/{cache.name}", TensorProto.FLOAT, shape, [])
-            body.initializer.append(empty)
-            renamed[cache.name] = empty.name
+        w.nodes.clear()
+        for cache in caches if name == "without_past" else ():
+            if cache.name in read:
+                renamed[cache.name] = _heads(w, "encoder_hidden_states")
+            else:
+                shape = [d.dim_value or (1 if i == 0 else 0) for i, d in enumerate(cache.type.tensor_type.shape.dim)]
+                renamed[cache.name] = f"{name}/{cache.name}"
+                body.initializer.append(helper.make_tensor(renamed[cache.name], TensorProto.FLOAT, shape, []))
+        body.node.extend(w.nodes)
         for node in model.graph.node:
             copy = body.node.add()
             copy.CopyFrom(node)
             copy.name = f"{name}/{node.name}"
             copy.input[:] = [renamed.get(n, n) for n in node.input]
             copy.output[:] = [renamed[n] for n in node.output]
+        for given in read:
+            body.node.append(helper.make_node("Identity", [renamed.get(given, given)], [f"{name}/back/{given}"]))
         for output in model.graph.output:
             copied = body.output.add()
             copied.CopyFrom(output)
             copied.name = renamed[output.name]
+        body.output.extend(
+            helper.make_tensor_value_info(f"{name}/back/{n}", TensorProto.FLOAT, [None] * 4) for n in read
+        )
+        bodies.append(body)
+    inputs = [*model.graph.input, helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])]
+    outputs = list(model.graph.output)
+    if read:
+        states = ["batch", "source", style.hidden]
+        inputs.append(helper.make_tensor_value_info("encoder_hidden_states", TensorProto.FLOAT, states))
+        names = [n.replace("past_key_values", "present") for n in read]
+        outputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, [None] * 4) for n in names]
     choice = helper.make_node(
-        "If", ["use_cache_branch"], [o.name for o in model.graph.output], then_branch=inside, else_branch=without
+        "If", ["use_cache_branch"], [o.name for o in outputs], then_branch=bodies[0], else_branch=bodies[1]
     )
-    switch = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
-    graph = helper.make_graph(
-        [choice], "merged", [*model.graph.input, switch], list(model.graph.output), list(model.graph.initializer)
-    )
+    graph = helper.make_graph([choice], "merged", inputs, outputs, [*model.graph.initializer, *w.weights])
     made = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(made)
     return made

@@ -41,6 +41,7 @@ class Style:
         qk_norm: Norm each head's queries and keys.
         tied: The head is the transposed embedding.
         computed: Targets of reshapes are put together from extents, with -1 for the heads.
+        packed: Queries, keys and values come out of one product with a bias, and are split.
         scale_keys: Square root of the scale on queries and on keys, as SDPA does.
         seed: Of weights.
     """
@@ -62,6 +63,7 @@ class Style:
     tied: bool = True
     scale_keys: bool = False
     computed: bool = False
+    packed: bool = False
     seed: int = 0
 
     @property
@@ -223,14 +225,18 @@ def _layer(w: Writer, x: str, layer: int, mask: str | None, cos: str, sin: str, 
     s = w.style
     n = w.norm(x, s.hidden)
 
-    def heads(count: int) -> str:
-        return str(
-            w.Transpose(
-                w.Reshape(w.MatMul(n, w.weight(s.hidden, count * s.width)), [0, 0, count, s.width]), perm=[0, 2, 1, 3]
-            )
-        )
+    def heads(count: int, given: str = "") -> str:
+        given = given or w.MatMul(n, w.weight(s.hidden, count * s.width))
+        return str(w.Transpose(w.Reshape(given, [0, 0, count, s.width]), perm=[0, 2, 1, 3]))
 
-    q, k, v = heads(s.heads), heads(s.kv), heads(s.kv)
+    if s.packed:
+        sizes = [s.heads * s.width, s.kv * s.width, s.kv * s.width]
+        three = w.Add(w.MatMul(n, w.weight(s.hidden, sum(sizes))), w.weight(sum(sizes)) * 0.1)
+        names = [f"{part}_{layer}" for part in "qkv"]
+        w.Split(three, sizes, out=names, axis=-1)
+        q, k, v = (heads(count, name) for count, name in zip((s.heads, s.kv, s.kv), names, strict=True))
+    else:
+        q, k, v = heads(s.heads), heads(s.kv), heads(s.kv)
     if s.qk_norm:
         q, k = w.norm(q, s.width), w.norm(k, s.width)
     if s.rotary != "none":
