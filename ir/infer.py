@@ -234,7 +234,8 @@ def _read(text: str | int | None, names: dict[str, Dim]) -> Dim:
     if any(names.get(s) is None for s in anonymous):
         return None
     known = {s: d for s in anonymous if (d := names[s]) is not None}
-    return substitute(dim, known) if known else dim
+    dim = substitute(dim, known) if known else dim
+    return None if isinstance(dim, int) and dim < 0 else dim
 
 
 def _type_of(mirror: onnx_ir.Value, names: dict[str, Dim]) -> Type | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +41,11 @@ class DataFile:
     def __init__(self, path: Path, *, hold: bool = True) -> None:
         self.path = path
         self.size = 0
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        # Opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "no plain file", str(path))
         self._identity = self._identify(descriptor)
         self.size = os.fstat(descriptor).st_size
         self._held: int | None = None

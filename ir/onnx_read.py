@@ -22,6 +22,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_order import Scope, broken_rule, called, in_order
 from memoptc.ir.onnx_weights import WeightReader
 from memoptc.ir.protos import DimReader
+from memoptc.ir.schema_rules import node_fault, region_fault
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import DType, SparseTensorType, Type
 
@@ -112,7 +113,9 @@ class _Reader:
             source_sha256=digest,
             states_types=bool(model.graph.value_info),
         )
+        self._check_text("the model", model.producer_name, model.producer_version, model.domain, model.doc_string)
         self._check_versions(info)
+        self.opset = info.opset_imports.get("")
         known = {f.name for f in model.DESCRIPTOR.fields}
         for name in OPAQUE:
             if name in known and len(getattr(model, name)):
@@ -124,8 +127,20 @@ class _Reader:
         for function in model.functions:
             read = self._function(function)
             info.functions[(read.domain, read.name, read.overload)] = read
+        for body in (graph, *(f.body for f in info.functions.values())) if info.functions else ():
+            self._check_calls(body, info)
         self._plain(graph)
         return graph
+
+    def _check_calls(self, graph: Graph, info: ModelInfo) -> None:
+        for op in graph.walk():
+            function = info.functions.get((op.domain, op.op_type, op.overload))
+            if function is not None:
+                body = function.body
+                if len(op.operands) > len(body.inputs) or len(op.results) > len(body.outputs):
+                    raise broken_rule(
+                        self.label, f"node {op.name!r} hands more values to function {op.op_type!r} than it takes"
+                    )
 
     def _plain(self, graph: Graph) -> None:
         """Undo the form that memoptc wrote the file in; `graph.info.form` remembers it."""
@@ -160,6 +175,11 @@ class _Reader:
     # -- graphs ---------------------------------------------------------------------------------------
 
     def _graph(self, proto: onnx.GraphProto, graph: Graph, scope: Scope) -> None:
+        self._check_text("the graph", proto.name, proto.doc_string)
+        for info in (*proto.input, *proto.output, *proto.value_info):
+            self._check_text("a value", info.name, info.doc_string)
+        for tensor in proto.initializer:
+            self._check_text("a weight", tensor.name, tensor.doc_string)
         graph.doc = proto.doc_string
         graph.metadata = protos.read_props(proto.metadata_props)
         constants = {t.name: t for t in proto.initializer}
@@ -245,6 +265,8 @@ class _Reader:
     # -- nodes ----------------------------------------------------------------------------------------
 
     def _node(self, node: onnx.NodeProto, graph: Graph, scope: Scope) -> Op:
+        self._check_text("a node", node.op_type, node.domain, node.name, node.doc_string, *node.input, *node.output)
+        self._check_text("an attribute", *(a.name for a in node.attribute), *(a.ref_attr_name for a in node.attribute))
         if not node.op_type:
             raise broken_rule(self.label, f"{called(node)} names no operator")
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -254,6 +276,11 @@ class _Reader:
                 "model does not state.",
                 hint="Export the model again with an opset import for that domain.",
             )
+        given = {a.name for a in node.attribute}
+        if len(given) < len(node.attribute):
+            raise broken_rule(self.label, f"{called(node)} has two attributes of one name")
+        if not domain and (fault := node_fault(node.op_type, self.opset, len(node.input), len(node.output), given)):
+            raise broken_rule(self.label, f"{called(node)} {fault}")
         operands = []
         for name in node.input:
             value = scope.find(name) if name else graph.absent()
@@ -284,6 +311,8 @@ class _Reader:
             op.set_attr(name, value_)
         for name, region in regions.items():
             op.set_region(name, region)
+        if fault := region_fault(op, self.opset):
+            raise broken_rule(self.label, f"{called(node)}: {fault}")
         op.doc = node.doc_string
         op.metadata = protos.read_props(node.metadata_props) if hasattr(node, "metadata_props") else {}
         for result in op.results:
@@ -299,7 +328,10 @@ class _Reader:
         return region
 
     def _function(self, proto: onnx.FunctionProto) -> Function:
-        outer, self.domains = self.domains, self.domains | set(self._imports(proto.opset_import))
+        self._check_text("a function", proto.name, proto.domain, *proto.input, *proto.output, *proto.attribute)
+        outer, opset = self.domains, self.opset
+        self.domains = self.domains | set(self._imports(proto.opset_import))
+        self.opset = self._imports(proto.opset_import).get("", opset)
         body = Graph(proto.name)
         scope = Scope()
         for name in proto.input:
@@ -319,7 +351,7 @@ class _Reader:
         attrs |= {
             a.name: protos.read_attr(a, self._weights.read, self.dims) for a in getattr(proto, "attribute_proto", ())
         }
-        self.domains = outer
+        self.domains, self.opset = outer, opset
         return Function(
             proto.domain,
             proto.name,
@@ -330,6 +362,12 @@ class _Reader:
             proto.doc_string,
             protos.read_props(getattr(proto, "metadata_props", ())),
         )
+
+    def _check_text(self, what: str, *texts: str) -> None:
+        """Protobuf gives bytes for texts that are not UTF-8."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise broken_rule(self.label, f"{what} has a name or text that is not UTF-8: {text!r:.60}")
 
 
 __all__ = ["read_onnx"]

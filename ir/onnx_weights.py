@@ -12,6 +12,7 @@ from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.mapped import DataFile, MappedTensor
 from memoptc.ir.onnx_order import broken_rule
+from memoptc.ir.protos import typed_fault
 from memoptc.ir.types import DType
 
 _HELD_OPEN = 32
@@ -44,7 +45,7 @@ class WeightReader:
         self._check_size(proto)
         return serde.deserialize_tensor(proto, str(self.folder))
 
-    def _check_size(self, proto: onnx.TensorProto) -> None:
+    def _check_type(self, proto: onnx.TensorProto) -> DType:
         try:
             dtype = DType(proto.data_type)
         except ValueError:
@@ -53,7 +54,15 @@ class WeightReader:
             raise broken_rule(self.label, f"weight {proto.name!r} has element type {proto.data_type}, which ONNX lacks")
         if any(d < 0 for d in proto.dims):
             raise broken_rule(self.label, f"weight {proto.name!r} has a negative extent")
-        if proto.HasField("raw_data"):
+        return dtype
+
+    def _check_size(self, proto: onnx.TensorProto) -> None:
+        dtype = self._check_type(proto)
+        if not proto.HasField("raw_data"):
+            if fault := typed_fault(proto, dtype):
+                what = f"weight {proto.name!r} of type {dtype.name} and shape {list(proto.dims)} {fault}"
+                raise broken_rule(self.label, what)
+        else:
             need = _bytes_of(proto, dtype)
             if len(proto.raw_data) != need:
                 raise broken_rule(
@@ -66,10 +75,13 @@ class WeightReader:
         entries = {e.key: e.value for e in proto.external_data}
         location = entries.get("location", "")
         base = self.folder.resolve()
-        path = (base / location).resolve()
-        if not location or Path(location).is_absolute() or not path.is_relative_to(base):
+        try:
+            path = (base / location).resolve()
+        except (OSError, ValueError):  # ValueError: a name with a zero byte
+            path = base
+        if not location or path == base or Path(location).is_absolute() or not path.is_relative_to(base):
             raise InputError(
-                f"{self.label}: weight {proto.name!r} lies in {location!r}, outside the model's folder.",
+                f"{self.label}: weight {proto.name!r} lies in {location!r:.200}, outside the model's folder.",
                 hint="Move the data beside the model and save it with a relative path.",
             )
         if location not in self._data_files:
@@ -77,13 +89,18 @@ class WeightReader:
                 self._data_files[location] = DataFile(path, hold=len(self._data_files) < _HELD_OPEN)
             except OSError:
                 raise InputError(
-                    f"{self.label}: the external data file {location!r} of weight {proto.name!r} is missing.",
+                    f"{self.label}: the external data file {location!r:.200} of weight {proto.name!r} is missing, or "
+                    "no plain file.",
                     hint=f"Put it into {self.folder or '.'} beside the model.",
                 ) from None
         file = self._data_files[location]
-        offset, size = int(entries.get("offset") or 0), file.size
-        need = _bytes_of(proto, DType(proto.data_type))
-        length = int(entries.get("length") or need)
+        need = _bytes_of(proto, self._check_type(proto))
+        try:
+            offset, size = int(entries.get("offset") or 0), file.size
+            length = int(entries.get("length") or need)
+        except ValueError:
+            what = f"weight {proto.name!r} has an offset or a length that is no number"
+            raise broken_rule(self.label, what) from None
         if length != need:
             raise broken_rule(self.label, f"weight {proto.name!r} needs {need} bytes but its entry states {length}")
         if offset < 0 or offset + length > size:

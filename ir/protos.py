@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import onnx
@@ -279,9 +280,41 @@ def _write_list(values: tuple[Any, ...], proto: onnx.AttributeProto) -> None:
         raise TypeError(f"attribute {proto.name!r}: ONNX has no list of {type(first).__name__}")
 
 
+_FIELDS = {
+    "float_data": (DType.FLOAT, DType.COMPLEX64),
+    "double_data": (DType.DOUBLE, DType.COMPLEX128),
+    "int64_data": (DType.INT64,),
+    "uint64_data": (DType.UINT32, DType.UINT64),
+    "string_data": (DType.STRING,),
+}
+"""Where tensors without raw bytes have their elements; others in `int32_data`."""
+
+
+def typed_fault(proto: onnx.TensorProto, dtype: DType) -> str:
+    """Say what is wrong with the elements of a tensor without raw bytes; `""` when nothing is."""
+    field = next((name for name, dtypes in _FIELDS.items() if dtype in dtypes), "int32_data")
+    elements = prod(proto.dims)
+    need = 2 * elements if dtype in (DType.COMPLEX64, DType.COMPLEX128) else elements
+    if dtype != DType.STRING and dtype.bitwidth < 8:
+        need = -(-elements * dtype.bitwidth // 8)
+    held = len(getattr(proto, field))
+    if held != need:
+        return f"needs {need} numbers in {field} but holds {held}"
+    others = [name for name in (*_FIELDS, "int32_data") if name != field and len(getattr(proto, name))]
+    return f"has elements in {others[0]}" if others else ""
+
+
 def read_props(props: Any) -> dict[str, str]:
-    """Read metadata properties."""
-    return {p.key: p.value for p in props}
+    """Read metadata properties.
+
+    Raises:
+        InputError: one is no text.
+    """
+    found = {p.key: p.value for p in props}
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(f"Metadata {key!r:.60} is not UTF-8.", hint="Export the model again.")
+    return found
 
 
 def write_props(metadata: Mapping[str, str], props: Any) -> None:

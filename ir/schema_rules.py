@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import onnx
@@ -102,6 +103,36 @@ def _fits(value: Any, wanted: str) -> bool:
     return wanted == "TENSOR"
 
 
+def node_fault(op_type: str, version: int | None, operands: int, results: int, attributes: Set[str]) -> str:
+    """Say whether an operator of ONNX has operands or results in a wrong number, or lacks attributes; `""` if not.
+
+    No runtime loads such a model.
+    """
+    known = schema(op_type, "", version)
+    if known is None:
+        return ""
+    if not known.min_input <= operands <= known.max_input:
+        return f"has {operands} operands; {op_type} takes {_range(known.min_input, known.max_input)}"
+    if not known.min_output <= results <= known.max_output:
+        return f"has {results} results; {op_type} gives {_range(known.min_output, known.max_output)}"
+    if missing := required_attributes(op_type, version) - attributes:
+        return f"lacks attribute {', '.join(sorted(missing))}"
+    return "has no value" if op_type == "Constant" and not attributes else ""
+
+
+@cache
+def required_attributes(op_type: str, version: int | None) -> frozenset[str]:
+    """Attributes that an operator of ONNX cannot do without."""
+    known = schema(op_type, "", version)
+    return frozenset() if known is None else frozenset(n for n, a in known.attributes.items() if a.required)
+
+
+def _range(least: int, most: int) -> str:
+    if least == most:
+        return f"{least}"
+    return f"{least} to {most}" if most < _ANY else f"{least} or more"
+
+
 def region_fault(op: Op, version: int | None) -> str:
     """Say what is wrong with the regions of a control-flow op; `""` when nothing is, or nothing is known."""
     if op.domain:
@@ -142,4 +173,4 @@ def _loop_outputs(body: Graph, op: Op) -> str:
     return ""
 
 
-__all__ = ["Signature", "attr_fault", "region_fault", "signature"]
+__all__ = ["Signature", "attr_fault", "node_fault", "region_fault", "signature"]

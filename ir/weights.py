@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from memoptc.ir.archives import UNREADABLE, npy_header
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.mapped import release
@@ -103,7 +105,7 @@ class Npz(Mapping[str, Any]):
                 }
         except FileNotFoundError:
             raise InputError(f"{path}: no such file.", hint="It holds the weights that the text refers to.") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        except UNREADABLE as e:
             raise InputError(f"{path} is not a readable .npz file: {e}.") from None
 
     def __getitem__(self, name: str) -> Any:
@@ -118,17 +120,20 @@ class Npz(Mapping[str, Any]):
 
 def _open(info: zipfile.ZipInfo, archive: zipfile.ZipFile, file: BinaryIO, path: Path) -> Any:
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        shape, fortran, dtype = npy_header(stream)  # type: ignore[arg-type]
         header = stream.tell()
+    if header + prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"the array {info.filename!r} is cut short")
     plain = not fortran and dtype.char in _NATIVE and dtype.newbyteorder("<") == dtype
     if info.compress_type == zipfile.ZIP_STORED and plain:
         # The local header's name and extra field may differ in length from the directory's.
         file.seek(info.header_offset + 26)
         name_and_extra = file.read(4)
         start = 30 + int.from_bytes(name_and_extra[:2], "little") + int.from_bytes(name_and_extra[2:], "little")
-        return _Member(path, dtype, shape, info.header_offset + start + header)
+        place = info.header_offset + start + header
+        if place + prod(shape) * dtype.itemsize > path.stat().st_size:
+            raise ValueError(f"the array {info.filename!r} is cut short")
+        return _Member(path, dtype, shape, place)
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 

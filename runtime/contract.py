@@ -80,6 +80,7 @@ class Contract:
                 f"It is no session contract of version {VERSION}.", hint="Compile the model again, or delete the file."
             )
         session = data["session"]
+        _check(data)
         options = RunOptions(
             optimize=session.get("graph_optimization_level") != "ORT_DISABLE_ALL",
             threads=int(session.get("intra_op_num_threads", 0)),
@@ -109,6 +110,39 @@ class Contract:
         from memoptc.ir.files import atomic_write
 
         atomic_write(Path(path), (json.dumps(self.to_json(), indent=2) + "\n").encode())
+
+
+MOST_BYTES = 1 << 46
+"""Largest arena that is asked for."""
+MOST_THREADS = 4096
+_LONGEST = 1024
+
+
+def _check(data: Mapping[str, Any]) -> None:
+    """Refuse what ends onnxruntime's process, or lets it read files elsewhere.
+
+    Raises:
+        InputError: there is such an entry.
+    """
+    arena = data.get("arena") or {}
+    config = dict(data.get("config", {}))
+    names = data.get("disabled_optimizers", [])
+    threads = int(data["session"].get("intra_op_num_threads", 0))
+    capacity = int(arena.get("initial_chunk_size_bytes", 0))
+    texts = (*config, *config.values())
+    faults = {
+        "config": not all(isinstance(t, str) and len(t) < _LONGEST for t in texts) or not all(config),
+        "disabled_optimizers": not isinstance(names, list) or not all(isinstance(n, str) for n in names),
+        "intra_op_num_threads": not 0 <= threads <= MOST_THREADS,
+        "initial_chunk_size_bytes": not 0 <= capacity <= MOST_BYTES,
+    }
+    found = [name for name, wrong in faults.items() if wrong]
+    found += [key for key in config if "path" in key or "file" in key]
+    if found:
+        raise InputError(
+            f"The session contract has an entry that cannot be used: {found[0]:.80}.",
+            hint="Compile the model again, or delete the file.",
+        )
 
 
 def arena_entries(capacity: int, limit: int = 0) -> dict[str, int]:
@@ -152,5 +186,5 @@ def load_contract(file: str | os.PathLike[str]) -> Contract | None:
 
     try:
         return Contract.from_json(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is no session contract: {error}.", hint="Delete it to run without.") from None

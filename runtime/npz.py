@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from memoptc.ir.archives import UNREADABLE, npy_header
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 
@@ -42,7 +43,7 @@ def save_feed(path: Path, feed: Mapping[str, Any]) -> None:
 
 
 def load_feed(path: Path) -> dict[str, Any]:
-    """Read what `save_feed` wrote."""
+    """Read what `save_feed` wrote: no file of a user's."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     kinds = arrays.pop(_KINDS, None)
@@ -110,7 +111,7 @@ class ArrayFile:
                 for member in self._zip.namelist():
                     name = member.removesuffix(".npy")
                     self.headers[name] = self._read_header(name)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path} is not a readable {path.suffix} file: {one_line(error)}.") from error
 
     def __enter__(self) -> ArrayFile:
@@ -123,12 +124,20 @@ class ArrayFile:
     def _stream(self, name: str) -> Any:
         if self._zip is None:
             return self.path.open("rb")
-        member = f"{name}.npy" if f"{name}.npy" in self._zip.NameToInfo else name
-        return self._zip.open(member)
+        archive, member = self._zip, self._member(name)
+        return _guard(self.path, lambda: archive.open(member))
+
+    def _member(self, name: str) -> str:
+        assert self._zip is not None
+        return f"{name}.npy" if f"{name}.npy" in self._zip.NameToInfo else name
 
     def _read_header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
         with self._stream(name) as stream:
-            return _header(stream, self.path, name)
+            shape, dtype, fortran = _header(stream, self.path, name)
+        held = self.path.stat().st_size if self._zip is None else self._zip.NameToInfo[self._member(name)].file_size
+        if prod(shape) * dtype.itemsize > held:
+            raise InputError(f"{self.path}: the array {name!r} is cut short.")
+        return shape, dtype, fortran
 
     def whole(self, name: str) -> npt.NDArray[Any]:
         """Read one array."""
@@ -156,9 +165,7 @@ class ArrayFile:
 
 
 def _header(stream: Any, path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    shape, fortran, dtype = _guard(path, lambda: npy_header(stream))
     if dtype.hasobject:
         raise InputError(
             f"{path}: the array {name!r} holds Python objects.", hint="Save plain numeric or string arrays."
@@ -169,7 +176,7 @@ def _header(stream: Any, path: Path, name: str) -> tuple[tuple[int, ...], np.dty
 def _guard(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is damaged: {one_line(error)}.") from error
 
 

@@ -27,7 +27,7 @@ def schema(op_type: str, domain: str, version: int | None) -> onnx.defs.OpSchema
         return None
     try:
         return onnx.defs.get_schema(op_type, version, domain)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # TypeError: a version beyond 32 bits
         return None
 
 

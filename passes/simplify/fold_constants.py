@@ -165,7 +165,9 @@ def _inline_constant(op: Op, stats: Counter[str]) -> None:
 
 
 def constant_of(op: Op) -> Tensor | None:
-    """Give what a Constant node holds; `None` for a sparse one."""
+    """Give what a Constant node holds; `None` for a sparse one, or where a function left its attribute out."""
+    if not op.attrs:
+        return None
     (name, value), *_ = op.attrs.items()
     match name:
         case "value":

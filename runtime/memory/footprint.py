@@ -99,13 +99,16 @@ def is_resident(op: Op) -> bool:
 
 
 def evaluate(size: Dim, dims: Mapping[str, int]) -> int | None:
-    """Put extents into a size; `None` when it is unknown or a symbol has no extent."""
-    if size is None or isinstance(size, int):
-        return size
+    """Put extents into a size; `None` when it is unknown, a symbol has no extent, or no machine could hold it."""
     try:
-        return size.evaluate(dims)
+        found = size if size is None or isinstance(size, int) else size.evaluate(dims)
     except KeyError:
         return None
+    return None if found is not None and found > _ABSURD else found
+
+
+_ABSURD = 1 << 52
+"""Bytes (4 petabytes) of values that damaged models state; sums of them would leave 64 bits."""
 
 
 def aligned(size: int, alignment: int = ALIGNMENT) -> int:
