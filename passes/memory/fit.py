@@ -14,6 +14,7 @@ from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.estimate import MemoryProfile, TilingEstimate
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.joined import equate_joined
 from memoptc.passes.memory._tile.region import MARK, REMATERIALISED, Region, Spaces
 from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise
 from memoptc.passes.memory.split_sums import SAVED, SplitSums
@@ -69,6 +70,7 @@ class Fit(Pass):
         """Tile, and say what was done."""
         original, graph = graph, graph.clone()
         _one_decoder_per_use(graph)
+        equate_joined(graph)
         start = MemoryProfile(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
@@ -372,13 +374,7 @@ class _Round:
 
 def grid_for(region: Region, count: int, profile: MemoryProfile) -> TileGrid:
     """Give the grid in which a region is cut: in numbers where all its extents are known."""
-    symbolic = False
-    for op in region.ops:
-        for operand, along in zip(op.operands, region.axes[op].operands, strict=True):
-            shape = getattr(operand.type, "shape", None)
-            if along is not None and shape is not None and not isinstance(shape[along.axis], int):
-                symbolic = True
-    return DynamicGrid(region, count) if symbolic else StaticGrid(region, count, profile.costs.extent)
+    return DynamicGrid(region, count) if region.is_symbolic else StaticGrid(region, count, profile.costs.extent)
 
 
 def _peaks(profile: MemoryProfile) -> int:

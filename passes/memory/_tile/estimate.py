@@ -162,6 +162,8 @@ def bound(region: Region, profile: MemoryProfile) -> tuple[int, int, int]:
         base, freed = _around(region, set(region.ops), profile)
         sizes = {v: aligned(profile.costs.nbytes(v)) for v in region.outputs}
         outputs = sum(sizes.values())
+        if region.is_symbolic:
+            freed = 0  # what a branch reads is held until it ends
         # Beside what is put together from tiles are the tiles; beside what is accumulated, one part of it.
         whole = max((size for v, size in sizes.items() if v in region.cut), default=0)
         part = max((size for v, size in sizes.items() if v not in region.cut), default=0)

@@ -86,6 +86,16 @@ class Region:
         together."""
         return _rates(self.ops, self.axes)
 
+    @cached_property
+    def is_symbolic(self) -> bool:
+        """Whether an extent that is cut is known at run time only: the tiles then stand in a branch of an If."""
+        return any(
+            along is not None and shape is not None and not isinstance(shape[along.axis], int)
+            for op in self.ops
+            for operand, along in zip(op.operands, self.axes[op].operands, strict=True)
+            for shape in [getattr(operand.type, "shape", None)]
+        )
+
     def rate(self, op: Op) -> int:
         """How far one step of the region moves along an op's axis."""
         assert self.rates is not None
