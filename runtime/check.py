@@ -21,7 +21,7 @@ from memoptc.runtime.data import Sample
 from memoptc.runtime.double_base import NoDouble
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.float64 import Float64
-from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_output
+from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.spool import Spool, trim
@@ -434,15 +434,11 @@ class Check:
         )
 
     def _judge_other_way(self) -> list[str]:
-        """Both models optimized by onnxruntime: their kernels may differ, so bits are never asked for."""
-        judge = Judge(target=self.judge.target, max_error=self.judge.max_error)
+        """Both models with onnxruntime's optimizer switched the other way."""
         state = "on" if self.second.optimize else "off"
         failures = []
         for key, evidence in self.other_evidence.items():
-            main = self.evidence.get(key)
-            if main is not None:  # the noise that was measured holds here, too
-                evidence.noise, evidence.errors, evidence.own = main.noise, main.errors, main.own
-            fault, _ = judge_output(evidence, judge)
+            fault = judge_other_way(evidence, self.evidence.get(key), self.judge)
             if fault:
                 failures.append(f"output {key!r} with onnxruntime's optimizer {state}: {fault}")
         return failures

@@ -150,6 +150,26 @@ def judge_output(evidence: Evidence, judge: Judge) -> tuple[str, str]:
     return _float(evidence)
 
 
+def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> str:
+    """Judge one output of both models with onnxruntime's optimizer switched the other way; say why it fails, or `""`.
+
+    Kernels may differ there, so bits are never asked for. Where no float64 run tells the original's noise, the
+    distance between its own two runs does: a candidate no farther from it than it lies from itself passes.
+
+    Args:
+        evidence: Of the runs with the optimizer switched.
+        main: Of the runs before, whose noise holds here, too.
+        judge: What is asked of the candidate.
+    """
+    if main is not None:
+        evidence.noise, evidence.errors, evidence.own = main.noise, main.errors, main.own
+    fault, by = judge_output(evidence, Judge(target=judge.target, max_error=judge.max_error))
+    own = evidence.own
+    if by == "tolerance" and own and not evidence.noise and not any(d.fault for d in own):
+        return fault if _relative(evidence.pairs, "max_abs") > _relative(own, "max_abs") else ""
+    return fault
+
+
 def _gate(totals: Totals, gate: Gate) -> str:
     if totals.lossless:
         low = totals.agreement < gate.agreement

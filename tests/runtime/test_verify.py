@@ -19,7 +19,7 @@ from runtime_models import convolutions, mlp, normal, parse, weight, with_weight
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.compare import Totals, difference, flatten
-from memoptc.runtime.judge import GATES, Judge
+from memoptc.runtime.judge import GATES, Evidence, Judge, judge_other_way
 from memoptc.runtime.npz import load_feed
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import Verification, verify
@@ -231,6 +231,36 @@ def test_without_a_twin_tolerances_judge() -> None:
 
 
 # -- the measures themselves --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("candidate", "itself", "twin", "passes"),
+    [
+        (2e-3, 5e-3, False, True),  # nearer to the original than the original's own two runs are to each other
+        (5e-3, 2e-3, False, False),  # farther
+        (2e-3, 0.0, False, False),
+        (2e-3, math.nan, False, False),  # no distance to go by
+        (2e-3, 5e-3, True, False),  # a float64 run says how large the noise is
+        (math.nan, 5e-3, False, False),
+    ],
+)
+def test_without_a_twin_the_originals_two_runs_tell_its_noise(
+    candidate: float, itself: float, twin: bool, passes: bool
+) -> None:
+    exact = np.linspace(-1, 1, 64, dtype=np.float32)
+
+    def moved(by: float) -> np.ndarray:
+        return exact + np.float32(by) * (np.arange(64) == 5).astype(np.float32)
+
+    pair = difference(exact, moved(candidate))
+    evidence, main = Evidence(Totals("y"), "float32", [pair]), Evidence(Totals("y"), "float32")
+    evidence.totals.add(pair)
+    main.own.append(difference(exact, moved(itself)))
+    if twin:
+        main.noise.append(difference(exact, moved(1e-7), bits=False))
+        main.errors.append(difference(exact, moved(candidate), bits=False))
+    assert (judge_other_way(evidence, main, Judge()) == "") is passes
+    assert judge_other_way(evidence, main, Judge(max_error=1e-3)) != ""
 
 
 def test_difference_of_known_values() -> None:
