@@ -99,11 +99,11 @@ def test_asked_for_more_than_there_is(tmp_path: Path) -> None:
 
 
 def test_study_prints_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", str(CNN), *FLAGS, "--json", "-q"]) == 0
+    assert main(["study", "--layers", str(CNN), *FLAGS, "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["layers"]) == 8
     assert all(row["measured"] and row["decision"] == "integer" for row in found["layers"])
-    assert main(["study", str(CNN), *FLAGS, "--min-sqnr=45", "-q"]) == 0
+    assert main(["study", "--layers", str(CNN), *FLAGS, "--min-sqnr=45", "-q"]) == 0
     out = capsys.readouterr().out
     assert "node_linear" in out
     assert "integer weights" in out or "float" in out

@@ -1,0 +1,112 @@
+"""The changes that a study tries: each alone, then one on top of the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memoptc.ir.diagnostics import InputError
+
+FUSION = (
+    "inline-functions,(simplify,fold-constants{exact=false},fuse-conv-bn,share-common,drop-dead)*,plan-memory,lower"
+)
+TILING = "fit,plan-memory,lower"
+
+ALONE, SEQUENCE = "alone", "in sequence"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a study is asked for.
+
+    Args:
+        targets: Targets to try, each alone and at the end of the sequence.
+        calibration: Data for targets that need it, as on the command line.
+        validation: Data to compare with, as on the command line.
+        dims: Extents of symbolic dimensions.
+        plugins: Modules with further passes.
+        threads: Threads of onnxruntime; 0 leaves the choice to it.
+        repeats: Fresh processes that each need is measured in.
+        seconds: About how long all timed runs together may take.
+        patience: Seconds after which one compile is stopped, and its row says so.
+        slowdown: Largest ratio of latencies with which a change may be recommended.
+        deployment: Where the model shall run, in words.
+        only: Names of the rows to try; all when empty.
+    """
+
+    targets: tuple[str, ...] = ()
+    calibration: str | None = None
+    validation: str | None = None
+    dims: tuple[tuple[str, int], ...] = ()
+    plugins: tuple[str, ...] = ()
+    threads: int = 0
+    repeats: int = 3
+    seconds: float = 20.0
+    patience: float = 900.0
+    slowdown: float = 1.05
+    deployment: str = ""
+    only: tuple[str, ...] = ()
+
+    def shared(self) -> list[str]:
+        """Arguments of every compile: all rows are compared on the same data, and none is hidden."""
+        return ["--no-measure", "--force", "--verify", "full", *self.given()]
+
+    def given(self) -> list[str]:
+        """Arguments that a study and its compiles have in common."""
+        words: list[str] = []
+        given = {"--calibration": self.calibration, "--validation": self.validation, "--jobs": self.threads or None}
+        for flag, value in given.items():
+            words += [] if value is None else [flag, str(value)]
+        for name, extent in self.dims:
+            words += ["--dim", f"{name}={extent}"]
+        for plugin in self.plugins:
+            words += ["--plugin", plugin]
+        return words
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row of a study.
+
+    Args:
+        name: How the row is called.
+        kind: `alone` or `in sequence`.
+        arguments: How the model is compiled; `None` for the untouched original.
+        session: Run in `memoptc.runtime.Session`, else in onnxruntime as it comes.
+    """
+
+    name: str
+    kind: str
+    arguments: tuple[str, ...] | None
+    session: bool = False
+
+
+def changes(asked: Asked) -> list[Change]:
+    """Give the rows of a study, without the control: each change alone, then the sequence for each target.
+
+    Raises:
+        InputError: `only` names none of them.
+    """
+    found = _all(asked)
+    names = [change.name for change in found]
+    for name in asked.only:
+        if name not in names:
+            raise InputError(f"The study has no row {name!r}.", hint=f"Rows are {', '.join(names)}.")
+    return [change for change in found if not asked.only or change.name in asked.only]
+
+
+def _all(asked: Asked) -> list[Change]:
+    found = [
+        Change("Session", ALONE, None, session=True),
+        Change("fusion", ALONE, ("--passes", FUSION)),
+        Change("tiling", ALONE, ("--passes", TILING)),
+        *(Change(t, ALONE, ("-O0", "--target", t)) for t in asked.targets),
+        Change("-O1", SEQUENCE, ("-O1",)),
+        Change("-O2", SEQUENCE, ("-O2",)),
+        Change("-O3", SEQUENCE, ("-O3",)),
+    ]
+    levels: list[tuple[str, tuple[str, ...]]] = [("-O2", ("-O2",))]
+    for target in asked.targets:
+        levels.append((f"-O2 + {target}", ("-O2", "--target", target)))
+        found.append(Change(levels[-1][0], SEQUENCE, levels[-1][1]))
+    found += [Change(f"{name} + Session", SEQUENCE, words, session=True) for name, words in levels]
+    return found

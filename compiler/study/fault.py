@@ -1,0 +1,48 @@
+"""The failure check of a study: a fault planted in the control must be reported by what compares the rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from memoptc.study.changes import Asked
+
+MOST_BYTES = 1 << 30
+"""Larger models are not copied for this."""
+
+
+def failure_check(original: Path, file_bytes: int, asked: Asked, scratch: Path) -> str:
+    """Negate the largest float weights of the original, compare the two as the rows are, and say what came out.
+
+    Args:
+        original: The untouched model.
+        file_bytes: With its external data.
+        asked: The data and extents of the study.
+        scratch: An existing folder for temporary files.
+    """
+    if file_bytes > MOST_BYTES:
+        return "Not done: the model is larger than 1 GiB."
+    model = onnx.load(original)
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    if not floats:
+        return "Not done: the model has no float32 weights to negate."
+    largest = max(floats, key=lambda t: int(np.prod(t.dims)))
+    largest.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(largest), largest.name))
+    broken = scratch / "broken.onnx"
+    onnx.save(model, broken)
+    words = ["verify", str(original), str(broken)]
+    for name, extent in asked.dims:
+        words += ["--dim", f"{name}={extent}"]
+    data = asked.validation or asked.calibration
+    words += [] if data is None else ["--validation", data]
+    words += ["--target", asked.targets[-1]] if asked.targets else []
+    done = subprocess.run([sys.executable, "-m", "memoptc", *words], capture_output=True, text=True, check=False)
+    outcome = (
+        "was reported (exit code 3)" if done.returncode == 3 else f"was NOT reported (exit code {done.returncode})"
+    )
+    return f"A planted fault, the weights {largest.name!r} of the original negated, {outcome}."

@@ -1,0 +1,149 @@
+"""What a study measured: one row for each change, failures included, and which rows no other row beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from memoptc.runtime.sizes import GROWTH, RESOLUTION, grown
+
+TIME_STEP = 1.05
+"""Latencies whose ratio is smaller count as equal where rows are compared."""
+
+
+@dataclass
+class Row:
+    """One change, and what came of it.
+
+    Args:
+        name: How it is called; `control` for the untouched original in onnxruntime as it comes.
+        kind: `control`, `alone` or `in sequence`.
+        runtime: `onnxruntime` or `Session`.
+        command: How to repeat it; `""` where the file is the original.
+        failure: Why there are no figures, or why the outputs are not good enough; `""` where all is well.
+        file: The model, relative to the study's folder; `None` for the original.
+        sha256: Of that file.
+        file_bytes: The model with its external data.
+        need_bytes: Median over the processes, least and most.
+        anonymous_bytes: Bytes of the first process that the kernel cannot evict.
+        latency_ms: `p50`, `p95`, `p99`.
+        slowdown: Ratio of latencies to the control's: `ratio`, and `low` and `high` of its interval.
+        throughput_per_s: Runs per second.
+        runs: Runs that were timed.
+        checked: How outputs were compared: `inputs`, `samples`, `mode`, `passed`, `bit_exact`.
+        sqnr_db: Least signal to difference of an output; `None` where the bits are the same or it is not known.
+        max_abs: Largest difference of an output.
+        accuracy: `metric`, `control`, `candidate`, where the data carries labels.
+        worst_example: File with inputs and both outputs of the sample that differs most.
+        passes: What each pass that did something did.
+        pareto: Whether no other row is at least as good in need, latency and difference, and better in one.
+    """
+
+    name: str
+    kind: str
+    runtime: str
+    command: str = ""
+    failure: str = ""
+    file: str | None = None
+    sha256: str = ""
+    file_bytes: int | None = None
+    need_bytes: dict[str, int] | None = None
+    anonymous_bytes: int | None = None
+    latency_ms: dict[str, float] | None = None
+    slowdown: dict[str, float] | None = None
+    throughput_per_s: float | None = None
+    runs: int = 0
+    checked: dict[str, Any] = field(default_factory=dict)
+    sqnr_db: float | None = None
+    max_abs: float | None = None
+    accuracy: dict[str, Any] | None = None
+    worst_example: str | None = None
+    passes: dict[str, dict[str, int]] = field(default_factory=dict)
+    pareto: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it was measured and its outputs are good enough."""
+        return not self.failure and self.need_bytes is not None and self.latency_ms is not None
+
+    @property
+    def loss(self) -> tuple[float, float]:
+        """How far the outputs are off, more being worse: the loss of the metric, and noise over signal."""
+        if self.kind == "control" or self.checked.get("bit_exact"):
+            return 0.0, 0.0
+        lost = 0.0 if self.accuracy is None else self.accuracy["control"] - self.accuracy["candidate"]
+        return max(0.0, float(lost)), 1.0 if self.sqnr_db is None else 10 ** (-self.sqnr_db / 20)
+
+
+@dataclass
+class Study:
+    """All rows of a study, the control first.
+
+    Args:
+        model: `name`, `sha256`, `bytes`.
+        deployment: Where the model shall run, in words.
+        environment: Versions, processor, threads, sizes.
+        command: How to repeat the study.
+        data: Hash of each file of data.
+        failure_check: What planting a fault showed.
+        rows: The control, then the changes.
+        recommended: Name of the row that the card is about; `control` where nothing is better.
+        slowdown: Largest ratio of latencies with which a change may be recommended.
+        repeats: Fresh processes behind each need.
+    """
+
+    model: dict[str, Any]
+    deployment: str
+    environment: dict[str, Any]
+    command: str
+    data: dict[str, str]
+    failure_check: str
+    rows: list[Row]
+    slowdown: float
+    repeats: int
+    recommended: str = "control"
+
+    def judge(self) -> None:
+        """Mark what no other row beats, and choose the row with the least need that is fast enough."""
+        mark_pareto(self.rows)
+        control = self.rows[0]
+        good = [r for r in self.rows[1:] if r.usable and r.slowdown is not None and r.slowdown["low"] <= self.slowdown]
+        best = min(good, key=lambda r: (_need(r), r.loss), default=control)
+        if best is not control and control.usable and grown(_need(best), _need(control)):
+            self.recommended = best.name
+
+    def row(self, name: str) -> Row:
+        """Give the row of a name."""
+        return next(r for r in self.rows if r.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain values."""
+        return asdict(self)
+
+
+def mark_pareto(rows: Sequence[Row]) -> None:
+    """Mark the rows that no other one dominates, in need, median latency and difference of outputs.
+
+    Figures are compared on a grid as coarse as measuring is: so that noise neither makes a row nor unmakes it, and
+    domination stays an order.
+    """
+    usable = {id(row): _point(row) for row in rows if row.usable}
+    for row in rows:
+        mine = usable.get(id(row))
+        row.pareto = mine is not None and not any(
+            other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for other in usable.values()
+        )
+
+
+def _need(row: Row) -> int:
+    assert row.need_bytes is not None
+    return row.need_bytes["median"]
+
+
+def _point(row: Row) -> tuple[float, ...]:
+    assert row.latency_ms is not None
+    need = round(math.log(_need(row) + RESOLUTION / (GROWTH - 1)) / math.log(GROWTH))
+    latency = round(math.log(max(row.latency_ms["p50"], 1e-6)) / math.log(TIME_STEP))
+    return need, latency, *(float(f"{loss:.2g}") for loss in row.loss)

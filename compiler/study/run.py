@@ -1,0 +1,301 @@
+"""Run a study: compile every change in a process of its own, measure all in turns, judge, write, resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.files import TemporaryFolder, atomic_write
+from memoptc.options import Options
+from memoptc.report.study import FILES, render
+from memoptc.runtime.compare import difference
+from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need
+from memoptc.runtime.options import Feed, RunOptions
+from memoptc.runtime.session import Session
+from memoptc.samples import Inputs
+from memoptc.source import files_of, load
+from memoptc.steps.describe import environment
+from memoptc.study.changes import Asked, Change, changes
+from memoptc.study.fault import failure_check
+from memoptc.study.findings import Row, Study
+
+Say = Callable[[str, float | None], None]
+
+
+def study(model: Path, folder: Path, asked: Asked, say: Say = lambda _, __: None) -> Study:
+    """Compare the untouched model with one change at a time and in sequence; write all of it into a folder.
+
+    The folder appears when everything is in it. Until then the work lies in `FOLDER.partial`, by hashes of what it
+    depends on: the same study, started again, goes on there.
+
+    Args:
+        model: The file.
+        folder: What to write: `study.md`, `.json`, `.html`, and the models and reports of every change.
+        asked: What to try, and how long to measure.
+        say: Progress.
+
+    Raises:
+        InputError: the model or the data cannot be used, or the folder holds something else.
+    """
+    key = _key(model, asked)
+    if folder.exists():
+        return _finished(folder, key)
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with TemporaryFolder("memoptc-study-") as scratch:
+        source = load(model, Path(scratch))
+        options = Options(
+            calibration=asked.calibration,
+            validation=asked.validation,
+            dims=dict(asked.dims),
+            jobs=asked.threads or None,
+        )
+        inputs = Inputs(source, options)
+        feed = inputs.feed
+        tried = changes(asked)
+        compiled: dict[tuple[str, ...], Row] = {}
+        rows = [Row("control", "control", "onnxruntime", file_bytes=source.file_bytes)]
+        for number, change in enumerate(tried):
+            say(f"compiling: {change.name}", 0.6 * number / len(tried))
+            rows.append(_row(change, model, partial, key, asked, compiled, source.file_bytes))
+        say("measuring", 0.6)
+        _measure(rows, source.path, feed, partial, asked, key)
+        say("planting a fault", 0.97)
+        found = Study(
+            model={
+                "name": model.name,
+                "sha256": _hash(files_of(source.graph, source.path)),
+                "bytes": source.file_bytes,
+            },
+            deployment=asked.deployment or f"onnxruntime on CPU ({platform.machine()}, {os.cpu_count()} processors)",
+            environment={**environment(options), "sizes": dict(inputs.dims)},
+            command=_command(model, folder, asked),
+            data={
+                Path(d).name: _hash([Path(d)]) for d in (asked.calibration, asked.validation) if d and Path(d).is_file()
+            },
+            failure_check=failure_check(source.path, source.file_bytes, asked, Path(scratch)),
+            rows=rows,
+            slowdown=asked.slowdown,
+            repeats=asked.repeats,
+        )
+    found.judge()
+    for name in FILES:
+        atomic_write(partial / name, render(found, name).encode())
+    for spare in (*partial.glob("*.done"), *partial.glob("*.failure"), partial / "measured.json"):
+        spare.unlink()
+    atomic_write(partial / "key", key.encode())
+    os.rename(partial, folder)
+    return found
+
+
+def _finished(folder: Path, key: str) -> Study:
+    """Read a study that is complete.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    try:
+        if (folder / "key").read_text() == key:
+            content = json.loads((folder / "study.json").read_text())
+            return Study(**{**content, "rows": [Row(**row) for row in content["rows"]]})
+    except (OSError, ValueError, TypeError):
+        pass
+    raise InputError(
+        f"{folder} is there already, and is not this study.", hint="Name another folder with -o, or remove it."
+    )
+
+
+def _key(model: Path, asked: Asked) -> str:
+    """Hash everything that a study depends on."""
+    from memoptc.version import __version__
+
+    if not model.is_file():
+        raise InputError(f"There is no file {model}.", hint="Name an .onnx file.")
+    files = [model, *model.parent.glob(f"{model.name}*.data")]
+    for data in (asked.calibration, asked.validation):
+        path = Path(data or "")
+        files += [path] if path.is_file() else sorted(path.glob("*.npz")) if data and path.is_dir() else []
+    parts = json.dumps([__version__, environment(Options()), asdict(asked)], sort_keys=True, default=str)
+    return hashlib.sha256(parts.encode() + _hash(files).encode()).hexdigest()
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest() if len(files) > 1 else stream.read())
+    return digest.hexdigest()
+
+
+def _command(model: Path, folder: Path, asked: Asked) -> str:
+    words = ["memoptc", "study", str(model), "-o", folder.name]
+    for target in asked.targets:
+        words += ["--target", target]
+    words += asked.given()
+    words += [f"--only={name}" for name in asked.only]
+    return shlex.join([*words, "--repeats", str(asked.repeats), "--seconds", f"{asked.seconds:g}"])
+
+
+def _row(
+    change: Change,
+    model: Path,
+    partial: Path,
+    key: str,
+    asked: Asked,
+    compiled: dict[tuple[str, ...], Row],
+    file_bytes: int,
+) -> Row:
+    """Compile a change; the same model in another runtime is compiled once."""
+    runtime = "Session" if change.session else "onnxruntime"
+    if change.arguments is None:
+        return Row(change.name, change.kind, runtime, file_bytes=file_bytes)
+    if change.arguments not in compiled:
+        compiled[change.arguments] = _compiled(change, model, partial, key, asked)
+    return replace(compiled[change.arguments], name=change.name, kind=change.kind, runtime=runtime)
+
+
+def _compiled(change: Change, model: Path, partial: Path, key: str, asked: Asked) -> Row:
+    """Compile in a process of its own, or take what an interrupted study left."""
+    assert change.arguments is not None
+    stem = "-".join(re.findall(r"\w+", change.name))
+    output, report = partial / f"{stem}.onnx", partial / f"{stem}.report.json"
+    words = [str(model), *change.arguments, *asked.shared(), "-o", output.name]
+    row = Row(change.name, change.kind, "onnxruntime", shlex.join(["memoptc", *words]))
+    mark = partial / f"{stem}.done"
+    if not mark.exists() or mark.read_text() != key:
+        words[words.index("-o") + 1] = str(output)
+        row.failure = _run([*words, "--report", str(report), "-q"], asked.patience)
+        atomic_write(partial / f"{stem}.failure", row.failure.encode())
+        atomic_write(mark, key.encode())
+    row.failure = (partial / f"{stem}.failure").read_text()
+    if output.exists() and report.exists():
+        row.file, row.sha256 = output.name, _hash([output])
+        _read(row, json.loads(report.read_text()))
+    elif not row.failure:
+        row.failure = "nothing was written"
+    return row
+
+
+def _run(words: Sequence[str], patience: float) -> str:
+    """Run a compile; the reason when it fails."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "memoptc", *words], capture_output=True, text=True, timeout=patience, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"took more than {patience:g} s"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("memoptc:")] or done.stderr.splitlines()[-1:]
+    return "" if done.returncode == 0 else f"exit code {done.returncode}: {' '.join(lines).removeprefix('memoptc: ')}"
+
+
+def _read(row: Row, report: dict[str, Any]) -> None:
+    """Take a row's figures from the report of its compile."""
+    proof = report["verification"]
+    row.file_bytes = report["candidate"]["file_bytes"]
+    row.checked = {k: proof.get(k) for k in ("inputs", "samples", "mode", "passed", "bit_exact")}
+    numbers = [o for o in proof.get("outputs", []) if isinstance(o.get("max_abs"), int | float)]
+    row.max_abs = max((o["max_abs"] for o in numbers), default=None)
+    ratios = [o["sqnr_db"] for o in numbers if isinstance(o.get("sqnr_db"), int | float)]
+    row.sqnr_db = min(ratios, default=None)
+    row.accuracy = report["accuracy"] or None
+    row.worst_example = proof.get("worst_sample")
+    row.passes = {p["name"]: p["stats"] for p in report["passes"] if p["stats"]}
+    if proof.get("passed") is False and not row.failure:
+        row.failure = f"outputs differ by more than allowed: {proof.get('worst') or 'see its report'}"
+
+
+def _measure(rows: Sequence[Row], original: Path, feed: Feed, partial: Path, asked: Asked, key: str) -> None:
+    """Measure all rows against each other; a process that fails is a row that says so."""
+    kept = partial / "measured.json"
+    cases: list[tuple[Row, Path, Way]] = []
+    needs: dict[str, list[Need]] = {}
+    for row in rows:
+        if row.file is not None or not row.command:
+            cases.append((row, original if row.file is None else partial / row.file, _way(row, asked.threads)))
+    if kept.exists():
+        content = json.loads(kept.read_text())
+        if content.pop("key") == key:
+            for row, *_ in cases:
+                for name, value in content.get(row.name, {}).items():
+                    setattr(row, name, value)
+            return
+    for _ in range(asked.repeats):
+        for row, path, way in cases:
+            _need_again(needs, row, path, way, feed)
+    cases = [case for case in cases if len(needs.get(case[0].name, ())) == asked.repeats]
+    found = measure(
+        [path for _, path, _ in cases],
+        feed,
+        options=[way for *_, way in cases],
+        seconds=asked.seconds,
+        needs=[needs[row.name][0] for row, *_ in cases],
+    )
+    for (row, path, _), measured in zip(cases, found, strict=True):
+        _fill(row, needs[row.name], measured, found[0])
+        if row.runtime == "Session":
+            _compare_session(row, path, feed)
+    names = (
+        "checked",
+        "max_abs",
+        "need_bytes",
+        "anonymous_bytes",
+        "latency_ms",
+        "slowdown",
+        "throughput_per_s",
+        "runs",
+        "failure",
+    )
+    content = {row.name: {name: getattr(row, name) for name in names} for row in rows}
+    atomic_write(kept, json.dumps({**content, "key": key}).encode())
+
+
+def _need_again(needs: dict[str, list[Need]], row: Row, path: Path, way: Way, feed: Feed) -> None:
+    try:
+        needs.setdefault(row.name, []).append(measure_need(path, feed, options=way))
+    except MemoptcError as problem:
+        row.failure = row.failure or problem.message
+        if row.kind == "control":
+            raise
+
+
+def _compare_session(row: Row, path: Path, feed: Feed) -> None:
+    """Run a model in `Session` and in onnxruntime as it comes: what differs there, no compile has compared."""
+    with Session(path) as session:
+        ours = session.run(None, feed)
+    theirs = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)
+    gaps = [difference(a, b) for a, b in zip(theirs, ours, strict=True)]
+    same = all(gap.exact for gap in gaps)
+    if not row.command:  # the original itself: this is all that its outputs are judged by
+        row.checked = {"inputs": "measuring", "samples": 1, "passed": same, "bit_exact": same}
+        row.max_abs = max((gap.max_abs for gap in gaps), default=None)
+    else:
+        row.checked = {**row.checked, "bit_exact": same and bool(row.checked.get("bit_exact")), "session_exact": same}
+
+
+def _fill(row: Row, needs: Sequence[Need], measured: Measured, control: Measured) -> None:
+    sizes = [need.need_bytes for need in needs]
+    row.need_bytes = {"median": round(statistics.median(sizes)), "least": min(sizes), "most": max(sizes)}
+    row.anonymous_bytes = needs[0].anonymous_bytes
+    row.latency_ms = measured.latency_ms
+    row.slowdown = vars(Slowdown.of(control.turns_ms, measured.turns_ms)).copy()
+    row.throughput_per_s, row.runs = measured.throughput_per_s, measured.runs
+
+
+def _way(row: Row, threads: int) -> Way:
+    if row.runtime == "Session":
+        return InSession(None, {"threads": threads} if threads else {})
+    return RunOptions(threads=threads)

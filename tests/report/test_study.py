@@ -1,0 +1,117 @@
+"""A study: rows, domination, the card; what fails stays; what was interrupted goes on; a folder whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memoptc.cli import main
+from memoptc.ir.diagnostics import InputError
+from memoptc.report.study import card, headline, render
+from memoptc.study import Asked, Change, Row, Study, changes, study
+from memoptc.study import run as running
+
+EXAMPLES = Path(__file__).parents[2] / "examples/models"
+CNN, DATA = EXAMPLES / "digits_cnn.onnx", str(EXAMPLES / "digits_validation.npz")
+
+
+def measured(name: str, need: int, ms: float, low: float = 0.9, **rest: Any) -> Row:
+    kind = "control" if name == "control" else "alone"
+    spread = {"median": need, "least": need - 1000, "most": need + 1000}
+    slowdown = {"ratio": low + 0.05, "low": low, "high": low + 0.1}
+    times = {"p50": ms, "p95": ms, "p99": ms}
+    return Row(name, kind, "onnxruntime", need_bytes=spread, latency_ms=times, slowdown=slowdown, **rest)
+
+
+def of(rows: list[Row]) -> Study:
+    found = Study(
+        {"name": "m.onnx", "sha256": "0", "bytes": 1}, "a board", {}, "memoptc study m.onnx", {}, "", rows, 1.05, 3
+    )
+    found.judge()
+    return found
+
+
+def test_rows_that_another_beats_are_not_marked_and_the_least_need_that_is_fast_enough_is_taken() -> None:
+    exact, coarse = {"bit_exact": True, "inputs": "validation", "samples": 8}, {"inputs": "validation", "samples": 8}
+    found = of(
+        [
+            measured("control", 50_000_000, 10.0),
+            measured("smaller", 30_000_000, 10.0, checked=exact),
+            measured("beaten", 40_000_000, 12.0, checked=exact),
+            measured("slow", 10_000_000, 30.0, low=2.9, checked=exact),
+            measured("coarse", 20_000_000, 5.0, low=0.5, checked=coarse, sqnr_db=30.0),
+            measured("wrong", 1_000_000, 1.0, checked=coarse, failure="outputs differ by more than allowed"),
+            Row("broken", "alone", "onnxruntime", failure="exit code 2: no such pass"),
+        ]
+    )
+    assert [row.name for row in found.rows if row.pareto] == ["smaller", "slow", "coarse"]
+    assert found.recommended == "coarse"
+    assert headline(found).startswith("Take coarse: needs 20.00 MB")
+    facts = dict(card(found))
+    assert facts["Failed changes"] == ("wrong: outputs differ by more than allowed; broken: exit code 2: no such pass")
+    assert "need 20.00 MB" in facts["Improved"]
+    assert "no labels" in facts["Worse, or at risk"]
+    for name in ("study.md", "study.html"):
+        assert "no such pass" in render(found, name)
+
+
+def test_accuracy_within_its_standard_error_is_a_risk_and_no_gain() -> None:
+    accuracy = {"metric": "top-1", "control": 0.9926, "candidate": 0.9944, "samples": 540}
+    facts = dict(card(of([measured("control", 50_000_000, 10.0), measured("int8", 9_000_000, 5.0, accuracy=accuracy)])))
+    assert "top-1" not in facts["Improved"]
+    assert "cannot be told apart on 540 samples" in facts["Worse, or at risk"]
+
+
+def test_noise_makes_no_recommendation() -> None:
+    found = of([measured("control", 50_000_000, 10.0), measured("same", 49_900_000, 10.0)])
+    assert found.recommended == "control"
+    assert headline(found).startswith("Keep the original")
+
+
+def test_each_change_alone_then_in_sequence() -> None:
+    names = [change.name for change in changes(Asked(targets=("int8",)))]
+    assert names[:4] == ["Session", "fusion", "tiling", "int8"]
+    assert names[-3:] == ["-O2 + int8", "-O2 + Session", "-O2 + int8 + Session"]
+    with pytest.raises(InputError, match="no row 'int4'"):
+        changes(Asked(only=("int4",)))
+
+
+def test_failures_stay_and_an_interrupted_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried = [
+        Change("-O1", "in sequence", ("-O1",)),
+        Change("-O1 + Session", "in sequence", ("-O1",), session=True),
+        Change("no such", "alone", ("--passes", "no-such-pass")),
+    ]
+    monkeypatch.setattr(running, "changes", lambda asked: tried)
+    asked = Asked(validation=DATA, repeats=1, seconds=0.2)
+    folder = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_measure", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            study(CNN, folder, asked)
+    assert not folder.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_run", _interrupt)  # nothing is compiled a second time
+        found = study(CNN, folder, asked)
+    assert [row.name for row in found.rows if row.usable] == ["control", "-O1", "-O1 + Session"]
+    assert found.row("-O1").checked == {
+        "inputs": "validation", "samples": 540, "mode": "full", "passed": True, "bit_exact": True
+    }  # fmt: skip
+    assert "no-such-pass" in found.row("no such").failure
+    assert found.failure_check.endswith("was reported (exit code 3).")
+    assert not folder.with_name("out.partial").exists()
+    assert {"study.md", "study.json", "study.html", "O1.onnx", "O1.report.json"} <= {p.name for p in folder.iterdir()}
+    content = json.loads((folder / "study.json").read_text())
+    assert [row["name"] for row in content["rows"]] == ["control", *(change.name for change in tried)]
+    assert study(CNN, folder, asked).to_json() == content
+    assert main(["study", str(CNN), "-o", str(folder)]) == 2
+    assert "is not this study" in capsys.readouterr().err
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
