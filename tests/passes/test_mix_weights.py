@@ -145,7 +145,8 @@ def test_mixed_without_data_says_what_it_goes_by() -> None:
 def test_study_shows_every_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     for target, least in (("mixed", 30), ("int4", 40)):
-        assert main(["study", "--layers", str(CNN), *FLAGS, f"--target={target}", f"--min-sqnr={least}", "--json", "-q"]) == 0
+        asked = [f"--target={target}", f"--min-sqnr={least}"]
+        assert main(["study", "--layers", str(CNN), *FLAGS, *asked, "--json", "-q"]) == 0
         found = json.loads(capsys.readouterr().out)
         rows = [row for row in found["layers"] if "blocks_alone_db" in row]
         assert rows
