@@ -13,5 +13,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--update` writes what comes out of tests/cases as their expectation."""
-    parser.addoption("--update", action="store_true", help="rewrite the expectations of tests/cases")
+    """`--update` writes what comes out of tests/cases, and the names of operators that are left, as expectations."""
+    parser.addoption(
+        "--update", action="store_true", help="rewrite the expectations of tests/cases and tests/operator_names.toml"
+    )
