@@ -119,7 +119,7 @@ def with_border_of(original: Graph, graph: Graph) -> Graph:
 
 
 def _convert(builder: Builder, value: Value, coded: Coded, to: DType) -> Value:
-    type_ = TensorType(to, value.type.shape if isinstance(value.type, TensorType) else None)
+    type_ = TensorType(to, value.shape)
     if coded.scale is None:
         return builder.op("Cast", [value], {"to": int(to)}, type=type_).result
     # Codes of 8 bits are standard from opset 10 on, those of 16 from 21.

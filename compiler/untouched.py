@@ -7,7 +7,7 @@ from collections import Counter
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import GateError
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.options import Options
 from memoptc.report import Report
 
@@ -88,4 +88,4 @@ def _reason(op: Op, graph: Graph, target: str) -> str:
 
 
 def _dtype(value: Value) -> DType | None:
-    return value.type.dtype if isinstance(value.type, TensorType) else None
+    return value.dtype

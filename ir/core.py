@@ -25,7 +25,7 @@ from memoptc.ir.facts import (
     Tensor,
 )
 from memoptc.ir.tensors import tensor_type
-from memoptc.ir.types import Type
+from memoptc.ir.types import DType, Shape, TensorType, Type
 
 __all__ = [
     "NOWHERE", "AttrRef", "AttrValue", "EmptyList", "Function", "Graph", "Loc", "ModelInfo", "Op", "Output",
@@ -76,6 +76,16 @@ class Value:
         if type != self._type:
             self._type = type
             self.graph._touch()
+
+    @property
+    def dtype(self) -> DType | None:
+        """The element type of a tensor; `None` for other kinds of value, and where the type is not known."""
+        return self._type.dtype if isinstance(self._type, TensorType) else None
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a tensor; `None` for other kinds of value, and where the rank is not known."""
+        return self._type.shape if isinstance(self._type, TensorType) else None
 
     @property
     def op(self) -> Op | None:

@@ -648,7 +648,7 @@ def _dtype(value: Value) -> str:
 
 
 def _integer(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.dtype in (DType.INT32, DType.INT64)
+    return value.dtype in (DType.INT32, DType.INT64)
 
 
 def _refused(why: str) -> InputError:

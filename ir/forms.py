@@ -65,7 +65,7 @@ def obstacle(graph: Graph) -> str:
         return "there is no pattern, since not all inputs are tensors"
     if graph.defaults:
         return "callers may replace weights"
-    if any(not isinstance(v.type, TensorType) or v.type.shape is None for v in graph.outputs):
+    if any(v.shape is None for v in graph.outputs):
         return "outputs of unknown rank"
     if any(v.op is None or v.op.is_const for v in graph.outputs) or len(set(graph.outputs)) != len(graph.outputs):
         return "outputs that are not computed"

@@ -219,7 +219,7 @@ def _stated(value: Value, axis: int) -> Dim:
         op = op.graph.parent if op.graph is not None else None
     if op is None:
         return None
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     return shape[axis] if shape is not None and axis < len(shape) else None
 
 

@@ -226,7 +226,7 @@ def _spelled_otherwise(type_: Type | None) -> Iterator[str]:
 
 
 def _is_untyped(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.dtype == DType.UNDEFINED
+    return value.dtype == DType.UNDEFINED
 
 
 def _as_declared(op: Op, name: str, value: Any) -> Any:

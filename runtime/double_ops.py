@@ -14,7 +14,7 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.double_base import Lowering, NoDouble, add_all, f64, i64, rank_of, text_attr
 from memoptc.runtime.double_recurrent import recurrent
 from memoptc.runtime.double_windows import average_pool, conv, conv_transpose
@@ -42,7 +42,7 @@ def lower(op: Op) -> bool:
 
 
 def _is_double(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.dtype == DType.DOUBLE
+    return value.dtype == DType.DOUBLE
 
 
 def _reduce(b: Builder, kind: str, x: Value, axes: Sequence[int]) -> Value:

@@ -107,7 +107,7 @@ Space = Callable[[Op], list[Axis]]
 
 def shape(value: Value) -> tuple[Dim, ...] | None:
     """A value's shape, `None` when its rank is not known."""
-    return value.type.shape if isinstance(value.type, TensorType) else None
+    return value.shape
 
 
 def extents(op: Op, index: int) -> tuple[Dim, ...]:

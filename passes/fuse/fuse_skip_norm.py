@@ -10,7 +10,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import same
 from memoptc.ir.tensors import ints, scalar
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.fuse._fuse.core import shape_of
 
@@ -77,7 +77,7 @@ def _replace(mean: Op, graph: Graph) -> bool:
 def _fits(total: Op, shape: tuple[object, ...]) -> bool:
     """Whether both sides of a sum have its shape, three axes of float32."""
     sides = [shape_of(v) for v in total.operands]
-    floats = all(isinstance(v.type, TensorType) and v.type.dtype == DType.FLOAT for v in total.operands)
+    floats = all(v.dtype == DType.FLOAT for v in total.operands)
     alike = all(len(s) == 3 and all(same(a, b) for a, b in zip(s, sides[0], strict=True)) for s in sides)
     return floats and len(shape) == 3 and alike and not any(v.tensor is not None for v in total.operands)
 

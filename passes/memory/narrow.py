@@ -223,4 +223,4 @@ def _narrowed(value: Value, axis: int, extent: Dim) -> TensorType | None:
 
 
 def _shape(value: Value) -> tuple[Dim, ...] | None:
-    return value.type.shape if isinstance(value.type, TensorType) else None
+    return value.shape

@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dataflow import on_demand
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import BINARY, UNARY, VARIADIC, opset_of
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._widen.uniform import Uniform, keeps
 from memoptc.passes.simplify._simplify.facts import opset, require, shape_of, tensor_type
@@ -84,7 +84,7 @@ def _broadcasts(op: Op) -> bool:
 
 
 def _extents(value: Value) -> tuple[Dim, ...]:
-    return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
+    return value.shape or ()
 
 
 def _inside(value: Value, operand: Value, axes: frozenset[int]) -> frozenset[int]:

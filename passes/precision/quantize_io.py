@@ -67,7 +67,7 @@ class QuantizeIo(Pass):
 
 
 def _is_float32(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.dtype == DType.FLOAT
+    return value.dtype == DType.FLOAT
 
 
 def _input(graph: Graph, value: Value, half: DType | None) -> Coded | str:
@@ -85,7 +85,7 @@ def _input(graph: Graph, value: Value, half: DType | None) -> Coded | str:
     if len(codes) != 1:
         return "it is coded in several ways" if codes else "nothing quantizes it as a whole"
     ((coded, coders),) = codes.items()
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     wide = [(u, i) for u, i in value.uses if u not in coders and u.key not in _EXTENTS]
     model = coders[0].operands[1:] if coders else ()
     for coder in coders:
@@ -110,7 +110,7 @@ def _output(graph: Graph, index: int, half: DType | None) -> Coded | str:
         return "it is an input or a constant"
     coded = _code_of(op) if op.op_type in ("DequantizeLinear", "Cast") else None
     narrow = op.operand if coded is not None else None
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     if coded is None and half is not None:
         coded = Coded(half)
         builder = Builder(graph, loc=op.loc)
@@ -135,7 +135,7 @@ def _code_of(op: Op) -> Coded | None:
     if op.op_type == "Cast":
         narrow = op.result if _is_float32(op.operand) else op.operand
         wide = op.operand if narrow is op.result else op.result
-        half = isinstance(narrow.type, TensorType) and narrow.type.dtype == DType.FLOAT16
+        half = narrow.dtype == DType.FLOAT16
         return Coded(DType.FLOAT16) if half and _is_float32(wide) else None
     if op.domain not in ("", ops.MICROSOFT) or not isinstance(narrow.type, TensorType):
         return None

@@ -14,7 +14,6 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.onnx_io import read_onnx, to_proto
-from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
@@ -75,7 +74,7 @@ _BY_ROWS = ("Softmax", "LogSoftmax", "Hardmax")
 def _refuse(graph: Graph, to: int) -> None:
     """Raise where the converter's result would not run for every extent that the model runs for."""
     for op in graph.walk(*_BY_ROWS):
-        shape = op.operands[0].type.shape if isinstance(op.operands[0].type, TensorType) else None
+        shape = op.operands[0].shape
         last = shape is not None and int(op.attrs.get("axis", 1)) in (-1, len(shape) - 1)
         known = shape is not None and all(isinstance(d, int) and d > 0 for d in shape)
         if to >= _SOFTMAX_BY_AXIS and not last and not known:

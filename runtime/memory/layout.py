@@ -136,7 +136,7 @@ class _Layout:
 
 
 def _channels(value: Value) -> int:
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     channels: Dim = shape[1] if shape is not None and len(shape) > 1 else None
     return channels if isinstance(channels, int) else 1
 

@@ -16,7 +16,6 @@ from itertools import accumulate
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
-from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.branches import branches
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import (
@@ -277,7 +276,7 @@ def _body_bytes(
 
 def _is_fixed(value: Value) -> bool:
     """Whether a value's shape is written in the model, in numbers."""
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     return shape is not None and all(isinstance(d, int) for d in shape)
 
 

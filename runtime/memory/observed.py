@@ -94,7 +94,7 @@ def unsized_values(graph: Graph, bindings: Sequence[Mapping[str, int]]) -> list[
             continue
         for value in op.results:
             tensor = value.type is None or isinstance(value.type, TensorType)
-            text = isinstance(value.type, TensorType) and value.type.dtype == DType.STRING
+            text = value.dtype == DType.STRING
             if tensor and not text and not value.omitted and any(evaluate(value_size(value), b) is None for b in full):
                 found.append(value)
     return found

@@ -11,7 +11,7 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.tensors import ints, scalar
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.fuse._fuse.core import shape_of
 
 
@@ -285,7 +285,7 @@ def _fits(c: Cached) -> bool:
     """Whether types and shapes are what the operator takes."""
     values = (c.query, c.keys, c.values, *c.past)
     for value in values:
-        if not isinstance(value.type, TensorType) or value.type.dtype != DType.FLOAT or len(shape_of(value)) != 4:
+        if value.dtype != DType.FLOAT or len(shape_of(value)) != 4:
             return False
     q, k, v, pk, pv = (shape_of(x) for x in values)
     inner = (q[1], q[3], k[1], k[3], v[1], v[3], pk[1], pk[3], pv[1], pv[3])

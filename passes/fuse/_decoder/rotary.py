@@ -8,7 +8,7 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.tensors import ints
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.fuse._fuse.core import shape_of
 
 _FAR = 2**31 - 1
@@ -64,7 +64,7 @@ def _sum(op: Op) -> Rotary | None:
     shape = shape_of(op.result)
     if len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
         return None
-    if not isinstance(op.result.type, TensorType) or op.result.type.dtype != DType.FLOAT:
+    if op.result.dtype != DType.FLOAT:
         return None
     for plain, other in ((0, 1), (1, 0)):
         straight, swapped = op.operands[plain].op, op.operands[other].op

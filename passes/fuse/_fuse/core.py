@@ -10,7 +10,7 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.tensors import scalar
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.fuse._fuse.bounds import Known, bounds
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -73,7 +73,7 @@ class Core:
 
 def shape_of(value: Value) -> tuple[Dim, ...]:
     """A value's shape; () when it is not known."""
-    return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
+    return value.shape or ()
 
 
 def attention(softmax: Op, known: Known | None = None) -> Core | None:
@@ -170,7 +170,7 @@ def _of_keys(mask: Value, scores: Value) -> bool:
 def _fits(core: Core, scores: Value) -> bool:
     """Whether types and shapes are what the operator takes."""
     for value in (core.query, core.keys, core.values):
-        if not isinstance(value.type, TensorType) or value.type.dtype != DType.FLOAT:
+        if value.dtype != DType.FLOAT:
             return False
     q, k, v, s = (shape_of(x) for x in (core.query, core.keys, core.values, scores))
     if not all(len(x) == 4 for x in (q, k, v, s)):

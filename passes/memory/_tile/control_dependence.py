@@ -33,8 +33,8 @@ class ControlDependence:
     def _empty_slice(self, value: Value) -> Value:
         """An int64 vector without elements that depends on a value."""
         made, ints = self.emitter.made, self.emitter.ints
-        shape = value.type.shape if isinstance(value.type, TensorType) else None
-        whole = isinstance(value.type, TensorType) and value.type.dtype == DType.INT64
+        shape = value.shape
+        whole = value.dtype == DType.INT64
         if shape == ():
             value = made("Reshape", [value, ints([1])])
         empty = made("Slice", [value, *(ints([0]) for _ in range(3))])

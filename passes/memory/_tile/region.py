@@ -11,7 +11,6 @@ from math import gcd, lcm
 from memoptc.ir.core import Op, Value
 from memoptc.ir.infer import PIECES
 from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space, weights_axis
-from memoptc.ir.types import TensorType
 from memoptc.runtime.memory.footprint import used_values
 
 MARK = PIECES
@@ -51,11 +50,7 @@ class Spaces:
 
 
 def _has_known_extent(op: Op, axis: Axis) -> bool:
-    shapes = [
-        (v.type.shape if isinstance(v.type, TensorType) else None, a.axis)
-        for v, a in zip(op.operands, axis.operands, strict=True)
-        if a is not None
-    ]
+    shapes = [(v.shape, a.axis) for v, a in zip(op.operands, axis.operands, strict=True) if a is not None]
     return all(shape is not None and isinstance(shape[place], int) for shape, place in shapes)
 
 

@@ -9,14 +9,14 @@ from memoptc.ir.dataflow import on_demand
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import VIEWS, facts
 from memoptc.ir.tensors import ints
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 _MOVES = frozenset({"Slice", "Transpose", "Expand", "Gather"}) | VIEWS
 
 
 def shape_of(value: Value) -> tuple[Dim, ...] | None:
     """Shape of a value; `None` when its rank is not known."""
-    return value.type.shape if isinstance(value.type, TensorType) else None
+    return value.shape
 
 
 class Uniform:
@@ -114,7 +114,7 @@ def _through(operand: Value, rank: int, every: frozenset[int], inside: frozenset
 
 
 def _is_bool(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.dtype == DType.BOOL
+    return value.dtype == DType.BOOL
 
 
 def _truth_from(value: Value) -> tuple[Value, ...]:

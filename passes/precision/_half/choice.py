@@ -55,7 +55,7 @@ class Choice:
 
 def is_float32(value: Value) -> bool:
     """Whether a value is a float32 tensor."""
-    return isinstance(value.type, TensorType) and value.type.dtype == DType.FLOAT
+    return value.dtype == DType.FLOAT
 
 
 def candidate(op: Op, format_: Format, *, any_kernel: bool) -> Candidate | None:
@@ -158,7 +158,7 @@ def _narrow_bytes(group: list[Candidate], members: set[Op], found: dict[Op, Cand
 def elements(value: Value, dims: Mapping[str, int]) -> int:
     """Elements of a value, for weighing: unknown extents count as `USUAL_EXTENT`."""
     count = 1
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     for dim in shape or ():
         if dim is not None and not isinstance(dim, int):
             known = {s: dims.get(s, USUAL_EXTENT) for s in free_symbols(dim)}

@@ -70,7 +70,7 @@ class Rewriter:
             self.stats["casts that cancelled"] += 1
         else:
             builder = Builder(self.graph, before=user, loc=user.loc.union(rule=RULE))
-            shape = value.type.shape if isinstance(value.type, TensorType) else None
+            shape = value.shape
             type_ = TensorType(self.dtype, shape)
             made = builder.op("Cast", [value], {"to": int(self.dtype)}, type=type_).result
             self.stats["casts"] += 1
@@ -100,7 +100,7 @@ class Rewriter:
         op = result.op
         assert op is not None
         builder = Builder(self.graph, before=before, loc=op.loc.union(rule=RULE))
-        shape = result.type.shape if isinstance(result.type, TensorType) else None
+        shape = result.shape
         made = builder.op("Cast", [result], {"to": int(DType.FLOAT)}, type=TensorType(DType.FLOAT, shape)).result
         for user, index in wide:
             user.set_operand(index, made)
@@ -196,7 +196,7 @@ def _content(value: Value) -> npt.NDArray[np.float32]:
 
 
 def _dtype(value: Value) -> DType | None:
-    return value.type.dtype if isinstance(value.type, TensorType) else None
+    return value.dtype
 
 
 def first_user(users: set[Op], graph: Graph) -> Op | None:

@@ -103,7 +103,7 @@ def _conv(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, stat
         return None
     assert weight.tensor is not None
     codes = weight_codes(weight.tensor.numpy(), 0, dtype, bits)
-    shape = op.operand.type.shape if isinstance(op.operand.type, TensorType) else None
+    shape = op.operand.shape
     result = op.result.type
     coded = builder.op(
         "DynamicQuantizeLinear",

@@ -136,7 +136,7 @@ def _absorb(op: Op, choice: Choice) -> None:
 
 def is_float32(value: Value | None) -> bool:
     """Whether a value is a float32 tensor."""
-    return value is not None and isinstance(value.type, TensorType) and value.type.dtype == DType.FLOAT
+    return value is not None and value.dtype == DType.FLOAT
 
 
 def _why_not(op: Op) -> str:
@@ -306,7 +306,7 @@ class Emitter:
             builder,
             "QuantizeLinear",
             [value, builder.const(np.float32(scale.scale), f"{name}_s"), self._zero(builder, scale, name)],
-            TensorType(scale.dtype, value.type.shape if isinstance(value.type, TensorType) else None),
+            TensorType(scale.dtype, value.shape),
             f"{name}_q",
         )
         assert codes.op is not None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.tensors import ints
-from memoptc.ir.types import TensorType
 
 ENDLESS = 2**31 - 1
 """From this on, an end means that of the axis."""
@@ -32,7 +31,7 @@ class Part:
 
 def shape_of(value: Value) -> tuple[Dim, ...] | None:
     """Shape of a value; `None` when its rank is not known."""
-    return value.type.shape if isinstance(value.type, TensorType) else None
+    return value.shape
 
 
 def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
