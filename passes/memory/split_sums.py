@@ -152,6 +152,9 @@ def _split(op: Op | None) -> None:
     name = op.result.name
     op.result.replace_by(total)
     total.doc, total.metadata = op.result.doc, dict(op.result.metadata)
+    whole = op.operands[1].op
     op.erase()
     join.erase()
+    if whole is not None and not whole.result.has_uses:
+        whole.erase()  # its parts are there now
     total.name = name

@@ -108,3 +108,11 @@ def test_a_joined_extent_is_the_simplest_of_the_operands() -> None:
     assert [str(d) for d in both.type.shape] == ["N", "32", "H", "W"]  # type: ignore[union-attr]
     assert len(put_in) == 6
     assert "H" not in put_in
+
+
+def test_of_a_weight_that_was_split_only_the_parts_are_left() -> None:
+    graph = unet()
+    stats: Counter[str] = Counter()
+    Fit(slowdown=10.0, ignore=1 << 10).apply(graph, stats, Context(dims=PLANNED))
+    assert stats["products split"] == 1
+    assert [op.result.name for op in graph.ops if op.is_const and not op.result.has_uses] == []
