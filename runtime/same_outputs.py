@@ -1,0 +1,77 @@
+"""Whether two spellings of a model give the same outputs on made-up inputs; where that may end the process, apart."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InternalError, MemoptcError
+from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime import isolated
+from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.options import RunOptions
+from memoptc.runtime.trials import may_end_process
+
+
+def outputs_differ(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto, close: float) -> str:
+    """Say how two models differ on made-up inputs; `""` when they do not.
+
+    Args:
+        graph: The first one, shapes inferred.
+        before: The same, written.
+        after: The other one.
+        close: Largest difference relative to an output's largest magnitude.
+
+    Raises:
+        MemoptcError: one of them cannot be loaded, or a run ends onnxruntime's process.
+    """
+    if not may_end_process(graph):
+        return _difference(graph, before, after, close)
+    with TemporaryFolder() as folder:
+        paths = [Path(folder) / name for name in ("before.onnx", "after.onnx")]
+        for path, model in zip(paths, (before, after), strict=True):
+            path.write_bytes(model.SerializeToString())
+        request = {"before": str(paths[0]), "after": str(paths[1]), "close": close}
+        return str(isolated.ask("memoptc.runtime.same_outputs", request, Path(folder))["difference"])
+
+
+def _difference(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto, close: float) -> str:
+    run = RunOptions(optimize=False)
+    first = Evaluator(before, run, blame=InternalError)
+    second = Evaluator(after, run, blame=InternalError)
+    try:
+        feeds = find_feeds(graph, first, count=4)
+    except MemoptcError as e:
+        return e.message
+    for feed in feeds:
+        one, two = first.run(feed.feed), second.run(feed.feed)
+        for name, a in one.items():
+            b = two.get(name)
+            if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape != b.shape:
+                return f"output {name!r} has another form"
+            if a.dtype.kind == "f":
+                scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
+                if not np.allclose(a, b, rtol=0.0, atol=close * scale, equal_nan=True):
+                    return f"output {name!r} has other numbers"
+            elif not np.array_equal(a, b):
+                return f"output {name!r} has other values"
+    return ""
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    before, after = (onnx.load(request[name]) for name in ("before", "after"))
+    graph = read_onnx(before)
+    infer_shapes(graph)
+    return {"difference": _difference(graph, before, after, request["close"])}
+
+
+if __name__ == "__main__":
+    isolated.answer(_answer, *sys.argv[1:3])
