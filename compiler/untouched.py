@@ -6,6 +6,7 @@ from collections import Counter
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import GateError
+from memoptc.ir.ops import Family, names_where
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
 from memoptc.options import Options
@@ -17,7 +18,7 @@ _HALF = frozenset(
 )
 _INTEGERS = ("int8", "uint8", "int4", "mixed")
 _CODERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-_RECURRENT = ("LSTM", "GRU", "RNN")
+_RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
 _HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", *_RECURRENT)
 _MOST = 5
 """Reasons that a warning lists."""

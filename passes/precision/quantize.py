@@ -10,12 +10,13 @@ from memoptc.ir.core import Graph, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.precision._quantize import embedding, table
+from memoptc.passes.precision._quantize import embedding
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
 from memoptc.passes.precision._quantize.existing import without_sign
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import observe
+from memoptc.passes.precision._quantize.places import RECURRENT
 from memoptc.passes.precision._quantize.static import Choice, Emitter, choose, is_float32, share_scales
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
@@ -150,7 +151,7 @@ class Quantize(Pass):
 
 def _count_left(graph: Graph, stats: Counter[str], device: Device) -> None:
     for op in graph.walk():
-        if op.key in table.RECURRENT:
+        if op.key in RECURRENT:
             stats[f"left {op.op_type}: recurrent, errors would add up"] += 1
         elif op.key in device.heavy and op.graph is not graph:
             stats[f"left {op.op_type}: inside a subgraph"] += 1

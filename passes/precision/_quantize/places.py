@@ -11,13 +11,14 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
-from memoptc.ir.ops import weight_layout
+from memoptc.ir.ops import Family, names_where, weight_layout
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType
 
 PRODUCTS = ("MatMul", "Gemm")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
+"""Stay in float: errors add up over the steps."""
 GATHER = "Gather"
 
 SHORTEST = 16
