@@ -46,6 +46,7 @@ FIRES = {
     "batch_normalized": "fuse-conv-bn",
     "twins": "share-common",
     "rotary": "fuse-rotary",
+    "wide_product": "mix-weights",
     "skipped_norm": "fuse-skip-norm",
 }
 """Patterns and a pass that must have done something to one of their models in the long form."""

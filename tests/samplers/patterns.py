@@ -257,12 +257,22 @@ def skipped_norm(c: Chain) -> str:
 
 
 def rotary(c: Chain) -> str:
-    """What fuse-rotary looks for: halves of heads that are turned against each other."""
-    x, cos, sin = c.input("n", 2, "s", 8), c.input("n", "s", 8), c.input("n", "s", 8)
-    cos, sin = (c.axes("Unsqueeze", v, 1) for v in (cos, sin))
+    """What fuse-rotary looks for: halves of heads that are turned against each other by angles of positions."""
+    x, positions = c.input("n", 2, "s", 8), c.input("n", "s", 1)
+    half = c.add("Mul", positions, c.weight(np.asarray([1.0, 0.1, 0.01, 0.001], np.float32)))
+    angles = c.add("Concat", half, half if c.r.random() < 0.8 else c.elementwise(half), axis=-1 if c.opset > 10 else 2)
+    cos, sin = (c.axes("Unsqueeze", c.add(op, angles), 1) for op in ("Cos", "Sin"))
     low, high = c.slice(x, 0, 4, 3), c.slice(x, 4, pick(c.r, 8, 8, 100), 3)
-    turned = c.add("Concat", c.add("Neg", high), low, axis=pick(c.r, -1, 3))
+    turned = c.add("Concat", c.add("Neg", high), low, axis=3)
     return c.add("Add", c.add("Mul", x, cos), c.add("Mul", turned, sin))
+
+
+def wide_product(c: Chain) -> str:
+    """What mix-weights, to-half and share-transposed look for: products whose weights are worth storing in few bits."""
+    x, array = c.elementwise(c.input("n", "s", 64)), floats(c.r, 64, 96) / np.float32(8)
+    y = c.add("MatMul", x, c.weight(array))
+    y = c.add("MatMul", c.elementwise(y), c.weight(np.ascontiguousarray(array.T)))
+    return c.add("Add", y, x)
 
 
 def coded(c: Chain) -> str:
@@ -297,6 +307,7 @@ PATTERNS: dict[str, Pattern] = {
         skipped_norm,
         rotary,
         coded,
+        wide_product,
     )
 }
 
