@@ -29,12 +29,13 @@ import zoo
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.configuration import AS_WRITTEN, planned_peak
 from memoptc.runtime.contract import contract_path, load_contract
 from memoptc.runtime.measure import InSession, measure_need
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.need import Configuration, SessionKind, predict_need
 from memoptc.runtime.options import RunOptions
-from memoptc.runtime.profile import AS_PLANNED, profile, record
+from memoptc.runtime.profile import record
 
 COMPILE_SECONDS = 600
 THREADS = 2
@@ -91,8 +92,8 @@ def rows(name: str, level: str, target: str, path: Path) -> Iterator[dict[str, A
             found = measure_need(path, feed, options=options, seconds=5)
             line[session] = {"predicted": estimate.to_json(), "need_bytes": found.need_bytes}
             line[session]["ratio"] = round(estimate.need_bytes / max(found.need_bytes, 1), 3)
-        planned = profile(graph, dims).planned_peak_bytes
-        recorded = record(path, feed, AS_PLANNED, runs=1)
+        planned = planned_peak(graph, dims, AS_WRITTEN).peak_bytes
+        recorded = record(path, feed, AS_WRITTEN.options, runs=1)
         line["activations"] = {"planned": planned, "recorded": recorded.run_peak_bytes, "how": recorded.method}
         yield line
 

@@ -28,10 +28,18 @@ _GAP = 1 << 20
 
 
 class DefaultArena:
-    """The arena of one session. Mapped regions lie below one another, so of equal pieces the newest is taken."""
+    """The arena of one session. Mapped regions lie below one another, so of equal pieces the newest is taken.
 
-    def __init__(self) -> None:
-        self._next = FIRST_REGION
+    Args:
+        first: Bytes of the first region.
+        doubling: Each region is twice the one before (`arena_extend_strategy` 0); else as large as what is asked for.
+        split: Pieces are split to size (`max_dead_bytes_per_chunk` 1); else only where much would be left.
+    """
+
+    def __init__(self, first: int = FIRST_REGION, *, doubling: bool = True, split: bool = False) -> None:
+        self._doubling = doubling
+        self._most_dead = 1 if split else MOST_DEAD
+        self._next = max(UNIT, -(-first // UNIT) * UNIT)
         self._bottom = 1 << 50
         self._free: list[tuple[int, int]] = []
         self._ends: dict[int, int] = {}
@@ -50,7 +58,7 @@ class DefaultArena:
             index = bisect.bisect_left(self._free, (rounded, -1))
         length, start = self._free[index]
         self._take(start, start + length)
-        if length >= 2 * rounded or length - rounded >= MOST_DEAD:
+        if length >= 2 * rounded or length - rounded >= self._most_dead:
             self._give(start + rounded, start + length)
             length = rounded
         self._touch(start, start + max(size, 1))
@@ -70,14 +78,21 @@ class DefaultArena:
             end = after
         self._give(start, end)
 
-    def play(self, events: Iterable[int]) -> None:
-        """Serve a sequence: a positive number allocates so many bytes, -(i + 1) frees its allocation number i."""
+    def play(self, events: Iterable[int]) -> list[int]:
+        """Serve a sequence: a positive number allocates so many bytes, -(i + 1) frees its allocation number i.
+
+        Returns:
+            Numbers of the allocations that it does not free.
+        """
         first = len(self._placed)
+        alive: dict[int, None] = {}
         for event in events:
             if event > 0:
-                self.allocate(event)
+                alive[self.allocate(event)] = None
             else:
+                del alive[first - event - 1]
                 self.free(first - event - 1)
+        return list(alive)
 
     @property
     def resident_bytes(self) -> int:
@@ -91,11 +106,11 @@ class DefaultArena:
         return sum(end - start for start, end in self._regions.items())
 
     def _extend(self, needed: int) -> None:
-        doubled = False
-        while needed > self._next:
+        doubled = not self._doubling
+        while self._doubling and needed > self._next:
             self._next *= 2
             doubled = True
-        size = self._next if self._next <= LARGEST_DOUBLED else needed
+        size = self._next if self._doubling and self._next <= LARGEST_DOUBLED else needed
         if not doubled:
             self._next *= 2
         self._bottom -= size + _GAP

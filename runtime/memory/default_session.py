@@ -19,6 +19,9 @@ from memoptc.runtime.memory.footprint import is_resident, used_values
 from memoptc.runtime.memory.liveness import Liveness, Storage, liveness
 from memoptc.runtime.memory.workspace import kernel_workspace
 
+_LATER_RUNS = 2
+"""Runs after the first that are simulated: what later ones take does not change any more, or hardly."""
+
 
 @dataclass(frozen=True)
 class ArenaUse:
@@ -126,12 +129,27 @@ def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
     return Liveness(kept, found.steps, found.unknown, found.alignment)
 
 
-def allocation_events(found: Liveness, *, traced_only: bool = False) -> list[int]:
+_PIECES = 8
+"""Allocations that the scratch of an op with regions, or of a recurrent one, is taken for: there are many, of any size,
+and an arena finds room for each where one block of all would not fit."""
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN", "DynamicQuantizeLSTM"})
+
+
+def _pieces(storage: Storage, found: Liveness) -> list[int]:
+    op = found.steps[storage.first]
+    if storage.values or storage.size < _PIECES or not (op.regions or op.op_type in _RECURRENT):
+        return [storage.size]
+    each = storage.size // _PIECES
+    return [each] * (_PIECES - 1) + [storage.size - (_PIECES - 1) * each]
+
+
+def allocation_events(found: Liveness, *, traced_only: bool = False, kept: bool = False) -> list[int]:
     """Give the allocations of a run as `DefaultArena.play` takes them.
 
     Args:
         found: What is alive when.
         traced_only: Only what a memory pattern holds: no scratch, no outputs of the graph.
+        kept: Outputs of the graph are not freed: the caller has them.
     """
     chosen = [s for s in found.storages if not traced_only or (s.values and not _is_handed_out(s))]
     starting: defaultdict[int, list[Storage]] = defaultdict(list)
@@ -139,13 +157,17 @@ def allocation_events(found: Liveness, *, traced_only: bool = False) -> list[int
     for storage in chosen:
         starting[storage.first].append(storage)
         ending[storage.last].append(storage)
-    number: dict[int, int] = {}
+    number: dict[int, range] = {}
     events: list[int] = []
+    count = 0
     for step in range(len(found.steps)):
         for storage in sorted(starting[step], key=lambda s: not s.values):  # results before scratch
-            number[id(storage)] = len(number)
-            events.append(storage.size)
-        events.extend(-number[id(s)] - 1 for s in sorted(ending[step], key=lambda s: bool(s.values)))
+            pieces = _pieces(storage, found)
+            number[id(storage)] = range(count, count + len(pieces))
+            count += len(pieces)
+            events.extend(pieces)
+        ended = (s for s in ending[step] if not (kept and _is_handed_out(s)))
+        events.extend(-n - 1 for s in sorted(ended, key=lambda s: bool(s.values)) for n in number[id(s)])
     return events
 
 
@@ -157,8 +179,9 @@ def arena_use(
     order: Sequence[Op] | None = None,
     reuse: bool = True,
     pattern: bool = True,
+    arena: DefaultArena | None = None,
 ) -> ArenaUse:
-    """Simulate two runs in the default arena.
+    """Simulate runs in an arena. While one goes on, its caller still has the outputs of the one before.
 
     Args:
         graph: The graph as onnxruntime runs it.
@@ -167,22 +190,26 @@ def arena_use(
         order: Its ops in the order in which they run; the default one when not given.
         reuse: `enable_mem_reuse`.
         pattern: `enable_mem_pattern`; without effect where an input is no tensor.
+        arena: Another one than the default.
     """
     order = default_order(graph) if order is None else order
     found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads))
     if reuse:
         found = reuse_by_shape(found, shapes_onnxruntime_knows(graph))
-    arena = DefaultArena()
-    arena.play(allocation_events(found))
-    first = arena.resident_bytes
+    arena = arena or DefaultArena()
+    outputs = arena.play(allocation_events(found, kept=True))
+    first, block, later = arena.resident_bytes, 0, found
     if pattern and all(isinstance(v.type, TensorType) for v in graph.inputs):
         block = pattern_bytes(allocation_events(found, traced_only=True))
-        if block:
-            arena.allocate(block)
-            apart = Liveness(
-                [s for s in found.storages if not s.values or _is_handed_out(s)], found.steps, [], found.alignment
-            )
-            arena.play(allocation_events(apart))
+    if block:
+        apart = [s for s in found.storages if not s.values or _is_handed_out(s)]
+        later = Liveness(apart, found.steps, [], found.alignment)
+    events = allocation_events(later, kept=True)
+    for _ in range(_LATER_RUNS):
+        taken = [arena.allocate(block)] if block else []
+        held, outputs = outputs, arena.play(events)
+        for number in [*held, *taken]:
+            arena.free(number)
     curve = found.curve
     step = max(range(len(curve)), key=curve.__getitem__, default=0)
     scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)

@@ -12,13 +12,15 @@ Measured with one-operator models in fresh processes (onnxruntime 1.31, x86-64, 
 | outside a branch that reads them | 2 W if packed | W packed, W mapped meanwhile |
 
 A tensor above 32 MB gets pages of its own, which leave when it is freed; the heap keeps the room of smaller ones. A
-weight with several users is packed once, or once per user where the kernel shares nothing.
+weight with several users is packed once for each of them, in branches, too: tiles of a product each hold a copy of its
+weight. (Convolutions in blocks of channels share one.) Of a mapped table in which rows are looked up, only pages around
+these rows are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
@@ -33,6 +35,8 @@ SESSION_BYTES = 1_500_000
 """Anonymous bytes of a session without nodes: registries, schemas, threads."""
 NODE_BYTES = 4_000
 """Anonymous bytes that each node adds: the graph's structures, its kernel."""
+NESTED_BYTES = 2_500
+"""Beyond these, what a node adds for each region that it is in: the nodes around keep what they hold as text, too."""
 RUN_BYTES = 500_000
 """Anonymous bytes of a first run that the arena does not see."""
 MAPPED_LEAST = 0
@@ -54,7 +58,10 @@ _LEFT = {"Gemm": 0.25}
 _LEFT_USUALLY = 0.5
 _FILLED = 0.5
 """Share of the room that folded tensors leave which runs fill."""
-_SHARES_NOTHING = frozenset({"QLinearConv", "ConvTranspose", "ConvInteger"})
+_ANOTHER = 0.7
+"""What each further user of a packed weight adds, over the packed weight."""
+_AROUND = 64 << 10
+"""Bytes of a mapped file that the kernel brings in around one that is read (Linux: `fault_around_bytes`)."""
 _BLOCK_OF_CHANNELS = 4
 """Channels that are no multiple of this are not laid out in blocks."""
 _OWN_PAGES = 32 << 20
@@ -91,14 +98,17 @@ def loaded_weights(
     branch: bool = False,
     captured: bool = False,
     optimize: bool = True,
+    dims: Mapping[str, int] | None = None,
 ) -> LoadedWeights:
-    """Count the copies of a graph's weights. Arguments as in `Configuration`."""
+    """Count the copies of a graph's weights. Arguments as in `Configuration`, and extents of symbolic dimensions."""
     anonymous = mapped = heap = burst = reusable = 0
     for weight in graph_weights(graph):
         copies = _copies(
             weight, external and weight.nbytes >= SMALL, prepacking and not packed, (branch or weight.inside) and not
             (captured and not weight.inside), captured, optimize,
         )  # fmt: skip
+        if copies.mapped:
+            copies = replace(copies, mapped=min(copies.mapped, _read_bytes(weight, dims or {})))
         anonymous += copies.stays
         reusable += int(_FILLED * copies.left) if weight.folded else 0
         mapped += copies.mapped
@@ -109,10 +119,17 @@ def loaded_weights(
             burst = max(burst, copies.left + copies.passing)
         if captured and external:
             burst += 0 if copies.mapped else weight.nbytes
-    own = SESSION_BYTES + NODE_BYTES * sum(1 for op in graph.walk() if not op.is_const)
+    own = SESSION_BYTES + _nodes_bytes(graph, int(branch or captured))
     code = CODE_BYTES + KIND_BYTES * len({op.op_type for op in graph.walk()})
     loaded = own + anonymous + mapped + heap
     return LoadedWeights(anonymous, mapped, own + anonymous + mapped + max(heap, burst), loaded, reusable, code)
+
+
+def _nodes_bytes(graph: Graph, depth: int) -> int:
+    """Bytes of the structures of a graph's nodes, those of its regions included."""
+    each = NODE_BYTES + depth * NESTED_BYTES
+    within = sum(_nodes_bytes(region, depth + 1) for op in graph.ops for region in op.regions.values())
+    return within + each * sum(1 for op in graph.ops if not op.is_const)
 
 
 @dataclass(frozen=True)
@@ -134,14 +151,19 @@ def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured
     if not packing and packs is not _BLOCKED_COPIES:
         packs = None
     if inside:
-        return _Copies(n if packs else 0, n) if outside else _Copies(3 * n)
+        kept = int(n * packs.copies) if packs else 0
+        return _Copies(kept, n) if outside else _Copies(2 * n + max(n, kept))
+    if weight.consumed and outside and not inside:
+        return _Copies(0, passing=n)
     if weight.folded:
-        return _Copies(n, left=int(1.5 * n) if packs == _BLOCKED_COPIES else n if packs else 0)
+        if packs == _BLOCKED_COPIES:
+            return _Copies(n, left=int(1.5 * n))
+        return _Copies(int(n * packs.copies), left=n) if packs else _Copies(n)
     if packs == _BLOCKED_COPIES:
         return _Copies(n, left=n if outside else 2 * n)
     if packs is None:
         return _Copies(0, n) if outside else _Copies(n, passing=n)
-    kept = n * packs.copies
+    kept = int(n * packs.copies)
     if outside:
         return _Copies(kept, passing=n)
     return _Copies(kept + (n if captured else 0), left=int(packs.left * n), passing=n)
@@ -151,7 +173,7 @@ def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured
 class _Packing:
     """How a weight is packed: copies that stay, and the share of its bytes by which the heap grows besides."""
 
-    copies: int
+    copies: float
     left: float
 
 
@@ -168,6 +190,7 @@ class Weight:
         users: Ops that read it.
         inside: It belongs to a region.
         folded: It is not in the file: onnxruntime computes it from other constants while loading.
+        consumed: Nothing but such folding reads it.
     """
 
     value: Value
@@ -175,6 +198,7 @@ class Weight:
     users: tuple[Op, ...]
     inside: bool
     folded: bool = False
+    consumed: bool = False
 
 
 def graph_weights(graph: Graph) -> Iterator[Weight]:
@@ -185,7 +209,12 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
             tensor = op.attrs.get("value")
             nbytes = int(getattr(tensor, "nbytes", 0) or 0)
             if nbytes and op.results[0].has_uses:
-                yield Weight(op.results[0], nbytes, tuple(op.results[0].users), op.graph is not graph)
+                users = tuple(op.results[0].users)
+                consumed = all(
+                    user.results and user.results[0] in resident and user.op_type != "DequantizeLinear"
+                    for user in users
+                )  # onnxruntime multiplies by codes instead of dequantizing them
+                yield Weight(op.results[0], nbytes, users, op.graph is not graph, consumed=consumed)
     for value in resident:
         if any(user.results and user.results[0] in resident for user in value.users) or value.tensor is not None:
             continue
@@ -202,8 +231,25 @@ def _packs(weight: Weight, optimize: bool) -> _Packing | None:
     users = [user for user in weight.users if _is_packed_by(weight.value, user)]
     if not users:
         return None
-    kind = users[0].op_type
-    return _Packing(len(users) if kind in _SHARES_NOTHING else 1, _LEFT.get(kind, _LEFT_USUALLY))
+    return _Packing(1 + _ANOTHER * (len(users) - 1), _LEFT.get(users[0].op_type, _LEFT_USUALLY))
+
+
+def _read_bytes(weight: Weight, dims: Mapping[str, int]) -> int:
+    """Bytes of a mapped weight that a run reads: all, or pages around the rows that are looked up."""
+    rows = 0
+    for user in weight.users:
+        if not user.is_a("Gather") or user.operands[0] is not weight.value or int(user.attrs.get("axis", 0)):
+            return weight.nbytes
+        indices = user.operands[1].type
+        if not isinstance(indices, TensorType) or indices.shape is None:
+            return weight.nbytes
+        try:
+            rows += prod(d if isinstance(d, int) else d.evaluate(dims) for d in indices.shape if d is not None)
+        except KeyError:
+            return weight.nbytes
+        if None in indices.shape:
+            return weight.nbytes
+    return rows * _AROUND
 
 
 def _is_packed_by(value: Value, user: Op) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from memoptc.ir.core import Graph
 from memoptc.runtime.memory.bfc import arena_capacity
-from memoptc.runtime.memory.default_arena import BOOK
+from memoptc.runtime.memory.default_arena import DefaultArena
 from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.layout import as_laid_out
@@ -38,7 +38,7 @@ class Configuration:
         captured: Of such a model, weights of products and lookups stay outside of the branch, which reads them.
         packed: Weights are written in the kernels' own layout, too, in an external file.
         prepacking: Kernels may lay weights out their own way while loading (`session.disable_prepacking` off).
-        sized: A session contract gives the tier `"arena"` its capacity; else its arena doubles, too.
+        sized: A session contract gives the tier `"arena"` its capacity; else its arena grows by what is asked for.
         optimize: onnxruntime optimizes the graph.
         threads: Intra-op threads.
     """
@@ -151,7 +151,7 @@ class MemoryModel:
         seen, wrapped = self.graph, how.branch or how.captured
         weights = loaded_weights(
             seen, external=how.external, packed=how.packed, prepacking=how.prepacking, branch=wrapped,
-            captured=how.captured, optimize=how.optimize,
+            captured=how.captured, optimize=how.optimize, dims=self.dims,
         )  # fmt: skip
         use = self._use(seen, wrapped)
         loaded = weights.code_bytes + weights.loaded_bytes
@@ -165,19 +165,19 @@ class MemoryModel:
             graph = graph.analysis(as_laid_out)
         if how.session == "stock":
             return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped)
-        if how.session == "arena" and not how.sized:
-            return arena_use(graph, self.dims, threads=how.threads, reuse=False, pattern=False)
-        order = default_order(graph) if how.session == "arena" else None
-        found = liveness(graph, self.dims, order, workspace=kernel_workspace(self.dims, how.threads))
+        found = liveness(
+            graph, self.dims, default_order(graph) if how.session == "arena" else None,
+            workspace=kernel_workspace(self.dims, how.threads),
+        )  # fmt: skip
+        if how.session == "arena":
+            capacity = arena_capacity(allocation_events(found)) if how.sized else 0
+            arena = DefaultArena(capacity, doubling=bool(capacity), split=True)
+            return arena_use(graph, self.dims, threads=how.threads, reuse=False, pattern=False, arena=arena)
         curve = found.curve
         peak = max(curve, default=0)
         step = curve.index(peak) if curve else 0
         scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
-        resident = peak
-        if how.session == "arena":
-            resident = arena_capacity(allocation_events(found))
-            resident += resident // BOOK
-        return ArenaUse(resident, resident, peak, scratch, tuple(dict.fromkeys(found.unknown)))
+        return ArenaUse(peak, peak, peak, scratch, tuple(dict.fromkeys(found.unknown)))
 
     def _parts(self, need: int, weights: LoadedWeights, use: ArenaUse) -> NeedEstimate:
         ours = OURS[self.configuration.session]

@@ -59,11 +59,70 @@ def test_external_weights_are_mapped_unless_packed() -> None:
     assert packed.weights_bytes == WEIGHTS
 
 
+GATED = """
+graph @g(%x: f32[N,256]) -> (f32[N,256]) {
+  %a = const() {value=splat(1)} : f32[256,1024]
+  %b = const() {value=splat(1)} : f32[1024,256]
+  %h = MatMul(%x, %a) : f32[N,1024]
+  %e = Tanh(%h) : f32[N,1024]
+  %s = Mul(%h, %e) : f32[N,1024]
+  %y = MatMul(%s, %b) : f32[N,256]
+  return %y
+}
+"""
+
+
 def test_a_branch_keeps_copies_and_loses_the_pattern() -> None:
-    graph = parse(MLP)
+    graph = parse(GATED)
     plain, branch = (predict_need(graph, {"N": 4096}, Configuration(branch=b)) for b in (False, True))
     assert branch.weights_bytes == 3 * plain.weights_bytes
     assert branch.activations_bytes < plain.activations_bytes
+
+
+def test_a_pattern_that_fits_into_what_the_first_run_took_costs_nothing() -> None:
+    graph = parse(MLP)
+    plain, branch = (predict_need(graph, {"N": 4096}, Configuration(branch=b)) for b in (False, True))
+    assert branch.activations_bytes == plain.activations_bytes
+
+
+def test_outputs_are_still_held_while_the_next_run_goes_on() -> None:
+    arena = DefaultArena(doubling=False, split=True)
+    outputs = arena.play([1 << 20, 2 << 20, -1])
+    assert outputs == [1]
+    arena.play([1 << 20, 2 << 20, -1])
+    assert arena.region_bytes == (1 << 20) + 2 * (2 << 20)
+    assert predict_need(parse(MLP), {"N": 4096}, Configuration("arena")).activations_bytes >= (16 + 2 * 4) << 20
+
+
+TILES = """
+graph @g(%x: f32[N,256]) -> (f32[N,256], f32[N,256]) {
+  %a = const() {value=splat(1)} : f32[256,256]
+  %h = MatMul(%x, %a) : f32[N,256]
+  %y = MatMul(%h, %a) : f32[N,256]
+  return %h, %y
+}
+"""
+
+
+def test_each_product_that_reads_a_weight_packs_a_copy() -> None:
+    one = predict_need(parse(TILES.replace("MatMul(%h, %a)", "Tanh(%h)")), {"N": 4})
+    two = predict_need(parse(TILES), {"N": 4})
+    assert two.weights_bytes > 1.5 * one.weights_bytes
+
+
+LOOKUP = """
+graph @g(%x: i64[N]) -> (f32[N,64]) {
+  %t = const() {value=splat(1)} : f32[100000,64]
+  %y = Gather(%t, %x) : f32[N,64]
+  return %y
+}
+"""
+
+
+def test_of_a_mapped_table_only_rows_that_are_looked_up_are_read() -> None:
+    few, many = (predict_need(parse(LOOKUP), {"N": n}, Configuration(external=True)) for n in (8, 100_000))
+    assert few.mapped_bytes == 8 << 16
+    assert many.mapped_bytes == 100_000 * 64 * 4
 
 
 def test_the_arena_doubles_and_keeps_a_book() -> None:
