@@ -62,6 +62,8 @@ class Options:
             beside the original's, or take a megabyte or more.
         portable: Write nothing that is laid out for this machine's processor; excludes `pack_weights`.
         passes: Pipeline to run instead of the level's.
+        skip_passes: Passes to leave out of it.
+        settings: Options of its passes, as `pass.option=value`.
         verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
         measure: Measure memory and latency of both models in fresh processes.
         container: Find the smallest container of both, too (slow; with `measure`).
@@ -97,6 +99,8 @@ class Options:
     external: str = "auto"
     portable: bool = False
     passes: str | None = None
+    skip_passes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     verify: str = "fast"
     measure: bool = False
     container: bool = False

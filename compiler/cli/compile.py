@@ -68,6 +68,14 @@ from memoptc.targets import TARGETS
 )
 @click.option("--portable", is_flag=True, help="Nothing laid out for this machine's processor (no --pack-weights).")
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's; see `memoptc passes`.")
+@click.option("--skip-pass", "skip_passes", metavar="NAME", multiple=True, help="Leave a pass out; may be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="PASS.OPTION=VALUE",
+    multiple=True,
+    help="Set an option of a pass, e.g. fit.slowdown=1.2; may be repeated.",
+)
 @click.option(
     "--verify",
     type=click.Choice(["off", "fast", "full"]),

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="onnxruntime as it comes, or memoptc's Session.",
 )
-@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs, .npz; made up when not given.")
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Inputs, .npz; made up when not given.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.")
 @click.option("--seconds", default=120.0, show_default=True, type=float, help="About how long the search may take.")
 @click.option("--seed", default=0, show_default=True, help="Of made-up inputs.")

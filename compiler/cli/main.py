@@ -97,6 +97,11 @@ def main(args: list[str] | None = None) -> int:
         # Whoever read our output has left; Python must not complain about it while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as e:
+        if debug:
+            raise
+        report_error(f"There is not enough memory: {e or 'sizes are too large'}.", "Give smaller sizes with --dim.")
+        return 2
     except Exception as e:
         if debug:
             raise

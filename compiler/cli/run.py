@@ -13,7 +13,11 @@ from memoptc.cli.options import Bytes, common, dim_option
 
 @click.command("run")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs, .npz; made up when not given.")
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Inputs, .npz; made up when not given.",
+)
 @click.option("--outputs", type=click.Path(path_type=Path), help="Write the outputs here, .npz.")
 @click.option(
     "--memory",

@@ -26,6 +26,7 @@ from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.options import Options
 from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline, parse
+from memoptc.pipeline_edits import edited
 from memoptc.report import Report
 from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.devices import USUAL, detect, load_device
@@ -55,7 +56,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
     for plugin in options.plugins:
         registry.load_plugin(plugin)
     if options.passes is not None:
-        return parse(options.passes)
+        return edited(parse(options.passes), options.skip_passes, options.settings)
     text = levels.pipeline_text(
         options.level,
         options.target,
@@ -67,7 +68,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         slowdown=options.max_slowdown,
         accuracy=levels.Accuracy(options.min_sqnr, options.max_accuracy_loss, options.fallback),
     )
-    return parse(text)
+    return edited(parse(text), options.skip_passes, options.settings)
 
 
 @dataclass
