@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Pass, spell
@@ -32,7 +33,8 @@ def edited(pipeline: Pipeline, skipped: Sequence[str] = (), settings: Sequence[s
                 f"{setting!r} sets no option.", hint="Write --set PASS.OPTION=VALUE, e.g. fit.slowdown=1.2."
             )
         for i in _positions(passes, name, "--set"):
-            replaced[i] = replace(replaced.get(i, passes[i]), **{option: _value(name, option, value.strip())})
+            before: Any = replaced.get(i, passes[i])  # every pass is a dataclass, which its base does not say
+            replaced[i] = replace(before, **{option: _value(name, option, value.strip())})
     return pipeline.without(dropped, replaced)
 
 
@@ -44,7 +46,7 @@ def _positions(passes: Sequence[Pass], name: str, flag: str) -> list[int]:
     return found
 
 
-def _value(name: str, option: str, value: str) -> object:
+def _value(name: str, option: str, value: str) -> Any:
     """Read a value as a pipeline's text has it; a bare word that is none counts as quoted."""
     try:
         (read,) = parse(f"{name}{{{option}={value}}}").passes()
