@@ -226,8 +226,10 @@ class _Reader:
             if info.name in presents or not shape or len(shape) not in (2, 3) or _integer(value):
                 continue
             words = shape[-1]
+            stated = info.type.shape if isinstance(info.type, TensorType) and info.type.shape else shape
+            one = len(shape) == 2 or 1 in (shape[1], stated[1] if len(stated) == 3 else None)
             if isinstance(words, int) and words > 1:
-                found.append((words in tables.values(), words, info.name, len(shape) == 2 or shape[1] == 1))
+                found.append((words in tables.values(), words, info.name, one))
         if not found:
             raise _refused("no output scores a vocabulary, [batch, steps, words]")
         _, words, name, last = max(found, key=lambda f: f[:2])

@@ -183,7 +183,13 @@ class Tokens:
                     found.append(scores)
         finally:
             self._all = None
-        return np.concatenate(found)
+        scores = np.concatenate(found)
+        if len(scores) != rows.shape[1] - 1:
+            raise InputError(
+                f"The model gives {len(scores)} rows of scores for {rows.shape[1] - 1} tokens.",
+                hint="Scores of each token need a model that gives all, or whose outputs state [batch, 1, vocabulary].",
+            )
+        return scores
 
     def step(self, ids: int | Sequence[int] | Array) -> Array:
         """Add one token to each sequence.

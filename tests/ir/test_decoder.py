@@ -126,3 +126,14 @@ def test_a_compile_says_so() -> None:
     )
     carried = {p.key: p.value for p in result.model.metadata_props}["memoptc.decoder"]
     assert Decoder.from_json(carried).caches == recognise(read_onnx(decoder(Style()))).caches
+
+
+def test_a_last_step_that_only_the_output_states() -> None:
+    model = decoder(Style())
+    assert not recognise(read_onnx(model)).last_only
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for extent in (-1, 1, 97):
+        dim = model.graph.output[0].type.tensor_type.shape.dim.add()
+        if extent > 0:
+            dim.dim_value = extent
+    assert recognise(read_onnx(model)).last_only
