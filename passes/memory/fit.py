@@ -21,6 +21,7 @@ from memoptc.passes.memory.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.extents import lasting_symbols
 from memoptc.runtime.memory.liveness import label
+from memoptc.runtime.memory.loading import further_copy_bytes
 
 BOLDNESS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
 """Multiples of the slowdown allowed that predictions may say, when what comes out is measured."""
@@ -164,10 +165,10 @@ class Fit(Pass):
         return second if second.peak <= target * 1.01 and fewer else found
 
     def _worthwhile(self, found: _Round) -> int:
-        """The peak on the way down at which activations and nodes together took the fewest bytes."""
+        """The peak on the way down at which activations and what nodes take were together the fewest bytes."""
         if self.budget:
             return 0
-        totals = [(NODE_BYTES * nodes + peak, peak) for peak, nodes in found.course]
+        totals = [(nodes + peak, peak) for peak, nodes in found.course]
         return min(totals)[1] if totals else 0
 
     def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
@@ -209,7 +210,7 @@ class Fit(Pass):
         profile = MemoryProfile(graph, Costs(graph, context.dims))
         while True:
             found.peak = profile.peak
-            found.course.append((profile.peak, len(profile.ops)))
+            found.course.append((profile.peak, sum(NODE_BYTES + further_copy_bytes(op) for op in profile.ops)))
             found.holder = _holder(profile)
             if profile.peak <= goal or len(found.moves) >= self.moves:
                 return self._checked(found)
@@ -252,13 +253,14 @@ class Fit(Pass):
     ) -> list[TilingEstimate]:
         """The tilings worth trying, best first: the cheapest that reach the target, else the smallest.
 
-        A budget is one of activations; without one, nodes count as well, once for each peak of about this height: all
-        of them must be tiled alike before the highest falls.
+        A budget is one of activations; without one, nodes and the weights that each of them packs count as well, once
+        for each peak of about this height: all of them must be tiled alike before the highest falls.
         """
-        peak, each = profile.peak, 0 if self.budget else NODE_BYTES * _peaks(profile)
+        peak, peaks = profile.peak, 0 if self.budget else _peaks(profile)
 
         def size(choice: TilingEstimate) -> int:
-            return choice.inside + each * choice.nodes
+            added = NODE_BYTES * choice.nodes + (choice.count - 1) * choice.region.copied_bytes
+            return choice.inside + peaks * added
 
         fair = [e for e in every if size(e) <= peak * (1 - self.worth) and e.seconds <= allowance]
         if not fair:
@@ -364,7 +366,7 @@ class _Round:
     remats: list[Remat] = field(default_factory=list)
     moves: list[_Tiling] = field(default_factory=list)
     course: list[tuple[int, int]] = field(default_factory=list)
-    """The peak and the number of nodes before each tiling, and at the end."""
+    """The peak, and the bytes that nodes take with the weights they pack, before each tiling and at the end."""
     seconds: float = 0.0
     measured: float | None = None
     peak: int = 0

@@ -19,7 +19,7 @@ these rows are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -250,6 +250,21 @@ def _read_bytes(weight: Weight, dims: Mapping[str, int]) -> int:
         if None in indices.shape:
             return weight.nbytes
     return rows * _AROUND
+
+
+def further_copy_bytes(op: Op, cut: Collection[int] = ()) -> int:
+    """Bytes that a session holds more for each further node that reads the same weights as this one.
+
+    Args:
+        op: The node; its kernel may pack weights for itself.
+        cut: Operands of which every node reads a part of its own.
+    """
+    index = _PACKING.get(op.op_type)
+    if index is None:
+        return 0
+    packed = range(index, min(len(op.operands), index + (2 if op.op_type in _TWO_PACKED else 1)))
+    weights = [op.operands[i] for i in packed if i not in cut and op.operands[i].tensor is not None]
+    return int(_ANOTHER * sum(_static_bytes(v) for v in weights if v.shape is not None and len(v.shape) > 1))
 
 
 def _is_packed_by(value: Value, user: Op) -> bool:

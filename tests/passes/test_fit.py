@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnxruntime
 import pytest
+import runtime_models as models
 from native_models import usable
 
 import memoptc
@@ -228,3 +229,23 @@ def test_long_attention_fits_in_more_and_more_pieces() -> None:
     assert peak(graph, {}).peak_bytes > 32 << 30
     Fit(budget=160 << 20, slowdown=1000.0).apply(graph, Counter(), Context())
     assert peak(graph, {}).peak_bytes <= 160 << 20
+
+
+def test_weights_that_each_tile_packs_count() -> None:
+    """Tiles of a product pack its weight once each: more of them would take more than their activations leave."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (512, 2048), "b": (2048, 512), "c": (2048,)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = models.parse(
+        "g (float[1, 2048, 512] x) => (float[1, 2048, 512] y) {"
+        " h = MatMul(x, a) r = LayerNormalization(h, c) y = MatMul(r, b) }",
+        **weights,
+    )
+    found = memoptc.compile(model, passes="order,fit{slowdown=3.0},plan-memory,lower", verify="off")
+    products = [op for op in found.graph.ops if op.op_type == "MatMul"]
+    assert len(products) > 2
+    packed = (len(products) - 2) * weights["a"].nbytes  # both weights are of one size
+    before, after = found.report.control.planned_peak_bytes, found.report.candidate.planned_peak_bytes
+    assert before is not None
+    assert after is not None
+    assert after + packed < before

@@ -12,6 +12,7 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.infer import PIECES
 from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space, weights_axis
 from memoptc.runtime.memory.footprint import used_values
+from memoptc.runtime.memory.loading import further_copy_bytes
 
 MARK = PIECES
 """Metadata of ops that are part of a tile: they are not cut again."""
@@ -89,6 +90,14 @@ class Region:
             for op in self.ops
             for operand, along in zip(op.operands, self.axes[op].operands, strict=True)
             for shape in [getattr(operand.type, "shape", None)]
+        )
+
+    @cached_property
+    def copied_bytes(self) -> int:
+        """Bytes of weights that a session packs once more for each further tile."""
+        return sum(
+            further_copy_bytes(op, [i for i, along in enumerate(self.axes[op].operands) if along is not None])
+            for op in self.ops
         )
 
     def rate(self, op: Op) -> int:
