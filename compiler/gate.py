@@ -14,7 +14,7 @@ from memoptc.report import Report
 from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
-from memoptc.runtime.sizes import GROWTH, grown
+from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
 
 
 def check_verification(report: Report, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -90,12 +90,12 @@ def broken_needs(before: Sizes, after: Sizes, how: str = "") -> list[Broken]:
     In `Session` the candidate is held to the larger of the original's two needs: what importing `Session` itself takes
     is the same for both, and no decision of a compile changes it.
     """
-    found = []
-    if grown(before[0], after[0]):
+    found, resolution = [], PREDICTED if how else RESOLUTION
+    if grown(before[0], after[0], resolution):
         found.append((f"{how}need in stock onnxruntime", before[0], after[0]))
     if before[1] is not None and after[1] is not None:
         most = max(before[0], before[1])
-        if grown(most, after[1]):
+        if grown(most, after[1], resolution):
             found.append((f"{how}need in Session", most, after[1]))
     return [Broken(what, a, b, GROWTH, "bytes") for what, a, b in found]
 

@@ -104,7 +104,8 @@ def find_roles(graph: Graph) -> dict[str, Role]:
             role.positions = value.name == decoder.positions
             role.mask = role.mask or value.name == decoder.mask
         else:  # without a cache, only a name tells positions from other numbers that index a table
-            role.positions = integers and (_POSITIONS.search(value.name) is not None or numbers_steps(value))
+            turned = not role.lengths and numbers_steps(value)  # what steps are compared with is no number of a step
+            role.positions = integers and (_POSITIONS.search(value.name) is not None or turned)
     return found
 
 

@@ -32,6 +32,10 @@ library are touched): the largest spread of five processes over small models, 10
 """
 
 
-def grown(before: float, after: float) -> bool:
-    """Whether a need is above another by more than `GROWTH`, and by more than measuring can tell."""
-    return after > before + max((GROWTH - 1) * before, RESOLUTION)
+PREDICTED = 1 << 20
+"""Bytes below which a difference of predicted needs says nothing: pages of code that a kernel touches, for one."""
+
+
+def grown(before: float, after: float, resolution: int = RESOLUTION) -> bool:
+    """Whether a need is above another by more than `GROWTH`, and by more than measuring, or predicting, can tell."""
+    return after > before + max((GROWTH - 1) * before, resolution)
