@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,7 +88,9 @@ def test_the_predicted_need_decides(tmp_path: Path) -> None:
 
 
 def test_measuring_decides_where_it_is_on(tmp_path: Path) -> None:
-    result = compile_file(CNN, tmp_path / "out.onnx", passes=PASSES, dims={"batch": BATCH}, verify="off", measure=True)
+    asked: dict[str, Any] = {"passes": PASSES, "dims": {"batch": BATCH}, "verify": "off"}
+    # Any latency: on a busy machine the form would be taken back for it.
+    result = compile_file(CNN, tmp_path / "out.onnx", measure=True, max_slowdown=1000.0, **asked)
     (decided,) = [d for d in result.report.decisions if d.step == "form"]
     assert "measured" in decided.why
     assert decided.gain_bytes is not None

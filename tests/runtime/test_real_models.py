@@ -18,6 +18,7 @@ from memoptc.runtime.judge import TOLERANCES, TRUST, UNIT_NOISE, Judge
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.verify import verify
 
+LONG = ("yunet_n_dynamic",)  # half a minute
 SLOW = ("edsr_x4", "mobilenet_v2_1024")  # seconds per run, whatever the input
 
 
@@ -34,7 +35,7 @@ def test_made_up_inputs_run_and_a_model_equals_itself(name: str) -> None:
     assert not any("NaN" in note for note in found.notes)
 
 
-@zoo.each_model(skip=SLOW)
+@zoo.each_model(skip=SLOW, nightly=LONG)
 def test_the_original_lies_close_to_its_float64_twin(name: str) -> None:
     original = Evaluator(path(name), RunOptions(optimize=False))
     (made,) = find_feeds(read_onnx(path(name)), original, count=1)
@@ -49,7 +50,7 @@ def test_the_original_lies_close_to_its_float64_twin(name: str) -> None:
             assert np.abs(exact - value).max() <= bound
 
 
-@zoo.each_model(skip=(*SLOW, "fns_candy"))  # its layers are normalised after each convolution: scale-free
+@zoo.each_model(skip=(*SLOW, "fns_candy"), nightly=LONG)  # its layers are normalised after each convolution: scale-free
 def test_weights_off_by_a_percent_are_found(name: str) -> None:
     model = onnx.load(path(name))
     weights = [t for t in model.graph.initializer if t.data_type == 1 and len(t.dims) >= 2]

@@ -323,7 +323,7 @@ print("held")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
-@each_model()
+@each_model(nightly=("edsr_x4", "long_attention_4k"))
 def test_a_planned_run_touches_no_byte_outside_of_its_block(name: str) -> None:
     """Guard pages on both sides, freed and fresh buffers poisoned, in a process of its own: a stray write ends it."""
     root = str(Path(__file__).resolve().parents[1])
