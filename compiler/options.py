@@ -117,6 +117,11 @@ class Options:
         Budget.of(self.memory_budget)
         if self.run_with not in (None, "stock", "session"):
             raise InputError(f"run_with={self.run_with!r} is unknown.", hint="Use stock or session.")
+        if self.run_with is not None and Budget.of(self.memory_budget).process is None:
+            raise InputError(
+                "A way of running is chosen for a budget of the whole process, and there is none.",
+                hint="Add --memory-budget 256MiB, or leave --run-with out.",
+            )
         if self.level not in (0, 1, 2, 3):
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
         if self.target not in TARGETS:

@@ -46,9 +46,17 @@ class Held:
 
 
 def held(sizes: Sizes, options: Options, how: str) -> Held:
-    """Choose the way of running that a budget is kept in: the one asked for, else the smaller."""
+    """Choose the way of running that a budget is kept in: the one asked for, else the smaller.
+
+    Raises:
+        BudgetError: what it needs in the way asked for is not known.
+    """
     known = {way: need for way, need in zip(WAYS, sizes, strict=True) if need is not None}
-    if options.run_with is not None and options.run_with in known:
+    if options.run_with is not None:
+        if options.run_with not in known:
+            raise BudgetError(
+                "The model does not run in Session, so that no budget can be kept there.", hint="Use --run-with stock."
+            )
         known = {options.run_with: known[options.run_with]}
     way = min(known, key=known.__getitem__)
     return Held(way, known[way], how)
@@ -80,8 +88,13 @@ def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]
         if given < 1:
             break
         options.progress(f"fitting activations into {size(int(given))}", None)
-        asked = replace(options, level=max(options.level, 2), memory_budget=f"activations={int(given)}")
+        asked = replace(options, level=max(options.level, 2), memory_budget=f"activations={int(given)}", run_with=None)
         attempt = attempts.build(run.pipeline(asked, calibrated))
+        if asked.level > options.level:
+            attempt.report.warnings.append(
+                f"The budget took the passes of -O2; -O{options.level} has none that make activations smaller. What "
+                f"-O{options.level} promises of the outputs is held all the same."
+            )
     return attempt
 
 

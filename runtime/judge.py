@@ -30,6 +30,7 @@ UNIT_NOISE = {"float32": 2.0**-22}
 below it is trusted up to `FARTHER` times farther: 2 % of the output's largest magnitude."""
 
 FARTHER = 20.0
+"""See `UNIT_NOISE`; also the farthest that an original's own two runs excuse a candidate."""
 
 TOLERANCES = {"float64": 1e-11, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "float8": 0.5}
 """Largest difference per output element type relative to the output's largest magnitude, where there is no
@@ -154,7 +155,8 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
     """Judge one output of both models with onnxruntime's optimizer switched the other way; say why it fails, or `""`.
 
     Kernels may differ there, so bits are never asked for. Where no float64 run tells the original's noise, the
-    distance between its own two runs does: a candidate no farther from it than it lies from itself passes.
+    distance between its own two runs does: a candidate no farther from it than it lies from itself passes, as far as
+    `FARTHER` times what is trusted (2 % for float32).
 
     Args:
         evidence: Of the runs with the optimizer switched.
@@ -166,7 +168,8 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
     fault, by = judge_output(evidence, Judge(target=judge.target, max_error=judge.max_error))
     own = evidence.own
     if by == "tolerance" and own and not evidence.noise and not any(d.fault for d in own):
-        return fault if _relative(evidence.pairs, "max_abs") > _relative(own, "max_abs") else ""
+        most = TRUST * FARTHER * TOLERANCES.get(evidence.dtype, TOLERANCES["float32"])
+        return fault if _relative(evidence.pairs, "max_abs") > min(_relative(own, "max_abs"), most) else ""
     return fault
 
 

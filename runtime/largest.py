@@ -51,7 +51,7 @@ class Edge:
 
 def largest_extents(
     maker: InputMaker,
-    kinds: Extents | Mapping[str, str],
+    kinds: Mapping[str, str],
     point: Extents,
     attempt: Callable[[Extents], Trial],
     predicted: Callable[[Extents], int],
@@ -71,7 +71,7 @@ def largest_extents(
     """
     groups: dict[str, list[str]] = {}
     for name, kind in kinds.items():
-        groups.setdefault(str(kind), []).append(name)
+        groups.setdefault(kind, []).append(name)
     return [
         _Search(maker, kind, tuple(names), dict(point), attempt, predicted, limit, say).run()
         for kind, names in groups.items()

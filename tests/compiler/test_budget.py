@@ -42,6 +42,11 @@ def test_what_is_no_budget_is_refused(text: str, tmp_path: Path, capsys: pytest.
     assert "256MiB" in capsys.readouterr().err
 
 
+def test_a_way_of_running_needs_a_budget(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is none"):
+        memoptc.compile(convolutions(tmp_path), memory_budget="activations=5MB", run_with="session")
+
+
 def convolutions(folder: Path) -> Path:
     """A peak of 50 MB between two convolutions over a large picture, which tiles avoid; 7 MB go in and out."""
     weights = {"a": normal(32, 4, 3, 3), "b": normal(4, 32, 3, 3)}
@@ -54,7 +59,7 @@ def convolutions(folder: Path) -> Path:
     return path
 
 
-def test_activations_shrink_until_the_process_fits(tmp_path: Path) -> None:
+def test_activations_shrink_until_the_process_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Level 1 tiles nothing by itself; the measured process decides."""
     path, out = convolutions(tmp_path), tmp_path / "out.onnx"
     feed = {"x": np.ones((1, 4, 448, 448), np.float32)}
@@ -64,6 +69,7 @@ def test_activations_shrink_until_the_process_fits(tmp_path: Path) -> None:
     assert main([*arguments, "--memory-budget", str(budget)]) == 0
     assert measure_need(out, feed, options=STOCK).need_bytes <= budget * 1.02
     assert len(onnx.load(out).graph.node) > 3
+    assert "took the passes of -O2" in capsys.readouterr().err
 
 
 def test_out_of_reach_says_what_holds_it(tmp_path: Path) -> None:
