@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.options import clean_message, session_options
+from memoptc.runtime.packed_data import align_parts
 
 LEVELS = ("basic", "extended", "all")
 _SMALL = 1024
@@ -68,20 +69,22 @@ def write_packed(model: str | os.PathLike[str], output: Path) -> Path:
     }
     options = session_options({"graph_optimization_level": "ORT_DISABLE_ALL", "log_severity_level": 4}, config)
     _save(model, output, options, ())
-    _restore_order(Path(model), output)
+    packed = onnx.load(output, load_external_data=False)
+    aligned = data.exists() and align_parts(packed, data)
+    if _restore_order(Path(model), packed) or aligned:
+        output.write_bytes(packed.SerializeToString(deterministic=True))
     return data
 
 
-def _restore_order(original: Path, written: Path) -> None:
-    """Nodes come out in onnxruntime's own order: bring them back into the file's."""
+def _restore_order(original: Path, model: onnx.ModelProto) -> bool:
+    """Nodes come out in onnxruntime's own order: bring them back into the file's. Say whether that was possible."""
     rank = {n: i for i, n in enumerate(_first_outputs(onnx.load(original, load_external_data=False)))}
-    model = onnx.load(written, load_external_data=False)
     if not set(_first_outputs(model)) <= rank.keys():
-        return  # nodes were added, and where they belong is not known; onnxruntime's order is a valid one
+        return False  # nodes were added, and where they belong is not known; onnxruntime's order is a valid one
     nodes = sorted(model.graph.node, key=lambda node: rank[_key(node)])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    written.write_bytes(model.SerializeToString(deterministic=True))
+    return True
 
 
 def _first_outputs(model: onnx.ModelProto) -> list[str]:
