@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from memoptc.attempts import Attempt, Attempts
-from memoptc.budget import BudgetLike
 from memoptc.forms import Choice
 from memoptc.gate import check_budget, check_verification, promised_slowdown
 from memoptc.ir.core import Graph
@@ -21,7 +20,8 @@ from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.manager import count_nodes
 from memoptc.measuring import Bench
-from memoptc.options import Options
+from memoptc.option_fields import keywords_after_one, keywords_after_two
+from memoptc.options import FileOptions, Options
 from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
@@ -98,28 +98,13 @@ class Result:
         return written_files(path, [*files, contract_path(inner)])
 
 
-def compile(
-    model: Any,
-    level: int = 2,
-    target: str = "float32",
-    *,
-    calibration: Any = None,
-    validation: Any = None,
-    memory_budget: BudgetLike = None,
-    dims: Mapping[str, int] | None = None,
-    **options: Any,
-) -> Result:
+@keywords_after_one(Options)
+def compile(model: Any, options: Options) -> Result:
     """Compile a model.
 
     Args:
         model: Path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`; it stays untouched.
-        level: 0 to 3; see `memoptc.options.Options` for this and every other option.
-        target: `float32`, `int8`, ...
-        calibration: Data for quantization: path, `module:function`, or an iterable of input name -> array.
-        validation: Data to verify with; the calibration data when not given, else generated inputs.
-        memory_budget: What the process, its activations or its weights must fit into; see `memoptc.budget.Budget`.
-        dims: Extents of symbolic dimensions for planning, measuring and verifying.
-        options: The other fields of `memoptc.options.Options`.
+        {options}
 
     Returns:
         The compiled model, the report and the plan.
@@ -129,38 +114,27 @@ def compile(
         GateError: the outputs differ by more than allowed.
         BudgetError: the memory budget is out of reach.
     """
-    asked = Options(
-        level=level,
-        target=target,
-        calibration=calibration,
-        validation=validation,
-        memory_budget=memory_budget,
-        dims=dict(dims or {}),
-        **options,
-    )
     with TemporaryFolder() as folder:
-        return _compile(model, asked, Path(folder), Path(folder) / "candidate.onnx")
+        return _compile(model, options, Path(folder), Path(folder) / "candidate.onnx")
 
 
-def compile_file(
-    source: str | Path, output: str | Path, *, reports: Sequence[str | Path] = (), **options: Any
-) -> Result:
+@keywords_after_two(FileOptions)
+def compile_file(source: str | Path, output: str | Path, options: FileOptions) -> Result:
     """Compile one file into another; neither output nor reports appear unless everything went well.
 
     Args:
         source: The model.
         output: Where to write; with external weights, `OUTPUT.data` appears beside it.
-        reports: Report files; the ending (.json, .html, .md) says which form.
-        options: Fields of `memoptc.options.Options`.
+        {options}
 
     Raises:
         MemoptcError: as `compile`; InputError also when a file cannot be written.
     """
-    asked = Options(**options)
     source, output = Path(source), Path(output)
+    asked = Options(**{f.name: getattr(options, f.name) for f in fields(Options)})
     if stands_alone(output) and asked.external == "auto":
         asked = replace(asked, external="never")
-    report_paths = [check_report_path(p) for p in reports]
+    report_paths = [check_report_path(p) for p in options.reports]
     refuse_overwriting(output, [source])
     with TemporaryFolder() as scratch, staged(output) as inner:
         result = _compile(source, asked, Path(scratch), inner, output)

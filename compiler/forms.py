@@ -12,7 +12,8 @@ import onnx_ir
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.forms import FORMS, FormName, WritingForm, captured_weights, obstacle, wrap
+from memoptc.ir.form_names import FORMS, FormName
+from memoptc.ir.forms import WritingForm, captured_weights, obstacle, wrap
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import weight_tensors, write_into
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, INLINE_LIMIT

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from memoptc.budget import Budget, BudgetLike
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.forms import FORMS
+from memoptc.ir.form_names import FORMS
+from memoptc.option_fields import GENERAL, option, options_of, parse_binding
+from memoptc.targets import CODED_BORDERS, TARGETS
 
-VERIFY_MODES = ("off", "fast", "full")
-EXTERNAL = ("auto", "always", "never")
-FORM_CHOICES = ("auto", *FORMS)
+MEMORY, NUMBERS, DATA, WRITING, PIPELINE, PROOF = (
+    "Memory and speed",
+    "Numbers and accuracy",
+    "Data and sizes",
+    "How the model is written",
+    "Passes",
+    "Proof and measurement",
+)
+"""Headings of `--help`."""
 
 ProgressCallback = Callable[[str, float | None], None]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Join words: a, b or c."""
+    return " or ".join([", ".join(words[:-1]), words[-1]])
 
 
 def _silent(step: str, share: float | None = None) -> None:
@@ -24,108 +37,168 @@ def _silent(step: str, share: float | None = None) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may ask of a compile; every field has a command-line option of the same name.
+    """What a caller may ask of a compile: every field is a keyword of `memoptc.compile` and an option of the command.
 
-    Args:
-        level: `-O0` changes nothing, `-O1` no output bit, `-O2` trades float noise for memory and speed at
-            equal latency, `-O3` takes memory first.
-        target: Numbers to use; see `memoptc.targets.TARGETS`.
-        calibration: Data that quantization observes: a path, `module:function`, or an iterable of feeds.
-        validation: Data to verify and to measure accuracy with; the calibration data when not given.
-        quantize_io: Inputs and outputs in the dtypes that the model works with, where it codes them as a whole; the
-            caller's dtypes when not set.
-        device: Profile of the device to quantize for: a name (`memoptc.runtime.devices`), a `.toml` file, or `auto` for
-            that of this machine.
-        memory_budget: What must fit: `256MiB` (or bytes) for the need of the whole process, loading included;
-            `activations=64MiB,weights=100MiB` for planned activations and stored weights (`memoptc.budget.Budget`).
-        run_with: The way of running in which a process must fit: `stock` or `session`; either when not set.
-        max_slowdown: Largest accepted ratio of median latencies, candidate to control.
-        tune: Let passes measure what they made, instead of relying on predicted run times.
-        max_error: Largest accepted error of an output relative to its scale.
-        min_sqnr: Least signal to difference of every output in decibels, for targets of integers with calibration
-            data: layers stay in float as far as that needs it.
-        max_accuracy_loss: Largest accepted loss of the metric, as `min_sqnr`.
-        metric: What measures accuracy: `perplexity` of a language model, whose loss is that of its logarithm;
-            `module:function` or a function (see `memoptc.runtime.quality.Metric`); top-1 on labels that come with the
-            data when not given.
-        fallback: Whether layers may stay in float.
-        dims: Extents of symbolic dimensions for planning, measuring and verifying.
-        freeze: Extents that become part of the model.
-        last_logits: Give scores of a vocabulary for the last step only: outputs become [batch, 1, vocabulary].
-        freeze_runtime: Make onnxruntime's own optimization part of the model, so that it runs in our order.
-        pack_weights: Write weights beside the model in the layouts of this machine's kernels, so that loading maps
-            them; with `freeze_runtime`, and when compiling to a file.
-        form: How the file is written: `plain`; `branch`, the model inside a branch that is always taken, which has no
-            memory pattern in onnxruntime; `captured`, the same with large weights outside of it; or `auto`, the one of
-            these that needs least (from level 2 on).
-        external: `always`: weights in a file beside the model; `never`: inside it; `auto`: beside it where they were
-            beside the original's, or take a megabyte or more.
-        portable: Write nothing that is laid out for this machine's processor; excludes `pack_weights`.
-        passes: Pipeline to run instead of the level's.
-        skip_passes: Passes to leave out of it.
-        settings: Options of its passes, as `pass.option=value`.
-        verify: `off`, `fast` (few samples) or `full` (all data, several sizes).
-        measure: Measure memory and latency of both models in fresh processes.
-        container: Find the smallest container of both, too (slow; with `measure`).
-        plugins: Modules, `.py` or `.rules` files with further passes and rules.
-        jobs: Threads that onnxruntime may use while measuring.
-        force: Give a result even when a gate fails.
-        check_each: Check numbers after each pass.
-        dump_dir: Folder for the graph as `.mir` after each pass.
-        progress: Called with a step's name and the share of the whole that is done.
+    A new option is one field here. Its first argument is its help; `memoptc.option_fields` says what else there is.
     """
 
-    level: int = 2
-    target: str = "float32"
-    calibration: Any = None
-    validation: Any = None
-    quantize_io: bool = False
-    device: str = "auto"
-    memory_budget: BudgetLike = None
-    run_with: str | None = None
-    max_slowdown: float | None = None
-    tune: bool = False
-    max_error: float | None = None
-    min_sqnr: float | None = None
-    max_accuracy_loss: float | None = None
-    metric: Any = None
-    fallback: bool = True
-    dims: Mapping[str, int] = field(default_factory=dict)
-    freeze: Mapping[str, int] = field(default_factory=dict)
-    last_logits: bool = False
-    freeze_runtime: bool = False
-    pack_weights: bool = False
-    form: str = "auto"
-    external: str = "auto"
-    portable: bool = False
-    passes: str | None = None
-    skip_passes: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    verify: str = "fast"
-    measure: bool = False
-    container: bool = False
-    plugins: tuple[str, ...] = ()
-    jobs: int | None = None
-    force: bool = False
-    check_each: bool = False
-    dump_dir: Path | None = None
+    level: int = option(
+        "Optimisation level: 0 changes nothing, 1 no output bit, 2 may move the last bits, 3 takes memory first.",
+        "-O",
+        default=2,
+        parse=int,
+        least=0,
+        most=3,
+    )
+    target: str = option("Numbers to use.", default="float32", choices=TARGETS)
+    _: KW_ONLY
+    calibration: Any = option(
+        ".npz, .npy, folder of .npz, or module:function; for integers.", metavar="DATA", group=DATA
+    )
+    """Data that quantization observes: a path, `module:function`, or an iterable of feeds."""
+    validation: Any = option("As --calibration; to verify and to measure accuracy with.", metavar="DATA", group=DATA)
+    """The calibration data when not given."""
+    quantize_io: bool = option(
+        "Inputs and outputs as codes (int8, uint8) or half (float16), too.", default=False, group=NUMBERS
+    )
+    """Only where the model codes them as a whole; they keep the caller's dtypes when not set."""
+    device: str = option(
+        "Profile to quantize for: x86-vnni, x86-avx2, arm64, or a .toml file.", default="auto", group=NUMBERS
+    )
+    """A name (`memoptc.runtime.devices`), a `.toml` file, or `auto` for that of this machine."""
+    memory_budget: BudgetLike = option(
+        "The whole process must fit, e.g. 256MiB; or its parts: activations=64MiB,weights=100MiB.",
+        metavar="SIZE",
+        group=MEMORY,
+    )
+    """Need of the process, loading included; planned activations; stored weights (`memoptc.budget.Budget`)."""
+    run_with: str | None = option(
+        "Where the budget counts; either if not given.", choices=("stock", "session"), group=MEMORY
+    )
+    max_slowdown: float | None = option(
+        "Largest accepted ratio of latencies, e.g. 1.2.", parse=float, least=0, group=MEMORY
+    )
+    """Of median latencies, candidate to control."""
+    tune: bool = option(
+        "Measure what tiling made, instead of relying on predicted run times (slow).", default=False, group=MEMORY
+    )
+    max_error: float | None = option(
+        "Largest accepted error relative to an output's scale.", parse=float, least=0, group=NUMBERS
+    )
+    min_sqnr: float | None = option("Least signal to difference of every output, in dB.", parse=float, group=NUMBERS)
+    """For targets of integers with calibration data: layers stay in float as far as that needs it."""
+    max_accuracy_loss: float | None = option(
+        "Largest accepted loss of the metric, e.g. 0.005.", parse=float, least=0, group=NUMBERS
+    )
+    """As `min_sqnr`."""
+    metric: Any = option(
+        "What measures accuracy; top-1 on labels if not given.", metavar="perplexity|MODULE:FUNCTION", group=NUMBERS
+    )
+    """The loss of a perplexity is that of its logarithm; a function is a `memoptc.runtime.quality.Metric`."""
+    fallback: bool = option(
+        "Whether layers may stay in float for that; else exit code 3 when it is not met.", default=True, group=NUMBERS
+    )
+    dims: Mapping[str, int] = option(
+        "Extent of a symbolic dimension for planning, measuring and verifying; the model stays dynamic.",
+        "--dim",
+        default={},
+        parse=parse_binding,
+        metavar="NAME=EXTENT",
+        group=DATA,
+    )
+    freeze: Mapping[str, int] = option(
+        "Make a symbolic dimension static, e.g. N=8.",
+        default={},
+        parse=parse_binding,
+        metavar="NAME=EXTENT",
+        group=DATA,
+    )
+    last_logits: bool = option(
+        "Scores of a vocabulary for the last step only: [batch, 1, vocabulary].", default=False, group=WRITING
+    )
+    freeze_runtime: bool = option(
+        "Make onnxruntime's own optimization part of the model; keeps our order.", default=False, group=WRITING
+    )
+    pack_weights: bool = option(
+        "With --freeze-runtime: weights beside the model, laid out for this machine, mapped when loading.",
+        default=False,
+        group=WRITING,
+    )
+    form: str = option(
+        "How the file is written: as it is, or inside a branch that avoids onnxruntime's second block of activations.",
+        default="auto",
+        choices=("auto", *FORMS),
+        group=WRITING,
+    )
+    """`captured`: a branch with large weights outside of it; `auto`: the form that needs least, from level 2 on."""
+    external: str = option(
+        "Weights in a file beside the model, which onnxruntime maps; auto: from a megabyte on.",
+        default="auto",
+        choices=("auto", "always", "never"),
+        group=WRITING,
+    )
+    """`auto`: beside it also where they were beside the original's."""
+    portable: bool = option(
+        "Nothing laid out for this machine's processor (no --pack-weights).", default=False, group=WRITING
+    )
+    passes: str | None = option(
+        "Run this pipeline instead of the level's; see `memoptc passes`.", metavar="PIPELINE", group=PIPELINE
+    )
+    skip_passes: tuple[str, ...] = option(
+        "Leave a pass out; may be repeated.", "--skip-pass", default=(), metavar="NAME", group=PIPELINE
+    )
+    settings: tuple[str, ...] = option(
+        "Set an option of a pass, e.g. fit.slowdown=1.2; may be repeated.",
+        "--set",
+        default=(),
+        metavar="PASS.OPTION=VALUE",
+        group=PIPELINE,
+    )
+    verify: str = option(
+        "How much proof: none, a few samples, or all data and several sizes.",
+        default="fast",
+        choices=("off", "fast", "full"),
+        group=PROOF,
+    )
+    measure: bool = option(
+        "Measure memory and latency of both models.", "--measure/--no-measure", default=False, cli_default=True,
+        group=PROOF,
+    )  # fmt: skip
+    """In fresh processes."""
+    container: bool = option(
+        "Find the smallest memory limit both models run in, too (slow).", default=False, group=PROOF
+    )
+    plugins: tuple[str, ...] = option(
+        "Load passes or rules from a module, .py or .rules file; may be repeated.",
+        "--plugin",
+        default=(),
+        metavar="MODULE",
+        group=GENERAL,
+    )
+    jobs: int | None = option("Threads onnxruntime may use while measuring.", parse=int, least=1, group=PROOF)
+    force: bool = option("Write the output even when a gate fails.", default=False)
+    check_each: bool = option("Check numbers after each pass (slow); fills max_error.", default=False, group=PIPELINE)
+    dump_dir: Path | None = option("Write the graph as .mir after each pass.", parse=Path, group=PIPELINE)
     progress: ProgressCallback = _silent
+    """Called with a step's name and the share of the whole that is done."""
 
     def __post_init__(self) -> None:
-        from memoptc.targets import CODED_BORDERS, TARGETS
-
+        for name in ("dims", "freeze"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
         Budget.of(self.memory_budget)
-        if self.run_with not in (None, "stock", "session"):
-            raise InputError(f"run_with={self.run_with!r} is unknown.", hint="Use stock or session.")
+        if self.level not in (0, 1, 2, 3):
+            raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
+        if self.target not in TARGETS:
+            raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+        for name, (f, how) in options_of(Options).items():
+            value = getattr(self, name)
+            if how.choices and value != f.default and value not in how.choices:
+                raise InputError(f"{name}={value!r} is unknown.", hint=f"Use {_listed(how.choices)}.")
         if self.run_with is not None and Budget.of(self.memory_budget).process is None:
             raise InputError(
                 "A way of running is chosen for a budget of the whole process, and there is none.",
                 hint="Add --memory-budget 256MiB, or leave --run-with out.",
             )
-        if self.level not in (0, 1, 2, 3):
-            raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
-        if self.target not in TARGETS:
-            raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
         if self.quantize_io and self.target not in CODED_BORDERS:
             raise InputError(
                 f"Target {self.target} leaves inputs and outputs as they are.",
@@ -144,15 +217,10 @@ class Options:
                 "Packed weights are laid out for this machine's processor, a portable model's are not.",
                 hint="Leave out --pack-weights or --portable.",
             )
-        for option, value, known in (("form", self.form, FORM_CHOICES), ("external", self.external, EXTERNAL)):
-            if value not in known:
-                raise InputError(f"{option}={value!r} is unknown.", hint=f"Use {', '.join(known)}.")
         if self.external == "never" and self.pack_weights:
             raise InputError("Packed weights lie beside the model.", hint="Leave out --external never.")
         if self.metric not in (None, "perplexity") and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
-        if self.verify not in VERIFY_MODES:
-            raise InputError(f"verify={self.verify!r} is unknown.", hint=f"Use {', '.join(VERIFY_MODES)}.")
         for name, extent in (*self.dims.items(), *self.freeze.items()):
             if not isinstance(extent, int) or extent < 0:
                 raise InputError(f"Dimension {name} cannot be {extent!r}.", hint="Give a whole number >= 0.")
@@ -175,3 +243,12 @@ class Options:
                 value = str(value)
             found[f.name] = dict(value) if isinstance(value, Mapping) else value
         return found
+
+
+@dataclass(frozen=True)
+class FileOptions(Options):
+    """What a caller may ask of the compile of one file into another."""
+
+    reports: Sequence[str | Path] = option(
+        "Write a report: .json, .html or .md; may be repeated.", "--report", default=(), parse=Path, group=PROOF
+    )

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Tensor, Value, clone_op
+from memoptc.ir.form_names import FormName
 from memoptc.ir.tensors import from_array, nbytes
 from memoptc.ir.types import DType, SequenceType, TensorType, Type
-
-FormName = Literal["plain", "branch", "captured"]
-FORMS: tuple[FormName, ...] = ("plain", "branch", "captured")
 
 KEY = "memoptc.form"
 """Entry of a model's metadata that names the form of the file; absent where it is plain."""

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from memoptc.ir import forms, protos
 from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.form_names import FORMS
 from memoptc.ir.onnx_order import Scope, broken_rule, called, in_order
 from memoptc.ir.onnx_weights import WeightReader
 from memoptc.ir.protos import DimReader
@@ -145,7 +146,7 @@ class _Reader:
     def _plain(self, graph: Graph) -> None:
         """Undo the form that memoptc wrote the file in; `graph.info.form` remembers it."""
         name = graph.info.metadata.pop(forms.KEY, "")
-        marked = name in forms.FORMS or any(op.is_a("SequenceEmpty") and op.name == forms.MARKER for op in graph.ops)
+        marked = name in FORMS or any(op.is_a("SequenceEmpty") and op.name == forms.MARKER for op in graph.ops)
         if marked and forms.unwrap(graph):
             graph.info.form = name or "branch"
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Bytes, common, dim_option
+from memoptc.cli.options import BYTES, GroupedCommand, Talk, takes, talks
+from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.runtime.largest import Edge
 
 
-@click.command("fits")
+@click.command("fits", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--limit", type=Bytes(), help="Say whether it runs in this, e.g. 256MiB; exit code 4 when not.")
+@click.option("--limit", type=BYTES, help="Say whether it runs in this, e.g. 256MiB; exit code 4 when not.")
 @click.option("--sizes", is_flag=True, help="With --limit: the largest sizes of the open axes that run in it.")
 @click.option(
     "--run-with",
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.")
 @click.option("--seconds", default=120.0, show_default=True, type=float, help="About how long the search may take.")
 @click.option("--seed", default=0, show_default=True, help="Of made-up inputs.")
-@dim_option
-@common
+@takes("options", Options, "dims", "plugins")
+@talks
 def command(
     model: Path,
     limit: int | None,
@@ -44,11 +45,8 @@ def command(
     threads: int | None,
     seconds: float,
     seed: int,
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> None:
     """Find the smallest memory limit of a process in which MODEL loads and runs at no more than 1.6 times its latency.
 
@@ -66,13 +64,15 @@ def command(
 
     if sizes and (limit is None or inputs is not None):
         raise click.UsageError("--sizes takes --limit, and makes its own inputs: give --limit 512MiB, no --inputs.")
-    feed = load_feed(inputs) if inputs is not None else made_up(model, dict(dims), seed)
+    feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
     in_session: dict[str, Any] = {"threads": threads} if threads else {}
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
     where = "Session" if run_with == "session" else "stock onnxruntime"
     if sizes and limit is not None:
-        with Progress(quiet) as progress:
-            edges, point = _edges(model, limit, way, dict(dims), seed, lambda text: progress(f"trying {text}", None))
+        with Progress(talk.quiet) as progress:
+            edges, point = _edges(
+                model, limit, way, options["dims"], seed, lambda text: progress(f"trying {text}", None)
+            )
         click.echo(f"largest sizes that run in {size(limit)} ({where}), the others at {_spelled(point)}:")
         for edge in edges:
             click.echo(f"  {_told(edge)}")
@@ -90,7 +90,7 @@ def command(
     click.echo(f"need in {where}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
     try:
         if limit is None:
-            with Progress(quiet) as progress:
+            with Progress(talk.quiet) as progress:
                 found = smallest_container(
                     model, feed, way=way, seconds=seconds, say=lambda text: progress(f"trying {text}", None)
                 )

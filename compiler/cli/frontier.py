@@ -7,20 +7,14 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import common, dim_option
-from memoptc.targets import TARGETS
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.options import Options
 
 
-@click.command("frontier")
+@click.command("frontier", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-O", "level", type=click.IntRange(2, 3), default=2, show_default=True, help="Optimisation level.")
-@click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True, help="Numbers to use.")
-@click.option("--calibration", metavar="DATA", help="As for compiling.")
-@click.option("--validation", metavar="DATA", help="As for compiling.")
-@click.option("--max-slowdown", type=click.FloatRange(min=0), help="Largest predicted ratio of latencies.")
 @click.option("--points", default=10, show_default=True, type=click.IntRange(min=1), help="Most budgets to try.")
 @click.option("--seconds", default=10.0, show_default=True, help="Timed runs in all; 0 measures nothing.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Threads onnxruntime may use while measuring.")
 @click.option(
     "--report",
     "reports",
@@ -28,19 +22,21 @@ from memoptc.targets import TARGETS
     type=click.Path(path_type=Path),
     help="Write the curve: .svg, .html or .json; may be repeated.",
 )
-@dim_option
-@common
+@takes(
+    "options",
+    Options,
+    *("level", "target", "calibration", "validation", "max_slowdown", "jobs", "dims", "plugins"),
+    level={"least": 2},
+    max_slowdown={"help": "Largest predicted ratio of latencies."},
+)
+@talks
 def command(
     model: Path,
     points: int,
     seconds: float,
     reports: tuple[Path, ...],
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
-    **options: Any,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> None:
     """Compile MODEL for smaller and smaller memory budgets; verify, enforce and measure each."""
     from rich.markup import escape
@@ -48,21 +44,20 @@ def command(
 
     from memoptc.cli.show import Progress, result_console
     from memoptc.frontier import SHARES, frontier
-    from memoptc.options import Options
     from memoptc.report.frontier import HEADINGS, rows, write_frontier
     from memoptc.report.rows import size
 
-    with Progress(quiet) as progress:
+    with Progress(talk.quiet) as progress:
         found = frontier(
             model,
-            Options(dims=dict(dims), plugins=plugins, **options),
+            Options(**options),
             shares=SHARES[:points],
             seconds=seconds,
             say=progress,
         )
     for path in reports:
         write_frontier(found, path)
-    if quiet:
+    if talk.quiet:
         return
     console = result_console()
     latency = f", {found.latency_ms:.1f} ms" if found.latency_ms else ""

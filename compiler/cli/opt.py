@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
-from memoptc.cli.options import common, dim_option
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
 from memoptc.ir.files import TemporaryFolder
+from memoptc.options import Options
 
 
-@click.command("opt")
+@click.command("opt", cls=GroupedCommand)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--passes", metavar="PIPELINE", help="Passes to run; a reproducer brings its own.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here (.mir or .onnx), not to stdout.")
 @click.option("--no-verify-each", is_flag=True, help="Do not verify the graph after each pass.")
 @click.option("--print-after", metavar="NAMES", help="Show the graph after these passes (a,b or all), on stderr.")
 @click.option("--print-changed", is_flag=True, help="Show what each pass changes, on stderr.")
-@dim_option
-@common
+@takes("options", Options, "passes", "dims", "plugins", passes={"help": "Passes to run; a reproducer brings its own."})
+@talks
 def command(
     file: Path,
-    passes: str | None,
     output: Path | None,
     no_verify_each: bool,
     print_after: str | None,
     print_changed: bool,
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> None:
     """Run passes on FILE and print the graph; statistics go to stderr."""
     from memoptc import registry
@@ -45,7 +42,7 @@ def command(
     from memoptc.runtime.data import Data
     from memoptc.textfile import read_any
 
-    for plugin in plugins:
+    for plugin in options["plugins"]:
         registry.load_plugin(plugin)
     graph, recipe = read_any(file)
     calibration = None
@@ -60,20 +57,22 @@ def command(
         context = Context(
             level=recipe.level,
             target=recipe.target,
-            dims={**recipe.dims, **dict(dims)},
+            dims={**recipe.dims, **options["dims"]},
             calibration=calibration,
             scratch=Path(scratch),
         )
         context.shapes(graph)
-        records = run_pipeline(parse(passes if passes is not None else recipe.pipeline), graph, context, instruments)
-    if not quiet:
+        records = run_pipeline(
+            parse(recipe.pipeline if options["passes"] is None else options["passes"]), graph, context, instruments
+        )
+    if not talk.quiet:
         for warning in context.warnings:
             click.echo(f"warning: {warning}", err=True)
         for record in records:
             did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
-            took = f" ({record.seconds:.2f} s)" if verbose else ""
+            took = f" ({record.seconds:.2f} s)" if talk.verbose else ""
             click.echo(f"{record.name}: {did}{took}", err=True)
-    if verbose:
+    if talk.verbose:
         for reason, count in context.results.get("declined", Counter()).most_common():
             click.echo(f"declined {count} x {reason}", err=True)
     if output is None:

@@ -1,115 +1,153 @@
-"""Options that several subcommands share, and the values that people write for them."""
+"""Command-line options made of the fields of dataclasses, and the values that people write for options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from memoptc.option_fields import GENERAL, UNCHANGED, OptionField, as_values, default_of, option, options_of
 from memoptc.runtime.sizes import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Bytes(click.ParamType):  # type: ignore[type-arg]
-    """A size such as `64MiB`, `1.5GB` or `4096`."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """A value that a function reads out of what the user writes.
 
-    name = "size"
+    Args:
+        parse: Gives the value, or raises `ValueError`.
+        name: What kind of value that is.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Give the size in bytes."""
-        if isinstance(value, int):
+    def __init__(self, parse: Callable[[str], Any], name: str) -> None:
+        self.parse = parse
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Give the value; a default is one already."""
+        if not isinstance(value, str):
             return value
         try:
-            return parse_bytes(value)
+            return self.parse(value)
         except ValueError as error:
             self.fail(f"{error}", param, ctx)
 
 
-class Binding(click.ParamType):  # type: ignore[type-arg]
-    """`NAME=8`: an extent for a symbolic dimension."""
+@dataclass(frozen=True)
+class Talk:
+    """How much a command says; every command has these."""
 
-    name = "name=extent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """Give the pair (symbol, extent)."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, extent = value.rpartition("=")
-        if not equals or not name or not extent.strip().isdigit():
-            self.fail(f"{value!r} binds no dimension; write one like N=8", param, ctx)
-        return name.strip(), int(extent)
+    quiet: bool = option("Say nothing but results and errors.", "-q", "--quiet", default=False, group=GENERAL)
+    verbose: bool = option("Say more: passes as they run, reasons.", "-v", "--verbose", default=False, group=GENERAL)
+    debug: bool = option("Show a traceback when something goes wrong.", default=False, group=GENERAL)
 
 
-class Bindings(click.ParamType):  # type: ignore[type-arg]
-    """`NAME=1,2,4`: one or more extents for a symbolic dimension."""
-
-    name = "name=extents"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        """Give the pair (symbol, extents)."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, extents = value.rpartition("=")
-        parts = [e.strip() for e in extents.split(",")]
-        if not equals or not name or not all(p.isdigit() for p in parts):
-            self.fail(f"{value!r} binds no dimension; write one like N=1,2,4,8", param, ctx)
-        return name.strip(), tuple(int(p) for p in parts)
+BYTES = Parsed(parse_bytes, "size")
+"""A size such as `64MiB`, `1.5GB` or `4096`."""
 
 
-def common(function: F) -> F:
-    """Add the options that every subcommand has: -q, -v, --debug, --plugin."""
-    for option in reversed(
-        [
-            click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors."),
-            click.option("-v", "--verbose", is_flag=True, help="Say more: passes as they run, reasons."),
-            click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong."),
-            click.option(
-                "--plugin",
-                "plugins",
-                multiple=True,
-                metavar="MODULE",
-                help="Load passes or rules from a module, .py or .rules file; may be repeated.",
-            ),
-        ]
-    ):
-        function = option(function)
-    return function
+def takes(into: str, kind: type, *names: str, **changes: Mapping[str, Any]) -> Callable[[F], F]:
+    """Add options for fields of a dataclass to a command, which gets their values as one dictionary.
+
+    Args:
+        into: Parameter of the command that the dictionary goes to.
+        kind: The dataclass, whose fields `memoptc.option_fields.option` declares.
+        names: Fields to take; all when none is named.
+        changes: What this command says of a field differently: name -> fields of `OptionField`.
+    """
+    known = options_of(kind)
+    chosen = {name: known[name] for name in (names or known)}
+
+    def add(function: F) -> F:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in chosen}
+            return function(**values, **{into: as_values(kind, given)})
+
+        decorated: Any = command
+        for name, (f, how) in reversed(chosen.items()):
+            default = default_of(f)
+            how = replace(how, **changes.get(name, {}))
+            decorated = click.option(*_flags(name, default, how), cls=Grouped, **_how(default, how))(decorated)
+        wrapped: F = decorated
+        return wrapped
+
+    return add
 
 
-dim_option = click.option(
-    "--dim",
-    "dims",
-    multiple=True,
-    type=Binding(),
-    help="Extent of a symbolic dimension for planning, measuring and verifying; the model stays dynamic.",
-)
+def talks(function: F) -> F:
+    """Add -q, -v and --debug to a command, which gets them as `talk`."""
+
+    @functools.wraps(function)
+    def command(*, talk: dict[str, Any], **values: Any) -> Any:
+        return function(**values, talk=Talk(**talk))
+
+    decorated: F = takes("talk", Talk)(command)  # type: ignore[assignment]
+    return decorated
 
 
-def accuracy_options(function: F) -> F:
-    """Add the options that hold integers to an accuracy."""
-    for option in reversed(
-        [
-            click.option("--min-sqnr", type=float, help="Least signal to difference of every output, in dB."),
-            click.option(
-                "--max-accuracy-loss",
-                type=click.FloatRange(min=0),
-                help="Largest accepted loss of the metric, e.g. 0.005.",
-            ),
-            click.option(
-                "--metric",
-                metavar="perplexity|MODULE:FUNCTION",
-                help="What measures accuracy; top-1 on labels if not given.",
-            ),
-            click.option(
-                "--fallback/--no-fallback",
-                default=True,
-                help="Whether layers may stay in float for that; else exit code 3 when it is not met.",
-            ),
-        ]
-    ):
-        function = option(function)
-    return function
+class Grouped(click.Option):
+    """An option that stands below a heading in `--help`."""
+
+    group = ""
+
+    def __init__(self, *args: Any, group: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` lists its options below headings, in the order in which they first appear."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        own_help = self.get_help_option(ctx)
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                group = GENERAL if parameter is own_help else getattr(parameter, "group", "")
+                sections.setdefault(group or "Options", []).append(record)
+        sections[GENERAL] = sections.pop(GENERAL, [])  # the last one
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def _flags(name: str, default: Any, how: OptionField) -> list[str]:
+    spelled = name.replace("_", "-")
+    usual = f"--{spelled}/--no-{spelled}" if default is True else f"--{spelled}"
+    return [*(how.flags or (usual,)), name]
+
+
+def _how(default: Any, how: OptionField) -> dict[str, Any]:
+    """Give the arguments of `click.option`."""
+    if how.cli_default is not UNCHANGED:
+        default = how.cli_default
+    found: dict[str, Any] = {"help": how.help, "metavar": how.metavar, "group": how.group}
+    if isinstance(default, bool):
+        return found | {"default": default, "is_flag": True}
+    if isinstance(default, tuple | dict):
+        found["multiple"] = True
+    else:
+        found |= {"default": default, "show_default": default not in (None, "")}
+    return found | {"type": _type(how)}
+
+
+def _type(how: OptionField) -> Any:
+    bounds: dict[str, Any] = {"min": how.least, "max": how.most}
+    if how.choices:
+        return click.Choice(list(how.choices))
+    if how.parse is int:
+        return click.INT if how.least is None and how.most is None else click.IntRange(**bounds)
+    if how.parse is float:
+        return click.FLOAT if how.least is None and how.most is None else click.FloatRange(**bounds)
+    if how.parse is Path:
+        return click.Path(path_type=Path)
+    return click.STRING if how.parse is None else Parsed(how.parse, (how.metavar or "value").lower())

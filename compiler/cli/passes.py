@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from typing import Any
 
 import click
 
-from memoptc.cli.options import common
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.options import Options
 
 
-@click.command("passes")
-@common
-def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -> None:
+@click.command("passes", cls=GroupedCommand)
+@takes("options", Options, "plugins")
+@talks
+def command(options: dict[str, Any], talk: Talk) -> None:
     """List every pass, with its options and what it does; its rules; then the pipelines of the levels."""
     from rich.markup import escape
     from rich.table import Table
@@ -22,19 +25,19 @@ def command(plugins: tuple[str, ...], quiet: bool, verbose: bool, debug: bool) -
     from memoptc.rewrite import RulePass
     from memoptc.targets import TARGETS
 
-    for plugin in plugins:
+    for plugin in options["plugins"]:
         registry.load_plugin(plugin)
     console = result_console()
     table = Table("pass", "options", "what it does", title="passes", title_justify="left")
     for name in registry.names():
         cls = registry.find(name)
-        options = ", ".join(
+        spelled = ", ".join(
             f.name if f.default is MISSING else f"{f.name}={spell(f.default)}"
             for f in fields(cls)  # type: ignore[arg-type]
         )
-        table.add_row(name, escape(options), escape(registry.help_of(cls)))
+        table.add_row(name, escape(spelled), escape(registry.help_of(cls)))
     console.print(table)
-    if quiet:
+    if talk.quiet:
         return
     table = Table("pass", "rule", "replaces", title="rules", title_justify="left")
     for name in registry.names():

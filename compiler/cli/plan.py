@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import common, dim_option
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.runtime.memory.liveness import Liveness
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 FORMS = (".json", ".csv", ".h", ".svg")
 
 
-@click.command("plan")
+@click.command("plan", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--save",
@@ -34,19 +35,16 @@ FORMS = (".json", ".csv", ".h", ".svg")
     help="Place buffers in several memories, fastest first, and move them between: sram=512KiB,dram=8MiB. COST is that "
     "of reading or writing a byte; unstated, ten times that of the memory before.",
 )
-@dim_option
-@common
+@takes("options", Options, "dims", "plugins")
+@talks
 def command(
     model: Path,
     save: tuple[Path, ...],
     top: int,
     workspace: bool,
     spaces: str | None,
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> None:
     """Plan the arena of MODEL's activations, in the order of its nodes."""
     from memoptc.cli.spaces import parse_spaces, plan_spaces, print_spaces
@@ -66,7 +64,7 @@ def command(
         raise InputError("A plan for several memories is saved as .json only.", hint="Leave out --spaces or --save.")
     graph = read_onnx(model)
     infer_shapes(graph)
-    bound = likely_extents(graph, dict(dims))
+    bound = likely_extents(graph, options["dims"])
     found = planned(graph, bound, workspace=workspace)
     if memories is None:
         plan = allocate(found.problem)
@@ -81,7 +79,7 @@ def command(
     if found.unknown:
         names = ", ".join(dict.fromkeys(found.unknown[:5]))
         click.echo(f"{len(found.unknown)} values have no known size and are not placed: {names}", err=True)
-    if not quiet:
+    if not talk.quiet:
         show()
         for path in save:
             click.echo(f"wrote {path}")

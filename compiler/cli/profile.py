@@ -10,37 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Bindings, common
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.option_fields import parse_bindings
+from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.runtime.profile import Profile, Recorded
 
 
-@click.command("profile")
+@click.command("profile", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--dim", "dims", multiple=True, type=Bindings(), help="Extents of a symbolic dimension: N=1,2,4; may be repeated."
-)
 @click.option("--top", default=10, show_default=True, help="How many tensors to list at the peak.")
 @click.option("--static", is_flag=True, help="Plan only: run nothing.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Intra-op threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw memory over the run, and its growth (.svg).")
 @click.option("--contract", is_flag=True, help="Write MODEL.session.json: how to run MODEL as it is in less memory.")
-@common
+@takes(
+    "options",
+    Options,
+    *("dims", "plugins"),
+    dims={"help": "Extents of a symbolic dimension: N=1,2,4; may be repeated.", "parse": parse_bindings},
+)
+@talks
 def command(
     model: Path,
-    dims: tuple[tuple[str, tuple[int, ...]], ...],
     top: int,
     static: bool,
     threads: int,
     as_json: bool,
     picture: Path | None,
     contract: bool,
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> None:
     """Show where MODEL's memory goes: on paper, and recorded inside onnxruntime."""
     from memoptc.cli.show import Progress
@@ -54,15 +56,14 @@ def command(
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    names = [name for name, _ in dims]
     points: list[Profile] = []
     contracted = (load_contract(contract_path(model)) or Contract()).options
-    sizes = list(itertools.product(*(values for _, values in dims)))
+    sizes = list(itertools.product(*(values for values in options["dims"].values())))
     feed: dict[str, Any] = {}
-    with Progress(quiet) as progress:
+    with Progress(talk.quiet) as progress:
         for number, extents in enumerate(sizes):
             progress("planning", number / len(sizes))
-            asked = dict(zip(names, extents, strict=True))
+            asked = dict(zip(options["dims"], extents, strict=True))
             bound = profiler.likely_extents(graph, asked)
             if not static:
                 progress("running", (number + 0.5) / len(sizes))
@@ -70,12 +71,12 @@ def command(
                 bound |= profiler.bind_shapes(graph, feed)
             point = profiler.profile(graph, bound, threads)
             if not static:
-                for kind, options in (
+                for kind, way in (
                     ("as_planned", AS_WRITTEN.options),
                     ("stock", STOCK_DEFAULT.options),
                     ("session", contracted),
                 ):
-                    setattr(point, kind, profiler.record(model, feed, replace(options, threads=threads)))
+                    setattr(point, kind, profiler.record(model, feed, replace(way, threads=threads)))
             points.append(point)
     decoder = recognised(graph, inferred=True)
     facts = {
@@ -94,7 +95,7 @@ def command(
         _write_contract(model, feed, threads, static, points[-1])
     if as_json:
         click.echo(json.dumps(facts | {"points": [p.to_json() for p in points]}, indent=2))
-    elif not quiet:
+    elif not talk.quiet:
         _print(facts, points, top)
 
 

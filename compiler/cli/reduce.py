@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import common, dim_option
-from memoptc.targets import TARGETS
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.reduction import Reduction
 
 
-@click.command("reduce")
+@click.command("reduce", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -29,13 +29,10 @@ if TYPE_CHECKING:
 )
 @click.option("--slow", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Fails where a compile takes longer.")
 @click.option("--above", type=click.IntRange(min=1), metavar="MB", help="Fails where a compile takes more memory.")
-@click.option("-O", "level", type=click.IntRange(0, 3), default=2, show_default=True)
-@click.option("--target", type=click.Choice(TARGETS), default="float32", show_default=True)
-@click.option("--passes", metavar="PIPELINE", help="Pipeline to run instead of the level's.")
 @click.option("--trial-seconds", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Per trial.")
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop after so long, with the smallest one until then.")
-@dim_option
-@common
+@takes("options", Options, "level", "target", "passes", "dims", "plugins")
+@talks
 def command(
     model: Path,
     output: Path | None,
@@ -44,16 +41,10 @@ def command(
     differs: int | None,
     slow: float | None,
     above: int | None,
-    level: int,
-    target: str,
-    passes: str | None,
     trial_seconds: float,
     seconds: float | None,
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> int:
     """Remove from MODEL what a failure does not need: nodes, subgraphs, extents, weights, attributes.
 
@@ -63,34 +54,27 @@ def command(
     chosen = [name for name, value in asked.items() if value is not None]
     if len(chosen) != 1:
         raise click.UsageError(f"say what to look for: one of {', '.join(asked)}")
-    options = compile_options(level if differs is None else differs, target, passes, plugins, dims)
+    if differs is not None:
+        options["level"] = differs
     output = output or model.with_suffix(".reduced.onnx")
     found = reduce_by(
         model,
         output,
-        options,
+        portable(options),
         chosen[0].removeprefix("--"),
         command=command_,
         trial_seconds=trial_seconds if slow is None else slow,
         most_bytes=(above or 0) * 1_000_000,
         seconds=seconds,
-        quiet=quiet,
+        quiet=talk.quiet,
     )
     click.echo(describe(found, output))
     return 0
 
 
-def compile_options(
-    level: int, target: str, passes: str | None, plugins: tuple[str, ...], dims: tuple[tuple[str, int], ...]
-) -> dict[str, Any]:
-    """Options of `memoptc.compile` as plain values, which hold in any folder."""
-    return {
-        "level": level,
-        "target": target,
-        "passes": passes,
-        "plugins": [str(Path(p).resolve()) if Path(p).exists() else p for p in plugins],
-        "dims": dict(dims),
-    }
+def portable(options: dict[str, Any]) -> dict[str, Any]:
+    """Give options of `memoptc.compile` that hold in any folder."""
+    return options | {"plugins": [str(Path(p).resolve()) if Path(p).exists() else p for p in options["plugins"]]}
 
 
 def describe(found: Reduction, output: Path) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import Bytes, common, dim_option
+from memoptc.cli.options import BYTES, GroupedCommand, Talk, takes, talks
+from memoptc.options import Options
 
 
-@click.command("run")
+@click.command("run", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--inputs",
@@ -26,7 +27,7 @@ from memoptc.cli.options import Bytes, common, dim_option
     show_default=True,
     help="onnxruntime as it comes; our order and one sized arena; every allocation at its planned place.",
 )
-@click.option("--memory-limit", type=Bytes(), help="Fail cleanly beyond this, e.g. 64MiB; not with stock.")
+@click.option("--memory-limit", type=BYTES, help="Fail cleanly beyond this, e.g. 64MiB; not with stock.")
 @click.option("--strict", is_flag=True, help="With --memory planned: fail when a run leaves its plan.")
 @click.option("--arena", is_flag=True, help="Run node by node in the planned arena, freed bytes poisoned: proof, slow.")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(min=1), help="How often.")
@@ -42,8 +43,8 @@ from memoptc.cli.options import Bytes, common, dim_option
 @click.option("--top-k", default=0, type=click.IntRange(min=0), help="Choose among so many of the likeliest.")
 @click.option("--top-p", default=1.0, help="Choose among the likeliest that have this probability together.")
 @click.option("--stop", multiple=True, type=int, help="A token that ends a sequence; may be repeated.")
-@dim_option
-@common
+@takes("options", Options, "dims", "plugins")
+@talks
 def command(
     model: Path,
     inputs: Path | None,
@@ -63,11 +64,8 @@ def command(
     top_k: int,
     top_p: float,
     stop: tuple[int, ...],
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> None:
     """Run MODEL and show its outputs, and the memory that it took."""
     from memoptc.cli.feeds import made_up
@@ -84,20 +82,20 @@ def command(
         from memoptc.cli.generate import print_tokens
 
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
-        options = {"memory": memory, "memory_limit": memory_limit, "max_length": max_length, "threads": threads}
-        print_tokens(model, prompt_ids, options, {"max_new_tokens": max_new_tokens, **sampling}, outputs, quiet)
+        session = {"memory": memory, "memory_limit": memory_limit, "max_length": max_length, "threads": threads}
+        print_tokens(model, prompt_ids, session, {"max_new_tokens": max_new_tokens, **sampling}, outputs, talk.quiet)
         return
-    feed = load_feed(inputs) if inputs is not None else made_up(model, dict(dims), seed)
+    feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
     if arena:
         found, lines = _in_arena(model, feed)
     else:
         found, lines = _in_session(model, feed, memory, memory_limit, strict, runs, threads)
-    if not quiet:
+    if not talk.quiet:
         lines.insert(0, _planned_peak(model, feed))
     if outputs is not None:
         save_feed(outputs, found)
         lines.append(f"wrote {outputs}")
-    if not quiet:
+    if not talk.quiet:
         _print(found, lines)
 
 

@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from memoptc.cli.options import common, dim_option
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks
 from memoptc.ir.files import TemporaryFolder
+from memoptc.options import Options
 
 
-@click.command("verify")
+@click.command("verify", cls=GroupedCommand)
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
-@click.option("--validation", metavar="DATA", help=".npz, .npy, folder of .npz, or module:function.")
-@click.option("--target", default="float32", show_default=True, help="Numbers the candidate was made for.")
 @click.option("--bit-exact", is_flag=True, help="Ask for the same bits, in onnxruntime with its optimizer off.")
-@click.option("--max-error", type=click.FloatRange(min=0), help="Largest accepted error relative to an output's scale.")
 @click.option("--metric", type=click.Choice(["perplexity"]), help="Measure it on the data, too.")
 @click.option("--full", is_flag=True, help="All data, more sizes.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Write the worst sample here (.npz).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@dim_option
-@common
+@takes(
+    "options",
+    Options,
+    *("target", "validation", "max_error", "dims", "plugins"),
+    target={"help": "Numbers the candidate was made for."},
+    validation={"help": ".npz, .npy, folder of .npz, or module:function."},
+)
+@talks
 def command(
     original: Path,
     candidate: Path,
-    validation: str | None,
-    target: str,
     bit_exact: bool,
-    max_error: float | None,
     metric: str | None,
     full: bool,
     keep: Path | None,
     as_json: bool,
-    dims: tuple[tuple[str, int], ...],
-    plugins: tuple[str, ...],
-    quiet: bool,
-    verbose: bool,
-    debug: bool,
+    options: dict[str, Any],
+    talk: Talk,
 ) -> int:
     """Compare CANDIDATE with ORIGINAL; exit code 3 when they differ by more than allowed."""
     from rich.table import Table
@@ -52,16 +51,16 @@ def command(
         found = verify(
             original,
             _comparable(original, candidate, Path(folder)),
-            Judge(bit_exact, target, max_error),
+            Judge(bit_exact, options["target"], options["max_error"]),
             mode="full" if full else "fast",
-            data=validation,
-            dims=dict(dims) or None,
+            data=options["validation"],
+            dims=options["dims"] or None,
             keep=keep,
             metric=metric,
         )
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
-    elif not quiet:
+    elif not talk.quiet:
         console = result_console()
         table = Table("output", "max abs", "max rel", "cosine", "SQNR dB", "top-1", "judged by")
         for o in found.outputs:

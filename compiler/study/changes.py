@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.option_fields import option
+from memoptc.targets import TARGETS
 
 FUSION = (
     "inline-functions,(simplify,fold-constants{exact=false},fuse-conv-bn,share-common,drop-dead)*,plan-memory,lower"
@@ -19,32 +21,32 @@ class Asked:
     """What a study is asked for.
 
     Args:
-        targets: Targets to try, each alone and at the end of the sequence.
+        targets: Tried alone, each, and at the end of the sequence.
         calibration: Data for targets that need it, as on the command line.
         validation: Data to compare with, as on the command line.
         dims: Extents of symbolic dimensions.
         plugins: Modules with further passes.
         threads: Threads of onnxruntime; 0 leaves the choice to it.
-        repeats: Fresh processes that each need is measured in.
-        seconds: About how long all timed runs together may take.
-        patience: Seconds after which one compile is stopped, and its row says so.
-        slowdown: Largest ratio of latencies with which a change may be recommended.
-        deployment: Where the model shall run, in words.
-        only: Names of the rows to try; all when empty.
+        repeats: Fresh ones; need is the median.
+        seconds: About that.
+        patience: It is stopped then, and its row says so.
+        slowdown: A ratio of latencies.
+        deployment: In words.
+        only: All rows when empty.
     """
 
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = option("Target to try; may be repeated.", "--target", default=(), choices=TARGETS)
     calibration: str | None = None
     validation: str | None = None
     dims: tuple[tuple[str, int], ...] = ()
     plugins: tuple[str, ...] = ()
     threads: int = 0
-    repeats: int = 3
-    seconds: float = 20.0
-    patience: float = 900.0
-    slowdown: float = 1.05
-    deployment: str = ""
-    only: tuple[str, ...] = ()
+    repeats: int = option("Processes for each need.", default=3, parse=int, least=1)
+    seconds: float = option("Timed runs of all rows together.", default=20.0, parse=float)
+    patience: float = option("Seconds that one compile may take.", default=900.0, parse=float)
+    slowdown: float = option("Most latency to recommend.", "--max-slowdown", default=1.05, parse=float)
+    deployment: str = option("Where the model shall run, for the evidence card.", default="", metavar="TEXT")
+    only: tuple[str, ...] = option("Try this row only, e.g. --only=-O2; may be repeated.", default=(), metavar="ROW")
 
     def shared(self) -> list[str]:
         """Arguments of every compile: all rows are compared on the same data, and none is hidden."""

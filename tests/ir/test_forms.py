@@ -11,7 +11,8 @@ import pytest
 
 from memoptc.ir.core import Graph
 from memoptc.ir.equality import same_structure
-from memoptc.ir.forms import KEY, MARKER, FormName, WritingForm, captured_weights, obstacle
+from memoptc.ir.form_names import FormName
+from memoptc.ir.forms import KEY, MARKER, WritingForm, captured_weights, obstacle
 from memoptc.ir.onnx_io import read_onnx, to_proto, write_onnx
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"

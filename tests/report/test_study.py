@@ -11,8 +11,10 @@ import pytest
 from memoptc.cli import main
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.study import card, headline, render
-from memoptc.study import Asked, Change, Row, Study, changes, study
 from memoptc.study import run as running
+from memoptc.study.changes import Asked, Change, changes
+from memoptc.study.findings import Row, Study
+from memoptc.study.run import study
 
 EXAMPLES = Path(__file__).parents[2] / "examples/models"
 CNN, DATA = EXAMPLES / "digits_cnn.onnx", str(EXAMPLES / "digits_validation.npz")

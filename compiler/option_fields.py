@@ -1,0 +1,148 @@
+"""Options as fields of a dataclass: one field is the keyword in Python, the option on the command line, and its help.
+
+`memoptc.cli.options.takes` makes command-line options of such fields, `keywords_after_one` the keywords of a function.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+A = TypeVar("A")
+B = TypeVar("B")
+O = TypeVar("O")  # noqa: E741
+R = TypeVar("R")
+
+GENERAL = "General"
+"""Heading of what every command has; the last one."""
+
+UNCHANGED: Any = object()
+"""Stands for the field's own default."""
+
+_KEY = "memoptc.option"
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """How an option is written on the command line.
+
+    Args:
+        help: What it does, in one line of `--help`.
+        flags: How it is spelled; `--field-name` when empty.
+        parse: Reads the text that a user writes, and raises `ValueError` saying what is wrong with it; a type for its
+            values, or `None` for text as it stands.
+        choices: The words that are allowed.
+        least: Smallest number that is allowed.
+        most: Largest number that is allowed.
+        metavar: What stands for the value in `--help`.
+        group: Heading in `--help`.
+        cli_default: Value when the option is not given on the command line, where that is not the field's default.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    choices: Sequence[str] = ()
+    least: float | None = None
+    most: float | None = None
+    metavar: str | None = None
+    group: str = ""
+    cli_default: Any = UNCHANGED
+
+
+def option(help: str, *flags: str, default: Any = None, **how: Any) -> Any:
+    """Declare a field that is an option.
+
+    A field whose default is a tuple or a mapping may be given several times, one whose default is a bool is a switch.
+
+    Args:
+        help: What it does, in one line of `--help`.
+        flags: How it is spelled; `--field-name` when empty, `--field-name/--no-field-name` where its default is true.
+        default: The field's default.
+        how: The other fields of `OptionField`.
+    """
+    metadata = {_KEY: OptionField(help, flags, **how)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options_of(kind: type) -> dict[str, tuple[Field[Any], OptionField]]:
+    """Give the fields of a dataclass that are options, by name in their order."""
+    return {f.name: (f, f.metadata[_KEY]) for f in fields(kind) if _KEY in f.metadata}
+
+
+def default_of(f: Field[Any]) -> Any:
+    """Give the default of a field."""
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+def keywords_after_one(
+    kind: Callable[P, O],
+) -> Callable[[Callable[[A, O], R]], Callable[Concatenate[A, P], R]]:
+    """Let callers of a function of one value and a dataclass of options write the options as keywords.
+
+    To a type checker the function then has the parameters of the dataclass, so that a wrong keyword is an error.
+
+    Args:
+        kind: The dataclass; the help of its options stands for `{options}` in the function's docstring.
+    """
+    return functools.partial(_with_keywords, kind)
+
+
+def keywords_after_two(
+    kind: Callable[P, O],
+) -> Callable[[Callable[[A, B, O], R]], Callable[Concatenate[A, B, P], R]]:
+    """As `keywords_after_one`, of a function of two values and a dataclass of options."""
+    return functools.partial(_with_keywords, kind)
+
+
+def _with_keywords(kind: Any, function: Callable[..., Any]) -> Any:
+    own = list(inspect.signature(function).parameters.values())[:-1]
+    parameters = [*own, *inspect.signature(kind).parameters.values()]
+    signature = inspect.Signature(parameters, return_annotation=inspect.signature(function).return_annotation)
+
+    @functools.wraps(function)
+    def taking(*args: Any, **options: Any) -> Any:
+        given = signature.bind(*args, **options).arguments
+        return function(*(given.pop(p.name) for p in own), kind(**given))
+
+    told = [f"{name}: {how.help}" for name, (_, how) in options_of(kind).items()]
+    taking.__doc__ = (function.__doc__ or "").replace("{options}", "\n        ".join(told))
+    taking.__signature__ = signature  # type: ignore[attr-defined]
+    return taking
+
+
+def parse_binding(text: str) -> tuple[str, int]:
+    """Read `NAME=8`: the extent of a symbolic dimension.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    name, equals, extent = text.rpartition("=")
+    if not equals or not name or not extent.strip().isdigit():
+        raise ValueError(f"{text!r} binds no dimension; write one like N=8")
+    return name.strip(), int(extent)
+
+
+def parse_bindings(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read `NAME=1,2,4`: one or more extents of a symbolic dimension.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    name, equals, extents = text.rpartition("=")
+    parts = [e.strip() for e in extents.split(",")]
+    if not equals or not name or not all(p.isdigit() for p in parts):
+        raise ValueError(f"{text!r} binds no dimension; write one like N=1,2,4,8")
+    return name.strip(), tuple(int(p) for p in parts)
+
+
+def as_values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give values as the command line collects them in the form of their fields: pairs as a mapping."""
+    defaults = {name: default_of(f) for name, (f, _) in options_of(kind).items()}
+    return {name: dict(value) if isinstance(defaults[name], dict) else value for name, value in given.items()}

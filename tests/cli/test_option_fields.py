@@ -1,0 +1,85 @@
+"""An option is one field of a dataclass: the keyword, the option on the command line and its help come from it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import memoptc
+from memoptc.api import compile_file
+from memoptc.cli.compile import command as compile_command
+from memoptc.cli.options import GroupedCommand, takes
+from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding
+from memoptc.options import FileOptions, Options
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Options of a command."""
+
+    depth: int = option("How deep.", "-d", default=3, parse=int, least=1)
+    sizes: dict[str, int] = option("Extents.", default={}, parse=parse_binding)
+    words: tuple[str, ...] = option("Words.", "--word", default=())
+    careful: bool = option("With care.", default=True, group="Care")
+
+
+@click.command("wish", cls=GroupedCommand)
+@takes("wish", Wish, depth={"help": "How deep here."})
+def wish_command(wish: dict[str, Any]) -> None:
+    click.echo(Wish(**wish))
+
+
+@keywords_after_one(Wish)
+def grant(to: str, wish: Wish) -> tuple[str, Wish]:
+    """Grant {options}"""
+    return to, wish
+
+
+def test_a_field_is_an_option_of_the_command() -> None:
+    def run(*words: str) -> str:
+        return CliRunner().invoke(wish_command, words).output.strip()
+
+    assert run() == str(Wish())
+    given = Wish(5, {"N": 8, "M": 0}, ("a", "b"), False)
+    assert run("-d5", "--sizes", "N=8", "--sizes=M=0", "--word=a", "--word", "b", "--no-careful") == str(given)
+    assert "x>=1" in run("-d0")
+    assert "write one like N=8" in run("--sizes", "N")
+    text = run("--help")
+    assert "How deep here." in text
+    assert text.index("Care:") < text.index("--careful") < text.index("General:") < text.index("--help")
+
+
+def test_a_field_is_a_keyword_and_stands_in_the_docstring() -> None:
+    assert grant("me", 4, words=("a",)) == ("me", Wish(4, words=("a",)))
+    assert "depth: How deep." in (grant.__doc__ or "")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dept'"):
+        grant("me", dept=4)  # type: ignore[call-arg]
+
+
+def test_compile_has_every_option_as_keyword_and_on_the_command_line() -> None:
+    known = {f.name for f in fields(Options)}
+    assert set(inspect.signature(memoptc.compile).parameters) == known | {"model"}
+    assert set(inspect.signature(compile_file).parameters) == known | {"source", "output", "reports"}
+    on_the_command_line = {p.name for p in compile_command.params}
+    assert set(options_of(FileOptions)) <= on_the_command_line
+    assert known - {"progress"} <= on_the_command_line
+    assert all(f"{name}: " in (memoptc.compile.__doc__ or "") for name in options_of(Options))
+
+
+@pytest.mark.nightly
+def test_a_wrong_keyword_is_an_error_to_a_type_checker(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    source = tmp_path / "caller.py"
+    source.write_text("import memoptc\nmemoptc.compile('m.onnx', levle=1)\nmemoptc.compile('m.onnx', level='two')\n")
+    out, _, code = api.run(["--strict", "--python-executable", sys.executable, str(source)])
+    assert code == 1
+    assert 'Unexpected keyword argument "levle"' in out
+    assert 'incompatible type "str"; expected "int"' in out
+    assert "Found 2 errors" in out
