@@ -1,0 +1,211 @@
+"""Dropping tokens: the ops that choose which stay, take them, and give all of them back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Op, Value
+from memoptc.ir.dims import Dim, floordiv
+from memoptc.ir.tensors import ints
+from memoptc.ir.types import DType, TensorType
+from memoptc.passes.shrink._tokens.region import TokenRegion
+
+PARTS = 16
+"""Tokens go in sixteenths of their number, rounded down."""
+
+_TO_END = np.iinfo(np.int64).max
+_FIRST = 1e30
+"""Score of the token that has to stay: above those of all others."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What is dropped behind one hidden state.
+
+    Args:
+        parts: So many sixteenths of the tokens.
+        probabilities: Attention probabilities `[batch, heads, tokens, tokens]` (or heads in the batch) of the layer
+            before; `None` to score tokens by the norm of their hidden state.
+        from_first: Score tokens by the attention of token 0 alone, not of all.
+    """
+
+    parts: int
+    probabilities: Value | None = None
+    from_first: bool = False
+
+
+def drop_tokens(region: TokenRegion, drop: Drop, rule: str) -> None:
+    """Let the tokens with the lowest scores go, in the order that they have.
+
+    Args:
+        region: What computes per token behind the hidden state.
+        drop: How many go, and by which scores.
+        rule: Name that the new ops carry as their origin.
+    """
+    value = region.value
+    assert value.op is not None
+    assert value.op.graph is not None
+    graph, anchor = value.op.graph, value.op.next
+    readers = [(op, i) for op in region.ops for i, v in enumerate(op.operands) if v is value]
+    b = Builder(graph, before=anchor, loc=value.op.loc.union(rule=rule))
+    kept = _dim_kept(region.extent, drop.parts)
+    count = _count(b, region, drop.parts)
+    order = _chosen(b, region, drop, count)
+    taker = _Taker(b, order, kept, value)
+    thin = taker.take(value, (1,), 3)
+    for value_, axes in region.carried.items():
+        if value_ is not value:
+            value_.type = _with_extent(value_, axes, kept)
+    for op, index in readers:
+        op.set_operand(index, thin)
+    for (op, index), axes in region.sides.items():
+        b.before = op
+        op.set_operand(index, taker.take(op.operands[index], axes, len(op.results[0].shape or ())))
+    for (op, index), at in region.shapes.items():
+        b.before = op
+        op.set_operand(index, _shape(b, op, index, at, count))
+    whole: dict[Value, Value] = {}
+    for op, index in region.returned:
+        part = op.operands[index]
+        if part not in whole:
+            assert part.op is not None
+            b.before = part.op.next
+            places = b.Expand(b.Unsqueeze(order, np.array([2], np.int64)), b.Shape(part))
+            whole[part] = b.ScatterElements(value, places, part, axis=1, _type=value.type)
+        op.set_operand(index, whole[part])
+
+
+def _dim_kept(extent: Dim, parts: int) -> Dim:
+    """How many tokens stay."""
+    if isinstance(extent, int):
+        return extent - extent * parts // PARTS
+    assert extent is not None
+    return extent - floordiv(extent * parts, PARTS)
+
+
+def _count(b: Builder, region: TokenRegion, parts: int) -> Value:
+    """How many tokens stay, int64 `[1]`."""
+    if isinstance(region.extent, int):
+        return b.const(np.array([_dim_kept(region.extent, parts)], np.int64), "kept")
+    whole = b.Slice(b.Shape(region.value), *(np.array([x], np.int64) for x in (1, 2, 0)))
+    gone = b.Div(b.Mul(whole, np.array([parts], np.int64)), np.array([PARTS], np.int64))
+    found: Value = b.Sub(whole, gone, _name="kept")
+    return found
+
+
+def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
+    """Which tokens stay, int64 `[batch, kept]`, ascending."""
+    score = _scores(b, region.value, drop)
+    if region.keeps_first:
+        first, rest = (
+            b.Slice(score, *(np.array([x], np.int64) for x in bounds)) for bounds in ((0, 1, 1), (1, _TO_END, 1))
+        )
+        first = b.Add(b.Mul(first, np.array(0, np.float32)), np.array(_FIRST, np.float32))
+        score = b.Concat(first, rest, axis=1)
+    best = b.op("TopK", [score, count], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2).results[1]
+    order = b.op("TopK", [best, count], {"axis": 1, "largest": 0, "sorted": 1}, outputs=2).results[0]
+    batch = (region.value.shape or (None,))[0]
+    for index in (best, order):
+        index.type = TensorType(DType.INT64, (batch, _dim_kept(region.extent, drop.parts)))
+    return order
+
+
+def _scores(b: Builder, value: Value, drop: Drop) -> Value:
+    """How much each token matters, float32 `[batch, tokens]`."""
+    given = drop.probabilities
+    if given is None:
+        found = b.ReduceL2(b.Cast(value, to=int(DType.FLOAT)), np.array([2], np.int64), keepdims=0)
+    else:
+        rank = len(given.shape or ())
+        if drop.from_first:
+            rows = b.Slice(given, *(np.array([x], np.int64) for x in (0, 1, rank - 2)))
+            given = b.Squeeze(rows, np.array([rank - 2], np.int64))
+        else:
+            given = b.ReduceMean(given, np.array([rank - 2], np.int64), keepdims=0)
+        if rank == 3:
+            batch = b.Slice(b.Shape(value), *(np.array([x], np.int64) for x in (0, 1, 0)))
+            tokens = b.Slice(b.Shape(value), *(np.array([x], np.int64) for x in (1, 2, 0)))
+            given = b.Reshape(given, b.Concat(batch, np.array([-1], np.int64), tokens, axis=0))
+        found = b.ReduceMean(b.Cast(given, to=int(DType.FLOAT)), np.array([1], np.int64), keepdims=0)
+    found.type = TensorType(DType.FLOAT, (value.shape or (None, None))[:2])
+    result: Value = found
+    return result
+
+
+class _Taker:
+    """Takes the tokens that stay, the same ones of every value; each value once, before its first use.
+
+    Args:
+        b: Where ops are made.
+        order: Which stay, int64 `[batch, kept]`.
+        kept: How many that are.
+        value: The hidden state `[batch, tokens, width]`.
+    """
+
+    def __init__(self, b: Builder, order: Value, kept: Dim, value: Value) -> None:
+        self.b, self.order, self.kept, self.value = b, order, kept, value
+        self.index: Value = b.Unsqueeze(order, np.array([2], np.int64))
+        self.made: dict[tuple[Value, tuple[int, ...], int], Value] = {}
+
+    def take(self, value: Value, axes: tuple[int, ...], rank: int) -> Value:
+        """Take them along the axes of a value that broadcasts to a rank, axis 0 of which is the batch."""
+        key = (value, axes, rank)
+        if key not in self.made:
+            found = value
+            for axis in axes:
+                found = self._along(found, axis + rank - len(value.shape or ()), rank)
+            self.made[key] = found
+        return self.made[key]
+
+    def _along(self, value: Value, axis: int, rank: int) -> Value:
+        b, shape = self.b, value.shape or ()
+        if len(shape) < rank:
+            value = b.Unsqueeze(value, np.arange(rank - len(shape), dtype=np.int64))
+            shape = (*(1,) * (rank - len(shape)), *shape)
+        batch = (self.value.shape or (None,))[0]
+        if shape[0] != batch:
+            batches = b.Slice(b.Shape(self.value), *(np.array([x], np.int64) for x in (0, 1, 0)))
+            value = b.Expand(value, b.Concat(batches, np.ones(rank - 1, np.int64), axis=0))
+            shape = (batch, *shape[1:])
+        swapped = list(range(rank))
+        swapped[1], swapped[axis] = axis, 1
+        moved = value if axis == 1 else b.Transpose(value, perm=swapped)
+        taken = b.GatherND(moved, self.index, batch_dims=1)
+        dtype = value.dtype
+        assert dtype is not None
+        taken.type = TensorType(dtype, (shape[0], self.kept, *(shape[swapped[i]] for i in range(2, rank))))
+        found: Value = taken if axis == 1 else b.Transpose(taken, perm=swapped)
+        return found
+
+
+def _with_extent(value: Value, axes: tuple[int, ...], extent: Dim) -> TensorType:
+    shape, dtype = list(value.shape or ()), value.dtype
+    assert dtype is not None
+    for axis in axes:
+        shape[axis] = extent
+    return TensorType(dtype, tuple(shape))
+
+
+def _shape(b: Builder, op: Op, index: int, at: int, count: Value) -> Value:
+    """The extents of a result, with as many tokens as stay."""
+    given = op.operands[index]
+    known = ints(given.tensor)
+    rank = len(op.results[0].shape or ())
+    if known is not None:
+        if known[at] == -1 or (known[at] == 0 and not op.attrs.get("allowzero", 0)):
+            return given
+        counts = ints(count.tensor)
+        if counts is not None:
+            return b.const(np.array([*known[:at], counts[0], *known[at + 1 :]], np.int64), "extents")
+    zero = np.array([0], np.int64)
+    parts: list[Value] = []
+    if at:
+        parts.append(b.Slice(given, zero, np.array([at], np.int64), zero))
+    parts.append(count)
+    if at + 1 < rank:
+        parts.append(b.Slice(given, np.array([at + 1], np.int64), np.array([_TO_END], np.int64), zero))
+    found: Value = b.Concat(*parts, axis=0) if len(parts) > 1 else count
+    return found

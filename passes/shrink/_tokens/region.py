@@ -1,0 +1,211 @@
+"""The ops behind a value that compute per token, and what has to change in them when some tokens are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim, same
+from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space
+from memoptc.ir.ops import facts
+from memoptc.ir.ops.axis import everywhere
+from memoptc.ir.tensors import ints
+from memoptc.passes.simplify._simplify.parts import bounds
+
+Use = tuple[Op, int]
+"""An op, and which of its operands."""
+
+SHAPE_OPERAND = 1
+"""Where Reshape and Expand have the extents of their result."""
+
+
+@dataclass
+class TokenRegion:
+    """What computes per token behind `value`.
+
+    Args:
+        value: Hidden state `[batch, tokens, width]`; tokens are dropped from it.
+        extent: Its number of tokens.
+        carried: Values with one slice per token, and their axes of tokens (attention scores have two).
+        ops: Those that give them, in order.
+        sides: Operands that come from elsewhere and have a slice per token, such as masks, with the axes of tokens.
+        shapes: Operands that say the extents of a result, with the element that is the number of tokens.
+        returned: Uses that need all tokens again, and the value `[batch, tokens, width]` that is given back to them.
+        keeps_first: Whether token 0 is read by itself, as the class token.
+    """
+
+    value: Value
+    extent: Dim
+    carried: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    sides: dict[Use, tuple[int, ...]] = field(default_factory=dict)
+    shapes: dict[Use, int] = field(default_factory=dict)
+    returned: list[Use] = field(default_factory=list)
+    keeps_first: bool = False
+
+
+def token_region(graph: Graph, value: Value) -> TokenRegion | str:
+    """Follow the tokens of a hidden state to all that is computed from them.
+
+    Takes one walk over the graph. An op that needs all tokens, or of which that is not known, gets them back where the
+    hidden state that it reads still has one row per token; a graph output, too.
+
+    Args:
+        graph: The top graph, types inferred.
+        value: `[batch, tokens, width]`, the result of an op of the graph.
+
+    Returns:
+        The region, or why tokens cannot go there.
+    """
+    shape = value.shape
+    if shape is None or len(shape) != 3 or shape[1] is None or value.op is None:
+        return "its shape is not known"
+    found = TokenRegion(value, shape[1], {value: (1,)})
+    readers = _readers(value)
+    op = value.op.next
+    while op is not None:
+        if op in readers:
+            reason = _follow(op, found)
+            if reason:
+                return reason
+            for result in op.results:
+                if result in found.carried:
+                    readers |= _readers(result)
+        op = op.next
+    end = graph.terminator
+    found.returned += [(end, i) for i, v in enumerate(end.operands) if v in found.carried]
+    if len(found.carried) == 1:
+        return "nothing behind it computes per token"
+    return _give_back(found)
+
+
+def _readers(value: Value) -> set[Op]:
+    """The ops of the value's own graph that read it, themselves or in their regions."""
+    found = set()
+    for op in value.users:
+        while op.graph is not value.graph:
+            parent = op.graph.parent if op.graph is not None else None
+            if parent is None:
+                break
+            op = parent
+        found.add(op)
+    return found
+
+
+def _follow(op: Op, region: TokenRegion) -> str:
+    """Take an op into the region, or let it have all tokens; says why neither is possible."""
+    wanted = {(i, axis) for i, v in enumerate(op.operands) for axis in region.carried.get(v, ())}
+    if not wanted:
+        return f"{op.op_type} {op.name} has a subgraph that reads tokens"
+    if _takes_first(op, region):
+        region.keeps_first = True
+        return ""
+    through = _through(op, wanted, region)
+    if isinstance(through, str):
+        return through
+    if through is None:
+        region.returned += [(op, i) for i, v in enumerate(op.operands) if v in region.carried]
+        return ""
+    region.ops.append(op)
+    region.carried |= through
+    return ""
+
+
+def _takes_first(op: Op, region: TokenRegion) -> bool:
+    """Whether an op reads token 0 and no other."""
+    axes = region.carried.get(op.operands[0])
+    if axes is None or len(axes) != 1:
+        return False
+    if op.is_a("Gather"):
+        axis = int(op.attrs.get("axis", 0)) % len(op.operands[0].shape or (0,))
+        return axis == axes[0] and ints(op.operands[1].tensor) == (0,)
+    return bounds(op) == {axes[0]: (0, 1)}
+
+
+def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[Value, tuple[int, ...]] | str | None:
+    """The op's results that have a slice per token; `None` when it needs all tokens, or nothing is known of it."""
+    if op.regions or op.is_return or not facts(op).pure:
+        return None
+    covered: set[tuple[int, int]] = set()
+    results: dict[Value, set[int]] = {}
+    sides: dict[Use, set[int]] = {}
+    shapes: dict[Use, int] = {}
+    for axis in (*iteration_space(op), *accumulations(op), *_own_axis(op)):
+        cuts = {(i, along.axis) for i, along in enumerate(axis.operands) if along is not None}
+        if not cuts & wanted:
+            continue
+        if axis.form is Form.EXPONENTIALS:
+            continue
+        if axis.form not in (Form.SAME, Form.SHAPE) or not _one_to_one(op, axis, region):
+            return None
+        covered |= cuts & wanted
+        for index, place in cuts - wanted:
+            sides.setdefault((op, index), set()).add(place)
+        for result, at in zip(op.results, axis.results, strict=True):
+            if at is not None:
+                results.setdefault(result, set()).add(at)
+                if axis.form is Form.SHAPE:
+                    shapes[(op, SHAPE_OPERAND)] = at
+    if covered != wanted:
+        return None
+    for _, index in sides:
+        side = op.operands[index]
+        if facts(op).arity is None:
+            return f"{op.op_type} {op.name} reads tokens that come another way"
+        if side.shape == region.value.shape and side.tensor is None:
+            return "a hidden state goes past it"
+    region.sides |= {use: tuple(sorted(axes)) for use, axes in sides.items()}
+    region.shapes |= shapes
+    return {result: tuple(sorted(axes)) for result, axes in results.items()}
+
+
+def _own_axis(op: Op) -> list[Axis]:
+    """The axis that a softmax divides by its sum along: among fewer tokens it is one again."""
+    shape = op.operands[0].shape if op.is_a("Softmax", "LogSoftmax") else None
+    return [] if not shape else [everywhere(op, int(op.attrs.get("axis", -1)) % len(shape))]
+
+
+def _one_to_one(op: Op, axis: Axis, region: TokenRegion) -> bool:
+    """Whether each token of the operands belongs to the same one of the results."""
+    if axis.grain != 1 or any(along is not None and not along.is_identity for along in axis.operands):
+        return False
+    places = [(op.operands[i], along.axis) for i, along in enumerate(axis.operands) if along is not None]
+    places += [(r, at) for r, at in zip(op.results, axis.results, strict=True) if at is not None]
+    return all(v.shape is not None and same(v.shape[at], region.extent) for v, at in places)
+
+
+def _give_back(region: TokenRegion) -> TokenRegion | str:
+    """Move the uses that need all tokens up to a hidden state that has a row for each of them."""
+    inside = set(region.ops)
+    kept: dict[Use, None] = {}
+    todo = list(region.returned)
+    whole: set[Op] = set()
+    """Ops that get all tokens, so that their results have them, too."""
+    returned = set(todo)
+    while todo:
+        use = todo.pop()
+        value = use[0].operands[use[1]]
+        maker = value.op
+        tokens = [] if maker is None else [i for i, v in enumerate(maker.operands) if v in region.carried]
+        alone = maker in inside and len(tokens) == 1 and all(op is not maker for op, _ in region.sides)
+        if alone and maker is not None and all(u in returned for r in maker.results for u in r.uses):
+            up = (maker, tokens[0])
+            if maker.operands[tokens[0]].shape == region.value.shape and value is not region.value:
+                whole.add(maker)
+                returned.add(up)
+                todo.append(up)
+                kept = {u: None for u in kept if u[0].operands[u[1]] not in maker.results}
+                continue
+        kept[use] = None
+    for op, index in kept:
+        value = op.operands[index]
+        if region.carried[value] != (1,) or value.shape != region.value.shape or value.type != region.value.type:
+            return f"{op.op_type} {op.name} needs all tokens, of which there are no hidden states of the same width"
+    region.ops = [op for op in region.ops if op not in whole]
+    gone = {r for op in whole for r in op.results}
+    region.carried = {v: axes for v, axes in region.carried.items() if v not in gone}
+    region.shapes = {use: at for use, at in region.shapes.items() if use[0] not in whole}
+    region.returned = [use for use in kept if use[0].operands[use[1]] is not region.value]
+    if not region.ops:
+        return "nothing behind it computes per token"
+    return region

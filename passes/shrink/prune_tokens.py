@@ -1,0 +1,221 @@
+"""prune-tokens: after chosen layers only the tokens that matter go on, as far as the outputs on data allow."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import same
+from memoptc.ir.ops import definition, opset_of
+from memoptc.ir.types import DType
+from memoptc.pass_base import Context, Pass
+from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
+from memoptc.passes.shrink._tokens.region import token_region
+
+STEPS = (1, 2, 3, 4, 6, 8, 10, 12)
+"""Sixteenths of its tokens that a layer may drop."""
+
+PROBED = (4, 10)
+"""Of those, what the outputs' noise is measured at, one layer at a time; it is taken to grow by a power between."""
+
+WORTH = 0.02
+"""Share of the model's multiplications that has to lie behind a layer for tokens to be dropped there."""
+
+FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16, DType.DOUBLE)
+
+SCORES = ("auto", "first", "all", "norm")
+
+
+class PruneTokens(Pass):
+    """Drop, after chosen attention layers, the tokens that matter least to what follows.
+
+    For encoders (ViT, BERT and their kind): behind an attention layer the hidden states `[batch, tokens, width]` of
+    the tokens with the highest scores are gathered in the order that they have, and all that follows computes with
+    those. Masks and position biases that later layers read lose the same tokens. A score is the attention that a token
+    gets from the class token where the outputs read that one (Liang et al., "EViT", 2022), or from all tokens (Goyal
+    et al., "PoWER-BERT", 2020; Kim et al., "Learned Token Pruning", 2022), or the norm of its hidden state. Where an
+    output has a row per token, dropped tokens get theirs from the layer that dropped them.
+
+    How many tokens go at which layer is searched on data: layers whose tokens cost the outputs least for the
+    multiplications saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside. With `keep` nothing
+    is searched: every layer keeps that share.
+
+    Args:
+        min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
+        max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
+        keep: Share of the tokens that every layer keeps, without data; rounded to sixteenths that go.
+        layers: Indices of the attention layers to drop tokens behind; all when empty.
+        score: "first" (attention of token 0), "all" (attention of all tokens), "norm", or "auto".
+    """
+
+    min_sqnr: float | None = 20.0
+    max_loss: float | None = None
+    keep: float | None = None
+    layers: tuple[int, ...] = ()
+    score: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise InputError(f"prune-tokens has no score={self.score!r}.", hint=f"There are: {', '.join(SCORES)}.")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise InputError(f"prune-tokens has no keep={self.keep!r}.", hint="A number in (0, 1] was expected.")
+
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """Drop tokens in the top graph."""
+        if (opset_of(graph) or 0) < 13:
+            stats["left: opset below 13 (raise-opset first)"] += 1
+            return
+        context.shapes(graph)
+        sites = list(self._sites(graph, stats))
+        if not sites:
+            stats["left: no attention layer behind which tokens can go"] += 1
+            return
+        if self.keep is not None:
+            parts = round((1 - self.keep) * PARTS)
+            stats["layers that drop tokens"] += self._drop(graph, {site: parts for site in sites})
+            return
+        gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
+        noise = [self._noise(graph, site, gate) for site in sites]
+        curves = [
+            [Level(at(parts), site.share * parts / PARTS) for parts in STEPS]
+            for site, at in zip(sites, noise, strict=True)
+        ]
+
+        def make(levels: Levels) -> Graph:
+            return self._copy(graph, {sites[i]: STEPS[level] for i, level in levels.items()})
+
+        before = None if context.slowdown is None else context.slowdown(graph)
+        untouched = graph.clone()
+        chosen = gate.search(graph, curves, make)
+        stats["trials"] = gate.trials.count
+        if not chosen:
+            stats["left: outputs need all tokens"] += 1
+            return
+        if before is not None and context.slowdown is not None:
+            after = context.slowdown(graph)
+            if after >= before:
+                graph.become(untouched)
+                stats["left: it does not pay"] += 1
+                context.warnings.append(
+                    f"prune-tokens would drop tokens in {len(chosen)} layers, but the model is no faster for it "
+                    f"({after:.2f} of the original's run time instead of {before:.2f}); it was left alone. "
+                    "Longer inputs gain more."
+                )
+                return
+        stats["layers that drop tokens"] += len(chosen)
+        left = ", ".join(f"{sites[i].name}: {PARTS - STEPS[level]}/{PARTS}" for i, level in sorted(chosen.items()))
+        gate.decide(graph, f"tokens dropped in {len(chosen)} of {len(sites)} layers; each keeps, {left}", 0, context)
+
+    def _copy(self, graph: Graph, parts: Mapping[_Site, int]) -> Graph:
+        copy = graph.clone()
+        self._drop(copy, parts)
+        return copy
+
+    def _drop(self, graph: Graph, parts: Mapping[_Site, int]) -> int:
+        """Drop so many sixteenths of the tokens at each site, the first one first."""
+        done = 0
+        for site, count in sorted(parts.items(), key=lambda pair: pair[0].order):
+            values = {r.name: r for op in graph.ops for r in op.results}
+            region = token_region(graph, values[site.hidden])
+            if isinstance(region, str):
+                continue
+            probabilities = None if self.score == "norm" else values[site.probabilities]
+            first = self.score == "first" or (self.score == "auto" and region.keeps_first)
+            drop_tokens(region, Drop(count, probabilities, first), self.name)
+            done += 1
+        return done
+
+    def _noise(self, graph: Graph, site: _Site, gate: Gate) -> _Growth:
+        """How the outputs' noise grows with the tokens that go at one site."""
+        sqnr = [gate.trials.quick(self._copy(graph, {site: parts})).sqnr_db for parts in PROBED]
+        low, high = (max(10 ** (-max(min(s, 200.0), -200.0) / 10), 1e-20) for s in sqnr)
+        return _Growth(low, max(high, low))
+
+    def _sites(self, graph: Graph, stats: Counter[str]) -> Iterator[_Site]:
+        """Attention layers, each with the first hidden state behind it that all later ones depend on."""
+        ops = list(graph.ops)
+        whole = sum(map(_multiplications, ops)) or 1
+        places = [i for i, op in enumerate(ops) if _attention(op)]
+        for number, (at, until) in enumerate(zip(places, [*places[1:], len(ops)], strict=True)):
+            if self.layers and number not in self.layers:
+                continue
+            reason = "no hidden state behind it"
+            for value in _hidden_behind(ops[at], ops[at + 1 : until]):
+                region = token_region(graph, value)
+                if isinstance(region, str):
+                    reason = region
+                    continue
+                share = sum(map(_multiplications, region.ops)) / whole
+                if share >= WORTH:
+                    yield _Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name, share)
+                    reason = ""
+                else:
+                    reason = "hardly anything is computed behind it"
+                break
+            if reason:
+                stats[f"left: {reason}"] += 1
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One attention layer.
+
+    Args:
+        order: Its number.
+        name: Of its softmax's node.
+        hidden: Name of the hidden state behind it.
+        probabilities: Name of the softmax's result.
+        share: Share of the model's multiplications that is done per token behind the hidden state.
+    """
+
+    order: int
+    name: str
+    hidden: str
+    probabilities: str
+    share: float
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """Noise to signal of the outputs, a power of the tokens that go through two measured points."""
+
+    low: float
+    high: float
+
+    def __call__(self, parts: int) -> float:
+        exponent = math.log(self.high / self.low) / math.log(PROBED[1] / PROBED[0])
+        return float(self.low * (parts / PROBED[0]) ** exponent)
+
+
+def _attention(op: Op) -> bool:
+    """Whether an op is a softmax of tokens over tokens."""
+    shape = op.result.shape if op.is_a("Softmax") else None
+    if shape is None or len(shape) not in (3, 4) or op.result.dtype not in FLOATS:
+        return False
+    return int(op.attrs.get("axis", -1)) in (-1, len(shape) - 1) and same(shape[-1], shape[-2]) and shape[-1] != 1
+
+
+def _hidden_behind(softmax: Op, ops: Sequence[Op]) -> Iterator[Value]:
+    """Values `[batch, tokens, width]` that depend on a softmax, among ops."""
+    tokens = (softmax.result.shape or (None,))[-1]
+    reached = {softmax.result}
+    for op in ops:
+        if not any(v in reached for v in op.operands):
+            continue
+        reached |= set(op.results)
+        shape = op.results[0].shape
+        if shape is not None and len(shape) == 3 and same(shape[1], tokens) and op.results[0].dtype in FLOATS:
+            yield op.results[0]
+
+
+def _multiplications(op: Op) -> float:
+    """Multiplications of an op; symbolic extents count as one."""
+    count = definition(op).multiplications
+    if count is None:
+        return 0
+    return count(op, lambda value: tuple(d if isinstance(d, int) else 1 for d in value.shape or ()))
