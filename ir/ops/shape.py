@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memoptc.ir.core import Op
-from memoptc.ir.dims import Dim, KnownDim, same
+from memoptc.ir.dims import Dim, KnownDim, Sym, same
 from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, define
 from memoptc.ir.ops.schema import MICROSOFT
@@ -79,7 +79,12 @@ def _divides(a: KnownDim, b: KnownDim) -> bool:
         return True
     if isinstance(b, int):
         return False
-    return sum(len(m) for m, _ in a.terms) < sum(len(m) for m, _ in b.terms)
+    return _size(a) < _size(b)
+
+
+def _size(dim: Sym) -> tuple[int, int]:
+    """Symbols that are multiplied, then their factors: of two dimensions the smaller one can be the other's divisor."""
+    return sum(len(m) for m, _ in dim.terms), sum(abs(factor) for _, factor in dim.terms)
 
 
 def _concat(op: Op) -> list[Axis]:

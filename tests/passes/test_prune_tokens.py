@@ -1,0 +1,203 @@
+"""prune-tokens: the tokens that matter least go no further, everything else goes on as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from encoders import WIDTH, encoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.verifier import verify
+from memoptc.pass_base import Context
+from memoptc.passes.shrink.prune_tokens import PruneTokens
+from memoptc.runtime.data import Data
+
+Floats = npt.NDArray[np.float32]
+
+
+def pruned(
+    model: onnx.ModelProto, options: PruneTokens, context: Context | None = None
+) -> tuple[onnx.ModelProto, Counter[str]]:
+    graph, stats = read_onnx(model), Counter[str]()
+    options.apply(graph, stats, context or Context())
+    verify(graph)
+    return to_proto(graph), stats
+
+
+def outputs(model: onnx.ModelProto, feed: dict[str, Floats]) -> Floats:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: Floats = session.run(None, feed)[0]
+    return found
+
+
+def feed_for(model: onnx.ModelProto, batch: int, tokens: int, seed: int = 0) -> dict[str, Floats]:
+    rng = np.random.default_rng(seed)
+    feed = {"x": rng.standard_normal((batch, tokens, WIDTH)).astype(np.float32)}
+    if len(model.graph.input) > 1:
+        lengths = rng.integers(1, tokens + 1, batch)
+        feed["mask"] = (np.arange(tokens) < lengths[:, None]).astype(np.float32)
+    return feed
+
+
+def tensor(model: onnx.ModelProto, name: str, feed: dict[str, Floats]) -> Floats:
+    """A value inside the model."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.add().name = name
+    return outputs(copy, feed)
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "tokens": st.sampled_from([9, "tokens"]),
+        "readout": st.sampled_from(["tokens", "first", "mean"]),
+        "masked": st.booleans(),
+        "pre_norm": st.booleans(),
+        "flat_heads": st.booleans(),
+    }
+).filter(lambda s: not (s["masked"] and s["flat_heads"]))
+
+
+FEW = [
+    {"tokens": 9, "readout": "first", "masked": False, "pre_norm": True, "flat_heads": False},
+    {"tokens": "tokens", "readout": "tokens", "masked": True, "pre_norm": False, "flat_heads": False},
+    {"tokens": "tokens", "readout": "mean", "masked": False, "pre_norm": True, "flat_heads": True},
+]
+
+
+@pytest.mark.parametrize("shape", FEW)
+def test_forms_of_encoders(shape: dict[str, object]) -> None:
+    the_original_bit_for_bit(shape, 2, 0)
+    as_many_tokens(shape, 0.5, 0)
+
+
+@pytest.mark.nightly
+@given(shapes, st.integers(1, 3), st.integers(0, 99))
+def test_all_tokens_kept_is_the_original_bit_for_bit(shape: dict[str, object], batch: int, seed: int) -> None:
+    the_original_bit_for_bit(shape, batch, seed)
+
+
+def the_original_bit_for_bit(shape: dict[str, object], batch: int, seed: int) -> None:
+    model = encoder(2, **shape, seed=seed)  # type: ignore[arg-type]
+    whole, stats = pruned(model, PruneTokens(keep=1.0))
+    assert stats["layers that drop tokens"] == 2
+    feed = feed_for(model, batch, 9, seed)
+    np.testing.assert_array_equal(outputs(whole, feed), outputs(model, feed))
+
+
+@pytest.mark.nightly
+@given(shapes, st.sampled_from([0.25, 0.5, 0.9]), st.integers(0, 99))
+def test_what_is_left_is_as_many_tokens_and_the_interface(shape: dict[str, object], keep: float, seed: int) -> None:
+    as_many_tokens(shape, keep, seed)
+
+
+def as_many_tokens(shape: dict[str, object], keep: float, seed: int) -> None:
+    model = encoder(2, **shape, seed=seed)  # type: ignore[arg-type]
+    less, _ = pruned(model, PruneTokens(keep=keep))
+    feed = feed_for(model, 2, 9, seed)
+    assert outputs(less, feed).shape == outputs(model, feed).shape
+    kept = [init for init in less.graph.node if init.op_type == "GatherND" and init.input[0] != "mask"]
+    left = 9 - 9 * round((1 - keep) * 16) // 16
+    assert tensor(less, kept[0].output[0], feed).shape[1] == left
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 64])
+def test_a_symbolic_length_keeps_its_share(tokens: int) -> None:
+    less, _ = pruned(encoder(2, readout="first"), PruneTokens(keep=0.5, layers=(0,)))
+    taken = next(node for node in less.graph.node if node.op_type == "GatherND")
+    found = tensor(less, taken.output[0], feed_for(less, 3, tokens))
+    assert found.shape == (3, tokens - tokens // 2, WIDTH)
+
+
+def test_those_stay_that_attention_goes_to_and_in_their_order() -> None:
+    model = encoder(1, 9, readout="mean")
+    less, _ = pruned(model, PruneTokens(keep=0.5))
+    feed = feed_for(model, 2, 9)
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    received = tensor(model, softmax.output[0], feed).mean((1, 2))
+    best = np.sort(np.argsort(-received, axis=1, kind="stable")[:, :5], axis=1)
+    taken = next(node for node in less.graph.node if node.op_type == "GatherND")
+    hidden = tensor(less, taken.input[0], feed)
+    np.testing.assert_array_equal(tensor(less, taken.output[0], feed), np.take_along_axis(hidden, best[..., None], 1))
+
+
+def test_the_class_token_stays_whatever_its_score() -> None:
+    less, _ = pruned(encoder(2, 16, readout="first"), PruneTokens(keep=0.1))
+    feed = feed_for(less, 4, 16)
+    for node in less.graph.node:
+        if node.op_type == "GatherND":
+            hidden, kept = tensor(less, node.input[0], feed), tensor(less, node.output[0], feed)
+            np.testing.assert_array_equal(kept[:, 0], hidden[:, 0])
+
+
+def test_padding_goes_first() -> None:
+    """What gets no attention has the lowest score, so that a batch loses padding before it loses tokens."""
+    model = encoder(2, 8, readout="first", masked=True)
+    less, _ = pruned(model, PruneTokens(keep=0.5))
+    feed = feed_for(model, 3, 8)
+    feed["mask"] = (np.arange(8) < np.array([4, 3, 2])[:, None]).astype(np.float32)
+    np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-5, atol=1e-6)
+
+
+def test_dropped_tokens_have_an_output_all_the_same() -> None:
+    model = encoder(2, 16, readout="tokens")
+    less, _ = pruned(model, PruneTokens(keep=0.5, layers=(0,)))
+    feed = feed_for(model, 2, 16)
+    found = outputs(less, feed)
+    assert found.shape == (2, 16, WIDTH)
+    assert (np.abs(found).max(-1) > 0).all()
+
+
+def masked_data(model: onnx.ModelProto, length: int) -> Data:
+    """32 samples of 16 tokens, of which `length` are no padding."""
+    rng = np.random.default_rng(1)
+    mask = (np.arange(16) < length).astype(np.float32)[None]
+    feeds = [{"x": rng.standard_normal((1, 16, WIDTH)).astype(np.float32), "mask": mask} for _ in range(32)]
+    return Data(feeds, {value.name: value.type for value in read_onnx(model).inputs})
+
+
+def test_data_says_how_many() -> None:
+    """Padding that no output depends on goes without loss; a limit that nothing meets leaves the model alone."""
+    model = encoder(2, "tokens", readout="first", masked=True)
+    data = masked_data(model, 8)
+    less, stats = pruned(model, PruneTokens(min_sqnr=60.0), Context(calibration=data, validation=data))
+    assert stats["layers that drop tokens"] >= 1
+    feed = next(iter(data)).feed
+    np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
+    model = encoder(2, "tokens", readout="mean", masked=True)
+    data = masked_data(model, 16)
+    same, stats = pruned(model, PruneTokens(min_sqnr=60.0), Context(calibration=data, validation=data))
+    assert stats["left: outputs need all tokens"] == 1
+    assert same.graph.node == to_proto(read_onnx(model)).graph.node
+
+
+def test_it_is_taken_back_where_it_does_not_pay() -> None:
+    model = encoder(2, "tokens", readout="first", masked=True)
+    data = masked_data(model, 8)
+    context = Context(calibration=data, validation=data, slowdown=lambda graph: 1.0)
+    same, stats = pruned(model, PruneTokens(min_sqnr=60.0), context)
+    assert stats["left: it does not pay"] == 1
+    assert "no faster" in context.warnings[0]
+    assert same.graph.node == to_proto(read_onnx(model)).graph.node
+
+
+@pytest.mark.parametrize("options", [{"score": "best"}, {"keep": 0.0}, {"keep": 1.5}])
+def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        PruneTokens(**options)  # type: ignore[arg-type]
+
+
+def test_without_data_or_a_share_it_asks_for_one() -> None:
+    with pytest.raises(InputError, match="needs data"):
+        pruned(encoder(1), PruneTokens())
