@@ -15,7 +15,8 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime import isolated
 from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.contract import Contract, load_contract
-from memoptc.runtime.memory.bfc import arena_capacity
+from memoptc.runtime.memory.bfc import arena_capacity, repeated
+from memoptc.runtime.memory.default_arena import BOOK
 from memoptc.runtime.native.capi import api
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.npz import load_feed, save_feed
@@ -27,6 +28,8 @@ LIBRARY_BYTES = 24 << 20
 """The same where the C interface comes from a second library of onnxruntime, with its pages and registers."""
 CALL_SECONDS = 1.5e-6
 """What an allocation served by our own allocator takes longer."""
+UNSEEN_SECONDS = 6e-6
+"""The same in a run of shapes that did not run before, which is recorded; free shapes may be new in every run."""
 CALLS_SHARE = 0.02
 """Share of a run's time that these may take."""
 
@@ -151,12 +154,15 @@ def _tried(
     session = NativeSession(model, options)
     try:
         _, trace = session.record(feed)
-        capacity = arena_capacity([*session.load_events, *_after(session.load_events, trace.events)])
+        loaded = sum(1 for e in session.load_events if e > 0)
+        capacity = arena_capacity([*session.load_events, *repeated(trace.events, loaded)])
         measured = {"run_peak_bytes": trace.peak_bytes, "loaded_bytes": session.loaded_bytes}
         shapes = {name: tuple(value.shape) for name, value in feed.items()}
         fixed = all(isinstance(d, int) for port in session.input_ports for d in port.shape)
-        tier = tier_of(capacity, session.loaded_bytes + trace.peak_bytes, fixed)
-        if tier == "planned" and len(trace.sizes) * CALL_SECONDS > CALLS_SHARE * _once(session, feed):
+        outputs = sum(trace.sizes[number] for number in set(trace.outputs.values()))
+        tier = tier_of(capacity, session.loaded_bytes + trace.peak_bytes + outputs)
+        calls = len(trace.sizes) * (CALL_SECONDS if fixed else UNSEEN_SECONDS)
+        if tier == "planned" and calls > CALLS_SHARE * _once(session, feed):
             tier = "arena"
         seconds = [_shortest(session, one) for one in timed or ()]
     finally:
@@ -164,15 +170,18 @@ def _tried(
     return Contract(options, capacity, shapes, measured, tier=tier, peaks={str(SESSION): trace.peak_bytes}), seconds
 
 
-def tier_of(arena: int, planned: int, fixed: bool, ours: int | None = None) -> Literal["arena", "planned"]:
-    """Name the tier that needs less: of a planned session the plan, about the bytes alive, and what it takes itself.
+def tier_of(arena: int, planned: int, ours: int | None = None) -> Literal["arena", "planned"]:
+    """Name the tier that needs less.
 
-    A plan is made per set of input shapes; where these may change, planning each is not what a caller expects who asks
-    for nothing.
+    Args:
+        arena: Bytes of an arena that suffices while the outputs of the run before are held; it takes a share more for
+            its handles.
+        planned: About what a planned session takes: the bytes alive, and the outputs that are held.
+        ours: What a planned session takes itself; by how it reaches the C interface here, when not given.
     """
     if ours is None:
         ours = PLANNED_BYTES if api().shared else LIBRARY_BYTES
-    return "planned" if fixed and arena - planned > ours else "arena"
+    return "planned" if arena + arena // BOOK - planned > ours else "arena"
 
 
 def _once(session: NativeSession, feed: Feed) -> float:
@@ -192,12 +201,6 @@ def _shortest(session: NativeSession, feed: Feed) -> float | None:
     except InputError:
         return None
     return min(times)
-
-
-def _after(first: Sequence[int], events: Sequence[int]) -> list[int]:
-    """Number the allocations of a second sequence after those of the first."""
-    count = sum(1 for e in first if e > 0)
-    return [e if e > 0 else e - count for e in events]
 
 
 if __name__ == "__main__":

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from memoptc.runtime.memory.bfc import BestFit
 from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
 from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 OVERRUN = 64
 """Bytes kept behind a block: vectorized kernels of onnxruntime may read up to 30 bytes past their operands."""
@@ -19,11 +27,14 @@ OVERRUN = 64
 _POISON = 0xA5
 """As float32 about -2.9e-16, as int32 far out of any range: what reads it gives other numbers or fails."""
 
-_LARGE = 1 << 12
-"""Bytes from which a recorded allocation is mapped by itself."""
+LARGE = 1 << 12
+"""Bytes from which an allocation is mapped by itself, where it is recorded or handed out."""
 
 _FREE, _END = -1, -2
 """Events of a script that are no allocation: no size equals them."""
+
+_OWN = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+"""Memory of this process alone: what `mmap` maps by default is shared with children, and counts as a file's."""
 
 _immortal: list[Any] = []
 """Structures that onnxruntime may call as long as the process lives: a value may be freed after its session."""
@@ -37,10 +48,12 @@ class Trace:
         events: A positive number: so many bytes were allocated. A negative one, -(i + 1): allocation number i
             was freed.
         outputs: Numbers of the allocations that the run's outputs lie in, by output name.
+        best_fit_bytes: Bytes that hold all large allocations, best fit, one after the other as they come.
     """
 
     events: tuple[int, ...]
     outputs: dict[str, int]
+    best_fit_bytes: int = 0
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -106,9 +119,15 @@ class Block:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._memory = mmap.mmap(-1, size + OVERRUN + ALIGNMENT)
+        self._memory = mmap.mmap(-1, size + OVERRUN + ALIGNMENT, **_OWN)
         raw = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self.base = -(-raw // ALIGNMENT) * ALIGNMENT
+        self._start = self.base - raw
+
+    def array(self, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Give an array over the block's first bytes; the memory stays as long as it does."""
+        count = math.prod(shape)
+        return np.frombuffer(self._memory, dtype, count, self._start).reshape(tuple(shape))
 
 
 class Script:
@@ -118,30 +137,47 @@ class Script:
         trace: The events.
         offsets: One per allocation, in bytes from the start of the block.
         block: Where they lie.
+        apart: Numbers of allocations that are mapped by themselves, outputs that the caller gets: they have no offset.
+        bound: Numbers of allocations that are not made, since the caller gives the memory: they have no offset.
         poison: Overwrite buffers with 0xA5 when they are handed out and when they are freed: for proof that a run
             reads nothing that it has not written.
     """
 
-    def __init__(self, trace: Trace, offsets: Sequence[int], block: Block, *, poison: bool = False) -> None:
-        places = [block.base + o for o in offsets]
-        number = 0
+    def __init__(
+        self,
+        trace: Trace,
+        offsets: Sequence[int],
+        block: Block,
+        *,
+        apart: frozenset[int] = frozenset(),
+        bound: frozenset[int] = frozenset(),
+        poison: bool = False,
+    ) -> None:
+        remaining = iter(offsets)
+        places: list[int] = []
         self.block = block
         self.freed: list[int] = []
         """With `poison`: bytes that the event frees."""
         self.sizes: list[int] = []
         self.places: list[int] = []
+        """Where each event's buffer lies; 0 for one that is mapped by itself."""
         for event in trace.events:
             if event > 0:
-                self.sizes.append(event)
-                self.places.append(places[number])
-                number += 1
-            else:
-                self.sizes.append(_FREE)
-                self.places.append(places[-event - 1])
-        if poison:
-            self.freed = [0 if e > 0 else trace.sizes[-e - 1] for e in trace.events]
+                number = len(places)
+                places.append(0 if number in apart or number in bound else block.base + next(remaining))
+                if number not in bound:
+                    self._add(event, places[-1], 0)
+            elif places[-event - 1]:
+                self._add(_FREE, places[-event - 1], trace.sizes[-event - 1])
+        if not poison:
+            self.freed = []
         self.sizes.append(_END)
         self.places.append(0)
+
+    def _add(self, size: int, place: int, freed: int) -> None:
+        self.sizes.append(size)
+        self.places.append(place)
+        self.freed.append(freed)
 
 
 class TrackingAllocator:
@@ -182,6 +218,9 @@ class TrackingAllocator:
 
     def _count(self, place: int, size: int) -> None:
         self._live[place] = size
+        self._hold(size)
+
+    def _hold(self, size: int) -> None:
         self.live_bytes += size
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
@@ -197,45 +236,79 @@ class TrackingAllocator:
         if self._mapped.pop(place, None) is None:
             self._heap_free(self._heap, place)
 
-    def record(self, run: Callable[[], dict[str, int]]) -> Trace:
+    def _map(self, size: int) -> int:
+        """Give the address of a mapping of its own, which leaves with its pages when it is freed."""
+        block = Block(size)
+        self._mapped[block.base] = block
+        self._count(block.base, size)
+        return block.base
+
+    def mapped(self, place: int) -> Block | None:
+        """Give the mapping that begins at an address, if it is one."""
+        return self._mapped.get(place)
+
+    def record(
+        self,
+        run: Callable[[], dict[str, int]],
+        block: Block | None = None,
+        apart: frozenset[int] = frozenset(),
+    ) -> Trace:
         """Record what happens during a call.
 
         Large buffers are mapped one by one, so that they leave with their pages when they are freed: a heap would keep
-        them, and a recorded run take more memory than is alive.
+        them, and a recorded run take more memory than is alive. With a block they lie in that, best fit, as far as it
+        reaches: pages that were touched before need not be made anew.
 
         Args:
             run: Runs, and gives the address of each output.
+            block: Memory for large buffers, which nobody uses.
+            apart: Numbers of allocations that do not lie in it, since their memory is handed out.
         """
         events: list[int] = []
         numbers: dict[int, int] = {}
         plain_alloc, plain_free = self._alloc, self._free
-        mapped = self._mapped
-        count = 0
+        fit = BestFit()
+        pieces: list[tuple[int, int]] = []
+        inside: dict[int, int] = {}
+        lock = threading.Lock()
+        base, end_of_block = (block.base, block.size) if block is not None else (0, 0)
 
         def alloc(this: int | None, size: int) -> int | None:
-            nonlocal count
-            if size < _LARGE:
-                place = plain_alloc(this, size)
-            else:
-                block = Block(size)
-                place = block.base
-                mapped[place] = block
-                self._count(place, size)
-            if place:
-                numbers[place] = count
-                events.append(size)
-                count += 1
-            return place
+            with lock:
+                start, end = (0, 0) if size < LARGE or len(pieces) in apart else fit.allocate(size)
+                place: int | None
+                if size < LARGE:
+                    place = plain_alloc(this, size)
+                elif start < end <= end_of_block:
+                    place = base + start
+                    inside[place] = size
+                    self._hold(size)
+                else:
+                    place = self._map(size)
+                if place:
+                    numbers[place] = len(pieces)
+                    pieces.append((start, end))
+                    events.append(size)
+                return place
 
         def free(this: int | None, place: int | None) -> None:
-            number = numbers.pop(place or 0, None)
-            if number is not None:
-                events.append(-number - 1)
-            plain_free(this, place)
+            with lock:
+                number = numbers.pop(place or 0, None)
+                if number is not None:
+                    events.append(-number - 1)
+                    if pieces[number][1]:
+                        fit.free(*pieces[number])
+                size = inside.pop(place or 0, None)
+                if size is not None:
+                    self.live_bytes -= size
+                    return
+                plain_free(this, place)
 
         with self._functions(alloc, free):
             outputs = run()
-        return Trace(tuple(events), {name: numbers[place] for name, place in outputs.items() if place in numbers})
+        self.live_bytes -= sum(inside.values())  # outputs, which are read before the block is used again
+        found = {name: numbers[place] for name, place in outputs.items() if place in numbers}
+        return Trace(tuple(events), found, fit.highest)
 
     def replay(self, script: Script, run: Callable[[], Any]) -> str:
         """Run with every allocation at its planned place.
@@ -253,7 +326,7 @@ class TrackingAllocator:
             nonlocal step
             if sizes[step] == size and not left:
                 step += 1
-                return places[step - 1]
+                return places[step - 1] or self._map(size)
             if size:
                 leave(f"{size} bytes were asked for")
             return plain_alloc(this, size)

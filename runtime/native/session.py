@@ -14,7 +14,7 @@ import numpy as np
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.errors import invalid_argument, of_code
-from memoptc.runtime.native.allocator import Script, Trace, TrackingAllocator
+from memoptc.runtime.native.allocator import Block, Script, Trace, TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
 from memoptc.runtime.native.elements import NAMES, STRING, SUB_BYTE, number_of, numpy_dtype
 from memoptc.runtime.native.layout import set_hidden
@@ -157,15 +157,26 @@ class NativeSession:
             call.run()
             return call.arrays()
 
-    def record(self, feed: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, npt.NDArray[Any]], Trace]:
-        """Run once and record every allocation. Raises as `run` does."""
+    def record(
+        self,
+        feed: Mapping[str, npt.NDArray[Any]],
+        block: Block | None = None,
+        apart: frozenset[int] = frozenset(),
+    ) -> tuple[dict[str, npt.NDArray[Any]], Trace]:
+        """Run once and record every allocation. Raises as `run` does.
+
+        Args:
+            feed: An array per input.
+            block: Memory to run in as far as it reaches, which nobody uses.
+            apart: Numbers of allocations that outputs are expected in: where they lie apart, no output is copied.
+        """
         with self._lock, _Call(self, feed, {}) as call:
 
             def run() -> dict[str, int]:
                 call.run()
                 return call.addresses()
 
-            trace = self.allocator.record(run)
+            trace = self.allocator.record(run, block, apart)
             return call.arrays(), trace
 
     def replay(
@@ -306,13 +317,15 @@ class _Call:
         return bool(flag.value)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Give the outputs: copies, or the arrays that they were written to."""
+        """Give the outputs: the arrays that they were written to, the memory they have to themselves, or copies."""
         found = {}
+        taken: set[int] = set()
         for name, value in zip(self.session.outputs, self.outputs, strict=True):
-            found[name] = self.into[name] if name in self.into else self._read(ctypes.c_void_p(value), name)
+            in_array = name in self.into
+            found[name] = self.into[name] if in_array else self._read(ctypes.c_void_p(value), name, taken)
         return found
 
-    def _read(self, value: Pointer, name: str) -> npt.NDArray[Any]:
+    def _read(self, value: Pointer, name: str, taken: set[int]) -> npt.NDArray[Any]:
         if not value or not self._is_tensor(value.value or 0):
             raise InputError(f"The output {name!r} is no tensor; this way of running gives tensors only.")
         info = self.api.new("GetTensorTypeAndShape", value)
@@ -322,9 +335,15 @@ class _Call:
             return self._read_text(value, shape)
         if kind in SUB_BYTE:
             raise InputError(f"The output {name!r} has 4-bit elements, which this way of running does not give.")
-        data = np.empty(shape, numpy_dtype(kind))
+        dtype = numpy_dtype(kind)
+        source = self.api.new("GetTensorMutableData", value)
+        place = source.value or 0
+        block = self.session.allocator.mapped(place)
+        if block is not None and place not in taken:
+            taken.add(place)  # what lies in the same memory is another array all the same
+            return block.array(shape, dtype)
+        data = np.empty(shape, dtype)
         if data.nbytes:
-            source = self.api.new("GetTensorMutableData", value)
             ctypes.memmove(data.ctypes.data, source, data.nbytes)
         return data
 

@@ -1,9 +1,8 @@
-"""Planned runs through onnxruntime's C interface: record the first run of each set of shapes, replay later ones."""
+"""Planned runs through onnxruntime's C interface: record the first run of a set of shapes, replay later ones."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import threading
 import warnings
@@ -21,7 +20,7 @@ from memoptc.runtime.errors import MemoryLimit, PlanLeft, no_such_file
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
-from memoptc.runtime.native.allocator import Block, Script, Trace
+from memoptc.runtime.native.allocator import LARGE, Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.options import RunOptions
 
@@ -38,6 +37,9 @@ _PATIENCE = 3
 _ENOUGH = 1.005
 """Share of the floor at which planning a run stops: searching on takes memory of its own."""
 
+_EFFORT = 400_000
+"""Looks at a neighbour that planning a run may take: about a tenth of a second, which the run waits for."""
+
 _LEFT_HINT = "Its sizes depend on more than the shapes of its inputs: run without strict."
 
 
@@ -47,9 +49,11 @@ class RunPlan:
 
     Args:
         shapes: Of the inputs.
-        trace: What the run allocates, without the outputs that are written to the caller's arrays.
-        plan: Where.
-        bound: Outputs written to the caller's arrays: shape and type.
+        trace: What the run allocates.
+        plan: Where, but for what lies apart.
+        apart: Numbers of the allocations that outputs lie in: their memory is handed out with them.
+        bound: Outputs among them whose shapes follow from those of the inputs: shape and type. They are written
+            straight into the caller's arrays, where there are some.
         runs: Runs that kept to it.
         peak_bytes: Most bytes alive at once in the recorded run, outputs included.
     """
@@ -57,6 +61,7 @@ class RunPlan:
     shapes: dict[str, tuple[int, ...]]
     trace: Trace
     plan: Plan
+    apart: frozenset[int]
     bound: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
     runs: int = 0
     peak_bytes: int = 0
@@ -66,9 +71,26 @@ class RunPlan:
         """Bytes of the block that the runs of these shapes take."""
         return self.plan.arena_bytes
 
+    @cached_property
+    def output_bytes(self) -> int:
+        """Bytes of outputs, which each run takes besides."""
+        return sum(self.trace.sizes[number] for number in self.apart)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What one run of a set of shapes allocated; planned when the shapes come again."""
+
+    shapes: dict[str, tuple[int, ...]]
+    trace: Trace
+    outputs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
 
 class Planned:
-    """Through the C interface: record once, then replay at planned places."""
+    """Through the C interface: the first run of a set of shapes is recorded, later ones replay it at planned offsets.
+
+    Shapes that never come again are not planned: what they allocate lies in the block of the runs before, best fit.
+    """
 
     def __init__(
         self, model: str | os.PathLike[str] | bytes, options: RunOptions, limit: int | None, strict: bool
@@ -78,10 +100,13 @@ class Planned:
         self._session = NativeSession(model, options)
         self.inputs: list[Port] = self._session.input_ports
         self.outputs: list[Port] = self._session.output_ports
-        self.plans: dict[Any, RunPlan] = {}
+        self._recorded: dict[Any, _Recorded] = {}
+        self._plans: dict[Any, RunPlan] = {}
         self._scripts: dict[Any, Script] = {}
         self._lefts: Counter[Any] = Counter()
         self._block: Block | None = None
+        self._best_fit_bytes = 0
+        self._apart: frozenset[int] = frozenset()
         self._strict, self._limit = strict, limit
         self._lock = threading.RLock()
         if limit is not None and self._session.load_peak_bytes > limit:
@@ -94,6 +119,14 @@ class Planned:
         allocate(_WARM_UP)
         self._symbols = {s for port in self.inputs for s in port.shape if isinstance(s, str)}
 
+    @property
+    def plans(self) -> dict[Any, RunPlan]:
+        """The plan of each set of shapes that ran, by what identifies them."""
+        with self._lock:
+            for key in list(self._recorded):
+                self._plan(key)
+            return dict(self._plans)
+
     def run(
         self,
         feed: Mapping[str, Any],
@@ -105,7 +138,7 @@ class Planned:
         with self._lock:
             if self._lefts[key] >= _PATIENCE:
                 return self._on_heap(arrays, into)
-            if key not in self.plans:
+            if key not in self._plans and key not in self._recorded:
                 return self._record(key, arrays, into)
             return self._replay(key, arrays, into)
 
@@ -116,23 +149,35 @@ class Planned:
     def _record(
         self, key: Any, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, Any]:
+        first = not self._best_fit_bytes
         with self._limited():
-            found, trace = self._session.record(feed)
-        # A bound output must fit whatever the values are: only shapes that follow from the inputs' are bound.
-        bound = {
-            port.name: (found[port.name].shape, found[port.name].dtype)
-            for port in self.outputs
-            if port.name in trace.outputs and self._follows(port)
-        }
-        kept = trace.without(frozenset(trace.outputs[name] for name in bound))
-        plan = allocate(kept.problem(), enough=_ENOUGH)
-        while len(self.plans) >= _MOST_PLANS:
-            oldest = next(iter(self.plans))
-            del self.plans[oldest]
-            self._scripts.pop(oldest, None)
-        self.plans[key] = RunPlan({n: a.shape for n, a in feed.items()}, kept, plan, bound, peak_bytes=trace.peak_bytes)
-        _trim()
+            block = None if first else self._block_of(self._best_fit_bytes)
+            found, trace = self._session.record(feed, block, self._apart)
+        outputs = {name: (found[name].shape, found[name].dtype) for name in trace.outputs}
+        for kept in (self._recorded, self._plans, self._scripts):
+            while len(kept) >= _MOST_PLANS:
+                del kept[next(iter(kept))]
+        self._recorded[key] = _Recorded({n: a.shape for n, a in feed.items()}, trace, outputs)
+        self._best_fit_bytes = max(self._best_fit_bytes, trace.best_fit_bytes)
+        self._apart = _outputs_of(trace)
+        if first:
+            _trim()
         return _copied(found, into)
+
+    def _plan(self, key: Any) -> RunPlan:
+        """Give the plan of shapes that ran before; it is made when they come again."""
+        if key in self._recorded:
+            of = self._recorded.pop(key)
+            apart = _outputs_of(of.trace)
+            plan = allocate(of.trace.without(apart).problem(), effort=_EFFORT, enough=_ENOUGH)
+            # A bound output must fit whatever the values are: only shapes that follow from the inputs' are bound.
+            bound = {
+                port.name: of.outputs[port.name]
+                for port in self.outputs
+                if port.name in of.outputs and of.trace.outputs[port.name] in apart and self._follows(port)
+            }
+            self._plans[key] = RunPlan(of.shapes, of.trace, plan, apart, bound, peak_bytes=of.trace.peak_bytes)
+        return self._plans[key]
 
     def _follows(self, port: Port) -> bool:
         """Whether an output's shape follows from the inputs' shapes."""
@@ -143,14 +188,14 @@ class Planned:
     def _replay(
         self, key: Any, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]
     ) -> dict[str, Any]:
-        run_plan = self.plans[key]
-        outputs = sum(math.prod(shape) * dtype.itemsize for shape, dtype in run_plan.bound.values())
-        needed = self._session.loaded_bytes + run_plan.arena_bytes + outputs
+        run_plan = self._plan(key)
+        needed = self._session.loaded_bytes + run_plan.arena_bytes + run_plan.output_bytes
         if self._limit is not None and needed > self._limit:
             raise self._too_much(f"{needed} bytes are planned")
-        targets = {n: into[n] if n in into else np.empty(shape, dtype) for n, (shape, dtype) in run_plan.bound.items()}
-        with self._limited(run_plan.arena_bytes + outputs, strict=self._strict):
-            found, left = self._session.replay(self._script(key), feed, targets)
+        bound = {n: into[n] for n, known in run_plan.bound.items() if n in into and _fits(into[n], *known)}
+        given = sum(run_plan.trace.sizes[run_plan.trace.outputs[name]] for name in bound)
+        with self._limited(run_plan.arena_bytes + given, strict=self._strict):
+            found, left = self._session.replay(self._script(key, frozenset(bound)), feed, bound)
         if left:
             self._leave(key, left)
         else:
@@ -178,30 +223,51 @@ class Planned:
 
     def _leave(self, key: Any, left: str) -> None:
         """Plan these shapes anew, unless that was tried often enough."""
-        del self.plans[key]
-        self._scripts.pop(key, None)
+        del self._plans[key]
+        self._forget_scripts(key)
         self._lefts[key] += 1
         if self._strict:
             raise PlanLeft(f"The run left its plan: {left}.", hint=_LEFT_HINT)
         warnings.warn(f"a run left its memory plan and was served by the heap: {left}", RuntimeWarning, stacklevel=5)
 
-    def _script(self, key: Any) -> Script:
-        size = self.plans[key].arena_bytes
+    def _script(self, key: Any, bound: frozenset[str]) -> Script:
+        run_plan = self._plans[key]
+        block = self._block_of(run_plan.arena_bytes)
+        if (key, bound) not in self._scripts:
+            numbers = frozenset(run_plan.trace.outputs[name] for name in bound)
+            self._scripts[key, bound] = Script(
+                run_plan.trace, run_plan.plan.offsets, block, apart=run_plan.apart, bound=numbers
+            )
+        return self._scripts[key, bound]
+
+    def _block_of(self, size: int) -> Block:
+        """Give a block of at least that size; a larger one takes the place of the one before."""
         if self._block is None or self._block.size < size:
             self._scripts.clear()
             self._block = None
             self._block = Block(size)
-        if key not in self._scripts:
-            run_plan = self.plans[key]
-            self._scripts[key] = Script(run_plan.trace, run_plan.plan.offsets, self._block)
-        return self._scripts[key]
+        return self._block
+
+    def _forget_scripts(self, key: Any) -> None:
+        for known in [k for k in self._scripts if k[0] == key]:
+            del self._scripts[known]
 
     def close(self) -> None:
         """Release the model and the block."""
         self._session.close()
         self._scripts.clear()
-        self.plans.clear()
+        self._plans.clear()
+        self._recorded.clear()
         self._block = None
+
+
+def _outputs_of(trace: Trace) -> frozenset[int]:
+    """Numbers of the allocations that outputs lie in and that are worth a mapping of their own."""
+    return frozenset(number for number in trace.outputs.values() if trace.sizes[number] >= LARGE)
+
+
+def _fits(array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    return array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
 
 
 def _copied(found: Mapping[str, Any], into: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
