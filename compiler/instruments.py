@@ -11,6 +11,7 @@ from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.interface import Interface, interface_of
 from memoptc.ir.mir import write_mir
 from memoptc.ir.printer import print_graph
+from memoptc.ir.type_checks import type_faults, verify_types
 from memoptc.ir.verifier import verify
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
@@ -23,22 +24,29 @@ class VerifyEach(Instrument):
     """Verify the graph after every pass that changed it.
 
     Breaches of ONNX's own rules that the model came with are no pass's fault; any other is.
+
+    Args:
+        types: Also hold types against schemas and inference.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, types: bool = False) -> None:
         self._version = -1
+        self._types = types
         self._tolerated: frozenset[str] | None = None
 
     def before(self, index: int, pass_: Pass, graph: Graph) -> None:
         """Learn what the model came with."""
         if self._tolerated is None:
-            self._tolerated = frozenset(w.rule for w in verify(graph))
+            types = type_faults(graph) if self._types else []
+            self._tolerated = frozenset(w.rule for w in [*verify(graph), *types])
             self._version = graph.version
 
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
         """Raise `VerifyError` when the pass left a broken graph."""
         if graph.version != self._version:
             verify(graph, tolerated=self._tolerated)
+            if self._types:
+                verify_types(graph, self._tolerated or ())
             self._version = graph.version
 
 

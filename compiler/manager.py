@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from memoptc.blame import described, file_of
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
@@ -56,8 +57,9 @@ class PassFailed(InternalError):
     """
 
     def __init__(self, pass_: Pass, index: int, cause: Exception) -> None:
+        known = isinstance(cause, MemoptcError)
         super().__init__(
-            f"Pass {pass_.name} failed: {cause}",
+            f"Pass {pass_.name} failed: {cause if known else described(cause, file_of(type(pass_)))}",
             hint="This is a fault of memoptc or of a plug-in; leave the pass out with --passes to go on.",
         )
         self.pass_ = pass_

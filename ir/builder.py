@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.core import NOWHERE, Graph, Loc, Op, Tensor, Value
 from memoptc.ir.infer import infer_op
+from memoptc.ir.ops.nearest import unknown_operator
 from memoptc.ir.tensors import from_array
 from memoptc.ir.types import DType, Type
 
@@ -19,9 +20,10 @@ class Builder:
     """Inserts new ops at one place of a graph, with result types inferred.
 
     `b.Name(operands..., attr=value)` makes an operator of standard ONNX, or of `com.microsoft` where only
-    onnxruntime has it; `b.op(...)` makes any other. An operand may be a value, an array (becomes a
-    constant), or `None` (an optional input that is not given). Special keywords start with an underscore:
-    `_outputs` (number of results, default 1), `_name` (of the first result), `_type` (instead of inference).
+    onnxruntime has it, and raises `AttributeError` for a name that neither has; `b.op(...)` makes any other.
+    An operand may be a value, an array (becomes a constant), or `None` (an optional input that is not given).
+    Special keywords start with an underscore: `_outputs` (number of results, default 1), `_name` (of the first
+    result), `_type` (instead of inference).
 
     Args:
         graph: Where to build.
@@ -38,6 +40,8 @@ class Builder:
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         if op_type.startswith("_") or not op_type[:1].isupper():
             raise AttributeError(f"{op_type!r} is no operator: operator names start with a capital letter")
+        if (fault := unknown_operator(op_type)) and not self._is_function(op_type):
+            raise AttributeError(fault)
 
         def make(*operands: Value | npt.ArrayLike | None, **keywords: Any) -> Value | tuple[Value, ...]:
             special = {k: keywords.pop(k) for k in ("_outputs", "_name", "_type") if k in keywords}
@@ -45,6 +49,11 @@ class Builder:
             return op.result if len(op.results) == 1 else op.results
 
         return make
+
+    def _is_function(self, op_type: str) -> bool:
+        """Whether the model has a function of its own of that name."""
+        model = self.graph.root.model
+        return model is not None and any(key[:2] == ("", op_type) for key in model.functions)
 
     def op(
         self,

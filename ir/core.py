@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from memoptc.ir.budget import Meter
@@ -24,6 +23,7 @@ from memoptc.ir.facts import (
     Output,
     Tensor,
 )
+from memoptc.ir.read_only import Attributes, Regions
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import DType, Shape, TensorType, Type
 
@@ -220,9 +220,9 @@ class Op:
         self.metadata: dict[str, str] = {}
         self.graph: Graph | None = None
         self._link: _Link | None = None
-        self._attrs: dict[str, Any] = dict(attrs or {})
+        self._attrs = Attributes(attrs or {})
         self._operands: tuple[Value, ...] = ()
-        self._regions: dict[str, Graph] = {}
+        self._regions: Regions[Graph] = Regions()
         types = tuple(result_types)
         names = tuple(result_names) if result_names is not None else ("",) * len(types)
         if len(names) != len(types):
@@ -263,12 +263,12 @@ class Op:
     @property
     def attrs(self) -> Mapping[str, Any]:
         """Attributes, read-only; change them with `set_attr`."""
-        return MappingProxyType(self._attrs)
+        return self._attrs
 
     @property
     def regions(self) -> Mapping[str, Graph]:
         """Subgraphs by attribute name, read-only; change them with `set_region`."""
-        return MappingProxyType(self._regions)
+        return self._regions
 
     @property
     def key(self) -> str:
@@ -323,14 +323,14 @@ class Op:
     def set_attr(self, name: str, value: Any) -> None:
         """Set an attribute; `None` removes it. Lists become tuples."""
         if value is None:
-            self._attrs.pop(name, None)
+            dict.pop(self._attrs, name, None)
         else:
-            self._attrs[name] = tuple(value) if isinstance(value, list) else value
+            dict.__setitem__(self._attrs, name, tuple(value) if isinstance(value, list) else value)
         self._touch()
 
     def set_region(self, name: str, region: Graph | None) -> None:
         """Set, or with `None` drop, a subgraph. A dropped one lets go of what it used."""
-        old = self._regions.pop(name, None)
+        old = dict.pop(self._regions, name, None)
         if old is not None and old is not region:
             old.parent = None
             old._drop_all_uses()
@@ -338,14 +338,14 @@ class Op:
             if region.parent is not None and region.parent is not self:
                 raise InternalError(f"region {name} of {self.key} already belongs to another op")
             region.parent = self
-            self._regions[name] = region
+            dict.__setitem__(self._regions, name, region)
             if self.graph is not None:
                 self.graph._names_add_region(region)
         self._touch()
 
     def take_region(self, name: str) -> Graph:
         """Detach a subgraph, whole, so that another op can own it."""
-        region = self._regions.pop(name)
+        region = dict.pop(self._regions, name)
         region._taken_from = (region.root, region.version)
         region.parent = None
         self._touch()

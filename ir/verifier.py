@@ -15,6 +15,7 @@ import onnx
 
 from memoptc.ir.core import NOWHERE, AttrRef, EmptyList, Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.ops.nearest import unknown_operator
 from memoptc.ir.printer import print_op
 from memoptc.ir.schema_rules import Signature, attr_fault, region_fault, signature
 from memoptc.ir.spelling import type_text
@@ -310,6 +311,8 @@ class _Checks:
             self.signatures[key] = signature(op, functions.get((domain, op.op_type, op.overload)), version)
         found = self.signatures[key]
         if found is None:
+            if fault := unknown_operator(op.op_type, domain):
+                self.warn(op, fault)
             return
         for index, value in enumerate(op._operands):
             if value.is_absent and not found.may_be_absent(index):

@@ -63,7 +63,8 @@ def test_imports_are_declared_and_nothing_else_is(project: dict[str, Any]) -> No
     roots = {m.partition(".")[0] for m in graph.modules} - {"memoptc"} - set(sys.stdlib_module_names)
     imported = {DISTRIBUTIONS.get(r, r).replace("_", "-").lower() for r in roots}
     # What is used where it is there, and nowhere else.
-    optional = project["project"]["optional-dependencies"]["fast"]
+    extras = project["project"]["optional-dependencies"]
+    optional = [*extras["fast"], *extras["testing"]]
     declared = {re.match(r"[\w-]+", d).group() for d in [*project["project"]["dependencies"], *optional]}  # type: ignore[union-attr]
     assert imported == declared
 

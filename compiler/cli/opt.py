@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
+
+if TYPE_CHECKING:
+    from memoptc.rewrite.trace import Mismatch, Trace
 
 
 @click.command("opt", cls=GroupedCommand)
@@ -19,6 +22,13 @@ from memoptc.options import Options
 @click.option("--no-verify-each", is_flag=True, help="Do not verify the graph after each pass.")
 @click.option("--print-after", metavar="NAMES", help="Show the graph after these passes (a,b or all), on stderr.")
 @click.option("--print-changed", is_flag=True, help="Show what each pass changes, on stderr.")
+@click.option(
+    "--trace",
+    "traced",
+    multiple=True,
+    metavar="RULE",
+    help="Say for each op at which this rule might fit why it does not, on stderr; `all` for every rule.",
+)
 @takes("options", Options, "passes", "dims", "plugins", passes={"help": "Passes to run; a reproducer brings its own."})
 @talks
 def command(
@@ -27,6 +37,7 @@ def command(
     no_verify_each: bool,
     print_after: str | None,
     print_changed: bool,
+    traced: tuple[str, ...],
     options: dict[str, Any],
     talk: Talk,
 ) -> None:
@@ -39,6 +50,7 @@ def command(
     from memoptc.manager import Instrument, run_pipeline
     from memoptc.pass_base import Context
     from memoptc.pipeline import parse
+    from memoptc.rewrite.trace import Trace
     from memoptc.runtime.data import Data
     from memoptc.textfile import read_any
 
@@ -48,7 +60,7 @@ def command(
     calibration = None
     if recipe.calibration is not None:
         calibration = Data(recipe.calibration, {v.name: v.type for v in graph.inputs}, [v.name for v in graph.defaults])
-    instruments: list[Instrument] = [] if no_verify_each else [VerifyEach()]
+    instruments: list[Instrument] = [] if no_verify_each else [VerifyEach(types=True)]
     if print_after is not None:
         instruments.append(PrintAfter(_to_stderr, [n for n in print_after.split(",") if n != "all"]))
     if print_changed:
@@ -61,6 +73,9 @@ def command(
             calibration=calibration,
             scratch=Path(scratch),
         )
+        trace = Trace([] if "all" in traced else traced) if traced or talk.verbose else None
+        if trace is not None:
+            context.results["trace"] = trace
         context.shapes(graph)
         records = run_pipeline(
             parse(recipe.pipeline if options["passes"] is None else options["passes"]), graph, context, instruments
@@ -72,15 +87,36 @@ def command(
             did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
             took = f" ({record.seconds:.2f} s)" if talk.verbose else ""
             click.echo(f"{record.name}: {did}{took}", err=True)
-    if talk.verbose:
-        for reason, count in context.results.get("declined", Counter()).most_common():
-            click.echo(f"declined {count} x {reason}", err=True)
+    if trace is not None:
+        _report_trace(trace, traced)
     if output is None:
         click.echo(print_graph(graph), nl=False)
     elif output.suffix == ".onnx":
         write_onnx(graph, output)
     else:
         write_mir(graph, output)
+
+
+def _report_trace(trace: Trace, traced: tuple[str, ...]) -> None:
+    """Show each op where rules were asked for by name; else one op for each rule and reason."""
+    if missing := sorted(set(traced) - trace.seen - {"all"}):
+        raise InputError(
+            f"No rule {missing[0]!r} ran.",
+            hint=f"These did: {', '.join(sorted(trace.seen))}." if trace.seen else "No pass here is made of rules.",
+        )
+    found = trace.mismatches()
+    if traced:
+        for mismatch in found:
+            _to_stderr(f"{mismatch}")
+        for name in sorted((trace.seen if "all" in traced else set(traced)) - {m.rule for m in found}):
+            _to_stderr(f"{name}: nothing is left in the graph at which it might fit")
+        return
+    reasons: dict[tuple[str, str], list[Mismatch]] = {}
+    for mismatch in found:
+        reasons.setdefault((mismatch.rule, mismatch.kind), []).append(mismatch)
+    for those in sorted(reasons.values(), key=len, reverse=True):
+        more = f" (and {len(those) - 1} like it)" if len(those) > 1 else ""
+        _to_stderr(f"{those[0]}{more}")
 
 
 def _to_stderr(text: str) -> None:

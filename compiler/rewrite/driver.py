@@ -6,12 +6,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
+from memoptc.blame import defined_at, described, file_of
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.pass_base import Context, Pass
 from memoptc.rewrite.limit import counted, exhausted
 from memoptc.rewrite.pattern import Match, NoMatch
 from memoptc.rewrite.rule import Rule
+from memoptc.rewrite.trace import Trace
 
 FAN_OUT = 64
 """Users of a value with more uses than this are not looked at again one by one, only in the next sweep."""
@@ -24,22 +26,35 @@ class RulesWithoutEnd(InternalError):
     """Rules that undo each other, or go on making ops."""
 
 
+class RuleFailed(InternalError):
+    """The function of a rule raised, or broke a promise; the message names the rule, the node, and the line."""
+
+
 class RulePass(Pass):
     """A pass made of rules: set `rules` in the subclass, and it applies them until none fits."""
 
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Apply the rules; reasons why they declined go to `context.results["declined"]`."""
+        """Apply the rules; reasons why they declined go to `context.results["declined"]`.
+
+        Where `context.results["trace"]` is a `Trace`, it learns why each rule does not fit where it might.
+        """
         declined: Counter[str] = context.results.setdefault("declined", Counter())
-        apply_rules(graph, self.rules, stats, declined)
+        apply_rules(graph, self.rules, stats, declined, context.results.get("trace"))
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Apply the rules."""
         apply_rules(graph, self.rules, stats)
 
 
-def apply_rules(graph: Graph, rules: Sequence[Rule], stats: Counter[str], declined: Counter[str] | None = None) -> None:
+def apply_rules(
+    graph: Graph,
+    rules: Sequence[Rule],
+    stats: Counter[str],
+    declined: Counter[str] | None = None,
+    trace: Trace | None = None,
+) -> None:
     """Apply rules to a graph and everything inside it until none fits.
 
     After a rewrite, the ops around it are looked at again, as far up as patterns are deep. When nothing is left to
@@ -50,11 +65,13 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], stats: Counter[str], declin
         rules: Tried in this order at each op.
         stats: Counts rewrites by rule name.
         declined: Counts `rule: reason` for each match that was declined at the end.
+        trace: Learns why rules do not fit at the end, op by op.
 
     Raises:
+        RuleFailed: the function of a rule raised.
         RulesWithoutEnd: the rules go on for ever; the message names those that chase each other.
     """
-    _Driver(graph, rules, stats).run(declined)
+    _Driver(graph, rules, stats, trace).run(declined)
 
 
 class _Driver:
@@ -66,8 +83,9 @@ class _Driver:
     any generation: those that do not make younger ops shrink the finite number of ops as old.)
     """
 
-    def __init__(self, graph: Graph, rules: Sequence[Rule], stats: Counter[str]) -> None:
+    def __init__(self, graph: Graph, rules: Sequence[Rule], stats: Counter[str], trace: Trace | None) -> None:
         self.graph, self.stats = graph, stats
+        self.trace = trace.of(rules) if trace is not None else None
         self.by_key: dict[str, list[Rule]] = {}
         anywhere = [r for r in rules if not r.roots[0].base.keys]
         for key in {k for r in rules for k in r.roots[0].base.keys}:
@@ -86,6 +104,8 @@ class _Driver:
         changed = True
         while changed:
             self.declined.clear()
+            if self.trace is not None:
+                self.trace.restart()
             self.queue(self.graph.walk())
             changed = self.drain()
         if declined is not None:
@@ -111,21 +131,31 @@ class _Driver:
         return changed
 
     def try_rule(self, rule: Rule, op: Op) -> bool:
+        fits = False
         for match in rule.matches(op):
             if exhausted():
                 return False
+            fits = True
             place = f"{rule.name} at {op.key} %{op.results[0].name if op.results else ''}"
             around = _values_around(rule, match)
             try:
                 made = rule.apply(match)
             except NoMatch as e:
                 self.declined[f"{rule.name}: {e.why}"] += 1
+                if self.trace is not None:
+                    self.trace.declined(rule, op, e.why)
                 continue
+            except InternalError as e:
+                raise RuleFailed(f"{e.message}{defined_at(rule.replace)}", e.hint) from e
+            except Exception as e:
+                raise RuleFailed(f"rule {place} failed: {described(e, file_of(rule.replace))}") from e
             counted(place)
             self.stats[rule.name] += 1
             self.watch(rule, match, made)
             self.queue(o for o in dict.fromkeys(self.near(around, made)) if o.graph is not None)
             return True
+        if self.trace is not None and not fits:
+            self.trace.mismatched(rule, op)
         return False
 
     def near(self, values: list[Value], made: list[Op]) -> Iterator[Op]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx.defs
 
 from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
+from memoptc.ir.ops.nearest import unknown_operator
 
 Captures: TypeAlias = "dict[str, Value | Op | tuple[Value, ...] | None]"
 AttrTest: TypeAlias = Callable[[Any], bool]
@@ -203,12 +202,8 @@ def key_of(name: str, domain: str | None = None) -> str:
     """
     if domain is None:
         domain = ops.domain_of(name)
-        # The installed onnx may be older than the op table.
-        if not domain and not onnx.defs.has(name) and name not in ops.UNARY | ops.BINARY | ops.VARIADIC:
-            known = {s.name for s in onnx.defs.get_all_schemas() if not s.domain} | ops.CONTRIB_PURE
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            guess = f"did you mean {close[0]}?" if close else "name its domain if it is a custom one"
-            raise AttributeError(f"there is no operator {name!r}; {guess}")
+        if fault := unknown_operator(name):
+            raise AttributeError(fault)
     return f"{domain}::{name}" if domain else name
 
 

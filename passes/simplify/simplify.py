@@ -30,7 +30,7 @@ class Simplify(RulePass):
         version = -1
         while version != graph.version:
             version = graph.version
-            apply_rules(graph, self.rules, stats, declined)
+            apply_rules(graph, self.rules, stats, declined, context.results.get("trace"))
             control.simplify_control(graph, stats)
             states.drop_zero_states(graph, stats)
             scatter.simplify_scatter(graph, stats)

@@ -178,7 +178,7 @@ def test_a_reproducer_holds_the_graph_and_what_was_left_to_run(tmp_path: Path, t
     found, recipe = read_any(path)
     assert recipe.pipeline == rest
     assert recipe.dims == {"N": 3}
-    with pytest.raises(PassFailed, match="Pass fail failed: on purpose"):
+    with pytest.raises(PassFailed, match="Pass fail failed: ZeroDivisionError: on purpose"):
         run_pipeline(pipeline(recipe.pipeline), found)
 
 

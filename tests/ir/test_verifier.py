@@ -151,7 +151,7 @@ def inner_return(g: Graph, ops: dict[str, Op]) -> str:
 
 
 def attribute_list(g: Graph, ops: dict[str, Op]) -> str:
-    ops["a"]._attrs["axes"] = [1, 2]
+    dict.__setitem__(ops["a"]._attrs, "axes", [1, 2])
     return "attribute axes of Relu of %a is a list, which no attribute can be"
 
 

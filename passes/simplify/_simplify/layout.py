@@ -164,7 +164,7 @@ def squeeze_of_transpose(b: Builder, view: Op, node: Op, outer: Op) -> Value:
     kept = [p for i, p in enumerate(perm) if i not in gone]
     places = {p: i for i, p in enumerate(sorted(kept))}
     squeezed = b.Squeeze(view.result, axes=before) if opset(node) < 13 else b.Squeeze(view.result, np.asarray(before))
-    return b.Transpose(squeezed, perm=[places[p] for p in kept])  # type: ignore[no-any-return]
+    return b.Transpose(squeezed, perm=[places[p] for p in kept]) if kept else squeezed  # type: ignore[no-any-return]
 
 
 @rewrite(op.Concat(rest("parts"), bind="node"))
