@@ -1,0 +1,141 @@
+"""early-exit: confident batches end early, all others are computed as before; agreement holds on data kept aside."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from encoders import encoder
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.verifier import verify
+from memoptc.pass_base import Context
+from memoptc.passes.shrink.early_exit import EarlyExit, disagreements, samples_for
+from memoptc.runtime.data import Data
+
+Floats = npt.NDArray[np.float32]
+MODEL = encoder(4, 9, readout="mean")
+
+
+def data(samples: int, seed: int = 0) -> Data:
+    rng = np.random.default_rng(seed)
+    feeds = [{"x": rng.standard_normal((1, 9, 8)).astype(np.float32)} for _ in range(samples)]
+    return Data(feeds, {value.name: value.type for value in read_onnx(MODEL).inputs})
+
+
+def exited(options: EarlyExit, context: Context) -> tuple[onnx.ModelProto, Counter[str]]:
+    graph, stats = read_onnx(MODEL), Counter[str]()
+    options.apply(graph, stats, context)
+    verify(graph)
+    return to_proto(graph), stats
+
+
+def run(model: onnx.ModelProto, x: Floats) -> Floats:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: Floats = session.run(None, {"x": x})[0]
+    return found
+
+
+def inputs(batch: int, seed: int = 5) -> Floats:
+    return np.random.default_rng(seed).standard_normal((batch, 9, 8)).astype(np.float32)
+
+
+def test_threshold_one_is_the_whole_model_bit_for_bit() -> None:
+    model, stats = exited(EarlyExit(threshold=1.0), Context(calibration=data(64)))
+    assert stats["exits"] == 1
+    for batch in (1, 3):
+        np.testing.assert_array_equal(run(model, inputs(batch)), run(MODEL, inputs(batch)))
+
+
+def test_threshold_zero_is_the_head_alone() -> None:
+    """The scores come from a linear map of the pooled hidden state, whatever the input."""
+    model, _ = exited(EarlyExit(threshold=0.0), Context(calibration=data(64)))
+    branch = next(node for node in model.graph.node if node.op_type == "If")
+    x = inputs(50)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.add().name = next(
+        captured
+        for attribute in branch.attribute
+        if attribute.name == "then_branch"
+        for node in attribute.g.node
+        for captured in node.input
+    )
+    np.testing.assert_array_equal(run(model, x), run(copy, x))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_batch_goes_the_way_of_its_hardest_sample(batch: int) -> None:
+    options = EarlyExit(max_disagreement=0.3)
+    model, stats = exited(options, Context(calibration=data(200)))
+    assert stats["exits"] >= 1
+    early = 0
+    for seed in range(20):
+        x = inputs(batch, seed)
+        whole, found = run(MODEL, x), run(model, x)
+        alone = [run(model, x[i : i + 1]) for i in range(batch)]
+        same = [np.array_equal(one, run(MODEL, x[i : i + 1])) for i, one in enumerate(alone)]
+        early += not any(same)
+        if any(same):
+            np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
+    assert early, "some batch of easy samples leaves early"
+
+
+def test_agreement_holds_on_other_data() -> None:
+    options = EarlyExit(max_disagreement=0.2)
+    context = Context(calibration=data(300), validation=data(100, seed=1))
+    model, stats = exited(options, context)
+    assert stats["exits"] >= 1
+    x = inputs(1, 9)
+    agree = [run(model, x := inputs(1, seed)).argmax() == run(MODEL, x).argmax() for seed in range(100, 200)]
+    assert np.mean(agree) >= 0.8 - 0.08
+    assert "validation samples" in context.decisions[-1].reason
+
+
+def test_too_few_samples_are_named_with_how_many_it_takes() -> None:
+    context = Context(calibration=data(64))
+    _, stats = exited(EarlyExit(max_disagreement=0.005), context)
+    assert stats["left: too few samples for the disagreement allowed"] == 1
+    assert f"{2 * samples_for(0.005)} or more" in context.warnings[0]
+
+
+def test_other_data_than_calibration_takes_it_back() -> None:
+    class Shifted(Data):
+        pass
+
+    rng = np.random.default_rng(3)
+    shifted = Shifted(
+        [{"x": (3 * rng.standard_normal((1, 9, 8)) + 2).astype(np.float32)} for _ in range(100)],
+        {value.name: value.type for value in read_onnx(MODEL).inputs},
+    )
+    context = Context(calibration=data(300), validation=shifted)
+    model, stats = exited(EarlyExit(max_disagreement=0.02), context)
+    if stats["exits"]:
+        pytest.fail("an exit that nothing holds on other data was kept")
+    assert all(node.op_type != "If" for node in model.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("share", "samples", "allowed"), [(0.02, 114, 0), (0.02, 113, None), (0.5, 10, 2), (0.0, 99, None)]
+)
+def test_what_samples_show(share: float, samples: int, allowed: int | None) -> None:
+    assert disagreements(share, samples) == allowed
+
+
+@pytest.mark.parametrize("options", [{"most": 3}, {"threshold": 2.0}, {"max_disagreement": 1.0}])
+def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        EarlyExit(**options)  # type: ignore[arg-type]
+
+
+def test_without_data_it_asks_for_some() -> None:
+    with pytest.raises(InputError, match="needs data"):
+        exited(EarlyExit(), Context())
