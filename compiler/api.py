@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import onnx
 
 from memoptc.attempts import Attempt, Attempts
-from memoptc.forms import Choice
+from memoptc.compilation import Compilation
 from memoptc.gate import check_budget, check_verification, promised_slowdown
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.onnx_io import to_proto, write_into
-from memoptc.manager import count_nodes
 from memoptc.measuring import Bench
 from memoptc.option_fields import keywords_after_one, keywords_after_two
 from memoptc.options import FileOptions, Options
@@ -26,11 +24,11 @@ from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
-from memoptc.runtime.inputs import by_symbol
 from memoptc.runtime.memory.plan import Plan
-from memoptc.samples import Inputs
-from memoptc.source import files_of, load, with_control
-from memoptc.steps import describe, prepare, prove, run
+from memoptc.runtime.verify import Verification
+from memoptc.source import files_of
+from memoptc.steps import prepare, prove, run
+from memoptc.steps.reporting import report_of
 from memoptc.takeback import Keeper
 from memoptc.untouched import check_target
 from memoptc.version import __version__
@@ -38,28 +36,30 @@ from memoptc.within import Held, check_process, held, reach
 
 
 class Result:
-    """What a compile gives back.
+    """What a compile gives back; it holds after files and folders that the compile worked in are gone.
 
     Args:
-        graph: The compiled model in memoptc's own form.
+        attempt: The attempt that the compile settled for.
         report: What was done, measured and proven.
-        plan: The planned arena; `None` when sizes are not known or nothing asked for a plan.
-        contract: How to run the model in stock onnxruntime, and what was recorded of that.
         kind: What the caller handed in.
-        choice: The forms in which it is written.
     """
 
-    def __init__(
-        self, graph: Graph, report: Report, plan: Plan | None, contract: Contract, kind: str, choice: Choice
-    ) -> None:
-        self.graph = graph
+    def __init__(self, attempt: Attempt, report: Report, kind: str) -> None:
+        self.graph: Graph = attempt.graph
+        """The compiled model in memoptc's own form."""
         self.report = report
-        self.plan = plan
-        self.contract = contract
-        self._kind = kind
-        self._choice = choice
+        self.plan: Plan | None = attempt.written.plan
+        """The planned arena; `None` when sizes are not known or nothing asked for a plan."""
+        self.contract: Contract = attempt.contract
+        """How to run the model in stock onnxruntime, and what was recorded of that."""
+        self.verification: Verification | None = attempt.verification
+        """The proof against the original."""
         self.data_file: Path | None = None
         """The file with the weights, where `compile_file` wrote one beside the model."""
+        self.worst_sample: Path | None = None
+        """The file with the sample that differs most, where `compile_file` kept one."""
+        self._kind = kind
+        self._choice = attempt.choice
 
     @property
     def verdict(self) -> str:
@@ -68,7 +68,7 @@ class Result:
 
     @property
     def model(self) -> Any:
-        """The compiled model in the form that was handed in; `onnx.ModelProto` for a path.
+        """The compiled model in the form that was handed in; `onnx.ModelProto` for a path or bytes.
 
         Raises:
             InputError: it is larger than one protobuf message can be; use `save`.
@@ -103,7 +103,7 @@ def compile(model: Any, options: Options) -> Result:
     """Compile a model.
 
     Args:
-        model: Path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`; it stays untouched.
+        model: Path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`; it stays untouched.
         {options}
 
     Returns:
@@ -138,11 +138,12 @@ def compile_file(source: str | Path, output: str | Path, options: FileOptions) -
     refuse_overwriting(output, [source])
     with TemporaryFolder() as scratch, staged(output) as inner:
         result = _compile(source, asked, Path(scratch), inner, output)
-        worst = result.report.verification.get("worst_sample")
+        worst = result.verification and result.verification.worst_sample
         if worst:
             kept = inner.with_name(f"{inner.stem}.worst.npz")
             shutil.move(worst, kept)
-            result.report.verification["worst_sample"] = None if stands_alone(output) else kept.name
+            result.worst_sample = None if stands_alone(output) else output.with_name(kept.name)
+            result.report.verification["worst_sample"] = result.worst_sample and kept.name
         data_file = inner.with_name(f"{inner.name}.data")
         if data_file.exists():
             (result.data_file,) = written_files(output, [data_file])
@@ -159,77 +160,57 @@ def pipeline_for(options: Options) -> str:
 def _compile(model: Any, options: Options, scratch: Path, output: Path, destination: Path | None = None) -> Result:
     start = time.perf_counter()
     options.progress("reading", 0.0)
-    source = load(model, scratch)
+    compilation = Compilation.of(model, options, scratch)
+    source, data, options = compilation.source, compilation.data, compilation.options
     refuse_overwriting(destination or output, files_of(source.graph, source.path))
-    dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
-    options = replace(options, dims=dims, freeze=freeze)
-    report = Report(
-        model={
-            "path": source.graph.info.source_path,
-            "sha256": source.graph.info.source_sha256,
-            "opset": source.graph.info.opset_imports.get(""),
-            "nodes": count_nodes(source.graph),
-        },
-        options=options.to_json(),
-        environment=describe.environment(options),
-    )
-    data = Inputs(source, options)
-    report.sizes = {
-        "planned": dict(data.dims),
-        "run": None if data.check is None else dict(data.check),
-        "chosen": [] if data.points is None else list(data.points.chosen),
-    }
-    graph, shapes = prepare.prepare(source, options, data, report)
-    source = with_control(source, graph, scratch)
-    describe.describe(report.control, graph, source.file_bytes, data.dims, report)
-    describe.plan_control(report.control, graph, data.dims)
+    prepared = prepare.prepare(compilation)
+    compilation = compilation.with_control(prepared.graph)
+    attempts = Attempts.at(compilation, prepared, output)
+    attempt = attempts.build(run.pipeline(options, data.calibration is not None), prepared)
+    del prepared  # another attempt may take its place
 
-    decoder = describe.recognise_decoder(graph, report)
-    attempts = Attempts(source, options, data, report, output, scratch, decoder)
-    attempts.predict_original(graph)
-    attempt = attempts.build(run.pipeline(options, data.calibration is not None), (graph, shapes))
-    del graph, shapes  # another attempt may take its place
-
-    def predicted(attempt: Attempt) -> Held:
-        assert attempt.estimates is not None
-        return held(describe.sizes_of(attempt.estimates), options, "predicted")
-
-    def measured(attempt: Attempt) -> Held:
-        assert attempt.needs is not None
-        return held(attempt.needs.sizes, options, "measured")
-
-    needs = measured
+    bench: Bench | None = None
     if options.measure:
-        attempt = _measured(attempts, attempt, measured)
+        attempt, bench = _measured(attempts, attempt)
+        assert attempt.needs is not None
+        needs = held(attempt.needs.sizes, options, "measured")
     else:
-        attempt = reach(attempts, attempt, predicted)
-        attempt = _proven(attempts, Keeper(attempts, options).hold_predictions(attempt))
-        needs = predicted
-    report, graph = attempt.report, attempt.graph
-    check_budget(report, graph, options, data.dims)
+        attempt = reach(attempts, attempt, lambda a: held(a.written.sizes, options, "predicted"))
+        attempt = _proven(attempts, Keeper(attempts).hold_predictions(attempt))
+        needs = held(attempt.written.sizes, options, "predicted")
+    check_budget(attempt, options, data.dims)
     if options.budget.process is not None:
-        check_process(attempt, needs(attempt), options)
-    check_target(report, graph, source.graph, options)
+        check_process(attempt, needs, options)
+    check_target(attempt, compilation)
+    report = report_of(compilation, attempts, attempt)
+    if bench is not None:
+        assert attempt.times is not None
+        feed = attempt.compiled.border.encode(data.feed)
+        bench.fill(report, attempt.path, feed, attempt.times)
+        if options.container:
+            bench.fill_containers(report, attempt.path, feed, options.progress)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
-    return Result(graph, report, attempt.compiled.plan, attempt.contract, source.kind, attempt.choice)
+    return Result(attempt, report, source.kind)
 
 
-def _measured(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]) -> Attempt:
+def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
     """Hold an attempt to what is promised, as measured, and prove it; what makes it worse is taken back."""
-    options, data = attempts.options, attempts.data
+    compilation = attempts.compilation
+    options = compilation.options
     options.progress("measuring", 0.62)
     try:
-        feed = data.feed
-        bench = Bench(attempts.source.path, feed, options.jobs or 0, promised_slowdown(options))
-        keeper = Keeper(attempts, options, bench)
+        feed = compilation.data.feed
+        bench = Bench(compilation.source.path, feed, options.jobs or 0, promised_slowdown(options))
+        keeper = Keeper(attempts, bench)
         if options.budget.process is not None:
 
-            def of(attempt: Attempt) -> Held:
+            def measured(attempt: Attempt) -> Held:
                 keeper.measure_needs(attempt)
-                return needs(attempt)
+                assert attempt.needs is not None
+                return held(attempt.needs.sizes, options, "measured")
 
-            attempt = reach(attempts, attempt, of)
+            attempt = reach(attempts, attempt, measured)
         attempt = keeper.hold_needs(attempt)
     except InputError:
         _prove(attempts, attempt)  # says more about a model that does not run
@@ -237,10 +218,8 @@ def _measured(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], H
     attempt = _proven(attempts, attempt)
     options.progress("measuring", 0.8)
     attempt = _proven(attempts, keeper.hold_times(attempt))
-    bench.fill(attempt.report, attempt.path, attempt.feed(feed), keeper.finish(attempt))
-    if options.container:
-        bench.fill_containers(attempt.report, attempt.path, attempt.feed(feed), options.progress)
-    return attempt
+    keeper.finish(attempt)
+    return attempt, bench
 
 
 def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:
@@ -248,36 +227,33 @@ def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:
 
     onnxruntime only warns of a shape that it infers wrongly, except where a branch gives it: then the run ends.
     """
-    if attempt.choice.form.name == "plain" or attempts.options.form != "auto" or attempts.options.force:
+    options = attempts.compilation.options
+    if attempt.choice.form.name == "plain" or options.form != "auto" or options.force:
         _prove(attempts, attempt)
         return attempt
-    _verify(attempts, attempt)
-    if attempt.report.verification.get("passed") is False:
-        why = f"inside a branch its proof fails: {attempt.report.verification.get('worst')}"
+    found = _verify(attempts, attempt)
+    if found.failed:
+        why = f"inside a branch its proof fails: {found.worst}"
         attempt = attempts.build(attempt.pipeline, plain=True)
-        attempt.report.decisions.append(Decision("form", "written as a plain graph", why))
+        attempt.decisions.append(Decision("form", "written as a plain graph", why))
     _prove(attempts, attempt)
     return attempt
 
 
 def _prove(attempts: Attempts, attempt: Attempt) -> None:
     """Prove an attempt against the original, unless it was."""
+    compilation = attempts.compilation
     _verify(attempts, attempt)
-    source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
-    check_verification(
-        attempt.report, options, lambda: prove.find_culprit(source, options, data, scratch, attempt.pipeline)
-    )
+    check_verification(attempt, compilation.options, lambda: prove.find_culprit(compilation, attempt.pipeline))
 
 
-def _verify(attempts: Attempts, attempt: Attempt) -> None:
+def _verify(attempts: Attempts, attempt: Attempt) -> Verification:
     """Compare an attempt with the original, unless it was."""
-    if attempt.verified:
-        return
-    source, options, data, scratch = attempts.source, attempts.options, attempts.data, attempts.scratch
-    options.progress("verifying", 0.65)
-    candidate = prove.comparable(source, attempt.graph, attempt.path, scratch)
-    prove.verify(source, candidate, options, data, attempt.report, scratch)
-    attempt.verified = True
+    if attempt.verification is None:
+        attempts.compilation.options.progress("verifying", 0.65)
+        found = attempt.verification = prove.verify(attempts.compilation, attempt.compiled, attempt.path)
+        attempt.warnings += [n for n in found.notes if "made-up inputs at" not in n and found.mode != "off"]
+    return attempt.verification
 
 
 __all__ = ["Report", "Result", "__version__", "compile", "compile_file", "pipeline_for"]

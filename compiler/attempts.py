@@ -1,27 +1,26 @@
-"""One compile may take several attempts: a pipeline, the graph it makes, the files, the contract, its own report."""
+"""One compile may take several attempts: a pipeline, the graph it makes, the files, the contract, its proof."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from memoptc.compilation import Compilation
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
-from memoptc.ir.decoder_facts import Decoder
-from memoptc.ir.forms import WritingForm
-from memoptc.ir.infer import Inference
+from memoptc.ir.decoder import Decoder
 from memoptc.ir.onnx_io import write_into
 from memoptc.measuring import Needs, Sizes, Times
-from memoptc.options import Options
 from memoptc.pipeline import Pipeline
-from memoptc.report import Report, Side
+from memoptc.report.model import Decision
 from memoptc.runtime.contract import Contract, contract_path
-from memoptc.runtime.memory.need import NeedEstimate
-from memoptc.samples import Inputs
-from memoptc.source import Source, files_of
+from memoptc.runtime.integer_kernels import IntegerRun
+from memoptc.runtime.verify import Verification
 from memoptc.steps import describe, prepare, run, write
+
+if TYPE_CHECKING:
+    from memoptc.takeback import Edit
 
 
 @dataclass
@@ -29,39 +28,49 @@ class Attempt:
     """What one pipeline gave, written to the output's place.
 
     Args:
-        pipeline: What ran.
-        graph: The graph.
-        compiled: What the passes left beside it.
-        contract: How to run it.
-        path: Where it is written.
-        report: The report of the compile, with what this attempt did.
+        compiled: What the passes made.
+        written: Its files, and what is known of it on paper.
         choice: The forms in which it is written.
+        contract: How to run it.
+        kernels: Which of its nodes onnxruntime runs on integers, where it has codes.
+        warnings: What the user must know of it.
+        decisions: What was done, and why.
         needs: What it needs, where that was measured.
         times: How fast it is, where that was measured.
         predicted: What it is predicted to need; `None` where sizes are unknown that are known of the original.
-        estimates: Its parts, in stock onnxruntime and in `Session`, as far as they are known.
-        verified: Whether it was proven against the original.
+        verification: Its proof against the original, where that was made.
         edit: How its pipeline differs from the first one.
+        taken_back: What was taken back to make it, and the sentences that say so.
     """
 
-    pipeline: Pipeline
-    graph: Graph
     compiled: run.Compiled
-    contract: Contract
-    path: Path
-    report: Report
+    written: describe.Figures
     choice: Choice
+    contract: Contract
+    kernels: IntegerRun | None
+    warnings: list[str]
+    decisions: list[Decision]
     needs: Needs | None = None
     times: Times | None = None
     predicted: Sizes | None = None
-    estimates: tuple[NeedEstimate, NeedEstimate] | None = None
-    verified: bool = False
-    edit: Any = None
+    verification: Verification | None = None
+    edit: Edit | None = None
+    taken_back: tuple[list[Decision], list[str]] = field(default_factory=lambda: ([], []))
 
     @property
-    def feed(self) -> Any:
-        """Encodes inputs of the original as this model takes them."""
-        return self.compiled.border.encode
+    def graph(self) -> Graph:
+        """The graph that the passes made."""
+        return self.compiled.graph
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What ran."""
+        return self.compiled.pipeline
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.written.files[0]
 
 
 @dataclass
@@ -69,38 +78,40 @@ class Attempts:
     """Makes attempts at one compile; each takes the place of the one before, on disk too.
 
     Args:
-        source: The original.
-        options: The options in force.
-        data: The data of this compile.
-        base: The report before any pass; each attempt continues a copy.
+        compilation: The compile.
+        original: What is known of the original on paper.
         output: Where to write.
-        scratch: A folder for temporary files.
         decoder: What is known of the original as a decoder, if it is one.
-        predicted: What the original is predicted to need.
+        warnings: What the user must know whatever the passes do.
+        decisions: What was decided before them.
     """
 
-    source: Source
-    options: Options
-    data: Inputs
-    base: Report
+    compilation: Compilation
+    original: describe.Figures
     output: Path
-    scratch: Path
-    decoder: Decoder | None = None
-    predicted: Sizes | None = None
-    _unknown: int = 0
+    decoder: Decoder | None
+    warnings: list[str]
+    decisions: list[Decision]
     _files: list[Path] = field(default_factory=list)
     _last: Attempt | None = None
 
-    def predict_original(self, graph: Graph) -> None:
-        """Predict what the original needs, from the graph that no pass has changed."""
-        external = len(files_of(self.source.graph, self.source.path)) > 1
-        form = WritingForm("plain", external)
-        estimate = describe.predict(self.base.control, graph, self.data.dims, form)
-        self.predicted, self._unknown = describe.sizes_of(estimate), len(estimate[0].unknown)
+    @staticmethod
+    def at(compilation: Compilation, prepared: prepare.Prepared, output: Path) -> Attempts:
+        """Say what is known of the original before any pass.
 
-    def build(
-        self, pipeline: Pipeline, prepared: tuple[Graph, Inference] | None = None, *, plain: bool = False
-    ) -> Attempt:
+        Args:
+            compilation: The compile.
+            prepared: The graph that passes will start from.
+            output: Where to write.
+        """
+        original = describe.figures_of_original(compilation, prepared.graph)
+        warnings = prepared.warnings + ([original.warning] if original.warning else [])
+        decoder = describe.recognise_decoder(prepared.graph)
+        if isinstance(decoder, Decision):
+            return Attempts(compilation, original, output, None, warnings, [decoder])
+        return Attempts(compilation, original, output, decoder, warnings, [])
+
+    def build(self, pipeline: Pipeline, prepared: prepare.Prepared | None = None, *, plain: bool = False) -> Attempt:
         """Run a pipeline and write what comes out.
 
         Args:
@@ -111,47 +122,36 @@ class Attempts:
         Raises:
             MemoptcError: as the passes and the writer.
         """
-        options, data, scratch = self.options, self.data, self.scratch
-        options = replace(options, form="plain") if plain else options
+        compilation = self.compilation
+        if plain:
+            compilation = replace(compilation, options=replace(compilation.options, form="plain"))
+        options, data = compilation.options, compilation.data
         if self._last is not None:
-            self._last.graph = Graph("released")  # one graph at a time is in memory
-        graph, shapes = prepared or prepare.prepare(self.source, options, data, Report())
-        report = _continued(self.base)
-        compiled = run.run_passes(graph, shapes, self.source, options, data, report, scratch, pipeline)
-        graph.info.metadata.update(describe.provenance(report, compiled.plan))
+            self._last.compiled.graph = Graph("released")  # one graph at a time is in memory
+        compiled = run.run_passes(compilation, prepared or prepare.prepare(compilation), pipeline)
+        graph = compiled.graph
+        graph.info.metadata.update(describe.provenance(compilation, pipeline))
         graph.info.metadata.update(describe.describe_run(graph, self.decoder))
         options.progress("writing", 0.6)
         for file in self._files:
             file.unlink(missing_ok=True)
         # Measured once: what later attempts take back changes need, hardly what the forms make of it.
-        choice = write.choose_form(graph, compiled, options, data, report, measured=self._last is None)
+        choice = write.choose_form(compilation, compiled, self._last is None)
         files = write_into(graph, self.output, choice.form)
         if options.pack_weights:
-            files = write.pack_weights(self.output, files, scratch)
+            files = write.pack_weights(self.output, files, compilation.scratch)
         self._files = files
-        describe.describe(report.candidate, graph, sum(f.stat().st_size for f in files), data.dims, report)
-        if compiled.plan is not None:
-            report.candidate.plan = compiled.plan
-            report.candidate.arena_bytes = compiled.plan.arena_bytes
-        describe.count_kernels(graph, self.output, report)
-        contract = write.contract(self.output, compiled, options, data, report)
+        how = describe.Planning(data.dims, choice.form, compiled.artefacts.plan)
+        written = describe.figures(graph, files, how)
+        kernels = describe.kernels_of(graph, self.output)
+        contract, unrecorded = write.contract(compilation, compiled, written)
         contract.save(contract_path(self.output))
-        estimate = describe.predict(report.candidate, graph, data.dims, choice.form)
-        self._last = Attempt(pipeline, graph, compiled, contract, self.output, report, choice)
-        self._last.estimates = estimate
-        self._last.predicted = None if len(estimate[0].unknown) < self._unknown else describe.sizes_of(estimate)
+        warnings = [*self.warnings, *compiled.warnings]
+        warnings += [w for w in (written.warning, unrecorded) if w and w not in warnings]
+        decisions = [*self.decisions, *compiled.decisions]
+        decisions += [] if choice.decision is None else [choice.decision]
+        decisions += [] if kernels is None else describe.kernel_decisions(kernels)
+        self._last = Attempt(compiled, written, choice, contract, kernels, warnings, decisions)
+        fewer = len(written.estimates[0].unknown) < len(self.original.estimates[0].unknown)
+        self._last.predicted = None if fewer else written.sizes
         return self._last
-
-
-def _continued(base: Report) -> Report:
-    """A report that goes on from another one and leaves it as it is."""
-    options: Mapping[str, Any] = dict(base.options)
-    return replace(
-        base,
-        options=dict(options),
-        candidate=Side(),
-        passes=[],
-        verification={},
-        decisions=list(base.decisions),
-        warnings=list(base.warnings),
-    )

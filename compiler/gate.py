@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.levels import ANY_SLOWDOWN, SLOWDOWN
 from memoptc.measuring import Sizes, Times
 from memoptc.options import Options
-from memoptc.report import Report
 from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
 from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
 
+if TYPE_CHECKING:
+    from memoptc.attempts import Attempt
 
-def check_verification(report: Report, options: Options, find_culprit: Callable[[], str]) -> None:
+
+def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], str]) -> None:
     """Refuse a candidate whose outputs differ by more than allowed.
 
     Args:
-        report: With the outcome of the proof.
+        attempt: With the outcome of the proof.
         options: The options in force.
         find_culprit: Gives the pass (and rewrite) that broke the numbers, or `""`; called on failure only.
 
     Raises:
         GateError: the proof failed; the message names the worst output and the pass.
     """
-    found = report.verification
-    if found.get("passed") is not False:
+    found = attempt.verification
+    if found is None or not found.failed:
         return
-    worst = found.get("worst") or "an output"
+    worst = found.worst or "an output"
     culprit = find_culprit()
     message = f"Verification failed: {worst}" + (f"; first broken by {culprit}." if culprit else ".")
     if options.force:
-        report.warnings.append(f"{message} Written all the same (--force).")
+        attempt.warnings.append(f"{message} Written all the same (--force).")
         return
     raise GateError(
         message,
@@ -118,43 +121,41 @@ def refusal(broken: Sequence[Broken]) -> tuple[str, str]:
     )
 
 
-def check_budget(report: Report, graph: Graph, options: Options, dims: Mapping[str, int]) -> None:
+def check_budget(attempt: Attempt, options: Options, dims: Mapping[str, int]) -> None:
     """Refuse a plan whose activations, or whose weights, do not fit into their budget.
 
     Raises:
         BudgetError: it does not; the message names the floor and the op that holds it there.
     """
-    _check_weights(report, options)
+    _check_weights(attempt, options)
     budget = options.budget.activations
     if budget is None:
         return
-    need = report.candidate.arena_bytes
-    if need is None:
-        need = report.candidate.planned_peak_bytes
+    plan, floor = attempt.written.plan, attempt.written.planned_peak_bytes
+    need = floor if plan is None else plan.arena_bytes
     if need is not None and need <= budget:
         return
     if need is None:
         message = "The planned memory is unknown, since some sizes are; the budget cannot be checked."
     else:
-        found = peak(graph, dims)
-        floor = report.candidate.floor_bytes
+        found = peak(attempt.graph, dims)
         message = (
             f"The budget of {size(budget)} for activations is out of reach: the plan needs {size(need)}, its floor "
-            f"is {size(floor)}, held there by {found.op_label}{_made_from(graph, dims, found)}."
+            f"is {size(floor)}, held there by {found.op_label}{_made_from(attempt.graph, dims, found)}."
         )
     if options.force:
-        report.warnings.append(f"{message} Written all the same (--force).")
+        attempt.warnings.append(f"{message} Written all the same (--force).")
         return
     raise BudgetError(message, hint="Nothing was written; bind smaller sizes with --dim, or use --force.")
 
 
-def _check_weights(report: Report, options: Options) -> None:
+def _check_weights(attempt: Attempt, options: Options) -> None:
     budget = options.budget.weights
-    if budget is None or report.candidate.weight_bytes <= budget:
+    if budget is None or attempt.written.weight_bytes <= budget:
         return
-    message = f"The weights take {size(report.candidate.weight_bytes)}, their budget is {size(budget)}."
+    message = f"The weights take {size(attempt.written.weight_bytes)}, their budget is {size(budget)}."
     if options.force:
-        report.warnings.append(f"{message} Written all the same (--force).")
+        attempt.warnings.append(f"{message} Written all the same (--force).")
         return
     raise BudgetError(
         message, hint="Nothing was written; store them smaller with --target int8 or int4, or use --force."

@@ -9,12 +9,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memoptc.ir.budget import Meter, PassOverrun
 from memoptc.ir.core import Graph
-from memoptc.pass_base import Context, Pass
+from memoptc.pass_base import Artefacts, Context, Pass
 
 COPY_SHARE = 25
 """Passes since the last copy have taken this many times as long as a copy takes before another one is made: copies
@@ -104,7 +104,7 @@ class _State:
     graph: Graph
     warnings: int
     decisions: int
-    results: dict[str, object]
+    artefacts: Artefacts
 
 
 class Rollback:
@@ -125,11 +125,11 @@ class Rollback:
     def _copy(self) -> None:
         start = time.perf_counter()
         context = self._context
-        results = {k: v for k, v in context.results.items() if k != "shapes"}
+        artefacts = replace(context.artefacts)
         collects = gc.isenabled()
         gc.disable()  # none of what a copy makes is garbage; looking for it takes longer than the copy
         try:
-            self._state = _State(self._graph.clone(), len(context.warnings), len(context.decisions), results)
+            self._state = _State(self._graph.clone(), len(context.warnings), len(context.decisions), artefacts)
         finally:
             if collects:
                 gc.enable()
@@ -152,7 +152,7 @@ class Rollback:
         self._graph.replace_content(state.graph.clone())
         del context.warnings[state.warnings :]
         del context.decisions[state.decisions :]
-        context.results.clear()
-        context.results.update(state.results)
+        context.artefacts = replace(state.artefacts)
+        context.keep_shapes(self._graph, None)
         for pass_ in self._since:
             self._redo(pass_)

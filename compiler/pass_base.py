@@ -14,7 +14,9 @@ from memoptc.ir.budget import Meter
 from memoptc.ir.core import Graph
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.infer import Inference, infer_shapes
+from memoptc.ir.pool import WeightPool
 from memoptc.report.model import Decision
+from memoptc.runtime.memory.plan import Plan
 
 
 def _silent(text: str) -> None:
@@ -49,6 +51,38 @@ class Limits:
         return (self.seconds + self.seconds_per_op * ops) * (self.with_data if runs else 1.0)
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What a search for numbers decided.
+
+    Args:
+        layers: A row for each layer: its name, operator, bytes, error alone, decision; empty when all are alike.
+        reached: What came of it: setting, SQNR, metric.
+    """
+
+    layers: list[dict[str, Any]]
+    reached: dict[str, Any]
+
+
+@dataclass
+class Artefacts:
+    """What passes make besides the graph.
+
+    Args:
+        plan: The planned arena.
+        frozen: Whether the graph is as onnxruntime's optimizer left it.
+        precision: What a search for numbers decided.
+        declined: Reasons for which rules did not apply, counted.
+        trace: A `memoptc.rewrite.trace.Trace` that learns why rules do not fit, or `None`.
+    """
+
+    plan: Plan | None = None
+    frozen: bool = False
+    precision: Precision | None = None
+    declined: Counter[str] = field(default_factory=Counter)
+    trace: Any = None
+
+
 @dataclass
 class Context:
     """Facts about one compile, and what passes leave for the report.
@@ -67,7 +101,8 @@ class Context:
         warnings: What the user must know; passes append.
         decisions: What was done and why; passes append.
         memo: What passes keep for another attempt at the same compile, by name.
-        results: What one pass leaves for another or for the caller, by name (such as `plan`).
+        artefacts: What passes make besides the graph.
+        weights: The pool that models are written to at the moment, if passes share one.
         limits: Bounds beyond which a pass is ended, its work taken back, and the compile goes on with a warning.
         meter: Counts the steps of the pass that runs.
     """
@@ -84,10 +119,12 @@ class Context:
     say: Callable[[str], None] = _silent
     warnings: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
-    results: dict[str, Any] = field(default_factory=dict)
+    artefacts: Artefacts = field(default_factory=Artefacts)
+    weights: WeightPool | None = None
     memo: dict[str, Any] = field(default_factory=dict)
     limits: Limits = Limits()
     meter: Meter | None = field(default=None, repr=False)
+    _shapes: tuple[Graph, int, Inference] | None = field(default=None, init=False, repr=False)
     _folder: TemporaryFolder | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,12 +145,14 @@ class Context:
     def shapes(self, graph: Graph) -> Inference:
         """Infer shapes and known elements of integer vectors; once per version of the graph."""
         root = graph.root
-        known = self.results.get("shapes")
-        if known is None or known[0] is not root or known[1] != root.version:
-            found = infer_shapes(root)
-            known = self.results["shapes"] = (root, root.version, found)
-        inference: Inference = known[2]
-        return inference
+        if self._shapes is None or self._shapes[0] is not root or self._shapes[1] != root.version:
+            self.keep_shapes(root, infer_shapes(root))
+        assert self._shapes is not None
+        return self._shapes[2]
+
+    def keep_shapes(self, graph: Graph, inference: Inference | None) -> None:
+        """Keep what was inferred for this version of a graph; `None` forgets it."""
+        self._shapes = None if inference is None else (graph, graph.version, inference)
 
 
 @dataclass_transform(frozen_default=True)

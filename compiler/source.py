@@ -1,4 +1,4 @@
-"""What a caller may hand in: a path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`."""
+"""What a caller may hand in: a path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Source:
     Args:
         graph: The model, read.
         path: A file with the original, never written by memoptc's own passes or writer.
-        kind: What the caller handed in: `path`, `onnx`, `onnx_ir` or `onnx_graphsurgeon`.
+        kind: What the caller handed in: `path`, `bytes`, `onnx`, `onnx_ir` or `onnx_graphsurgeon`.
         file_bytes: Bytes of the file with its external data.
         control: A file with the original as it was prepared for the passes, written as `path` was: what results are
             compared with. See `with_control`.
@@ -44,7 +44,7 @@ def load(model: Any, folder: Path) -> Source:
     """Read a model; one that is in memory is also saved into `folder`, by its own library.
 
     Args:
-        model: Path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`.
+        model: Path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`.
         folder: An existing folder for temporary files.
 
     Raises:
@@ -58,6 +58,9 @@ def load(model: Any, folder: Path) -> Source:
     if isinstance(model, onnx.ModelProto):
         kind = "onnx"
         _save_proto(model, path)
+    elif isinstance(model, bytes | bytearray | memoryview):
+        kind = "bytes"
+        path.write_bytes(model)
     elif isinstance(model, onnx_ir.Model):
         kind = "onnx_ir"
         onnx_ir.save(model, path, external_data="original.onnx.data", size_threshold_bytes=1 << 20)
@@ -127,7 +130,7 @@ def _export_graphsurgeon(model: Any) -> onnx.ModelProto:
     if not isinstance(model, onnx_graphsurgeon.Graph):
         raise InputError(
             f"A {type(model).__module__}.{type(model).__name__} is no model.",
-            hint="Pass a path, an onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph.",
+            hint="Pass a path, bytes, an onnx.ModelProto, an onnx_ir.Model or an onnx_graphsurgeon.Graph.",
         )
     exported: onnx.ModelProto = onnx_graphsurgeon.export_onnx(model)
     return exported

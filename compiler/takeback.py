@@ -127,13 +127,16 @@ class Keeper:
 
     Args:
         attempts: Makes attempts.
-        options: The options in force.
         bench: Measures them; not needed for predictions.
     """
 
     attempts: Attempts
-    options: Options
     bench: Bench | None = None
+
+    @property
+    def options(self) -> Options:
+        """The options in force."""
+        return self.attempts.compilation.options
 
     def hold_predictions(self, attempt: Attempt) -> Attempt:
         """As `hold_needs`, by what the memory model predicts instead of what is measured.
@@ -144,13 +147,13 @@ class Keeper:
         Raises:
             GateError: there is none.
         """
-        options = self.attempts.options
+        options = self.options
         if options.budget.activations is not None or options.target in HALF_FLOATS:
             return attempt
 
         def check(attempt: Attempt) -> list[Broken]:
-            before, after = self.attempts.predicted, attempt.predicted
-            return broken_needs(before, after, "predicted ") if before is not None and after is not None else []
+            after = attempt.predicted
+            return [] if after is None else broken_needs(self.attempts.original.sizes, after, "predicted ")
 
         return self._hold(attempt, check, lambda broken: iter(()))
 
@@ -158,7 +161,7 @@ class Keeper:
         """Measure what an attempt needs, unless it was; give the promises that it breaks."""
         assert self.bench is not None
         if attempt.needs is None:
-            attempt.needs = self.bench.needs(attempt.path, attempt.feed(self.bench.feed))
+            attempt.needs = self.bench.needs(attempt.path, attempt.compiled.border.encode(self.bench.feed))
         return broken_needs(self.bench.before.sizes, attempt.needs.sizes)
 
     def measure_times(self, attempt: Attempt) -> list[Broken]:
@@ -168,7 +171,9 @@ class Keeper:
         assert self.bench is not None
         assert attempt.needs is not None
         if attempt.times is None:
-            attempt.times = self.bench.times(attempt.path, attempt.feed(self.bench.feed), attempt.needs)
+            attempt.times = self.bench.times(
+                attempt.path, attempt.compiled.border.encode(self.bench.feed), attempt.needs
+            )
         return broken_latency(attempt.times, self.bench.bound)
 
     def hold_needs(self, attempt: Attempt) -> Attempt:
@@ -199,7 +204,7 @@ class Keeper:
         """Measure what was not yet; with `--force`, say which promises are broken."""
         broken = [*self.measure_needs(attempt), *self.measure_times(attempt)]
         if self.options.force and self.options.level >= 1:
-            attempt.report.warnings += [f"{b.sentence()} Written all the same (--force)." for b in broken]
+            attempt.warnings += [f"{b.sentence()} Written all the same (--force)." for b in broken]
         assert attempt.times is not None
         return attempt.times
 
@@ -242,7 +247,6 @@ class Keeper:
         self, first: Attempt, last: Attempt, broken: Sequence[Broken], passes: Sequence[Pass], edit: Edit
     ) -> None:
         """Say in the report what was taken back, and why."""
-        earlier = [d for d in first.report.decisions if d.step == TAKEN_BACK]
         gain = None
         if first.needs is not None and last.needs is not None:
             gain = first.needs.stock.need_bytes - last.needs.stock.need_bytes
@@ -252,9 +256,12 @@ class Keeper:
         told = [str(passes[i]) for i in sorted(edit.dropped)]
         told += [f"{passes[i]} (now {edit.replaced[i]})" for i in sorted(edit.replaced)]
         told += [f"the form {first.choice.form.name}"] if edit.plain else []
-        last.report.decisions += [*earlier, *(Decision(TAKEN_BACK, what, f"with it, {why}", gain) for what in told)]
         text = f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same."
-        last.report.warnings += [*(w for w in first.report.warnings if w.startswith("Taken back: ")), text]
+        decisions, warnings = first.taken_back
+        new = [Decision(TAKEN_BACK, what, f"with it, {why}", gain) for what in told]
+        last.taken_back = ([*decisions, *new], [*warnings, text])
+        last.decisions += last.taken_back[0]
+        last.warnings += last.taken_back[1]
 
 
 @dataclass(frozen=True)

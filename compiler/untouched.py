@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from memoptc.attempts import Attempt
+from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import GateError
 from memoptc.ir.ops import Family, names_where
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
-from memoptc.options import Options
-from memoptc.report import Report
 
 _CODES = frozenset({DType.INT8, DType.UINT8, DType.INT4, DType.UINT4, DType.INT16, DType.UINT16})
 _HALF = frozenset(
@@ -24,18 +24,17 @@ _MOST = 5
 """Reasons that a warning lists."""
 
 
-def check_target(report: Report, graph: Graph, original: Graph, options: Options) -> None:
+def check_target(attempt: Attempt, compilation: Compilation) -> None:
     """Say so where a target left every number as it was, and why.
 
     Args:
-        report: Gets the warning.
-        graph: The compiled model.
-        original: The model as it was handed in.
-        options: The options in force.
+        attempt: The compiled model; gets the warning.
+        compilation: With the model as it was handed in.
 
     Raises:
         GateError: with `--no-fallback`, since then nothing was to stay as it is.
     """
+    graph, original, options = attempt.graph, compilation.source.graph, compilation.options
     if options.target == "float32" or options.passes is not None:
         return
     narrow = _CODES if options.target in _INTEGERS else _HALF
@@ -43,7 +42,7 @@ def check_target(report: Report, graph: Graph, original: Graph, options: Options
         return
     message = f"--target {options.target} changed nothing: {'; '.join(_reasons(graph, options.target))}."
     if options.fallback or options.force:
-        report.warnings.append(message)
+        attempt.warnings.append(message)
         return
     raise GateError(message, hint="Nothing was written; leave --no-fallback out to get the model in float.")
 

@@ -72,13 +72,15 @@ def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]
         attempt: The first one.
         needs: Tells what an attempt needs.
     """
-    budget = attempts.options.budget.process
+    budget = attempts.compilation.options.budget.process
     if budget is None or needs(attempt).need <= budget:
         return attempt
-    if attempts.options.external == "auto" and not attempt.choice.form.external:
-        attempts.options = replace(attempts.options, external="always")
+    compilation = attempts.compilation
+    if compilation.options.external == "auto" and not attempt.choice.form.external:
+        compilation = replace(compilation, options=replace(compilation.options, external="always"))
+        attempts.compilation = compilation
         attempt = attempts.build(attempt.pipeline)
-    options, calibrated = attempts.options, attempts.data.calibration is not None
+    options, calibrated = compilation.options, compilation.data.calibration is not None
     given: float = float("inf")
     for _ in range(ROUNDS if options.passes is None else 0):
         found = needs(attempt)
@@ -91,7 +93,7 @@ def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]
         asked = replace(options, level=max(options.level, 2), memory_budget=f"activations={int(given)}", run_with=None)
         attempt = attempts.build(run.pipeline(asked, calibrated))
         if asked.level > options.level:
-            attempt.report.warnings.append(
+            attempt.warnings.append(
                 f"The budget took the passes of -O2; -O{options.level} has none that make activations smaller. What "
                 f"-O{options.level} promises of the outputs is held all the same."
             )
@@ -99,20 +101,18 @@ def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]
 
 
 def _planned(attempt: Attempt) -> int:
-    return attempt.report.candidate.planned_peak_bytes or 0
+    return attempt.written.planned_peak_bytes or 0
 
 
 def _share(found: Held, attempt: Attempt, budget: int) -> float:
     """The part of the activations' bytes that may stay: sessions hold more than the plan, by a factor of their own."""
     estimate = _estimate(found, attempt)
-    if estimate is None:
-        return 0.0
     activations = min(found.need, estimate.activations_bytes + estimate.workspace_bytes)
     return 1 - (found.need - budget) / activations if activations else 0.0
 
 
-def _estimate(found: Held, attempt: Attempt) -> NeedEstimate | None:
-    return None if attempt.estimates is None else attempt.estimates[WAYS.index(found.way)]
+def _estimate(found: Held, attempt: Attempt) -> NeedEstimate:
+    return attempt.written.estimates[WAYS.index(found.way)]
 
 
 def check_process(attempt: Attempt, found: Held, options: Options) -> None:
@@ -125,7 +125,7 @@ def check_process(attempt: Attempt, found: Held, options: Options) -> None:
     if budget is None:
         return
     if found.need <= budget:
-        attempt.report.decisions.append(
+        attempt.decisions.append(
             Decision("budget", f"kept in {_NAMES[found.way]}", f"{size(found.need)} of {size(budget)}, {found.how}")
         )
         return
@@ -133,14 +133,12 @@ def check_process(attempt: Attempt, found: Held, options: Options) -> None:
         f"The budget of {size(budget)} is out of reach: the process needs {found}{_parts(_estimate(found, attempt))}."
     )
     if options.force:
-        attempt.report.warnings.append(f"{message} Written all the same (--force).")
+        attempt.warnings.append(f"{message} Written all the same (--force).")
         return
     raise BudgetError(message, hint=f"Nothing was written; {_way_out(_estimate(found, attempt), options)}")
 
 
-def _parts(estimate: NeedEstimate | None) -> str:
-    if estimate is None:
-        return ""
+def _parts(estimate: NeedEstimate) -> str:
     parts = {
         "weights": estimate.weights_bytes + estimate.mapped_bytes,
         "activations": estimate.activations_bytes + estimate.workspace_bytes,
@@ -149,9 +147,9 @@ def _parts(estimate: NeedEstimate | None) -> str:
     return ": " + ", ".join(f"{name} {size(count)}" for name, count in parts.items()) + " by the memory model"
 
 
-def _way_out(estimate: NeedEstimate | None, options: Options) -> str:
+def _way_out(estimate: NeedEstimate, options: Options) -> str:
     other = "bind smaller sizes with --dim, or use --force."
-    if estimate is None or options.target != "float32":
+    if options.target != "float32":
         return other
     saved = (estimate.weights_bytes + estimate.mapped_bytes) * 3 // 4
     if saved < MATTERS * estimate.need_bytes:

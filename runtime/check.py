@@ -76,6 +76,16 @@ class Verification:
     accuracy: dict[str, Any] | None = None
 
     @property
+    def failed(self) -> bool:
+        """Whether something was looked at, and may not be handed out."""
+        return self.mode != "off" and not self.passed
+
+    @property
+    def worst(self) -> str:
+        """The sentence about the output that failed worst; empty where none did."""
+        return self.failures[0] if self.failures else ""
+
+    @property
     def max_error(self) -> float | None:
         """Largest absolute difference over all outputs; `None` when nothing was compared."""
         found = [o["max_abs"] for o in self.outputs if o["max_abs"] is not None]

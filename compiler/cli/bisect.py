@@ -31,19 +31,16 @@ from memoptc.options import Options
 @talks
 def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Talk) -> int:
     """Say which pass, and which rewrite in it, first breaks MODEL's numbers; exit code 3 when one does."""
-    from memoptc.report import Report
-    from memoptc.samples import Inputs
-    from memoptc.source import load, with_control
+    from memoptc.compilation import Compilation
     from memoptc.steps import prepare, prove, run
 
     with TemporaryFolder() as folder:
         scratch = Path(folder)
         asked = Options(**options)
-        source = load(model, scratch)
-        data = Inputs(source, asked)
-        source = with_control(source, prepare.prepare(source, asked, data, Report())[0], scratch)
-        pipeline = run.pipeline(asked, data.calibration is not None)
-        culprit = prove.find_culprit(source, asked, data, scratch, pipeline)
+        compilation = Compilation.of(model, asked, scratch)
+        compilation = compilation.with_control(prepare.prepare(compilation).graph)
+        pipeline = run.pipeline(asked, compilation.data.calibration is not None)
+        culprit = prove.find_culprit(compilation, pipeline)
     click.echo(culprit or "no pass breaks the numbers")
     if culprit and reduced is not None:
         from memoptc.cli.reduce import describe, portable, reduce_by

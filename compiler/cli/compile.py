@@ -29,6 +29,5 @@ def command(model: Path, output: Path | None, print_pipeline: bool, options: dic
     with Progress(talk.quiet) as progress:
         result = compile_file(model, output, progress=progress, **options)
     data = [] if result.data_file is None else [result.data_file]
-    worst = result.report.verification.get("worst_sample")
-    data += [output.with_name(worst)] if worst else []
+    data += [] if result.worst_sample is None else [result.worst_sample]
     print_result(result.report, [output, *data, *options["reports"]], quiet=talk.quiet, verbose=talk.verbose)

@@ -75,7 +75,7 @@ def command(
         )
         trace = Trace([] if "all" in traced else traced) if traced or talk.verbose else None
         if trace is not None:
-            context.results["trace"] = trace
+            context.artefacts.trace = trace
         context.shapes(graph)
         records = run_pipeline(
             parse(recipe.pipeline if options["passes"] is None else options["passes"]), graph, context, instruments

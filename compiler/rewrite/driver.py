@@ -36,12 +36,12 @@ class RulePass(Pass):
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Apply the rules; reasons why they declined go to `context.results["declined"]`.
+        """Apply the rules; reasons why they declined go to `context.artefacts.declined`.
 
-        Where `context.results["trace"]` is a `Trace`, it learns why each rule does not fit where it might.
+        A `Trace` in `context.artefacts.trace` learns why each rule does not fit where it might.
         """
-        declined: Counter[str] = context.results.setdefault("declined", Counter())
-        apply_rules(graph, self.rules, stats, declined, context.results.get("trace"))
+        found = context.artefacts
+        apply_rules(graph, self.rules, stats, found.declined, found.trace)
 
     def run(self, graph: Graph, stats: Counter[str]) -> None:
         """Apply the rules."""

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import onnx
-import onnxruntime
-
+from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import KEY as DECODER
 from memoptc.ir.decoder import Decoder, appended_inputs, recognise, recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.forms import WritingForm
 from memoptc.manager import count_nodes, weight_bytes
-from memoptc.options import Options
-from memoptc.report import Curve, Report, Side
+from memoptc.pipeline import Pipeline
+from memoptc.report import Curve, Side
 from memoptc.report.model import Decision
 from memoptc.runtime.configuration import planned, planned_peak
-from memoptc.runtime.integer_kernels import has_codes, integer_run
+from memoptc.runtime.integer_kernels import IntegerRun, has_codes, integer_run
 from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.liveness import PeakReport
 from memoptc.runtime.memory.need import Configuration, NeedEstimate, SessionKind, predict_need
 from memoptc.runtime.memory.plan import Plan
+from memoptc.source import files_of
 from memoptc.version import __version__
 
 _LISTED = 12
@@ -33,60 +31,122 @@ _LISTED = 12
 _KINDS: tuple[SessionKind, SessionKind] = ("stock", "arena")
 
 
-def environment(options: Options) -> dict[str, Any]:
-    """Versions and threads that the report's figures hold for."""
-    return {
-        "memoptc": __version__,
-        "onnxruntime": onnxruntime.__version__,
-        "onnx": onnx.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
-        "threads": options.jobs or 0,
-    }
+@dataclass
+class Figures:
+    """What is known of a model on paper.
+
+    Args:
+        files: Its files; the model itself first.
+        nodes: How many it has.
+        weight_bytes: Bytes of weights, as stored.
+        peak: The most bytes alive at once, and what they are.
+        plan: The planned arena, where one was made.
+        estimates: What it is predicted to need in stock onnxruntime and in `Session`.
+    """
+
+    files: list[Path]
+    nodes: int
+    weight_bytes: int
+    peak: PeakReport
+    plan: Plan | None
+    estimates: tuple[NeedEstimate, NeedEstimate]
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(f.stat().st_size for f in self.files)
+
+    @property
+    def planned_peak_bytes(self) -> int | None:
+        """The most bytes alive at once; `None` where no size is known."""
+        return None if self.peak.unknown and not self.peak.peak_bytes else self.peak.peak_bytes
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes that it is predicted to need in stock onnxruntime and in `Session`."""
+        return self.estimates[0].need_bytes, self.estimates[1].need_bytes
+
+    @property
+    def warning(self) -> str:
+        """What a reader of the planned figures must know; empty where they hold."""
+        if not self.peak.unknown or not self.peak.peak_bytes:
+            return ""
+        return f"{len(self.peak.unknown)} values have no known size at these extents and count as 0 in planned figures."
+
+    def side(self) -> Side:
+        """Give this side of the report."""
+        side = Side(
+            file_bytes=self.file_bytes,
+            weight_bytes=self.weight_bytes,
+            nodes=self.nodes,
+            predicted_need_bytes=self.sizes[0],
+            alive=[{"name": name, "bytes": count} for name, count in self.peak.alive[:_LISTED]],
+            plan=self.plan,
+            arena_bytes=None if self.plan is None else self.plan.arena_bytes,
+        )
+        if self.planned_peak_bytes is not None:
+            side.planned_peak_bytes = side.floor_bytes = self.planned_peak_bytes
+            side.curve = Curve(list(self.peak.curve), list(self.peak.labels))
+        return side
 
 
-def describe(side: Side, graph: Graph, file_bytes: int, dims: Mapping[str, int], report: Report) -> None:
-    """Fill in one side of the report from the graph alone."""
-    found = planned_peak(graph, dims)
-    side.alive = [{"name": name, "bytes": count} for name, count in found.alive[:_LISTED]]
-    side.file_bytes = file_bytes
-    side.weight_bytes = weight_bytes(graph)
-    side.nodes = count_nodes(graph)
-    if found.unknown and not found.peak_bytes:
-        return
-    side.planned_peak_bytes = side.floor_bytes = found.peak_bytes
-    side.curve = Curve(list(found.curve), list(found.labels))
-    if found.unknown:
-        text = f"{len(found.unknown)} values have no known size at these extents and count as 0 in planned figures."
-        if text not in report.warnings:
-            report.warnings.append(text)
+def figures(graph: Graph, files: list[Path], how: Planning) -> Figures:
+    """Work out what is known of a model on paper.
+
+    Args:
+        graph: The model.
+        files: Where it is written; the model itself first.
+        how: Extents, form and plan.
+    """
+    return Figures(
+        files,
+        count_nodes(graph),
+        weight_bytes(graph),
+        planned_peak(graph, how.dims),
+        how.plan,
+        predict(graph, how.dims, how.form),
+    )
 
 
-def predict(side: Side, graph: Graph, dims: Mapping[str, int], form: WritingForm) -> tuple[NeedEstimate, NeedEstimate]:
-    """Predict what a model needs in stock onnxruntime and in `Session`; the former goes into the report."""
+@dataclass(frozen=True)
+class Planning:
+    """What figures on paper depend on besides the graph.
+
+    Args:
+        dims: Extents to plan with.
+        form: How the graph is written.
+        plan: The arena that was planned, if one was.
+    """
+
+    dims: Mapping[str, int]
+    form: WritingForm
+    plan: Plan | None
+
+
+def predict(graph: Graph, dims: Mapping[str, int], form: WritingForm) -> tuple[NeedEstimate, NeedEstimate]:
+    """Predict what a model needs in stock onnxruntime and in `Session`."""
     # What lies outside of a branch is predicted as if it lay inside: then nothing is gained on paper that is not there.
     how = Configuration(external=bool(form.external), branch=form.name == "branch")
-    found = [predict_need(graph, dims, replace(how, session=kind)) for kind in _KINDS]
-    side.predicted_need_bytes = found[0].need_bytes
-    return found[0], found[1]
+    stock, session = (predict_need(graph, dims, replace(how, session=kind)) for kind in _KINDS)
+    return stock, session
 
 
-def sizes_of(estimates: tuple[NeedEstimate, NeedEstimate]) -> tuple[int, int]:
-    """Give the bytes of both."""
-    return estimates[0].need_bytes, estimates[1].need_bytes
+def figures_of_original(compilation: Compilation, graph: Graph) -> Figures:
+    """Work out what is known of the original, from the graph that no pass has changed."""
+    files = files_of(compilation.source.graph, compilation.source.path)
+    dims = compilation.data.dims
+    plan = allocate(planned(graph, dims).problem)
+    return figures(graph, files, Planning(dims, WritingForm("plain", len(files) > 1), plan))
 
 
-def recognise_decoder(graph: Graph, report: Report) -> Decoder | None:
-    """Say in the report which decoder a graph with inferred types is; where it keeps a cache and is none, why."""
+def recognise_decoder(graph: Graph) -> Decoder | Decision | None:
+    """Recognise the decoder that a graph with inferred types is; where it keeps a cache and is none, say why."""
     if not appended_inputs(graph):
         return None
     try:
-        decoder = recognise(graph, inferred=True)
+        return recognise(graph, inferred=True)
     except InputError as error:
-        report.decisions.append(Decision("decoder", "not recognised", error.message))
-        return None
-    report.decoder = str(decoder)
-    return decoder
+        return Decision("decoder", "not recognised", error.message)
 
 
 def describe_run(graph: Graph, decoder: Decoder | None) -> dict[str, str]:
@@ -97,40 +157,34 @@ def describe_run(graph: Graph, decoder: Decoder | None) -> dict[str, str]:
     return {DECODER: (own or replace(decoder, shared=False)).to_json()}
 
 
-def plan_control(side: Side, graph: Graph, dims: Mapping[str, int]) -> None:
-    """Plan the original, too, so that arenas can be compared."""
-    side.plan = allocate(planned(graph, dims).problem)
-    side.arena_bytes = side.plan.arena_bytes
-
-
-def provenance(report: Report, plan: Plan | None) -> dict[str, str]:
+def provenance(compilation: Compilation, pipeline: Pipeline) -> dict[str, str]:
     """What the output says of where it comes from."""
-    options = f"-O{report.options['level']} --target {report.options['target']}"
+    options = compilation.options
     return {
         "memoptc.version": __version__,
-        "memoptc.options": f"{options} --passes '{report.options['passes']}'",
-        "memoptc.source_sha256": report.model["sha256"],
+        "memoptc.options": f"-O{options.level} --target {options.target} --passes '{pipeline}'",
+        "memoptc.source_sha256": compilation.source.graph.info.source_sha256,
     }
 
 
-def count_kernels(graph: Graph, written: Path, report: Report) -> None:
-    """Say which nodes of a quantized candidate onnxruntime runs on integers, and why the others do not."""
-    if not has_codes(graph):
-        return
-    found = integer_run(written)
-    if found is None:
-        return
-    report.kernels = found.to_json()
+def kernels_of(graph: Graph, written: Path) -> IntegerRun | None:
+    """Find out which nodes of a quantized candidate onnxruntime runs on integers; nothing where none has codes."""
+    return integer_run(written) if has_codes(graph) else None
+
+
+def kernel_decisions(found: IntegerRun) -> list[Decision]:
+    """Say which nodes onnxruntime runs on integers, and why the others do not."""
     kinds = ", ".join(f"{op} {n}" for op, n in found.integer.most_common())
     what = f"{found.integer.total()} nodes run on integers" + (f" ({kinds})" if kinds else "")
     why = f"{found.heavy_float.total()} products and convolutions run in float, {found.weights_only} of them with "
     why += (
         f"weights in codes, and {found.borders} nodes turn floats into codes or back, as onnxruntime optimized it here"
     )
-    report.decisions.append(Decision("kernels", what, why))
+    decisions = [Decision("kernels", what, why)]
     for fallback in found.fallbacks[:_LISTED]:
         what = f"{fallback.op} {fallback.name!r} runs in float in spite of its codes"
-        report.decisions.append(Decision("kernels", what, fallback.why))
+        decisions.append(Decision("kernels", what, fallback.why))
     if len(found.fallbacks) > _LISTED:
         more = f"{len(found.fallbacks) - _LISTED} further nodes run in float in spite of their codes"
-        report.decisions.append(Decision("kernels", more, "for the same reasons"))
+        decisions.append(Decision("kernels", more, "for the same reasons"))
+    return decisions

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import substitute
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.types import TensorType
 from memoptc.last_logits import keep_last, logits_of
-from memoptc.options import Options
-from memoptc.report import Report
-from memoptc.samples import Inputs
-from memoptc.source import Source
 
 
-def prepare(source: Source, options: Options, data: Inputs, report: Report) -> tuple[Graph, Inference]:
-    """Give the graph that passes start from: a copy with frozen extents, weights that are weights, and types.
+@dataclass
+class Prepared:
+    """The graph that passes start from.
 
-    Returns:
-        The graph, and what shape inference found.
+    Args:
+        graph: A copy of the original with frozen extents, constant weights, and types.
+        shapes: What shape inference found in it.
+        warnings: What the user must know.
     """
-    graph = source.graph.clone()
+
+    graph: Graph
+    shapes: Inference
+    warnings: list[str]
+
+
+def prepare(compilation: Compilation) -> Prepared:
+    """Make the graph that passes start from; the original stays as it is.
+
+    Raises:
+        InputError: an extent to freeze is of no dimension, or the scores to keep the last of cannot be told.
+    """
+    options, data = compilation.options, compilation.data
+    graph, warnings = compilation.source.graph.clone(), []
     for name in options.freeze:
         if name not in data.dims:
             raise InputError(f"There is no dimension {name!r} to freeze.", hint=f"There are: {', '.join(data.dims)}.")
     if options.freeze:
         _freeze(graph, options.freeze)
     if options.level >= 1 and graph.defaults:
-        report.warnings.append(
+        warnings.append(
             f"{len(graph.defaults)} weights are also listed as inputs, so a caller could replace them at run time; "
             "they are now constants (-O0 keeps them as they are)."
         )
@@ -37,19 +51,19 @@ def prepare(source: Source, options: Options, data: Inputs, report: Report) -> t
     if options.last_logits:
         logits = logits_of(graph)
         keep_last(graph, logits)
-        report.warnings.append(f"{', '.join(logits)}: the last step only, [batch, 1, words], as asked for.")
+        warnings.append(f"{', '.join(logits)}: the last step only, [batch, 1, words], as asked for.")
     found = infer_shapes(graph)
     if found.unknown:
         names = ", ".join(found.unknown[:5]) + (", ..." if len(found.unknown) > 5 else "")
-        report.warnings.append(f"{len(found.unknown)} values have no known shape: {names}.")
+        warnings.append(f"{len(found.unknown)} values have no known shape: {names}.")
     for conflict in found.conflicts[:5]:
-        report.warnings.append(f"The model states a wrong shape for {conflict}; the inferred one counts.")
+        warnings.append(f"The model states a wrong shape for {conflict}; the inferred one counts.")
     if found.failure:
-        report.warnings.append(f"Shape inference stopped early ({found.failure}); what it found is used.")
+        warnings.append(f"Shape inference stopped early ({found.failure}); what it found is used.")
     observed = data.observe(graph)
     if observed:
-        report.warnings.append(observed)
-    return graph, found
+        warnings.append(observed)
+    return Prepared(graph, found, warnings)
 
 
 def _freeze(graph: Graph, extents: Mapping[str, int]) -> None:

@@ -6,75 +6,51 @@ from pathlib import Path
 
 from memoptc.bisect import bisect
 from memoptc.border import with_border_of
+from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
-from memoptc.report import Report
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.perplexity import PERPLEXITY
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
-from memoptc.samples import Inputs
-from memoptc.source import Source
 from memoptc.steps.prepare import prepare
-from memoptc.steps.run import context_of
+from memoptc.steps.run import Compiled, context_of
 
 EXACT_LEVEL = 1
 """Up to this level no output bit may change."""
 
 
-def comparable(source: Source, graph: Graph, written: Path, scratch: Path) -> Path:
-    """Give a file that takes and gives what the original does: the written one, or one with the border put back."""
-    floating = with_border_of(source.graph, graph)
-    if floating is graph:
-        return written
-    path = scratch / "border.onnx"
-    write_into(floating, path)
-    return path
+def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verification:
+    """Compare a candidate with the original, in a process of its own where that is worth it.
 
-
-def verify(source: Source, candidate: Path, options: Options, data: Inputs, report: Report, scratch: Path) -> None:
-    """Prove the candidate against the original, in a process of its own; the outcome goes into the report."""
-    searched = report.precision is not None  # by all data: a part of it may well be below what all of it is above
-    found = _verify(source, candidate, options, data, scratch / "worst.npz", judge(options), every=searched)
-    plain = found.to_json()
-    plain["bit_exact"] = bool(found.outputs) and all(o.get("bit_exact", o.get("max_abs") == 0) for o in found.outputs)
-    plain["worst"] = found.failures[0] if found.failures else ""
-    if found.mode == "off":
-        plain["passed"] = None
-    if plain["inputs"] == "none":
-        plain["inputs"] = "random"
-    report.verification = plain
-    report.warnings.extend(n for n in found.notes if "made-up inputs at" not in n and found.mode != "off")
-    if found.accuracy is not None:
-        report.accuracy = {"metric": "top-1", **found.accuracy, "samples": int(found.accuracy["samples"])}
-
-
-def _verify(
-    source: Source,
-    candidate: Path,
-    options: Options,
-    data: Inputs,
-    worst: Path | None,
-    judge: Judge,
-    *,
-    every: bool,
-) -> Verification:
+    Args:
+        compilation: With the original.
+        compiled: What the passes made.
+        written: Its file; one that takes and gives codes is compared with the border put back.
+    """
+    source, options, data = compilation.source, compilation.options, compilation.data
+    floating = with_border_of(source.graph, compiled.graph)
+    candidate = written if floating is compiled.graph else compilation.scratch / "border.onnx"
+    if candidate is not written:
+        write_into(floating, candidate)
+    wanted = judge(options)
     return verify_models(
         source.control,
         candidate,
-        judge,
+        wanted,
         mode=options.verify,  # type: ignore[arg-type]
         data=data.raw,
         inputs=data.kind,
         dims=_bound(options),
         point=data.check,
-        keep=worst,
-        every=every,
+        keep=compilation.scratch / "worst.npz",
+        # A search by all data is proven with all: a part of it may well be below what all of it is above.
+        every=compiled.artefacts.precision is not None,
         metric=options.metric if options.metric == PERPLEXITY else None,
         max_loss=options.max_accuracy_loss,
-        isolate=not (judge.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= IN_PROCESS_BYTES),
+        isolate=not (wanted.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= IN_PROCESS_BYTES),
     )
 
 
@@ -101,9 +77,10 @@ def _bound(options: Options) -> dict[str, int] | None:
     return {name: extent for name, extent in options.dims.items() if name not in options.freeze} or None
 
 
-def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, steps: Pipeline) -> str:
+def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
     """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
-    path = scratch / "bisect.onnx"
+    source, options, data = compilation.source, compilation.options, compilation.data
+    path = compilation.scratch / "bisect.onnx"
     wanted = judge(options)
 
     def good(graph: Graph) -> bool:
@@ -119,6 +96,5 @@ def find_culprit(source: Source, options: Options, data: Inputs, scratch: Path, 
             point=data.check,
         ).passed
 
-    start, _ = prepare(source, options, data, Report())
-    found = bisect(start, steps, good, lambda: context_of(options, data, scratch))
+    found = bisect(prepare(compilation).graph, steps, good, lambda: context_of(compilation))
     return "" if found.pass_ is None else str(found)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memoptc import levels, registry
 from memoptc.border import Border, border_since, with_border_of
+from memoptc.compilation import Compilation
 from memoptc.instruments import (
     Changes,
     CheckEach,
@@ -20,24 +21,20 @@ from memoptc.instruments import (
     write_reproducer,
 )
 from memoptc.ir.core import Graph
-from memoptc.ir.infer import Inference
 from memoptc.ir.onnx_io import write_into
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.options import Options
-from memoptc.pass_base import Context
+from memoptc.pass_base import Artefacts, Context
 from memoptc.pipeline import Pipeline, parse
 from memoptc.pipeline_edits import edited
-from memoptc.report import Report
+from memoptc.report.model import Decision, PassRecord
 from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.devices import USUAL, detect, load_device
 from memoptc.runtime.measure import measure as measure_models
-from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import verify as verify_models
-from memoptc.samples import Inputs
-from memoptc.source import Source
-from memoptc.steps.prepare import prepare
+from memoptc.steps.prepare import Prepared, prepare
 from memoptc.textfile import Recipe
 
 _TUNING = 4.0
@@ -73,53 +70,42 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
 
 @dataclass
 class Compiled:
-    """What the passes leave.
-
-    Args:
-        plan: The plan, where one was made.
-        frozen: Whether the graph is as onnxruntime's optimizer left it.
-        border: Inputs and outputs that are codes now.
-        changed: Which passes of the pipeline changed the graph, counted as `Pipeline.passes` gives them.
-    """
-
-    plan: Plan | None
-    frozen: bool
-    border: Border
-    changed: list[int] = field(default_factory=list)
-
-
-def run_passes(
-    graph: Graph,
-    shapes: Inference,
-    source: Source,
-    options: Options,
-    data: Inputs,
-    report: Report,
-    scratch: Path,
-    steps: Pipeline,
-) -> Compiled:
-    """Run a pipeline on `graph`, in place.
+    """What the passes made.
 
     Args:
         graph: The graph.
-        shapes: What shape inference found in it.
-        source: The original.
-        options: The options in force.
-        data: The data of this compile.
-        report: Gets what passes did.
-        scratch: A folder for temporary files.
-        steps: The pipeline.
+        pipeline: What ran.
+        artefacts: What passes made besides.
+        border: Inputs and outputs that are codes now.
+        passes: What each pass did.
+        changed: Which passes of the pipeline changed the graph, counted as `Pipeline.passes` gives them.
+        warnings: What the user must know.
+        decisions: What was done, and why.
+    """
+
+    graph: Graph
+    pipeline: Pipeline
+    artefacts: Artefacts
+    border: Border
+    passes: list[PassRecord]
+    changed: list[int]
+    warnings: list[str]
+    decisions: list[Decision]
+
+
+def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) -> Compiled:
+    """Run a pipeline on a prepared graph, in place.
 
     Raises:
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
     """
-    report.options["passes"] = str(steps)
-    context = context_of(options, data, scratch)
+    options, data, graph = compilation.options, compilation.data, prepared.graph
+    context = context_of(compilation)
     progress = _Progress(options, len(list(steps.passes())))
     context.say = progress.say
     if options.tune:
-        context.slowdown = lambda g: _slowdown(g, source, options, data, scratch)
-    context.results["shapes"] = (graph, graph.version, shapes)
+        context.slowdown = lambda g: _slowdown(g, compilation)
+    context.keep_shapes(graph, prepared.shapes)
     changes = Changes(steps)
     named = options.calibration if isinstance(options.calibration, str) else None
     plugins = "".join(f" --plugin {p}" for p in options.plugins)
@@ -133,23 +119,19 @@ def run_passes(
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))
     if options.check_each:
-        instruments.append(CheckEach(lambda g: _error(g, source, data, scratch)))
+        instruments.append(CheckEach(lambda g: _error(g, compilation)))
     try:
-        report.passes = run_pipeline(
-            steps, graph, context, instruments, lambda g: planned_peak(g, data.dims).peak_bytes
-        )
+        passes = run_pipeline(steps, graph, context, instruments, lambda g: planned_peak(g, data.dims).peak_bytes)
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
-        original, _ = prepare(source, options, data, Report())
-        write_reproducer(path, original, steps, failure, lambda: context_of(options, data, scratch), named)
+        original = prepare(compilation).graph
+        write_reproducer(path, original, steps, failure, lambda: context_of(compilation), named)
         failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
         raise
     trim(collect=False)  # what passes tried and gave up
-    report.warnings.extend(context.warnings)
-    report.decisions.extend(context.decisions)
-    report.precision = context.results.get("precision")
-    border = border_since(graph, source.graph)
-    return Compiled(context.results.get("plan"), bool(context.results.get("frozen")), border, changes.positions())
+    border = border_since(graph, compilation.source.graph)
+    said = (context.warnings, context.decisions)
+    return Compiled(graph, steps, context.artefacts, border, passes, changes.positions(), *said)
 
 
 class _Progress(Instrument):
@@ -166,19 +148,21 @@ class _Progress(Instrument):
         self._options.progress(f"{self._name}: {text}", self._share)
 
 
-def _slowdown(graph: Graph, source: Source, options: Options, data: Inputs, scratch: Path) -> float:
+def _slowdown(graph: Graph, compilation: Compilation) -> float:
     """Run time of a graph over the original's: medians of runs in turns, in processes of their own."""
-    folder = Path(tempfile.mkdtemp(dir=scratch))
+    folder = Path(tempfile.mkdtemp(dir=compilation.scratch))
     path = folder / "tune.onnx"
     write_into(graph, path)
-    run = RunOptions(threads=options.jobs or 0)
-    before, after = measure_models([source.path, path], data.feed, options=run, seconds=_TUNING)
+    run = RunOptions(threads=compilation.options.jobs or 0)
+    models = [compilation.source.path, path]
+    before, after = measure_models(models, compilation.data.feed, options=run, seconds=_TUNING)
     shutil.rmtree(folder)
     return float(after.latency_ms["p50"] / before.latency_ms["p50"])
 
 
-def context_of(options: Options, data: Inputs, scratch: Path) -> Context:
+def context_of(compilation: Compilation) -> Context:
     """Give passes what they may know of a compile."""
+    options, data = compilation.options, compilation.data
     return Context(
         level=options.level,
         target=options.target,
@@ -187,14 +171,14 @@ def context_of(options: Options, data: Inputs, scratch: Path) -> Context:
         validation=data.validation,
         metric=data.metric(options),
         force=options.force,
-        scratch=scratch,
+        scratch=compilation.scratch,
         memo=data.memo,
     )
 
 
-def _error(graph: Graph, source: Source, data: Inputs, scratch: Path) -> float:
-    path = scratch / "check.onnx"
-    write_into(with_border_of(source.graph, graph), path)
-    found = verify_models(source.control, path, mode="fast", data=data.raw, inputs=data.kind)
+def _error(graph: Graph, compilation: Compilation) -> float:
+    path, data = compilation.scratch / "check.onnx", compilation.data
+    write_into(with_border_of(compilation.source.graph, graph), path)
+    found = verify_models(compilation.source.control, path, mode="fast", data=data.raw, inputs=data.kind)
     errors = [o["max_abs"] for o in found.outputs if isinstance(o["max_abs"], int | float)]
     return max(errors, default=0.0)

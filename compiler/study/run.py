@@ -28,7 +28,7 @@ from memoptc.runtime.options import Feed, RunOptions
 from memoptc.runtime.session import Session
 from memoptc.samples import Inputs
 from memoptc.source import files_of, load
-from memoptc.steps.describe import environment
+from memoptc.steps.reporting import environment
 from memoptc.study.changes import Asked, Change, changes
 from memoptc.study.fault import failure_check
 from memoptc.study.findings import Row, Study

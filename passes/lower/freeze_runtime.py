@@ -50,7 +50,7 @@ class FreezeRuntime(Pass):
         graph.become(frozen)
         graph.model.opset_imports.update(frozen.model.opset_imports)
         stats["nodes before"], stats["nodes after"] = before, count_nodes(graph)
-        context.results["frozen"] = True
+        context.artefacts.frozen = True
         context.decisions.append(
             Decision(
                 self.name,

@@ -15,7 +15,7 @@ from memoptc.runtime.memory.allocate import allocate
 class PlanMemory(Pass):
     """Plan the arena for the graph's own order, under the sizes at hand.
 
-    The plan goes to `context.results["plan"]`, its summary into the model's metadata (`memoptc.plan`). The
+    The plan goes to `context.artefacts.plan`, its summary into the model's metadata (`memoptc.plan`). The
     graph itself does not change.
     """
 
@@ -23,7 +23,7 @@ class PlanMemory(Pass):
         """Find live ranges, allocate, check, note."""
         found = planned(graph, context.dims)
         plan = allocate(found.problem)
-        context.results["plan"] = plan
+        context.artefacts.plan = plan
         stats["buffers"] = len(found.storages)
         stats["arena bytes"] = plan.arena_bytes
         stats["floor bytes"] = plan.floor

@@ -44,8 +44,7 @@ class WidenLate(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Rules to a fixed point, then broadcasts, the last ones first."""
-        declined: Counter[str] = context.results.setdefault("declined", Counter())
-        apply_rules(graph, _RULES, stats, declined, context.results.get("trace"))
+        apply_rules(graph, _RULES, stats, context.artefacts.declined, context.artefacts.trace)
         last, known = graph.last if (opset_of(graph) or 0) >= BROADCASTS else None, Uniform()
         while last is not None:
             before = last.prev

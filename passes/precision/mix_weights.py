@@ -12,7 +12,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
-from memoptc.pass_base import Context, Pass
+from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
@@ -228,7 +228,7 @@ class _Search:
             what = "made-up inputs" if wanted.made_up else "samples"
             why = f"{quality.sqnr_db:.1f} dB reached on {quality.samples} {what}"
         rows = [layer_row(layer, states[layer.name]) for layer in layers]
-        context.results["precision"] = {"layers": rows, "reached": reached}
+        context.artefacts.precision = Precision(rows, reached)
         counts = Counter(states.values())
         written = ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "in float"))
         what = ", ".join(f"{counts[state]} {text}" for state, text in written if counts[state])

@@ -10,7 +10,7 @@ from typing import Any
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
-from memoptc.pass_base import Context, Pass
+from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.replay import searched_once, take
@@ -279,7 +279,7 @@ class _Search:
                 why = f"{decibels(layer.alone(INTEGER) or layer.worst):.1f} dB with this layer alone {alone}"
                 self.decide("mixed precision", f"{layer.name}: {state[layer.name]}", why)
         rows = [layer_row(layer, state[layer.name]) for layer in layers]
-        self.context.results["precision"] = {"layers": rows, "reached": self.wanted.reached(quality, str(setting))}
+        self.context.artefacts.precision = Precision(rows, self.wanted.reached(quality, str(setting)))
         counts = Counter(state.values())
         others = "".join(f", {counts[s]} {_WRITTEN[s]}" for s in (BLOCKS, WEIGHTS, FLOAT) if counts[s])
         self.decide(

@@ -26,11 +26,11 @@ class Simplify(RulePass):
         a ScatterND (which becomes a Concat), operands of a Concat that is taken apart, a Split of which parts are
         unused, or a computed target of a Reshape; no rule makes one of these, so rounds that change something end.
         """
-        declined: Counter[str] = context.results.setdefault("declined", Counter())
+        declined: Counter[str] = context.artefacts.declined
         version = -1
         while version != graph.version:
             version = graph.version
-            apply_rules(graph, self.rules, stats, declined, context.results.get("trace"))
+            apply_rules(graph, self.rules, stats, declined, context.artefacts.trace)
             control.simplify_control(graph, stats)
             states.drop_zero_states(graph, stats)
             scatter.simplify_scatter(graph, stats)

@@ -12,6 +12,7 @@ import pytest
 
 import memoptc
 from memoptc import registry
+from memoptc.compilation import Compilation
 from memoptc.instruments import VerifyEach
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph, Op, Value
@@ -19,13 +20,13 @@ from memoptc.ir.equality import same_structure
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.manager import run_pipeline
-from memoptc.options import Options
 from memoptc.overrun import bounded
-from memoptc.pass_base import Context, Limits, Pass
+from memoptc.pass_base import Artefacts, Context, Limits, Pass
 from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import RulePass, op, rewrite
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.samples import Inputs
+from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.memory.problem import Problem
 from memoptc.steps import run
 from memoptc.textfile import read_any
 
@@ -170,20 +171,22 @@ def test_what_the_pass_said_is_taken_back_and_what_others_said_stays() -> None:
     class Talk(Pass):
         def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
             context.warnings.append("nonsense")
-            context.results["wrong"] = 1
+            context.artefacts.frozen = True
+            context.artefacts.plan = None
             while True:
                 context.tick()
 
     registry._plugins[Talk.name] = Talk
     try:
-        context = Context(limits=FEW, warnings=["before"], results={"right": 2})
+        made = allocate(Problem(()))
+        context = Context(limits=FEW, warnings=["before"], artefacts=Artefacts(plan=made))
         run_pipeline(pipeline("talk"), parse(TEXT), context)
     finally:
         del registry._plugins[Talk.name]
     assert context.warnings[0] == "before"
     assert len(context.warnings) == 2
-    assert context.results.get("right") == 2
-    assert "wrong" not in context.results
+    assert context.artefacts.plan is made
+    assert not context.artefacts.frozen
 
 
 def test_no_watch_is_left_and_no_exception_comes_late() -> None:
@@ -212,8 +215,8 @@ def test_an_endless_group_ends_with_a_warning() -> None:
 def test_compile_goes_on_and_the_numbers_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     make = run.context_of
 
-    def limited(options: Options, data: Inputs, scratch: Path) -> Context:
-        context = make(options, data, scratch)
+    def limited(compilation: Compilation) -> Context:
+        context = make(compilation)
         context.limits = FEW
         return context
 

@@ -17,7 +17,7 @@ from memoptc.ir import files
 from memoptc.runtime.evaluate import Evaluator
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
-KINDS = ("path", "external", "onnx", "onnx_ir", "onnx_ir external", "onnx_graphsurgeon")
+KINDS = ("path", "bytes", "external", "onnx", "onnx_ir", "onnx_ir external", "onnx_graphsurgeon")
 WIDTH = 600
 """A weight of 1.4 MB: beyond what an onnx_ir.Model is saved with inside."""
 
@@ -41,6 +41,8 @@ def source(kind: str, folder: Path) -> Any:
     match kind:
         case "path" | "external":
             return path
+        case "bytes":
+            return path.read_bytes()
         case "onnx":
             return model
         case "onnx_graphsurgeon":
@@ -73,7 +75,7 @@ def test_results_hold_after_return(kind: str, tmp_path: Path) -> None:
         result.save(tmp_path / name)
         np.testing.assert_array_equal(expected, np.asarray(Evaluator(tmp_path / name).run(feed)["y"]))
     given = result.model
-    assert type(given) is type(model) or kind in ("path", "external")
+    assert type(given) is type(model) or kind in ("path", "external", "bytes")
     del result
     gc.collect()
     if isinstance(given, onnx_ir.Model):

@@ -112,5 +112,5 @@ def test_the_search_splits_where_factors_do_not_help(tmp_path: Path) -> None:
     kept = [op.operands[1].tensor for op in found.ops if op.name.endswith(SUFFIX)]
     assert len(kept) == 2
     assert all(t is not None and t.numpy().dtype == np.float32 for t in kept)
-    reached, without = (c.results["precision"]["reached"]["sqnr_db"] for c in (context, other))
+    reached, without = (c.artefacts.precision.reached["sqnr_db"] for c in (context, other))
     assert reached > without + 6

@@ -14,27 +14,24 @@ from memoptc.pass_base import Context
 
 T = TypeVar("T")
 
-_POOL = "weight pool"
-
 
 @contextmanager
 def shared_weights(context: Context) -> Iterator[WeightPool]:
     """Write all models within to one pool of weights, deleted at the end; an inner use shares the outer one's."""
-    outer = context.results.get(_POOL)
-    if outer is not None:
-        yield outer
+    if context.weights is not None:
+        yield context.weights
         return
-    pool = context.results[_POOL] = WeightPool(Path(context.scratch))
+    pool = context.weights = WeightPool(Path(context.scratch))
     try:
         yield pool
     finally:
-        del context.results[_POOL]
+        context.weights = None
         pool.remove()
 
 
 def pool_of(context: Context) -> WeightPool:
     """The pool that is shared now, else a new one that goes with its last user."""
-    return context.results.get(_POOL) or WeightPool(Path(context.scratch))
+    return context.weights or WeightPool(Path(context.scratch))
 
 
 def observe(

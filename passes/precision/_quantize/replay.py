@@ -6,10 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from memoptc.ir.core import Graph
-from memoptc.pass_base import Context, Pass
+from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.observe import shared_weights
 from memoptc.report.model import Decision
 
@@ -30,7 +29,7 @@ class _Outcome:
     stats: Counter[str]
     decisions: list[Decision]
     warnings: list[str]
-    precision: Any
+    precision: Precision | None
 
 
 def searched_once(
@@ -57,13 +56,13 @@ def searched_once(
                 counted,
                 context.decisions[decided:],
                 context.warnings[warned:],
-                context.results.get("precision"),
+                context.artefacts.precision,
             )
         else:
             take(graph, known.graph.clone())
             context.decisions.extend(known.decisions)
             context.warnings.extend(known.warnings)
-            context.results["precision"] = known.precision
+            context.artefacts.precision = known.precision
         stats.update(known.stats)
 
 

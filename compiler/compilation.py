@@ -1,0 +1,51 @@
+"""One compile, as its steps see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memoptc.ir.core import Graph
+from memoptc.options import Options
+from memoptc.runtime.inputs import by_symbol
+from memoptc.samples import Inputs
+from memoptc.source import Source, load, with_control
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What stays the same while a model is compiled.
+
+    Args:
+        source: The original.
+        options: The options in force.
+        data: What to calibrate and verify with, and the extents that it implies.
+        scratch: A folder for temporary files.
+    """
+
+    source: Source
+    options: Options
+    data: Inputs
+    scratch: Path
+
+    @staticmethod
+    def of(model: Any, options: Options, scratch: Path) -> Compilation:
+        """Read a model, and find the data and the extents to compile it with.
+
+        Args:
+            model: As `memoptc.compile` takes it.
+            options: What is asked for; extents may go by the names of inputs.
+            scratch: An existing folder for temporary files.
+
+        Raises:
+            InputError: the model, the data or an extent cannot be used.
+        """
+        source = load(model, scratch)
+        dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
+        options = replace(options, dims=dims, freeze=freeze)
+        return Compilation(source, options, Inputs(source, options), scratch)
+
+    def with_control(self, prepared: Graph) -> Compilation:
+        """Compare results with the original as it was prepared for the passes; see `memoptc.source.with_control`."""
+        return replace(self, source=with_control(self.source, prepared, self.scratch))
