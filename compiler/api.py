@@ -12,11 +12,12 @@ import onnx
 
 from memoptc.attempts import Attempt, Attempts
 from memoptc.compilation import Compilation
-from memoptc.gate import check_budget, check_verification, promised_slowdown
+from memoptc.gate import check_budget, check_verification
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.onnx_io import to_proto, write_into
+from memoptc.levels import promised_slowdown
 from memoptc.measuring import Bench
 from memoptc.option_fields import keywords_after_one, keywords_after_two
 from memoptc.options import FileOptions, Options

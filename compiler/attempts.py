@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from memoptc.compilation import Compilation
 from memoptc.forms import Choice
@@ -12,6 +12,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.decoder import Decoder
 from memoptc.ir.onnx_io import write_into
 from memoptc.measuring import Needs, Sizes, Times
+from memoptc.pass_base import Pass
 from memoptc.pipeline import Pipeline
 from memoptc.report.model import Decision
 from memoptc.runtime.contract import Contract, contract_path
@@ -19,8 +20,20 @@ from memoptc.runtime.integer_kernels import IntegerRun
 from memoptc.runtime.verify import Verification
 from memoptc.steps import describe, prepare, run, write
 
-if TYPE_CHECKING:
-    from memoptc.takeback import Edit
+
+@dataclass(frozen=True)
+class Edit:
+    """What is taken back of an attempt.
+
+    Args:
+        dropped: Positions of passes that are left out.
+        replaced: Passes in place of others, by position.
+        plain: The form in which the graph was written: it is written as a plain graph.
+    """
+
+    dropped: frozenset[int] = frozenset()
+    replaced: Mapping[int, Pass] = field(default_factory=dict)
+    plain: bool = False
 
 
 @dataclass

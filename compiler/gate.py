@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from memoptc.attempts import Attempt
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, GateError
-from memoptc.levels import ANY_SLOWDOWN, SLOWDOWN
 from memoptc.measuring import Sizes, Times
 from memoptc.options import Options
 from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
 from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
-
-if TYPE_CHECKING:
-    from memoptc.attempts import Attempt
 
 
 def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -44,13 +40,6 @@ def check_verification(attempt: Attempt, options: Options, find_culprit: Callabl
         message,
         hint="Nothing was written; leave the pass out with --passes, keep more layers in float, or use --force.",
     )
-
-
-def promised_slowdown(options: Options) -> float:
-    """Largest ratio of latencies that a compile promises: what was asked for, else the level's; any for a budget."""
-    if options.max_slowdown is not None:
-        return options.max_slowdown
-    return ANY_SLOWDOWN if options.budget else SLOWDOWN.get(options.level, SLOWDOWN[2])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.options import Options
 from memoptc.pass_base import spell
 from memoptc.runtime.devices import USUAL
 from memoptc.targets import INTEGERS, TARGETS
@@ -173,3 +174,10 @@ def _quantize(target: str, calibrated: bool, device: str, outputs: bool, accurac
 
 def _spelled(name: str, options: list[str]) -> str:
     return name + (f"{{{','.join(options)}}}" if options else "")
+
+
+def promised_slowdown(options: Options) -> float:
+    """Largest ratio of latencies that a compile promises: what was asked for, else the level's; any for a budget."""
+    if options.max_slowdown is not None:
+        return options.max_slowdown
+    return ANY_SLOWDOWN if options.budget else SLOWDOWN.get(options.level, SLOWDOWN[2])

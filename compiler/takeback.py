@@ -8,12 +8,12 @@ holds; then the shortest such tail is found, whose first pass is to blame; and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from memoptc.attempts import Attempt, Attempts
+from memoptc.attempts import Attempt, Attempts, Edit
 from memoptc.gate import Broken, broken_latency, broken_needs, refusal
 from memoptc.ir.diagnostics import GateError
 from memoptc.measuring import Bench, Times
@@ -30,21 +30,6 @@ MOST_ATTEMPTS = 16
 """Compiles after which the search settles for the best that is known to hold."""
 
 _HALFWAY = 0.5
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What is taken back of an attempt.
-
-    Args:
-        dropped: Positions of passes that are left out.
-        replaced: Passes in place of others, by position.
-        plain: The form in which the graph was written: it is written as a plain graph.
-    """
-
-    dropped: frozenset[int] = frozenset()
-    replaced: Mapping[int, Pass] = field(default_factory=dict)
-    plain: bool = False
 
 
 def find_edit(

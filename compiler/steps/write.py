@@ -8,8 +8,8 @@ from pathlib import Path
 
 from memoptc import forms
 from memoptc.compilation import Compilation
-from memoptc.gate import promised_slowdown
 from memoptc.ir.diagnostics import InputError
+from memoptc.levels import promised_slowdown
 from memoptc.runtime.configuration import FILE_ORDER
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.freeze import write_packed

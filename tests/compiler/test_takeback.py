@@ -10,8 +10,9 @@ import pytest
 from runtime_models import parse
 
 import memoptc
+from memoptc.attempts import Edit
 from memoptc.cli.main import main
-from memoptc.takeback import Edit, find_edit
+from memoptc.takeback import find_edit
 
 MB = 1 << 20
 
