@@ -155,7 +155,7 @@ class Attempts:
             files = write.pack_weights(self.output, files, compilation.scratch)
         self._files = files
         how = describe.Planning(data.dims, choice.form, compiled.artefacts.plan)
-        written = describe.figures(graph, files, how)
+        written = describe.figures(graph, [self.output, *(f for f in files if f != self.output)], how)
         kernels = describe.kernels_of(graph, self.output)
         contract, unrecorded = write.contract(compilation, compiled, written)
         contract.save(contract_path(self.output))
