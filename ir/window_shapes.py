@@ -2,7 +2,8 @@
 
 Where onnxruntime leaves the ONNX definition, a shape that follows the definition would be trusted and be wrong: its
 pools round towards zero, so that a window larger than its operand gives one element; with SAME padding they forget
-dilations; SAME padding of transposed convolutions never adds rows; and scales multiply in float32.
+dilations, each release in its own way; SAME padding of transposed convolutions never adds rows; and scales multiply in
+float32.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ def _pool_extents(
     for i, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
         extent, reach = shape[i + 2], (size - 1) * dilation + 1
         if auto_pad.startswith("SAME"):
-            # Padding is found for a window without holes, and what fits is counted with them.
-            padding = max((-(-extent // stride) - 1) * stride + size - extent, 0) if isinstance(extent, int) else None
-            before, after = 0, padding
-        else:
-            before, after = (0, 0) if auto_pad == "VALID" else (pads[i], pads[i + len(kernel)])
-        if after is None or (not isinstance(extent, int) and extent.value is None):
+            # As many as begin; releases of onnxruntime disagree on windows with holes.
+            proven = dilation == 1 and (isinstance(extent, int) or extent.value is not None)
+            found.append((extent + stride - 1) // stride if proven else context.new_symbolic_dim())
+            continue
+        before, after = (0, 0) if auto_pad == "VALID" else (pads[i], pads[i + len(kernel)])
+        if not isinstance(extent, int) and extent.value is None:
             found.append(context.new_symbolic_dim())
-        elif ceil_mode and not auto_pad.startswith("SAME"):
+        elif ceil_mode:
             # ceil((extent + before + after - reach) / stride) + 1 windows, of ceil((extent + before) / stride) that
             # begin.
             beyond = stride + after - reach

@@ -29,6 +29,8 @@ def window_of(op: Op, spatial: int) -> tuple[int, int, int, int, int] | None:
         there, result = extents(op, 0)[2 + spatial], (shape(op.results[0]) or ())[2 + spatial]
         if not isinstance(there, int) or not isinstance(result, int) or op.op_type == "ConvTranspose":
             return None
+        if dilation > 1 and op.op_type not in ("Conv", "FusedConv"):
+            return None  # padding that onnxruntime's pools find without the holes
         total = (result - 1) * stride + (size - 1) * dilation + 1 - there
         if total < 0 and op.op_type not in ("Conv", "FusedConv"):
             return None  # onnxruntime's pools skip elements at both ends then, as if padded by less than nothing

@@ -48,6 +48,16 @@ SMALLEST: dict[str, Callable[[], Sample]] = {
     "SAME and dilations": lambda: one(
         "MaxPool", [X], opset=12, kernel_shape=[3, 3], dilations=[2, 2], auto_pad="SAME_UPPER"
     ),
+    "SAME, dilations and a last window that is cut off": lambda: one(
+        "MaxPool",
+        [floats(R, 1, 1, 8)],
+        opset=12,
+        kernel_shape=[3],
+        dilations=[3],
+        strides=[3],
+        auto_pad="SAME_UPPER",
+        ceil_mode=1,
+    ),
     "SAME and strides, transposed": lambda: one(
         "ConvTranspose",
         [floats(R, 1, 1, 3, 3), weight(floats(R, 1, 1, 3, 1))],
