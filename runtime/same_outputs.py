@@ -53,17 +53,28 @@ def _difference(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto, c
         return e.message
     for feed in feeds:
         one, two = first.run(feed.feed), second.run(feed.feed)
-        for name, a in one.items():
-            b = two.get(name)
-            if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.shape != b.shape:
-                return f"output {name!r} has another form"
-            if a.dtype.kind == "f":
-                scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
-                if not np.allclose(a, b, rtol=0.0, atol=close * scale, equal_nan=True):
-                    return f"output {name!r} has other numbers"
-            elif not np.array_equal(a, b):
-                return f"output {name!r} has other values"
+        for name, value in one.items():
+            if (what := _unlike(value, two.get(name), close)) is not None:
+                return f"output {name!r} has {what}"
     return ""
+
+
+def _unlike(one: Any, two: Any, close: float) -> str | None:
+    """Say what two values do not share; containers are compared element by element."""
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        if len(one) != len(two):
+            return "another length"
+        return next((w for a, b in zip(one, two, strict=True) if (w := _unlike(a, b, close)) is not None), None)
+    if one is None and two is None:
+        return None
+    if not isinstance(one, np.ndarray) or not isinstance(two, np.ndarray) or one.shape != two.shape:
+        return "another form"
+    if one.dtype != two.dtype:
+        return "another type"
+    if one.dtype.kind == "f":
+        scale = float(np.max(np.abs(one), initial=0.0)) or 1.0
+        return None if np.allclose(one, two, rtol=0.0, atol=close * scale, equal_nan=True) else "other numbers"
+    return None if np.array_equal(one, two) else "other values"
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
+from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
 from memoptc.runtime.sizes import parse_bytes
 from memoptc.runtime.tiers.arena import combined, registered_arena
@@ -185,7 +186,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
         if run_options is not None:
             self._need_python("run options")
-        with translated(self.memory_limit):
+        with in_flight, translated(self.memory_limit):
             if self._planned is not None:
                 self._validate_input(list(input_feed))
                 found = self._planned.run(input_feed, into or {})
@@ -274,7 +275,7 @@ def _forwarded(name: str) -> Any:
 
     def call(self: Session, *arguments: Any, **named: Any) -> Any:
         self._need_python(name)
-        with translated(self.memory_limit):
+        with in_flight, translated(self.memory_limit):
             return method(self, *arguments, **named)
 
     call.__name__, call.__doc__, call.__qualname__ = name, method.__doc__, f"Session.{name}"
