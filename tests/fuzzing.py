@@ -41,12 +41,16 @@ def difference(
         found = compiled.run(feed)
     except MemoptcError as e:
         return e.message
-    for name, a in expected.items():
-        a, b = np.asarray(a), np.asarray(found[name])
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return f"{name} is {b.dtype}{b.shape}, was {a.dtype}{a.shape}"
-        if not _close(a, b, noise):
-            return f"{name} differs"
+    for name, value in expected.items():
+        listed = isinstance(value, list)
+        one, two = (value, found[name]) if listed else ([value], [found[name]])
+        if len(one) != len(two):
+            return f"{name} has {len(two)} elements, had {len(one)}"
+        for a, b in zip(map(np.asarray, one), map(np.asarray, two), strict=True):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                return f"{name} is {b.dtype}{b.shape}, was {a.dtype}{a.shape}"
+            if not _close(a, b, noise):
+                return f"{name} differs"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ def _converted(model: onnx.ModelProto, to: int, version: int, inputs: set[str]) 
     raised.ir_version = max(raised.ir_version, 7)
     # Types change between opsets (the mask of a Dropout): what was inferred before does not hold any more.
     del raised.graph.value_info[:]
+    _restore_types(dict(_bodies(model.graph)), raised.graph)
     for value in [v for v in raised.graph.input if v.name not in inputs]:
         raised.graph.input.remove(value)
     if version < 11:
@@ -107,6 +109,31 @@ def _converted(model: onnx.ModelProto, to: int, version: int, inputs: set[str]) 
                 mode = onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
                 node.attribute.extend([mode, onnx.helper.make_attribute("nearest_mode", _rounding(node, scales))])
     return raised
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[tuple[tuple[str, ...], onnx.GraphProto]]:
+    """Give each body of control flow with the results and the attribute that it belongs to."""
+    for node in graph.node:
+        for attr in node.attribute:
+            if attr.HasField("g"):
+                yield (attr.name, *node.output), attr.g
+                yield from _bodies(attr.g)
+
+
+def _restore_types(before: dict[tuple[str, ...], onnx.GraphProto], graph: onnx.GraphProto) -> None:
+    """Say of the values of bodies what the model says.
+
+    The converter adds shapes, and what a Loop collects in no trips at all has the shape that its body states.
+    """
+    for key, body in _bodies(graph):
+        del body.value_info[:]
+        stated = before.get(key)
+        if stated is None:
+            continue
+        for old, new in zip((*stated.input, *stated.output), (*body.input, *body.output), strict=True):
+            new.ClearField("type")
+            if old.HasField("type"):
+                new.type.CopyFrom(old.type)
 
 
 _SCALES = 2

@@ -137,3 +137,22 @@ def test_the_mask_of_a_dropout_keeps_its_type() -> None:
         helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 9)], ir_version=7
     )
     assert not _converted(read_onnx(model))
+
+
+def test_bodies_state_the_types_that_they_stated() -> None:
+    """What a Loop collects in no trips at all has the shape that its body states."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Neg", ["a"], ["item"])],
+        "body",
+        [helper.make_tensor_value_info("i", 7, []), helper.make_tensor_value_info("c", 9, [])],
+        [helper.make_tensor_value_info("d", 9, []), helper.make_empty_tensor_value_info("item")],
+    )
+    nodes = [helper.make_node("Loop", ["n", "go"], ["y"], body=body)]
+    inputs = [helper.make_tensor_value_info("n", 7, []), helper.make_tensor_value_info("a", 1, ["k", 3])]
+    weights = [helper.make_tensor("go", 9, [], [True])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_empty_tensor_value_info("y")], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
+    raised = compile(model, passes="raise-opset{to=18,below=18}", verify="off", measure=False).model
+    assert raised.opset_import[0].version == 18
+    feed = {"n": np.asarray(0), "a": np.zeros((2, 3), np.float32)}
+    assert not difference(Evaluator(model, UNOPTIMIZED).run(feed), Evaluator(raised, UNOPTIMIZED), feed)
