@@ -114,7 +114,12 @@ def deviates(op: Op, feed: dict[str, Any]) -> bool:
 
     Reductions overlook axes counted from the end where their operand is empty; a Reshape copies an extent where the
     one asked for is 0, and pools take images without elements in batches without images: all of these of nothing.
+    Beside an empty operand of other extents, a Concat leaves elements of its result as they were in memory.
     """
+    if op.op_type in ("Concat", "QLinearConcat"):
+        parts = [np.asarray(a) for v in op.operands if (a := feed.get(v.name)) is not None and np.ndim(a)]
+        others = {np.delete(a.shape, int(op.attrs["axis"]) % a.ndim).tobytes() for a in parts}
+        return any(a.size == 0 for a in parts) and len(others) > 1
     operand = feed.get(op.operands[0].name) if op.operands else None
     nothing = operand is not None and np.asarray(operand).size == 0
     if op.op_type.startswith(("Reduce", "ArgM")):

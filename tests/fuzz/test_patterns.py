@@ -32,7 +32,7 @@ WAYS: tuple[Way, ...] = (
     {"level": 2, "target": "bfloat16"},
     {"level": 2, "target": "float8"},
     {"level": 2, "freeze_runtime": True, "force": True},
-    {"level": 3, "form": "branch"},
+    {"level": 3, "form": "branch", "force": True},
     {"level": 0, "external": "always"},
 )
 """Each model is compiled in three ways, which advance with the seed."""
