@@ -1,0 +1,138 @@
+"""Decoders of transformers with keys and values of the past as inputs and outputs, with random weights.
+
+`DECODERS` maps a name to a builder of a `Case`, as `MODULES` of `modules.py` does: GPT-2, Llama, Qwen3, and the decoders
+of T5 and Whisper, whose keys and values of the encoder come in, too. Needs transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from modules import Case, Input
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+VOCABULARY = 101
+SIZES = [{"B": 2, "T": 5, "P": 3}, {"B": 1, "T": 1, "P": 5}, {"B": 1, "T": 7, "P": 0}, {"B": 3, "T": 1, "P": 12}]
+
+
+class Causal(nn.Module):
+    """Ids, mask, positions and caches to scores and grown caches."""
+
+    leading = 3
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> list[Tensor]:
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        out = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
+        return [out.logits, *(t for layer in out.past_key_values for t in layer[:2])]
+
+
+class CrossDecoder(nn.Module):
+    """A decoder over what an encoder's states gave: its keys and values come in and are only read."""
+
+    leading = 2
+
+    def __init__(self, model: nn.Module, t5: bool) -> None:
+        super().__init__()
+        self.model, self.t5 = model, t5
+
+    def forward(self, input_ids: Tensor, hidden: Tensor, *past: Tensor) -> list[Tensor]:
+        own = DynamicCache(list(zip(past[::4], past[1::4], strict=True)))
+        cross = DynamicCache(list(zip(past[2::4], past[3::4], strict=True)))
+        cache = EncoderDecoderCache(own, cross)
+        decoder = self.model.decoder if self.t5 else self.model.model.decoder
+        out = decoder(input_ids=input_ids, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True)
+        states = out.last_hidden_state
+        if self.t5:
+            logits = self.model.lm_head(states * self.model.model_dim**-0.5)
+        else:
+            logits = self.model.proj_out(states)
+        grown = out.past_key_values.self_attention_cache
+        return [logits, *(t for layer in grown for t in layer[:2])]
+
+
+def causal(model: nn.Module, layers: int, kv: int, width: int) -> Case:
+    caches = [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    inputs = [
+        Input("input_ids", ["B", "T"], f"ids:{VOCABULARY}"), Input("attention_mask", ["B", "P+T"], "ones"),
+        Input("position_ids", ["B", "T"], "positions"), *(Input(n, ["B", kv, "P", width]) for n in caches),
+    ]  # fmt: skip
+    outputs = ["logits", *(n.replace("past_key_values", "present") for n in caches)]
+    return Case(Causal(model.eval()), inputs, outputs, SIZES)
+
+
+def seq2seq(model: nn.Module, t5: bool, layers: int, heads: int, width: int) -> Case:
+    inputs = [Input("input_ids", ["B", "T"], f"ids:{VOCABULARY}"), Input("encoder_hidden_states", ["B", "S", heads * width])]
+    for i in range(layers):
+        inputs += [Input(f"past_key_values.{i}.decoder.{part}", ["B", heads, "P", width]) for part in ("key", "value")]
+        inputs += [Input(f"past_key_values.{i}.encoder.{part}", ["B", heads, "S", width]) for part in ("key", "value")]
+    outputs = ["logits"] + [f"present.{i}.decoder.{part}" for i in range(layers) for part in ("key", "value")]
+    return Case(CrossDecoder(model.eval(), t5), inputs, outputs, [s | {"S": 8 + i} for i, s in enumerate(SIZES)])
+
+
+def gpt2(wide: float) -> Case:
+    w = int(32 * wide)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=w, n_layer=2, n_head=4)
+    return causal(GPT2LMHeadModel(config), 2, 4, w // 4)
+
+
+def llama(wide: float) -> Case:
+    w = int(32 * wide)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=w, intermediate_size=2 * w, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    return causal(LlamaForCausalLM(config), 2, 2, w // 4)
+
+
+def qwen3(wide: float) -> Case:
+    w = int(32 * wide)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=w, intermediate_size=2 * w, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=w // 4, max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    return causal(Qwen3ForCausalLM(config), 2, 2, w // 4)
+
+
+def t5(wide: float) -> Case:
+    w = int(32 * wide)
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=w, d_kv=w // 4, d_ff=2 * w, num_layers=2, num_heads=4, is_decoder=False,
+    )  # fmt: skip
+    return seq2seq(T5ForConditionalGeneration(config), True, 2, 4, w // 4)
+
+
+def whisper_decoder(wide: float) -> Case:
+    w = int(32 * wide)
+    config = WhisperConfig(
+        vocab_size=VOCABULARY, d_model=w, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=2 * w, decoder_ffn_dim=2 * w, max_target_positions=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return seq2seq(WhisperForConditionalGeneration(config), False, 2, 4, w // 4)
+
+
+DECODERS: dict[str, Callable[[float], Case]] = {
+    "gpt2": gpt2, "llama": llama, "qwen3": qwen3, "t5": t5, "whisper_decoder": whisper_decoder,
+}  # fmt: skip
