@@ -9,6 +9,7 @@ have modules of their own.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from functools import cache
 from types import ModuleType
@@ -35,6 +36,7 @@ def install() -> None:
     registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
     registry.register("", "Equal", since_version=7)(_infer_equal)
     registry.register("", "Where", since_version=9)(_infer_where)
+    registry.register("", "Mod", since_version=10)(_infer_mod)
     window_shapes.install()
     content_shapes.install()
     contrib.install()
@@ -121,6 +123,18 @@ def _infer_equal(context: Any, node: onnx_ir.Node) -> None:
     known = [_integers(context, v) for v in node.inputs]
     if known[0] is not None and known[1] is not None and len(known[0]) == len(known[1]):
         context.set_symbolic_value(node.outputs[0], [int(a == b) for a, b in zip(*known, strict=True)])
+
+
+def _infer_mod(context: Any, node: onnx_ir.Node) -> None:
+    """Elements of a remainder of known integers: exporters count an axis from the end by it (`-1 mod 3`)."""
+    _elementwise._infer_arithmetic(context, node)
+    known = [_integers(context, v) for v in node.inputs]
+    if known[0] is None or known[1] is None or not all(known[1]):
+        return
+    if len(known[0]) == len(known[1]):
+        fmod = node.attributes.get("fmod")
+        of = (lambda a, b: int(math.fmod(a, b))) if fmod is not None and fmod.as_int() else (lambda a, b: a % b)
+        context.set_symbolic_value(node.outputs[0], [of(a, b) for a, b in zip(*known, strict=True)])
 
 
 def _infer_where(context: Any, node: onnx_ir.Node) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/exporters/export.py FOLDER [--only NAME ...] [--by dynamo --by script] [--wide 1]
 
-needs torch, onnx and onnxscript (transformers, too, for decoders). For each model FOLDER gets `NAME.BY.SHAPES.DTYPE.onnx`
-and a `.json` beside it: input names, dtypes, extents with symbols, contents, sizes; `judge.py` makes feeds from that.
+needs torch, onnx and onnxscript (transformers, too, for decoders). Each model is `NAME.BY.SHAPES.DTYPE.onnx` in FOLDER,
+with a `.json` beside it: input names, dtypes, extents with symbols, contents, sizes; `judge.py` makes feeds from that.
 What an exporter itself refuses is named and left out.
 """
 

@@ -1,14 +1,13 @@
 """Decoders of transformers with keys and values of the past as inputs and outputs, with random weights.
 
-`DECODERS` maps a name to a builder of a `Case`, as `MODULES` of `modules.py` does: GPT-2, Llama, Qwen3, and the decoders
-of T5 and Whisper, whose keys and values of the encoder come in, too. Needs transformers.
+`DECODERS` maps a name to a builder of a `Case`, as `MODULES` of `modules.py` does: GPT-2, Llama, Qwen3, and decoders of
+T5 and Whisper, whose keys and values of the encoder come in, too. Needs transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from modules import Case, Input
 from torch import Tensor, nn
 from transformers import (
@@ -83,7 +82,10 @@ def causal(model: nn.Module, layers: int, kv: int, width: int) -> Case:
 
 
 def seq2seq(model: nn.Module, t5: bool, layers: int, heads: int, width: int) -> Case:
-    inputs = [Input("input_ids", ["B", "T"], f"ids:{VOCABULARY}"), Input("encoder_hidden_states", ["B", "S", heads * width])]
+    inputs = [
+        Input("input_ids", ["B", "T"], f"ids:{VOCABULARY}"),
+        Input("encoder_hidden_states", ["B", "S", heads * width]),
+    ]
     for i in range(layers):
         inputs += [Input(f"past_key_values.{i}.decoder.{part}", ["B", heads, "P", width]) for part in ("key", "value")]
         inputs += [Input(f"past_key_values.{i}.encoder.{part}", ["B", heads, "S", width]) for part in ("key", "value")]

@@ -220,9 +220,7 @@ class Bert(nn.Module):
         x = self.norm(x)
         mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
         for layer in self.layers:
-            q, k, v = (
-                layer[n](x).view(x.shape[0], steps, self.heads, -1).permute(0, 2, 1, 3) for n in "qkv"
-            )
+            q, k, v = (layer[n](x).view(x.shape[0], steps, self.heads, -1).permute(0, 2, 1, 3) for n in "qkv")
             scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + mask
             y = (scores.softmax(-1) @ v).permute(0, 2, 1, 3).contiguous().view(x.shape)
             x = layer["n1"](x + layer["o"](y))

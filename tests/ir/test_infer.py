@@ -219,3 +219,22 @@ def test_squeeze_without_axes_may_take_symbols_away() -> None:
       return %a, %b
     }"""
     assert types(text, "a", "b") == ["f32[*]", "f32[3]"]
+
+
+def test_remainders_of_constants_are_elements() -> None:
+    """torch's unflatten counts its axis from the end by `-1 mod 3`, and cuts the shape there."""
+    shape = onnx.helper.make_tensor
+    make = onnx.helper.make_node
+    nodes = [
+        make("Mod", ["minus", "three"], ["axis"]), make("Shape", ["x"], ["s"]), make("Slice", ["s", "zero", "axis"], ["a"]),
+        make("Concat", ["a", "parts"], ["target"], axis=0), make("Reshape", ["x", "target"], ["y"]),
+    ]  # fmt: skip
+    known = {"minus": [-1], "three": [3], "zero": [0], "parts": [3, 4]}
+    graph = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", 1, ["n", 5, 12])],
+        [onnx.helper.make_tensor_value_info("y", 1, None)],
+        [shape(n, onnx.TensorProto.INT64, [len(v)], v) for n, v in known.items()],
+    )  # fmt: skip
+    read = read_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9))
+    infer_shapes(read)
+    assert [str(d) for d in read.outputs[0].type.shape] == ["n", "5", "3", "4"]
