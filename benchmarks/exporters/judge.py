@@ -1,9 +1,9 @@
 """Compile exported models as a user does who knows nothing, and judge what comes out from outside.
 
-    python benchmarks/exporters/judge.py FOLDER [--only PATTERN] [--ways -O2 '-O2 --target int8' ...] [--measure]
-                                         [--seconds 120] [--log results.jsonl]
+    python benchmarks/exporters/judge.py FOLDER [--only PATTERN] [--way=-O2 --way='-O2 --target int8' ...] [--measure]
+                                         [--seconds 120] [--log results.jsonl] [--budget 200]
 
-FOLDER holds what `export.py` and `others.py` write. Each model is compiled by the command line in each way, without
+FOLDER holds what `export.py` writes. Each model is compiled by the command line in each way, without
 inputs and without data, with a limit on time. Then the original and the result run in stock onnxruntime, with and
 without its optimizer, on valid inputs of each size, and what comes out is compared; interfaces, too. One line per
 model and way: `ok`, or what is wrong, with seconds and the compiler's highest resident MB. `--measure` compares needs
@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*")
-    parser.add_argument("--ways", nargs="*", default=WAYS)
+    parser.add_argument("--way", action="append", help="may be repeated: --way='-O2 --target int8'")
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--log", type=Path, help="one JSON line per compile; what is in it is not done again")
@@ -217,7 +217,7 @@ def main() -> None:
     for model in sorted(given.folder.glob("*.onnx")):
         if not fnmatch.fnmatch(model.name, given.only) or not model.with_suffix(".json").exists():
             continue
-        for way in given.ways:
+        for way in given.way or WAYS:
             if (model.name, way) in done:
                 continue
             if time.perf_counter() - started > given.budget:

@@ -226,7 +226,8 @@ def test_remainders_of_constants_are_elements() -> None:
     shape = onnx.helper.make_tensor
     make = onnx.helper.make_node
     nodes = [
-        make("Mod", ["minus", "three"], ["axis"]), make("Shape", ["x"], ["s"]), make("Slice", ["s", "zero", "axis"], ["a"]),
+        make("Mod", ["minus", "three"], ["axis"]), make("Shape", ["x"], ["s"]),
+        make("Slice", ["s", "zero", "axis"], ["a"]),
         make("Concat", ["a", "parts"], ["target"], axis=0), make("Reshape", ["x", "target"], ["y"]),
     ]  # fmt: skip
     known = {"minus": [-1], "three": [3], "zero": [0], "parts": [3, 4]}
