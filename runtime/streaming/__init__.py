@@ -1,0 +1,1 @@
+"""Weights that are read from the disk while the model runs, within a limit."""
