@@ -1,6 +1,6 @@
 """Weights that stream, against the kernel's blind paging, in control groups: time of a run by memory limit.
 
-    python benchmarks/streaming.py MODEL.onnx [--limit 150MB ...] [--dim past=256 ...] [--runs 8]
+    python benchmarks/streaming.py MODEL.onnx [--limit 150MB ...] [--dim past=256 ... | --inputs FILE.npz] [--runs 8]
     python benchmarks/streaming.py --generate 3GB --limit 400MB
 
 MODEL has its weights in a file of their own (`memoptc --external always`). For each limit, fresh processes run it by
@@ -60,7 +60,7 @@ def worker(model: str, inputs: str, weight_limit: int, runs: int) -> dict[str, A
             with open("/proc/self/status") as status:
                 most = max(most, next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon")))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     seconds = []
     for _ in range(runs):
@@ -81,7 +81,7 @@ def start(group: ControlGroup, limit: int | None, model: Path, arguments: list[s
     group.empty()
     group.limit(limit)
     command = [*group.command(), sys.executable, __file__, "--worker", str(model), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     if done.returncode:
         sys.stderr.write(done.stderr[-2000:])
         return None
@@ -169,6 +169,7 @@ def encoder(path: Path, size: int) -> None:
 @click.option("--generate", help="Size of an encoder to make.")
 @click.option("--limit", "limits", multiple=True, default=("150MB", "300MB", "450MB"), show_default=True)
 @click.option("--dim", "dims", multiple=True, help="NAME=EXTENT of the inputs.")
+@click.option("--inputs", "given", type=click.Path(path_type=Path), help="Inputs, .npz; made up when not given.")
 @click.option("--runs", default=8, show_default=True)
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures to this file, one JSON line per limit.")
@@ -177,6 +178,7 @@ def main(
     generate: str | None,
     limits: tuple[str, ...],
     dims: tuple[str, ...],
+    given: Path | None,
     runs: int,
     rounds: int,
     out: Path | None,
@@ -190,9 +192,10 @@ def main(
             model = Path(folder) / "encoder.onnx"
             encoder(model, parse_bytes(generate))
         assert model is not None, "name a model, or --generate one"
-        maker = InputMaker(read_onnx(model), {n: int(e) for n, e in (d.split("=") for d in dims)})
-        inputs = Path(folder) / "inputs.npz"
-        save_feed(inputs, maker.make({}))
+        inputs = given or Path(folder) / "inputs.npz"
+        if given is None:
+            maker = InputMaker(read_onnx(model), {n: int(e) for n, e in (d.split("=") for d in dims)})
+            save_feed(inputs, maker.make({}))
         weights = sum(f.stat().st_size for f in model_files(model) if f.suffix != ".json")
         free = start(group, None, model, [str(inputs), str(16 << 20), "3"])
         assert free is not None, "it does not stream"

@@ -140,6 +140,9 @@ class Streamer:
     def _work(self) -> None:
         try:
             self._follow()
+        except RuntimeError as error:  # nothing is read any more once the interpreter is being shut down
+            if "shutdown" not in str(error):
+                raise
         finally:
             with self._wake:  # nobody waits for a thread that has ended
                 self._closed = True
