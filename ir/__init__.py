@@ -1,1 +1,5 @@
 """memoptc."""
+
+from memoptc.ir import deferred
+
+deferred.install()

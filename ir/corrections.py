@@ -8,6 +8,7 @@ have modules of their own.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import re
@@ -21,7 +22,7 @@ import onnx_shape_inference._symbolic_shapes as engine_symbols
 from onnx_shape_inference import _broadcast, _constraints, registry
 from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
-from memoptc.ir import content_shapes, contrib, experimental, window_shapes
+from memoptc.ir import content_shapes, contrib, experimental, monomials, window_shapes
 
 _Extent = int | onnx_ir.SymbolicDim
 
@@ -31,12 +32,14 @@ def install() -> None:
     _broadcast._broadcast_dim = broadcast_extents
     for module in (ir_symbols, engine_symbols, _constraints):
         setattr(module, "sympy", _Sympy("sympy"))  # noqa: B010
+    setattr(_constraints, "collect_symbol_names", _symbol_names)  # noqa: B010
     registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
     registry.register("", "Slice", since_version=10)(_infer_slice)
     registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
     registry.register("", "Equal", since_version=7)(_infer_equal)
     registry.register("", "Where", since_version=9)(_infer_where)
     registry.register("", "Mod", since_version=10)(_infer_mod)
+    monomials.install()
     window_shapes.install()
     content_shapes.install()
     contrib.install()
@@ -57,7 +60,30 @@ class _Sympy(ModuleType):
         return _SYMPY.Symbol(name, **assumptions)
 
 
-_SYMPY: Any = getattr(engine_symbols, "sympy")  # noqa: B009
+_SYMPY: Any = importlib.import_module("sympy")
+"""A dependency of the engine; executed when it is first used (`memoptc.ir.deferred`)."""
+
+
+def _symbol_names(graph: onnx_ir.Graph) -> set[str]:
+    """Give the names that stand in declared shapes: symbols, whose names the engine then leaves alone, and functions.
+
+    Takes the place of the engine's own, which parses every extent with sympy to find them.
+    """
+    values: list[onnx_ir.Value | None] = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    inner: set[str] = set()
+    for node in graph:
+        values += [*node.inputs, *node.outputs]
+        for attribute in node.attributes.values():
+            if attribute.type == onnx_ir.AttributeType.GRAPH:
+                inner |= _symbol_names(attribute.as_graph())
+            elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+                inner = inner.union(*map(_symbol_names, attribute.as_graphs()))
+    shapes = [value.shape for value in values if value is not None and value.shape is not None]
+    texts = {e.value for shape in shapes for e in shape if isinstance(e, onnx_ir.SymbolicDim) and e.value is not None}
+    return inner.union(*(_NAME.findall(text) for text in texts))
+
+
+_NAME = re.compile(r"[^\W\d][\w.]*")
 
 
 def broadcast_extents(a: _Extent, b: _Extent) -> _Extent | None:

@@ -37,8 +37,6 @@ CLOSE = 1.03
 
 MOUNTS, OWN = Path("/proc/self/mounts"), Path("/proc/self/cgroup")
 
-MOUNTS, OWN = Path("/proc/self/mounts"), Path("/proc/self/cgroup")
-
 _RUNS = 3
 _LEAST = 8 << 20
 """No process with onnxruntime runs in less."""
