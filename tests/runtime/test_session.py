@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from zoo import ZOO, each_model
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime import measured_contract
 from memoptc.runtime.contract import Contract, arena_entries, contract_path, load_contract
 from memoptc.runtime.measured_contract import make_contract, tier_of
 from memoptc.runtime.options import FRUGAL, PACKING_KEY
@@ -424,6 +425,23 @@ def test_a_contract_says_whether_packing_pays(tmp_path: Path) -> None:
     inline = tmp_path / "inline.onnx"
     inline.write_bytes(network(768, 3))
     assert "packed_bytes" not in make_contract(inline, feed(1, 768), threads=1, slowdown=1e9).measured
+
+
+def test_larger_feeds_are_timed_only_where_the_first_leaves_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rows = external(tmp_path), []
+    timed = measured_contract._shortest
+
+    def counted(session: Any, one: Any) -> float | None:
+        rows.append(len(one["x"]))
+        return timed(session, one)
+
+    monkeypatch.setattr(measured_contract, "_shortest", counted)
+    for slowdown, wanted in ((1e-9, [1, 1]), (1e9, [1, 1, 9, 9])):
+        rows.clear()
+        make_contract(path, feed(1, 768), threads=1, slowdown=slowdown, others=lambda: [feed(9, 768)])
+        assert rows == wanted
 
 
 @pytest.mark.parametrize("tier", ["arena", "planned"])
