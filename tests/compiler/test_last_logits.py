@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -10,9 +13,16 @@ from decoders import CLOSE, Style, decoder, feed
 from runtime_models import mlp, parse
 
 import memoptc
+from memoptc.ir.dims import same
+from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.last_logits import keep_last_of, logits_of
+from memoptc.ir.printer import print_graph
+from memoptc.last_logits import keep_last, keep_last_of, logits_of
+from memoptc.pass_base import Context
 from memoptc.passes.fuse._fuse.core import shape_of
+from memoptc.passes.memory.narrow import Narrow
+from memoptc.passes.precision._quantize.reading import moments_of
+from memoptc.runtime.data import Data
 
 
 def run(model: onnx.ModelProto, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -62,3 +72,19 @@ def test_an_output_that_others_use_keeps_all_rows_for_them() -> None:
     found = run(copy, {"ids": np.array([[0, 1, 2]])})
     assert found["logits"].shape == (1, 1, 4)
     assert found["twice"].shape == (1, 3, 4)
+
+
+def test_calibration_sees_all_steps(tmp_path: Path) -> None:
+    style = Style()
+    graph = read_onnx(decoder(style))
+    keep_last(graph, ["logits"])
+    infer_shapes(graph)
+    Narrow().run(graph, Counter())
+    data = [feed(style, 1, 7, 0, seed=i) for i in range(5)]
+    heads = [m for m in graph.walk("MatMul") if shape_of(m.result)[-1:] == (style.vocabulary,)]
+    assert not any(same(shape_of(m.operand)[1], shape_of(graph.inputs[0])[1]) for m in heads)
+    context = Context(calibration=Data(data, {v.name: v.type for v in graph.inputs}), scratch=tmp_path)
+    before = print_graph(graph)
+    found = moments_of(graph, graph.walk("MatMul"), context)
+    assert found[heads[0]].rows == 5 * 7
+    assert print_graph(graph) == before

@@ -124,9 +124,7 @@ def noise(graph: Graph, other: Graph, data: list[Feed]) -> float:
 
 @pytest.mark.parametrize("text", SHAPES, ids=["product", "transposed", "convolution", "gemm"])
 @pytest.mark.parametrize("options", [{}, {"form": "dq"}, {"symmetric": True}, {"bits": 8}], ids=str)
-def test_products_come_nearer_on_new_data_with_the_same_scales(
-    text: str, options: dict[str, object], tmp_path: object
-) -> None:
+def test_products_come_nearer_on_new_data(text: str, options: dict[str, object], tmp_path: object) -> None:
     rng = np.random.default_rng(5)
     graph = model(text, rng)
     plain, rounded = graph.clone(), graph.clone()
@@ -143,24 +141,33 @@ def test_products_come_nearer_on_new_data_with_the_same_scales(
         for a, b in zip(plain.walk("const"), rounded.walk("const"), strict=True)
         if a.attrs["value"].numpy().tobytes() != b.attrs["value"].numpy().tobytes()
     ]
-    assert len(pairs) == 1, "only codes differ: scales and zero points are the same"
+    assert 1 <= len(pairs) <= 3, "codes differ, and the scales and zero points where others err less"
 
 
-def test_a_table_that_is_also_a_product_is_rounded_plainly(tmp_path: object) -> None:
-    text = """graph @g(%x: f32[N,32], %i: i64[M]) -> (f32[*], f32[*]) {
-      %w = const() {value=@w} : f32[80,32]
+def test_a_table_that_is_also_a_product_errs_less_in_the_product_and_hardly_more_in_its_rows(tmp_path: object) -> None:
+    text = """graph @g(%x: f32[N,64], %i: i64[M]) -> (f32[*], f32[*]) {
+      %w = const() {value=@w} : f32[80,64]
       %y = Gemm(%x, %w) {transB=1}
       %z = Gather(%w, %i)
       return %y, %z
     }"""
-    graph = model(text, np.random.default_rng(1))
-    one, two = graph.clone(), graph.clone()
-    feed = {"x": np.ones((4, 32), np.float32), "i": np.zeros(2, np.int64)}
-    data = Data([feed], {v.name: v.type for v in graph.inputs})
-    QuantizeWeights(smallest=0).run(one, Counter())
-    QuantizeWeights(smallest=0).apply(two, Counter(), Context(calibration=data, scratch=tmp_path))  # type: ignore[arg-type]
-    for a, b in zip(one.walk("const"), two.walk("const"), strict=True):
-        assert a.attrs["value"].numpy().tobytes() == b.attrs["value"].numpy().tobytes()
+    rng = np.random.default_rng(1)
+    graph = model(text, rng)
+    plain, rounded = graph.clone(), graph.clone()
+    spread = (4.0 ** rng.standard_normal(64)).astype(np.float32)  # few channels carry most of the energy
+    seen, new = (
+        [{"x": rng.standard_normal((40, 64)).astype(np.float32) * spread, "i": np.arange(80)} for _ in range(count)]
+        for count in (8, 3)
+    )
+    data = Data(seen, {v.name: v.type for v in graph.inputs})
+    QuantizeWeights(smallest=0).run(plain, Counter())
+    QuantizeWeights(smallest=0).apply(rounded, Counter(), Context(calibration=data, scratch=tmp_path))  # type: ignore[arg-type]
+    errors = []
+    for other in (plain, rounded):
+        pairs = [(a, b) for feed in new if (a := run(graph, feed)) and (b := run(other, feed))]
+        errors.append([sum(float(np.square(a[k] - b[k]).sum()) for a, b in pairs) for k in "yz"])
+    assert errors[1][0] < 0.7 * errors[0][0]
+    assert errors[1][1] < 2.0 * errors[0][1]
 
 
 @pytest.mark.parametrize("dtype", [DType.INT8, DType.UINT8])

@@ -48,10 +48,14 @@ class Blocks:
 
     def decoded(self) -> Float32:
         """Give the weights as a runtime computes them: float32 of shape (rows, columns)."""
-        rows, count = self.scales.shape
-        codes = self.codes.reshape(rows, count, self.block).astype(np.float32)
-        real = (codes - self.zeros[..., None]) * self.scales[..., None]
-        return np.ascontiguousarray(real.reshape(rows, -1)[:, : self.columns])
+        return self.decoded_rows(slice(None))
+
+    def decoded_rows(self, part: slice) -> Float32:
+        """Give some rows of them."""
+        scales, zeros = self.scales[part], self.zeros[part]
+        codes = self.codes[part].reshape(*scales.shape, self.block).astype(np.float32)
+        real = (codes - zeros[..., None]) * scales[..., None]
+        return np.ascontiguousarray(real.reshape(len(scales), -1)[:, : self.columns])
 
     def packed(self) -> Bytes:
         """Give the codes as bytes of shape (rows, blocks, block * bits / 8), lower half of a byte first."""
@@ -72,7 +76,15 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return np.ascontiguousarray(codes[..., ::2] | codes[..., 1::2] << 4)
 
 
-def encode(weight: Float32, bits: int, block: int, *, symmetric: bool, search: bool = True) -> Blocks:
+def encode(
+    weight: Float32,
+    bits: int,
+    block: int,
+    *,
+    symmetric: bool,
+    search: bool = True,
+    importance: npt.NDArray[np.floating] | None = None,
+) -> Blocks:
     """Code a matrix block by block, along its columns.
 
     Plain rounding maps the range of a block onto all codes. The search also tries narrower ranges, which clip the
@@ -82,12 +94,17 @@ def encode(weight: Float32, bits: int, block: int, *, symmetric: bool, search: b
     rounding. The middle code stands for 0 in the symmetric form, which has one code more on one side: the sign of
     the scale says on which.
 
+    With the importance of columns, squares are weighted by it: the mean square of what a column is multiplied with
+    makes the sum the expected error of the product, if columns are uncorrelated. (Lin et al., "AWQ", 2023, show that
+    a small part of the channels decides; llama.cpp's importance matrix, 2024, weights its search so.)
+
     Args:
         weight: Finite float32 of shape (rows, columns).
         bits: 4 or 8.
         block: Columns that share a scale; the last block of a row may be shorter, and is filled with zeros.
         symmetric: Whether 0 has the same code in every block.
         search: Look for good scales, or round plainly.
+        importance: Weight of each column's squared error, `[columns]`, not negative; alike where not given.
     """
     rows, columns = weight.shape
     count = -(-columns // block)
@@ -98,20 +115,36 @@ def encode(weight: Float32, bits: int, block: int, *, symmetric: bool, search: b
     scales = np.empty(len(flat), np.float32)
     zeros = np.empty(len(flat), np.uint8)
     step = max(1, _CHUNK // block)
+    counted = None if importance is None else _by_block(importance, count, block)
     for start in range(0, len(flat), step):
         part = slice(start, start + step)
-        codes[part], scales[part], zeros[part] = _encode(flat[part], bits, symmetric, search)
+        part_counted = None if counted is None else counted[np.arange(start, start + len(flat[part])) % count]
+        codes[part], scales[part], zeros[part] = _encode(flat[part], bits, symmetric, search, part_counted)
     shape = (rows, count)
     return Blocks(codes.reshape(rows, -1), scales.reshape(shape), zeros.reshape(shape), bits, block, columns, symmetric)
 
 
-def _encode(w: Float32, bits: int, symmetric: bool, search: bool) -> tuple[Bytes, Float32, Bytes]:
+_LEAST = 1e-4
+"""Of the mean importance: what a column that was silent in the data counts all the same."""
+
+
+def _by_block(importance: npt.NDArray[np.floating], count: int, block: int) -> Float32:
+    """Importance of columns as `[blocks, block]`, 1 in the mean; padding counts for nothing."""
+    spread = np.zeros(count * block, np.float64)
+    mean = float(importance.mean())
+    spread[: len(importance)] = np.maximum(importance / mean, _LEAST) if mean > 0 else 1.0
+    return spread.reshape(count, block).astype(np.float32)
+
+
+def _encode(
+    w: Float32, bits: int, symmetric: bool, search: bool, counted: Float32 | None = None
+) -> tuple[Bytes, Float32, Bytes]:
     """Code blocks of shape (blocks, block), each in units of its largest magnitude, so that no square overflows."""
     magnitude = np.abs(w).max(axis=1)
     empty = magnitude < SMALLEST
     magnitude = np.where(empty, np.float32(1.0), magnitude).astype(np.float32)
     unit = np.where(empty[:, None], np.float32(0.0), w / magnitude[:, None])
-    best = _Best(unit, bits)
+    best = _Best(unit, bits, counted)
     shrinks = SHRINKS[bits] if search else (1.0,)
     if symmetric:
         middle = np.full(len(w), 2 ** (bits - 1), np.float32)
@@ -139,10 +172,10 @@ def _encode(w: Float32, bits: int, symmetric: bool, search: bool) -> tuple[Bytes
 
 
 class _Best:
-    """The best scale and zero so far, for each block."""
+    """The best scale and zero so far, for each block; `counted` weights squared errors, alike where it is `None`."""
 
-    def __init__(self, w: Float32, bits: int) -> None:
-        self.w = w
+    def __init__(self, w: Float32, bits: int, counted: Float32 | None = None) -> None:
+        self.w, self.counted = w, counted
         self.top = 2**bits - 1
         self.error = np.full(len(w), np.inf, np.float32)
         self.scale = np.ones(len(w), np.float32)
@@ -153,7 +186,7 @@ class _Best:
         error = self._levels(scale, zero)
         error *= scale[:, None]
         error -= self.w
-        squares = np.einsum("ij,ij->i", error, error)
+        squares = self._sum(error, error)
         better = squares < self.error
         self.error = np.where(better, squares, self.error)
         self.scale = np.where(better, scale, self.scale)
@@ -162,10 +195,15 @@ class _Best:
     def polish(self) -> None:
         """The best scale for the codes that the best scale so far gives."""
         levels = self._levels(self.scale, self.zero)
-        squares = np.einsum("ij,ij->i", levels, levels)
+        squares = self._sum(levels, levels)
         usable = squares > 0
-        scale = np.einsum("ij,ij->i", levels, self.w) / np.where(usable, squares, np.float32(1.0))
+        scale = self._sum(levels, self.w) / np.where(usable, squares, np.float32(1.0))
         self.offer(np.where(usable & (scale != 0), scale, self.scale).astype(np.float32), self.zero)
+
+    def _sum(self, a: Float32, b: Float32) -> Float32:
+        """Sum of products over each block, each times what its column counts."""
+        found: Float32 = np.einsum("ij,ij->i", a if self.counted is None else a * self.counted, b)
+        return found
 
     def codes(self) -> Float32:
         """The codes, as floats."""

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.numerics import magnitude_of
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Site, Weight, find_weights
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Site, Weight, find_weights
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.precision._quantize.weight_only import WINDOW, Plan, Writer
 from memoptc.report.model import Decision
@@ -108,13 +109,34 @@ def _observed(
                 if site.op in seen:
                     at = WINDOW if site.op.op_type in CONVOLUTIONS else site.columns
                     found[at] = found[at].add(seen[site.op]) if at in found else seen[site.op]
-            yield weights[i], found
+            looked_up = len(needs[i]) < len(weights[i].sites)
+            yield weights[i], {at: _with_rows(weights[i], m) for at, m in found.items()} if looked_up else found
         del seen  # before the next are added up
 
 
 def _readers(weight: Weight, graph: Graph) -> list[Site]:
-    """All that reads a weight, where all of it can be observed; else nothing."""
-    return [] if any(why_not(site.op, graph) for site in weight.sites) else weight.sites
+    """The products that read a weight, where all of them can be observed, beside lookups of its rows; else nothing."""
+    products = [site for site in weight.sites if site.op.op_type != GATHER]
+    if len(products) < len(weight.sites) and any(site.columns != 1 for site in products):
+        return []
+    return [] if any(why_not(site.op, graph) for site in products) else products
+
+
+def _with_rows(weight: Weight, moments: Moments) -> Moments:
+    """Moments that make the sum of relative errors least: of the products, and of the rows that are looked up.
+
+    `d M d^T` over all rows d of what coding changes is then `|d X^T|^2 / |W X^T|^2 + |d|^2 / |W|^2`.
+    """
+    content = weight.numpy()
+    square = float(np.square(content, dtype=np.float64).sum())
+
+    def sum_of_both(seen: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        product = float(np.einsum("ij,ji->", content.T @ content, seen))
+        if not (square > 0 and product > 0):
+            return np.asarray(seen, np.float64)
+        return np.asarray(seen / product + np.eye(len(seen)) / square, np.float64)
+
+    return Moments(sum_of_both(moments.fit), sum_of_both(moments.check), moments.rows)
 
 
 def report(name: str, context: Context, writer: Writer, found: Found, count: int, sums: tuple[int, int]) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.ops import layout_of
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.observe import observe
+from memoptc.passes.precision._quantize.steps import every_step
 from memoptc.runtime.moments import Moments, Reading, Window, second_moments
 
 WIDEST = 4096
@@ -66,7 +68,7 @@ def moments_of(graph: Graph, ops: Iterable[Op], context: Context, *, single: boo
     Args:
         graph: The graph.
         ops: Products and convolutions.
-        context: Its calibration data is used.
+        context: Its calibration data is used. Of a decoder that scores its last step only, all steps are observed.
         single: Sum up in float32.
     """
     wanted: dict[Value, list[Op]] = {}
@@ -80,6 +82,15 @@ def moments_of(graph: Graph, ops: Iterable[Op], context: Context, *, single: boo
         found.update({op: seen[reading] for op, reading in readings.items() if reading in seen})
         return {}
 
+    whole = every_step(graph)
+    if whole is not None:
+        copy, moved = whole
+        mine = {moved[v]: v for v in wanted}
+        try:
+            observe(copy, mine, context, lambda path, names: look(path, {n: mine[v] for n, v in names.items()}))
+            return found
+        except InputError:  # it computes something that holds for one step only
+            found.clear()
     observe(graph, wanted, context, look)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,9 @@ DAMPINGS = (0.01, 0.1, 1.0)
 
 PROBED = 4
 """Weights of a model for which all of them are tried."""
+
+_ROWS_AT_ONCE = 1 << 21
+"""Weights that are rounded at once (it needs about ten float64 for each): rows do not depend on each other."""
 
 _PANEL = 128
 """Columns after which the error goes to all columns that follow; within, it goes on at once."""
@@ -50,7 +53,7 @@ class Rounded:
     """Levels, and what they are good for.
 
     Args:
-        levels: Whole numbers in float64, as the weights.
+        levels: Whole numbers in float64, as the weights; empty where they are in blocks of codes already.
         before: Energy of the product's error on rows that were kept aside, rounded plainly.
         after: The same, rounded so.
         damping: With which damping; 0 where plain rounding stays.
@@ -187,16 +190,33 @@ def round_blocks(
     dampings = Dampings() if dampings is None else dampings
     results, columns = rows.shape
     count = blocks.codes.size // results // blocks.block
-    scales, zeros = (
-        np.repeat(a.reshape(results, count).astype(np.float64), blocks.block, axis=1)[:, :columns]
-        for a in (blocks.scales, blocks.zeros)
-    )
-    codes = blocks.codes.reshape(results, -1)
-    grid = Grid(scales, -zeros, 2**blocks.bits - 1 - zeros)
-    found = dampings.note(round_to(rows, grid, moments, codes[:, :columns] - zeros, dampings.next))
-    changed = codes.copy()
-    changed[:, :columns] = (found.levels + zeros).astype(np.uint8)
-    return replace(blocks, codes=changed.reshape(blocks.codes.shape)), found
+    scales, zeros = (a.reshape(results, count) for a in (blocks.scales, blocks.zeros))
+    changed = blocks.codes.reshape(results, -1).copy()
+    before = after = damping = 0.0
+    for part in _parts(results, columns):
+        step, zero = (np.repeat(a[part].astype(np.float64), blocks.block, axis=1)[:, :columns] for a in (scales, zeros))
+        grid = Grid(step, -zero, 2**blocks.bits - 1 - zero)
+        found = dampings.note(round_to(rows[part], grid, moments, changed[part, :columns] - zero, dampings.next))
+        changed[part, :columns] = (found.levels + zero).astype(np.uint8)
+        before, after, damping = before + found.before, after + found.after, found.damping or damping
+    coded = replace(blocks, codes=changed.reshape(blocks.codes.shape))
+    return coded, Rounded(np.empty((0, columns)), before, after, damping)
+
+
+def nearer(rows: npt.NDArray[np.float32], first: Blocks, second: Blocks, moments: Moments) -> Blocks:
+    """Give those blocks whose product errs less on rows that were kept aside; the first where both err alike."""
+    errors = [0.0, 0.0]
+    for part in _parts(*rows.shape):
+        for i, blocks in enumerate((first, second)):
+            errors[i] += _energy(rows[part].astype(np.float64) - blocks.decoded_rows(part), moments.check)
+    return second if errors[1] < errors[0] else first
+
+
+def _parts(rows: int, columns: int) -> Iterator[slice]:
+    """Rows in pieces that fit into memory."""
+    step = max(1, _ROWS_AT_ONCE // columns)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def round_channels(

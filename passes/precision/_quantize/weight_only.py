@@ -18,7 +18,7 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.blocks import Blocks, encode, error_of, pack
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, PRODUCTS, Site, Weight
-from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, round_blocks
+from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, nearer, round_blocks
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 
@@ -168,9 +168,15 @@ class Writer:
         self, rows: npt.NDArray[np.float32], results: npt.NDArray[np.float32], block: int, columns: int
     ) -> tuple[Blocks, float, float]:
         """Code rows of blocks; `results` are the same weights, in rows of one result each."""
-        blocks = encode(rows, self.plan.bits, block, symmetric=self.plan.symmetric, search=self.plan.search)
+        plan = self.plan
+        blocks = encode(rows, plan.bits, block, symmetric=plan.symmetric, search=plan.search)
         if columns in self._moments:
-            blocks, gained = round_blocks(results, blocks, self._moments[columns], self._dampings)
+            moments = self._moments[columns]
+            if plan.search and rows is results:
+                known = np.diag(moments.fit)
+                other = encode(rows, plan.bits, block, symmetric=plan.symmetric, importance=known)
+                blocks = nearer(rows, blocks, other, moments)
+            blocks, gained = round_blocks(results, blocks, moments, self._dampings)
             self.rounded.append(gained)
         return blocks, *error_of(rows, blocks)
 

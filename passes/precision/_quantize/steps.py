@@ -1,0 +1,60 @@
+"""Calibration of a decoder that scores its last step only: it sees all steps, as the weights do over a whole text."""
+
+from __future__ import annotations
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.tensors import ints
+from memoptc.ir.types import TensorType
+from memoptc.last_logits import KEY
+
+
+def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
+    """Copy a graph compiled with `--last-logits`, without the Slices that leave the last step.
+
+    Generating asks for the scores behind each step in turn, so the rows that the last layers meet are those of all
+    steps; of a prompt at once they would see one row, far too few to round weights by. `None` for any other graph.
+
+    Returns:
+        The copy, and its values by those of the graph.
+    """
+    if KEY not in graph.info.metadata:
+        return None
+    moved: dict[Value, Value] = {}
+    copy = graph.clone(moved)
+    slices = [op for op in copy.walk("Slice") if op.graph is copy and _leaves_last_step(op)]
+    if not slices:
+        return None
+    behind: dict[Op, None] = {}
+    todo = list(slices)
+    while todo:
+        for user in (user for result in todo.pop().results for user in result.users):
+            if user.graph is copy and user not in behind and user.results:
+                behind[user] = None
+                todo.append(user)
+    for op in slices:
+        op.result.replace_by(op.operand)
+    for op in behind:  # what is said of their extents holds for one step
+        for result in op.results:
+            if isinstance(result.type, TensorType):
+                result.type = TensorType(result.type.dtype, None)
+    infer_shapes(copy)
+    return copy, moved
+
+
+def _leaves_last_step(op: Op) -> bool:
+    """Whether it takes [:, -1:] of [batch, steps, channels]."""
+    bounds = [ints(v.tensor) for v in op.operands[1:]]
+    type_ = op.operand.type
+    return (
+        isinstance(type_, TensorType)
+        and type_.rank == 3
+        and type_.dtype.is_floating_point()
+        and len(bounds) >= 3
+        and bounds[0] == (-1,)
+        and bounds[1] is not None
+        and len(bounds[1]) == 1
+        and bounds[1][0] >= 2**31 - 1
+        and bounds[2] in ((1,), (-2,))
+        and (len(bounds) == 3 or bounds[3] in (None, (1,)))
+    )
