@@ -165,11 +165,11 @@ class Streamer:
                 continue
             if running and self._look(None if self._seen is not None else _LOOK_AHEAD):
                 looks, patience = 0, _PATIENCE
-            if self._room() and self._may_read():
+            if not self._may_read():
+                time.sleep(_PAUSE)
+            elif self._room():
                 self._read(self._order[self._next])
                 self._next += 1
-            elif self._reading:
-                time.sleep(_PAUSE)
             elif running:
                 looks += 1
                 if looks >= patience:
