@@ -108,10 +108,12 @@ def test_too_few_samples_are_named_with_how_many_it_takes() -> None:
 
 
 def test_validation_data_on_which_agreement_does_not_hold_take_it_back() -> None:
-    options = EarlyExit(max_disagreement=0.2)
+    options = EarlyExit(max_disagreement=0.45)
     early, stats = exited(options, Context(calibration=data(300)))
     assert stats["exits"] >= 1
-    wrong = [{"x": x} for seed in range(300) if run(early, x := inputs(1, seed)).argmax() != run(MODEL, x).argmax()]
+    wrong = [
+        {"x": x} for seed in range(1000, 1400) if run(early, x := inputs(1, seed)).argmax() != run(MODEL, x).argmax()
+    ]
     assert wrong, "some sample disagrees"
     held = Data(wrong, {value.name: value.type for value in read_onnx(MODEL).inputs})
     context = Context(calibration=data(300), validation=held)
