@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.ops import facts
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import TensorType
 from memoptc.last_logits import KEY
@@ -22,7 +23,7 @@ def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
         return None
     moved: dict[Value, Value] = {}
     copy = graph.clone(moved)
-    slices = [op for op in copy.walk("Slice") if op.graph is copy and _leaves_last_step(op)]
+    slices = [op for op in copy.ops if facts(op).moves and _leaves_last_step(op)]
     if not slices:
         return None
     behind: dict[Op, None] = {}
@@ -43,7 +44,7 @@ def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
 
 
 def _leaves_last_step(op: Op) -> bool:
-    """Whether it takes [:, -1:] of [batch, steps, channels]."""
+    """Whether an op that moves elements takes [:, -1:] of [batch, steps, channels]: by starts, ends and axes."""
     bounds = [ints(v.tensor) for v in op.operands[1:]]
     type_ = op.operand.type
     return (
