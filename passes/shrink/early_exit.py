@@ -33,9 +33,6 @@ DOUBT = 0.1
 WORTH = 0.05
 """Share of the multiplications that exits have to save on the calibration data."""
 
-SLACK = 0.01
-"""How much less the agreement on validation data may be than what calibration promised."""
-
 
 class EarlyExit(Pass):
     """Add one or two exits to a classifier: an early head's scores stand where it is sure enough.
@@ -111,7 +108,7 @@ class EarlyExit(Pass):
         held = None
         if context.validation is not None and context.validation is not context.calibration:
             held = _held_out(graph, chosen, heads, context)
-            if held.agreement < calibrated.agreement - SLACK and self.threshold is None:
+            if held.agreement < 1 - self.max_disagreement and self.threshold is None:
                 stats["left: agreement does not hold on validation data"] += 1
                 context.warnings.append(
                     f"early-exit agrees with the whole model on {calibrated.agreement:.2%} of the calibration samples, "

@@ -19,7 +19,7 @@ from memoptc.passes.shrink.early_exit import EarlyExit, disagreements, samples_f
 from memoptc.runtime.data import Data
 
 Floats = npt.NDArray[np.float32]
-MODEL = encoder(4, 9, readout="mean")
+MODEL = encoder(4, 9, readout="first")
 
 
 def data(samples: int, seed: int = 0) -> Data:
