@@ -16,9 +16,10 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
-from memoptc.passes.shrink._exit.borders import FLOATS, Border, borders
+from memoptc.passes.shrink._exit.borders import Border, borders
 from memoptc.passes.shrink._exit.branch import pooled, write_exit
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, fit_head, threshold_for
+from memoptc.passes.shrink._shrink.work import FLOATS
 from memoptc.report.model import Decision
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import same
-from memoptc.ir.ops import definition, opset_of
-from memoptc.ir.types import DType
+from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
 from memoptc.passes.shrink._tokens.region import token_region
 
@@ -25,8 +25,6 @@ PROBED = (4, 10)
 
 WORTH = 0.02
 """Share of the model's multiplications that has to lie behind a layer for tokens to be dropped there."""
-
-FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16, DType.DOUBLE)
 
 SCORES = ("auto", "first", "all", "norm")
 
@@ -139,7 +137,7 @@ class PruneTokens(Pass):
     def _sites(self, graph: Graph, stats: Counter[str]) -> Iterator[_Site]:
         """Attention layers, each with the first hidden state behind it that all later ones depend on."""
         ops = list(graph.ops)
-        whole = sum(map(_multiplications, ops)) or 1
+        whole = sum(map(multiplications, ops)) or 1
         places = [i for i, op in enumerate(ops) if _attention(op)]
         for number, (at, until) in enumerate(zip(places, [*places[1:], len(ops)], strict=True)):
             if self.layers and number not in self.layers:
@@ -150,7 +148,7 @@ class PruneTokens(Pass):
                 if isinstance(region, str):
                     reason = region
                     continue
-                share = sum(map(_multiplications, region.ops)) / whole
+                share = sum(map(multiplications, region.ops)) / whole
                 if share >= WORTH:
                     yield _Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name, share)
                     reason = ""
@@ -211,11 +209,3 @@ def _hidden_behind(softmax: Op, ops: Sequence[Op]) -> Iterator[Value]:
         shape = op.results[0].shape
         if shape is not None and len(shape) == 3 and same(shape[1], tokens) and op.results[0].dtype in FLOATS:
             yield op.results[0]
-
-
-def _multiplications(op: Op) -> float:
-    """Multiplications of an op; symbolic extents count as one."""
-    count = definition(op).multiplications
-    if count is None:
-        return 0
-    return count(op, lambda value: tuple(d if isinstance(d, int) else 1 for d in value.shape or ()))

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.ops import definition
-from memoptc.ir.types import DType
-
-FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16, DType.DOUBLE)
+from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 
 MOST = 8
 """Borders that are looked at."""
@@ -94,11 +91,3 @@ def _in(graph: Graph, op: Op) -> Op:
         assert op.graph.parent is not None
         op = op.graph.parent
     return op
-
-
-def multiplications(op: Op) -> float:
-    """Multiplications of an op; symbolic extents count as one."""
-    count = definition(op).multiplications
-    if count is None:
-        return 0.0
-    return count(op, lambda value: tuple(d if isinstance(d, int) else 1 for d in value.shape or ()))
