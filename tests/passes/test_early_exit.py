@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +36,15 @@ def exited(options: EarlyExit, context: Context) -> tuple[onnx.ModelProto, Count
     return to_proto(graph), stats
 
 
-def run(model: onnx.ModelProto, x: Floats) -> Floats:
+@lru_cache(4)
+def session(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: Floats = session.run(None, {"x": x})[0]
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto, x: Floats) -> Floats:
+    found: Floats = session(model.SerializeToString()).run(None, {"x": x})[0]
     return found
 
 
