@@ -26,7 +26,10 @@ from memoptc.pass_base import Context
 from memoptc.registry import find, names
 
 DATA = frozenset(
-    "cluster-weights equalize factorize mix-weights prune quantize-io quantize-search smooth split-outliers".split()
+    (
+        "cluster-weights early-exit equalize factorize mix-weights prune quantize-io quantize-search "
+        "smooth split-outliers"
+    ).split()
 )
 """Passes that want samples, or codes that come from them."""
 LARGE = {"chain": 50_000, "residual": 50_000, "wide": 50_000, "branches": 25_000, "functions": 1_200}

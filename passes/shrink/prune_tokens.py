@@ -139,7 +139,7 @@ class PruneTokens(Pass):
         ops = list(graph.ops)
         whole = sum(map(multiplications, ops)) or 1
         places = [i for i, op in enumerate(ops) if _attention(op)]
-        for number, (at, until) in enumerate(zip(places, [*places[1:], len(ops)], strict=True)):
+        for number, (at, until) in enumerate(zip(places, [*places, len(ops)][1:], strict=True)):
             if self.layers and number not in self.layers:
                 continue
             reason = "no hidden state behind it"

@@ -201,3 +201,10 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> N
 def test_without_data_or_a_share_it_asks_for_one() -> None:
     with pytest.raises(InputError, match="needs data"):
         pruned(encoder(1), PruneTokens())
+
+
+def test_a_model_without_attention_is_left_alone() -> None:
+    model = encoder(0, readout="mean")
+    same, stats = pruned(model, PruneTokens(keep=0.5))
+    assert stats["left: no attention layer behind which tokens can go"] == 1
+    assert same.graph.node == to_proto(read_onnx(model)).graph.node
