@@ -141,6 +141,15 @@ def test_the_class_token_stays_whatever_its_score() -> None:
             np.testing.assert_array_equal(kept[:, 0], hidden[:, 0])
 
 
+def test_the_class_token_stays_among_scores_that_overflow() -> None:
+    less, _ = pruned(encoder(1, 16, readout="first"), PruneTokens(keep=0.1, score="norm"))
+    feed = {"x": np.full((2, 16, WIDTH), 1e30, np.float32)}
+    feed["x"][:, 0] = 1
+    taken = next(node for node in less.graph.node if node.op_type == "GatherND")
+    hidden, kept = tensor(less, taken.input[0], feed), tensor(less, taken.output[0], feed)
+    np.testing.assert_array_equal(kept[:, 0], hidden[:, 0])
+
+
 def test_padding_goes_first() -> None:
     """What gets no attention has the lowest score, so that a batch loses padding before it loses tokens."""
     model = encoder(2, 8, readout="first", masked=True)
@@ -208,3 +217,11 @@ def test_a_model_without_attention_is_left_alone() -> None:
     same, stats = pruned(model, PruneTokens(keep=0.5))
     assert stats["left: no attention layer behind which tokens can go"] == 1
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(0, 5), (2, 0), (0, 0)])
+def test_nothing_in_gives_the_originals_nothing(batch: int, tokens: int) -> None:
+    model = encoder(2, "tokens", readout="tokens", masked=True)
+    less, _ = pruned(model, PruneTokens(keep=0.5))
+    feed = {"x": np.zeros((batch, tokens, WIDTH), np.float32), "mask": np.ones((batch, tokens), np.float32)}
+    assert outputs(less, feed).shape == outputs(model, feed).shape == (batch, tokens, WIDTH)

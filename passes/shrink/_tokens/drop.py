@@ -17,8 +17,8 @@ PARTS = 16
 """Tokens go in sixteenths of their number, rounded down."""
 
 _TO_END = np.iinfo(np.int64).max
-_FIRST = 1e30
-"""Score of the token that has to stay: above those of all others."""
+_FIRST = np.inf
+"""Score of the token that has to stay: none is larger, and of equal ones TopK takes the first."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
         first, rest = (
             b.Slice(score, *(np.array([x], np.int64) for x in bounds)) for bounds in ((0, 1, 1), (1, _TO_END, 1))
         )
-        first = b.Add(b.Mul(first, np.array(0, np.float32)), np.array(_FIRST, np.float32))
+        first = b.Max(first, np.array(_FIRST, np.float32))
         score = b.Concat(first, rest, axis=1)
     best = b.op("TopK", [score, count], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2).results[1]
     order = b.op("TopK", [best, count], {"axis": 1, "largest": 0, "sorted": 1}, outputs=2).results[0]

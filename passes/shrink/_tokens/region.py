@@ -58,7 +58,7 @@ def token_region(graph: Graph, value: Value) -> TokenRegion | str:
         The region, or why tokens cannot go there.
     """
     shape = value.shape
-    if shape is None or len(shape) != 3 or shape[1] is None or value.op is None:
+    if shape is None or len(shape) != 3 or None in shape or value.op is None:
         return "its shape is not known"
     found = TokenRegion(value, shape[1], {value: (1,)})
     readers = _readers(value)
