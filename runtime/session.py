@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,12 +21,10 @@ from memoptc.runtime.tiers.arena import combined, registered_arena
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from memoptc.runtime.streaming.streamer import Streamer
     from memoptc.runtime.tiers.planned import Planned, RunPlan
 
 Memory: TypeAlias = Literal["auto", "arena", "planned", "stock"]
 Packing: TypeAlias = Literal["auto"] | bool
-Weights: TypeAlias = Literal["loaded", "streamed"]
 
 _SMALLEST_LIMIT = 1 << 16
 """onnxruntime ignores the limit of an arena of a few kilobytes (found by trial: 4 KiB is ignored, 64 KiB holds)."""
@@ -66,9 +64,6 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         packing: Whether weights are copied into the layout that kernels read fastest. `"auto"` is what the contract
             says, and `True` without one. `False` leaves mapped weights where they are: less memory of the process's
             own, at a latency that depends on the model.
-        weights: `"streamed"` keeps no more than `weight_limit` of the mapped weights in memory (on Linux): a share
-            stays, the rest is read ahead of each run and given back behind it. Weights are then not packed.
-        weight_limit: Bytes, or text such as `"64MiB"`.
         kwargs: `InferenceSession`'s other arguments.
 
     Raises:
@@ -90,20 +85,12 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         arena_bytes: int | None = None,
         contract: Contract | str | os.PathLike[str] | Literal[False] | None = None,
         packing: Packing = "auto",
-        weights: Weights = "loaded",
-        weight_limit: int | str | None = None,
         **kwargs: Any,
     ) -> None:
         if memory not in ("auto", "arena", "planned", "stock"):
             raise InputError(f"{memory!r} is no way to run.", hint="Choose 'auto', 'arena', 'planned' or 'stock'.")
         if packing not in ("auto", True, False):
             raise InputError(f"{packing!r} is no choice of packing.", hint="Choose 'auto', True or False.")
-        if weights not in ("loaded", "streamed") or (weights == "streamed") != (weight_limit is not None):
-            raise InputError(
-                f"weights={weights!r} does not go with weight_limit={weight_limit!r}.",
-                hint="Say weights='streamed' and weight_limit='64MiB', or neither.",
-            )
-        self.streamer: Streamer | None = None
         self._source: str | bytes | None = _source(path_or_bytes)
         self._chosen = memory
         self.contract = _contract(contract, self._source)
@@ -111,8 +98,6 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._planned: Planned | None = None
         self._caller = (sess_options, providers, provider_options, kwargs)
         self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else arena_bytes
-        if weights == "streamed" and packing == "auto":
-            packing = False
         self._run_options = _options(self.contract.options, packing, threads)
         self._strict, self._threads = strict, threads
         on_host = _on_host(providers)
@@ -123,30 +108,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             )
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
         self.memory: Memory = tier if on_host else "stock"
-        if weight_limit is not None:
-            weight_limit = _bytes(weight_limit)
-        self._weight_limit = weight_limit
-        with self._streaming():
-            self._open_any(on_host)
-
-    @contextmanager
-    def _streaming(self) -> Iterator[None]:
-        """Load the model inside; its weights are streamed afterwards, where that was asked for."""
-        if self._weight_limit is None:
-            yield
-            return
-        from memoptc.runtime.streaming.open import streamed
-
-        self._stop_streaming()
-        with streamed(self._source, self._weight_limit) as found:
-            yield
-        self.streamer = found[0]
-
-    def _stop_streaming(self) -> None:
-        """Before the weights are unmapped: afterwards, their addresses may be somebody else's."""
-        if self.streamer is not None:
-            self.streamer.close()
-            self.streamer = None
+        self._open_any(on_host)
 
     def _open_any(self, on_host: bool) -> None:
         """Load the model in the chosen tier; in the next simpler one where `"auto"` chose one that cannot be had."""
@@ -166,8 +128,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         options, limit = self._run_options, self.memory_limit
         stock = self.memory == "stock"
         if stock and on_host:
-            unpacked = {} if self._weight_limit is None else {PACKING_KEY: "1"}
-            options = RunOptions(threads=self._threads or 0, config=unpacked)
+            options = RunOptions(threads=self._threads or 0)
         providers = providers or ["CPUExecutionProvider"]
         disabled = kwargs.pop("disabled_optimizers", None) or list(options.disabled_optimizers) or None
         with (
@@ -229,7 +190,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
         if run_options is not None:
             self._need_python("run options")
-        with in_flight, translated(self.memory_limit), self._running():
+        with in_flight, translated(self.memory_limit):
             if self._planned is not None:
                 self._validate_input(list(input_feed))
                 found = self._planned.run(input_feed, into or {})
@@ -237,9 +198,6 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             if not into:
                 return list(super().run(names, dict(input_feed), run_options))
             return self._run_into(names, input_feed, run_options, into)
-
-    def _running(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.streamer is None else self.streamer.running()
 
     def _run_into(
         self,
@@ -291,14 +249,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
     def close(self) -> None:
         """Release the model's memory; the session cannot run any more."""
-        self._stop_streaming()
         if self._planned is not None:
             self._planned.close()
         self._sess = self._sess_options = self._model_meta = None
-
-    def __del__(self) -> None:
-        if getattr(self, "streamer", None) is not None:
-            self._stop_streaming()
 
     def __enter__(self) -> Session:
         return self
@@ -315,11 +268,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 f"A planned session has no {what}: it goes through onnxruntime's C interface.",
                 hint="Choose memory='arena'; arrays for outputs are taken by run(..., into={name: array}).",
             )
-        self._stop_streaming()
         self._planned.close()
         self._planned, self.memory = None, "arena"
-        with self._streaming():
-            self._open()
+        self._open()
 
 
 def _forwarded(name: str) -> Any:
@@ -328,7 +279,7 @@ def _forwarded(name: str) -> Any:
 
     def call(self: Session, *arguments: Any, **named: Any) -> Any:
         self._need_python(name)
-        with in_flight, translated(self.memory_limit), self._running() if "run" in name else nullcontext():
+        with in_flight, translated(self.memory_limit):
             return method(self, *arguments, **named)
 
     call.__name__, call.__doc__, call.__qualname__ = name, method.__doc__, f"Session.{name}"
@@ -377,15 +328,11 @@ def _contract(given: Contract | str | os.PathLike[str] | Literal[False] | None, 
     return given or Contract()
 
 
-def _bytes(given: int | str) -> int:
+def _limit(given: int | str | None) -> int | None:
     try:
-        return parse_bytes(given) if isinstance(given, str) else given
+        limit = parse_bytes(given) if isinstance(given, str) else given
     except ValueError as error:
         raise InputError(f"{error}.") from None
-
-
-def _limit(given: int | str | None) -> int | None:
-    limit = None if given is None else _bytes(given)
     if limit is not None and limit < _SMALLEST_LIMIT:
         raise InputError(
             f"A limit of {limit} bytes is too small: onnxruntime's arena does not hold to it.",
