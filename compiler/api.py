@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from dataclasses import fields, replace
@@ -12,14 +13,15 @@ import onnx
 
 from memoptc.attempts import Attempt, Attempts
 from memoptc.compilation import Compilation
+from memoptc.digest import digest
 from memoptc.gate import check_budget, check_verification
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import InputError
+from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.levels import promised_slowdown
 from memoptc.measuring import Bench
-from memoptc.option_fields import keywords_after_one, keywords_after_two
+from memoptc.option_fields import keywords_after_one, keywords_after_two, words_of
 from memoptc.options import FileOptions, Options
 from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
@@ -55,10 +57,8 @@ class Result:
         """How to run the model in stock onnxruntime, and what was recorded of that."""
         self.verification: Verification | None = attempt.verification
         """The proof against the original."""
-        self.data_file: Path | None = None
-        """The file with the weights, where `compile_file` wrote one beside the model."""
-        self.worst_sample: Path | None = None
-        """The file with the sample that differs most, where `compile_file` kept one."""
+        self.files: list[Path] = []
+        """What `compile_file` wrote, reports aside: the model first, its weights, its contract, the worst sample."""
         self._kind = kind
         self._choice = attempt.choice
 
@@ -138,19 +138,44 @@ def compile_file(source: str | Path, output: str | Path, options: FileOptions) -
     report_paths = [check_report_path(p) for p in options.reports]
     refuse_overwriting(output, [source])
     with TemporaryFolder() as scratch, staged(output) as inner:
-        result = _compile(source, asked, Path(scratch), inner, output)
-        worst = result.verification and result.verification.worst_sample
-        if worst:
-            kept = inner.with_name(f"{inner.stem}.worst.npz")
-            shutil.move(worst, kept)
-            result.worst_sample = None if stands_alone(output) else output.with_name(kept.name)
-            result.report.verification["worst_sample"] = result.worst_sample and kept.name
-        data_file = inner.with_name(f"{inner.name}.data")
-        if data_file.exists():
-            (result.data_file,) = written_files(output, [data_file])
+        kept = worst_sample_path(inner)
+        try:
+            result = _compile(source, asked, Path(scratch), inner, output)
+        except GateError as error:
+            raise _keep_failure(error, Path(scratch), output) from None
+        proof = result.verification
+        if proof is not None and proof.worst_sample and (options.keep_worst or proof.failed):
+            shutil.move(proof.worst_sample, kept)
+        beside = (inner.with_name(f"{inner.name}.data"), contract_path(inner), kept)
+        made = [inner, *(file for file in beside if file.exists())]
+        artefacts = [_artefact(file) for file in made]
+        result.report.verification["worst_sample"] = kept.name if kept.exists() else None
+        result.files = written_files(output, made)
+    result.report.artefacts = artefacts
+    result.report.command = shlex.join(["memoptc", str(source), "-o", str(output), *words_of(options)])
     for path in report_paths:
         write_report(result.report, path)
     return result
+
+
+def worst_sample_path(model: Path) -> Path:
+    """Give the file that keeps the sample on which a compiled model differs most."""
+    return model.with_name(f"{model.stem}.worst.npz")
+
+
+def _artefact(file: Path) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.stat().st_size, "sha256": digest([file])}
+
+
+def _keep_failure(error: GateError, scratch: Path, output: Path) -> GateError:
+    """Keep the sample on which a proof failed, and add to the error where it is."""
+    sample = scratch / prove.WORST_SAMPLE
+    if not sample.exists() or stands_alone(output):
+        return error
+    path = worst_sample_path(output)
+    with staged(path) as inner:
+        shutil.move(sample, inner)
+    return GateError(error.message, hint=f"{error.hint} The sample that differs most is in {path}.")
 
 
 def pipeline_for(options: Options) -> str:

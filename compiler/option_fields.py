@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -146,3 +147,34 @@ def as_values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Give values as the command line collects them in the form of their fields: pairs as a mapping."""
     defaults = {name: default_of(f) for name, (f, _) in options_of(kind).items()}
     return {name: dict(value) if isinstance(defaults[name], dict) else value for name, value in given.items()}
+
+
+def flags_of(name: str, default: Any, how: OptionField) -> tuple[str, ...]:
+    """Give how an option is spelled: a switch that is on by default has an opposite behind a slash."""
+    dashed = name.replace("_", "-")
+    return how.flags or (f"--{dashed}/--no-{dashed}" if default is True else f"--{dashed}",)
+
+
+def words_of(options: Any) -> list[str]:
+    """Give the command-line words that stand for options, those at their defaults left out.
+
+    A value that no words can stand for (data or a metric given as Python objects) is named by its type, `<list>`.
+    """
+    words: list[str] = []
+    for name, (f, how) in options_of(type(options)).items():
+        value, default = getattr(options, name), default_of(f)
+        usual = default if how.cli_default is UNCHANGED else how.cli_default
+        flag = flags_of(name, default, how)[0]
+        if type(value) is type(usual) and value == usual:
+            continue
+        if isinstance(default, bool):
+            words.append(flag.split("/")[not value])
+        elif isinstance(default, dict):
+            words += [word for key, extent in value.items() for word in (flag, f"{key}={extent}")]
+        elif isinstance(default, tuple):
+            words += [word for part in value for word in (flag, str(part))]
+        else:
+            plain = isinstance(value, str | int | float | os.PathLike) or is_dataclass(value)
+            told = str(value) if plain else f"<{type(value).__name__}>"
+            words += [flag + told] if len(flag) == 2 else [flag, told]
+    return words

@@ -168,6 +168,12 @@ class Options:
     container: bool = option(
         "Find the smallest memory limit both models run in, too (slow).", default=False, group=PROOF
     )
+    keep_worst: bool = option(
+        "Keep the sample on which outputs differ most, in MODEL.worst.npz; a failed proof always does.",
+        default=False,
+        group=PROOF,
+    )
+    """It holds inputs as they were given; a report shows a few numbers of the outputs in any case."""
     plugins: tuple[str, ...] = option(
         "Load passes or rules from a module, .py or .rules file; may be repeated.",
         "--plugin",

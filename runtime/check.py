@@ -16,10 +16,11 @@ import onnx
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
 from memoptc.ir.files import staged
 from memoptc.ir.types import TensorType, Type
-from memoptc.runtime.compare import Difference, Totals, difference, flatten
+from memoptc.runtime.compare import Difference, Totals, deciles, difference, flatten
 from memoptc.runtime.data import Sample
 from memoptc.runtime.double_base import NoDouble
 from memoptc.runtime.evaluate import Evaluator, ModelSource
+from memoptc.runtime.example import farthest
 from memoptc.runtime.float64 import Float64
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
 from memoptc.runtime.npz import save_feed
@@ -61,6 +62,7 @@ class Verification:
         notes: What a reader should know (nondeterminism, no float64 twin, extents tried).
         nondeterministic: Whether the original differs from itself.
         accuracy: Accuracy on labels of both models, where the data has labels; or the metric asked for, with its name.
+        example: Where outputs differ most (`memoptc.runtime.example.farthest`), or `None` where no bit differs.
     """
 
     passed: bool
@@ -74,6 +76,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     nondeterministic: bool = False
     accuracy: dict[str, Any] | None = None
+    example: dict[str, Any] | None = None
 
     @property
     def failed(self) -> bool:
@@ -171,6 +174,7 @@ class Check:
         self.notes: list[str] = []
         self.count = 0
         self.worst = 0.0
+        self.example: dict[str, Any] | None = None
         self.twin_left = self.effort.twin_seconds
         self.hits = [0, 0, 0]  # labelled rows; right by the original; right by the candidate
         self.written = False
@@ -277,8 +281,9 @@ class Check:
                 differs = differs or not found.exact
                 relative = found.max_abs / found.scale if found.scale else found.max_abs
                 score = max(score, math.inf if found.fault else relative)
-        if score > self.worst or (differs and not self.written):
+        if score > self.worst or (differs and self.example is None):
             self.worst = max(self.worst, score)
+            self.example = farthest(os.path.basename(sample.where), wanted, got)
             self._write(sample, wanted, got)
         return differs
 
@@ -434,13 +439,17 @@ class Check:
             mode=self.mode,
             inputs=kind,
             samples=self.count,
-            outputs=tuple(evidence.totals.to_json() for evidence in self.evidence.values()),
+            outputs=tuple(
+                {**evidence.totals.to_json(), "error_deciles": deciles(evidence.pairs)}
+                for evidence in self.evidence.values()
+            ),
             worst_sample=str(self.keep) if self.written else None,
             judged_by=judged,
             failures=tuple(found),
             notes=tuple(dict.fromkeys(notes)),
             nondeterministic=bool(self.random),
             accuracy=accuracy,
+            example=self.example,
         )
 
     def _judge_other_way(self) -> list[str]:

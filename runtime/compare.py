@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,6 +213,16 @@ class Totals:
             "top1_agreement": self.top1_agreement,
             "exact": self.exact,
         }
+
+
+def deciles(found: Sequence[Difference]) -> list[float]:
+    """Give the eleven deciles, least to largest, of the largest difference per sample, relative to its magnitude.
+
+    Args:
+        found: One difference per sample; those that cannot be compared, or are no numbers, do not count.
+    """
+    errors = sorted(d.max_abs / d.scale if d.scale else d.max_abs for d in found if not d.fault)
+    return [errors[round(share * (len(errors) - 1) / 10)] for share in range(11)] if errors else []
 
 
 def _number(value: float) -> float | None:

@@ -28,6 +28,4 @@ def command(model: Path, output: Path | None, print_pipeline: bool, options: dic
     output = output or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(talk.quiet) as progress:
         result = compile_file(model, output, progress=progress, **options)
-    data = [] if result.data_file is None else [result.data_file]
-    data += [] if result.worst_sample is None else [result.worst_sample]
-    print_result(result.report, [output, *data, *options["reports"]], quiet=talk.quiet, verbose=talk.verbose)
+    print_result(result.report, [*result.files, *options["reports"]], quiet=talk.quiet, verbose=talk.verbose)

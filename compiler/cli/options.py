@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from memoptc.option_fields import GENERAL, UNCHANGED, OptionField, as_values, default_of, option, options_of
+from memoptc.option_fields import GENERAL, UNCHANGED, OptionField, as_values, default_of, flags_of, option, options_of
 from memoptc.runtime.sizes import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,7 +73,7 @@ def takes(into: str, kind: type, *names: str, **changes: Mapping[str, Any]) -> C
         for name, (f, how) in reversed(chosen.items()):
             default = default_of(f)
             how = replace(how, **changes.get(name, {}))
-            decorated = click.option(*_flags(name, default, how), cls=Grouped, **_how(default, how))(decorated)
+            decorated = click.option(*flags_of(name, default, how), name, cls=Grouped, **_how(default, how))(decorated)
         wrapped: F = decorated
         return wrapped
 
@@ -118,12 +118,6 @@ class GroupedCommand(click.Command):
             if records:
                 with formatter.section(heading):
                     formatter.write_dl(records)
-
-
-def _flags(name: str, default: Any, how: OptionField) -> list[str]:
-    spelled = name.replace("_", "-")
-    usual = f"--{spelled}/--no-{spelled}" if default is True else f"--{spelled}"
-    return [*(how.flags or (usual,)), name]
 
 
 def _how(default: Any, how: OptionField) -> dict[str, Any]:

@@ -81,9 +81,19 @@ def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: b
         for decision in report.decisions:
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
-        note = " (weights; it belongs beside the model)" if path.suffix == ".data" else ""
-        note = " (the inputs on which outputs differ most)" if path.name.endswith(".worst.npz") else note
-        console.print(f"wrote {path}{note}", soft_wrap=True, markup=False)
+        console.print(f"wrote {path}{_note(path)}", soft_wrap=True, markup=False)
+
+
+_NOTES = {
+    ".data": "weights; it belongs beside the model",
+    ".session.json": "how Session runs the model",
+    ".worst.npz": "the sample on which outputs differ most; it holds your data",
+}
+"""What files written beside a model are, by how their names end."""
+
+
+def _note(path: Path) -> str:
+    return next((f" ({note})" for ending, note in _NOTES.items() if path.name.endswith(ending)), "")
 
 
 def _print_verdict(report: Report, console: Console) -> None:

@@ -100,6 +100,9 @@ class ReportFacts:
         environment: Versions and threads that the measurements hold for.
         precision: Where integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty when
             accuracy was met with all alike) and `reached` (setting, SQNR, metric).
+        inputs: Data that was used, `calibration` and `validation`: `name`, `sha256` (`None` where it is no file).
+        artefacts: Files that were written: `name`, `bytes`, `sha256`; the model first.
+        command: The command line that repeats it.
         decoder: Of a language model: layers, heads, vocabulary and cache, in one line.
     """
 
@@ -116,5 +119,8 @@ class ReportFacts:
     sizes: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] | None = None
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    artefacts: list[dict[str, Any]] = field(default_factory=list)
+    command: str = ""
     decoder: str | None = None
     seconds: float = 0.0

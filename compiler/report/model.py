@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memoptc.report import verdict as judged
@@ -24,6 +25,11 @@ class Report(ReportFacts):
     def verdict(self) -> str:
         """What came out, in one sentence: need, latency, and whether the outputs are those of the original."""
         return judged.verdict(self)
+
+    @property
+    def name(self) -> str:
+        """The model's file name."""
+        return Path(self.model.get("path") or "model").name
 
     @property
     def worse(self) -> list[Worse]:
@@ -50,6 +56,9 @@ class Report(ReportFacts):
                 "sizes": self.sizes,
                 "environment": self.environment,
                 "precision": self.precision,
+                "inputs": self.inputs,
+                "artefacts": self.artefacts,
+                "command": self.command,
                 "decoder": self.decoder,
                 "seconds": round(self.seconds, 3),
             }

@@ -36,6 +36,9 @@ def _milliseconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
 
 
+_LABELS = {"weights": "weights and session"}
+"""What a part is called in the table, where that is more than its name: a session without weights needs some, too."""
+
 PARTS = ("weights", "activations", "workspace", "loading", "ours")
 
 
@@ -85,7 +88,7 @@ def _breakdown(before: dict[str, Any], after: dict[str, Any], *anonymous: int | 
     for part in PARTS:
         a, b = before["parts"][part], after["parts"][part]
         if a or b:
-            rows.append(replace(_row(f"  {part}", a, b, size), better=None))
+            rows.append(replace(_row(f"  {_LABELS.get(part, part)}", a, b, size), better=None))
     if None not in anonymous:
         rows.append(replace(_row("  not evictable", anonymous[0], anonymous[1], size), better=None))
     for key, what in (("load_peak_bytes", "  peak of loading"), ("run_peak_bytes", "  peak of runs over loaded")):
@@ -112,8 +115,9 @@ def _row(what: str, a: float | None, b: float | None, text: Any, *, more_is_bett
     before, after = ("unknown" if v is None else text(v) for v in (a, b))
     if a is None or b is None:
         return Row(what, before, after, "", None)
-    better = None if a == b else (b > a) == more_is_better
-    return Row(what, before, after, _ratio(a, b), better)
+    ratio = _ratio(a, b)
+    better = None if a == b or ratio == "1.00x" else (b > a) == more_is_better
+    return Row(what, before, after, ratio, better)
 
 
 def _ratio(a: float, b: float) -> str:

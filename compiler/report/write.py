@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
@@ -11,7 +12,10 @@ from typing import Any
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.chart import memory_chart
+from memoptc.report.evidence import card
+from memoptc.report.facts import PassRecord
 from memoptc.report.model import Report
+from memoptc.report.need_bars import need_bars
 from memoptc.report.rows import before_after, size
 from memoptc.report.verdict import proof
 from memoptc.runtime.memory.render import arena_map
@@ -86,10 +90,32 @@ def _maps(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _savings(report: Report) -> list[int | None]:
-    """Bytes of planned peak that each pass saved."""
+def _steps(report: Report) -> list[tuple[PassRecord, int | None]]:
+    """The passes that did something, each with the bytes of planned peak that it saved."""
     peaks = [report.control.planned_peak_bytes, *(p.planned_peak_bytes for p in report.passes)]
-    return [None if a is None or b is None else a - b for a, b in pairwise(peaks)]
+    saved = [None if a is None or b is None else a - b for a, b in pairwise(peaks)]
+    return [
+        (p, bytes_)
+        for p, bytes_ in zip(report.passes, saved, strict=True)
+        if p.stats or bytes_ or p.nodes_before != p.nodes_after
+    ]
+
+
+def _strip(deciles: Sequence[float]) -> str:
+    """Draw the deciles of an error as eleven small bars, least to largest."""
+    top = max(deciles, default=0.0)
+    bars = "".join(
+        f'<rect x="{9 * i}" y="{18 - 18 * value / top:.1f}" width="7" height="{18 * value / top:.1f}"/>'
+        for i, value in enumerate(deciles)
+        if top
+    )
+    told = ", ".join(f"{value:.2g}" for value in deciles)
+    return f'<svg class="strip" viewBox="0 0 98 18" role="img"><title>{told}</title>{bars}</svg>'
+
+
+def _figure(value: Any) -> str:
+    """Write a number in four digits; what is no number as it stands."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def _render(template: str, report: Report) -> str:
@@ -102,7 +128,7 @@ def _render(template: str, report: Report) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["size"] = size
+    environment.filters |= {"size": size, "strip": _strip, "figure": _figure}
     return environment.get_template(template).render(
         report=report,
         data=report.to_json(),
@@ -110,6 +136,8 @@ def _render(template: str, report: Report) -> str:
         proof=proof(report),
         chart=memory_chart(report.control.curve, report.candidate.curve),
         maps=_maps(report),
-        savings=_savings(report),
+        need=need_bars(report),
+        card=card(report),
+        steps=_steps(report),
         version=__version__,
     )

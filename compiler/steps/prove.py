@@ -45,7 +45,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
         inputs=data.kind,
         dims=_bound(options),
         point=data.check,
-        keep=compilation.scratch / "worst.npz",
+        keep=compilation.scratch / WORST_SAMPLE,
         # A search by all data is proven with all: a part of it may well be below what all of it is above.
         every=compiled.artefacts.precision is not None,
         metric=options.metric if options.metric == PERPLEXITY else None,
@@ -53,6 +53,9 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
         isolate=not (wanted.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= IN_PROCESS_BYTES),
     )
 
+
+WORST_SAMPLE = "worst.npz"
+"""File, among those of a compile, with the sample on which outputs differ most."""
 
 IN_PROCESS_BYTES = 8 << 20
 """Bytes of both models up to which an exact compile verifies in this process. It holds both easily, and an exact

@@ -10,6 +10,7 @@ import onnxruntime
 
 from memoptc.attempts import Attempt, Attempts
 from memoptc.compilation import Compilation
+from memoptc.digest import data_facts
 from memoptc.manager import count_nodes
 from memoptc.options import Options
 from memoptc.report import Report
@@ -41,6 +42,11 @@ def report_of(compilation: Compilation, attempts: Attempts, attempt: Attempt) ->
         },
         environment=environment(compilation.options),
         precision=None if precision is None else {"layers": precision.layers, "reached": precision.reached},
+        inputs={
+            name: facts
+            for name in ("calibration", "validation")
+            if (facts := data_facts(getattr(compilation.options, name))) is not None
+        },
         decoder=None if attempts.decoder is None else str(attempts.decoder),
     )
     if attempt.verification is not None:

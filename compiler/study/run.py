@@ -18,6 +18,7 @@ from typing import Any
 
 import onnxruntime
 
+from memoptc.digest import data_files, digest
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder, atomic_write
 from memoptc.options import Options
@@ -78,14 +79,16 @@ def study(model: Path, folder: Path, asked: Asked, say: Say = lambda _, __: None
         found = Study(
             model={
                 "name": model.name,
-                "sha256": _hash(files_of(source.graph, source.path)),
+                "sha256": digest(files_of(source.graph, source.path)),
                 "bytes": source.file_bytes,
             },
             deployment=asked.deployment or f"onnxruntime on CPU ({platform.machine()}, {os.cpu_count()} processors)",
             environment={**environment(options), "sizes": dict(inputs.dims)},
             command=_command(model, folder, asked),
             data={
-                Path(d).name: _hash([Path(d)]) for d in (asked.calibration, asked.validation) if d and Path(d).is_file()
+                Path(d).name: digest([Path(d)])
+                for d in (asked.calibration, asked.validation)
+                if d and Path(d).is_file()
             },
             failure_check=failure_check(source.path, source.file_bytes, asked, Path(scratch)),
             rows=rows,
@@ -126,19 +129,9 @@ def _key(model: Path, asked: Asked) -> str:
     if not model.is_file():
         raise InputError(f"There is no file {model}.", hint="Name an .onnx file.")
     files = [model, *model.parent.glob(f"{model.name}*.data")]
-    for data in (asked.calibration, asked.validation):
-        path = Path(data or "")
-        files += [path] if path.is_file() else sorted(path.glob("*.npz")) if data and path.is_dir() else []
+    files += [*data_files(asked.calibration), *data_files(asked.validation)]
     parts = json.dumps([__version__, environment(Options()), asdict(asked)], sort_keys=True, default=str)
-    return hashlib.sha256(parts.encode() + _hash(files).encode()).hexdigest()
-
-
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest() if len(files) > 1 else stream.read())
-    return digest.hexdigest()
+    return hashlib.sha256(parts.encode() + digest(files).encode()).hexdigest()
 
 
 def _command(model: Path, folder: Path, asked: Asked) -> str:
@@ -178,12 +171,12 @@ def _compiled(change: Change, model: Path, partial: Path, key: str, asked: Asked
     mark = partial / f"{stem}.done"
     if not mark.exists() or mark.read_text() != key:
         words[words.index("-o") + 1] = str(output)
-        row.failure = _run([*words, "--report", str(report), "-q"], asked.patience)
+        row.failure = _run([*words, "--report", str(report), "--keep-worst", "-q"], asked.patience)
         atomic_write(partial / f"{stem}.failure", row.failure.encode())
         atomic_write(mark, key.encode())
     row.failure = (partial / f"{stem}.failure").read_text()
     if output.exists() and report.exists():
-        row.file, row.sha256 = output.name, _hash([output])
+        row.file, row.sha256 = output.name, digest([output])
         _read(row, json.loads(report.read_text()))
     elif not row.failure:
         row.failure = "nothing was written"

@@ -16,7 +16,7 @@ import memoptc
 from memoptc.api import compile_file
 from memoptc.cli.compile import command as compile_command
 from memoptc.cli.options import GroupedCommand, takes
-from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding
+from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding, words_of
 from memoptc.options import FileOptions, Options
 
 
@@ -83,3 +83,29 @@ def test_a_wrong_keyword_is_an_error_to_a_type_checker(tmp_path: Path) -> None:
     assert 'Unexpected keyword argument "levle"' in out
     assert 'incompatible type "str"; expected "int"' in out
     assert "Found 2 errors" in out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        FileOptions(measure=True),
+        FileOptions(3, "int8", calibration="a b.npz", measure=False, fallback=False, dims={"N": 8, "M": 2}),
+        FileOptions(memory_budget="activations=64MiB", skip_passes=("fit", "order"), jobs=2, reports=("a.md",)),
+    ],
+)
+def test_the_words_of_options_give_these_options_again(given: FileOptions) -> None:
+    seen: list[FileOptions] = []
+
+    @click.command()
+    @takes("options", FileOptions)
+    def repeat(options: dict[str, Any]) -> None:
+        seen.append(FileOptions(**options))
+
+    outcome = CliRunner().invoke(repeat, words_of(given))
+    assert outcome.exit_code == 0, outcome.output
+    assert [words_of(options) for options in seen] == [words_of(given)]
+    assert seen[0].to_json() | {"reports": None} == given.to_json() | {"reports": None}
+
+
+def test_what_no_words_can_stand_for_is_named_by_its_type() -> None:
+    assert words_of(FileOptions(calibration=[{}], measure=True)) == ["--calibration", "<list>"]

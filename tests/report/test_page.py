@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from memoptc.api import compile_file
+from memoptc.ir.diagnostics import GateError
 from memoptc.report.chart import sparkline
-from memoptc.report.write import render_html, schema
+from memoptc.report.evidence import card
+from memoptc.report.write import render_html, render_markdown, schema
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
 CHROMIUM = next(
@@ -39,9 +42,59 @@ def test_the_page_is_one_file_and_small(report: Any) -> None:
     page = render_html(report)
     assert len(page.encode()) < 2_000_000
     assert re.findall(r"""(?:src|href|url\()\s*=?\s*["']?(?!#)[^"'#\s>)]+""", page) == []
-    assert page.count("<svg") == 3
-    for heading in ("Planned activation memory over one run", "Arena: addresses", "What makes the peak", "Passes"):
-        assert heading in page
+    headings = re.findall(r"<h2>(.*)</h2>", page)
+    assert headings[:3] == ["What the process needs", "Evidence card", "Before and after"]
+    assert {"Planned activation memory over one run", "What makes the peak", "Passes"} <= set(headings)
+    assert re.findall(r'aria-label="([^"]*)"', page) == [
+        "what each process needs, by parts", "planned activation memory over one run", "arena before", "arena after",
+    ]  # fmt: skip
+
+
+def test_no_page_shows_a_folder_of_this_machine(report: Any) -> None:
+    for text in (render_html(report), render_markdown(report)):
+        assert text.replace(str(MODELS / "digits_cnn.onnx"), "").count(str(MODELS)) == 0
+        assert "digits_cnn.onnx" in text
+
+
+def test_the_card_says_what_was_made_of_what_and_how_to_repeat_it(report: Any) -> None:
+    told = dict(card(report))
+    assert told["How to repeat"].startswith("memoptc ")
+    assert f"sha256 {report.artefacts[0]['sha256']}" in told["Artefact"]
+    assert report.model["sha256"] in told["Measured with"]
+    assert "need measured against the original's" in told["Failure check"]
+    report.verification["passed"], kept = None, report.verification["passed"]
+    report.verification["mode"], mode = "off", report.verification["mode"]
+    assert "outputs were not compared" in dict(card(report))["Worse, or at risk"]
+    report.verification.update(passed=kept, mode=mode)
+
+
+def test_the_worst_example_is_shown_and_its_inputs_are_kept_on_request_or_failure(tmp_path: Path) -> None:
+    """Outputs that differ most are a few numbers; inputs, which may be private, are a file that one asks for."""
+    data = MODELS / "digits_validation.npz"
+    common: dict[str, Any] = {"passes": "to-half,lower", "validation": str(data), "measure": False}
+    quiet = compile_file(MODELS / "digits_cnn.onnx", tmp_path / "a.onnx", target="float16", **common)
+    assert [file.name for file in quiet.files] == ["a.onnx", "a.session.json"]
+    example = quiet.report.verification["example"]
+    assert example["where"].startswith("digits_validation.npz, sample ")
+    place = example["place"][-1] - example["first"]
+    assert example["original"][place] != example["candidate"][place]
+    (deciles,) = (output["error_deciles"] for output in quiet.report.verification["outputs"])
+    assert deciles == sorted(deciles)
+    assert deciles[-1] > 0
+    page = render_html(quiet.report)
+    assert f"Worst example: {example['where']}" in page
+    assert "Inputs are not kept" in page
+
+    kept = compile_file(MODELS / "digits_cnn.onnx", tmp_path / "b.onnx", target="float16", keep_worst=True, **common)
+    with np.load(kept.files[-1]) as sample:
+        assert {"input/image", "original/logits", "candidate/logits"} == set(sample.files)
+        differences = np.abs(sample["original/logits"] - sample["candidate/logits"])
+    assert np.isclose(differences.max(), abs(example["original"][place] - example["candidate"][place]))
+
+    with pytest.raises(GateError, match="Verification failed") as failure:
+        compile_file(MODELS / "digits_cnn.onnx", tmp_path / "c.onnx", max_error=1e-9, **common)
+    assert str(tmp_path / "c.worst.npz") in failure.value.hint
+    assert sorted(file.name for file in tmp_path.glob("c*")) == ["c.worst.npz"]
 
 
 def test_the_json_form_has_what_the_schema_says(report: Any) -> None:
