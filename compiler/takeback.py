@@ -1,14 +1,15 @@
 """Taking back what makes a model worse: the passes whose work costs more than it gains, as measured.
 
-A compile promises that its output needs no more memory than the original, and is no slower than its level allows. Where
-a measurement says otherwise, the responsible passes are found by halving, as verification finds the pass that breaks
-the numbers: the graph is compiled again without the last 1, 2, 4, ... of the passes that changed it, until the promise
-holds; then the shortest such tail is found, whose first pass is to blame; and the passes behind that one are put back.
+A compile promises that its output needs no more memory than the original, and is no slower than its level allows, in
+stock onnxruntime and in `Session`. Where a measurement says otherwise of `Session` alone, the contract names a simpler
+tier. Else the responsible passes are found by halving, as verification finds the pass that breaks the numbers: the
+graph is compiled again without the last 1, 2, 4, ... of the passes that changed it, until the promise holds; then the
+shortest such tail is found, whose first pass is to blame; and the passes behind that one are put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -21,6 +22,7 @@ from memoptc.options import Options
 from memoptc.pass_base import Pass
 from memoptc.report.model import Decision
 from memoptc.report.verdict import TAKEN_BACK
+from memoptc.runtime.contract import Tier, contract_path
 from memoptc.targets import HALF_FLOATS
 
 KEPT = ("lower", "plan-memory", "inline-functions", "freeze-runtime", "quantize-io")
@@ -30,6 +32,9 @@ MOST_ATTEMPTS = 16
 """Compiles after which the search settles for the best that is known to hold."""
 
 _HALFWAY = 0.5
+
+_SIMPLER: Mapping[str, Tier] = {"planned": "arena", "arena": "stock"}
+"""The tier of `Session` to run in, where one turned out to break a promise."""
 
 
 def find_edit(
@@ -167,7 +172,7 @@ class Keeper:
         Raises:
             GateError: there is none.
         """
-        return self._hold(attempt, self.measure_needs, lambda broken: iter(()))
+        return self._hold(attempt, lambda a: self._in_tiers(a, self.measure_needs), lambda broken: iter(()))
 
     def hold_times(self, attempt: Attempt) -> Attempt:
         """Give an attempt that is as fast as promised, and needs no more than the original.
@@ -177,13 +182,31 @@ class Keeper:
         """
 
         def check(attempt: Attempt) -> list[Broken]:
-            return self.measure_needs(attempt) or self.measure_times(attempt)
+            return self._in_tiers(attempt, lambda a: self.measure_needs(a) or self.measure_times(a))
 
         def weaker(broken: Sequence[Broken]) -> Iterator[Edit]:
             passes = list(attempt.pipeline.passes())
             return weaker_forms(passes, attempt.compiled.changed, broken[0].bound, broken[0].ratio)
 
         return self._hold(attempt, check, weaker)
+
+    def _in_tiers(self, attempt: Attempt, check: Callable[[Attempt], list[Broken]]) -> list[Broken]:
+        """Check an attempt; as long as only `Session` breaks a promise, again in its next simpler tier."""
+        while (broken := check(attempt)) and all(b.in_session for b in broken):
+            needs = attempt.needs
+            simpler = None if needs is None or needs.session is None else _SIMPLER.get(needs.session.tier)
+            if simpler is None or self.options.level < 1 or self.options.force:
+                break
+            assert needs is not None
+            assert needs.session is not None
+            why, tier = " and ".join(b.clause() for b in broken), needs.session.tier
+            attempt.contract = replace(attempt.contract, tier=simpler)
+            attempt.contract.save(contract_path(attempt.path))
+            attempt.decisions.append(Decision(TAKEN_BACK, f"the tier {tier} of Session", f"with it, {why}"))
+            text = f"Taken back: the tier {tier} of Session, which runs in the tier {simpler} instead. With it, {why}"
+            attempt.warnings.append(f"{text}; --force writes it all the same.")
+            attempt.needs = attempt.times = None
+        return broken
 
     def finish(self, attempt: Attempt) -> Times:
         """Measure what was not yet; with `--force`, say which promises are broken."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnxruntime as ort
 
@@ -24,6 +24,9 @@ from memoptc.runtime.options import FRUGAL, RunOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+Tier: TypeAlias = Literal["arena", "planned", "stock"]
+"""How `memoptc.runtime.Session` runs a model: in a sized arena, at planned offsets, or as stock onnxruntime does."""
 
 VERSION = 1
 SUFFIX = ".session.json"
@@ -48,7 +51,7 @@ class Contract:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     measured: Mapping[str, int] = field(default_factory=dict)
     onnxruntime: str = ort.__version__
-    tier: Literal["arena", "planned", "stock"] = "arena"
+    tier: Tier = "arena"
     peaks: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

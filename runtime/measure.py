@@ -201,7 +201,7 @@ def measure(
         options: How to run: one for all, or one per model.
         seconds: About how long all timed runs together may take. Every model runs at least 3 times.
         bound: Take more turns, up to three times `seconds`, until it is decided on which side of the bound the
-            slowdown of the second model against the first lies.
+            slowdown of each other model against the first lies.
         needs: What `measure_need` gave for each of the cases, where that is known already.
 
     Raises:
@@ -302,14 +302,15 @@ def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[
         while len(found[0]) < most:
             for ask, turns in zip(workers, found, strict=True):
                 turns.append(ask(do="time", runs=count)["ms"])
-            if len(found[0]) >= rounds and (bound is None or _slowdown(found).decided(bound)):
+            if len(found[0]) >= rounds and (bound is None or all(s.decided(bound) for s in _slowdowns(found))):
                 break
     return found
 
 
-def _slowdown(found: Sequence[Sequence[Sequence[float]]]) -> Slowdown:
-    before, after = ([statistics.median(turn) for turn in turns] for turns in found[:2])
-    return Slowdown.of(before, after)
+def _slowdowns(found: Sequence[Sequence[Sequence[float]]]) -> list[Slowdown]:
+    """Compare every model with the first."""
+    before, *others = ([statistics.median(turn) for turn in turns] for turns in found)
+    return [Slowdown.of(before, after) for after in others]
 
 
 def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float]]]:

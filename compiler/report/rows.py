@@ -103,12 +103,18 @@ def _times(report: ReportFacts) -> list[Row]:
     if not (before and after):
         return []
     a, b = before["latency_ms"], after["latency_ms"]
-    rows = [_row(f"latency {k}", a[k], b[k], _milliseconds) for k in ("p50", "p95")]
+    rows = [_latency_p50("latency p50", before, after), _row("latency p95", a["p95"], b["p95"], _milliseconds)]
     for tier, found in (report.candidate.session or {}).items():
-        rows.append(_row(f"latency p50 in Session, {tier}", a["p50"], found["latency_ms"]["p50"], _milliseconds))
+        rows.append(_latency_p50(f"latency p50 in Session, {tier}", before, found))
     a, b = before["throughput_per_s"], after["throughput_per_s"]
     rows.append(_row("throughput", a, b, lambda v: f"{v:.1f}/s", more_is_better=True))
     return rows
+
+
+def _latency_p50(what: str, before: dict[str, Any], after: dict[str, Any]) -> Row:
+    """Compare medians; by the turns that the two took against each other where these are known, as the verdict does."""
+    row = _row(what, before["latency_ms"]["p50"], after["latency_ms"]["p50"], _milliseconds)
+    return replace(row, ratio=f"{after['slowdown']['ratio']:.2f}x") if after.get("slowdown") else row
 
 
 def _row(what: str, a: float | None, b: float | None, text: Any, *, more_is_better: bool = False) -> Row:

@@ -1,0 +1,108 @@
+"""Promises hold in every way to run the result: a tier of `Session` that breaks one is taken back, or named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memoptc.gate import broken_latency
+from memoptc.measuring import Bench, Needs, Times, measured_json
+from memoptc.report import Report, Side
+from memoptc.runtime.contract import Contract, contract_path, load_contract
+from memoptc.runtime.measure import Measured, Slowdown
+from memoptc.takeback import Keeper
+
+MB = 1 << 20
+TURNS = (100.0, 101.0, 99.0, 100.0, 102.0)
+
+
+def measured(slowdown: float, tier: str = "", need: int = 50 * MB) -> Measured:
+    """A process that takes so many times 100 ms in every turn."""
+    turns = tuple(t * slowdown for t in TURNS)
+    fields: dict[str, Any] = dict.fromkeys(
+        ("anonymous_bytes", "load_peak_bytes", "loaded_bytes", "run_peak_bytes", "ours_bytes", "run_mapped_bytes"), 0
+    )
+    times = {key: 100.0 * slowdown for key in ("p50", "p95", "p99")}
+    return Measured(need, **fields, load_seconds=0, memory_runs=4, method="", tier=tier, latency_ms=times,
+                    throughput_per_s=10, runs=5, turns_ms=turns)  # fmt: skip
+
+
+def test_latency_in_session_is_held_to_the_promise_too() -> None:
+    (broken,) = broken_latency(Times(measured(1), measured(1.02), measured(1.17, "planned")), 1.05)
+    assert broken.in_session
+    assert "latency in Session" in broken.clause()
+    assert not broken_latency(Times(measured(1), measured(1.02), measured(1.04, "planned")), 1.05)
+    assert [b.in_session for b in broken_latency(Times(measured(1), measured(2), measured(2)), 1.05)] == [False, True]
+
+
+class TierBench(Bench):
+    """A bench whose figures in `Session` depend on the tier in the contract beside the model."""
+
+    def __init__(self, slowdowns: dict[str, float], needs: dict[str, int]) -> None:
+        super().__init__(Path("original"), {}, 0, 1.05)
+        self.slowdowns, self.of = slowdowns, needs
+        self.before = Needs(measured(1), measured(1, "arena"))
+
+    def _session(self, path: Path) -> Measured:
+        contract = load_contract(contract_path(path))
+        assert contract is not None
+        return measured(self.slowdowns[contract.tier], contract.tier, self.of.get(contract.tier, 50 * MB))
+
+    def needs(self, path: Path, feed: Any) -> Needs:
+        return Needs(measured(1), self._session(path))
+
+    def times(self, path: Path, feed: Any, needs: Needs) -> Times:
+        return Times(measured(1), measured(1), self._session(path))
+
+
+def attempt_at(folder: Path) -> Any:
+    path = folder / "m.onnx"
+    contract = Contract(tier="planned")
+    contract.save(contract_path(path))
+    border = SimpleNamespace(encode=lambda feed: feed)
+    return SimpleNamespace(path=path, contract=contract, needs=None, times=None, decisions=[], warnings=[],
+                           compiled=SimpleNamespace(border=border))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slowdowns", "needs", "tiers"),
+    [
+        ({"planned": 1.17, "arena": 1.0}, {}, ["planned"]),
+        ({"planned": 1.17, "arena": 1.2, "stock": 1.0}, {}, ["planned", "arena"]),
+        ({"planned": 1.0, "arena": 1.0}, {"planned": 80 * MB}, ["planned"]),
+        ({"planned": 1.04}, {}, []),
+    ],
+)
+def test_a_tier_that_breaks_a_promise_gives_way_to_the_next_simpler_one(
+    tmp_path: Path, slowdowns: dict[str, float], needs: dict[str, int], tiers: Sequence[str]
+) -> None:
+    options = SimpleNamespace(level=2, force=False)
+    attempts: Any = SimpleNamespace(compilation=SimpleNamespace(options=options))
+    attempt = attempt_at(tmp_path)
+    assert Keeper(attempts, TierBench(slowdowns, needs)).hold_times(attempt) is attempt
+    assert [d.what for d in attempt.decisions] == [f"the tier {tier} of Session" for tier in tiers]
+    assert len(attempt.warnings) == len(tiers)
+    written = load_contract(contract_path(attempt.path))
+    assert written == attempt.contract
+    assert attempt.needs.session.tier == attempt.contract.tier == list(slowdowns)[len(tiers)]
+
+
+@pytest.mark.parametrize(("low", "noise"), [(1.10, False), (0.95, True)])
+def test_every_row_above_the_promise_is_named(low: float, noise: bool) -> None:
+    def figures(slowdown: float, tier: str) -> dict[str, Any]:
+        of = Side()
+        promised = TierBench({}, {})._slowdown_json(Slowdown(slowdown, low, 1.3))
+        return measured_json(measured(slowdown, tier), of) | {"slowdown": promised}
+
+    def both(found: dict[str, Any]) -> dict[str, Any]:
+        return found | {key: {"stock": found[key], "session": found[key]} for key in ("need_bytes", "anonymous_bytes")}
+
+    before, after = both(figures(1, "")), both(figures(1, ""))
+    session = {"arena": figures(1, "arena"), "planned": figures(1.17, "planned")}
+    report = Report({}, {}, Side(measured=before), Side(measured=after, session=session))
+    assert [w.what for w in report.worse] == ["latency in Session with memory='planned'"]
+    assert ("noise may explain it" in report.worse[0].why) == noise
