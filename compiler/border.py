@@ -102,9 +102,9 @@ def with_border_of(original: Graph, graph: Graph) -> Graph:
     del copy.info.metadata[KEY]
     first = next((op for op in copy.ops if not op.is_const and op.op_type != "absent"), None)
     for value in copy.inputs:
-        if value.name in border.inputs and isinstance(value.type, TensorType):
+        if value.name in border.inputs and value.tensor_type is not None:
             coded, uses = border.inputs[value.name], value.uses
-            value.type = TensorType(DType.FLOAT, value.type.shape)
+            value.type = TensorType(DType.FLOAT, value.shape)
             code = _convert(Builder(copy, before=first), value, coded, coded.dtype)
             for user, index in uses:
                 user.set_operand(index, code)
@@ -112,8 +112,8 @@ def with_border_of(original: Graph, graph: Graph) -> Graph:
     for index, info in enumerate(copy.outputs_info):
         if info.name in border.outputs:
             outputs[index] = _convert(Builder(copy), outputs[index], border.outputs[info.name], DType.FLOAT)
-            if isinstance(info.type, TensorType):
-                info.type = TensorType(DType.FLOAT, info.type.shape)
+            if info.tensor_type is not None:
+                info.type = TensorType(DType.FLOAT, info.shape)
     copy.set_outputs(outputs, copy.outputs_info)
     return copy
 

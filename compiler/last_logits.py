@@ -18,7 +18,6 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import same
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.ops import opset_of
-from memoptc.ir.types import TensorType
 from memoptc.runtime.roles import find_roles
 
 KEY = "memoptc.last_logits"
@@ -44,19 +43,18 @@ def logits_of(graph: Graph) -> list[str]:
     roles = find_roles(typed)
     words, steps = set(), []
     for value in typed.inputs:
-        type_ = value.type
         extents = roles[value.name].extents
-        if not isinstance(type_, TensorType) or not extents or roles[value.name].positions:
+        if value.tensor_type is None or not extents or roles[value.name].positions:
             continue
         words |= {extent for extent in extents if isinstance(extent, int)}
-        if type_.shape is not None and len(type_.shape) == 2:
-            steps.append(type_.shape[1])
+        if value.shape is not None and len(value.shape) == 2:
+            steps.append(value.shape[1])
     wide, long = [], []
     for value, info in zip(typed.outputs, typed.outputs_info, strict=True):
-        shape = value.type.shape if isinstance(value.type, TensorType) else None
-        if shape is None or len(shape) != 3 or not isinstance(value.type, TensorType):
+        shape = value.shape
+        if shape is None or len(shape) != 3:
             continue
-        if value.type.dtype.is_floating_point() and isinstance(shape[2], int):
+        if value.is_floating_point and isinstance(shape[2], int):
             wide += [info.name] if shape[2] in words else []
             long += [info.name] if any(same(shape[1], s) for s in steps) else []
     if not wide and not long:
@@ -75,8 +73,8 @@ def keep_last(graph: Graph, names: Sequence[str]) -> None:
         if info.name in names:
             bounds = [np.asarray([number], np.int64) for number in _BOUNDS.values()]
             outputs[index] = b.Slice(outputs[index], *bounds)
-            if isinstance(info.type, TensorType) and info.type.shape is not None:
-                info.type = info.type.with_shape((info.type.shape[0], 1, info.type.shape[2]))
+            if info.tensor_type is not None and info.shape is not None:
+                info.type = info.tensor_type.with_shape((info.shape[0], 1, info.shape[2]))
     graph.set_outputs(outputs, infos)
     graph.info.metadata[KEY] = " ".join(names)
 

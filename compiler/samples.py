@@ -13,7 +13,6 @@ from typing import Any
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Sym
-from memoptc.ir.types import TensorType
 from memoptc.options import Options
 from memoptc.runtime.data import Data
 from memoptc.runtime.design_points import DesignPoints, design_points
@@ -99,8 +98,8 @@ class Inputs:
         found = next(InputMaker(graph, self._asked).bindings(), {})
         for value in graph.inputs:
             array = (self.first or {}).get(value.name)
-            if array is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
-                for dim, extent in zip(value.type.shape, array.shape, strict=False):
+            if array is not None and value.shape is not None:
+                for dim, extent in zip(value.shape, array.shape, strict=False):
                     if isinstance(dim, Sym) and dim.name is not None:
                         found[dim.name] = int(extent)
         return found | self._asked

@@ -14,7 +14,7 @@ import onnx_ir
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.ir.types import TensorType
+from memoptc.ir.types import as_tensor
 from memoptc.last_logits import KEY, keep_last_of
 
 PROTOBUF_LIMIT = (1 << 31) - 1
@@ -95,8 +95,8 @@ def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
     del model.graph.input[:]
     model.graph.input.extend(kept)
     for info in (*model.graph.input, *model.graph.output):
-        type_ = types.get(info.name)
-        dims = type_.shape if isinstance(type_, TensorType) else None
+        type_ = as_tensor(types.get(info.name))
+        dims = None if type_ is None else type_.shape
         for written, dim in zip(info.type.tensor_type.shape.dim, dims or (), strict=False):
             if isinstance(dim, int) and written.WhichOneof("value") == "dim_param":
                 written.dim_value = dim

@@ -25,7 +25,7 @@ from memoptc.ir.facts import (
 )
 from memoptc.ir.read_only import Attributes, Regions
 from memoptc.ir.tensors import tensor_type
-from memoptc.ir.types import DType, Shape, TensorType, Type
+from memoptc.ir.types import Type, Typed
 
 __all__ = [
     "NOWHERE", "AttrRef", "AttrValue", "EmptyList", "Function", "Graph", "Loc", "ModelInfo", "Op", "Output",
@@ -38,7 +38,7 @@ _VERSIONS = itertools.count(1)
 """No number is ever given out twice, so that a graph taken back to an earlier version meets no stale cache."""
 
 
-class Value:
+class Value(Typed):
     """A result of an op, or an input of a graph. Made by `Op` and `Graph.add_input`, never alone."""
 
     __slots__ = ("_name", "_owner", "_type", "_uses", "doc", "index", "metadata", "omitted")
@@ -76,16 +76,6 @@ class Value:
         if type != self._type:
             self._type = type
             self.graph._touch()
-
-    @property
-    def dtype(self) -> DType | None:
-        """The element type of a tensor; `None` for other kinds of value, and where the type is not known."""
-        return self._type.dtype if isinstance(self._type, TensorType) else None
-
-    @property
-    def shape(self) -> Shape | None:
-        """The shape of a tensor; `None` for other kinds of value, and where the rank is not known."""
-        return self._type.shape if isinstance(self._type, TensorType) else None
 
     @property
     def op(self) -> Op | None:

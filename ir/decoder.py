@@ -18,7 +18,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.tensors import ints, scalar
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 __all__ = ["KEY", "Appended", "Cache", "Decoder", "appended_inputs", "numbers_steps", "recognise", "recognised"]
 
@@ -118,7 +118,7 @@ class _Reader:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.names = [info.name for info in graph.outputs_info]
-        self.inputs = [v for v in graph.inputs if v not in graph.defaults and isinstance(v.type, TensorType)]
+        self.inputs = [v for v in graph.inputs if v not in graph.defaults and v.tensor_type is not None]
         self.appended = appended_inputs(graph)
         self.attention = _attentions(graph)
 
@@ -226,7 +226,7 @@ class _Reader:
             if info.name in presents or not shape or len(shape) not in (2, 3) or _integer(value):
                 continue
             words = shape[-1]
-            stated = info.type.shape if isinstance(info.type, TensorType) and info.type.shape else shape
+            stated = info.shape or shape
             one = len(shape) == 2 or 1 in (shape[1], stated[1] if len(stated) == 3 else None)
             if isinstance(words, int) and words > 1:
                 found.append((words in tables.values(), words, info.name, one))
@@ -642,11 +642,11 @@ _STATES = ("float32", "float16", "bfloat16", "float64", "int8", "uint8")
 
 
 def _shape(value: Value | None) -> tuple[Dim, ...] | None:
-    return value.type.shape if value is not None and isinstance(value.type, TensorType) else None
+    return None if value is None else value.shape
 
 
 def _dtype(value: Value) -> str:
-    return str(value.type.dtype.numpy().name) if isinstance(value.type, TensorType) and value.type.dtype else ""
+    return str(value.dtype.numpy().name) if value.dtype else ""
 
 
 def _integer(value: Value) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import onnx_ir
 
-from memoptc.ir.types import Type
+from memoptc.ir.types import Type, Typed
 
 Tensor: TypeAlias = onnx_ir.TensorProtocol
 AttrValue: TypeAlias = Any
@@ -70,7 +70,7 @@ NOWHERE = Loc()
 
 
 @dataclass
-class Output:
+class Output(Typed):
     """What a graph says of one of its outputs: its name, and the type that was declared, if any."""
 
     name: str

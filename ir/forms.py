@@ -58,7 +58,7 @@ def obstacle(graph: Graph) -> str:
     """Say why a graph can be written plain only; `""` when nothing is in the way."""
     if (ops.opset_of(graph) or 0) < SEQUENCES:
         return f"opset below {SEQUENCES}"
-    if any(not isinstance(v.type, TensorType) for v in graph.inputs):
+    if any(v.tensor_type is None for v in graph.inputs):
         return "there is no pattern, since not all inputs are tensors"
     if graph.defaults:
         return "callers may replace weights"
@@ -113,7 +113,7 @@ def wrap(graph: Graph, *, captured: bool = False) -> Graph:
     outputs = list(then.outputs)
     _also_give_length(then, outputs, empty)
     never = Graph("never")
-    _also_give_length(never, [never.const(_nothing(v.type), f"no_{v.name}") for v in outputs], empty)
+    _also_give_length(never, [never.const(_nothing(v), f"no_{v.name}") for v in outputs], empty)
     made = Op("If", [taken], [*(v.type for v in outputs), _COUNT])
     made.set_region("then_branch", then)
     made.set_region("else_branch", never)
@@ -243,7 +243,7 @@ def _add(graph: Graph, op_type: str, operands: list[Value], type_: Type, name: s
     return graph.append(Op(op_type, operands, [type_], name=name)).result
 
 
-def _nothing(type_: Type | None) -> Tensor:
-    assert isinstance(type_, TensorType)
-    assert type_.shape is not None
-    return from_array(np.zeros([0] * len(type_.shape), type_.dtype.numpy()), dtype=type_.dtype)
+def _nothing(value: Value) -> Tensor:
+    assert value.dtype is not None
+    assert value.rank is not None
+    return from_array(np.zeros([0] * value.rank, value.dtype.numpy()), dtype=value.dtype)

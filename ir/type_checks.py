@@ -72,8 +72,7 @@ def _elements(op: Op) -> Iterator[tuple[str, str]]:
 
 
 def _element(value: Value) -> DType | None:
-    known = isinstance(value.type, TensorType) and value.type.dtype != DType.UNDEFINED and not value.is_absent
-    return value.type.dtype if known and isinstance(value.type, TensorType) else None
+    return None if value.dtype == DType.UNDEFINED or value.is_absent else value.dtype
 
 
 @cache

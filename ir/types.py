@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from onnx_ir import DataType
 
@@ -123,6 +123,68 @@ class OpaqueType:
     domain: str = ""
     name: str = ""
     denotation: str = ""
+
+
+class Typed:
+    """Something with a `type`, asked as a tensor: each answer is `None` for other kinds of value, and when unknown."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def type(self) -> Type | None:
+            """The type as far as it is known."""
+
+    @property
+    def tensor_type(self) -> TensorType | None:
+        """The type, when it is that of a dense tensor."""
+        return as_tensor(self.type)
+
+    @property
+    def dtype(self) -> DType | None:
+        """The element type of a tensor."""
+        return self.type.dtype if isinstance(self.type, TensorType) else None
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a tensor whose rank is known."""
+        return self.type.shape if isinstance(self.type, TensorType) else None
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether this is a tensor of integers (truth values are none)."""
+        return self.dtype is not None and self.dtype.is_integer()
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether this is a tensor of floating-point numbers."""
+        return self.dtype is not None and self.dtype.is_floating_point()
+
+    @property
+    def is_shapeless(self) -> bool:
+        """Whether this may be a tensor, of unknown rank."""
+        return self.type is None or (isinstance(self.type, TensorType) and self.type.shape is None)
+
+    @property
+    def static_shape(self) -> tuple[int, ...] | None:
+        """The shape of a tensor all of whose extents are known integers."""
+        return self.type.static_shape if isinstance(self.type, TensorType) else None
+
+    @property
+    def rank(self) -> int | None:
+        """How many axes a tensor has."""
+        return self.type.rank if isinstance(self.type, TensorType) else None
+
+    @property
+    def nbytes(self) -> Dim:
+        """Bytes of a tensor's elements (see `TensorType.nbytes`)."""
+        return self.type.nbytes if isinstance(self.type, TensorType) else None
+
+
+def as_tensor(type_: Type | None) -> TensorType | None:
+    """Give a type back when it is that of a dense tensor, else `None`."""
+    return type_ if isinstance(type_, TensorType) else None
 
 
 @lru_cache(maxsize=1 << 16)

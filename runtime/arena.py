@@ -196,15 +196,15 @@ class _Run:
 
 
 def _dtype(value: Value) -> np.dtype[Any]:
-    assert isinstance(value.type, TensorType)
-    return value.type.dtype.numpy()
+    assert value.dtype is not None
+    return value.dtype.numpy()
 
 
 def _is_whole(value: Value) -> bool:
     """Whether the value is a tensor of known element type, each element whole bytes."""
-    if not isinstance(value.type, TensorType) or value.type.dtype in (DType.STRING, DType.UNDEFINED):
+    if value.dtype is None or value.dtype in (DType.STRING, DType.UNDEFINED):
         return False
-    return value.type.dtype.bitwidth >= 8
+    return value.dtype.bitwidth >= 8
 
 
 class _Single:
@@ -265,4 +265,4 @@ def _loose(value: Value, seen: Any = None) -> Type | None:
     """The value's type without its shape; where it has none, that of what was seen."""
     if value.type is None and isinstance(seen, np.ndarray):
         return TensorType(DType.from_numpy(seen.dtype), None)
-    return TensorType(value.type.dtype, None) if isinstance(value.type, TensorType) else value.type
+    return TensorType(value.dtype, None) if value.dtype is not None else value.type

@@ -16,7 +16,6 @@ import numpy as np
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, is_nonnegative, product
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.types import TensorType
 
 Kind = Literal["equal", "broadcast", "at most"]
 
@@ -85,14 +84,14 @@ class _Reader:
             for result in op.results:
                 self.bounds[result] = self._bounds(op)
         for value, info in zip(self.graph.outputs, self.graph.outputs_info, strict=True):
-            stated = info.type.shape if isinstance(info.type, TensorType) else None
+            stated = info.shape
             for one, other in zip(self._shape(value) or (), stated or (), strict=False):
                 if isinstance(one, Sym) and isinstance(other, Sym) and one != other:
                     yield Requirement("equal", one, other, f"output {info.name}", 2)
 
     @staticmethod
     def _shape(value: Value | None) -> tuple[Dim, ...] | None:
-        return value.type.shape if value is not None and isinstance(value.type, TensorType) else None
+        return None if value is None else value.shape
 
     def _shapes(self, op: Op) -> list[tuple[Dim, ...]]:
         found = [self._shape(v) for v in op.operands if not v.is_absent]

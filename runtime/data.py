@@ -27,7 +27,7 @@ import numpy.typing as npt
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.files import TemporaryFolder
-from memoptc.ir.types import DType, OptionalType, TensorType, Type
+from memoptc.ir.types import DType, OptionalType, TensorType, Type, as_tensor
 from memoptc.runtime.npz import ArrayFile, load_feed, one_line, save_feed
 
 Feeds: TypeAlias = Iterable[Mapping[str, Any]]
@@ -244,8 +244,8 @@ def _pieces(
     for name, rank in ranks.items():
         if not rank:
             continue
-        type_ = inputs[name]
-        batch = type_.shape[0] if isinstance(type_, TensorType) and type_.shape else None
+        type_ = as_tensor(inputs[name])
+        batch = type_.shape[0] if type_ is not None and type_.shape else None
         size = batch if isinstance(batch, int) else 1
         extent = shapes[name][0]
         if size == 0 or extent % size:

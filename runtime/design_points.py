@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.ops import Family, definition
-from memoptc.ir.types import TensorType
 from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.memory.liveness import peak
 
@@ -104,11 +103,8 @@ def _largest(
 def _waveform_symbols(graph: Graph) -> Iterator[str]:
     """Symbols of inputs that are sound: what is convolved along its last axis as a single channel."""
     for value in graph.inputs:
-        type_ = value.type
-        if not isinstance(type_, TensorType) or type_.shape is None or not type_.dtype.is_floating_point():
-            continue
-        if len(type_.shape) in (2, 3) and _meets_single_channel(value):
-            last = type_.shape[-1]
+        if value.rank in (2, 3) and value.is_floating_point and _meets_single_channel(value):
+            last = value.shape[-1] if value.shape else None
             yield from () if last is None or isinstance(last, int) else sorted(last.free)
 
 
@@ -122,8 +118,7 @@ def _meets_single_channel(start: Value) -> bool:
                 return True
             known = definition(user)
             if known.family is Family.CONVOLUTION:
-                weight = user.operands[1].type
-                shape = weight.static_shape if isinstance(weight, TensorType) else None
+                shape = user.operands[1].static_shape
                 if shape is not None and len(shape) == 3 and shape[1] == 1 and shape[2] >= _WAVEFORM_KERNEL:
                     return True
             elif known.moves or known.elementwise or known.family is Family.NORMALIZATION:

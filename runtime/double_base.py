@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
-from memoptc.ir.types import TensorType
 
 
 class NoDouble(Exception):
@@ -33,7 +32,7 @@ def i64(*numbers: int) -> npt.NDArray[np.int64]:
 
 def static_shape(value: Value, op: Op) -> tuple[int, ...]:
     """Give the static shape of a weight."""
-    shape = value.type.static_shape if isinstance(value.type, TensorType) else None
+    shape = value.static_shape
     if shape is None:
         raise NoDouble(f"{op.op_type} {op.name!r} whose weight has no known shape")
     return shape
@@ -41,7 +40,7 @@ def static_shape(value: Value, op: Op) -> tuple[int, ...]:
 
 def rank_of(value: Value, op: Op) -> int:
     """Give the rank of a value."""
-    rank = value.type.rank if isinstance(value.type, TensorType) else None
+    rank = value.rank
     if rank is None:
         raise NoDouble(f"{op.op_type} {op.name!r} on a tensor of unknown rank")
     return rank

@@ -9,7 +9,6 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
-from memoptc.ir.types import TensorType
 from memoptc.runtime.double_base import NoDouble, add_all, f64, i64, static_shape, text_attr
 
 
@@ -62,8 +61,7 @@ class _Window:
 
 
 def _spatial(op: Op) -> tuple[int, ...]:
-    type_ = op.operands[0].type
-    dims = type_.shape[2:] if isinstance(type_, TensorType) and type_.shape else ()
+    dims = (op.operand.shape or ())[2:]
     extents = tuple(d for d in dims if isinstance(d, int))
     if not extents or len(extents) != len(dims):
         raise NoDouble(f"{op.op_type} {op.name!r} whose padding depends on symbolic extents")

@@ -251,13 +251,13 @@ def _retag(op: Op) -> None:
 
 
 def _is_empty(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.shape is not None and 0 in value.type.shape
+    return value.shape is not None and 0 in value.shape
 
 
 def _keep(op: Op) -> None:
     """Leave an op in its own precision, between casts."""
     for index, value in enumerate(op.operands):
-        if isinstance(value.type, TensorType) and value.type.dtype in NARROW | {DType.DOUBLE}:
+        if value.dtype in NARROW | {DType.DOUBLE}:
             _cast(op, index, DType.FLOAT)
     _widen_results(op)
 
@@ -279,7 +279,7 @@ def _cast(op: Op, index: int, dtype: DType) -> None:
 
 
 def _cast_op(at: Op, value: Value, dtype: DType) -> Op:
-    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    shape = value.shape
     return Op("Cast", [value], [TensorType(dtype, shape)], {"to": int(dtype)}, loc=at.loc)
 
 

@@ -43,7 +43,7 @@ _HALVINGS = 64
 
 def by_symbol(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
     """Give extents by symbol that are given by symbol or by the name that the file spells, such as `batch.size`."""
-    shapes = [v.type.shape for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is not None]
+    shapes = [v.shape for v in graph.inputs if v.shape is not None]
     symbols = [d for shape in shapes for d in shape if isinstance(d, Sym) and d.name is not None]
     names = {s.spelling: s.name for s in symbols if s.spelling} | {s.name: s.name for s in symbols}
     return {names.get(name) or name: extent for name, extent in dims.items()}

@@ -12,7 +12,6 @@ import onnxruntime
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.ir.types import TensorType
 from memoptc.runtime.options import RunOptions
 
 _INTEGER = frozenset(
@@ -113,8 +112,8 @@ def _is_integer(op: Op) -> bool:
         return True
     if op.is_const or op.op_type in _BORDER or not op.results or not op.operands or not op.op_type.endswith("Pool"):
         return False
-    type_ = op.operands[0].type
-    return isinstance(type_, TensorType) and type_.dtype.is_integer() and type_.dtype.bitwidth == 8
+    dtype = op.operands[0].dtype
+    return dtype is not None and dtype.is_integer() and dtype.bitwidth == 8
 
 
 def _codes(value: Value) -> Value | None:
@@ -127,8 +126,8 @@ def _why(op: Op) -> str:
     data, weight = op.operands[0], op.operands[1]
     for value in (data, weight):
         codes = _codes(value)
-        if codes is not None and isinstance(codes.type, TensorType) and codes.type.dtype.bitwidth != 8:
-            return f"there are no kernels for codes of {codes.type.dtype.bitwidth} bits"
+        if codes is not None and codes.dtype is not None and codes.dtype.bitwidth != 8:
+            return f"there are no kernels for codes of {codes.dtype.bitwidth} bits"
     if _codes(weight) is None:
         return "its weight is no code"
     bias = op.input(2)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.decoder import appended_inputs, numbers_steps, recognised
 from memoptc.ir.dims import Dim, KnownDim, Sym
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 _CARRY_FIRST = frozenset(
     "Cast CastLike Reshape Unsqueeze Squeeze Transpose Slice Expand Identity Flatten Tile Pad Split Gather "
@@ -99,7 +99,7 @@ def find_roles(graph: Graph) -> dict[str, Role]:
     decoder = recognised(graph, inferred=True) if caches else None
     for value in graph.inputs:
         role = found[value.name]
-        integers = isinstance(value.type, TensorType) and value.type.dtype.is_integer()
+        integers = value.is_integer
         if decoder is not None:
             role.positions = value.name == decoder.positions
             role.mask = role.mask or value.name == decoder.mask
@@ -227,12 +227,12 @@ def _bound(role: Role, extent: Dim, place: _Place) -> None:
 
 
 def _bound_tuple(role: Role, op: Op, place: _Place) -> None:
-    data, indices = op.operands[0].type, op.operands[1].type
+    data, indices = op.operands[0].shape, op.operands[1].shape
     first = op.attrs.get("batch_dims", 0)
-    if isinstance(data, TensorType) and data.shape and isinstance(indices, TensorType) and indices.shape:
-        width = indices.shape[-1]
-        count = width if isinstance(width, int) else len(data.shape) - first
-        for extent in data.shape[first : first + count]:
+    if data and indices:
+        width = indices[-1]
+        count = width if isinstance(width, int) else len(data) - first
+        for extent in data[first : first + count]:
             _bound(role, extent, place)
     else:
         role.extents.append(1)
@@ -267,11 +267,10 @@ def _structural(op: Op, index: int) -> Iterator[tuple[int | float, ...]]:
     kind = op.op_type
     if op.domain:
         return
-    result = op.results[0].type if op.results else None
-    static = result.static_shape if isinstance(result, TensorType) else None
+    static = op.result.static_shape if op.results else None
     if kind in ("Reshape", "Expand", "ConstantOfShape") and index == (0 if kind == "ConstantOfShape" else 1):
         if static is not None:
-            yield tuple(static)
+            yield static
         yield {"Reshape": (-1, 1, 1, 1, 1, 1, 1, 1), "Expand": (1,), "ConstantOfShape": (2,)}[kind]
     elif kind == "Slice" and index:
         yield {1: (0,), 2: (1 << 30,), 3: (0, 1, 2, 3, 4, 5), 4: (1,)}[index]
@@ -284,9 +283,9 @@ def _structural(op: Op, index: int) -> Iterator[tuple[int | float, ...]]:
     elif kind == "Range":
         yield {0: (0,), 1: (5,), 2: (1,)}[index]
     elif (kind == "Resize" and index in (2, 3)) or (kind == "Upsample" and index == 1):
-        source = op.operands[0].type
-        if index == 3 and isinstance(source, TensorType) and source.static_shape is not None:
-            yield tuple(source.static_shape)
+        source = op.operand.static_shape
+        if index == 3 and source is not None:
+            yield source
         yield (1.0,)
     elif (kind, index) in (("Loop", 0), ("TopK", 1), ("Tile", 1), ("OneHot", 1), ("NonMaxSuppression", 2)):
         yield {"Loop": (3,), "TopK": (1,), "Tile": (1,), "OneHot": (4,), "NonMaxSuppression": (3,)}[kind]
@@ -302,9 +301,9 @@ def _known_words(role: Role, op: Op) -> None:
 
 
 def _extent(value: Value, axis: int) -> Dim:
-    type_ = value.type
-    if isinstance(type_, TensorType) and type_.shape and -len(type_.shape) <= axis < len(type_.shape):
-        extent = type_.shape[axis]
+    shape = value.shape or ()
+    if -len(shape) <= axis < len(shape):
+        extent = shape[axis]
         return extent if isinstance(extent, int | Sym) else None
     return None
 

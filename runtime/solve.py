@@ -68,8 +68,8 @@ def gather(graph: Graph, symbols: Iterable[str]) -> tuple[Graph, list[Requiremen
         copy = graph.clone()
         changed = False
         for value in copy.inputs:
-            type_ = value.type
-            if isinstance(type_, TensorType) and type_.shape is not None:
+            type_ = value.tensor_type
+            if type_ is not None and type_.shape is not None:
                 shape = tuple(None if d is None else solution.of(d) for d in type_.shape)
                 changed |= shape != type_.shape
                 value.type = TensorType(type_.dtype, shape)

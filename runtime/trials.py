@@ -23,7 +23,6 @@ import numpy as np
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
-from memoptc.ir.types import TensorType
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import Feed, RunOptions
@@ -84,7 +83,7 @@ def _on_trust(op: Op) -> bool:
 def _rank_open(value: Value) -> bool:
     if value.omitted:
         return False
-    return value.type is None or (isinstance(value.type, TensorType) and value.type.shape is None)
+    return value.is_shapeless
 
 
 class _Here:

@@ -128,20 +128,15 @@ def fits_type(rule: str, old: Sequence[Value], new: Sequence[Value]) -> None:
         InternalError: the element types, or kinds of types, disagree.
     """
     for was, value in zip(old, new, strict=True):
-        a, b = was.type, value.type
-        if a is None or b is None:
+        if was.type is None or value.type is None:
             continue
-        if type(a) is not type(b) or (
-            isinstance(a, TensorType)
-            and isinstance(b, TensorType)
-            and a.dtype != b.dtype
-            and DType.UNDEFINED not in (a.dtype, b.dtype)
-        ):
-            raise InternalError(f"rule {rule} replaces %{was.name}, of type {a}, by one of type {b}")
-        if isinstance(a, TensorType) and isinstance(b, TensorType) and a.shape is not None and b.shape is not None:
-            if len(a.shape) != len(b.shape):
+        one_dtype = was.dtype == value.dtype or DType.UNDEFINED in (was.dtype, value.dtype)
+        if type(was.type) is not type(value.type) or not one_dtype:
+            raise InternalError(f"rule {rule} replaces %{was.name}, of type {was.type}, by one of type {value.type}")
+        if was.shape is not None and value.shape is not None:
+            if was.rank != value.rank:
                 raise NoMatch("another rank")
-            pairs = zip(a.shape, b.shape, strict=True)
+            pairs = zip(was.shape, value.shape, strict=True)
             if any(isinstance(i, int) and isinstance(j, int) and i != j for i, j in pairs):
                 raise NoMatch("another shape")
 
@@ -150,17 +145,18 @@ def refine_type(new: Value, old: Value, *, fresh: bool) -> None:
     """Give a value what was known of the one it replaces; of one just made, that takes precedence."""
     if new.type is None:
         new.type = old.type
-    if not isinstance(new.type, TensorType) or not isinstance(old.type, TensorType):
+    was, now = old.tensor_type, new.tensor_type
+    if was is None or now is None:
         return
-    dtype = old.type.dtype if new.type.dtype == DType.UNDEFINED else new.type.dtype
-    shape = new.type.shape if new.type.shape is not None else old.type.shape
-    if new.type.shape is not None and old.type.shape is not None:
-        first, second = (old.type.shape, new.type.shape) if fresh else (new.type.shape, old.type.shape)
+    dtype = was.dtype if now.dtype == DType.UNDEFINED else now.dtype
+    shape = now.shape if now.shape is not None else was.shape
+    if now.shape is not None and was.shape is not None:
+        first, second = (was.shape, now.shape) if fresh else (now.shape, was.shape)
         shape = tuple(
             b if a is None or (isinstance(b, int) and fresh) else a for a, b in zip(first, second, strict=True)
         )
-    if (dtype, shape) != (new.type.dtype, new.type.shape):
-        new.type = TensorType(dtype, shape, new.type.denotation)
+    if (dtype, shape) != (now.dtype, now.shape):
+        new.type = TensorType(dtype, shape, now.denotation)
 
 
 def _better(first: Dim, second: Dim) -> Dim:

@@ -28,7 +28,7 @@ from lark import Token
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InputError, SourceError
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.rewrite.driver import RulePass
 from memoptc.rewrite.pattern import Any_, Const, NoMatch, Operand, OpPattern, Optional_, Rest, key_of
 from memoptc.rewrite.predicates import PREDICATES, compare
@@ -281,9 +281,9 @@ def _constant(b: Builder, content: Any, like: Value | None) -> Value:
         if not all(isinstance(item, int) for item in content):
             raise NoMatch("a list of other things than integers")
         return b.const(np.asarray(content, np.int64))
-    if like is None or not isinstance(like.type, TensorType) or like.type.dtype == DType.UNDEFINED:
+    if like is None or like.dtype in (None, DType.UNDEFINED):
         raise NoMatch("the element type of a number is not known")
-    return b.const(content, dtype=like.type.dtype)
+    return b.const(content, dtype=like.dtype)
 
 
 def _holds(condition: Condition, bindings: Bindings) -> bool:

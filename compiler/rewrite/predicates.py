@@ -91,7 +91,7 @@ def _equal(left: Any, right: Any) -> bool | None:
 
 
 def _tensor(value: Value) -> TensorType | None:
-    return value.type if isinstance(value.type, TensorType) and value.type.dtype != DType.UNDEFINED else None
+    return None if value.dtype == DType.UNDEFINED else value.tensor_type
 
 
 @predicate

@@ -10,7 +10,6 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import substitute
 from memoptc.ir.infer import Inference, infer_shapes
-from memoptc.ir.types import TensorType
 from memoptc.last_logits import keep_last, logits_of
 
 
@@ -68,12 +67,12 @@ def prepare(compilation: Compilation) -> Prepared:
 
 def _freeze(graph: Graph, extents: Mapping[str, int]) -> None:
     for value in graph.inputs:
-        if isinstance(value.type, TensorType):
-            value.type = value.type.bind(extents)
+        if value.tensor_type is not None:
+            value.type = value.tensor_type.bind(extents)
     for output in graph.outputs_info:
-        if isinstance(output.type, TensorType) and output.type.shape is not None:
-            shape = tuple(d if d is None else substitute(d, extents) for d in output.type.shape)
-            output.type = output.type.with_shape(shape)
+        if output.tensor_type is not None and output.shape is not None:
+            shape = tuple(d if d is None else substitute(d, extents) for d in output.shape)
+            output.type = output.tensor_type.with_shape(shape)
 
 
 def _fix_defaults(graph: Graph) -> None:

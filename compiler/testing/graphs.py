@@ -48,8 +48,8 @@ def feeds(graph: Graph, seed: int = 0, bindings: Mapping[str, int] | None = None
     rng = np.random.default_rng(seed)
     made = {}
     for value in graph.inputs:
-        type_ = value.type
-        assert isinstance(type_, TensorType)
+        type_ = value.tensor_type
+        assert type_ is not None
         shape = type_.bind(bindings or BINDINGS).static_shape
         assert shape is not None
         made[value.name] = _numbers(rng, type_.dtype, shape)
@@ -109,8 +109,9 @@ class _Maker:
     # -- helpers --------------------------------------------------------------------------------------
 
     def type(self, value: Value) -> TensorType:
-        assert isinstance(value.type, TensorType)
-        return value.type
+        type_ = value.tensor_type
+        assert type_ is not None
+        return type_
 
     def shape(self, value: Value) -> tuple[KnownDim, ...]:
         shape = self.type(value).shape

@@ -96,10 +96,10 @@ class _Drawing:
         if len(self.graph.inputs) != 1 or self.random.random() > 0.3:
             return {}
         (value,) = self.graph.inputs
-        if not isinstance(value.type, TensorType) or not value.type.shape or not isinstance(value.type.shape[0], int):
+        if value.dtype is None or not value.shape or not isinstance(value.shape[0], int):
             return {}
-        extent = value.type.shape[0]
-        value.type = TensorType(value.type.dtype, (Sym("N"), *value.type.shape[1:]))
+        extent = value.shape[0]
+        value.type = TensorType(value.dtype, (Sym("N"), *value.shape[1:]))
         for op in self.graph.ops:
             for result in op.results if not op.is_const else ():
                 result.type = None
@@ -193,7 +193,7 @@ class _Drawing:
         return value
 
     def type(self, index: int, known: list[_Known], slot: _Slot) -> TensorType:
-        types = {i: v.type for i, v in known if isinstance(v.type, TensorType)}
+        types = {i: v.tensor_type for i, v in known if v.tensor_type is not None}
         if any(t.static_shape is None for t in types.values()):
             raise _CannotDraw("an extent is not known")
         shapes = [t.static_shape or () for _, t in sorted(types.items())]
@@ -229,9 +229,7 @@ class _Drawing:
     ) -> dict[str, Any]:
         """Attributes that the pattern asks for, those that must be given, and some that may."""
         attrs: dict[str, Any] = {}
-        shapes = [
-            v.type.static_shape or () if v is not None and isinstance(v.type, TensorType) else () for v in operands
-        ]
+        shapes = [() if v is None else v.static_shape or () for v in operands]
         rank = len(shapes[0]) if shapes else 0
         for name, attribute in schema.attributes.items() if schema is not None else ():
             if attribute.required or self.random.random() < 0.4:

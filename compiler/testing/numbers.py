@@ -61,17 +61,18 @@ def feed_of(graph: Graph, binding: Mapping[str, int], seed: int = 0) -> Feed:
 
 
 def _shape(value: Value) -> tuple[Any, ...]:
-    return (value.type.shape or ()) if isinstance(value.type, TensorType) else ()
+    return value.shape or ()
 
 
 def _feed(graph: Graph, binding: Mapping[str, int], seed: int, special: bool) -> Feed:
     feed = {}
     for value in graph.inputs:
-        assert isinstance(value.type, TensorType)
+        type_ = value.tensor_type
+        assert type_ is not None
         rng = np.random.default_rng([seed, zlib.crc32(value.name.encode())])
-        shape = value.type.bind(binding).static_shape
+        shape = type_.bind(binding).static_shape
         assert shape is not None, f"%{value.name} has an extent that no symbol names"
-        feed[value.name] = _numbers(rng, value.type.dtype, shape, special)
+        feed[value.name] = _numbers(rng, type_.dtype, shape, special)
     return feed
 
 

@@ -12,7 +12,6 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops.definition import Arity, Family, IntegerKernel, Operator, ShapeOf, WeightLayout
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, schema, schema_of
 from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, names_where, weight_layout
-from memoptc.ir.types import TensorType
 
 __all__ = [
     "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Family", "IntegerKernel",
@@ -72,7 +71,7 @@ def _drops_out(op: Op) -> bool:
 
 def feeds_packed(value: Value) -> bool:
     """Whether an op uses this value that rounds differently when it is a constant (see `Operator.packs_weights`)."""
-    floats = isinstance(value.type, TensorType) and not value.type.dtype.is_integer()
+    floats = value.dtype is not None and not value.is_integer
     todo, seen = [value], {value}
     while todo and floats:
         for user in todo.pop().users:

@@ -8,7 +8,7 @@ from enum import Enum
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 
 class Form(Enum):
@@ -170,4 +170,4 @@ def accumulated(op: Op, join: Join, *operands: tuple[int, int]) -> Axis:
 def dtype_of(op: Op, index: int) -> DType | None:
     """Element type of operand `index`; `None` when it is absent, no tensor, or not known."""
     value = op.input(index)
-    return value.type.dtype if value is not None and isinstance(value.type, TensorType) else None
+    return None if value is None else value.dtype

@@ -12,7 +12,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.tensors import from_array
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.simplify._simplify.facts import require_plain_view, shape_of, splat_of
 from memoptc.passes.simplify._simplify.layout import VIEWS
 from memoptc.rewrite import NoMatch, Rule, RulePass, const, op, opt, rest, rewrite
@@ -59,14 +59,14 @@ def _array(value: Value | None, what: str) -> Array:
     _require(_dtype(value) in FLOATS, "no float weights")
     if value.tensor is not None:
         return np.asarray(value.tensor.numpy(), np.float64)
-    splat, shape = splat_of(value), value.type.static_shape if isinstance(value.type, TensorType) else None
+    splat, shape = splat_of(value), value.static_shape
     if splat is None or shape is None or math.prod(shape) > _LARGEST:
         raise NoMatch(f"{what} is not constant")
     return np.broadcast_to(np.asarray(splat, np.float64), shape)
 
 
 def _dtype(value: Value) -> DType:
-    return value.type.dtype if isinstance(value.type, TensorType) else DType.UNDEFINED
+    return value.dtype or DType.UNDEFINED
 
 
 def _batch_norm(node: Op) -> _Affine:
@@ -104,17 +104,15 @@ def _elementwise(node: Op, produced: Value, channel_axis: int) -> _Affine:
 
 
 def _per_channel(constant: Array, produced: Value, axis: int) -> Array:
-    type_ = produced.type
-    _require(isinstance(type_, TensorType) and type_.shape is not None, "shape unknown")
-    assert isinstance(type_, TensorType)
-    assert type_.shape is not None
-    rank = len(type_.shape)
+    if produced.shape is None:
+        raise NoMatch("shape unknown")
+    rank = len(produced.shape)
     _require(constant.ndim <= rank, "broadcasts")
     if constant.size == 1:
         return constant.reshape(1)
     shape = (1,) * (rank - constant.ndim) + constant.shape
     _require(all(extent == 1 for i, extent in enumerate(shape) if i != axis), "not per channel")
-    _require(shape[axis] == type_.shape[axis], "broadcasts")
+    _require(shape[axis] == produced.shape[axis], "broadcasts")
     return constant.reshape(-1)
 
 
@@ -143,9 +141,8 @@ def _fold(b: Builder, producer: Op, after: _Affine, result: Value) -> Value:
 def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Value) -> Value:
     """Gemm, or a MatMul by a matrix: of a matrix it becomes a Gemm, of more it takes only a scale."""
     attrs = dict(producer.attrs)
-    left, weight = producer.operand.type, producer.operands[1]
-    _require(w.ndim == 2 and isinstance(left, TensorType) and left.rank is not None, "not by a matrix")
-    assert isinstance(left, TensorType)
+    left, weight = producer.operand, producer.operands[1]
+    _require(w.ndim == 2 and left.rank is not None, "not by a matrix")
     transposed = bool(attrs.get("transB", 0))
     columns = w.shape[0] if transposed else w.shape[1]
     scale, shift = after.spread(columns)
@@ -252,8 +249,7 @@ def matmul_of_view(b: Builder, x: Value, view: Op, product: Op, w: Value, c: Val
 def _channel_axis(producer: Op) -> int:
     if producer.op_type in ("Conv", "ConvTranspose"):
         return 1
-    type_ = producer.result.type
-    return (type_.rank or 0) - 1 if isinstance(type_, TensorType) else -1
+    return (producer.result.rank or 0) - 1
 
 
 @rewrite(op.any("Conv", "AveragePool")(op.Pad("x", rest("_pads"), bind="pad"), rest("others"), bind="node"))

@@ -199,7 +199,7 @@ def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
         return b.op("Slice", [operand], {**op.attrs, "axes": [axis]})
     starts, ends, *rest = op.operands[1:]
     steps = rest[1:2]
-    dtype = starts.type.dtype.numpy() if isinstance(starts.type, TensorType) else np.int64
+    dtype = starts.dtype.numpy() if starts.dtype is not None else np.int64
     return b.op("Slice", [operand, starts, ends, b.const(np.array([axis], dtype), "axis"), *steps])
 
 
@@ -216,10 +216,10 @@ def _extent(op: Op, take: _Take) -> Dim:
 
 
 def _narrowed(value: Value, axis: int, extent: Dim) -> TensorType | None:
-    shape = _shape(value)
-    if shape is None or not isinstance(value.type, TensorType):
+    shape, type_ = _shape(value), value.tensor_type
+    if shape is None or type_ is None:
         return None
-    return value.type.with_shape((*shape[:axis], extent, *shape[axis + 1 :]))
+    return type_.with_shape((*shape[:axis], extent, *shape[axis + 1 :]))
 
 
 def _shape(value: Value) -> tuple[Dim, ...] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import VIEWS
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import value_bytes
@@ -53,8 +53,7 @@ def _by_number(op: Op) -> tuple[int, float] | None:
     """The operand that an op scales by a number, and that number."""
     for place in (0,) if op.op_type == "Div" else (0, 1):
         value, factor = op.operands[place], _number(op.operands[1 - place])
-        type_ = value.type
-        known = isinstance(type_, TensorType) and type_.dtype in _FLOATS and type_.shape is not None
+        known = value.dtype in _FLOATS and value.shape is not None
         if factor is None or not known or not value.single_use or not _same_rank(value, op.operands[1 - place]):
             continue
         if op.op_type == "Div":
@@ -113,7 +112,7 @@ def _number(value: Value) -> float | None:
 
 def _same_rank(product: Value, factor: Value) -> bool:
     """Whether scaling keeps the product's shape: a number of more axes would add some."""
-    shapes = [v.type.shape for v in (product, factor) if isinstance(v.type, TensorType) and v.type.shape is not None]
+    shapes = [v.shape for v in (product, factor) if v.shape is not None]
     return len(shapes) == 2 and len(shapes[1]) <= len(shapes[0])
 
 
@@ -126,8 +125,8 @@ def _move(op: Op, product: Op, side: int, factor: float) -> bool:
     for user, index in weights:
         _scale(b, user, index, factor)
     if not weights:
-        type_ = operand.type
-        assert isinstance(type_, TensorType)
+        type_ = operand.tensor_type
+        assert type_ is not None
         by = np.array(factor, type_.dtype.numpy())
         product.set_operand(side, b.op("Mul", [operand, by], type=type_).result)
     name = op.result.name

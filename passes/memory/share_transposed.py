@@ -11,7 +11,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.mapped import release
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Pass
 
 _ROWS = 256
@@ -54,12 +54,10 @@ class ShareTransposed(Pass):
                     const.erase()
 
     def _is_matrix(self, value: Value) -> bool:
-        type_ = value.type
         return (
             value.tensor is not None
-            and isinstance(type_, TensorType)
-            and type_.dtype == DType.FLOAT
-            and type_.rank == 2
+            and value.dtype == DType.FLOAT
+            and value.rank == 2
             and nbytes(value.tensor) >= self.least
         )
 

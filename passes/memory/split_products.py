@@ -14,7 +14,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.iteration import Axis, iteration_space
 from memoptc.ir.ops import VIEWS, facts, layout_of, opset_of
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.simplify._simplify.parts import Part, parts_of, shape_of
 from memoptc.runtime.memory.extents import extents
@@ -191,8 +191,8 @@ def _again(b: Builder, step: _Step, part: Part, made: Value | None, targets: dic
     if op in targets:
         operands[1] = b.const(np.asarray(targets[op], np.int64), f"{op.result.name}_shape")
         attrs.pop("allowzero", None)
-    whole = op.result.type
-    assert isinstance(whole, TensorType)
+    whole = op.result.tensor_type
+    assert whole is not None
     new = b.op(op.op_type, operands, attrs, domain=op.domain, type=whole.with_shape(step.shape(part)))
     return new.result
 

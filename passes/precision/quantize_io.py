@@ -121,7 +121,7 @@ def _output(graph: Graph, index: int, half: DType | None) -> Coded | str:
         return "it is an input or a constant"
     outputs = list(graph.outputs)
     outputs[index] = narrow
-    declared = info.type.shape if isinstance(info.type, TensorType) else shape
+    declared = shape if info.tensor_type is None else info.shape
     info.type = TensorType(coded.dtype, declared)
     graph.set_outputs(outputs, graph.outputs_info)
     if not value.has_uses:
@@ -137,13 +137,13 @@ def _code_of(op: Op) -> Coded | None:
         wide = op.operand if narrow is op.result else op.result
         half = narrow.dtype == DType.FLOAT16
         return Coded(DType.FLOAT16) if half and _is_float32(wide) else None
-    if op.domain not in ("", ops.MICROSOFT) or not isinstance(narrow.type, TensorType):
+    if op.domain not in ("", ops.MICROSOFT) or narrow.dtype is None:
         return None
     scale, zero = op.operands[1], op.input(2)
     if scale.tensor is None or scale.tensor.size != 1 or (zero is not None and zero.tensor is None):
         return None
     point = 0 if zero is None or zero.tensor is None else int(zero.tensor.numpy().reshape(()))
-    return Coded(narrow.type.dtype, float(scale.tensor.numpy().reshape(())), point)
+    return Coded(narrow.dtype, float(scale.tensor.numpy().reshape(())), point)
 
 
 def _first(graph: Graph) -> Op | None:

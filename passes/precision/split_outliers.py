@@ -9,7 +9,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.sites import shape_of
 from memoptc.passes.precision._quantize.matrix import in_form_of, put, rows_of
@@ -95,9 +95,10 @@ def _readers(graph: Graph) -> dict[Value, list[Op]]:
 
 def _split(graph: Graph, value: Value, readers: list[Op], outliers: np.ndarray) -> None:
     first = readers[0]
-    assert isinstance(value.type, TensorType)
-    assert value.type.shape is not None
-    few = value.type.with_shape((*value.type.shape[:-1], len(outliers)))
+    type_ = value.tensor_type
+    assert type_ is not None
+    assert type_.shape is not None
+    few = type_.with_shape((*type_.shape[:-1], len(outliers)))
     mask = np.ones(rows_of(first).shape[1], np.float32)
     mask[outliers] = 0.0
     builder = Builder(graph, before=first, loc=first.loc.union(rule="split-outliers"))

@@ -114,13 +114,12 @@ class ClusterWeights(Pass):
     def _replace(self, graph: Graph, value: Value, book: _Book) -> None:
         first = next((op for op in graph.ops if not op.is_const and op.op_type != "absent"), None)
         builder = Builder(graph, before=first)
-        assert isinstance(value.type, TensorType)
         if book.indices.dtype != np.uint8:
             graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
         indices = builder.const(book.indices, f"{value.name}_indices")
         table = builder.const(book.table, f"{value.name}_table")
         wide = builder.op(
-            "Cast", [indices], {"to": int(DType.INT32)}, domain="", type=TensorType(DType.INT32, value.type.shape)
+            "Cast", [indices], {"to": int(DType.INT32)}, domain="", type=TensorType(DType.INT32, value.shape)
         ).result
         real = builder.op("Gather", [table, wide], {"axis": 0}, domain="", type=value.type).result
         for made in (wide, real):

@@ -180,8 +180,8 @@ def principal_axes(rows: Floats, moments: Floats) -> Floats:
 
 def _thin(op: Op, rank: int) -> TensorType | None:
     """Type of what lies between."""
-    type_ = op.result.type
-    if not isinstance(type_, TensorType) or type_.shape is None:
+    type_ = op.result.tensor_type
+    if type_ is None or type_.shape is None:
         return None
     shape = list(type_.shape)
     shape[1 if op.op_type == "Conv" else -1] = rank

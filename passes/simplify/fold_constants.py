@@ -14,7 +14,7 @@ from memoptc.ir.core import Graph, ModelInfo, Op, Tensor, Value, clone_op
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.tensors import from_array, nbytes, tensor_type
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
@@ -57,8 +57,8 @@ class FoldConstants(Pass):
         if next(graph.walk("Shape", "Size"), None) is None:
             return  # all that is known of integer vectors, constants aside, comes from these
         for value, elements in list(context.shapes(graph).elements.items()):
-            op, type_ = value.op, value.type
-            if op is None or op.graph is None or op.is_const or not isinstance(type_, TensorType):
+            op, type_ = value.op, value.tensor_type
+            if op is None or op.graph is None or op.is_const or type_ is None:
                 continue
             numbers = [e for e in elements if isinstance(e, int)]
             shape = type_.static_shape
@@ -140,9 +140,7 @@ def _held(op: Op) -> int:
 def _size(value: Value) -> int | None:
     if value.tensor is not None:
         return nbytes(value.tensor)
-    if isinstance(value.type, TensorType) and isinstance(value.type.nbytes, int):
-        return value.type.nbytes
-    return None
+    return value.nbytes if isinstance(value.nbytes, int) else None
 
 
 _GROWING = frozenset("ConstantOfShape Expand Tile Range Resize Upsample OneHot Pad EyeLike Loop Scan If".split())
@@ -246,7 +244,7 @@ def _run(
     arrays = evaluate(to_proto(graph))
     results = []
     for value, array in zip(wanted, arrays, strict=True):
-        dtype = value.type.dtype if isinstance(value.type, TensorType) else DType.UNDEFINED
+        dtype = value.dtype or DType.UNDEFINED
         if not isinstance(array, np.ndarray):
             raise InternalError(f"%{value.name} is no tensor")
         tensor = from_array(array, dtype=None if dtype == DType.UNDEFINED else dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.tensors import content_digest
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.pass_base import Pass
 
 SMALL = 4096
@@ -70,8 +70,7 @@ def _key(op: Op) -> Hashable | None:
 
 def _commutes(op: Op) -> bool:
     """Whether operands may change places to the last bit: Max(0.0, -0.0) and NaN + NaN are not so for floats."""
-    type_ = op.operands[0].type
-    exact = isinstance(type_, TensorType) and (type_.dtype.is_integer() or type_.dtype == DType.BOOL)
+    exact = op.operand.is_integer or op.operand.dtype == DType.BOOL
     return ops.facts(op).commutative and (exact or op.op_type == "Equal")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dataflow import on_demand
 from memoptc.ir.tensors import ints
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.memory.footprint import evaluate
 
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
@@ -65,8 +65,7 @@ def _elements(value: Value, known: dict[Value, _Elements], dims: Mapping[str, in
     if op is None or op.domain:
         return None
     if op.op_type == "Shape" and not op.attrs.get("start") and "end" not in op.attrs:
-        type_ = op.operands[0].type
-        shape = type_.shape if isinstance(type_, TensorType) else None
+        shape = op.operand.shape
         found = [evaluate(d, dims) for d in shape or ()]
         return None if shape is None or None in found else tuple(d for d in found if d is not None)
     operands = [known[v] for v in _operands(value)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import same
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
 from memoptc.runtime.memory.footprint import is_resident, used_values
 from memoptc.runtime.memory.liveness import Liveness, Storage, liveness
@@ -88,8 +88,8 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
     for op in graph.ops:
         carried = op.op_type not in _LOSES_SYMBOLS and all(v in known for v in op.operands if not v.is_absent)
         for value in op.results:
-            type_ = value.type
-            if isinstance(type_, TensorType) and (stated or carried or op.is_const or type_.static_shape is not None):
+            type_ = value.tensor_type
+            if type_ is not None and (stated or carried or op.is_const or type_.static_shape is not None):
                 known.add(value)
     return known
 
@@ -199,7 +199,7 @@ def arena_use(
     arena = arena or DefaultArena()
     outputs = arena.play(allocation_events(found, kept=True))
     first, block, later = arena.resident_bytes, 0, found
-    if pattern and all(isinstance(v.type, TensorType) for v in graph.inputs):
+    if pattern and all(v.tensor_type is not None for v in graph.inputs):
         block = pattern_bytes(allocation_events(found, traced_only=True))
     if block:
         apart = [s for s in found.storages if not s.values or _is_handed_out(s)]
@@ -222,10 +222,10 @@ def _is_handed_out(storage: Storage) -> bool:
 
 
 def _same_shape(a: Value, b: Value) -> bool:
-    if not (isinstance(a.type, TensorType) and isinstance(b.type, TensorType)):
+    if a.dtype is None or b.dtype is None or DType.STRING in (a.dtype, b.dtype):
         return False
-    if a.type.shape is None or b.type.shape is None or DType.STRING in (a.type.dtype, b.type.dtype):
+    if a.shape is None or b.shape is None:
         return False
-    if a.type.dtype.bitwidth != b.type.dtype.bitwidth or len(a.type.shape) != len(b.type.shape):
+    if a.dtype.bitwidth != b.dtype.bitwidth or len(a.shape) != len(b.shape):
         return False
-    return all(same(x, y) for x, y in zip(a.type.shape, b.type.shape, strict=True))
+    return all(same(x, y) for x, y in zip(a.shape, b.shape, strict=True))

@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.dims import Sym, free_symbols
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.types import TensorType
 
 
 def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
@@ -72,8 +71,8 @@ def bind_shapes(graph: Graph, feed: Mapping[str, Any]) -> dict[str, int]:
     dims: dict[str, int] = {}
     for value in graph.inputs:
         shape = getattr(feed.get(value.name), "shape", None)
-        if shape is not None and isinstance(value.type, TensorType) and value.type.shape is not None:
-            for dim, extent in zip(value.type.shape, shape, strict=False):
+        if shape is not None and value.shape is not None:
+            for dim, extent in zip(value.shape, shape, strict=False):
                 if isinstance(dim, Sym) and dim.name is not None:
                     dims.setdefault(dim.name, int(extent))
     return dims
@@ -88,22 +87,20 @@ class _Completions(dict[frozenset[tuple[str, int]], dict[str, int]]):
 
 def _symbols(graph: Graph) -> frozenset[str]:
     """Every symbol in the type of a value, regions included."""
-    types = {value.type for op in graph.walk() for value in op.results}
-    shapes = {t.shape for t in types if isinstance(t, TensorType) and t.shape is not None}
-    return frozenset(name for shape in shapes for dim in shape for name in free_symbols(dim))
+    shapes = {value.shape for op in graph.walk() for value in op.results}
+    return frozenset(name for shape in shapes for dim in shape or () for name in free_symbols(dim))
 
 
 def _complete(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
     twins: dict[Value, Value] = {}
     copy = graph.clone(twins)
     for value in twins.values():
-        if isinstance(value.type, TensorType):
-            value.type = value.type.bind(dims)
+        if value.tensor_type is not None:
+            value.type = value.tensor_type.bind(dims)
     infer_shapes(copy)
     found = dict(dims)
     for value, twin in twins.items():
-        if isinstance(value.type, TensorType) and isinstance(twin.type, TensorType):
-            for dim, extent in zip(value.type.shape or (), twin.type.shape or (), strict=False):
-                if isinstance(dim, Sym) and dim.name is not None and isinstance(extent, int):
-                    found.setdefault(dim.name, extent)
+        for dim, extent in zip(value.shape or (), twin.shape or (), strict=False):
+            if isinstance(dim, Sym) and dim.name is not None and isinstance(extent, int):
+                found.setdefault(dim.name, extent)
     return found

@@ -120,7 +120,7 @@ def value_size(value: Value) -> Dim:
     """Bytes of a value as an expression; `None` when they are not known (strings, sequences, unknown extents)."""
     if value.op is not None and value.op.is_a("SequenceEmpty"):
         return 0
-    return value.type.nbytes if isinstance(value.type, TensorType) else None
+    return value.nbytes
 
 
 def observed_size(value: Value) -> Dim:
@@ -208,18 +208,18 @@ def _count_uses(op: Op, home: Mapping[Value, int]) -> list[int]:
 def _candidates(op: Op, in_place: Sequence[int], home: Mapping[Value, int], handed_out: set[Value]) -> tuple[int, ...]:
     if not in_place or not op.results or op.results[0] in handed_out or op.results[0].omitted:
         return ()
-    result = op.results[0].type
+    result = op.results[0].tensor_type
     fitting = []
     for index in in_place:
         if index < len(op.operands) and (group := home.get(op.operands[index])) is not None:
             alone = sum(1 for v in used_values(op) if home.get(v) == group) == 1
-            if alone and _same_place(op.operands[index].type, result):
+            if alone and _same_place(op.operands[index].tensor_type, result):
                 fitting.append(group)
     return tuple(fitting)
 
 
-def _same_place(a: object, b: object) -> bool:
-    if not (isinstance(a, TensorType) and isinstance(b, TensorType)) or a.shape is None or b.shape is None:
+def _same_place(a: TensorType | None, b: TensorType | None) -> bool:
+    if a is None or b is None or a.shape is None or b.shape is None:
         return False
     unsized = (DType.UNDEFINED, DType.STRING)
     if a.dtype in unsized or b.dtype in unsized or a.dtype.bitwidth != b.dtype.bitwidth:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.types import TensorType
 
 
 @dataclass
@@ -86,8 +85,7 @@ def _decoded(value: Value) -> bool:
     op = value.op
     if op is None or op.op_type != "DequantizeLinear":
         return False
-    type_ = op.operand.type
-    return not isinstance(type_, TensorType) or type_.dtype.bitwidth in (8, 32)
+    return op.operand.dtype is None or op.operand.dtype.bitwidth in (8, 32)
 
 
 def _until_codes(op: Op) -> list[Value]:

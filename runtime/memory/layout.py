@@ -38,8 +38,8 @@ def is_blocked(op: Op) -> bool:
     """Whether a convolution runs on blocks of channels."""
     if op.op_type != "Conv" or op.domain or op.operands[1].tensor is None:
         return False
-    weight = op.operands[1].type
-    shape = weight.static_shape if isinstance(weight, TensorType) and weight.dtype == DType.FLOAT else None
+    weight = op.operands[1]
+    shape = weight.static_shape if weight.dtype == DType.FLOAT else None
     if shape is None or len(shape) != 4:
         return False
     if int(op.attrs.get("group", 1)) == 1:
@@ -142,9 +142,9 @@ def _channels(value: Value) -> int:
 
 
 def _padded(value: Value) -> TensorType | None:
-    type_ = value.type
-    if not isinstance(type_, TensorType) or type_.shape is None or len(type_.shape) < 2:
-        return type_ if isinstance(type_, TensorType) else None
+    type_ = value.tensor_type
+    if type_ is None or type_.shape is None or len(type_.shape) < 2:
+        return type_
     channels = type_.shape[1]
     if not isinstance(channels, int):
         return type_
@@ -152,6 +152,6 @@ def _padded(value: Value) -> TensorType | None:
 
 
 def _same_shape(a: Value, b: Value) -> bool:
-    if not (isinstance(a.type, TensorType) and isinstance(b.type, TensorType)) or a.type.shape is None:
+    if a.shape is None or b.shape is None:
         return False
-    return b.type.shape is not None and all(same(x, y) for x, y in zip(a.type.shape, b.type.shape, strict=False))
+    return all(same(x, y) for x, y in zip(a.shape, b.shape, strict=False))

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.memory.integer import fused_pairs
 
 CODE_BYTES = 8_100_000
@@ -225,8 +225,7 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
 
 def _packs(weight: Weight, optimize: bool) -> _Packing | None:
     """How kernels pack a weight; `None` where they read it as it is."""
-    type_ = weight.value.type
-    if not isinstance(type_, TensorType) or type_.rank is None or type_.rank < 2:
+    if (weight.value.rank or 0) < 2:
         return None
     users = [user for user in weight.users if _is_packed_by(weight.value, user)]
     if not users:
@@ -240,8 +239,8 @@ def _read_bytes(weight: Weight, dims: Mapping[str, int]) -> int:
     for user in weight.users:
         if not user.is_a("Gather") or user.operands[0] is not weight.value or int(user.attrs.get("axis", 0)):
             return weight.nbytes
-        indices = user.operands[1].type
-        if not isinstance(indices, TensorType) or indices.shape is None:
+        indices = user.operands[1]
+        if indices.shape is None:
             return weight.nbytes
         try:
             rows += prod(d if isinstance(d, int) else d.evaluate(dims) for d in indices.shape if d is not None)
@@ -277,11 +276,8 @@ def _is_packed_by(value: Value, user: Op) -> bool:
 
 def _is_blocked(weight: Weight) -> bool:
     """Whether a convolution lays the weight out in blocks of channels (core/optimizer/nchwc_transformer.cc)."""
-    type_ = weight.value.type
-    if not isinstance(type_, TensorType) or type_.dtype != DType.FLOAT:
-        return False
-    shape = type_.static_shape
-    if shape is None or len(shape) != 4:
+    shape = weight.value.static_shape
+    if weight.value.dtype != DType.FLOAT or shape is None or len(shape) != 4:
         return False
     for user in weight.users:
         if user.op_type in _BLOCKED and user.operands[1] is weight.value:
@@ -293,7 +289,7 @@ def _is_blocked(weight: Weight) -> bool:
 
 
 def _static_bytes(value: Value) -> int:
-    type_ = value.type
-    if not isinstance(type_, TensorType) or type_.static_shape is None or type_.dtype == DType.STRING:
+    type_ = value.tensor_type
+    if type_ is None or type_.static_shape is None or type_.dtype == DType.STRING:
         return 0
     return prod(type_.static_shape) * max(1, type_.dtype.bitwidth // 8)

@@ -21,7 +21,7 @@ from memoptc.ir.core import Graph, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, KnownDim, Sym
 from memoptc.ir.facts import OBSERVED
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.memory.extents import bind_shapes, extents
 from memoptc.runtime.memory.footprint import evaluate, is_resident, value_size
@@ -93,7 +93,7 @@ def unsized_values(graph: Graph, bindings: Sequence[Mapping[str, int]]) -> list[
         if is_resident(op):
             continue
         for value in op.results:
-            tensor = value.type is None or isinstance(value.type, TensorType)
+            tensor = value.type is None or value.tensor_type is not None
             text = value.dtype == DType.STRING
             if tensor and not text and not value.omitted and any(evaluate(value_size(value), b) is None for b in full):
                 found.append(value)

@@ -15,7 +15,7 @@ from math import prod
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.ops import opset_of
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.memory.integer import fused_pairs
 
 Workspace = Callable[[Op], int]
@@ -89,9 +89,9 @@ class _Sizes:
     threads: int
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        if not isinstance(value.type, TensorType) or value.type.shape is None:
+        if value.shape is None:
             raise _UnknownError
-        return tuple(_extent(d, self.dims) for d in value.type.shape)
+        return tuple(_extent(d, self.dims) for d in value.shape)
 
     def operand(self, index: int) -> tuple[int, ...]:
         return self.shape(self.op.operands[index])
@@ -127,9 +127,9 @@ def _extent(dim: Dim, dims: Mapping[str, int]) -> int:
 
 def width(value: Value) -> int:
     """Bytes of one element, 1 for those smaller than a byte."""
-    if not isinstance(value.type, TensorType) or value.type.dtype in (DType.UNDEFINED, DType.STRING):
+    if value.dtype is None or value.dtype in (DType.UNDEFINED, DType.STRING):
         raise _UnknownError
-    return max(1, value.type.dtype.bitwidth // 8)
+    return max(1, value.dtype.bitwidth // 8)
 
 
 def _convolution(s: _Sizes) -> int:
@@ -198,7 +198,7 @@ def _codes_dtype(value: Value) -> DType | None:
     """Element type of a value's codes: its own, or what it is decoded from."""
     if value.op is not None and value.op.op_type == "DequantizeLinear":
         value = value.op.operands[0]
-    return value.type.dtype if isinstance(value.type, TensorType) else None
+    return value.dtype
 
 
 def _directions(s: _Sizes) -> tuple[int, int, int, int, int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from memoptc.ir.core import Value
 from memoptc.ir.dataflow import on_demand
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 Bounds = tuple[float, float]
 
@@ -47,7 +47,7 @@ def _operands(value: Value) -> tuple[Value, ...]:
 
 def _of_type(value: Value) -> Bounds | None:
     """What integers and truth values can be at all."""
-    dtype = value.type.dtype if isinstance(value.type, TensorType) else DType.UNDEFINED
+    dtype = value.dtype or DType.UNDEFINED
     if dtype == DType.BOOL:
         return 0.0, 1.0
     if dtype.is_integer():

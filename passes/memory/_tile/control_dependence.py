@@ -48,7 +48,7 @@ class ControlDependence:
         """Give an op's operands, the first one that is no constant behind a control dependence."""
         found = list(operands)
         for place, (old, new) in enumerate(zip(op.operands, operands, strict=True)):
-            rank = len(new.type.shape or ()) if isinstance(new.type, TensorType) else 0
+            rank = new.rank or 0
             if self.empty and rank and old.tensor is None and not old.is_absent:
                 if new not in self.views:
                     shape = self.emitter.made("Concat", [self.emitter.ints([0] * rank), *self.empty], {"axis": 0})

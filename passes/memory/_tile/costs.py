@@ -7,7 +7,6 @@ from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, definition, facts, in_family
-from memoptc.ir.types import TensorType
 from memoptc.passes.memory._tile.grid import NotTileableError
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import evaluate, is_resident
@@ -50,8 +49,8 @@ class Costs:
         Raises:
             NotTileableError: it is not known.
         """
-        if isinstance(value.type, TensorType) and value.type.shape is not None:
-            found = evaluate(value.type.shape[axis], self.dims)
+        if value.shape is not None:
+            found = evaluate(value.shape[axis], self.dims)
             if found is not None:
                 return found
         raise NotTileableError(f"the extent of %{value.name} is not known")
@@ -113,9 +112,7 @@ class Costs:
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Extents of a value; 1 for those that are not known."""
-        if not isinstance(value.type, TensorType) or value.type.shape is None:
-            return ()
-        return tuple(evaluate(d, self.dims) or 1 for d in value.type.shape)
+        return tuple(evaluate(d, self.dims) or 1 for d in value.shape or ())
 
 
 def joins_convolution(op: Op) -> bool:

@@ -307,13 +307,14 @@ class Emitter:
 
     def _type(self, value: Value, place: int | None, interval: Interval) -> TensorType | None:
         """The type of the part of a value: its extent is an expression of the whole's where that is a symbol."""
-        if not isinstance(value.type, TensorType) or value.type.shape is None or place is None:
+        type_ = value.tensor_type
+        if type_ is None or type_.shape is None or place is None:
             return None
-        whole = value.type.shape[place]
+        whole = type_.shape[place]
         lo, hi = self._known_place(interval.lo, whole), self._known_place(interval.hi, whole)
-        shape = list(value.type.shape)
+        shape = list(type_.shape)
         shape[place] = None if lo is None or hi is None else hi - lo
-        return value.type.with_shape(tuple(shape))
+        return type_.with_shape(tuple(shape))
 
     def _known_place(self, bound: Bound, whole: Dim) -> Dim:
         key = (bound, whole)
@@ -332,7 +333,7 @@ class Emitter:
     def _share_extent(self, index: int) -> Dim:
         """The bound before a tile as an expression of the whole's extent."""
         value, axis, rate = self._reference()
-        whole = value.type.shape[axis] if isinstance(value.type, TensorType) and value.type.shape is not None else None
+        whole = value.shape[axis] if value.shape is not None else None
         return None if whole is None else floordiv(floordiv(whole, rate) * index, self.grid.count)
 
     def _reference(self) -> tuple[Value, int, int]:
@@ -400,7 +401,7 @@ class Emitter:
                 raise NotTileableError("a large weight, of which the file would hold parts beside the whole")
             cut = (slice(None),) * axis + (slice(interval.lo, interval.hi),)
             array = np.ascontiguousarray(value.tensor.numpy()[cut])
-            dtype = value.type.dtype if isinstance(value.type, TensorType) else None
+            dtype = value.dtype
             self.shared[key] = self.b.const(array, f"{value.name}_part", dtype)
         return self.shared[key]
 
@@ -408,8 +409,7 @@ class Emitter:
         """A slice with ends that are known; the value itself when nothing is cut off."""
         if start == 0 and end >= TO_END:
             return value
-        type_ = value.type
-        extent = type_.shape[axis] if isinstance(type_, TensorType) and type_.shape is not None else None
+        extent = value.shape[axis] if value.shape is not None else None
         if start == 0 and isinstance(extent, int) and end == extent:
             return value
         return self._slice(value, axis, start, end, type)
@@ -417,7 +417,7 @@ class Emitter:
     def _slice(self, value: Value, axis: int, start: int | Value, end: int | Value, type: TensorType | None) -> Value:
         """Cut along two axes, the second one in full: onnxruntime would turn plain disjoint slices of one value into
         a Split, which makes all of them at once (its GatherSliceToSplitFusion)."""
-        rank = len(value.type.shape or ()) if isinstance(value.type, TensorType) else 1
+        rank = len(value.shape or ()) if value.tensor_type is not None else 1
         axes = [axis] if rank < 2 else [axis, 0 if axis else rank - 1]
         if (ops.opset_of(self.graph) or 13) < 10:
             rest = [0] * (len(axes) - 1), [self.all] * (len(axes) - 1)

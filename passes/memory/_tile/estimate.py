@@ -8,7 +8,6 @@ from functools import cached_property
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, facts, in_family
-from memoptc.ir.types import TensorType
 from memoptc.passes.memory._tile.costs import BANDWIDTH, CACHE, CACHED, Costs, joins_convolution
 from memoptc.passes.memory._tile.grid import Interval, NotTileableError, StaticGrid
 from memoptc.passes.memory._tile.join_costs import joining, must_wait, part_bytes
@@ -287,9 +286,8 @@ def simulate_tile(
 
 
 def _cuts_rows(op: Op, region: Region) -> bool:
-    place, result = region.axes[op].results[0], op.results[0].type
-    rank = len(result.shape or ()) if isinstance(result, TensorType) else 0
-    return place is not None and place == rank - 2
+    axis = region.axes[op].results[0]
+    return axis is not None and axis == (op.result.rank or 0) - 2
 
 
 def _share(op: Op, region: Region, interval: Interval, costs: Costs) -> float:

@@ -14,7 +14,6 @@ from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols, substitute
 from memoptc.ir.ops import definition
 from memoptc.ir.ops.axis import shape
 from memoptc.ir.ops.elementwise import broadcast_axes
-from memoptc.ir.types import TensorType
 
 
 def equate_joined(graph: Graph) -> dict[str, KnownDim]:
@@ -72,8 +71,8 @@ def _restate(graph: Graph, known: dict[str, KnownDim]) -> None:
     values: list[Value] = [r for op in graph.walk() for r in op.results]
     values += [v for op in graph.walk() for region in op.regions.values() for v in region.inputs]
     for value in values:
-        type_ = value.type
-        if isinstance(type_, TensorType) and type_.shape is not None:
+        type_ = value.tensor_type
+        if type_ is not None and type_.shape is not None:
             dims = tuple(_put_in(d, known) for d in type_.shape)
             if dims != type_.shape:
                 value.type = type_.with_shape(dims)

@@ -19,7 +19,6 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Axis, Form, Join
-from memoptc.ir.types import TensorType
 from memoptc.passes.memory._tile.building import TileBuilder
 from memoptc.passes.memory._tile.grid import Interval, NotTileableError
 
@@ -81,13 +80,12 @@ class Accumulated:
     @property
     def floats(self) -> bool:
         """Whether there are infinities and what is not a number."""
-        type_ = self.op.operands[0].type
-        return isinstance(type_, TensorType) and type_.dtype.is_floating_point()
+        return self.op.operand.is_floating_point
 
     def bounded(self, value: Value, bound: float) -> Value:
         """Put a number before the first elements along the axis."""
-        type_ = value.type
-        assert isinstance(type_, TensorType)
+        type_ = value.tensor_type
+        assert type_ is not None
         rank = len(type_.shape or ())
         pads = [int(i == self.place) for i in range(2 * rank)]
         if (ops.opset_of(self.emitter.graph) or 13) < 11:
@@ -140,8 +138,8 @@ class Sums(Accumulated):
         return part if self.even else self._times(part, length / whole)
 
     def _times(self, value: Value, factor: float) -> Value:
-        assert isinstance(value.type, TensorType)
-        return self.emitter.made("Mul", [value, self.emitter.scalar(factor, value.type.dtype)], type=value.type)
+        assert value.dtype is not None
+        return self.emitter.made("Mul", [value, self.emitter.scalar(factor, value.dtype)], type=value.type)
 
     def finish(self) -> list[Value]:
         """What the op as a whole would give."""
@@ -320,8 +318,8 @@ class Weighted(Accumulated):
 
 def exponentials(op: Op, x: Value, index: int, emitter: TileBuilder) -> Value:
     """The exponentials of a tile of a softmax's own axis; what `Weighted` needs besides goes to `emitter.weights`."""
-    type_ = x.type
-    assert isinstance(type_, TensorType)
+    type_ = x.tensor_type
+    assert type_ is not None
     axis, opset = len(type_.shape or ()) - 1, ops.opset_of(emitter.graph) or 13
     least = float(np.finfo(type_.dtype.numpy()).min)
 

@@ -7,7 +7,6 @@ from math import ceil
 
 from memoptc.ir.core import Value
 from memoptc.ir.dims import Dim, Sym, free_symbols, substitute
-from memoptc.ir.types import TensorType
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError
 
 _TRIED = (*range(1, 385), 1000, 1001, 1023, 1024, 2047, 4093, 4096, 65521, 65536)
@@ -46,9 +45,9 @@ def smallest_extent(grid: DynamicGrid, reference: tuple[Value, int, int]) -> int
 
 
 def _dim(value: Value, axis: int) -> Dim:
-    if not isinstance(value.type, TensorType) or value.type.shape is None or value.type.shape[axis] is None:
+    if value.shape is None or value.shape[axis] is None:
         raise NotTileableError("an extent that is not known")
-    return value.type.shape[axis]
+    return value.shape[axis]
 
 
 def _slope(main: Dim, dim: Dim) -> Fraction:

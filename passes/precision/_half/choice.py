@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import free_symbols, substitute
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.precision._half.table import FIRST_RESULT_ONLY, Format
 
 USUAL_EXTENT = 16
@@ -85,7 +85,7 @@ def candidate(op: Op, format_: Format, *, any_kernel: bool) -> Candidate | None:
     )  # fmt: skip
     if fixed or not operands or len(results) != sum(is_float32(r) for r in op.results):
         return None
-    if any(r.type is not None and not isinstance(r.type, TensorType) for r in op.results):
+    if any(r.type is not None and r.tensor_type is None for r in op.results):
         return None  # what takes tensors out of a sequence or an optional would get other ones
     if op.op_type in FIRST_RESULT_ONLY:
         if any(r.has_uses for r in op.results[1:]):

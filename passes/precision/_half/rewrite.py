@@ -49,8 +49,8 @@ class Rewriter:
             for index in candidate.operands:
                 op.set_operand(index, self.narrow(op.operands[index], op))
             for result in candidate.results:
-                if isinstance(result.type, TensorType):
-                    result.type = TensorType(self.dtype, result.type.shape)
+                if result.tensor_type is not None:
+                    result.type = TensorType(self.dtype, result.shape)
             self.stats[f"narrow {op.op_type}"] += 1
         for candidate in self.choice.narrow.values():
             for result in candidate.results:

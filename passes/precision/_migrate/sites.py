@@ -12,7 +12,7 @@ from memoptc.ir import tensors
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import layout_of
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,9 +67,7 @@ class Site:
 
 def shape_of(value: Value) -> tuple[object, ...] | None:
     """The extents of a tensor of float32, if their number is known."""
-    if not isinstance(value.type, TensorType) or value.type.dtype != DType.FLOAT:
-        return None
-    return value.type.shape
+    return value.shape if value.dtype == DType.FLOAT else None
 
 
 def weight_of(op: Op) -> Value | None:

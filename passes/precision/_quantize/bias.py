@@ -8,7 +8,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 
 def join_biases(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> None:
@@ -39,8 +39,7 @@ def join_biases(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> 
 
 def will_be_joined(op: Op) -> bool:
     """Whether onnxruntime joins a product of more axes with the bias behind it: where it knows all extents."""
-    type_ = op.result.type
-    return isinstance(type_, TensorType) and type_.static_shape is not None and _rank(op.operand) > 2
+    return op.result.static_shape is not None and _rank(op.operand) > 2
 
 
 def bias_behind(op: Op) -> tuple[Op, int] | None:
@@ -59,8 +58,7 @@ def bias_behind(op: Op) -> tuple[Op, int] | None:
 
 
 def _extents(value: Value) -> tuple[object, ...]:
-    type_ = value.type
-    return tuple(type_.shape or ()) if isinstance(type_, TensorType) else ()
+    return value.shape or ()
 
 
 def _rank(value: Value) -> int:

@@ -104,7 +104,6 @@ def _conv(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, stat
     assert weight.tensor is not None
     codes = weight_codes(weight.tensor.numpy(), 0, dtype, bits)
     shape = op.operand.shape
-    result = op.result.type
     coded = builder.op(
         "DynamicQuantizeLinear",
         [op.operand],
@@ -112,7 +111,7 @@ def _conv(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, stat
         type=[TensorType(DType.UINT8, shape), TensorType(DType.FLOAT, ()), TensorType(DType.UINT8, ())],
     ).results
     zero = np.asarray(codes.zero_point, codes.codes.dtype)
-    out_shape = result.shape if isinstance(result, TensorType) else None
+    result, out_shape = op.result.type, op.result.shape
     whole = builder.op(
         "ConvInteger",
         [coded[0], builder.const(codes.codes, f"{weight.name}_q"), coded[2], builder.const(zero)],

@@ -50,8 +50,7 @@ def _quantize(op: Op, domain: str, memo: Memo) -> None:
         memo[key] = weight_codes(table.tensor.numpy(), 1, DType.INT8)
     codes = memo[key]
     builder = Builder(op.graph, before=op, loc=op.loc.union(rule="quantize"))
-    result = op.result.type
-    shape = result.shape if isinstance(result, TensorType) else None
+    shape = op.result.shape
     looked_up = builder.op(
         "Gather",
         [builder.const(codes.codes, f"{table.name}_q"), op.operands[1]],
@@ -62,7 +61,7 @@ def _quantize(op: Op, domain: str, memo: Memo) -> None:
     scales = builder.const(codes.scales, f"{table.name}_s")
     zeros = builder.const(codes.zero_points, f"{table.name}_zp")
     attrs = {"axis": rank - 1 if rank > 0 else -1}
-    real = builder.op("DequantizeLinear", [looked_up, scales, zeros], attrs, domain=domain, type=result).result
+    real = builder.op("DequantizeLinear", [looked_up, scales, zeros], attrs, domain=domain, type=op.result.type).result
     op.result.replace_by(real)
     real.name, op.result.name = op.result.name, real.name
     op.erase()

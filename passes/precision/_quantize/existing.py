@@ -76,8 +76,8 @@ def without_sign(graph: Graph, stats: Counter[str]) -> None:
         zero = builder.const(np.asarray(scale.zero_point + 128, np.uint8), f"{op.operands[2].name}_uint8")
         for one in (op, *readers):
             one.set_operands((*one.operands[:2], zero))
-        if isinstance(op.result.type, TensorType):
-            op.result.type = TensorType(DType.UINT8, op.result.type.shape)
+        if op.result.tensor_type is not None:
+            op.result.type = TensorType(DType.UINT8, op.result.shape)
         stats["codes without a sign"] += 1
 
 
@@ -127,7 +127,7 @@ def _scale(op: Op, codes: Value) -> Scale | None:
     scale, zero = op.operands[1], op.input(2)
     if scale.tensor is None or scale.tensor.size != 1 or (zero is not None and zero.tensor is None):
         return None
-    if not isinstance(codes.type, TensorType) or codes.type.dtype not in _WHOLE:
+    if codes.dtype is None or codes.dtype not in _WHOLE:
         return None
     point = 0 if zero is None or zero.tensor is None else int(zero.tensor.numpy().reshape(()))
-    return Scale(float(scale.tensor.numpy().reshape(())), point, codes.type.dtype)
+    return Scale(float(scale.tensor.numpy().reshape(())), point, codes.dtype)

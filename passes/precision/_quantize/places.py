@@ -13,7 +13,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.ops import Family, names_where, weight_layout
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 PRODUCTS = ("MatMul", "Gemm")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -140,8 +140,8 @@ def _why_not(weight: Value, op: Op, index: int, excluded: frozenset[str]) -> str
         if tensor.shape.numpy()[1] < SHORTEST:
             return f"its rows hold fewer than {SHORTEST} numbers"
         return "" if op.attrs.get("axis", 0) == 0 else "it looks up along another axis than the first"
-    left = op.operand.type
-    if not isinstance(left, TensorType) or left.dtype != DType.FLOAT:
+    left = op.operand
+    if left.dtype != DType.FLOAT:
         return "its other operand is not known to be float32"
     if op.op_type == "MatMul":
         return "" if left.rank is not None and left.rank >= 2 else "its other operand is no matrix"

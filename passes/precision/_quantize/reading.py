@@ -11,7 +11,6 @@ import numpy as np
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.ops import layout_of
-from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.observe import observe
 from memoptc.passes.precision._quantize.steps import every_step
@@ -31,8 +30,7 @@ def columns_of(op: Op) -> int:
 
 
 def _shape(op: Op) -> tuple[int, ...]:
-    type_ = op.operands[1].type
-    shape = type_.static_shape if isinstance(type_, TensorType) else None
+    shape = op.operands[1].static_shape
     assert shape is not None
     return shape
 

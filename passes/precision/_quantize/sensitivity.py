@@ -11,7 +11,6 @@ from memoptc.ir.core import Op, Tensor
 from memoptc.ir.mapped import release
 from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import TensorType
 from memoptc.passes.precision._migrate.sites import WEIGHTED
 from memoptc.passes.precision._quantize.correct import output_axis
 from memoptc.passes.precision._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, WEIGHTS, Layer
@@ -184,10 +183,10 @@ def work_of(op: Op, dims: Mapping[str, int]) -> float:
     """Multiplications: each weight meets every place of the result once."""
     if op.op_type not in WEIGHTED:
         return 0.0
-    tensor, result = op.operands[1].tensor, op.result.type
+    tensor, result = op.operands[1].tensor, op.result.tensor_type
     if tensor is None:  # read through a Transpose: no integer kernel takes it, so all states work alike
         return 0.0
-    shape = result.bind(dims).static_shape if isinstance(result, TensorType) else None
+    shape = None if result is None else result.bind(dims).static_shape
     if shape is None:
         return float(tensor.size)
     outputs = tensor.shape.numpy()[layout_of(op).output_axis]

@@ -37,8 +37,8 @@ def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
         op.result.replace_by(op.operand)
     for op in behind:  # what is said of their extents holds for one step
         for result in op.results:
-            if isinstance(result.type, TensorType):
-                result.type = TensorType(result.type.dtype, None)
+            if result.dtype is not None:
+                result.type = TensorType(result.dtype, None)
     infer_shapes(copy)
     return copy, moved
 
@@ -46,11 +46,9 @@ def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
 def _leaves_last_step(op: Op) -> bool:
     """Whether an op that moves elements takes [:, -1:] of [batch, steps, channels]: by starts, ends and axes."""
     bounds = [ints(v.tensor) for v in op.operands[1:]]
-    type_ = op.operand.type
     return (
-        isinstance(type_, TensorType)
-        and type_.rank == 3
-        and type_.dtype.is_floating_point()
+        op.operand.rank == 3
+        and op.operand.is_floating_point
         and len(bounds) >= 3
         and bounds[0] == (-1,)
         and bounds[1] is not None

@@ -135,7 +135,7 @@ class Writer:
             else:
                 self._decode_in_place(builder, weight, site)
             self.stats[f"quantized {op.op_type}"] += 1
-        return sum(v.type.nbytes for v in self._values.values() if _static(v.type))  # type: ignore[union-attr,misc]
+        return sum(v.nbytes for v in self._values.values() if isinstance(v.nbytes, int))
 
     def _replace(self, op: Op, made: Value) -> None:
         made.type = op.result.type
@@ -321,8 +321,8 @@ class Writer:
         GatherBlockQuantized then takes the zero point of each block in a byte of its own, so that those of 4 bits are
         there twice; `None` where the rank of the indices is not known, which the shape of the result needs.
         """
-        result = op.result.type
-        if not isinstance(result, TensorType) or result.shape is None:
+        result = op.result.tensor_type
+        if result is None or result.shape is None:
             return None
         rows, count = blocks.scales.shape
         key = (1, 1.0)
@@ -353,8 +353,7 @@ class Writer:
         self._count(rows, found.codes.astype(np.float32) * found.scales[:, None])
         codes = self._const(weight, found.codes, "rows8", ())
         scales = self._const(weight, np.ascontiguousarray(found.scales[:, None]), "row_scales", ())
-        result = op.result.type
-        shape = result.shape if isinstance(result, TensorType) else None
+        result, shape = op.result.type, op.result.shape
         one = None if shape is None else (*shape[:-1], 1)
         picked = builder.op("Gather", [codes, op.operands[1]], {"axis": 0}, type=TensorType(DType.INT8, shape))
         scale = builder.op("Gather", [scales, op.operands[1]], {"axis": 0}, type=TensorType(DType.FLOAT, one))
@@ -376,12 +375,8 @@ def near_divisor(length: int, block: int) -> int:
     return min(fitting, key=lambda d: (max(d / block, block / d), d)) if fitting else length
 
 
-def _static(type_: Any) -> bool:
-    return isinstance(type_, TensorType) and isinstance(type_.nbytes, int)
-
-
 def _is_row(bias: Value, columns: int) -> bool:
-    return isinstance(bias.type, TensorType) and bias.type.static_shape == (columns,)
+    return bias.static_shape == (columns,)
 
 
 def _row(bias: Value | None, columns: int) -> npt.NDArray[np.float32] | None:

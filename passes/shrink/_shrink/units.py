@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.precision._migrate.sites import WEIGHTED, read_axis, shape_of
 from memoptc.passes.precision._quantize.correct import output_axis
 from memoptc.passes.precision._quantize.matrix import put
@@ -230,8 +230,9 @@ def remove(graph: Graph, units: Units, kept: np.ndarray, rule: str) -> None:
     for op in units.depthwise:
         op.set_attr("group", len(kept))
     for value, (axis, each) in units.values.items():
-        assert isinstance(value.type, TensorType)
-        assert value.type.shape is not None
-        shape = list(value.type.shape)
+        type_ = value.tensor_type
+        assert type_ is not None
+        assert type_.shape is not None
+        shape = list(type_.shape)
         shape[axis] = len(kept) * each
-        value.type = value.type.with_shape(tuple(shape))
+        value.type = type_.with_shape(tuple(shape))

@@ -17,9 +17,10 @@ from memoptc.rewrite import NoMatch
 
 def tensor_type(value: Value) -> TensorType:
     """Give a value's tensor type, or decline."""
-    if not isinstance(value.type, TensorType) or value.type.dtype == DType.UNDEFINED:
+    type_ = value.tensor_type
+    if type_ is None or type_.dtype == DType.UNDEFINED:
         raise NoMatch("type unknown")
-    return value.type
+    return type_
 
 
 def shape_of(value: Value) -> tuple[Dim, ...]:

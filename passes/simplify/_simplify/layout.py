@@ -8,7 +8,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.passes.simplify._simplify.facts import (
     axes_of,
     forward,
@@ -95,7 +95,7 @@ def view_around_unary(b: Builder, x: Value, inner: Op, unary: Op, outer: Op) -> 
     shape_of(x)
     require(x.tensor is None, "a constant")
     moved = b.op(unary.op_type, [x], dict(unary.attrs)).result
-    if isinstance(moved.type, TensorType) and same_shape(moved, outer.result):
+    if moved.tensor_type is not None and same_shape(moved, outer.result):
         return moved
     return _one_reshape(b, moved, outer)
 

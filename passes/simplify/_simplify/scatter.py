@@ -11,7 +11,6 @@ import numpy.typing as npt
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.types import TensorType
 from memoptc.passes.simplify.fold_constants import evaluate
 
 Array = npt.NDArray[Any]
@@ -30,7 +29,7 @@ def simplify_scatter(graph: Graph, stats: Counter[str]) -> None:
 
 def _block(op: Op) -> tuple[int, int, int] | None:
     """Give (axis, begin, end) of the block that is written; every other axis is written in full."""
-    shape = op.operand.type.static_shape if isinstance(op.operand.type, TensorType) else None
+    shape = op.operand.static_shape
     indices = op.operands[1]
     if shape is None or 0 in shape or op.attrs.get("reduction", "none") != "none" or indices.tensor is not None:
         return None
@@ -71,21 +70,20 @@ def _computed(value: Value) -> Array | None:
 
 
 def _is_small(value: Value) -> bool:
-    type_ = value.type
-    return isinstance(type_, TensorType) and isinstance(type_.elements, int) and type_.elements <= LARGEST
+    type_ = value.tensor_type
+    return type_ is not None and isinstance(type_.elements, int) and type_.elements <= LARGEST
 
 
 def _replace(op: Op, axis: int, begin: int, end: int) -> None:
     data, _, updates = op.operands
     assert op.graph is not None
-    assert isinstance(data.type, TensorType)
-    shape = list(data.type.static_shape or ())
+    shape = list(data.static_shape or ())
     b = Builder(op.graph, before=op, loc=op.loc.union(rule="block-written"))
     parts = []
     if begin > 0:
         parts.append(_slice(b, data, axis, 0, begin))
     written = [*shape[:axis], end - begin, *shape[axis + 1 :]]
-    if isinstance(updates.type, TensorType) and updates.type.shape == tuple(written):
+    if updates.shape == tuple(written):
         parts.append(updates)
     else:
         parts.append(b.Reshape(updates, np.asarray(written, np.int64)))

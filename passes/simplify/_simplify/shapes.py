@@ -9,7 +9,6 @@ import numpy as np
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.tensors import from_array
-from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context
 
 
@@ -32,7 +31,7 @@ def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None
 def _some_unknown(graph: Graph) -> bool:
     """Whether shape inference may find more than it did before."""
     values = (r for op in graph.walk() for r in op.results if not (r.omitted or r.is_absent))
-    return any(v.type is None or (isinstance(v.type, TensorType) and v.type.shape is None) for v in values)
+    return any(v.is_shapeless for v in values)
 
 
 def constant_target(op: Op, known: tuple[Dim, ...]) -> list[int] | None:
@@ -42,8 +41,7 @@ def constant_target(op: Op, known: tuple[Dim, ...]) -> list[int] | None:
     the same place may therefore be written as 0, beside anything. Otherwise one element that is not known may be
     left to inference (-1) when all others are known and none is 0: the elements then decide it alone.
     """
-    type_ = op.operand.type
-    shape = type_.shape if isinstance(type_, TensorType) and type_.shape is not None else ()
+    shape = op.operand.shape or ()
     target: list[int | None] = []
     for index, dim in enumerate(known):
         if isinstance(dim, int):
