@@ -84,7 +84,7 @@ class PrintAfter(Instrument):
     def after(self, index: int, pass_: Pass, graph: Graph, record: PassRecord) -> None:
         """Show it, large tensors left out."""
         if not self._names or pass_.name in self._names:
-            self._write(f"// after {pass_}\n{print_graph(graph, weights='elide')}")
+            self._write(f"// after {pass_}\n{print_graph(graph, weights='elide', notes=False)}")
 
 
 class PrintChanged(Instrument):

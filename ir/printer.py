@@ -38,6 +38,7 @@ def print_graph(
     *,
     weights: Literal["inline", "elide"] | Reference = "inline",
     limit: int = INLINE_LIMIT,
+    notes: bool = True,
     positions: bool = False,
     files: Iterable[str] = (),
 ) -> str:
@@ -49,10 +50,11 @@ def print_graph(
             (`"inline"`), leave them out (`"elide"`: to look at only, the parser refuses it), or refer to them by
             name (see `write_mir` for a file with its weights beside it).
         limit: Up to how many elements a tensor is spelled out in any case.
+        notes: Also write doc strings and metadata of graphs, ops and values.
         positions: Also write from which place of which text file each op was parsed.
         files: Files that hold the tensors referred to, for the text's header.
     """
-    return _Printer(weights, limit, positions).whole(graph, files)
+    return _Printer(weights, limit, positions, notes).whole(graph, files)
 
 
 def print_op(op: Op, *, nested: bool = False) -> str:
@@ -86,8 +88,11 @@ class _Names:
 
 
 class _Printer:
-    def __init__(self, weights: Literal["inline", "elide"] | Reference, limit: int, positions: bool) -> None:
+    def __init__(
+        self, weights: Literal["inline", "elide"] | Reference, limit: int, positions: bool, with_notes: bool = True
+    ) -> None:
         self.weights = weights
+        self.with_notes = with_notes
         self.limit = limit
         self.positions = positions
         self.nested = True
@@ -118,7 +123,7 @@ class _Printer:
         if function.body.name != function.name:
             tail += f" name({quote(function.body.name)})"
         tail += self.notes(function.doc, function.metadata)
-        if function.body.doc or function.body.metadata:
+        if self.with_notes and (function.body.doc or function.body.metadata):
             tail += f" body{self.note(function.body.doc, function.body.metadata)}"
         self.graph(function.body, "", head, tail)
 
@@ -160,9 +165,7 @@ class _Printer:
 
     def output(self, info: Output, name: str | None) -> str:
         text = type_text(info.type) if info.name == name else f"{key_name(info.name)}: {type_text(info.type)}"
-        if info.doc or info.metadata:
-            text += f" {self.note(info.doc, info.metadata)}"
-        return text
+        return text + self.beside(info.doc, info.metadata)
 
     # -- ops ------------------------------------------------------------------------------------------
 
@@ -209,13 +212,18 @@ class _Printer:
         return f" loc({' '.join(parts)})" if parts else ""
 
     def about(self, value: Value) -> str:
-        return f" {self.note(value.doc, value.metadata)}" if value.doc or value.metadata else ""
+        return self.beside(value.doc, value.metadata)
+
+    def beside(self, doc: str, metadata: Mapping[str, str]) -> str:
+        return f" {self.note(doc, metadata)}" if self.with_notes and (doc or metadata) else ""
 
     def note(self, doc: str, metadata: Mapping[str, str]) -> str:
         parts = [quote(doc)] if doc else []
         return f"note({', '.join([*parts, *(f'{quote(k)}={quote(v)}' for k, v in metadata.items())])})"
 
     def notes(self, doc: str, metadata: Mapping[str, str]) -> str:
+        if not self.with_notes:
+            return ""
         text = f" doc({quote(doc)})" if doc else ""
         if metadata:
             text += f" meta({', '.join(f'{quote(k)}={quote(v)}' for k, v in metadata.items())})"

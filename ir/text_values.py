@@ -32,7 +32,7 @@ from memoptc.ir.weights import take
 
 T = TypeVar("T")
 _ELIDED = "this tensor's content was left out when the text was printed"
-_ELIDED_HINT = 'Print the graph with weights="inline", or write it with write_mir.'
+_ELIDED_HINT = 'Print the graph with weights="inline" (memoptc opt --full), or write it with write_mir (-o FILE.mir).'
 
 
 class Entry(NamedTuple):

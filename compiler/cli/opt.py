@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.command("opt", cls=GroupedCommand)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here (.mir or .onnx), not to stdout.")
+@click.option("--full", is_flag=True, help="Print large weights, doc strings and metadata, too: text to read back.")
 @click.option("--no-verify-each", is_flag=True, help="Do not verify the graph after each pass.")
 @click.option("--print-after", metavar="NAMES", help="Show the graph after these passes (a,b or all), on stderr.")
 @click.option("--print-changed", is_flag=True, help="Show what each pass changes, on stderr.")
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 def command(
     file: Path,
     output: Path | None,
+    full: bool,
     no_verify_each: bool,
     print_after: str | None,
     print_changed: bool,
@@ -90,7 +92,7 @@ def command(
     if trace is not None:
         _report_trace(trace, traced)
     if output is None:
-        click.echo(print_graph(graph), nl=False)
+        click.echo(print_graph(graph, weights="inline" if full else "elide", notes=full), nl=False)
     elif output.suffix == ".onnx":
         write_onnx(graph, output)
     else:

@@ -18,6 +18,7 @@ from memoptc.ir.equality import same_structure
 from memoptc.ir.mir import read_mir, write_mir
 from memoptc.ir.onnx_io import read_onnx, to_proto, write_onnx
 from memoptc.ir.parser import parse
+from memoptc.ir.printer import print_graph
 from memoptc.ir.tensors import from_array
 from memoptc.manager import PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
@@ -222,3 +223,24 @@ def run_copy() -> Graph:
     graph = parse(TEXT)
     run_pipeline(pipeline("drop-one"), graph)
     return graph
+
+
+def test_opt_prints_what_a_person_reads_and_all_of_it_when_asked(tmp_path: Path) -> None:
+    """Large weights and exporters' notes hide the graph; `--full` is text that can be read back."""
+    graph = parse(
+        'graph @g(%x: f32[300] note("where"="input")) -> (f32[300]) doc("made by hand") {\n'
+        '  %y = Relu(%x) : f32[300] loc("node") meta("module"="net.relu")\n'
+        "  %w = const() {value=splat(1.5)} : f32[300]\n  %z = Mul(%y, %w) : f32[300]\n  return %z\n}\n"
+    )
+    (weight,) = (op for op in graph.ops if op.is_const)
+    weight.set_attr("value", from_array(np.arange(300, dtype=np.float32), "w"))
+    path = tmp_path / "noted.mir"
+    write_mir(graph, path)
+    short = CliRunner().invoke(cli, ["opt", str(path), "--passes", ""]).stdout
+    assert 'Relu(%x) : f32[300] loc("node")\n' in short
+    assert "dense<...>" in short
+    assert not any(note in short for note in ("module", "by hand", "where"))
+    full = CliRunner().invoke(cli, ["opt", str(path), "--passes", "", "--full"]).stdout
+    again = parse(full)
+    assert print_graph(again) == full
+    assert again.doc == "made by hand"
