@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 JOBS ?= 2
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= test,lint
+EXTRAS ?= test,lint,docs
 BIN = $(VENV)/bin
 PIP_FLAGS = --quiet --disable-pip-version-check
 # mypy and import-linter see the package only in a strict editable install (a tree of links, made anew for new files).
@@ -13,7 +13,7 @@ DEMO = build/demo
 MODELS = examples/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint nightly test-lowest format relink lock clean FORCE
+.PHONY: help demo docs test lint nightly test-lowest format relink lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ demo: $(VENV)/.linked ## compile a real model with -O2 --target int8, print befo
 	$(BIN)/memoptc $(MODELS)/digits_cnn.onnx -O2 --target int8 \
 	  --calibration $(MODELS)/digits_calibration.npz --validation $(MODELS)/digits_validation.npz \
 	  --verify full -o $(DEMO)/digits_cnn.int8.onnx --report $(DEMO)/report.html --report $(DEMO)/report.json
+
+docs: $(VENV)/.linked ## build the documentation as a site, build/site
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
 
 test: $(VENV)/.linked ## run the tests (JOBS=2 at once; ARGS="tests/ir -k dims" for some of them)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from memoptc.cli.main import main
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "examples/README.md"]
-DOCUMENTS += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
 def run(command: list[str], text: str, folder: Path) -> None:
@@ -76,3 +78,34 @@ def test_every_example_of_a_pass_or_rule_is_held_to_what_it_changes() -> None:
     )
     assert plugins
     assert [name for name in plugins if f"--plugin {name}" not in counted] == []
+
+
+def test_the_site_builds_and_every_link_in_it_leads_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx_click", reason="the documentation's builder is not installed: pip install '.[docs]'")
+    pytest.importorskip("myst_parser")
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "trees"), ".", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    for page in site.rglob("*.html"):
+        for target in re.findall(r'(?:href|src)="([^"#:?]+)[^":]*"', page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(site)} links to {target}"
+    passes = (site / "docs/reference/passes.html").read_text()
+    files = [path.stem for path in (ROOT / "passes").glob("*/[a-z]*.py")]
+    assert files
+    assert [name for name in files if f'id="{name.replace("_", "-")}"' not in passes] == []
+
+
+def test_pictures_are_what_the_commands_beside_them_draw(tmp_path: Path) -> None:
+    model = str(ROOT / "examples/models/digits_cnn.onnx")
+    for words in (["profile", model, "--picture"], ["plan", model, "--save"]):
+        name = {"profile": "memory.svg", "plan": "arena.svg"}[words[0]]
+        assert main([*words, str(tmp_path / name), "--dim", "batch=64"]) == 0
+        assert (tmp_path / name).read_text() == (ROOT / "docs/pictures" / name).read_text()
