@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -142,16 +141,29 @@ class Inputs:
             feeds.append(self._made_up(graph, None, _PATIENCE))
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
-    def larger(self) -> list[dict[str, Any]]:
-        """A feed of four times the extents of `feed` where nobody decided them; none where it cannot be made up."""
+    def timed(self) -> list[dict[str, Any]]:
+        """Feeds to time choices of how to run with, the commonest first.
+
+        For a decoder that is one step behind `feed`: as many runs as a text has tokens. For other models it is `feed`,
+        then one of four times its extents where nobody decided them.
+        """
         graph = self._source.graph
-        extents = bind_shapes(graph, self.feed)
+        maker, extents = InputMaker(graph, self._asked), bind_shapes(graph, self.feed)
+        kinds = {name: kind for name, (kind, _) in maker.classes.items()}
+        past, fresh = ([n for n in extents if kinds.get(n) == kind] for kind in ("past", "sequence"))
+        if past and fresh:
+            before = max(extents[n] for n in (*past, *fresh))
+            step = {**extents, **dict.fromkeys(past, before), **dict.fromkeys(fresh, 1)}
+            return [*self._at(maker, step), self.feed]
         wanted = {name: 4 * extent for name, extent in extents.items() if name not in self._asked}
-        if not wanted:
-            return []
+        return [self.feed, *(self._at(maker, wanted) if wanted else ())]
+
+    @staticmethod
+    def _at(maker: InputMaker, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+        """A feed of the extents wanted, as far as they agree; none where it cannot be made up."""
         try:
-            maker = InputMaker(graph, self._asked | wanted)
-            return [maker.make(binding) for binding in itertools.islice(maker.bindings(), 1)]
+            found = maker.consistent(wanted)
+            return [] if found is None else [maker.make(found)]
         except InputError:
             return []
 

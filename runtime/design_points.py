@@ -8,12 +8,15 @@ further than its activations fit a limit. Verifying and measuring take a smaller
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.ops import Family, definition
 from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.footprint import evaluate
 from memoptc.runtime.memory.liveness import peak
 
 LARGEST = {"batch": 1, "space": 1024, "sequence": 4096, "past": 0, "samples": 160_000}
@@ -25,6 +28,8 @@ PLANNED = 1 << 30
 """Bytes of activations that the original may plan at the point to plan for."""
 AFFORDABLE = 128 << 20
 """Bytes of activations that the original may plan at the point to verify and measure at."""
+AFFORDABLE_WORK = 25e9
+"""Multiplications that a run may take there: about half a second on two cores, and a compile makes some fifty runs."""
 
 _WAVEFORM_STEPS = 64
 """Ops that are followed from an input to the convolution that says it is sound."""
@@ -72,17 +77,17 @@ def design_points(graph: Graph, asked: Mapping[str, int]) -> DesignPoints | None
         name: "samples" if name in waveforms and kind == "sequence" else kind
         for name, (kind, _) in maker.classes.items()
     }
-    plan = _largest(maker, kinds, LARGEST, PLANNED)
+    plan = _largest(maker, kinds, LARGEST, PLANNED, math.inf)
     if plan is None:
         return None
-    check = _largest(maker, kinds, plan, AFFORDABLE) or plan
+    check = _largest(maker, kinds, plan, AFFORDABLE, AFFORDABLE_WORK) or plan
     return DesignPoints(plan, check, {name: kind for name, kind in kinds.items() if name not in asked})
 
 
 def _largest(
-    maker: InputMaker, kinds: Mapping[str, str], start: Mapping[str, int], limit: int
+    maker: InputMaker, kinds: Mapping[str, str], start: Mapping[str, int], limit: int, work: float
 ) -> dict[str, int] | None:
-    """Halve the open extents, all at once, until the planned activations fit the limit."""
+    """Halve the open extents, all at once, until planned activations and multiplications fit their limits."""
     wanted = {name: start.get(name, start.get(kind, 1)) for name, kind in kinds.items()} | maker.dims
     while True:
         found = maker.consistent(wanted)
@@ -95,9 +100,24 @@ def _largest(
             if name not in maker.dims
         } | maker.dims
         # Where shapes are not known, what is planned says nothing of what goes in.
-        if max(estimate.peak_bytes, maker.nbytes(found)) <= limit or smaller == wanted:
+        fits = max(estimate.peak_bytes, maker.nbytes(found)) <= limit
+        if (fits and multiplications(maker.typed, found) <= work) or smaller == wanted:
             return found
         wanted = smaller
+
+
+def multiplications(graph: Graph, dims: Mapping[str, int]) -> float:
+    """Count the multiplications of one run; extents that stay unknown count as 1, the body of a loop runs once."""
+    known = extents(graph, dims)
+
+    def shape(value: Value) -> tuple[int, ...]:
+        type_ = value.type
+        if not isinstance(type_, TensorType) or type_.shape is None:
+            return ()
+        return tuple(1 if (extent := evaluate(d, known)) is None else extent for d in type_.shape)
+
+    counts = ((definition(op).multiplications, op) for op in graph.walk())
+    return sum(count(op, shape) for count, op in counts if count is not None)
 
 
 def _waveform_symbols(graph: Graph) -> Iterator[str]:

@@ -46,7 +46,7 @@ def make_contract(
     *,
     threads: int = 0,
     candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
-    others: Callable[[], Sequence[Feed]] = tuple,
+    timed: Callable[[], Sequence[Feed]] | None = None,
     slowdown: float = 0.0,
     isolate: bool = False,
 ) -> Contract:
@@ -62,8 +62,8 @@ def make_contract(
         feed: Tensors to run it with.
         threads: Intra-op threads; 0 leaves the choice to onnxruntime.
         candidates: Options to try; the first of equals wins.
-        others: Gives further feeds to time packing with, of other sizes; those that the model does not run on are left
-            out.
+        timed: Gives the feeds to time packing with, the one that may decide alone first; `feed` when not given. Those
+            that the model does not run on are left out.
         slowdown: Largest accepted ratio of run times without packing; 0 keeps it, and every bit.
         isolate: Do it in a process of its own, so that the caller's memory never holds the model.
 
@@ -71,16 +71,24 @@ def make_contract(
         InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
     """
     if isolate:
-        return _isolated(model, feed, threads, candidates, others() if slowdown else (), slowdown)
-    best: Contract | None = None
-    for candidate in candidates:
-        found, _ = _tried(model, replace(candidate, threads=threads), feed, None)
-        if best is None or found.measured["run_peak_bytes"] < best.measured["run_peak_bytes"]:
-            best = found
+        return _isolated(model, feed, threads, candidates, timed() if slowdown and timed else (), slowdown)
+    best: _Trial | None = None
+    for candidate in reversed(candidates):  # the usual choice comes last, and stays loaded for what follows
+        trial = _Trial(model, replace(candidate, threads=threads))
+        if best is not None:
+            best.close()
+        trial.record(feed)
+        if best is None or trial.peak <= best.peak:
+            best = trial
+        else:
+            trial.close()
     assert best is not None
-    if slowdown and PACKING_KEY not in best.options.config and _maps_weights(model, best.measured["loaded_bytes"]):
-        best = _without_packing(model, best, [feed, *others()], slowdown)
-    return best
+    try:
+        if slowdown and PACKING_KEY not in best.options.config and best.maps_weights:
+            return _without_packing(best, feed, timed() if timed else (feed,), slowdown)
+        return best.contract
+    finally:
+        best.close()
 
 
 def _isolated(
@@ -88,13 +96,13 @@ def _isolated(
     feed: Feed,
     threads: int,
     candidates: Sequence[RunOptions],
-    others: Sequence[Feed],
+    timed: Sequence[Feed],
     slowdown: float,
 ) -> Contract:
     with TemporaryFolder("memoptc-contract-") as name:
         folder = Path(name)
-        files = [folder / f"feed{index}.npz" for index in range(1 + len(others))]
-        for file, one in zip(files, (feed, *others), strict=True):
+        files = [folder / f"feed{index}.npz" for index in range(1 + len(timed))]
+        for file, one in zip(files, (feed, *timed), strict=True):
             save_feed(file, one)
         request = {
             "model": os.path.abspath(os.fspath(model)),
@@ -111,56 +119,64 @@ def _isolated(
 
 
 def _work(asked: dict[str, Any]) -> dict[str, Any]:
-    feed, *others = (load_feed(Path(file)) for file in asked["feeds"])
+    feed, *timed = (load_feed(Path(file)) for file in asked["feeds"])
     options = [RunOptions(**plain) for plain in asked["candidates"]]
     found = make_contract(
         asked["model"],
         feed,
         threads=asked["threads"],
         candidates=options,
-        others=lambda: others,
+        timed=(lambda: timed) if timed else None,
         slowdown=asked["slowdown"],
     )
     found.save(Path(asked["contract"]))
     return {}
 
 
-def _maps_weights(model: str | os.PathLike[str], packed: int) -> bool:
-    """Whether weights are packed that do not lie in the model's own file, and enough of them."""
-    return packed >= _WORTH and packed > Path(model).stat().st_size
+class _Trial:
+    """A model under one set of options: what a run of it allocates, and how long runs take.
 
-
-def _without_packing(
-    model: str | os.PathLike[str], packed: Contract, feeds: Sequence[Feed], slowdown: float
-) -> Contract:
-    """Time the model with and without packing, one after the other, and give the contract to keep.
-
-    The first feed decides alone where doing without is too slow on it: runs of larger feeds take minutes.
+    Args:
+        model: Its path.
+        options: The options.
     """
-    config = dict(packed.options.config) | {PACKING_KEY: "1"}
-    unpacked = replace(packed.options, config=config)
-    ratio, mapped = 0.0, packed
-    for part in (feeds[:1], feeds[1:]):
-        if part and ratio <= slowdown:
-            _, usual = _tried(model, packed.options, feeds[0], part)
-            mapped, seconds = _tried(model, unpacked, feeds[0], part)
-            both = [(a, b) for a, b in zip(usual, seconds, strict=True) if a is not None]
-            ratio = max([ratio, *(b / a if b is not None else slowdown + 1 for a, b in both)])
-    ratio = ratio or slowdown + 1
-    facts = {
-        "packed_bytes": packed.measured["loaded_bytes"] - mapped.measured["loaded_bytes"],
-        "unpacked_latency_percent": round(100 * ratio),
-    }
-    chosen = mapped if ratio <= slowdown else packed
-    return replace(chosen, measured=dict(chosen.measured) | facts)
 
+    def __init__(self, model: str | os.PathLike[str], options: RunOptions) -> None:
+        self.model, self.options = model, options
+        self.contract = Contract(options)
+        self._open: NativeSession | None = None
 
-def _tried(
-    model: str | os.PathLike[str], options: RunOptions, feed: Feed, timed: Sequence[Feed] | None
-) -> tuple[Contract, list[float | None]]:
-    """Record a run; give the contract, and the shortest run of each feed to time, `None` where the model fails."""
-    session = NativeSession(model, options)
-    try:
+    @property
+    def session(self) -> NativeSession:
+        """The model, loaded when it is first asked for."""
+        if self._open is None:
+            self._open = NativeSession(self.model, self.options)
+        return self._open
+
+    def close(self) -> None:
+        """Release the model; it is loaded anew when it is needed again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that the recorded run had allocated at once."""
+        return self.contract.measured["run_peak_bytes"]
+
+    @property
+    def maps_weights(self) -> bool:
+        """Whether weights are packed that do not lie in the model's own file, and enough of them."""
+        packed = self.contract.measured["loaded_bytes"]
+        return packed >= _WORTH and packed > Path(self.model).stat().st_size
+
+    def record(self, feed: Feed) -> None:
+        """Record a run, and make the contract that it stands for.
+
+        Raises:
+            InputError: onnxruntime cannot load or run the model.
+        """
+        session = self.session
         _, trace = session.record(feed)
         loaded = sum(1 for e in session.load_events if e > 0)
         capacity = arena_capacity([*session.load_events, *repeated(trace.events, loaded)])
@@ -172,10 +188,41 @@ def _tried(
         calls = len(trace.sizes) * (CALL_SECONDS if fixed else UNSEEN_SECONDS)
         if tier == "planned" and calls > CALLS_SHARE * _once(session, feed):
             tier = "arena"
-        seconds = [_shortest(session, one) for one in timed or ()]
-    finally:
-        session.close()
-    return Contract(options, capacity, shapes, measured, tier=tier, peaks={str(SESSION): trace.peak_bytes}), seconds
+        peaks = {str(SESSION): trace.peak_bytes}
+        self.contract = Contract(self.options, capacity, shapes, measured, tier=tier, peaks=peaks)
+
+    def shortest(self, feeds: Sequence[Feed]) -> list[float | None]:
+        """Give seconds of the shortest run of each feed, `None` where the model fails."""
+        return [_shortest(self.session, one) for one in feeds]
+
+
+def _without_packing(packed: _Trial, feed: Feed, feeds: Sequence[Feed], slowdown: float) -> Contract:
+    """Time the model with and without packing, one after the other, and give the contract to keep.
+
+    The first feed decides alone where doing without is too slow on it: runs of larger feeds take minutes.
+    """
+    config = dict(packed.options.config) | {PACKING_KEY: "1"}
+    unpacked = _Trial(packed.model, replace(packed.options, config=config))
+    ratio, turns = 0.0, (packed, unpacked)
+    for part in (feeds[:1], feeds[1:]):
+        if part and ratio <= slowdown:
+            first, then = turns  # what was timed last is still loaded
+            found = {first: first.shortest(part)}
+            first.close()
+            if then is unpacked:
+                unpacked.record(feed)
+            found[then] = then.shortest(part)
+            both = [(a, b) for a, b in zip(found[packed], found[unpacked], strict=True) if a is not None]
+            ratio = max([ratio, *(b / a if b is not None else slowdown + 1 for a, b in both)])
+            turns = then, first
+    unpacked.close()
+    ratio = ratio or slowdown + 1
+    facts = {
+        "packed_bytes": packed.contract.measured["loaded_bytes"] - unpacked.contract.measured["loaded_bytes"],
+        "unpacked_latency_percent": round(100 * ratio),
+    }
+    chosen = (unpacked if ratio <= slowdown else packed).contract
+    return replace(chosen, measured=dict(chosen.measured) | facts)
 
 
 def tier_of(arena: int, planned: int, ours: int | None = None) -> Literal["arena", "planned"]:

@@ -66,7 +66,7 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
             encode(data.feed),
             threads=frugal.threads,
             candidates=choices,
-            others=lambda: [encode(other) for other in data.larger()],
+            timed=lambda: [encode(one) for one in data.timed()],
             slowdown=0.0 if judge(options).bit_exact else min(promised_slowdown(options), _PATIENT),
             isolate=written.file_bytes > IN_PROCESS_BYTES,
         )

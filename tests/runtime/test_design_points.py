@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from decoders import decoder
 
 from memoptc import compile
+from memoptc.compilation import Compilation
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
-from memoptc.runtime.design_points import PLANNED, design_points
+from memoptc.options import Options
+from memoptc.runtime import design_points as design_points_module
+from memoptc.runtime.design_points import PLANNED, design_points, multiplications
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.inputs import InputMaker
 
 MODEL = 'model {ir_version=10, opset={""=18}}'
 
@@ -93,6 +100,29 @@ def test_a_plan_keeps_to_the_memory_that_a_machine_has():
     scores = 64 * found.plan["S"] ** 2 * 4
     assert found.check["S"] < found.plan["S"] < 4096
     assert 2 * scores <= PLANNED * 1.1
+
+
+def test_a_point_to_run_at_is_bounded_by_work(monkeypatch: pytest.MonkeyPatch):
+    body = """  %w = const() {value=@w128_4096} : f32[128,4096]
+  %y = MatMul(%x, %w)"""
+    model = read(graph("%x: f32[1,S,128]", body, "f32[1,S,4096]"))
+    assert multiplications(InputMaker(model).typed, {"S": 100}) == 100 * 128 * 4096
+    monkeypatch.setattr(design_points_module, "AFFORDABLE_WORK", 300 * 128 * 4096)
+    found = design_points(model, {})
+    assert found is not None
+    assert found.plan["S"] == 4096
+    assert 150 <= found.check["S"] <= 300
+
+
+def test_a_decoder_is_timed_at_one_step_first(tmp_path: Path):
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(decoder().SerializeToString())
+    data = Compilation.of(path, Options(verify="off", measure=True), tmp_path).data
+    step, prompt = data.timed()
+    assert step["input_ids"].shape == (1, 1)
+    assert step["past_key_values.0.key"].shape[2] == prompt["input_ids"].shape[1] > 1
+    assert prompt["past_key_values.0.key"].shape[2] == 0
+    Evaluator(path).run(step)
 
 
 def test_a_static_model_has_no_points():

@@ -418,7 +418,7 @@ def test_a_contract_says_whether_packing_pays(tmp_path: Path) -> None:
     kept = make_contract(path, feed(1, 768), threads=1, slowdown=1e-9)
     assert PACKING_KEY not in kept.options.config
     assert kept.measured["packed_bytes"] == pytest.approx(weights, rel=0.05)
-    dropped = make_contract(path, feed(1, 768), threads=1, slowdown=1e9, others=lambda: [feed(9, 768)])
+    dropped = make_contract(path, feed(1, 768), threads=1, slowdown=1e9, timed=lambda: [feed(1, 768), feed(9, 768)])
     assert dropped.options.config[PACKING_KEY] == "1"
     assert dropped.measured["loaded_bytes"] < weights / 10
     assert dropped.arena_bytes < kept.arena_bytes - weights / 2
@@ -440,7 +440,7 @@ def test_larger_feeds_are_timed_only_where_the_first_leaves_it_open(
     monkeypatch.setattr(measured_contract, "_shortest", counted)
     for slowdown, wanted in ((1e-9, [1, 1]), (1e9, [1, 1, 9, 9])):
         rows.clear()
-        make_contract(path, feed(1, 768), threads=1, slowdown=slowdown, others=lambda: [feed(9, 768)])
+        make_contract(path, feed(1, 768), threads=1, slowdown=slowdown, timed=lambda: [feed(1, 768), feed(9, 768)])
         assert rows == wanted
 
 
