@@ -111,10 +111,7 @@ def multiplications(graph: Graph, dims: Mapping[str, int]) -> float:
     known = extents(graph, dims)
 
     def shape(value: Value) -> tuple[int, ...]:
-        type_ = value.type
-        if not isinstance(type_, TensorType) or type_.shape is None:
-            return ()
-        return tuple(1 if (extent := evaluate(d, known)) is None else extent for d in type_.shape)
+        return tuple(1 if (extent := evaluate(d, known)) is None else extent for d in value.shape or ())
 
     counts = ((definition(op).multiplications, op) for op in graph.walk())
     return sum(count(op, shape) for count, op in counts if count is not None)
