@@ -261,6 +261,11 @@ def _infer_reshape(context: Any, node: onnx_ir.Node) -> None:
     """
     _reshape.infer_reshape(context, node)
     data, target, result = node.inputs[0], node.inputs[1], node.outputs[0]
+    if result.shape is not None:  # an extent that was divided out may be a number, spelled as a symbol
+        spelled = [
+            d if isinstance(d, int) or not (d.value or "").isdigit() else int(str(d.value)) for d in result.shape
+        ]
+        result.shape = onnx_ir.Shape(spelled)
     if data is None or data.shape is None or target is None or result.shape is None:
         return
     if "allowzero" in node.attributes and node.attributes["allowzero"].as_int():

@@ -23,6 +23,7 @@ from onnx_shape_inference import _broadcast, _constraints, registry
 from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
 from memoptc.ir import content_shapes, contrib, experimental, monomials, window_shapes
+from memoptc.ir.dims import is_nonnegative, parse_dim
 
 _Extent = int | onnx_ir.SymbolicDim
 
@@ -145,10 +146,28 @@ def _constant_of_shape(context: Any, node: onnx_ir.Node) -> None:
 
 
 def _infer_equal(context: Any, node: onnx_ir.Node) -> None:
+    """Compare elements that are known: exporters ask of every extent of a target whether it is -1."""
     _elementwise._infer_comparison(context, node)
-    known = [_integers(context, v) for v in node.inputs]
+    known = [_elements(context, v) for v in node.inputs]
     if known[0] is not None and known[1] is not None and len(known[0]) == len(known[1]):
-        context.set_symbolic_value(node.outputs[0], [int(a == b) for a, b in zip(*known, strict=True)])
+        same = [_is_same(context, a, b) for a, b in zip(*known, strict=True)]
+        context.set_symbolic_value(node.outputs[0], [context.new_symbolic_dim() if e is None else int(e) for e in same])
+
+
+def _is_same(context: Any, a: _Extent, b: _Extent) -> bool | None:
+    """Whether two elements are equal; `None` where that depends. Extents of shapes are not negative."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    if isinstance(a, int):
+        a, b = b, a
+    if isinstance(a, int) or not isinstance(b, int) or b >= 0 or a.value is None:
+        return None
+    if any(context.is_generated_symbol(name) for name in a.free_symbols()):
+        return None  # may stand for an element that is no extent
+    try:
+        return False if is_nonnegative(parse_dim(a.value)) else None
+    except ValueError:
+        return None
 
 
 def _infer_mod(context: Any, node: onnx_ir.Node) -> None:
@@ -166,22 +185,30 @@ def _infer_mod(context: Any, node: onnx_ir.Node) -> None:
 def _infer_where(context: Any, node: onnx_ir.Node) -> None:
     """Choose among known extents where the condition is known, too: the engine knows only what both sides agree on."""
     _where.infer_where(context, node)
-    condition, a, b = (_integers(context, v) for v in node.inputs)
+    condition, a, b = (_elements(context, v) for v in node.inputs)
     if condition is None or a is None or b is None or not len(condition) == len(a) == len(b):
         return
-    chosen = [x if c else y for c, x, y in zip(condition, a, b, strict=True)]
+    agreed = context.get_symbolic_value(node.outputs[0]) or [context.new_symbolic_dim() for _ in a]
+    choices = zip(condition, a, b, agreed, strict=True)
+    chosen = [(x if c else y) if isinstance(c, int) else both for c, x, y, both in choices]
     context.set_symbolic_value(node.outputs[0], chosen)
 
 
-def _integers(context: Any, value: onnx_ir.Value | None) -> list[int] | None:
-    """Elements of a small integer tensor where all are known."""
-    known = context.get_symbolic_value(value) if value is not None else None
+def _elements(context: Any, value: onnx_ir.Value | None) -> list[_Extent] | None:
+    """Elements of a small integer tensor, as far as they are known."""
+    known: list[_Extent] | None = context.get_symbolic_value(value) if value is not None else None
     if known is None and value is not None:
         constant = onnx_ir.convenience.get_const_tensor(value)
         whole = constant is not None and (constant.dtype.is_integer() or constant.dtype == onnx_ir.DataType.BOOL)
         if constant is not None and whole and constant.size <= _SMALL and len(constant.shape) <= 1:
             known = [int(e) for e in constant.numpy().reshape(-1)]
-    return known if known is not None and all(isinstance(e, int) for e in known) else None
+    return known
+
+
+def _integers(context: Any, value: onnx_ir.Value | None) -> list[int] | None:
+    """Elements of a small integer tensor where all are known."""
+    known = _elements(context, value)
+    return None if known is None or not all(isinstance(e, int) for e in known) else known  # type: ignore[return-value]
 
 
 _SMALL = 16

@@ -16,6 +16,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.decoder_facts import KEY, Cache, Decoder, Form, Part
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, same
+from memoptc.ir.facts import Tensor
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.tensors import ints, scalar
 from memoptc.ir.types import DType
@@ -262,8 +263,8 @@ class _Reader:
         names: dict[str, str] = {}
         context = []
         longest, rank = 0, 2
-        for value in rest:
-            purpose = self._purpose(value, tables)
+        for value in sorted(rest, key=lambda v: not v.has_uses):
+            purpose = self._purpose(value, tables) if value.has_uses else self._unread(value, plain.ids, names)
             if purpose == "context" or purpose in names:
                 if _integer(value) and purpose in names:
                     raise _refused(f"the inputs {names[purpose]!r} and {value.name!r} look alike ({purpose})")
@@ -301,6 +302,13 @@ class _Reader:
             return "encoder_mask" if any(c.form == "read" for c in self._read([])) else "mask"
         return ""
 
+    def _unread(self, value: Value, ids: str, known: dict[str, str]) -> str:
+        """The purpose of an input that nothing reads: what it holds does not matter, only how many elements."""
+        if not _integer(value):
+            return ""
+        alike = any(v.name == ids and _shape(v) == _shape(value) for v in self.inputs)
+        return "positions" if "positions" not in known and ("mask" in known or alike) else "mask"
+
     def _masked(self, mask: Value) -> bool | None:
         """Whether an input masks attention over the caches (or an encoder's states); `None` where it masks none."""
         found = set()
@@ -323,7 +331,7 @@ def _makers(value: Value) -> Iterator[tuple[Op, int]]:
         op = value.op
         if op is None:
             continue
-        if op.op_type == "If" or op.op_type in _HAND_ON or _is_stack(op):
+        if op.op_type == "If" or _handed_on(op) is not None or _is_stack(op):
             before = _sources(op, value.index)
         else:
             yield op, value.index
@@ -335,7 +343,19 @@ def _makers(value: Value) -> Iterator[tuple[Op, int]]:
 def _sources(op: Op, index: int) -> list[Value]:
     if op.op_type == "If":
         return [region.outputs[index] for region in op.regions.values() if index < len(region.outputs)]
-    return list(op.operands) if op.op_type == "Concat" else [op.operands[0]]
+    handed = _handed_on(op)
+    return [op.operands[handed]] if handed is not None else list(op.operands)
+
+
+def _handed_on(op: Op) -> int | None:
+    """Which operand's elements the first result holds; `None` where an op computes others."""
+    if op.domain:
+        return None
+    if op.op_type in _HAND_ON or (op.op_type == "Concat" and len(op.operands) == 1):
+        return 0
+    # what an exporter puts behind Softmax, for rows that hide all keys: Where(IsNaN(x), 0, x)
+    guarded = op.op_type == "Where" and op.operands[0].op is not None and op.operands[0].op.is_a("IsNaN")
+    return 2 if guarded and op.operands[0].op.operand is op.operands[2] else None  # type: ignore[union-attr]
 
 
 def _is_stack(op: Op) -> bool:
@@ -353,7 +373,7 @@ def _appends(op: Op, result: int, output: int) -> Iterator[Appended]:
 def _grown(op: Op, result: int) -> Iterator[tuple[int, int]]:
     """The operand that an op appends to to make a result, and its axis that grows."""
     rank = len(_shape(op.results[result]) or ())
-    if op.is_a("Concat") and len(op.operands) == 2 and rank >= 3 and op.operands[1].tensor is None:
+    if op.is_a("Concat") and len(op.operands) == 2 and rank >= 3 and _constant(op.operands[1]) is None:
         yield 0, op.attrs.get("axis", 0) % rank
     elif op.is_a("TensorScatter"):
         yield 0, op.attrs.get("axis", -2) % max(rank, 1)
@@ -390,8 +410,8 @@ def _origins(value: Value) -> Iterator[tuple[Value, tuple[int | None, ...]]]:
             continue
         if op.op_type == "If":
             before = [(v, axes) for v in _sources(op, value.index)]
-        elif op.op_type in _HAND_ON and not op.domain:
-            before = [(op.operands[0], _before(op, axes))]
+        elif (index := _handed_on(op)) is not None:
+            before = [(op.operands[index], _before(op, axes) if index == 0 else axes)]
         else:
             continue
         todo += [(v, a) for v, a in before if v not in seen]
@@ -416,7 +436,7 @@ def _operand_axes(op: Op, rank: int, operand: tuple[Dim, ...], result: tuple[Dim
         at = op.attrs.get("axis", 0) % max(rank, 1)
         new = len(_shape(op.operands[1]) or ())
         return [*same_axes[:at], *((None,) * new if new != 1 else (at,)), *same_axes[at + 1 :]]
-    given = op.attrs.get("axes") or (ints(op.operands[1].tensor) if len(op.operands) > 1 else None)
+    given = op.attrs.get("axes") or (ints(_constant(op.operands[1])) if len(op.operands) > 1 else None)
     if op.op_type == "Unsqueeze" and given is not None:
         named = {int(a) % len(result) for a in given}
         rest = iter(same_axes)
@@ -512,7 +532,7 @@ def _heads_of(one: Appended) -> tuple[int, int]:
 _SCALED = ("Mul", "Div")
 _ELEMENTWISE = frozenset(
     "Add Sub Mul Div Where And Or Not Xor Equal Less LessOrEqual Greater GreaterOrEqual Cast Neg Max Min Clip Pow Sqrt "
-    "Tanh IsNaN Trilu Concat ReduceSum CumSum ReduceMax ConstantOfShape".split()
+    "Tanh IsNaN Trilu Concat ReduceSum CumSum ReduceMax ConstantOfShape GatherND".split()
 )
 
 
@@ -524,11 +544,11 @@ def _uses(value: Value, scaled: bool = False) -> Iterator[tuple[Op, int]]:
             if op.is_return:
                 owner = op.graph.parent if op.graph is not None else None
                 after = [] if owner is None or index >= len(owner.results) else [owner.results[index]]
-            elif op.op_type in _HAND_ON and not op.domain and index == 0:
+            elif index == _handed_on(op):
                 after = list(op.results)
                 if op.op_type == "Cast":
                     yield op, index
-            elif scaled and op.op_type in _SCALED and scalar(op.operands[1 - index].tensor) is not None:
+            elif scaled and op.op_type in _SCALED and scalar(_constant(op.operands[1 - index])) is not None:
                 after = [op.result]
             else:
                 yield op, index
@@ -559,11 +579,19 @@ def _reached(value: Value) -> Iterator[Op]:
 _TO_TABLE = {"Gather": 0, "com.microsoft::GatherBlockQuantized": 0, "com.microsoft::EmbedLayerNormalization": 2}
 
 
-def _table(value: Value) -> int | None:
-    """Rows of the largest table of vectors that an input indexes."""
+_OFFSETS = 2
+"""Numbers that may be added to an input before it is an index: OPT and BART keep the first rows for padding."""
+
+
+def _table(value: Value, depth: int = 0) -> int | None:
+    """Rows of the largest table of vectors that an input indexes, less what is added to it."""
     rows = []
     for op, index in _uses(value):
         table = op.input(_TO_TABLE[op.key]) if op.key in _TO_TABLE else None
+        if op.is_a("Add") and (offset := scalar(_constant(op.operands[1 - index]))) is not None:
+            later = _table(op.result, depth + 1) if depth < _OFFSETS else None
+            rows += [later - int(offset)] if later is not None and _integer(value) else []
+            continue
         if table is None or index != (0 if op.key == "com.microsoft::EmbedLayerNormalization" else 1):
             continue
         shape = _shape(table)
@@ -578,10 +606,10 @@ def _table(value: Value) -> int | None:
 def _is_fixed(value: Value) -> bool:
     """Whether a value is a weight, stored as it is or in codes."""
     for _ in range(8):
-        if value.tensor is not None:
+        if _constant(value) is not None:
             return True
         if value.op is None or not value.op.operands:
-            return value.op is not None and value.op.op_type == "Constant"
+            return False
         value = value.op.operands[0]
     return False
 
@@ -594,6 +622,8 @@ def numbers_steps(value: Value) -> bool:
         if op.is_a("com.microsoft::GroupQueryAttention") and index == 9:
             return True
         if op.is_a(*_SCATTER) and index > 0:
+            return True
+        if op.is_a("Gather", "GatherND", "GatherElements") and index == 1 and _is_fixed(op.operands[0]):
             return True
         if op.op_type in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Sub") and len(op.operands) == 2:
             if any(o.op_type == "Range" for o, _ in _makers(op.operands[1 - index])):
@@ -647,6 +677,13 @@ def _shape(value: Value | None) -> tuple[Dim, ...] | None:
 
 def _dtype(value: Value) -> str:
     return str(value.dtype.numpy().name) if value.dtype else ""
+
+
+def _constant(value: Value) -> Tensor | None:
+    """What a value holds that is a weight, or made by a Constant, as TorchScript writes all its numbers."""
+    made = value.op is not None and value.op.is_a("Constant")
+    held: Tensor | None = value.op.attrs.get("value") if made and value.op is not None else value.tensor
+    return held
 
 
 def _integer(value: Value) -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from decoder_forms import LONGEST, genai, merged, opset24, seq2seq
 from decoders import Style, decoder
+from onnx import TensorProto, helper
 from runtime_models import parse
 
 import memoptc
@@ -137,3 +138,18 @@ def test_a_last_step_that_only_the_output_states() -> None:
         if extent > 0:
             dim.dim_value = extent
     assert recognise(read_onnx(model)).last_only
+
+
+def test_positions_with_an_offset_and_inputs_that_nothing_reads() -> None:
+    """OPT keeps the first rows of its table for padding; BLOOM has no positions, but its export an input for them."""
+    model = decoder(Style(rotary="none", positions="learned", mask="causal"))
+    at = next(i for i, n in enumerate(model.graph.node) if "position_ids" in n.input)
+    node = model.graph.node[at]
+    node.input[list(node.input).index("position_ids")] = "behind_padding"
+    two = helper.make_node("Constant", [], ["two"], value=helper.make_tensor("two", TensorProto.INT64, [], [2]))
+    model.graph.node.insert(at, helper.make_node("Add", ["position_ids", "two"], ["behind_padding"]))
+    model.graph.node.insert(at, two)
+    mask = helper.make_tensor_value_info("unread", TensorProto.INT64, ["batch", "past + sequence"])
+    model.graph.input.append(mask)
+    found = recognise(read_onnx(model))
+    assert (found.positions, found.max_length, found.mask) == ("position_ids", LONGEST - 2, "unread")

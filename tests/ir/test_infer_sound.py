@@ -120,6 +120,10 @@ LINES = {
     "%r = Cast(%g) {to=7}",
     "modulo": "%two = const() {value=[2]} : i64[1]\n%s = Shape(%x)\n%a = Neg(%s)\n%r = Mod(%a, %two)",
     "equal": "%s = Shape(%x)\n%t = Shape(%y)\n%e = Equal(%s, %t)\n%r = Where(%e, %s, %t)",
+    "extents that are not -1": "%s = Shape(%x)\n%n = const() {value=[-1,-1]} : i64[2]\n%e = Equal(%s, %n)\n"
+    "%o = const() {value=[1,1]} : i64[2]\n%r = Where(%e, %o, %s)",
+    "differences that may be -1": "%s = Shape(%x)\n%t = Shape(%y)\n%d = Sub(%s, %t)\n"
+    "%n = const() {value=[-1,-1]} : i64[2]\n%e = Equal(%d, %n)\n%r = Where(%e, %s, %t)",
     "resize": "%u = const() {value=[1.0,1.5]} : f32[2]\n%none = absent()\n%r = Resize(%x, %none, %u)",
     "reduce": "%one = const() {value=[1]} : i64[1]\n%r = ReduceMax(%x, %one) {keepdims=0}",
     "unsqueeze": "%one = const() {value=[-1]} : i64[1]\n%r = Unsqueeze(%x, %one)",
@@ -149,3 +153,11 @@ def test_inference_holds_for(name: str) -> None:
     if name == "einsum" and tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 25):
         pytest.skip("onnxruntime before 1.25 crashes the process on an Einsum with an extent of 0")
     assert assert_sound(parse(f"{SIGNATURE}{LINES[name]}\n return %r\n}}")) > 0
+
+
+def test_an_extent_is_never_the_minus_one_that_exporters_ask_for() -> None:
+    """Expand as TorchScript writes it: Where(Equal(shape, -1), 1, shape)."""
+    text = f"{SIGNATURE}{LINES['extents that are not -1']}\n%q = ConstantOfShape(%r)\n return %q\n}}"
+    graph = parse(text)
+    infer_shapes(graph)
+    assert graph.outputs[0].shape == graph.inputs[0].shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from decoder_forms import genai, merged, opset24, seq2seq
-from decoders import Style, decoder
+from decoders import SHAPES, Style, close, decoder
 
 import memoptc
 from memoptc.ir.core import Graph
@@ -20,9 +21,10 @@ from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context
 from memoptc.pipeline import parse
 from memoptc.runtime import Decoder
+from memoptc.runtime.evaluate import Evaluator
 
 PROMPT = [5, 17, 3, 80, 41, 9, 66]
-PASSES = "simplify,fuse-cached-attention,fuse-rotary,fuse-skip-norm,simplify"
+PASSES = "(fold-constants,simplify,share-common)*,fuse-rotary,fuse-skip-norm,fuse-cached-attention,simplify"
 GPT2 = Style(kv=4, norm="layer", rotary="none", positions="learned", gated=False, packed=True, tied=False)
 
 Form = tuple[Callable[[], onnx.ModelProto], tuple[int, int]]
@@ -72,6 +74,40 @@ def test_recognised_rewritten_and_the_same_tokens(form: str, tmp_path: Path) -> 
             scores.append(whole / scale)
     assert tokens[0] == tokens[1]
     assert np.abs(scores[0] - scores[1]).max() <= 1e-5
+
+
+TORCH = Path(__file__).parent.parent / "fixtures"
+"""What benchmarks/exporters/fixtures.py wrote: by torch 2.14 and transformers 5.24."""
+EXPORTED = {"llama.dynamo": (2, 4, 4), "llama.script": (2, 4, 4), "gpt2.dynamo": (2, 0, 0), "gpt2.script": (2, 0, 0)}
+"""How often attention, rotary positions and norms are fused."""
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_as_torch_exports_it(name: str, tmp_path: Path) -> None:
+    model = onnx.load_from_string(gzip.decompress((TORCH / f"{name}.onnx.gz").read_bytes()))
+    facts = recognise(read_onnx(model))
+    assert (facts.layers, facts.heads, facts.rotary) == (2, 2, name.startswith("llama"))
+    assert (facts.ids, facts.mask, facts.positions) == ("input_ids", "attention_mask", "position_ids")
+    graph, fused = rewritten(model)
+    wanted = dict(zip(("fuse-cached-attention", "fuse-rotary", "fuse-skip-norm"), EXPORTED[name], strict=True))
+    assert {n: fused[n] for n in wanted} == wanted
+    candidate = to_proto(graph)
+    both = Evaluator(model), Evaluator(candidate)
+    rng = np.random.default_rng(0)
+    for batch, steps, past in SHAPES:
+        mask = np.ones((batch, past + steps), np.int64)
+        mask[1:, : (past + steps) // 2] = 0
+        fed = {"input_ids": rng.integers(0, 101, (batch, steps)), "attention_mask": mask,
+               "position_ids": np.tile(np.arange(past, past + steps), (batch, 1))}  # fmt: skip
+        for cache in facts.caches:
+            fed[cache.past] = rng.standard_normal((batch, cache.heads, past, cache.width)).astype(np.float32)
+        close(both[0].run(fed), both[1].run(fed))
+    tokens = []
+    for number, proto in enumerate((model, candidate)):
+        onnx.save(proto, tmp_path / f"{number}.onnx")
+        with Decoder(tmp_path / f"{number}.onnx") as run:
+            tokens.append(list(run.generate(PROMPT, max_new_tokens=8)))
+    assert tokens[0] == tokens[1]
 
 
 def turned(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.passes.fuse.fuse_cached_attention import FuseCachedAttention
+from memoptc.passes.simplify.fold_constants import FoldConstants
 from memoptc.runtime.evaluate import Evaluator
 
 
@@ -145,5 +146,39 @@ def test_a_mask_that_shows_later_steps_keeps_the_original_numbers() -> None:
         causal[..., :1],
         causal * np.float32(1e-33),
     ):
+        fed = {n: rng.standard_normal((1, 2, s, 8)).astype(np.float32) for n, s in (("q", 5), ("k", 5), ("p", 4))}
+        close(original.run(fed | {"m": mask}), candidate.run(fed | {"m": mask}))
+
+
+GUARDED = """g (float[1, 2, S, 8] q, float[1, 2, S, 8] k, float[1, 2, P, 8] p, float[1, 1, S, T] m)
+    => (float[a, b, c, d] y, float[e, f, g, h] all) {{
+    all = Concat <axis = 2> (p, k)
+    t = Transpose <perm = [0, 1, 3, 2]> (all)
+    s = MatMul(q, t)
+    x = Add(s, m)
+    w = Softmax <axis = -1> (x)
+    n = IsNaN(w)
+    z = Constant <value_float = {instead}> ()
+    o = Where(n, z, w)
+    y = MatMul(o, all)
+}}"""
+
+
+@pytest.mark.parametrize(("instead", "wanted"), [(0.0, 1), (1.0, 0)])
+def test_zeros_in_place_of_nan_belong_to_it(instead: float, wanted: int) -> None:
+    """PyTorch's exporters put 0 where all keys are hidden by infinities; another number is no such guard."""
+    model = parse(GUARDED.format(instead=instead))
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    FoldConstants().run(graph, Counter())
+    stats: Counter[str] = Counter()
+    FuseCachedAttention().run(graph, stats)
+    assert stats["fused"] == wanted
+    original, candidate = Evaluator(model), Evaluator(to_proto(graph))
+    rng = np.random.default_rng(0)
+    causal = np.where(np.arange(9) <= np.arange(5)[:, None] + 4, 0, -np.inf).astype(np.float32)[None, None]
+    blind = causal.copy()
+    blind[0, 0, 3] = -np.inf
+    for mask in (causal, blind):
         fed = {n: rng.standard_normal((1, 2, s, 8)).astype(np.float32) for n, s in (("q", 5), ("k", 5), ("p", 4))}
         close(original.run(fed | {"m": mask}), candidate.run(fed | {"m": mask}))

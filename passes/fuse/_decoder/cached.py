@@ -12,7 +12,7 @@ from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.tensors import ints, scalar
 from memoptc.ir.types import DType
-from memoptc.passes.fuse._fuse.core import shape_of
+from memoptc.passes.fuse._fuse.core import shape_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,13 @@ def cached_attention(softmax: Op) -> Cached | None:
     shape = shape_of(softmax.result)
     recent = softmax.graph is None or (opset_of(softmax.graph) or 13) >= 13
     axis = int(softmax.attrs.get("axis", -1 if recent else 1))
-    if len(shape) != 4 or axis not in (3, -1) or not softmax.result.single_use:
+    weights, guards = weights_of(softmax)
+    if len(shape) != 4 or axis not in (3, -1) or not weights.single_use:
         return None
-    product, place = softmax.result.uses[0]
+    product, place = weights.uses[0]
     if not product.is_a("MatMul") or place != 0 or product.graph is not softmax.graph:
         return None
-    ops = {softmax, product}
+    ops = {softmax, *guards, product}
     found = _scores(softmax, ops)
     if found is None:
         return None

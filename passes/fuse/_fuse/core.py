@@ -86,12 +86,13 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
     shape = shape_of(softmax.result)
     recent = softmax.graph is None or (opset_of(softmax.graph) or 13) >= 13
     axis = int(softmax.attrs.get("axis", -1 if recent else 1))
-    if len(shape) != 4 or axis not in (3, -1) or not softmax.result.single_use:
+    weights, guards = weights_of(softmax)
+    if len(shape) != 4 or axis not in (3, -1) or not weights.single_use:
         return None
-    product, place = softmax.result.uses[0]
+    product, place = weights.uses[0]
     if not product.is_a("MatMul") or place != 0 or product.graph is not softmax.graph:
         return None
-    ops = [softmax, product]
+    ops = [softmax, *guards, product]
     scale, mask, value = 1.0, None, softmax.operand
     while not (value.op is not None and value.op.is_a("MatMul")):
         op = value.op
@@ -124,6 +125,20 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
             scalings.append(op)
     core = Core(sides[0], sides[1], product.operands[1], scale, mask, tuple(ops), tuple(scalings))
     return core if _fits(core, value) else None
+
+
+def weights_of(softmax: Op) -> tuple[Value, tuple[Op, ...]]:
+    """The weights that a Softmax gives, and the ops behind it that put 0 in place of a NaN.
+
+    PyTorch's exporters write Where(IsNaN(p), 0, p) around it, for rows all of whose keys are hidden by an infinity.
+    """
+    users = {user.op_type: user for user in softmax.result.users if user.graph is softmax.graph and not user.domain}
+    test, choice = users.get("IsNaN"), users.get("Where")
+    if test is None or choice is None or len(softmax.result.uses) != 2 or not test.result.single_use:
+        return softmax.result, ()
+    zero = scalar(choice.operands[1].tensor)
+    guarded = choice.operands[0] is test.result and choice.operands[2] is softmax.result and zero == 0
+    return (choice.result, (test, choice)) if guarded else (softmax.result, ())
 
 
 def _scaled(op: Op) -> tuple[Value, float] | None:

@@ -167,6 +167,36 @@ def squeeze_of_transpose(b: Builder, view: Op, node: Op, outer: Op) -> Value:
     return b.Transpose(squeezed, perm=[places[p] for p in kept]) if kept else squeezed  # type: ignore[no-any-return]
 
 
+@rewrite(
+    op.any(*VIEWS)(
+        op.Transpose(op.any(*VIEWS)("x", rest("_a"), keep=True, bind="inner"), keep=True, bind="node"),
+        rest("_b"),
+        bind="outer",
+    )
+)
+def transpose_of_merged_axes(b: Builder, x: Value, inner: Op, node: Op, outer: Op) -> Value:
+    """Leading axes that are merged, stay in front and are split again need not be merged for a Transpose.
+
+    A 0 in a computed target copies an extent of the operand. In front that is 0, too, as the batch is; behind the
+    operand's last axis there is none to copy, and onnxruntime refuses to run the original.
+    """
+    whole, merged, wanted = shape_of(x), shape_of(inner.result), shape_of(outer.result)
+    perm, lead = _perm(node, len(merged)), len(whole) - len(merged) + 1
+    require(len(merged) > 1 and lead > 1 and len(wanted) == len(whole), "merges no axes")
+    require(perm[0] == 0 and node.result.single_use, "moves the merged axis")
+    moved = [*range(lead), *(p - 1 + lead for p in perm[1:])]
+    known = zip((*whole[lead:], *(whole[p] for p in moved)), (*merged[1:], *wanted), strict=True)
+    require(all(same(a, b) for a, b in known), "other extents")
+    safe = all(i >= len(merged) or (isinstance(d, int) and d > 0) for i, d in enumerate(wanted) if i)
+    require(safe or not _computed(inner, outer), "reshapes to a computed shape")
+    return b.Transpose(x, perm=moved)  # type: ignore[no-any-return]
+
+
+def _computed(*views: Op) -> bool:
+    """Whether a view is a Reshape to a computed shape."""
+    return any(v.is_a("Reshape") and "shape" not in v.attrs and v.operands[1].tensor is None for v in views)
+
+
 @rewrite(op.Concat(rest("parts"), bind="node"))
 def concat_of_concat(b: Builder, parts: tuple[Value, ...], node: Op) -> Value:
     rank = len(shape_of(node.result))
@@ -210,6 +240,6 @@ def cast_there_and_back(b: Builder, x: Value, outer: Op) -> Value:
 
 RULES: tuple[Rule, ...] = (
     transpose_twice, view_of_view, view_around_unary, shape_of_constant, transpose_of_unit_axes,
-    squeeze_of_transpose, concat_of_concat,
+    transpose_of_merged_axes, squeeze_of_transpose, concat_of_concat,
     concat_of_split, concat_with_constant, cast_there_and_back,
 )  # fmt: skip
