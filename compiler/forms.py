@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from memoptc.ir.types import DType
 from memoptc.options import Options
 from memoptc.report.model import Decision
 from memoptc.runtime.measure import measure_need, measure_need_up_to
+from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.memory.need import Configuration, predict_need
 from memoptc.runtime.options import Feed, RunOptions
@@ -47,6 +48,9 @@ CONDITION = 1 << 10
 
 _SECONDS = 4.0
 """Seconds that the runs of one form may take while it is measured."""
+
+HOPELESS = 1.5
+"""Ratio of predicted needs above which a form is not measured: weights copied into a branch outweigh what it saves."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,10 @@ def choose_form(
     inline = needs if not external else predicted_needs(graph, dims, external=False)
     how = "predicted"
     if feed is not None:
-        needs, how = _measured(graph, feed, needs, external, options), "measured"
+        names = _promising(predicted_needs(graph, bind_shapes(graph, feed), external=external))
+        if len(names) == 1:
+            return plain
+        needs, how = _measured(graph, feed, names, external, options), "measured"
     elif sum(nbytes(tensor) for tensor in weight_tensors(graph)) > planned:
         return plain  # copies of weights decide, which nobody knows as well on paper
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
@@ -181,14 +188,19 @@ def _smallest(needs: Mapping[FormName, int], margin: float) -> FormName:
     return best if needs[best] < needs["plain"] * (1 - margin) else "plain"
 
 
+def _promising(needs: Mapping[FormName, int]) -> list[FormName]:
+    """Name the forms that are worth measuring: plain, and those that predictions do not rule out."""
+    return [name for name, need in needs.items() if need <= HOPELESS * needs["plain"]]
+
+
 def _measured(
-    graph: Graph, feed: Feed, predicted: Mapping[FormName, int], external: bool, options: Options
+    graph: Graph, feed: Feed, names: Sequence[FormName], external: bool, options: Options
 ) -> dict[FormName, int]:
     """Measure each form in a fresh process; forms that need more than a plain graph are left out."""
     found: dict[FormName, int] = {}
     folder = Path(tempfile.mkdtemp(prefix="memoptc-forms-"))
     try:
-        for name in predicted:
+        for name in names:
             path = folder / "candidate.onnx"
             write_into(graph, path, WritingForm(name, external))
             run = RunOptions(threads=options.jobs or 0)

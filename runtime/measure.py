@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from memoptc.runtime.options import STOCK, Feed, RunOptions
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
 _MOST_ROUNDS = 36  # until an interval leaves the bound that is asked about
 _APART_ROUNDS = 5  # where each turn loads its model anew
+_APART_SHARE = 2  # times the seconds for runs: what these turns may take, loading included
 _MOST_RUNS = 100  # per turn
 _TOGETHER = 256 << 20
 """Bytes that all models of one comparison may need together; larger ones are loaded one at a time."""
@@ -314,9 +316,10 @@ def _slowdowns(found: Sequence[Sequence[Sequence[float]]]) -> list[Slowdown]:
 
 
 def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float]]]:
-    """As `_times`, with one model in memory at a time."""
+    """As `_times`, with one model in memory at a time; loading counts, so that large models take fewer turns."""
     found: list[list[list[float]]] = [[] for _ in cases]
     rounds, count = _APART_ROUNDS, 0
+    started = time.perf_counter()
     while len(found[0]) < rounds:
         for case, turns in zip(cases, found, strict=True):
             with start_worker(*case) as ask:
@@ -325,9 +328,10 @@ def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float
                 if warm < 1:  # long runs are not made steadier by a second one
                     warm = ask(do="time", runs=1)["ms"][-1] / 1e3
                 if not count:
-                    rounds = max(3, min(rounds, int(seconds / max(warm * len(cases), 1e-6))))
                     count = max(1, min(_MOST_RUNS, int(seconds / rounds / len(cases) / max(warm, 1e-6))))
                 turns.append(ask(do="time", runs=count)["ms"])
+        round_seconds = (time.perf_counter() - started) / len(found[0])
+        rounds = max(3, min(_APART_ROUNDS, int(_APART_SHARE * seconds / round_seconds)))
     return found
 
 
