@@ -20,7 +20,14 @@ extensions = [
     "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click",
     "reference_tables",
 ]  # fmt: skip
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md", "docs/**"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "examples/README.md",
+    "examples/plugin/README.md",
+    "docs/**",
+]
 root_doc = "docs/index"
 html_theme = "furo"
 html_title = f"memoptc {version}"

@@ -22,6 +22,7 @@ COMMANDS = {
     "compile": "memoptc.cli.compile",
     "opt": "memoptc.cli.opt",
     "passes": "memoptc.cli.passes",
+    "new-pass": "memoptc.cli.new_pass",
     "frontier": "memoptc.cli.frontier",
     "profile": "memoptc.cli.profile",
     "plan": "memoptc.cli.plan",

@@ -120,12 +120,9 @@ def _extent(dim: Dim, dims: Mapping[str, int]) -> int:
     if dim is None:
         raise _UnknownError
     try:
-        found = dim.evaluate(dims)
+        return dim.evaluate(dims)
     except KeyError:
         raise _UnknownError from None
-    if found < 0:  # extents at which the model does not run
-        raise _UnknownError
-    return found
 
 
 def width(value: Value) -> int:
