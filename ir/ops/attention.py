@@ -10,6 +10,7 @@ from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, dtype_of, extents, gi
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, define
 from memoptc.ir.ops.matmul import matmul_terms
 from memoptc.ir.ops.schema import MICROSOFT, opset_of, since
+from memoptc.ir.ops.sizes import FLOAT, Sizes, width
 
 
 def _attention(op: Op) -> list[Axis]:
@@ -54,10 +55,50 @@ def _multiplications(op: Op, shape_of: ShapeOf) -> float:
     return 2.0 * prod(q) * (k[1] if len(k) > 1 else 1)
 
 
+_SECOND_CACHE = 1 << 20
+"""Bytes of a core's second-level cache, which a flash kernel reads from the machine; plans take the usual."""
+
+
+def _scores(s: Sizes) -> int:
+    """All scores of all heads (llm/attention.cc, without a flash kernel)."""
+    query, key = s.operand(0), s.operand(1)
+    element = width(s.op.operands[0])
+    if len(query) == 4:
+        return element * query[0] * query[1] * query[2] * key[2]
+    heads = int(s.op.attrs["q_num_heads"])
+    copies = sum(s.operand_bytes(i) for i in range(3))
+    return element * query[0] * heads * query[1] * key[1] + copies
+
+
+def _packed_attention(s: Sizes) -> int:
+    """Queries, keys and values, all scores, and the result with heads outside (contrib_ops/cpu/bert/attention.cc)."""
+    batch, length, _ = s.operand(0)
+    hidden = s.result[-1]
+    heads = int(s.op.attrs["num_heads"])
+    return FLOAT * (4 * batch * length * hidden + batch * heads * length * length + length)
+
+
+def _multi_head(s: Sizes) -> int:
+    """Heads are brought outside; a flash kernel, where nothing is masked, then keeps tiles of the scores instead of all
+    (contrib_ops/cpu/bert/multihead_attention.cc). It is not for keys and values that have their heads outside."""
+    batch, length, hidden = s.operand(0)
+    key = s.operand(1) if s.has(1) else (batch, length, hidden)
+    heads, outside = int(s.op.attrs["num_heads"]), len(key) == 4
+    keys, width_out = key[2 if outside else 1], s.result[-1]
+    each, out = hidden // heads, width_out // heads
+    copies = FLOAT * batch * (length * hidden + (0 if outside else keys * (hidden + width_out)))
+    if outside or s.op.attrs.get("unidirectional") or any(s.has(i) for i in (4, 5, 6, 7)) or len(s.op.results) > 1:
+        causal = batch * length * keys if s.op.attrs.get("unidirectional") else 0
+        return copies + FLOAT * causal + FLOAT * (batch * heads * length * keys + batch * length * width_out)
+    columns = max(1, _SECOND_CACHE // (4 * FLOAT * (each + out)))
+    rows = min(columns, each + out, length)
+    return copies + s.threads * FLOAT * rows * (2 + min(columns, keys) + out)
+
+
 _FACTS: dict[str, Any] = {"family": Family.ATTENTION}
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("Attention", packs_weights=True, **_FACTS),
+    *define("Attention", packs_weights=True, workspace=_scores, **_FACTS),
     *define("LinearAttention RotaryEmbedding", **_FACTS),
     *define(
         "MultiHeadAttention",
@@ -65,9 +106,11 @@ OPERATORS: tuple[Operator, ...] = (
         space=_attention,
         packs_weights=True,
         multiplications=_multiplications,
+        workspace=_multi_head,
         **_FACTS,
     ),
-    *define("Attention QAttention", MICROSOFT, packs_weights=True, **_FACTS),
+    *define("Attention", MICROSOFT, packs_weights=True, workspace=_packed_attention, **_FACTS),
+    *define("QAttention", MICROSOFT, packs_weights=True, **_FACTS),
     *define(
         "DecoderMaskedMultiHeadAttention GroupQueryAttention PackedAttention PackedMultiHeadAttention "
         "RelativePositionBias RotaryEmbedding",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from memoptc.ir.core import Op
+from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.axis import Along, Axis, Form, extents, given
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
 from memoptc.ir.ops.schema import MICROSOFT
+from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes, window_of
+from memoptc.ir.types import DType
 
 FILTERS = 16
 """Filters that kernels compute side by side: onnxruntime pads fewer to as many (NCHWc layout; 8 without AVX-512)."""
@@ -84,6 +86,82 @@ def _transposed_multiplications(op: Op, shape_of: ShapeOf) -> float:
     return prod(shape_of(op.operands[0])) * prod(shape_of(op.operands[1])[1:])
 
 
+_SEGMENT = 64 * 1024
+"""Bytes per thread in which a convolution expands its operand (MLAS_CONV_WORKING_BUFFER_SIZE_PER_THREAD)."""
+_THREAD_COMPLEXITY = 64 * 1024
+"""Multiplications that are worth a thread (MLAS_SGEMM_THREAD_COMPLEXITY)."""
+_POINTER = 8
+
+
+def _workspace(s: Sizes) -> int:
+    """MlasConvPrepare (mlas/lib/convolve.cpp)."""
+    x, w, y = s.operand(0), s.operand(1), s.result
+    group = int(s.op.attrs.get("group", 1))
+    pixels, filters, depth = prod(y[2:]), w[0] // group, prod(w[1:])
+    plain = all(i == 1 for i in s.op.attrs.get("strides", ())) and not any(s.op.attrs.get("pads", ()))
+    if plain and prod(w[2:]) == 1 and x[2:] == y[2:]:
+        return 0
+    if filters > pixels:
+        return FLOAT * pixels * depth
+    threads = min(s.threads, filters * pixels * depth // _THREAD_COMPLEXITY + 1)
+    if x[0] * group > 1:
+        threads = max(threads, min(s.threads, x[0] * group))
+    return threads * _SEGMENT
+
+
+def _transposed_workspace(s: Sizes) -> int:
+    """The columns of one image and group (core/providers/cpu/nn/conv_transpose.cc)."""
+    x, w = s.operand(0), s.operand(1)
+    return FLOAT * prod(w[1:]) * prod(x[2:])
+
+
+def _integer_workspace(s: Sizes) -> int:
+    """Columns of one image (core/providers/cpu/quantization/conv_integer.cc)."""
+    return prod(s.operand(1)[1:]) * prod(s.result[2:])
+
+
+def _between_codes_workspace(s: Sizes) -> int:
+    """A convolution that is fused with its codes: onnxruntime transposes the whole batch around a QLinearConv."""
+    x, w, y = s.operand(0), s.operand(1), s.result
+    images = x[0]
+    alone = _columns_of_codes(s, 1, x[1], prod(y[2:]))
+    return images * (x[1] * prod(x[2:]) + w[0] * prod(y[2:])) + alone
+
+
+def _quantized_workspace(s: Sizes) -> int:
+    """Channels-last copies of one image, and columns of it (core/providers/cpu/quantization/qlinearconv.cc)."""
+    x, w, y = s.operand(0), s.operand(3), s.result
+    last = bool(s.op.attrs.get("channels_last", 0))
+    channels, pixels_in = (x[-1], prod(x[1:-1])) if last else (x[1], prod(x[2:]))
+    pixels = prod(y[1:-1]) if last else prod(y[2:])
+    copies = 0 if last else channels * pixels_in + w[0] * pixels
+    return copies + _columns_of_codes(s, 3, channels, pixels)
+
+
+def _columns_of_codes(s: Sizes, weight: int, channels: int, pixels: int) -> int:
+    """Pointers to windows where a kernel requantizes at once (MlasConvSymPackWSize), else columns and sums in int32.
+
+    Such kernels take unsigned activations, signed weights, and channels in multiples (x86-64).
+    """
+    w = s.operand(weight)
+    group = int(s.op.attrs.get("group", 1))
+    window = prod(w[2:])
+    depthwise = group > 1 and w[1] == 1 and w[0] == channels
+    types = _codes_dtype(s.op.operands[0]), _codes_dtype(s.op.operands[weight])
+    if types != (DType.UINT8, DType.INT8) or not (w[0] % 16 == 0 and (depthwise or (group == 1 and channels % 4 == 0))):
+        return 4 * w[0] * pixels + pixels * window * (_POINTER if depthwise else w[1])
+    pointwise = window == 1 and all(i == 1 for i in s.op.attrs.get("strides", ()))
+    plain = pointwise and not any(s.op.attrs.get("pads", ()))
+    return 0 if plain else s.operand(0)[0] * pixels * window * _POINTER
+
+
+def _codes_dtype(value: Value) -> DType | None:
+    """Element type of a value's codes: its own, or what it is decoded from."""
+    if value.op is not None and value.op.op_type == "DequantizeLinear":
+        value = value.op.operands[0]
+    return value.dtype
+
+
 _FACTS: dict[str, Any] = {"family": Family.CONVOLUTION, "packs_weights": True}
 
 OPERATORS: tuple[Operator, ...] = (
@@ -93,12 +171,36 @@ OPERATORS: tuple[Operator, ...] = (
         layout=_layout,
         multiplications=_multiplications,
         integer=IntegerKernel.ALL_OPERANDS,
+        workspace=_workspace,
+        integer_workspace=_between_codes_workspace,
         **_FACTS,
     ),
-    *define("FusedConv", MICROSOFT, space=_conv, layout=_layout, multiplications=_multiplications, **_FACTS),
-    *define("ConvTranspose", space=_transposed, layout=_layout, multiplications=_transposed_multiplications, **_FACTS),
-    *define("ConvInteger", space=_integer_conv, multiplications=_multiplications, family=Family.CONVOLUTION),
-    *define("QLinearConv", multiplications=_multiplications, family=Family.CONVOLUTION),
+    *define(
+        "FusedConv",
+        MICROSOFT,
+        space=_conv,
+        layout=_layout,
+        multiplications=_multiplications,
+        workspace=_workspace,
+        **_FACTS,
+    ),
+    *define(
+        "ConvTranspose",
+        space=_transposed,
+        layout=_layout,
+        multiplications=_transposed_multiplications,
+        workspace=_transposed_workspace,
+        **_FACTS,
+    ),
+    *define(
+        "ConvInteger",
+        space=_integer_conv,
+        multiplications=_multiplications,
+        workspace=_integer_workspace,
+        family=Family.CONVOLUTION,
+    ),
+    *define("QLinearConv", multiplications=_multiplications, workspace=_quantized_workspace, family=Family.CONVOLUTION),
+    *define("QLinearConv", MICROSOFT, workspace=_quantized_workspace),
     *define("CausalConvWithState DeformConv"),
     *define("ConvTransposeWithDynamicPads NhwcConv NhwcFusedConv WordConvEmbedding", MICROSOFT),
 )

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.axis import Axis
+from memoptc.ir.ops.sizes import Sizes
 
 ShapeOf: TypeAlias = Callable[[Value], tuple[int, ...]]
 """Gives a value's extents as numbers; `()` for a scalar or an unknown rank."""
@@ -110,6 +111,10 @@ class Operator:
         accumulates: Gives the axes that it accumulates along and that can be split into partial results.
         layout: Gives where its weight lies, `None` where these attributes allow no single answer.
         multiplications: Gives how many multiplications one run takes.
+        workspace: Gives the bytes that onnxruntime's CPU kernel allocates besides operands and results while it runs,
+            recorded for varied shapes (`tests/memory/test_recorded.py` holds it against the recorder); without one,
+            the kernel needs nothing worth counting, or was not looked at.
+        integer_workspace: The same for the integer kernel that it becomes between codes.
     """
 
     key: str
@@ -129,6 +134,8 @@ class Operator:
     accumulates: Space | None = None
     layout: Callable[[Op], WeightLayout | None] | None = None
     multiplications: Callable[[Op, ShapeOf], float] | None = None
+    workspace: Callable[[Sizes], int] | None = None
+    integer_workspace: Callable[[Sizes], int] | None = None
 
     @property
     def elementwise(self) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
 from memoptc.ir.ops.definition import Arity, IntegerKernel, Operator, define
 from memoptc.ir.ops.schema import MICROSOFT
+from memoptc.ir.ops.sizes import Sizes, width
 
 ROUND_BY_PLACE = frozenset("Acos Asin Atan Celu Cos Elu Exp Log Mish Selu Sigmoid Sin Softplus Tanh FastGelu".split())
 """onnxruntime's kernels compute the last elements of a buffer by other instructions than those before them (in
@@ -40,9 +43,31 @@ def _elementwise_first(op: Op) -> list[Axis]:
     return [everywhere(op, i) for i in range(len(extents(op, 0)))]
 
 
+def _select(s: Sizes) -> int:
+    """Both choices, spread over the condition (core/providers/cpu/tensor/where_op.cc)."""
+    condition = s.operand(0)
+    each = [prod(_broadcast(condition, s.operand(i))) for i in (1, 2)]
+    return sum(each) * width(s.op.results[0])
+
+
+def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    rank = max(len(a), len(b))
+    padded = ((1,) * (rank - len(a)) + tuple(a), (1,) * (rank - len(b)) + tuple(b))
+    return tuple(y if x == 1 else x for x, y in zip(*padded, strict=True))
+
+
+def _variadic(s: Sizes) -> int:
+    """One running result per operand after the second, two alive at once (math/element_wise_ops.cc)."""
+    return s.result_bytes * min(2, max(0, len(s.op.operands) - 2))
+
+
+def _one_result(s: Sizes) -> int:
+    return s.result_bytes
+
+
 _UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Erf Exp Floor Gelu HardSwish IsInf IsNaN "
-    "Log Mish Neg Not Reciprocal Round Sign Sin Sinh Sqrt Swish Tan"
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Erf Exp Floor Gelu IsInf IsNaN "
+    "Log Neg Not Reciprocal Round Sign Sin Sinh Sqrt Tan"
 )
 _UNARY_IN_PLACE = "Cast Celu Elu HardSigmoid Selu Shrink Softplus Softsign Tanh ThresholdedRelu"
 _COMMUTATIVE = "And BitwiseAnd BitwiseOr BitwiseXor Equal Or Xor"
@@ -53,6 +78,7 @@ _VARIADIC_FACTS: dict[str, Any] = {"arity": Arity.VARIADIC, "space": broadcast_a
 
 OPERATORS: tuple[Operator, ...] = (
     *define(_UNARY, **_UNARY_FACTS),
+    *define("HardSwish Mish Swish", workspace=_one_result, **_UNARY_FACTS),
     *define(_UNARY_IN_PLACE, in_place=(0,), **_UNARY_FACTS),
     *define("Clip", arity=Arity.UNARY, in_place=(0,), space=_elementwise_first),
     *define("Relu", in_place=(0,), homogeneous=True, **_UNARY_FACTS),
@@ -63,12 +89,12 @@ OPERATORS: tuple[Operator, ...] = (
     *define("PRelu", homogeneous=True, **_BINARY_FACTS),
     *define(_COMMUTATIVE, commutative=True, **_BINARY_FACTS),
     *define("Add Mul", commutative=True, integer=IntegerKernel.ALL_OPERANDS, **_BINARY_FACTS),
-    *define("Max Mean Min Sum", commutative=True, **_VARIADIC_FACTS),
-    *define("Where", **_VARIADIC_FACTS),
+    *define("Max Mean Min Sum", commutative=True, workspace=_variadic, **_VARIADIC_FACTS),
+    *define("Where", workspace=_select, **_VARIADIC_FACTS),
     *define("Dropout", space=_elementwise_first),
     *define("BitCast SwiGLU"),
     *define("Affine ParametricSoftplus ScaledTanh", **_UNARY_FACTS),  # experimental ones, which onnxruntime still runs
     *define("Gelu QuickGelu", MICROSOFT, **_UNARY_FACTS),
-    *define("BiasGelu FastGelu", MICROSOFT, arity=Arity.UNARY, space=_bias_gelu),
+    *define("BiasGelu FastGelu", MICROSOFT, arity=Arity.UNARY, space=_bias_gelu, workspace=_one_result),
     *define("BiasAdd BiasSplitGelu ComplexMul ComplexMulConj", MICROSOFT),
 )

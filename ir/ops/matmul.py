@@ -25,6 +25,7 @@ from memoptc.ir.ops.axis import (
 )
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
 from memoptc.ir.ops.schema import MICROSOFT
+from memoptc.ir.ops.sizes import Sizes, width
 
 
 def _matmul(op: Op) -> list[Axis]:
@@ -183,6 +184,42 @@ def _gemm_layout(op: Op) -> WeightLayout | None:
     return None if found is None else replace(found, bias=2, bias_scale=float(op.attrs.get("beta", 1.0)))
 
 
+def _sums(s: Sizes) -> int:
+    """Sums in int32, requantized at the end (quantization/quant_gemm.cc, qlinear_matmul.cc)."""
+    return 4 * prod(s.result) if width(s.op.results[0]) == 1 else 0
+
+
+def _sums_of_codes(s: Sizes) -> int:
+    """Sums in int32; a kernel that gives floats writes them where they belong."""
+    return 4 * prod(s.result) if s.op.result.has_uses and s.gives_codes else 0
+
+
+def _codes(s: Sizes) -> int:
+    """The first operand's codes (quantization/dynamic_quantize_matmul.cc)."""
+    return prod(s.operand(0))
+
+
+def _einsum_copies(s: Sizes) -> int:
+    """Operands brought into the order of a batched product, and the result back (cpu_providers_shared einsum_utils)."""
+    terms, arrow, kept = s.op.attrs["equation"].replace(" ", "").partition("->")
+    labels = list(dict.fromkeys(terms.replace(",", "")))
+    pair = terms.split(",")
+    if len(pair) != 2 or not arrow or "." in labels:
+        return sum(s.operand_bytes(i) for i in range(1, len(pair))) + s.result_bytes
+    extents = [dict(zip(term, s.operand(i), strict=True)) for i, term in enumerate(pair)]
+    wide = [{x for x, n in e.items() if n > 1} for e in extents]
+    summed = [x for x in labels if x not in kept]
+    both = [x for x in labels if x in kept and x in wide[0] and x in wide[1]]
+    left = [x for x in labels if x in kept and x in wide[0] and x not in wide[1]]
+    right = [x for x in labels if x in kept and x not in both and x not in left]
+    orders = ([*both, *left, *summed, *right], [*both, *summed, *right, *left])
+    copied = 0
+    for index, term in enumerate(pair):
+        once = [*term] != [x for x in labels if x in term]
+        copied += s.operand_bytes(index) * (once + (orders[index] != labels))
+    return copied + s.result_bytes * (1 + ([x for x in orders[0] if x in kept] != [*kept]))
+
+
 _PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "packs_weights": True, "multiplications": _multiplications}
 _INTEGER_PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "multiplications": _multiplications}
 
@@ -193,6 +230,7 @@ OPERATORS: tuple[Operator, ...] = (
         accumulates=matmul_terms,
         layout=_matmul_layout,
         integer=IntegerKernel.FLOAT_RESULT,
+        integer_workspace=_sums_of_codes,
         **_PRODUCT,
     ),
     *define(
@@ -201,11 +239,12 @@ OPERATORS: tuple[Operator, ...] = (
         accumulates=_gemm_terms,
         layout=_gemm_layout,
         integer=IntegerKernel.FLOAT_RESULT,
+        integer_workspace=_sums_of_codes,
         **_PRODUCT,
     ),
-    *define("Einsum", space=_einsum, accumulates=_einsum_terms),
+    *define("Einsum", space=_einsum, accumulates=_einsum_terms, workspace=_einsum_copies),
     *define("MatMulInteger", space=_matmul_integer, accumulates=_matmul_integer_terms, **_INTEGER_PRODUCT),
-    *define("QLinearMatMul", space=_qlinear_matmul, **_INTEGER_PRODUCT),
+    *define("QLinearMatMul", space=_qlinear_matmul, workspace=_sums, **_INTEGER_PRODUCT),
     *define("Det"),
     *define(
         "FusedMatMul",
@@ -216,10 +255,12 @@ OPERATORS: tuple[Operator, ...] = (
         **_PRODUCT,
     ),
     *define("FusedGemm", MICROSOFT, space=_gemm, layout=_gemm_layout, **_PRODUCT),
+    *define("DynamicQuantizeMatMul", MICROSOFT, workspace=_codes, family=Family.MATMUL),
+    *define("QGemm", MICROSOFT, workspace=_sums, family=Family.MATMUL),
     *define("MatMulNBits", MICROSOFT, space=_rows, **_INTEGER_PRODUCT),
     *define(
-        "CDist DynamicQuantizeMatMul FusedMatMulActivation Inverse MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
-        "MatMulIntegerToFloat QGemm QOrderedMatMul SparseToDenseMatMul TransposeMatMul",
+        "CDist FusedMatMulActivation Inverse MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
+        "MatMulIntegerToFloat QOrderedMatMul SparseToDenseMatMul TransposeMatMul",
         MICROSOFT,
         family=Family.MATMUL,
     ),

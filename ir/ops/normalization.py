@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from memoptc.ir.core import Op
@@ -9,6 +10,7 @@ from memoptc.ir.dims import same
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import Family, Operator, define
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of
+from memoptc.ir.ops.sizes import FLOAT, Sizes
 
 
 def _softmax(op: Op) -> list[Axis]:
@@ -70,19 +72,37 @@ def all_but_axis(op: Op) -> list[Axis]:
     return [everywhere(op, i) for i in range(rank) if i != axis]
 
 
+def _along_inner_axis(s: Sizes) -> int:
+    """An axis that is not the last one is moved there, and back (math/softmax.cc, opset 13)."""
+    rank = len(s.result)
+    axis = int(s.op.attrs.get("axis", -1)) % max(rank, 1)
+    recent = s.op.graph is not None and (opset_of(s.op.graph) or 0) >= 13
+    return 2 * s.result_bytes if rank and axis != rank - 1 and recent else 0
+
+
+def _response(s: Sizes) -> int:
+    """Scales of all, squares of one image with a margin of channels (nn/lrn.cc)."""
+    shape = s.result
+    return s.result_bytes + FLOAT * (shape[1] + int(s.op.attrs["size"]) - 1) * prod(shape[2:])
+
+
+def _two_results(s: Sizes) -> int:
+    return 2 * s.result_bytes
+
+
 _NORM: dict[str, Any] = {"family": Family.NORMALIZATION}
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("Softmax LogSoftmax", space=_softmax, in_place=(0,), **_NORM),
-    *define("Hardmax", space=_softmax, **_NORM),
+    *define("Softmax LogSoftmax", space=_softmax, in_place=(0,), workspace=_along_inner_axis, **_NORM),
+    *define("Hardmax", space=_softmax, workspace=_along_inner_axis, **_NORM),
     *define("LayerNormalization RMSNormalization", space=_layer_norm, **_NORM),
     *define("SimplifiedLayerNormalization", space=_layer_norm, **_NORM),  # onnxruntime's, in the standard domain
     *define("InstanceNormalization", space=_instance_norm, **_NORM),
     *define("BatchNormalization", space=_batch_norm, **_NORM),
-    *define("GroupNormalization", space=_batch_only, **_NORM),
-    *define("LRN", space=_all_but_channels, **_NORM),
+    *define("GroupNormalization", space=_batch_only, workspace=_two_results, **_NORM),
+    *define("LRN", space=_all_but_channels, workspace=_response, **_NORM),
     *define("LpNormalization", space=all_but_axis, **_NORM),
-    *define("MeanVarianceNormalization", **_NORM),
+    *define("MeanVarianceNormalization", workspace=_two_results, **_NORM),
     *define("SkipLayerNormalization SkipSimplifiedLayerNormalization", MICROSOFT, space=_skip_layer_norm, **_NORM),
     *define(
         "BiasSoftmax EmbedLayerNormalization GroupNorm LayerNormalization QEmbedLayerNormalization "

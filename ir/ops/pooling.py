@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, dtype_of, extents, given
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, define
 from memoptc.ir.ops.schema import MICROSOFT
+from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes
 
 
@@ -35,11 +37,17 @@ def _global_terms(op: Op) -> list[Axis]:
     ]
 
 
+def _as_floats(s: Sizes) -> int:
+    """The first operand as float (quantization/qlinear_pool.cc)."""
+    return FLOAT * prod(s.operand(0))
+
+
 _FACTS: dict[str, Any] = {"family": Family.POOL}
 _CODES = IntegerKernel.FIRST_OPERAND
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("MaxPool AveragePool", space=_pool, homogeneous=True, integer=_CODES, **_FACTS),
+    *define("MaxPool", space=_pool, homogeneous=True, integer=_CODES, **_FACTS),
+    *define("AveragePool", space=_pool, homogeneous=True, integer=_CODES, integer_workspace=_as_floats, **_FACTS),
     *define("LpPool", space=_global_pool, **_FACTS),
     *define(
         "GlobalAveragePool",
@@ -47,10 +55,12 @@ OPERATORS: tuple[Operator, ...] = (
         accumulates=_global_terms,
         homogeneous=True,
         integer=_CODES,
+        integer_workspace=_as_floats,
         **_FACTS,
     ),
     *define("GlobalMaxPool", space=_global_pool, accumulates=_global_terms, homogeneous=True, **_FACTS),
     *define("GlobalLpPool", space=_global_pool, **_FACTS),
     *define("MaxRoiPool MaxUnpool RoiAlign", **_FACTS),
     *define("NhwcMaxPool", MICROSOFT, **_FACTS),
+    *define("QLinearAveragePool", MICROSOFT, workspace=_as_floats),
 )

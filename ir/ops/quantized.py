@@ -27,7 +27,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("QuantizeLinear DequantizeLinear", space=_dequantize),
     *define("DynamicQuantizeLinear"),
     *define(
-        "DequantizeLinear GatherBlockQuantized QLinearAdd QLinearAveragePool QLinearConcat QLinearConv "
+        "DequantizeLinear GatherBlockQuantized QLinearAdd QLinearConcat "
         "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax "
         "QLinearWhere QuantizeLinear",
         MICROSOFT,

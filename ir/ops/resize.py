@@ -6,6 +6,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, define
 from memoptc.ir.ops.schema import MICROSOFT, default_of
+from memoptc.ir.ops.sizes import Sizes
 from memoptc.ir.tensors import ints
 
 
@@ -105,9 +106,17 @@ def pad_amounts(op: Op, rank: int) -> tuple[int, ...] | None:
     return known if known is not None and len(known) == 2 * rank else None
 
 
+def _positions(s: Sizes) -> int:
+    """Positions and weights per line and column (tensor/upsample.cc)."""
+    if s.op.attrs.get("mode") != "linear" or s.op.attrs.get("antialias"):
+        return 0
+    changed = [b for a, b in zip(s.operand(0), s.result, strict=True) if a != b]
+    return {2: 16, 3: 24}.get(len(changed), 0) * sum(changed)
+
+
 OPERATORS: tuple[Operator, ...] = (
-    *define("Resize", space=_resize, integer=IntegerKernel.FIRST_OPERAND),
-    *define("Upsample", space=_resize),
+    *define("Resize", space=_resize, integer=IntegerKernel.FIRST_OPERAND, workspace=_positions),
+    *define("Upsample", space=_resize, workspace=_positions),
     *define("DepthToSpace", space=_depth_to_space, moves=True, integer=IntegerKernel.FIRST_OPERAND),
     *define("SpaceToDepth", space=_space_to_depth, moves=True),
     *define("Pad", space=_pad),
