@@ -118,7 +118,7 @@ class Attempts:
             output: Where to write.
         """
         original = describe.figures_of_original(compilation, prepared.graph)
-        warnings = prepared.warnings + ([original.warning] if original.warning else [])
+        warnings = [*prepared.warnings, *compilation.data.warnings, *([original.warning] if original.warning else [])]
         decoder = describe.recognise_decoder(prepared.graph)
         if isinstance(decoder, Decision):
             return Attempts(compilation, original, output, None, warnings, [decoder])

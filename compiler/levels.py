@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.lossy import NOTHING_LOSSY, Lossy
 from memoptc.options import Options
 from memoptc.pass_base import spell
 from memoptc.runtime.devices import USUAL
@@ -80,6 +81,7 @@ def pipeline_text(
     budget: int | None = None,
     slowdown: float | None = None,
     accuracy: Accuracy = Accuracy(),
+    lossy: Lossy = NOTHING_LOSSY,
 ) -> str:
     """Give the pipeline of a level and target.
 
@@ -92,25 +94,28 @@ def pipeline_text(
         device: Profile to write for.
         budget: Bytes that the planned activations shall fit into; as few as possible when not given.
         slowdown: Largest ratio of run times; the level's when neither this nor a budget is given, and any for a budget.
-        accuracy: What is asked of int8 and uint8.
+        accuracy: What is asked of integers.
+        lossy: Passes that lose accuracy on purpose.
 
     Raises:
         InputError: there is no such target, or it cannot be held to an accuracy.
     """
     if target not in TARGETS:
         raise InputError(f"There is no target {target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
-    if accuracy.asked and (target not in INTEGERS or not calibrated):
+    if accuracy.asked and not lossy and (target not in INTEGERS or not calibrated):
         raise InputError(
-            f"An accuracy can be asked of --target {', '.join(INTEGERS)} with --calibration only.",
+            f"An accuracy can be asked of lossy passes, and of --target {', '.join(INTEGERS)} with --calibration only.",
             hint="Hold other targets to --max-error." if calibrated else "Give data with --calibration.",
         )
-    parts = []
+    parts = list(lossy.first)
     if level >= 2:
         parts.append("raise-opset" if target in ("int8", "uint8") else "raise-opset{needed=false}")
     if level >= 1:
         parts.append(_EXACT)
     if level >= 2:
         parts.append(_FUSE)
+    parts += lossy.shrinking
+    if level >= 2:
         parts.append(_DECODER)
     if level >= 2 and target == "float32":
         parts.append(_SPLIT)
@@ -130,6 +135,7 @@ def pipeline_text(
         parts.append("drop-dead")
     if level >= 2:
         parts.append(_ATTENTION)  # what integers or half floats compute is no longer recognised
+    parts += lossy.tables
     if level >= 1:
         parts.append("order")
     if level >= 2:

@@ -13,15 +13,22 @@ from memoptc.ir.form_names import FORMS
 from memoptc.option_fields import GENERAL, option, options_of, parse_binding
 from memoptc.targets import CODED_BORDERS, TARGETS
 
-MEMORY, NUMBERS, DATA, WRITING, PIPELINE, PROOF = (
+MEMORY, NUMBERS, LOSSY, DATA, WRITING, PIPELINE, PROOF = (
     "Memory and speed",
     "Numbers and accuracy",
+    "Smaller at an accuracy (--max-accuracy-loss, --min-sqnr; with --calibration)",
     "Data and sizes",
     "How the model is written",
     "Passes",
     "Proof and measurement",
 )
 """Headings of `--help`."""
+
+CODEBOOKS = (16, 256)
+"""Numbers that a table of weights can have."""
+
+LOSSY_OPTIONS = ("prune", "low_rank", "cluster", "prune_tokens", "early_exit")
+"""Options that lose accuracy on purpose."""
 
 ProgressCallback = Callable[[str, float | None], None]
 
@@ -98,6 +105,31 @@ class Options:
     fallback: bool = option(
         "Whether layers may stay in float for that; else exit code 3 when it is not met.", default=True, group=NUMBERS
     )
+    prune: float | None = option(
+        "Remove up to this part of each layer's channels and hidden units, e.g. 0.3.",
+        metavar="PART",
+        parse=float,
+        group=LOSSY,
+    )
+    """Of 1, exclusive; no more than the accuracy allows (pass `prune`)."""
+    low_rank: bool = option("Products and convolutions as two thin ones.", default=False, group=LOSSY)
+    """Where that saves bytes and the accuracy allows it (pass `factorize`)."""
+    cluster: int | None = option(
+        "Weights as indices into tables of 256 or 16 numbers: a smaller file, not less memory.",
+        metavar="256|16",
+        parse=int,
+        group=LOSSY,
+    )
+    """Pass `cluster-weights`; with 16, weights that need more numbers get 256."""
+    prune_tokens: bool = option("Drop tokens behind attention layers of encoders.", default=False, group=LOSSY)
+    """As many as the accuracy allows (pass `prune-tokens`)."""
+    early_exit: float | None = option(
+        "Let a classifier end early; at most this share of inputs gets another likeliest class, e.g. 0.005.",
+        metavar="SHARE",
+        parse=float,
+        group=LOSSY,
+    )
+    """Pass `early-exit`; labels are not needed."""
     dims: Mapping[str, int] = option(
         "Extent of a symbolic dimension for planning, measuring and verifying; the model stays dynamic.",
         "--dim",
@@ -227,9 +259,29 @@ class Options:
             raise InputError("Packed weights lie beside the model.", hint="Leave out --external never.")
         if self.metric not in (None, "perplexity") and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
+        self._check_lossy()
         for name, extent in (*self.dims.items(), *self.freeze.items()):
             if not isinstance(extent, int) or extent < 0:
                 raise InputError(f"Dimension {name} cannot be {extent!r}.", hint="Give a whole number >= 0.")
+
+    def _check_lossy(self) -> None:
+        asked = [n for n in LOSSY_OPTIONS if getattr(self, n) not in (None, False)]
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise InputError(f"No {self.prune:g} of the units can be pruned.", hint="Give a part such as --prune 0.3.")
+        if self.early_exit is not None and not 0 <= self.early_exit < 1:
+            raise InputError(f"{self.early_exit:g} is no share of inputs.", hint="Give one such as --early-exit 0.005.")
+        if self.cluster not in (None, *CODEBOOKS):
+            raise InputError(f"There are no tables of {self.cluster} numbers.", hint="Use --cluster 256 or 16.")
+        if asked and self.calibration is None:
+            raise InputError(f"{flags}: data says what can go.", hint="Give some with --calibration.")
+        if asked and self.passes is not None:
+            raise InputError(f"A pipeline of your own says all that runs, {flags} too.", hint="Leave out --passes.")
+        if self.cluster is not None and (self.target != "float32" or self.freeze_runtime):
+            raise InputError(
+                "Tables are of float weights, which onnxruntime decodes while it loads.",
+                hint="Leave out --cluster, or --target and --freeze-runtime.",
+            )
 
     @property
     def budget(self) -> Budget:

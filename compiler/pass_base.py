@@ -16,6 +16,7 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.pool import WeightPool
 from memoptc.report.model import Decision
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.memory.plan import Plan
 
 
@@ -72,6 +73,7 @@ class Artefacts:
         plan: The planned arena.
         frozen: Whether the graph is as onnxruntime's optimizer left it.
         precision: What a search for numbers decided.
+        reference: The graph before the first lossy pass, as a file in a pool: all of them are held against it.
         declined: Reasons for which rules did not apply, counted.
         trace: A `memoptc.rewrite.trace.Trace` that learns why rules do not fit, or `None`.
     """
@@ -79,6 +81,7 @@ class Artefacts:
     plan: Plan | None = None
     frozen: bool = False
     precision: Precision | None = None
+    reference: tuple[WeightPool, Path] | None = None
     declined: Counter[str] = field(default_factory=Counter)
     trace: Any = None
 
@@ -167,6 +170,11 @@ class Pass:
     name: ClassVar[str] = ""
     changes_interface: ClassVar[bool] = False
     """Whether the pass is there to change names, types or documentation of inputs and outputs."""
+
+    @property
+    def accuracy_target(self) -> AccuracyTarget | None:
+        """What a lossy pass is held to, and its outcome is verified by; `None` for one that keeps the numbers."""
+        return None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -17,6 +17,7 @@ from memoptc.runtime.data import Data
 from memoptc.runtime.design_points import DesignPoints, design_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.held_out import SHARE, Part, can_hold_out
 from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.observed import Observation, unsized_values
@@ -52,17 +53,18 @@ class Inputs:
         self.memo: dict[str, Any] = {}
         """What passes keep from one attempt to the next."""
         self._asked = dict(options.dims) | dict(options.freeze)
-        self.calibration = (
-            None
-            if options.calibration is None
-            else Data(_plain_path(options.calibration), types, optional, Completed(graph))
-        )
-        self.raw = options.validation if options.validation is not None else options.calibration
-        self.kind = "validation" if options.validation is not None else "calibration"
-        self.raw = None if self.raw is None else _plain_path(self.raw)
-        self.validation = self.calibration
-        if options.validation is not None:
-            self.validation = Data(self.raw, types, optional, Completed(graph))
+
+        def samples(given: Any) -> Data | None:
+            return None if given is None else Data(given, types, optional, Completed(graph))
+
+        calibration, self.raw = _plain_path(options.calibration), _plain_path(options.validation)
+        self.calibration: Data | None = samples(calibration)
+        self.validation: Data | None = samples(self.raw)
+        self.kind = "validation"
+        self.warnings: list[str] = []
+        """What the user must know of the data."""
+        if self.calibration is not None and self.validation is None:
+            self._hold_out(calibration, self.calibration)
         self.first: dict[str, Any] | None = None
         for data in (self.calibration, self.validation):
             if data is not None:
@@ -73,6 +75,19 @@ class Inputs:
         if self.points is not None and (options.measure or options.verify != "off") and not self._runs():
             self.points = None
         self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph)
+
+    def _hold_out(self, raw: Any, data: Data) -> None:
+        """Verify with samples that nothing is calibrated on, where there are enough."""
+        if can_hold_out(data):
+            held_out = Part(data, held_out=True)
+            self.calibration, self.validation = Part(data, held_out=False), held_out
+            self.raw, self.kind = held_out.feeds, "held-out"
+            return
+        self.raw, self.validation, self.kind = raw, data, "calibration"
+        self.warnings.append(
+            f"Fewer than {SHARE} samples: none was held out, so the numbers were verified on the calibration data. "
+            "Give more, or --validation."
+        )
 
     def metric(self, options: Options) -> Metric | None:
         """What passes measure accuracy with: nothing where nobody says how much of it may be lost."""

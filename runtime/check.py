@@ -25,6 +25,7 @@ from memoptc.runtime.float64 import Float64
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.quality import Metric, Outcome
 from memoptc.runtime.spool import Spool, trim
 
 
@@ -63,6 +64,7 @@ class Verification:
         nondeterministic: Whether the original differs from itself.
         accuracy: Accuracy on labels of both models, where the data has labels; or the metric asked for, with its name.
         example: Where outputs differ most (`memoptc.runtime.example.farthest`), or `None` where no bit differs.
+        target: The accuracy that lossy passes were held to, in words, where that is what decided.
     """
 
     passed: bool
@@ -77,6 +79,7 @@ class Verification:
     nondeterministic: bool = False
     accuracy: dict[str, Any] | None = None
     example: dict[str, Any] | None = None
+    target: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -142,6 +145,7 @@ class Check:
         mode: `fast` or `full`.
         threads: Threads of onnxruntime.
         keep: Where to write the worst sample.
+        metric: What measures accuracy, by its name; top-1 on labels where the data has some, when not given.
 
     Raises:
         InputError: the original cannot be loaded.
@@ -155,13 +159,15 @@ class Check:
         mode: str,
         threads: int,
         keep: Path | None,
+        metric: tuple[str, Metric] | None = None,
     ) -> None:
         self.source, self.source_candidate = original, candidate
+        self.metric, self.measured = metric, [0.0, 0.0]
         self.judge, self.mode, self.threads, self.keep = judge, mode, threads, keep
         self.effort = EFFORTS[mode]
         off, on = _options(threads, optimize=False), _options(threads, optimize=True)
         # integer kernels appear only when onnxruntime fuses them: a coarser model is judged as it will be run
-        self.first, self.second = (on, off) if judge.gate is not None and not judge.bit_exact else (off, on)
+        self.first, self.second = (on, off) if judge.coarser else (off, on)
         self.original: Evaluator | None = _evaluator(original, self.first, "the original")
         self.ports = self.original.inputs, self.original.outputs
         self.spool = Spool()
@@ -254,15 +260,23 @@ class Check:
             if self._compare(sample, wanted, got):
                 differing.append(index)
             self._labels(sample, wanted, got)
+        if self.metric is not None and not error:
+            for place, kind in enumerate(("wanted", "got")):
+                self.measured[place] = float(self.metric[1](self._outcomes(kind)))
         if error is not None:
             sample = self._sample(self.count - 1)
             self.failures.append(f"{sample.where}: {error.message}")
             self._write(sample, self.spool.get("wanted", self.count - 1), {})
         return differing
 
+    def _outcomes(self, kind: str) -> Iterator[Outcome]:
+        """What one of the models gave, as a metric takes it."""
+        for index in range(self.count):
+            yield Outcome(self.spool.get("feed", index), self.spool.get(kind, index), self.taken[index].label)
+
     @property
     def _wants_twin(self) -> bool:
-        return not self.judge.bit_exact and self.judge.gate is None and self.judge.max_error is None
+        return not self.judge.bit_exact and not self.judge.coarser and self.judge.max_error is None
 
     def _compare(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
         differs, score = False, 0.0
@@ -426,7 +440,11 @@ class Check:
         if not found:
             found += self._judge_other_way()
         accuracy = self._accuracy()
-        if accuracy and self.judge.gate is not None:
+        target = self.judge.accuracy
+        if target is not None:
+            lost_more = target.loss_fault(accuracy) if not self.failures else ""
+            found += [lost_more] if lost_more else []
+        elif accuracy and self.judge.gate is not None:
             lost = accuracy["control"] - accuracy["candidate"]
             if lost > self.judge.gate.accuracy_loss + 1 / accuracy["samples"]:
                 found.append(f"accuracy fell from {accuracy['control']:.4f} to {accuracy['candidate']:.4f}")
@@ -450,6 +468,7 @@ class Check:
             nondeterministic=bool(self.random),
             accuracy=accuracy,
             example=self.example,
+            target=None if target is None else str(target),
         )
 
     def _judge_other_way(self) -> list[str]:
@@ -462,7 +481,10 @@ class Check:
                 failures.append(f"output {key!r} with onnxruntime's optimizer {state}: {fault}")
         return failures
 
-    def _accuracy(self) -> dict[str, float] | None:
+    def _accuracy(self) -> dict[str, Any] | None:
+        if self.metric is not None:
+            control, candidate = self.measured
+            return {"metric": self.metric[0], "control": control, "candidate": candidate, "samples": self.count}
         rows, control, candidate = self.hits
         if not rows:
             return None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.compare import Difference, Totals
 
 NOISE_MAX, NOISE_RMS = 8.0, 4.0
@@ -81,6 +82,7 @@ class Judge:
         target: Number format the candidate was made for; `float32` means "the original's".
         max_error: Largest difference allowed, relative to the output's largest magnitude. It takes the place of
             noise, tolerance and gate.
+        accuracy: What lossy passes were held to. It takes the place of noise, tolerance and gate, too.
 
     Raises:
         InputError: unknown target.
@@ -89,6 +91,7 @@ class Judge:
     bit_exact: bool = False
     target: str = "float32"
     max_error: float | None = None
+    accuracy: AccuracyTarget | None = None
 
     def __post_init__(self) -> None:
         if self.target != "float32" and self.target not in GATES:
@@ -98,6 +101,11 @@ class Judge:
     def gate(self) -> Gate | None:
         """The gate, for a coarser target."""
         return GATES.get(self.target)
+
+    @property
+    def coarser(self) -> bool:
+        """Whether the candidate may differ by more than noise, and is judged as onnxruntime will run it."""
+        return not self.bit_exact and (self.gate is not None or self.accuracy is not None)
 
 
 @dataclass
@@ -144,6 +152,8 @@ def judge_output(evidence: Evidence, judge: Judge) -> tuple[str, str]:
         found = max((d.max_abs / d.scale if d.scale else math.inf) for d in evidence.pairs if d.max_abs)
         fails = found > judge.max_error
         return f"relative error {found:.3g}, allowed {judge.max_error:.3g}" if fails else "", "max_error"
+    if judge.accuracy is not None:
+        return judge.accuracy.fault(totals), "accuracy target"
     if judge.gate is not None:
         return _gate(totals, judge.gate), "accuracy gate"
     if totals.lossless:
@@ -163,6 +173,8 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
         main: Of the runs before, whose noise holds here, too.
         judge: What is asked of the candidate.
     """
+    if judge.accuracy is not None and judge.max_error is None:
+        return _as_before(evidence, main, judge.accuracy)
     if main is not None:
         evidence.noise, evidence.errors, evidence.own = main.noise, main.errors, main.own
     fault, by = judge_output(evidence, Judge(target=judge.target, max_error=judge.max_error))
@@ -171,6 +183,29 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
         most = TRUST * FARTHER * TOLERANCES.get(evidence.dtype, TOLERANCES["float32"])
         return fault if _relative(evidence.pairs, "max_abs") > min(_relative(own, "max_abs"), most) else ""
     return fault
+
+
+AS_BEFORE = 3.0
+"""Decibels that a lossy candidate may lose when onnxruntime's optimizer is switched the other way: the samples are few
+there, so what all samples are held to need not hold on them, but nothing may break."""
+
+USUAL_SQNR = 20.0
+"""Decibels from which on nothing is broken, where no SQNR is asked for."""
+
+
+def _as_before(evidence: Evidence, main: Evidence | None, target: AccuracyTarget) -> str:
+    """Judge a lossy candidate with the optimizer switched by what it is without, on the same samples."""
+    totals = evidence.totals
+    if totals.faults:
+        return totals.faults[0]
+    if main is None or totals.lossless:
+        return target.fault(totals)
+    before = Totals(totals.name)
+    for pair in main.pairs[: len(evidence.pairs)]:
+        before.add(pair)
+    enough = min(USUAL_SQNR if target.min_sqnr is None else target.min_sqnr, before.sqnr_db - AS_BEFORE)
+    low = totals.sqnr_db < enough
+    return f"SQNR {totals.sqnr_db:.1f} dB instead of {before.sqnr_db:.1f} dB" if low else ""
 
 
 def _gate(totals: Totals, gate: Gate) -> str:

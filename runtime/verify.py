@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime import isolated
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.check import EFFORTS, Check, Refused, Verification
 from memoptc.runtime.continuation import compare_decoding
 from memoptc.runtime.data import Data, DataSource, Sample
@@ -30,6 +31,7 @@ from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity
+from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
 
 __all__ = ["AS_ORIGINAL", "Judge", "Mode", "Verification", "verify"]
@@ -55,7 +57,7 @@ def verify(
     threads: int = 1,
     isolate: bool = False,
     every: bool = False,
-    metric: str | None = None,
+    metric: str | Metric | None = None,
     max_loss: float | None = None,
 ) -> Verification:
     """Compare a candidate with its original.
@@ -74,19 +76,19 @@ def verify(
         threads: Threads of onnxruntime.
         isolate: Do it in a process of its own.
         every: Take all data, whatever the mode: what was chosen by all of it is not judged by a part.
-        metric: `perplexity`: measure that, too, on the data.
-        max_loss: How much its logarithm may grow.
+        metric: `perplexity`, `module:function` or a function: measure that, too, on the data.
+        max_loss: How much the logarithm of the perplexity may grow; for other metrics the judge's target says it.
 
     Raises:
         InputError: the original cannot be run, the data is wrong, or no inputs can be made up.
     """
     if mode == "off":
         return Verification(True, "off", notes=("verification was switched off",))
-    if isolate:
+    if isolate and not callable(metric):
         return _isolated(
             original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every, metric, max_loss
         )
-    check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None)
+    check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None, _named(metric, data))
     graph = read_onnx(original)
     samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
     share = math.inf if every and data is not None else EFFORTS[mode].seconds / _TURNS
@@ -102,6 +104,13 @@ def verify(
     if metric == PERPLEXITY and data is not None and check.taken:
         found = _with_perplexity(found, graph, check, data, EFFORTS[mode].samples, max_loss)
     return _decoding(found, graph, check, seed) if found.passed and check.taken else found
+
+
+def _named(metric: str | Metric | None, data: DataSource | None) -> tuple[str, Metric] | None:
+    """Give a metric of outputs with its name; perplexity is measured by itself."""
+    if metric is None or metric == PERPLEXITY or data is None:
+        return None
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric"), load_metric(metric)
 
 
 def _with_perplexity(
@@ -230,7 +239,7 @@ def _isolated(
         request = {
             "original": _on_disk(original, folder / "original.onnx"),
             "candidate": _on_disk(candidate, folder / "candidate.onnx"),
-            "judge": judge.__dict__,
+            "judge": asdict(judge),
             "mode": mode,
             "data": None if data is None else _data_on_disk(data, folder / "data", count),
             "inputs": inputs,
@@ -270,7 +279,9 @@ def _data_on_disk(data: DataSource, folder: Path, limit: int | None) -> str:
 
 
 def _work(asked: dict[str, Any]) -> dict[str, Any]:
-    judge = Judge(**asked.pop("judge"))
+    wanted = asked.pop("judge")
+    accuracy = wanted.pop("accuracy")
+    judge = Judge(**wanted, accuracy=accuracy and AccuracyTarget(**accuracy))
     return verify(asked.pop("original"), asked.pop("candidate"), judge, **asked).to_json()
 
 

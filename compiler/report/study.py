@@ -147,6 +147,8 @@ def _risks(found: Study, best: Row) -> list[str]:
         risks.append("outputs were compared on generated inputs only: give --validation")
     elif source == "calibration":
         risks.append("outputs were compared on the calibration data")
+    elif source == "held-out":
+        risks.append("outputs were compared on a fifth of the calibration data, held out: --validation shows more")
     if not best.checked.get("bit_exact") and best.accuracy is None and best.kind != "control":
         risks.append("no labels, so what the difference means for the task is not known")
     if found.environment.get("sizes"):

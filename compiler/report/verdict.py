@@ -103,6 +103,8 @@ def _outputs(report: ReportFacts) -> str:
         return "outputs DIFFER by more than allowed"
     if found.get("bit_exact"):
         return "every output bit the same"
+    if found.get("target"):
+        return f"outputs within the accuracy asked for ({found['target']}){_least_sqnr(report)}{_metric(report)}"
     if report.options.get("target") == "float32":
         return "outputs within float noise"
     return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}"
@@ -111,6 +113,11 @@ def _outputs(report: ReportFacts) -> str:
 def _least_sqnr(report: ReportFacts) -> str:
     ratios = [o["sqnr_db"] for o in report.verification.get("outputs", []) if _number(o.get("sqnr_db"))]
     return f", {min(ratios):.1f} dB of signal over noise at least" if ratios else ""
+
+
+def _metric(report: ReportFacts) -> str:
+    found = report.accuracy
+    return f", {found['metric']} {found['control']:.4f} -> {found['candidate']:.4f}" if found else ""
 
 
 def proof(report: ReportFacts) -> str:
@@ -126,6 +133,9 @@ def proof(report: ReportFacts) -> str:
         return f"Verification FAILED on {how}."
     if found.get("bit_exact"):
         return f"Verified on {how}: every output bit is the same."
+    if found.get("target"):
+        within = f"within the accuracy asked for ({found['target']})"
+        return f"Verified on {how}: {within}{_least_sqnr(report)}{_metric(report)}."
     if report.options.get("target") != "float32":
         return f"Verified on {how}: within the gates of {report.options['target']}{_least_sqnr(report)}."
     worst = max((o.get("max_abs") or 0.0 for o in found.get("outputs", []) if _number(o.get("max_abs"))), default=0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from memoptc.bisect import bisect
@@ -11,7 +13,8 @@ from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
-from memoptc.runtime.judge import Judge
+from memoptc.runtime.accuracy import AccuracyTarget, combined
+from memoptc.runtime.judge import GATES, Judge
 from memoptc.runtime.perplexity import PERPLEXITY
 from memoptc.runtime.verify import Verification
 from memoptc.runtime.verify import verify as verify_models
@@ -35,7 +38,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
     candidate = written if floating is compiled.graph else compilation.scratch / "border.onnx"
     if candidate is not written:
         write_into(floating, candidate)
-    wanted = judge(options)
+    wanted = judge(options, compiled.pipeline, compiled.changed)
     return verify_models(
         source.control,
         candidate,
@@ -47,8 +50,8 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
         point=data.check,
         keep=compilation.scratch / WORST_SAMPLE,
         # A search by all data is proven with all: a part of it may well be below what all of it is above.
-        every=compiled.artefacts.precision is not None,
-        metric=options.metric if options.metric == PERPLEXITY else None,
+        every=compiled.artefacts.precision is not None or wanted.accuracy is not None,
+        metric=options.metric if options.metric == PERPLEXITY or wanted.accuracy is not None else None,
         max_loss=options.max_accuracy_loss,
         isolate=not (wanted.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= IN_PROCESS_BYTES),
     )
@@ -68,11 +71,35 @@ def _bytes_on_disk(written: Path) -> int:
     return sum(file.stat().st_size for file in (written, written.with_name(f"{written.name}.data")) if file.exists())
 
 
-def judge(options: Options) -> Judge:
-    """What is asked of the candidate."""
-    changed = options.passes is not None or options.freeze_runtime
-    exact = options.level <= EXACT_LEVEL and options.target == "float32" and not changed
-    return Judge(bit_exact=exact, target=options.target, max_error=options.max_error)
+def judge(options: Options, steps: Pipeline, changed: Collection[int]) -> Judge:
+    """What is asked of the candidate.
+
+    Args:
+        options: The options in force.
+        steps: The pipeline.
+        changed: Positions of the passes that changed the graph.
+    """
+    lossy = [p.accuracy_target for i, p in enumerate(steps.passes()) if i in changed]
+    accuracy = combined(t for t in lossy if t is not None)
+    if accuracy is not None:
+        accuracy = _with_wishes(accuracy, options)
+    other = options.passes is not None or options.freeze_runtime or accuracy is not None
+    exact = options.level <= EXACT_LEVEL and options.target == "float32" and not other
+    return Judge(bit_exact=exact, target=options.target, max_error=options.max_error, accuracy=accuracy)
+
+
+def _with_wishes(target: AccuracyTarget, options: Options) -> AccuracyTarget:
+    """Give a target with the limits that options state, and no finer than the target of coarser numbers."""
+    if options.min_sqnr is not None:
+        target = replace(target, min_sqnr=options.min_sqnr)
+    if options.max_accuracy_loss is not None:
+        target = replace(target, max_loss=options.max_accuracy_loss)
+    if options.metric == PERPLEXITY:  # which is measured by itself
+        target = replace(target, max_loss=None)
+    gate = GATES.get(options.target)
+    if gate is not None and options.min_sqnr is None and target.min_sqnr is not None:
+        target = replace(target, min_sqnr=min(target.min_sqnr, gate.sqnr_db))
+    return target
 
 
 def _bound(options: Options) -> dict[str, int] | None:
@@ -84,7 +111,7 @@ def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
     """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
     source, options, data = compilation.source, compilation.options, compilation.data
     path = compilation.scratch / "bisect.onnx"
-    wanted = judge(options)
+    wanted = judge(options, steps, range(len(list(steps.passes()))))
 
     def good(graph: Graph) -> bool:
         write_into(with_border_of(source.graph, graph), path)
@@ -97,6 +124,8 @@ def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
             inputs=data.kind,
             dims=_bound(options),
             point=data.check,
+            every=wanted.accuracy is not None,
+            metric=options.metric if wanted.accuracy is not None else None,
         ).passed
 
     found = bisect(prepare(compilation).graph, steps, good, lambda: context_of(compilation))

@@ -22,6 +22,7 @@ from memoptc.instruments import (
 )
 from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
+from memoptc.lossy import lossy_passes
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.options import Options
 from memoptc.pass_base import Artefacts, Context
@@ -64,6 +65,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         budget=options.budget.activations,
         slowdown=options.max_slowdown,
         accuracy=levels.Accuracy(options.min_sqnr, options.max_accuracy_loss, options.fallback),
+        lossy=lossy_passes(options),
     )
     return edited(parse(text), options.skip_passes, options.settings)
 
@@ -129,9 +131,22 @@ def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) ->
         failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
         raise
     trim(collect=False)  # what passes tried and gave up
+    changed = changes.positions()
+    context.warnings += _idle(steps, changed, passes)
     border = border_since(graph, compilation.source.graph)
     said = (context.warnings, context.decisions)
-    return Compiled(graph, steps, context.artefacts, border, passes, changes.positions(), *said)
+    return Compiled(graph, steps, context.artefacts, border, passes, changed, *said)
+
+
+def _idle(steps: Pipeline, changed: list[int], records: list[PassRecord]) -> list[str]:
+    """Say which lossy passes changed nothing, and why: whoever asked for one expects something of it."""
+    found = []
+    for index, pass_ in enumerate(steps.passes()):
+        if pass_.accuracy_target is not None and index not in changed:
+            stats = [name for record in records if record.name == pass_.name for name in record.stats]
+            reasons = [name.removeprefix("left: ") for name in stats if name.startswith("left: ")]
+            found.append(f"{pass_.name} changed nothing: {'; '.join(reasons) or 'there is nothing it applies to'}.")
+    return found
 
 
 class _Progress(Instrument):

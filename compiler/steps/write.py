@@ -59,6 +59,7 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
     plain = Contract(frugal, peaks=peaks)
     if not options.measure:
         return plain, ""
+    wanted = judge(options, compiled.pipeline, compiled.changed)
     choices = [frugal] if frozen else [frugal, replace(frugal, file_order=True)]
     try:
         found = make_contract(
@@ -67,7 +68,7 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
             threads=frugal.threads,
             candidates=choices,
             timed=lambda: [encode(one) for one in data.timed()],
-            slowdown=0.0 if judge(options).bit_exact else min(promised_slowdown(options), _PATIENT),
+            slowdown=0.0 if wanted.bit_exact else min(promised_slowdown(options), _PATIENT),
             isolate=written.file_bytes > IN_PROCESS_BYTES,
         )
     except InputError as error:

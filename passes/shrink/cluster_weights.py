@@ -22,6 +22,7 @@ from memoptc.passes.precision._quantize.matrix import Floats, energy, in_form_of
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.shrink._shrink.codebook import codebook, nearest
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
 
@@ -65,6 +66,11 @@ class ClusterWeights(Pass):
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise InputError(f"cluster-weights has no bits={self.bits!r}.", hint="There are: 4, 8.")
+
+    @property
+    def accuracy_target(self) -> AccuracyTarget:
+        """The limits that the search keeps to."""
+        return AccuracyTarget(self.min_sqnr, self.max_loss)
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Cluster weights of the top graph."""

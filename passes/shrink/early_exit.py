@@ -21,6 +21,7 @@ from memoptc.passes.shrink._exit.branch import pooled, write_exit
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, fit_head, threshold_for
 from memoptc.passes.shrink._shrink.work import FLOATS
 from memoptc.report.model import Decision
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
@@ -73,6 +74,11 @@ class EarlyExit(Pass):
             raise InputError(
                 f"early-exit has no threshold={self.threshold!r}.", hint="A number in [0, 1] was expected."
             )
+
+    @property
+    def accuracy_target(self) -> AccuracyTarget:
+        """Agreement with the whole model; how far scores lie from its own says nothing."""
+        return AccuracyTarget(max_disagreement=self.max_disagreement)
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Add exits to the top graph."""

@@ -18,6 +18,7 @@ from memoptc.passes.precision._migrate.sites import WEIGHTED
 from memoptc.passes.precision._quantize.matrix import Floats, energy, rows_of
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
 
@@ -51,6 +52,11 @@ class Factorize(Pass):
     max_loss: float | None = None
     smallest: int = 16384
     exclude: tuple[str, ...] = ()
+
+    @property
+    def accuracy_target(self) -> AccuracyTarget:
+        """The limits that the search keeps to."""
+        return AccuracyTarget(self.min_sqnr, self.max_loss)
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Factorize weights of the top graph."""

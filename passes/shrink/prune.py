@@ -17,6 +17,7 @@ from memoptc.passes.precision._quantize.matrix import Floats, energy, in_form_of
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.units import Units, find_units, remove
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
 
@@ -70,6 +71,11 @@ class Prune(Pass):
             raise InputError(f"prune has no form={self.form!r}.", hint=f"There are: {', '.join(FORMS)}.")
         if not 0 < self.most < 1:
             raise InputError(f"prune has no most={self.most!r}.", hint="A number between 0 and 1 was expected.")
+
+    @property
+    def accuracy_target(self) -> AccuracyTarget:
+        """The limits that the search keeps to."""
+        return AccuracyTarget(self.min_sqnr, self.max_loss)
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Prune the top graph."""

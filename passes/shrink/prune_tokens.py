@@ -16,6 +16,7 @@ from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
 from memoptc.passes.shrink._tokens.region import token_region
+from memoptc.runtime.accuracy import AccuracyTarget
 
 STEPS = (1, 2, 3, 4, 6, 8, 10, 12)
 """Sixteenths of its tokens that a layer may drop."""
@@ -62,6 +63,11 @@ class PruneTokens(Pass):
             raise InputError(f"prune-tokens has no score={self.score!r}.", hint=f"There are: {', '.join(SCORES)}.")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise InputError(f"prune-tokens has no keep={self.keep!r}.", hint="A number in (0, 1] was expected.")
+
+    @property
+    def accuracy_target(self) -> AccuracyTarget:
+        """The limits that the search keeps to."""
+        return AccuracyTarget(self.min_sqnr, self.max_loss)
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Drop tokens in the top graph."""

@@ -97,7 +97,7 @@ def _levels(chosen: Sequence[Step]) -> dict[int, int]:
 
 
 class Gate:
-    """Holds shrunken copies against the graph as it came: on validation data, else on samples kept aside.
+    """Holds shrunken copies against the graph before any lossy pass, on validation data, else on samples kept aside.
 
     Args:
         name: Of the pass.
@@ -119,12 +119,16 @@ class Gate:
             raise InputError(f"{name} was given no limit.", hint="Set min_sqnr or max_loss.")
         self.name, self.min_sqnr, self.max_loss = name, min_sqnr, max_loss
         metric = context.metric if context.metric is not None or max_loss is None else top1
-        pool = pool_of(context)
+        if context.artefacts.reference is None:
+            # What an earlier lossy pass took of the limits is taken: all of them together have to keep to them.
+            pool = pool_of(context)
+            context.artefacts.reference = pool, pool.write(graph, "reference.onnx")
+        pool, reference = context.artefacts.reference
         # What weights were fitted to says little of other data. A compile without validation data hands out its
         # calibration data as such.
         given = context.validation
         data = Aside(context.calibration) if given is None or given is context.calibration else given
-        self.examiner = Examiner(pool.write(graph, "float.onnx"), data, metric)
+        self.examiner = Examiner(reference, data, metric)
         self.trials = Trials(self.examiner, pool)
 
     def holds(self, graph: Graph) -> bool:

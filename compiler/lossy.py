@@ -1,0 +1,72 @@
+"""Passes that lose accuracy on purpose, spelled from the options that ask for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memoptc.options import CODEBOOKS, Options
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Parts of a pipeline.
+
+    Args:
+        first: What raises the opset where a lossy pass needs that.
+        shrinking: What makes the model compute less; it knows plain operators, before attention and decoders are fused.
+        tables: What stores weights as indices; nothing that folds constants may run behind it.
+    """
+
+    first: tuple[str, ...] = ()
+    shrinking: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.shrinking or self.tables)
+
+
+NOTHING_LOSSY = Lossy()
+"""No such pass."""
+
+
+def lossy_passes(options: Options) -> Lossy:
+    """Give the passes that options ask for."""
+    first = []
+    if options.early_exit is not None:
+        first = ["raise-opset{to=18,below=18}"]
+    elif options.prune_tokens:
+        first = ["raise-opset{to=18,below=13}"]
+    return Lossy(tuple(first), tuple(_shrinking(options)), tuple(_tables(options)))
+
+
+def _shrinking(options: Options) -> list[str]:
+    limits = _limits(options)
+    found = []
+    if options.prune is not None:
+        found.append(_spelled("prune", [f"most={options.prune!r}", *limits]))
+    if options.low_rank:
+        found.append(_spelled("factorize", limits))
+    if options.prune_tokens:
+        found.append(_spelled("prune-tokens", limits))
+    if options.early_exit is not None:
+        found.append(f"early-exit{{max_disagreement={options.early_exit!r}}}")
+    return [*found, "(simplify,share-common,drop-dead)*"] if found else []
+
+
+def _tables(options: Options) -> list[str]:
+    if options.cluster is None:
+        return []
+    bits = "bits=8" if options.cluster == CODEBOOKS[-1] else "bits=4"
+    return [_spelled("cluster-weights", [bits, *_limits(options)]), "drop-dead"]
+
+
+def _limits(options: Options) -> list[str]:
+    """What every lossy pass is held to; where nothing is asked, its own default."""
+    if options.max_accuracy_loss is None:
+        return [] if options.min_sqnr is None else [f"min_sqnr={float(options.min_sqnr)!r}"]
+    ratio = "none" if options.min_sqnr is None else repr(float(options.min_sqnr))
+    return [f"min_sqnr={ratio}", f"max_loss={float(options.max_accuracy_loss)!r}"]
+
+
+def _spelled(name: str, options: list[str]) -> str:
+    return name + (f"{{{','.join(options)}}}" if options else "")
