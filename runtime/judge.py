@@ -103,6 +103,13 @@ class Judge:
         return GATES.get(self.target)
 
     @property
+    def min_sqnr(self) -> float | None:
+        """Least signal to difference, in decibels, of a coarser candidate; `None` for any."""
+        if self.accuracy is not None:
+            return self.accuracy.min_sqnr
+        return None if self.gate is None else self.gate.sqnr_db
+
+    @property
     def coarser(self) -> bool:
         """Whether the candidate may differ by more than noise, and is judged as onnxruntime will run it."""
         return not self.bit_exact and (self.gate is not None or self.accuracy is not None)
@@ -173,8 +180,8 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
         main: Of the runs before, whose noise holds here, too.
         judge: What is asked of the candidate.
     """
-    if judge.accuracy is not None and judge.max_error is None:
-        return _as_before(evidence, main, judge.accuracy)
+    if judge.coarser and judge.max_error is None:
+        return _as_before(evidence, main, judge)
     if main is not None:
         evidence.noise, evidence.errors, evidence.own = main.noise, main.errors, main.own
     fault, by = judge_output(evidence, Judge(target=judge.target, max_error=judge.max_error))
@@ -186,24 +193,23 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
 
 
 AS_BEFORE = 3.0
-"""Decibels that a lossy candidate may lose when onnxruntime's optimizer is switched the other way: the samples are few
+"""Decibels that a coarser candidate may lose when onnxruntime's optimizer is switched the other way: the samples are few
 there, so what all samples are held to need not hold on them, but nothing may break."""
 
 USUAL_SQNR = 20.0
 """Decibels from which on nothing is broken, where no SQNR is asked for."""
 
 
-def _as_before(evidence: Evidence, main: Evidence | None, target: AccuracyTarget) -> str:
-    """Judge a lossy candidate with the optimizer switched by what it is without, on the same samples."""
+def _as_before(evidence: Evidence, main: Evidence | None, judge: Judge) -> str:
+    """Judge a coarser candidate with the optimizer switched by what it is without, on the same samples."""
     totals = evidence.totals
-    if totals.faults:
-        return totals.faults[0]
-    if main is None or totals.lossless:
-        return target.fault(totals)
+    if totals.faults or main is None or totals.lossless:
+        return judge_output(evidence, judge)[0]
     before = Totals(totals.name)
     for pair in main.pairs[: len(evidence.pairs)]:
         before.add(pair)
-    enough = min(USUAL_SQNR if target.min_sqnr is None else target.min_sqnr, before.sqnr_db - AS_BEFORE)
+    asked = USUAL_SQNR if judge.min_sqnr is None else judge.min_sqnr
+    enough = min(asked, before.sqnr_db - AS_BEFORE)
     low = totals.sqnr_db < enough
     return f"SQNR {totals.sqnr_db:.1f} dB instead of {before.sqnr_db:.1f} dB" if low else ""
 
