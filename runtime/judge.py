@@ -193,7 +193,7 @@ def judge_other_way(evidence: Evidence, main: Evidence | None, judge: Judge) -> 
 
 
 AS_BEFORE = 3.0
-"""Decibels that a coarser candidate may lose when onnxruntime's optimizer is switched the other way: the samples are few
+"""Decibels that a coarser candidate may lose when onnxruntime's optimizer is switched the other way: samples are few
 there, so what all samples are held to need not hold on them, but nothing may break."""
 
 USUAL_SQNR = 20.0
