@@ -74,7 +74,8 @@ class Inputs:
             self.points = design_points(graph, self._asked)
         if self.points is not None and (options.measure or options.verify != "off") and not self._runs():
             self.points = None
-        self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph)
+        runs = options.measure or options.verify != "off"
+        self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph, runs)
 
     def _hold_out(self, raw: Any, data: Data) -> None:
         """Verify with samples that nothing is calibrated on, where there are enough."""
@@ -107,9 +108,12 @@ class Inputs:
         except InputError:
             return False
 
-    def _extents(self, graph: Graph) -> dict[str, int]:
-        """Extents for planning: asked for, else those of the data, else likely ones."""
-        found = next(InputMaker(graph, self._asked).bindings(), {})
+    def _extents(self, graph: Graph, runs: bool) -> dict[str, int]:
+        """Extents for planning: asked for, else those of the data or of inputs on which it runs, else likely ones."""
+        maker = InputMaker(graph, self._asked)
+        found = next(maker.bindings(), {})
+        if runs and self.first is None and maker.is_dynamic:
+            found |= bind_shapes(graph, self.feed)
         for value in graph.inputs:
             array = (self.first or {}).get(value.name)
             if array is not None and value.shape is not None:

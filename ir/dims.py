@@ -283,20 +283,30 @@ def mod(a: KnownDim, b: KnownDim) -> KnownDim:
 
 def minimum(a: KnownDim, b: KnownDim) -> KnownDim:
     """Give the smaller of two dimensions."""
-    if is_nonnegative(a - b):
+    if is_nonnegative(a - b) or _is_among(a, b, "min"):
         return b
-    if is_nonnegative(b - a):
+    if is_nonnegative(b - a) or _is_among(b, a, "min"):
         return a
     return _atom("min", *sorted((a, b), key=str))
 
 
 def maximum(a: KnownDim, b: KnownDim) -> KnownDim:
     """Give the larger of two dimensions."""
-    if is_nonnegative(a - b):
+    if is_nonnegative(a - b) or _is_among(b, a, "max"):
         return a
-    if is_nonnegative(b - a):
+    if is_nonnegative(b - a) or _is_among(a, b, "max"):
         return b
     return _atom("max", *sorted((a, b), key=str))
+
+
+def _is_among(a: KnownDim, b: KnownDim, name: str) -> bool:
+    """Whether `b` is `max(a, ...)`, or `min`: then it is that of both."""
+    if isinstance(b, int) or len(b.terms) != 1:
+        return False
+    ((atoms, factor),) = b.terms
+    return (
+        factor == 1 and len(atoms) == 1 and isinstance(atoms[0], Func) and atoms[0].name == name and a in atoms[0].args
+    )
 
 
 _OPS: dict[str, Callable[[KnownDim, KnownDim], KnownDim]] = {

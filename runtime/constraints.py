@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, KnownDim, Sym, is_nonnegative, product
+from memoptc.ir.dims import Dim, KnownDim, Sym, is_nonnegative, maximum, product
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.ops import Family, in_family
 
-Kind = Literal["equal", "broadcast", "at most"]
+Kind = Literal["equal", "broadcast", "at most", "least"]
 
 _BROADCAST = frozenset(
     "Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Where Max Min Sum Mean PRelu "
@@ -36,7 +37,8 @@ class Requirement:
     """What one operator requires of two extents.
 
     Args:
-        kind: `equal`; `broadcast`: equal, or one of them is 1; `at most`: the first is not larger.
+        kind: `equal`; `broadcast`: equal, or one of them is 1; `at most`: the first is not larger; `least`: a result
+            has the second as its extent, which is not smaller than the first, a number.
         left: The first extent.
         right: The second.
         op: The operator, as messages name it.
@@ -69,6 +71,7 @@ class _Reader:
     def __init__(self, graph: Graph, elements: Mapping[Value, tuple[Dim, ...]]) -> None:
         self.graph, self.elements = graph, elements
         self.bounds: dict[Value, tuple[Bounds, ...]] = {}
+        self.least: set[tuple[int, KnownDim]] = set()
 
     def all(self) -> Iterator[Requirement]:
         for op in self.graph.walk():
@@ -81,6 +84,8 @@ class _Reader:
                         continue
                     computed = op.op_type == "Slice" and right not in (self._shape(op.operands[0]) or ())
                     yield Requirement(kind, left, right, op.name or op.key, 2 if inside else int(computed))
+            yield from self._broadcasted(op)
+            yield from self._least(op, 2 if inside else 0)
             for result in op.results:
                 self.bounds[result] = self._bounds(op)
         for value, info in zip(self.graph.outputs, self.graph.outputs_info, strict=True):
@@ -88,6 +93,16 @@ class _Reader:
             for one, other in zip(self._shape(value) or (), stated or (), strict=False):
                 if isinstance(one, Sym) and isinstance(other, Sym) and one != other:
                     yield Requirement("equal", one, other, f"output {info.name}", 2)
+
+    def _least(self, op: Op, trust: int) -> Iterator[Requirement]:
+        """No extent is negative, and a window that does not fit once is refused, or gives nothing to compute with."""
+        windowed = in_family(op, Family.CONVOLUTION, Family.POOL)
+        for result in op.results:
+            for axis, dim in enumerate(self._shape(result) or ()):
+                least = int(windowed and axis >= 2)
+                if isinstance(dim, Sym) and (least, dim) not in self.least and not is_nonnegative(dim - least):
+                    self.least.add((least, dim))
+                    yield Requirement("least", least, dim, op.name or op.key, trust)
 
     @staticmethod
     def _shape(value: Value | None) -> tuple[Dim, ...] | None:
@@ -140,6 +155,15 @@ class _Reader:
                 for a, b in zip(reversed(one), reversed(other), strict=False):
                     if a != 1 and b != 1:
                         yield "broadcast", a, b
+
+    def _broadcasted(self, op: Op) -> Iterator[Requirement]:
+        """Where inference cannot tell which of two extents a result has, it has the larger one: the other is 1."""
+        shapes = self._shapes(op) if op.op_type in _BROADCAST and not op.domain else []
+        if len(shapes) != 2 or len(op.operands) != 2:
+            return
+        for dim, a, b in zip(*(reversed(s) for s in (self._shape(op.result) or (), *shapes)), strict=False):
+            if isinstance(dim, Sym) and dim.name is not None and a is not None and b is not None and dim not in (a, b):
+                yield Requirement("equal", dim, maximum(a, b), op.name or op.key, 2)
 
     def _indexed(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
         data, indices = self._shape(op.operands[0]), self._shape(op.operands[1])

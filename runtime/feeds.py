@@ -76,7 +76,7 @@ def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: flo
         maker = apart if first is not None else maker
     if first is None:
         raise InputError(
-            f"No inputs were found on which the model runs; the last attempt said: {error}", hint=_way_out(maker)
+            f"No inputs were found on which the model runs; the likeliest attempt said: {error}", hint=_way_out(maker)
         )
     found, choice = [first[0]], first[1]
     sizes = [first[0].dims]
@@ -118,7 +118,7 @@ def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generat
                 except TooManyEnded:
                     return fallback, error
                 if isinstance(found, str):
-                    error = found
+                    error = error or found
                 elif found.finite:
                     return (found, choice), ""
                 elif fallback is None:

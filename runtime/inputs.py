@@ -19,6 +19,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym, free_symbols
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type
 from memoptc.runtime.constraints import Requirement
+from memoptc.runtime.extent_search import solutions
 from memoptc.runtime.input_values import InputValues, extent_of
 from memoptc.runtime.roles import Role, find_roles
 from memoptc.runtime.solve import gather, solve
@@ -38,7 +39,9 @@ _WITH_PAST: dict[str, tuple[int, ...]] = {
     "past": (16, 0, 9, 5, 0, 33, 0, 1, 8),
 }
 _ORDER = ("batch", "past", "sequence", "space")
-_HALVINGS = 64
+_STEPS = 96
+"""Halvings and doublings of extents until they agree."""
+_LARGEST_EXTENT = 1 << 24
 
 
 def by_symbol(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
@@ -130,15 +133,11 @@ class InputMaker:
                     if mixed:  # axes without a name may have to agree with each other: most often as 1
                         binding.update({name: 1 for name in unnamed - last})
                     binding.update(self.dims)
-                    if solved:
-                        together = self._together(binding)
-                        if together is None:
-                            continue
-                        binding = together
-                    key = tuple(binding.items())
-                    if key not in seen:
-                        seen.add(key)
-                        yield binding
+                    for agreeing in self._agreeing_near(binding) if solved else (binding,):
+                        key = tuple(agreeing.items())
+                        if key not in seen:
+                            seen.add(key)
+                            yield agreeing
 
     def consistent(self, binding: Mapping[str, int]) -> dict[str, int] | None:
         """Make extents agree, as large as the bounds allow; `None` where no such extents are known.
@@ -146,7 +145,7 @@ class InputMaker:
         Args:
             binding: Extent per symbol, the largest wanted; dependent ones are worked out.
         """
-        found = self._together({**binding, **self.dims})
+        found = next(self._agreeing_near({**binding, **self.dims}), None)
         if found is None:
             return None
         # Halving stops below a bound that is no power of two: grow back to it, one symbol after the other.
@@ -164,24 +163,61 @@ class InputMaker:
     def _agreeing(self, binding: Mapping[str, int]) -> dict[str, int] | None:
         """Complete extents without changing independent ones; `None` where a bound does not hold."""
         found = self.solution.complete({n: e for n, e in binding.items() if n not in self.solution.values})
-        if found is None or self.solution.broken(found) is not None:
+        if not self.solution.holds(found):
             return None
         return {name: found[name] for name in binding if name in found}
 
+    def _agreeing_near(self, binding: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """Extents that agree, near to those wanted first; where no equation can be met, those that meet the bounds."""
+        start = self._together(binding)
+        if start is None:
+            return
+        found = 0
+        independent = {name: extent for name, extent in start.items() if name not in self.solution.values}
+        for extents in solutions(self.solution.equations, independent, self.dims):
+            agreeing = self._agreeing(start | extents)
+            if agreeing is not None:
+                found += 1
+                yield agreeing
+        if not found:
+            yield start
+
     def _together(self, binding: Mapping[str, int]) -> dict[str, int] | None:
-        """Make extents agree: dependent ones follow, and independent ones shrink until all bounds hold."""
+        """Make extents agree: dependent ones follow; independent ones shrink, or grow where nothing is left to shrink.
+
+        What has grown does not shrink again, so that the steps end: each halves or doubles an extent.
+        """
         free = {name: extent for name, extent in binding.items() if name not in self.solution.values}
-        for _ in range(_HALVINGS):
+        grown: set[str] = set()
+        for _ in range(_STEPS):
             found = self.solution.complete(free)
-            broken = self.solution.broken(found) if found is not None else None
+            broken = self.solution.broken(found)
             if broken is None:
-                return None if found is None else {name: found[name] for name in binding if name in found}
-            reducible = [name for name in sorted(free_symbols(broken.left)) if free.get(name, 0) > 1]
-            if not reducible:
+                return {name: found[name] for name in binding if name in found}
+            if not self._eased(broken, free, grown):
                 return None
-            largest = max(reducible, key=lambda name: free[name])
-            free[largest] = max(1, free[largest] // 2)
         return None
+
+    def _eased(self, broken: Requirement, free: dict[str, int], grown: set[str]) -> bool:
+        """Halve the largest extent on a bound's left side, else double the smallest that its right side grows with."""
+        shrinking = [n for n in free_symbols(broken.left) - grown if free.get(n, 0) > 1 and n not in self.dims]
+        if shrinking:
+            free[max(sorted(shrinking), key=free.__getitem__)] //= 2
+            return True
+        right = broken.right
+        if isinstance(right, int):
+            return False
+        doubled = {
+            name: max(1, 2 * free[name]) for name in sorted(right.free) if name in free and name not in self.dims
+        }
+        now = right.evaluate(free)
+        growing = [n for n, extent in doubled.items() if right.evaluate(free | {n: extent}) >= now]
+        if not growing or min(doubled[n] for n in growing) > _LARGEST_EXTENT:
+            return False
+        smallest = min(growing, key=free.__getitem__)
+        free[smallest] = doubled[smallest]
+        grown.add(smallest)
+        return True
 
     def named(self, binding: Mapping[str, int]) -> dict[str, int]:
         """Give a binding by the names that the model uses."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph
-from memoptc.ir.dims import Func, KnownDim, Sym, free_symbols, substitute
+from memoptc.ir.dims import Func, KnownDim, Sym, free_symbols, is_nonnegative, substitute
 from memoptc.ir.types import TensorType
 from memoptc.runtime.constraints import Requirement, requirements
+from memoptc.runtime.extent_search import Equation
 
 _ROUNDS = 4
 
@@ -20,29 +21,33 @@ class Solution:
 
     Args:
         values: Symbol -> its extent in terms of independent symbols.
-        bounds: What must not be larger than what.
+        bounds: What must not be larger than what (kinds `at most` and `least`).
         conflicts: Requirements that no extents meet together with those before them.
+        equations: Equalities of the inputs' extents that no symbol could be solved for; `extent_search` meets them.
         inputs: Symbols of the inputs; others stand for extents inside the model, and are solved for first.
     """
 
     values: dict[str, KnownDim] = field(default_factory=dict)
     bounds: list[Requirement] = field(default_factory=list)
     conflicts: list[Requirement] = field(default_factory=list)
+    equations: list[Equation] = field(default_factory=list)
     inputs: frozenset[str] = frozenset()
 
     def of(self, dim: KnownDim) -> KnownDim:
         """Give an extent in terms of independent symbols."""
         return substitute(dim, self.values) if free_symbols(dim) & set(self.values) else dim
 
-    def complete(self, binding: Mapping[str, int]) -> dict[str, int] | None:
-        """Add the dependent symbols to a binding of the independent ones; `None` where one would be negative."""
+    def complete(self, binding: Mapping[str, int]) -> dict[str, int]:
+        """Add the dependent symbols to a binding of the independent ones; that none is negative is among the bounds."""
         found = dict(binding)
         for name, dim in self.values.items():
             if free_symbols(dim) <= set(found):
                 found[name] = dim if isinstance(dim, int) else dim.evaluate(binding)
-                if found[name] < 0:
-                    return None
         return found
+
+    def holds(self, binding: Mapping[str, int]) -> bool:
+        """Whether a completed binding breaks no bound, and meets every equation."""
+        return self.broken(binding) is None and all(e.holds(binding) for e in self.equations)
 
     def broken(self, binding: Mapping[str, int]) -> Requirement | None:
         """Give the first bound that a completed binding breaks."""
@@ -98,14 +103,18 @@ def solve(found: Iterable[Requirement], decided: Mapping[str, int], inputs: Iter
             if (r.kind, r.trust) == (kind, trust) and not _equate(solution, r.left, r.right):
                 if kind == "equal" or not _one(solution, r):
                     solution.conflicts.append(r)
-    bounds = [r for r in every if r.kind == "at most"]
+    bounds = [r for r in every if r.kind in ("at most", "least")]
     for r in bounds:
+        if r.kind == "least":
+            continue
         right = solution.of(r.right)
         lone = isinstance(right, Sym) and right.name in wanted and right.name not in free_symbols(solution.of(r.left))
         if lone and free_symbols(solution.of(r.left)) <= wanted:
             _equate(solution, r.right, r.left)
-    solution.bounds = [
-        Requirement("at most", left, right, r.op)
+    solution.equations = list(_equations(solution, every))
+    dependent = [Requirement("least", 0, d, name) for name, d in solution.values.items() if not is_nonnegative(d)]
+    solution.bounds = dependent + [
+        Requirement(r.kind, left, right, r.op)
         for r in bounds
         for left, right in [(solution.of(r.left), solution.of(r.right))]
         if left != right and not (isinstance(left, int) and isinstance(right, int) and left <= right)
@@ -113,16 +122,32 @@ def solve(found: Iterable[Requirement], decided: Mapping[str, int], inputs: Iter
     return solution
 
 
+def _equations(solution: Solution, found: Iterable[Requirement]) -> Iterator[Equation]:
+    seen = set()
+    for r in found:
+        sure = r.kind == "equal" and r.trust < 2
+        equation = Equation.of(solution.of(r.left), solution.of(r.right), r.op) if sure else None
+        if equation is not None and equation.rest not in seen and equation.rest.free <= solution.inputs:
+            seen.add(equation.rest)
+            yield equation
+
+
 def _as_bound(r: Requirement) -> Requirement:
-    """Read `min(a, b) == a` as what it means, a <= b: what is cut to a table's length agrees with what is not."""
+    """Read `min(a, b) == a` as what it means, a <= b: what is cut to a table's length agrees with what is not.
+
+    So is `max(a, b) == a`, b <= a: what a slice leaves of an extent that cannot be negative.
+    """
     for cut, whole in ((r.left, r.right), (r.right, r.left)):
-        if r.kind == "at most" or not isinstance(cut, Sym) or len(cut.terms) != 1:
+        if r.kind not in ("equal", "broadcast") or not isinstance(cut, Sym) or len(cut.terms) != 1:
             continue
         ((atoms, factor),) = cut.terms
-        if factor == 1 and len(atoms) == 1 and isinstance(atoms[0], Func) and atoms[0].name == "min":
+        if factor == 1 and len(atoms) == 1 and isinstance(atoms[0], Func) and whole in atoms[0].args:
             a, b = atoms[0].args
-            if whole in (a, b):
-                return Requirement("at most", whole, b if whole == a else a, r.op, r.trust)
+            other = b if whole == a else a
+            if atoms[0].name == "min":
+                return Requirement("at most", whole, other, r.op, r.trust)
+            if atoms[0].name == "max":
+                return Requirement("least" if isinstance(other, int) else "at most", other, whole, r.op, r.trust)
     return r
 
 

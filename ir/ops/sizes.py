@@ -75,9 +75,12 @@ def _extent(dim: Dim, dims: Mapping[str, int]) -> int:
     if dim is None:
         raise UnknownExtentError
     try:
-        return dim.evaluate(dims)
+        found = dim.evaluate(dims)
     except KeyError:
         raise UnknownExtentError from None
+    if found < 0:  # extents at which the model does not run
+        raise UnknownExtentError
+    return found
 
 
 def width(value: Value) -> int:

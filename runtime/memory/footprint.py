@@ -99,12 +99,15 @@ def is_resident(op: Op) -> bool:
 
 
 def evaluate(size: Dim, dims: Mapping[str, int]) -> int | None:
-    """Put extents into a size; `None` when it is unknown, a symbol has no extent, or no machine could hold it."""
+    """Put extents into a size; `None` when it is unknown, a symbol has no extent, or no value could have it.
+
+    A size below 0 comes from extents at which the model does not run: a window that is larger than its operand.
+    """
     try:
         found = size if size is None or isinstance(size, int) else size.evaluate(dims)
     except KeyError:
         return None
-    return None if found is not None and found > _ABSURD else found
+    return None if found is not None and not 0 <= found <= _ABSURD else found
 
 
 _ABSURD = 1 << 52

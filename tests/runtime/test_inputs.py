@@ -13,6 +13,7 @@ from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import Generated, find_feeds
 from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.roles import find_roles
 
 
@@ -225,3 +226,46 @@ def test_extents_that_depend_on_each_other_are_solved() -> None:
         for found in feeds(model):
             assert dims(found.feed), text
             assert found.style == "typical"
+
+
+def test_extents_grow_until_every_window_fits() -> None:
+    model = parse(
+        "g (float[B, 1, T] x) => (float[a, b, c] y) { c = Conv <strides = [5]> (x, w) d = Conv <strides = [4]> (c, v)"
+        "y = MaxPool <kernel_shape = [9]> (d) }",
+        w=normal(2, 1, 10),
+        v=normal(2, 2, 3),
+    )
+    assert all(f.style == "typical" and f.feed["x"].shape[2] > 16 for f in feeds(model))
+    assert InputMaker(read_onnx(model)).consistent({"B": 1, "T": 3}) is not None
+    with pytest.raises(InputError, match="Invalid input shape"):
+        feeds(model, dims={"T": 16})
+
+
+@pytest.mark.parametrize(
+    ("text", "decided"),
+    [
+        # What a slice leaves of a strided extent, in a shape that the exporter wrote down
+        ("g (float[B, 1, T] x) => (float[a] y) { c = Conv <strides = [40]> (x, w) r = Slice(c, one, end, two)"
+         "z = Reshape(r, audio) y = Squeeze(z, zero) }", {}),
+        ("g (float[B, 1, H, W] x) => (float[a, b] y) { c = Conv <strides = [4, 4]> (x, square) y = Reshape(c, image) }",
+         {}),
+        ("g (float[B, 1, H, W] x) => (float[a, b] y) { c = Conv <strides = [4, 4]> (x, square) y = Reshape(c, image) }",
+         {"W": 47}),
+    ],
+)  # fmt: skip
+def test_shapes_that_an_exporter_wrote_down_are_solved_for(text: str, decided: dict[str, int]) -> None:
+    numbers = {"one": [1], "end": [1 << 40], "two": [2], "zero": [0], "audio": [1, -1, 38], "image": [-1, 96]}
+    model = parse(
+        text,
+        w=normal(2, 1, 80),
+        square=normal(1, 1, 3, 3),
+        **{name: np.array(value, np.int64) for name, value in numbers.items() if name in text},
+    )
+    assert all(f.style == "typical" for f in feeds(model, dims=decided))
+    assert {k: v for k, v in feeds(model, dims=decided)[0].dims.items() if k in decided} == decided
+
+
+def test_sizes_below_zero_are_not_planned_with() -> None:
+    model = parse("g (float[B, 1, T] x) => (float[a, b, c] y) { y = Conv(x, w) }", w=normal(2, 1, 10))
+    graph = InputMaker(read_onnx(model)).typed
+    assert liveness(graph, {"B": 1, "T": 3}).unknown == ["y"]
