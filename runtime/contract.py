@@ -8,6 +8,9 @@ interface, so that it can be applied by hand:
     `disabled_optimizers`    argument of `InferenceSession`
     `arena`      entries of `OrtArenaCfg` for `create_and_register_allocator`; sized for `inputs`
     `tier`       the way of `memoptc.runtime.Session` that needs least memory
+    `run_bytes`  bytes of activations, outputs and scratch of a run: the largest of some expressions over extents, and
+                 where those are read off (symbol: input, axis)
+    `batch`      axes of inputs and outputs along which samples lie that give the same bits in any number of calls
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.admission import Admission, BatchAxis, RunBytes
 from memoptc.runtime.options import FRUGAL, RunOptions
 
 if TYPE_CHECKING:
@@ -44,6 +48,8 @@ class Contract:
         onnxruntime: Version that was measured.
         peaks: Peak of activations in bytes by configuration (`memoptc.runtime.configuration`), for `inputs`.
         tier: Which of `Session`'s tiers needs least memory, its own libraries included.
+        run_bytes: What a run allocates, by the shapes of the inputs; `None` where that is not known.
+        batch: Samples that may be computed in several calls; `None` where that is not proven.
     """
 
     options: RunOptions = FRUGAL
@@ -53,6 +59,8 @@ class Contract:
     onnxruntime: str = ort.__version__
     tier: Tier = "arena"
     peaks: Mapping[str, int] = field(default_factory=dict)
+    run_bytes: RunBytes | None = None
+    batch: BatchAxis | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the file's content."""
@@ -69,6 +77,8 @@ class Contract:
             "measured": dict(self.measured),
             "peaks": dict(self.peaks),
             "tier": self.tier,
+            "run_bytes": self.run_bytes and self.run_bytes.to_json(),
+            "batch": self.batch and self.batch.to_json(),
         }
 
     @staticmethod
@@ -103,7 +113,39 @@ class Contract:
             str(data.get("onnxruntime", "")),
             tier if (tier := data.get("tier")) in ("planned", "stock") else "arena",
             {name: int(n) for name, n in data.get("peaks", {}).items()},
+            RunBytes.from_json(plain) if (plain := data.get("run_bytes")) else None,
+            BatchAxis.from_json(plain) if (plain := data.get("batch")) else None,
         )
+
+    def admission(self, limit: int, fixed: int, tier: str) -> Admission | None:
+        """Decide about calls in a session with a limit; `None` where what they take is not known.
+
+        Args:
+            limit: Most bytes that onnxruntime may allocate.
+            fixed: Bytes that stay allocated, such as weights in the kernels' layout.
+            tier: Of the session: what an arena holds unused counts there.
+        """
+        if self.run_bytes is None:
+            return None
+        factor, offset = self._recorded_over(self.run_bytes)
+        peak = self.measured.get("run_peak_bytes", 0)
+        if tier == "arena" and peak:
+            unused = max(1.0, (self.arena_bytes - self.measured.get("loaded_bytes", 0)) / peak)
+            factor, offset = factor * unused, offset * unused
+        return Admission(limit, fixed + int(offset), self.run_bytes, factor, self.batch)
+
+    def _recorded_over(self, paper: RunBytes) -> tuple[float, float]:
+        """The line, factor and offset, from what runs take on paper to what was recorded."""
+        at, peak = paper.of(self.inputs) if self.inputs else None, self.measured.get("run_peak_bytes", 0)
+        if not at or not peak:
+            return 1.0, 0.0
+        if self.batch is not None and "samples" in self.measured:
+            beyond = paper.of(self.batch.with_samples(self.inputs, self.measured["samples"]))
+            if beyond is not None and beyond > at:
+                factor = (self.measured.get("samples_peak_bytes", 0) - peak) / (beyond - at)
+                if factor > 0:
+                    return factor, peak - factor * at
+        return max(peak / at, 1.0), 0.0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the contract to a file, whole or not at all."""
@@ -189,5 +231,5 @@ def load_contract(file: str | os.PathLike[str]) -> Contract | None:
 
     try:
         return Contract.from_json(json.loads(text))
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is no session contract: {error}.", hint="Delete it to run without.") from None

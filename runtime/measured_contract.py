@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from memoptc.ir.batch import Batch
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime import isolated
@@ -21,6 +22,7 @@ from memoptc.runtime.native.capi import api
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import FRUGAL, PACKING_KEY, Feed, RunOptions
+from memoptc.runtime.same_samples import with_samples
 
 PLANNED_BYTES = 4 << 20
 """What a planned session takes beside its block, and what it must gain at least."""
@@ -49,6 +51,7 @@ def make_contract(
     timed: Callable[[], Sequence[Feed]] | None = None,
     slowdown: float = 0.0,
     isolate: bool = False,
+    batch: Batch | None = None,
 ) -> Contract:
     """Record a run of the model under each set of options, and keep the one with the smallest peak.
 
@@ -66,12 +69,14 @@ def make_contract(
             that the model does not run on are left out.
         slowdown: Largest accepted ratio of run times without packing; 0 keeps it, and every bit.
         isolate: Do it in a process of its own, so that the caller's memory never holds the model.
+        batch: Where samples lie that were proven not to depend on each other; kept where they give the same bits in
+            calls of fewer samples.
 
     Raises:
         InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
     """
     if isolate:
-        return _isolated(model, feed, threads, candidates, timed() if slowdown and timed else (), slowdown)
+        return _isolated(model, feed, threads, candidates, timed() if slowdown and timed else (), slowdown, batch)
     best: _Trial | None = None
     for candidate in reversed(candidates):  # the usual choice comes last, and stays loaded for what follows
         trial = _Trial(model, replace(candidate, threads=threads))
@@ -85,10 +90,12 @@ def make_contract(
     assert best is not None
     try:
         if slowdown and PACKING_KEY not in best.options.config and best.maps_weights:
-            return _without_packing(best, feed, timed() if timed else (feed,), slowdown)
-        return best.contract
+            found = _without_packing(best, feed, timed() if timed else (feed,), slowdown)
+        else:
+            found = best.contract
     finally:
         best.close()
+    return found if batch is None else with_samples(model, found, feed, batch)
 
 
 def _isolated(
@@ -98,6 +105,7 @@ def _isolated(
     candidates: Sequence[RunOptions],
     timed: Sequence[Feed],
     slowdown: float,
+    batch: Batch | None,
 ) -> Contract:
     with TemporaryFolder("memoptc-contract-") as name:
         folder = Path(name)
@@ -110,6 +118,7 @@ def _isolated(
             "threads": threads,
             "candidates": [candidate.to_json() for candidate in candidates],
             "slowdown": slowdown,
+            "batch": batch and asdict(batch),
             "contract": str(folder / "contract.json"),
         }
         isolated.ask("memoptc.runtime.measured_contract", request, folder)
@@ -128,6 +137,7 @@ def _work(asked: dict[str, Any]) -> dict[str, Any]:
         candidates=options,
         timed=(lambda: timed) if timed else None,
         slowdown=asked["slowdown"],
+        batch=Batch(**asked["batch"]) if asked["batch"] else None,
     )
     found.save(Path(asked["contract"]))
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.admission import run_in_parts
 from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
 from memoptc.runtime.in_flight import in_flight
@@ -21,6 +23,7 @@ from memoptc.runtime.tiers.arena import combined, registered_arena
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from memoptc.runtime.admission import Admission
     from memoptc.runtime.tiers.planned import Planned, RunPlan
 
 Memory: TypeAlias = Literal["auto", "arena", "planned", "stock"]
@@ -109,6 +112,18 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
         self.memory: Memory = tier if on_host else "stock"
         self._open_any(on_host)
+        self._admission = self._make_admission()
+        self._said_split = False
+        self.parts: list[int] = []
+        """How many samples each call of the last `run` took, where it was split to fit the limit; else empty."""
+
+    def _make_admission(self) -> Admission | None:
+        """Know what calls take before they start, where the contract says it."""
+        if self.memory_limit is None or self.memory not in ("arena", "planned"):
+            return None
+        packed = self.contract.measured.get("loaded_bytes", 0)
+        fixed = packed if self._planned is None else self._planned.loaded_bytes
+        return self.contract.admission(self.memory_limit, fixed, self.memory)
 
     def _open_any(self, on_host: bool) -> None:
         """Load the model in the chosen tier; in the next simpler one where `"auto"` chose one that cannot be had."""
@@ -169,6 +184,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
     ) -> list[Any]:
         """Run once, as `InferenceSession.run` does.
 
+        A batch that does not fit the limit is computed in several calls where the contract says that its samples then
+        give the same bits; `parts` tells how many samples each took, and a warning says so once.
+
         Args:
             output_names: Outputs wanted; all when `None` or empty.
             input_feed: A value per input.
@@ -180,7 +198,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
         Raises:
             InputError: onnxruntime refuses the run; the session stays usable.
-            MemoryLimit: it would need more than the limit; the session stays usable.
+            MemoryLimit: it would need more than the limit, and cannot be split; where the contract says what a run
+                takes, that is known before it starts. The session stays usable.
             PlanLeft: with `strict`, it asked for memory that its plan does not foresee; the message names the event.
         """
         known = [p.name for p in self.get_outputs()]
@@ -190,6 +209,30 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
         if run_options is not None:
             self._need_python("run options")
+        admission, parts = self._admission, list[int]()
+        if admission is not None:
+            parts = admission.parts({name: tuple(getattr(value, "shape", ())) for name, value in input_feed.items()})
+        self.parts = parts
+        if admission is None or admission.batch is None or not parts:
+            return self._run_once(names, input_feed, run_options, into)
+        if not self._said_split:
+            self._said_split = True
+            said = f"a batch of {sum(parts)} does not fit the memory limit and is computed in {len(parts)} calls"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+
+        def run(part: Feed) -> list[Any]:
+            return self._run_once(names, part, run_options, None)
+
+        return run_in_parts(run, names, input_feed, admission.batch, parts, into or {})
+
+    def _run_once(
+        self,
+        names: Sequence[str],
+        input_feed: Feed,
+        run_options: ort.RunOptions | None,
+        into: Mapping[str, npt.NDArray[Any]] | None,
+    ) -> list[Any]:
+        """Run all samples in one call."""
         with in_flight, translated(self.memory_limit):
             if self._planned is not None:
                 self._validate_input(list(input_feed))
@@ -271,6 +314,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._planned.close()
         self._planned, self.memory = None, "arena"
         self._open()
+        self._admission = self._make_admission()
 
 
 def _forwarded(name: str) -> Any:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from memoptc import forms
 from memoptc.compilation import Compilation
+from memoptc.ir.batch import Batch, NotSeparableError, separable_batch
 from memoptc.ir.diagnostics import InputError
 from memoptc.levels import promised_slowdown
 from memoptc.runtime.configuration import FILE_ORDER
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.freeze import write_packed
 from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.memory.formula import run_formula
 from memoptc.runtime.options import FRUGAL
 from memoptc.steps.describe import Figures
 from memoptc.steps.prove import IN_PROCESS_BYTES, judge
@@ -70,7 +72,17 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
             timed=lambda: [encode(one) for one in data.timed()],
             slowdown=0.0 if wanted.bit_exact else min(promised_slowdown(options), _PATIENT),
             isolate=written.file_bytes > IN_PROCESS_BYTES,
+            batch=_batch(compiled),
         )
     except InputError as error:
         return plain, f"What a run allocates could not be recorded: {error.message}"
+    found = replace(found, run_bytes=run_formula(compiled.graph, data.dims, max(frugal.threads, 1)))
     return replace(found, peaks=peaks | dict(found.peaks)), ""
+
+
+def _batch(compiled: Compiled) -> Batch | None:
+    """The axis of samples that do not depend on each other, where that can be proven."""
+    try:
+        return separable_batch(compiled.graph)
+    except NotSeparableError:
+        return None

@@ -120,6 +120,11 @@ class Planned:
         self._symbols = {s for port in self.inputs for s in port.shape if isinstance(s, str)}
 
     @property
+    def loaded_bytes(self) -> int:
+        """Bytes that stay allocated: weights in the kernels' own layout."""
+        return self._session.loaded_bytes
+
+    @property
     def plans(self) -> dict[Any, RunPlan]:
         """The plan of each set of shapes that ran, by what identifies them."""
         with self._lock:
