@@ -194,6 +194,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     attempts = Attempts.at(compilation, prepared, output)
     attempt = attempts.build(run.pipeline(options, data.calibration is not None), prepared)
     del prepared  # another attempt may take its place
+    attempt = Keeper(attempts).hold_small(attempt)
 
     bench: Bench | None = None
     if options.measure:

@@ -10,6 +10,7 @@ from memoptc.compilation import Compilation
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import Decoder
+from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_io import write_into
 from memoptc.measuring import Needs, Sizes, Times
 from memoptc.pass_base import Pass
@@ -51,6 +52,7 @@ class Attempt:
         needs: What it needs, where that was measured.
         times: How fast it is, where that was measured.
         predicted: What it is predicted to need; `None` where sizes are unknown that are known of the original.
+        at_small: The same at the smallest extents to expect.
         verification: Its proof against the original, where that was made.
         edit: How its pipeline differs from the first one.
         taken_back: What was taken back to make it, and the sentences that say so.
@@ -66,6 +68,7 @@ class Attempt:
     needs: Needs | None = None
     times: Times | None = None
     predicted: Sizes | None = None
+    at_small: Sizes | None = None
     verification: Verification | None = None
     edit: Edit | None = None
     taken_back: tuple[list[Decision], list[str]] = field(default_factory=lambda: ([], []))
@@ -97,6 +100,8 @@ class Attempts:
         decoder: What is known of the original as a decoder, if it is one.
         warnings: What the user must know whatever the passes do.
         decisions: What was decided before them.
+        at_small: What the original is predicted to need at the smallest extents to expect; `None` where these are not
+            known, or those that the model is measured at.
     """
 
     compilation: Compilation
@@ -105,6 +110,7 @@ class Attempts:
     decoder: Decoder | None
     warnings: list[str]
     decisions: list[Decision]
+    at_small: Sizes | None = None
     _files: list[Path] = field(default_factory=list)
     _last: Attempt | None = None
 
@@ -120,9 +126,18 @@ class Attempts:
         original = describe.figures_of_original(compilation, prepared.graph)
         warnings = [*prepared.warnings, *compilation.data.warnings, *([original.warning] if original.warning else [])]
         decoder = describe.recognise_decoder(prepared.graph)
-        if isinstance(decoder, Decision):
-            return Attempts(compilation, original, output, None, warnings, [decoder])
-        return Attempts(compilation, original, output, decoder, warnings, [])
+        known, decisions = (None, [decoder]) if isinstance(decoder, Decision) else (decoder, [])
+        found = Attempts(compilation, original, output, known, warnings, decisions)
+        found.at_small = found._at_small(prepared.graph, WritingForm("plain", len(original.files) > 1))
+        return found
+
+    def _at_small(self, graph: Graph, form: WritingForm) -> Sizes | None:
+        """Predict a need at the smallest extents to expect."""
+        small = self.compilation.data.small
+        if small is None or self.compilation.options.level < 1:
+            return None
+        stock, session = describe.predict(graph, small, form)
+        return None if stock.unknown else (stock.need_bytes, session.need_bytes)
 
     def build(self, pipeline: Pipeline, prepared: prepare.Prepared | None = None, *, plain: bool = False) -> Attempt:
         """Run a pipeline and write what comes out.
@@ -167,4 +182,5 @@ class Attempts:
         self._last = Attempt(compiled, written, choice, contract, kernels, warnings, decisions)
         fewer = len(written.estimates[0].unknown) < len(self.original.estimates[0].unknown)
         self._last.predicted = None if fewer else written.sizes
+        self._last.at_small = None if self.at_small is None else self._at_small(graph, choice.form)
         return self._last

@@ -13,7 +13,7 @@ from memoptc.options import Options
 from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
-from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
+from memoptc.runtime.sizes import GROWTH, RESOLUTION, grown
 
 
 def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -78,13 +78,13 @@ class Broken:
         return f"{text[0].upper()}{text[1:]}."
 
 
-def broken_needs(before: Sizes, after: Sizes, how: str = "") -> list[Broken]:
+def broken_needs(before: Sizes, after: Sizes, how: str = "", resolution: int = RESOLUTION) -> list[Broken]:
     """Compare what two models need, in bytes: in stock onnxruntime and in `Session`, `None` if not known there.
 
     In `Session` the candidate is held to the larger of the original's two needs: what importing `Session` itself takes
     is the same for both, and no decision of a compile changes it.
     """
-    found, resolution = [], PREDICTED if how else RESOLUTION
+    found = []
     if grown(before[0], after[0], resolution):
         found.append(Broken(f"{how}need in stock onnxruntime", before[0], after[0], GROWTH, "bytes"))
     if before[1] is not None and after[1] is not None:
@@ -92,6 +92,16 @@ def broken_needs(before: Sizes, after: Sizes, how: str = "") -> list[Broken]:
         if grown(most, after[1], resolution):
             found.append(Broken(f"{how}need in Session", most, after[1], GROWTH, "bytes", in_session=True))
     return found
+
+
+SMALL = 2 << 20
+"""Bytes by which the need at small extents may grow: what 500 nodes take, which save many times that at large ones."""
+
+
+def broken_at_small(before: Sizes, after: Sizes, extents: Mapping[str, int]) -> list[Broken]:
+    """Compare what two models are predicted to need at the smallest extents of a dynamic model."""
+    at = ", ".join(f"{name}={extent}" for name, extent in extents.items())
+    return broken_needs(before, after, f"at {at} predicted ", SMALL)
 
 
 def broken_latency(times: Times, bound: float) -> list[Broken]:

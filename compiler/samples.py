@@ -101,6 +101,11 @@ class Inputs:
         """Extents chosen to run both models at; `None` where the caller or the data decide."""
         return None if self.points is None else self.points.check
 
+    @property
+    def small(self) -> Mapping[str, int] | None:
+        """The smallest extents to expect, where neither the caller nor the data decide and they are known."""
+        return None if self.points is None else self.points.small
+
     def _runs(self) -> bool:
         """Whether the original runs at the chosen extents: what operators require is not all that can be wrong."""
         try:

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from memoptc.attempts import Attempt, Attempts, Edit
-from memoptc.gate import Broken, broken_latency, broken_needs, refusal
+from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, refusal
 from memoptc.ir.diagnostics import GateError
 from memoptc.measuring import Bench, Times
 from memoptc.options import Options
@@ -23,6 +23,7 @@ from memoptc.pass_base import Pass
 from memoptc.report.model import Decision
 from memoptc.report.verdict import TAKEN_BACK
 from memoptc.runtime.contract import Tier, contract_path
+from memoptc.runtime.sizes import PREDICTED
 from memoptc.targets import HALF_FLOATS
 
 KEPT = ("lower", "plan-memory", "inline-functions", "freeze-runtime", "quantize-io")
@@ -100,14 +101,37 @@ def weaker_forms(passes: Sequence[Pass], changed: Sequence[int], asked: float, f
         yield Edit(replaced={i: _with_slowdown(p, 1.0) for i, p in bounded.items()})
 
 
+NODE_WEIGHTS = (8.0, 64.0, 512.0)
+"""How much more the bytes of nodes shall count, tried one after the other."""
+
+
+def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -> Iterator[Edit]:
+    """Give edits with which passes make fewer and fewer nodes, where they take a weight of these.
+
+    Args:
+        passes: The passes of the pipeline.
+        changed: Positions of those that changed the graph.
+        excess: Growth over the growth that is allowed; weights below are not tried.
+    """
+    weighing = {i: getattr(p, "node_weight", None) for i, p in enumerate(passes) if i in changed}
+    for factor in (w for w in NODE_WEIGHTS if w >= min(excess, NODE_WEIGHTS[-1])):
+        known = {i: w for i, w in weighing.items() if isinstance(w, int | float)}
+        if known:
+            yield Edit(replaced={i: _replaced(passes[i], node_weight=factor * w) for i, w in known.items()})
+
+
 def _slowdown(pass_: Pass) -> float:
     found = getattr(pass_, "slowdown", 0.0)
     return float(found) if isinstance(found, int | float) else 0.0
 
 
 def _with_slowdown(pass_: Pass, slowdown: float) -> Pass:
-    options: Any = pass_
-    changed: Pass = replace(options, slowdown=round(slowdown, 3))
+    return _replaced(pass_, slowdown=round(slowdown, 3))
+
+
+def _replaced(pass_: Pass, **options: float) -> Pass:
+    of: Any = pass_
+    changed: Pass = replace(of, **options)
     return changed
 
 
@@ -143,9 +167,31 @@ class Keeper:
 
         def check(attempt: Attempt) -> list[Broken]:
             after = attempt.predicted
-            return [] if after is None else broken_needs(self.attempts.original.sizes, after, "predicted ")
+            before = self.attempts.original.sizes
+            return [] if after is None else broken_needs(before, after, "predicted ", PREDICTED)
 
         return self._hold(attempt, check, lambda broken: iter(()))
+
+    def hold_small(self, attempt: Attempt) -> Attempt:
+        """As `hold_predictions`, at the smallest extents of a dynamic model, which nobody measures.
+
+        Nodes that save much at large extents take as much at small ones. Passes that can weigh nodes make fewer first.
+
+        Raises:
+            GateError: there is none.
+        """
+        small, before = self.attempts.compilation.data.small, self.attempts.at_small
+        if small is None or before is None or self.options.budget.activations is not None:
+            return attempt
+
+        def check(attempt: Attempt) -> list[Broken]:
+            return [] if attempt.at_small is None else broken_at_small(before, attempt.at_small, small)
+
+        def weaker(broken: Sequence[Broken]) -> Iterator[Edit]:
+            excess = max((b.after - b.before) / SMALL for b in broken)
+            return fewer_nodes(list(attempt.pipeline.passes()), attempt.compiled.changed, excess)
+
+        return self._hold(attempt, check, weaker)
 
     def measure_needs(self, attempt: Attempt) -> list[Broken]:
         """Measure what an attempt needs, unless it was; give the promises that it breaks."""

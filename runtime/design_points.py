@@ -1,9 +1,10 @@
 """Design points: the extents that a model with open axes is planned, verified and measured at when nobody says.
 
 A plan made for a toy size does nothing at the sizes that matter, and code made for large sizes must leave small ones
-as fast as they were. So the plan is made for the largest extents that the model is likely to meet: as far as its
-tables, masks and dependent extents allow (`memoptc.runtime.solve`), by the kind of input (tokens, image, audio), and no
-further than its activations fit a limit. Verifying and measuring take a smaller point, at which a run is affordable.
+as fast, and as small, as they were. So the plan is made for the largest extents that the model is likely to meet: as
+far as its tables, masks and dependent extents allow (`memoptc.runtime.solve`), by the kind of input (tokens, image,
+audio), and no further than its activations fit a limit. Verifying and measuring take a smaller point, at which a run is
+affordable; at a third one, the smallest that is credible, the need is predicted only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ LARGEST = {"batch": 1, "space": 1024, "sequence": 4096, "past": 0, "samples": 16
 """Extents to begin with, by kind of axis: a megapixel, 4,096 tokens or frames, ten seconds of sound at 16 kHz."""
 SMALLEST = {"batch": 1, "space": 64, "sequence": 16, "past": 0, "samples": 4_000}
 """Extents below which no point is looked for."""
+FEWEST = SMALLEST | {"space": 128}
+"""The smallest extents that a user is credited with: where what is made for large ones must not cost much."""
 
 PLANNED = 1 << 30
 """Bytes of activations that the original may plan at the point to plan for."""
@@ -39,17 +42,19 @@ _WAVEFORM_KERNEL = 5
 
 @dataclass(frozen=True)
 class DesignPoints:
-    """Extents for planning, and for verifying and measuring.
+    """Extents for planning, for verifying and measuring, and for looking after small inputs.
 
     Args:
         plan: The largest extents to expect: what the plan is made for.
         check: Extents at which both models are run.
         chosen: Symbols whose extents nobody gave, with the kind of their axis.
+        small: The smallest extents to expect; `None` where they are those of `check`, or not known.
     """
 
     plan: Mapping[str, int]
     check: Mapping[str, int]
     chosen: Mapping[str, str] = field(default_factory=dict)
+    small: Mapping[str, int] | None = None
 
     def __str__(self) -> str:
         """Say what was chosen, as `batch=1, sequence=4096`."""
@@ -81,7 +86,9 @@ def design_points(graph: Graph, asked: Mapping[str, int]) -> DesignPoints | None
     if plan is None:
         return None
     check = _largest(maker, kinds, plan, AFFORDABLE, AFFORDABLE_WORK) or plan
-    return DesignPoints(plan, check, {name: kind for name, kind in kinds.items() if name not in asked})
+    chosen = {name: kind for name, kind in kinds.items() if name not in asked}
+    small = maker.consistent(check | {name: min(check.get(name, 1), FEWEST[kind]) for name, kind in chosen.items()})
+    return DesignPoints(plan, check, chosen, None if small == check else small)
 
 
 def _largest(

@@ -126,7 +126,7 @@ class Planning:
 def predict(graph: Graph, dims: Mapping[str, int], form: WritingForm) -> tuple[NeedEstimate, NeedEstimate]:
     """Predict what a model needs in stock onnxruntime and in `Session`."""
     # What lies outside of a branch is predicted as if it lay inside: then nothing is gained on paper that is not there.
-    how = Configuration(external=bool(form.external), branch=form.name == "branch")
+    how = Configuration(external=bool(form.external), branch=form.name != "plain")
     stock, session = (predict_need(graph, dims, replace(how, session=kind)) for kind in _KINDS)
     return stock, session
 

@@ -58,6 +58,8 @@ class Fit(Pass):
         moves: Most steps.
         max_remat: Most values to rematerialise.
         ignore: Bytes; without a budget a smaller peak is not worth a node.
+        node_weight: How much a byte that nodes take, or weights packed once more, counts against one of activations.
+            Nodes cost as much at small extents, where there is less to save, as at those that are planned for.
     """
 
     budget: int = 0
@@ -66,6 +68,7 @@ class Fit(Pass):
     moves: int = 64
     max_remat: int = 6
     ignore: int = 1 << 20
+    node_weight: float = 1.0
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Tile, and say what was done."""
@@ -168,7 +171,7 @@ class Fit(Pass):
         """The peak on the way down at which activations and what nodes take were together the fewest bytes."""
         if self.budget:
             return 0
-        totals = [(nodes + peak, peak) for peak, nodes in found.course]
+        totals = [(self.node_weight * nodes + peak, peak) for peak, nodes in found.course]
         return min(totals)[1] if totals else 0
 
     def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
@@ -260,7 +263,7 @@ class Fit(Pass):
 
         def size(choice: TilingEstimate) -> int:
             added = NODE_BYTES * choice.nodes + (choice.count - 1) * choice.region.copied_bytes
-            return choice.inside + peaks * added
+            return choice.inside + round(self.node_weight * peaks * added)
 
         fair = [e for e in every if size(e) <= peak * (1 - self.worth) and e.seconds <= allowance]
         if not fair:

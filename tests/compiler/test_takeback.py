@@ -173,3 +173,45 @@ def test_nothing_helps() -> None:
 def test_a_weaker_form_is_tried_first() -> None:
     weak = Edit(replaced={1: object()})  # type: ignore[dict-item]
     assert find_edit([1, 2], lambda e: bool(e.replaced), iter([weak])) is weak
+
+
+CHAIN = '''
+"""chain: one Abs becomes 2,000 of them, fewer where nodes weigh more."""
+
+from collections import Counter
+
+from memoptc import Pass
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph
+
+
+class Chain(Pass):
+    node_weight: float = 1.0
+
+    def run(self, graph: Graph, stats: Counter[str]) -> None:
+        for op in list(graph.walk("Abs")):
+            if stats["chained"]:
+                break
+            users, value, b = set(op.result.users), op.result, Builder(graph, before=op.next)
+            for _ in range(int(2000 / self.node_weight)):
+                value = b.Abs(value)
+            op.result.replace_by(value, where=lambda user, _: user in users)
+            stats["chained"] += 1
+'''
+
+
+@pytest.mark.parametrize("weighs", [True, False])
+def test_growth_at_small_extents_is_taken_back(weighs: bool, tmp_path: Path) -> None:
+    """At a megapixel, 8 MB of nodes are 1 % of the need; at 128 by 128 they are a quarter of it."""
+    path, plugin = tmp_path / "dynamic.onnx", tmp_path / "chain.py"
+    onnx.save(
+        parse("g (float[N, 96, H, W] x, float[1] s) => (float[N, 96, H, W] y) { a = Abs (s) y = Add (x, a) }"), path
+    )
+    plugin.write_text(CHAIN if weighs else CHAIN.replace("node_weight", "other_name"))
+    steps = "chain,drop-dead,plan-memory,lower"
+    result = memoptc.compile(str(path), 1, passes=steps, plugins=(str(plugin),), verify="off")
+    (decision,) = [d for d in result.report.decisions if d.step == "taken back"]
+    assert "at N=1, H=128, W=128 predicted need in stock onnxruntime" in decision.why
+    assert decision.what == ("chain (now chain{node_weight=8.0})" if weighs else "chain")
+    nodes = len([op for op in result.graph.walk() if op.op_type == "Abs"])
+    assert nodes == (251 if weighs else 1)
