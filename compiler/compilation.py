@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from memoptc.ir.core import Graph
+from memoptc.option_fields import parse_input_shape
 from memoptc.options import Options
-from memoptc.runtime.inputs import by_symbol
+from memoptc.runtime.inputs import by_shapes, by_symbol
 from memoptc.samples import Inputs
 from memoptc.source import Source, load, with_control
 
@@ -43,6 +44,7 @@ class Compilation:
         """
         source = load(model, scratch)
         dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
+        dims |= by_shapes(source.graph, dict(map(parse_input_shape, options.input_shapes)))
         options = replace(options, dims=dims, freeze=freeze)
         return Compilation(source, options, Inputs(source, options), scratch)
 

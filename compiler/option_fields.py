@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from memoptc.ir.diagnostics import InputError
+
 P = ParamSpec("P")
 A = TypeVar("A")
 B = TypeVar("B")
@@ -25,6 +27,9 @@ UNCHANGED: Any = object()
 """Stands for the field's own default."""
 
 _KEY = "memoptc.option"
+
+MOST = 2**40
+"""Largest extent of a dimension."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,22 @@ def parse_binding(text: str) -> tuple[str, int]:
     name, equals, extent = text.rpartition("=")
     if not equals or not name or not extent.strip().isdigit():
         raise ValueError(f"{text!r} binds no dimension; write one like N=8")
+    if int(extent) > MOST:
+        raise ValueError(f"{extent} is more than a dimension can have: {MOST}")
     return name.strip(), int(extent)
+
+
+def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read `NAME:1,3,224,224`: the extents of an input.
+
+    Raises:
+        InputError: it is something else.
+    """
+    name, colon, extents = text.rpartition(":")
+    parts = [e.strip() for e in extents.split(",")] if extents.strip() else []
+    if not colon or not name or not all(p.isdigit() and int(p) <= MOST for p in parts):
+        raise InputError(f"{text!r} is no shape of an input.", hint="Write one like --input-shape x:1,3,224,224.")
+    return name.strip(), tuple(int(p) for p in parts)
 
 
 def parse_bindings(text: str) -> tuple[str, tuple[int, ...]]:
@@ -140,6 +160,8 @@ def parse_bindings(text: str) -> tuple[str, tuple[int, ...]]:
     parts = [e.strip() for e in extents.split(",")]
     if not equals or not name or not all(p.isdigit() for p in parts):
         raise ValueError(f"{text!r} binds no dimension; write one like N=1,2,4,8")
+    if any(int(p) > MOST for p in parts):
+        raise ValueError(f"{extents} is more than a dimension can have: {MOST}")
     return name.strip(), tuple(int(p) for p in parts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from memoptc.budget import Budget, BudgetLike
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS
-from memoptc.option_fields import GENERAL, option, options_of, parse_binding
+from memoptc.option_fields import GENERAL, MOST, option, options_of, parse_binding, parse_input_shape
 from memoptc.targets import CODED_BORDERS, TARGETS
 
 MEMORY, NUMBERS, LOSSY, DATA, WRITING, PIPELINE, PROOF = (
@@ -138,6 +138,13 @@ class Options:
         metavar="NAME=EXTENT",
         group=DATA,
     )
+    input_shapes: tuple[str, ...] = option(
+        "Extents of an input, --dim for each of its axes, e.g. x:1,3,224,224; may be repeated.",
+        "--input-shape",
+        default=(),
+        metavar="INPUT:SHAPE",
+        group=DATA,
+    )
     freeze: Mapping[str, int] = option(
         "Make a symbolic dimension static, e.g. N=8.",
         default={},
@@ -186,6 +193,13 @@ class Options:
         metavar="PASS.OPTION=VALUE",
         group=PIPELINE,
     )
+    exclude: tuple[str, ...] = option(
+        "Leave nodes in their numbers: a node's name, an operator, or a pattern of either; may be repeated.",
+        default=(),
+        metavar="NAME|TYPE|PATTERN",
+        group=NUMBERS,
+    )
+    """For integers and for passes that lose accuracy; it is an error when nothing matches."""
     verify: str = option(
         "How much proof: none, a few samples, or all data and several sizes.",
         default="fast",
@@ -260,9 +274,11 @@ class Options:
         if self.metric not in (None, "perplexity") and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
         self._check_lossy()
+        for text in self.input_shapes:
+            parse_input_shape(text)
         for name, extent in (*self.dims.items(), *self.freeze.items()):
-            if not isinstance(extent, int) or extent < 0:
-                raise InputError(f"Dimension {name} cannot be {extent!r}.", hint="Give a whole number >= 0.")
+            if not isinstance(extent, int) or not 0 <= extent <= MOST:
+                raise InputError(f"Dimension {name} cannot be {extent!r}.", hint=f"Give a whole number up to {MOST}.")
 
     def _check_lossy(self) -> None:
         asked = [n for n in LOSSY_OPTIONS if getattr(self, n) not in (None, False)]

@@ -9,6 +9,7 @@ is needed again, does not fit. Runs that never reach the limit are not slowed by
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import statistics
 import threading
@@ -99,7 +100,12 @@ class ControlGroup:
     def limit(self, count: int | None) -> None:
         """Limit the memory of what runs inside, page cache and kernel memory included; no limit when `None`."""
         name, free = ("memory.max", "max") if self.version == 2 else ("memory.limit_in_bytes", "-1")
-        (self.path / name).write_text(free if count is None else str(count))
+        try:
+            (self.path / name).write_text(free if count is None else str(count))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise InputError(f"No process fits into {count} bytes.", hint="Give a larger limit.") from error
 
     def forbid_swap(self) -> None:
         """Let nothing inside be swapped out, where there is swap: a limit that swaps is no limit of memory."""

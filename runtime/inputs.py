@@ -52,6 +52,33 @@ def by_symbol(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
     return {names.get(name) or name: extent for name, extent in dims.items()}
 
 
+def by_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Give extents by symbol that are given as the shapes of inputs.
+
+    Raises:
+        InputError: there is no such input, it has another rank or extent, or two shapes contradict each other.
+    """
+    found: dict[str, int] = {}
+    inputs = {v.name: v for v in graph.inputs}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise InputError(f"The model has no input {name!r}.", hint=f"Its inputs are {', '.join(inputs)}.")
+        own = inputs[name].shape
+        spelled = f"{name}:{','.join(map(str, shape))}"
+        if own is None or len(own) != len(shape):
+            rank = "unknown" if own is None else len(own)
+            raise InputError(f"{spelled} has {len(shape)} axes, but the rank of the input is {rank}.")
+        for axis, (dim, extent) in enumerate(zip(own, shape, strict=True)):
+            if isinstance(dim, int):
+                if dim != extent:
+                    raise InputError(f"{spelled}: axis {axis} of the model is always {dim}.")
+                continue
+            symbol = dim.name if isinstance(dim, Sym) and dim.name is not None else f"{name}_d{axis}"
+            if found.setdefault(symbol, extent) != extent:
+                raise InputError(f"{spelled}: {symbol} is {extent} here and {found[symbol]} elsewhere.")
+    return found
+
+
 class InputMaker:
     """Makes feeds for one model, the same ones for the same seed.
 

@@ -43,9 +43,18 @@ def save_feed(path: Path, feed: Mapping[str, Any]) -> None:
 
 
 def load_feed(path: Path) -> dict[str, Any]:
-    """Read what `save_feed` wrote: no file of a user's."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    """Read what `save_feed` wrote.
+
+    Raises:
+        InputError: the file is no `.npz`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is no .npz file.", hint="Write one with numpy.savez(FILE, INPUT=array, ...)."
+        ) from error
     kinds = arrays.pop(_KINDS, None)
     if kinds is None:
         return arrays

@@ -69,7 +69,7 @@ def command(
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
     where = "Session" if run_with == "session" else "stock onnxruntime"
     if sizes and limit is not None:
-        with Progress(talk.quiet) as progress:
+        with Progress(talk.quiet, talk.progress) as progress:
             edges, point = _edges(
                 model, limit, way, options["dims"], seed, lambda text: progress(f"trying {text}", None)
             )
@@ -90,7 +90,7 @@ def command(
     click.echo(f"need in {where}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
     try:
         if limit is None:
-            with Progress(talk.quiet) as progress:
+            with Progress(talk.quiet, talk.progress) as progress:
                 found = smallest_container(
                     model, feed, way=way, seconds=seconds, say=lambda text: progress(f"trying {text}", None)
                 )

@@ -47,7 +47,7 @@ def command(
     from memoptc.report.frontier import HEADINGS, rows, write_frontier
     from memoptc.report.rows import size
 
-    with Progress(talk.quiet) as progress:
+    with Progress(talk.quiet, talk.progress) as progress:
         found = frontier(
             model,
             Options(**options),

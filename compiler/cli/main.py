@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ from memoptc.version import __version__
 
 EPILOG = (
     "Exit codes: 0 done; 1 a fault of memoptc (a reproducer is written); 2 bad usage or bad input; "
-    "3 verification or accuracy gate failed; 4 memory budget out of reach."
+    "3 verification or accuracy gate failed; 4 memory budget out of reach; 130 interrupted, nothing written."
 )
 
 COMMANDS = {
@@ -64,7 +65,7 @@ class _Commands(click.Group):
 def cli() -> None:
     """Make ONNX models run in far less memory, and prove what changed.
 
-    `memoptc MODEL.onnx -O2 --target int8` compiles; `memoptc compile --help` lists its options.
+    `memoptc MODEL.onnx OUT.onnx -O2 --target int8` compiles; `memoptc compile --help` lists its options.
     """
 
 
@@ -79,6 +80,9 @@ def main(args: list[str] | None = None) -> int:
     # A graph is millions of long-lived objects in cycles: with Python's own thresholds, looking for garbage
     # takes half the time of a large compile.
     gc.set_threshold(200_000, 50, 1000)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that has no box characters is no fault
     try:
         code: Any = cli.main(arguments, prog_name="memoptc", standalone_mode=False)
         sys.stdout.flush()
@@ -103,14 +107,27 @@ def main(args: list[str] | None = None) -> int:
             raise
         report_error(f"There is not enough memory: {e or 'sizes are too large'}.", "Give smaller sizes with --dim.")
         return 2
+    except OSError as e:
+        if debug:
+            raise
+        if e.filename is None:
+            return _report_fault(e)
+        report_error(
+            f"{e.filename}: {(e.strerror or str(e)).lower()}.", "Check the path, and what may be written there."
+        )
+        return 2
     except Exception as e:
         if debug:
             raise
-        report_error(
-            f"{type(e).__name__}: {e}",
-            "This is a fault of memoptc: run again with --debug and report what it prints.",
-        )
-        return 1
+        return _report_fault(e)
+
+
+def _report_fault(e: Exception) -> int:
+    report_error(
+        f"{type(e).__name__}: {e}",
+        "This is a fault of memoptc: run again with --debug and report what it prints.",
+    )
+    return 1
 
 
 def report_error(message: str, hint: str) -> None:

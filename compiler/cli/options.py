@@ -44,6 +44,12 @@ class Talk:
 
     quiet: bool = option("Say nothing but results and errors.", "-q", "--quiet", default=False, group=GENERAL)
     verbose: bool = option("Say more: passes as they run, reasons.", "-v", "--verbose", default=False, group=GENERAL)
+    progress: str = option(
+        "How progress is shown: a bar on a terminal, lines, or not at all.",
+        default="auto",
+        choices=("auto", "plain", "none"),
+        group=GENERAL,
+    )
     debug: bool = option("Show a traceback when something goes wrong.", default=False, group=GENERAL)
 
 

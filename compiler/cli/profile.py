@@ -60,7 +60,7 @@ def command(
     contracted = (load_contract(contract_path(model)) or Contract()).options
     sizes = list(itertools.product(*(values for values in options["dims"].values())))
     feed: dict[str, Any] = {}
-    with Progress(talk.quiet) as progress:
+    with Progress(talk.quiet, talk.progress) as progress:
         for number, extents in enumerate(sizes):
             progress("planning", number / len(sizes))
             asked = dict(zip(options["dims"], extents, strict=True))

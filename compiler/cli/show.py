@@ -26,11 +26,13 @@ class Progress:
 
     Args:
         quiet: Never show anything.
+        style: `auto`; `plain` for a line per step, in a pipe too; `none`.
     """
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, style: str = "auto") -> None:
         self._bar: Bar | None = None
-        if quiet or not sys.stderr.isatty():
+        self._plain, self._step = style == "plain" and not quiet, ""
+        if quiet or style != "auto" or not sys.stderr.isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -46,6 +48,10 @@ class Progress:
             from rich.markup import escape
 
             self._bar.update(self._task, description=escape(step), completed=share if share is not None else None)
+        elif self._plain and step != self._step:
+            self._step = step
+            told = "" if share is None else f"{share:4.0%} "
+            print(f"memoptc: {told}{step}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         if self._bar is not None:

@@ -53,7 +53,7 @@ def command(
     folder = output or model.with_name(f"{model.stem}.study")
     data = {name: options[name] for name in ("calibration", "validation", "plugins")}
     what = Asked(**asked, **data, dims=tuple(options["dims"].items()), threads=options["jobs"] or 0)
-    with Progress(talk.quiet) as progress:
+    with Progress(talk.quiet, talk.progress) as progress:
         found = study(model, folder, what, progress)
     if as_json:
         click.echo(render(found, "study.json"), nl=False)

@@ -11,6 +11,7 @@ from typing import Any
 from memoptc import levels, registry
 from memoptc.border import Border, border_since, with_border_of
 from memoptc.compilation import Compilation
+from memoptc.exclusion import excluding
 from memoptc.instruments import (
     Changes,
     CheckEach,
@@ -99,9 +100,11 @@ def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) ->
     """Run a pipeline on a prepared graph, in place.
 
     Raises:
+        InputError: nodes to exclude are none of the model's, or no pass leaves any out.
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
     """
     options, data, graph = compilation.options, compilation.data, prepared.graph
+    steps = excluding(steps, compilation.source.graph, options.exclude)
     context = context_of(compilation)
     progress = _Progress(options, len(list(steps.passes())))
     context.say = progress.say
