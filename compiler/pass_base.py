@@ -94,6 +94,7 @@ class Context:
         level: Optimisation level.
         target: Numbers asked for.
         dims: Extents of symbolic dimensions to plan with.
+        check: Extents to run models at, where those to plan with may be too large for that.
         calibration: Samples to observe (re-iterable), or `None`.
         validation: Samples to hold results against (re-iterable), or `None`.
         metric: What measures accuracy (see `memoptc.runtime.quality.Metric`), or `None`.
@@ -113,6 +114,7 @@ class Context:
     level: int = 1
     target: str = "float32"
     dims: Mapping[str, int] = field(default_factory=dict)
+    check: Mapping[str, int] | None = None
     calibration: Any = None
     validation: Any = None
     metric: Any = None
@@ -135,6 +137,11 @@ class Context:
             # Not the current folder: others may work there, under the same names.
             self._folder = TemporaryFolder()
             self.scratch = Path(self._folder.name)
+
+    @property
+    def run_dims(self) -> Mapping[str, int]:
+        """Extents to run models at."""
+        return self.dims if self.check is None else {**self.dims, **self.check}
 
     def tick(self, count: int = 1) -> None:
         """Count steps of a search that does not change the graph; what changes it is counted anyway.

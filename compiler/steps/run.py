@@ -185,6 +185,7 @@ def context_of(compilation: Compilation) -> Context:
         level=options.level,
         target=options.target,
         dims=data.dims,
+        check=data.check,
         calibration=data.calibration,
         validation=data.validation,
         metric=data.metric(options),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
 from runtime_models import normal, parse
@@ -15,7 +16,10 @@ from runtime_models import normal, parse
 from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import GateError, InputError
+from memoptc.ir.onnx_io import read_onnx
 from memoptc.levels import Accuracy, pipeline_text
+from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize.wanted import made_up
 from memoptc.passes.precision.mix_weights import MixWeights
 
 OUTLIERS = (
@@ -47,6 +51,14 @@ def test_int4_without_data_ends_with_a_model_that_passes() -> None:
     assert reached["sqnr_db"] >= 10.0
     plain = compile_model(model, 2, "int4", dims={"N": 3}, passes="quantize-weights", force=True)
     assert plain.report.verification["outputs"][0]["sqnr_db"] < 10.0
+
+
+def test_made_up_inputs_are_as_large_as_runs_can_afford(tmp_path: Path) -> None:
+    """Extents to plan with may be too large to run at: those to check with are taken, here where no plan fits them."""
+    path = tmp_path / "model.onnx"
+    onnx.save(parse(OUTLIERS, **weights()), path)
+    context = Context(dims={"N": 1 << 20}, check={"N": 5})
+    assert {feed["x"].shape for feed in made_up(read_onnx(path), path, context, 3)} == {(5, 64)}
 
 
 def test_the_more_is_asked_the_more_weights_leave_4_bits() -> None:

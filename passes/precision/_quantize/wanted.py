@@ -175,7 +175,7 @@ def made_up(graph: Graph, path: Path, context: Context, count: int) -> list[dict
         InputError: no inputs were found on which it runs.
     """
     classes, evaluator = InputMaker(graph).classes, Evaluator(path)
-    dims = {name: extent for name, extent in context.dims.items() if name in classes}
+    dims = {name: extent for name, extent in context.run_dims.items() if name in classes}
     if dims:
         try:
             return [found.feed for found in find_feeds(graph, evaluator, count=count, dims=dims)]
