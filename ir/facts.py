@@ -18,6 +18,13 @@ AttrValue: TypeAlias = Any
 OBSERVED = "memoptc.observed_bytes"
 """Metadata of a value: its bytes as an expression, as runs showed it and nobody proved; never written to a file."""
 
+UNSTATED = "memoptc.unstated"
+"""Metadata of a body's input: what of its type the file leaves open, `type` or `shape`; never written to a file.
+
+Of what a Loop collects, onnxruntime takes the extents from its own inference where there are no trips: a type that we
+inferred and wrote into the body would change that output.
+"""
+
 
 @dataclass(frozen=True)
 class AttrRef:

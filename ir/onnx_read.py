@@ -19,13 +19,14 @@ from google.protobuf.message import DecodeError
 from memoptc.ir import forms, protos
 from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.facts import UNSTATED
 from memoptc.ir.form_names import FORMS
 from memoptc.ir.onnx_order import Scope, broken_rule, called, in_order
 from memoptc.ir.onnx_weights import WeightReader
 from memoptc.ir.protos import DimReader
 from memoptc.ir.schema_rules import node_fault, region_fault
 from memoptc.ir.tensors import tensor_type
-from memoptc.ir.types import DType, SparseTensorType, Type
+from memoptc.ir.types import DType, SparseTensorType, TensorType, Type
 
 OPAQUE = ("training_info", "configuration")
 
@@ -191,6 +192,8 @@ class _Reader:
                 continue
             value = graph.add_input(info.name, self._type(info, fresh=True))
             self._describe(value, info)
+            if graph.model is None:
+                value.metadata.update(_unstated(value.type))
             scope[info.name] = value
         for tensor in proto.initializer:
             self._initializer(tensor, graph, scope)
@@ -372,3 +375,10 @@ class _Reader:
 
 
 __all__ = ["read_onnx"]
+
+
+def _unstated(type_: Type | None) -> dict[str, str]:
+    """What a file leaves open of the type of a body's input, as a note."""
+    if type_ is None or (isinstance(type_, TensorType) and type_.dtype == DType.UNDEFINED):
+        return {UNSTATED: "type"}
+    return {UNSTATED: "shape"} if isinstance(type_, TensorType) and type_.shape is None else {}

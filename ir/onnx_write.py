@@ -15,7 +15,7 @@ from memoptc.ir import forms, ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Sym
-from memoptc.ir.facts import OBSERVED
+from memoptc.ir.facts import OBSERVED, UNSTATED
 from memoptc.ir.files import staged, written_files
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_data import DataSink, ExternalData
@@ -88,8 +88,10 @@ class _Writer:
         if graph.doc:
             proto.doc_string = graph.doc
         protos.write_props(graph.metadata, proto.metadata_props)
+        inferred = _leaves_types_open(graph)
         for value in graph.inputs:
-            self._value(value, proto.input.add(), value.type if graph is self.graph else self._shown(value.type))
+            type_ = value.type if graph is self.graph else self._shown(_stated(value))
+            self._value(value, proto.input.add(), type_)
             if value in graph.defaults:
                 self._tensor(self.names.of[value], graph.defaults[value], proto.initializer.add())
         legacy = graph.parent is None and graph.root.model is not None and graph.info.ir_version < 4
@@ -110,8 +112,8 @@ class _Writer:
             for result in op.results:
                 stated = self.graph.info.states_types and result.type is not None and not _is_untyped(result)
                 described = bool(result.doc or result.metadata.keys() - {OBSERVED})
-                if not result.omitted and (stated or described) and result not in returned:
-                    self._value(result, proto.value_info.add(), self._shown(result.type))
+                if not result.omitted and ((stated and not inferred) or described) and result not in returned:
+                    self._value(result, proto.value_info.add(), None if inferred else self._shown(result.type))
         self._tail(graph, proto)
 
     def _tail(self, graph: Graph, proto: onnx.GraphProto) -> None:
@@ -225,6 +227,26 @@ def _spelled_otherwise(type_: Type | None) -> Iterator[str]:
             yield dim.name
 
 
+def _stated(value: Value) -> Type | None:
+    """What a file may say of the type of a body's input: what the original said, the rest being inferred."""
+    unstated = value.metadata.get(UNSTATED)
+    if unstated == "type":
+        return None
+    return replace(value.type, shape=None) if unstated and isinstance(value.type, TensorType) else value.type
+
+
+def _leaves_types_open(graph: Graph) -> bool:
+    """Whether a region, or one around it, has inputs whose types the file leaves open."""
+    while graph.parent is not None:
+        if any(UNSTATED in value.metadata for value in graph.inputs):
+            return True
+        outer = graph.parent.graph
+        if outer is None:
+            return False
+        graph = outer
+    return False
+
+
 def _is_untyped(value: Value) -> bool:
     return value.dtype == DType.UNDEFINED
 
@@ -243,8 +265,9 @@ def _as_declared(op: Op, name: str, value: Any) -> Any:
 
 
 def _written(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata for the file: quantization annotations have entries of their own, observed sizes are notes of ours."""
-    return {k: v for k, v in metadata.items() if not k.startswith("quantization_annotation.") and k != OBSERVED}
+    """Metadata for the file: quantization annotations have entries of their own, others are notes of ours."""
+    own = (OBSERVED, UNSTATED)
+    return {k: v for k, v in metadata.items() if not k.startswith("quantization_annotation.") and k not in own}
 
 
 def _quantization_note(value: Value, name: str, proto: onnx.GraphProto) -> None:

@@ -11,6 +11,7 @@ import pytest
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 import memoptc
+from memoptc.runtime.evaluate import Evaluator, RunOptions
 
 RNG = np.random.default_rng(0)
 
@@ -98,6 +99,34 @@ def test_a_loop_keeps_a_state_where_it_needs_one(opset: int, states: int) -> Non
     found, _ = compiled(model(nodes, [tensor("x", [4])], [tensor("y", [3, 4])], weights, opset=opset), level=1)
     loops = [n for n in found.graph.node if n.op_type == "Loop"]
     assert [len(n.input) for n in loops] == [3 if opset < 11 else 2]
+
+
+def untyped_body(kind: str) -> tuple[GraphProto, list[str]]:
+    """A body that turns its state and collects the negative; which of its types are stated is the kind."""
+    state, out, all_ = (ValueInfoProto(name=name) for name in ("s", "s1", "o"))
+    if kind == "dtype":
+        for info in (state, out, all_):
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    nodes = [helper.make_node("Transpose", ["s"], ["s1"]), helper.make_node("Neg", ["s"], ["o"])]
+    head = [tensor("i", [], TensorProto.INT64), tensor("c", [], TensorProto.BOOL)]
+    return helper.make_graph(nodes, "body", [*head, state], [tensor("c", [], TensorProto.BOOL), out, all_]), ["y", "z"]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["nothing", "dtype"])
+@pytest.mark.parametrize("extents", [[2, 3], ["p", "q"]])
+def test_types_of_a_body_stay_as_open_as_they_are(extents: list[int | str], kind: str, level: int) -> None:
+    """Of what a Loop of no trips collects, the extents are those that onnxruntime infers from what the file states."""
+    body, results = untyped_body(kind)
+    loop = helper.make_node("Loop", ["m", "", "x"], results, body=body)
+    nodes = [helper.make_node("Abs", ["v"], ["x"]), loop]
+    made = model(nodes, [tensor("m", [], TensorProto.INT64), tensor("v", extents)], [tensor(r, None) for r in results])
+    made.graph.value_info.append(tensor("x", extents))
+    result = memoptc.compile(made, level=level, measure=False, verify="off").model
+    for trips_ in (0, 1, 2):
+        feed = {"m": np.array(trips_, np.int64), "v": np.ones((2, 3), np.float32)}
+        expected, found = (Evaluator(m, RunOptions(optimize=False)).run(feed) for m in (made, result))
+        assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}
 
 
 def convolution(opset: int) -> onnx.ModelProto:
