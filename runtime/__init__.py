@@ -14,15 +14,17 @@ _LAZY = {
     "Decoder": "memoptc.runtime.decoding",
     "MemoryLimit": "memoptc.runtime.errors",
     "PlanLeft": "memoptc.runtime.errors",
+    "Pool": "memoptc.runtime.pool",
     "Session": "memoptc.runtime.session",
 }
 
-__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Session"]
+__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Pool", "Session"]
 
 if TYPE_CHECKING:
     from memoptc.runtime.contract import Contract
     from memoptc.runtime.decoding import Decoder
     from memoptc.runtime.errors import MemoryLimit, PlanLeft
+    from memoptc.runtime.pool import Pool
     from memoptc.runtime.session import Session
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from memoptc.runtime.admission import Admission
+    from memoptc.runtime.native.shared import Shared
     from memoptc.runtime.tiers.planned import Planned, RunPlan
 
 Memory: TypeAlias = Literal["auto", "arena", "planned", "stock"]
@@ -67,6 +68,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         packing: Whether weights are copied into the layout that kernels read fastest. `"auto"` is what the contract
             says, and `True` without one. `False` leaves mapped weights where they are: less memory of the process's
             own, at a latency that depends on the model.
+        shared: What a `memoptc.runtime.Pool` gives its sessions.
         kwargs: `InferenceSession`'s other arguments.
 
     Raises:
@@ -88,6 +90,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         arena_bytes: int | None = None,
         contract: Contract | str | os.PathLike[str] | Literal[False] | None = None,
         packing: Packing = "auto",
+        shared: Shared | None = None,
         **kwargs: Any,
     ) -> None:
         if memory not in ("auto", "arena", "planned", "stock"):
@@ -99,6 +102,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self.contract = _contract(contract, self._source)
         self.memory_limit = _limit(memory_limit)
         self._planned: Planned | None = None
+        self._shared = shared
         self._caller = (sess_options, providers, provider_options, kwargs)
         self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else arena_bytes
         self._run_options = _options(self.contract.options, packing, threads)
@@ -167,7 +171,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 hint="Say threads= and contract= instead, or choose memory='arena'.",
             )
         assert self._source is not None
-        planned = Planned(self._source, self._run_options, self.memory_limit, self._strict)
+        planned = Planned(self._source, self._run_options, self.memory_limit, self._strict, self._shared)
         super(ort.InferenceSession, self).__init__(enable_fallback=False)
         self._planned = planned
         self._inputs_meta, self._outputs_meta = planned.inputs, planned.outputs
@@ -289,6 +293,12 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
     def plans(self) -> list[RunPlan]:
         """What was planned so far: one per set of input shapes."""
         return list(self._planned.plans.values()) if self._planned is not None else []
+
+    def set_limit(self, limit: int | None) -> None:
+        """Hold later runs of a planned session to another limit, in bytes."""
+        if self._planned is not None and limit != self.memory_limit:
+            self.memory_limit = self._planned.limit = limit
+            self._admission = self._make_admission()
 
     def close(self) -> None:
         """Release the model's memory; the session cannot run any more."""

@@ -70,12 +70,16 @@ _CALLS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "AllocatorFree": (76, (_P, _P)),
     "GetAllocatorWithDefaultOptions": (78, (_PP,)),
     "AddSessionConfigEntry": (130, (_P, _S, _S)),
+    "AddInitializer": (150, (_P, _S, _P)),
+    "CreatePrepackedWeightsContainer": (166, (_PP,)),
+    "CreateSessionWithPrepackedWeightsContainer": (168, (_P, _PATH, _P, _P, _PP)),
     "RegisterAllocator": (176, (_P, _P)),
     "UnregisterAllocator": (177, (_P, _P)),
 }
 _RELEASES = {
     "ReleaseStatus": 93, "ReleaseSession": 95, "ReleaseValue": 96, "ReleaseRunOptions": 97, "ReleaseTypeInfo": 98,
     "ReleaseTensorTypeAndShapeInfo": 99, "ReleaseSessionOptions": 100,
+    "ReleasePrepackedWeightsContainer": 167,
 }  # fmt: skip
 _GET_ERROR_CODE, _GET_ERROR_MESSAGE = 1, 2
 

@@ -23,6 +23,8 @@ from memoptc.runtime.options import FOLDER_KEY, STOCK, RunOptions, clean_message
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from memoptc.runtime.native.shared import Shared
+
 
 @dataclass(frozen=True)
 class Port:
@@ -46,6 +48,7 @@ class NativeSession:
         model: Path or serialized bytes.
         options: How to run it. `arena` is ignored: allocations go to an allocator of ours.
         folder: Where external data of serialized bytes lies.
+        shared: Weights that other sessions have, too; for a model that comes from a path.
 
     Raises:
         Unavailable: the C interface or an option cannot be used here.
@@ -58,11 +61,13 @@ class NativeSession:
         options: RunOptions = STOCK,
         *,
         folder: str | os.PathLike[str] | None = None,
+        shared: Shared | None = None,
     ) -> None:
         a = self._api = api()
         self.allocator = TrackingAllocator()
         self._lock = threading.RLock()
         self._handle: Pointer | None = None
+        self._shared = shared  # onnxruntime refers to its weights as long as the session lives
         native = a.new("CreateSessionOptions")
         try:
             a.SetSessionLogSeverityLevel(native, 4)
@@ -101,7 +106,12 @@ class NativeSession:
                     a.UnregisterAllocator(a.env, a.memory_info)
             a.RegisterAllocator(a.env, ctypes.byref(self.allocator.struct))
             try:
-                if isinstance(model, bytes):
+                if self._shared is not None and not isinstance(model, bytes):
+                    for name, weight in self._shared.weights.items():
+                        a.AddInitializer(native, name.encode(), weight.value)
+                    packed, path = self._shared.packed.pointer, encode_path(os.fspath(model))
+                    handle = a.new("CreateSessionWithPrepackedWeightsContainer", a.env, path, native, packed)
+                elif isinstance(model, bytes):
                     handle = a.new("CreateSessionFromArray", a.env, ctypes.c_char_p(model), len(model), native)
                 else:
                     handle = a.new("CreateSession", a.env, encode_path(os.fspath(model)), native)
@@ -218,7 +228,7 @@ class NativeSession:
             if self._handle is not None:
                 self._api.release["ReleaseSession"](self._handle)
                 self._api.release["ReleaseRunOptions"](self._run_options)
-                self._handle = None
+                self._handle = self._shared = None
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:

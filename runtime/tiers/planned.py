@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.native.allocator import LARGE, Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession, Port
+from memoptc.runtime.native.shared import BlockHome, Shared
 from memoptc.runtime.options import RunOptions
 
 if TYPE_CHECKING:
@@ -93,22 +93,27 @@ class Planned:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | bytes, options: RunOptions, limit: int | None, strict: bool
+        self,
+        model: str | os.PathLike[str] | bytes,
+        options: RunOptions,
+        limit: int | None,
+        strict: bool,
+        shared: Shared | None = None,
     ) -> None:
         if not isinstance(model, bytes) and not os.path.isfile(model):
             raise no_such_file(model)
-        self._session = NativeSession(model, options)
+        self._session = NativeSession(model, options, shared=shared)
         self.inputs: list[Port] = self._session.input_ports
         self.outputs: list[Port] = self._session.output_ports
         self._recorded: dict[Any, _Recorded] = {}
         self._plans: dict[Any, RunPlan] = {}
         self._scripts: dict[Any, Script] = {}
         self._lefts: Counter[Any] = Counter()
-        self._block: Block | None = None
+        self._home = BlockHome() if shared is None else shared.home
         self._best_fit_bytes = 0
         self._apart: frozenset[int] = frozenset()
-        self._strict, self._limit = strict, limit
-        self._lock = threading.RLock()
+        self._strict, self.limit = strict, limit
+        self._lock = self._home.lock
         if limit is not None and self._session.load_peak_bytes > limit:
             self._session.close()
             raise MemoryLimit(
@@ -195,7 +200,7 @@ class Planned:
     ) -> dict[str, Any]:
         run_plan = self._plan(key)
         needed = self._session.loaded_bytes + run_plan.arena_bytes + run_plan.output_bytes
-        if self._limit is not None and needed > self._limit:
+        if self.limit is not None and needed > self.limit:
             raise self._too_much(f"{needed} bytes are planned")
         bound = {n: into[n] for n, known in run_plan.bound.items() if n in into and _fits(into[n], *known)}
         given = sum(run_plan.trace.sizes[run_plan.trace.outputs[name]] for name in bound)
@@ -210,7 +215,7 @@ class Planned:
     @contextmanager
     def _limited(self, taken: int = 0, *, strict: bool = False) -> Iterator[None]:
         """Hold the heap to what the limit leaves beside the bytes that are taken otherwise."""
-        limit = None if self._limit is None else self._limit - taken
+        limit = None if self.limit is None else self.limit - taken
         with self._session.limited(limit, strict=strict) as allocator:
             try:
                 yield
@@ -222,7 +227,7 @@ class Planned:
 
     def _too_much(self, what: str) -> MemoryLimit:
         return MemoryLimit(
-            f"The run needs more than the limit of {self._limit} bytes: {what}.",
+            f"The run needs more than the limit of {self.limit} bytes: {what}.",
             hint="Raise the limit, or feed smaller inputs.",
         )
 
@@ -238,7 +243,8 @@ class Planned:
     def _script(self, key: Any, bound: frozenset[str]) -> Script:
         run_plan = self._plans[key]
         block = self._block_of(run_plan.arena_bytes)
-        if (key, bound) not in self._scripts:
+        known = self._scripts.get((key, bound))
+        if known is None or known.block is not block:
             numbers = frozenset(run_plan.trace.outputs[name] for name in bound)
             self._scripts[key, bound] = Script(
                 run_plan.trace, run_plan.plan.offsets, block, apart=run_plan.apart, bound=numbers
@@ -247,11 +253,11 @@ class Planned:
 
     def _block_of(self, size: int) -> Block:
         """Give a block of at least that size; a larger one takes the place of the one before."""
-        if self._block is None or self._block.size < size:
+        if self._home.block is None or self._home.block.size < size:
             self._scripts.clear()
-            self._block = None
-            self._block = Block(size)
-        return self._block
+            self._home.block = None
+            self._home.block = Block(size)
+        return self._home.block
 
     def _forget_scripts(self, key: Any) -> None:
         for known in [k for k in self._scripts if k[0] == key]:
@@ -263,7 +269,7 @@ class Planned:
         self._scripts.clear()
         self._plans.clear()
         self._recorded.clear()
-        self._block = None
+        self._home = BlockHome()
 
 
 def _outputs_of(trace: Trace) -> frozenset[int]:

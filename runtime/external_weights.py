@@ -1,0 +1,116 @@
+"""Which weights of a model lie in files of their own, read without the onnx package.
+
+The file is walked as a protobuf message; only names, shapes and places are looked at.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memoptc.ir.diagnostics import InputError
+
+_GRAPH, _INITIALIZER = 7, 5
+_DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13
+_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class ExternalWeight:
+    """An initializer of the main graph whose bytes lie in another file.
+
+    Args:
+        name: Its name.
+        element: Element type, numbered as in ONNX.
+        dims: Extents.
+        file: Path.
+        offset: First byte.
+        length: Bytes.
+    """
+
+    name: str
+    element: int
+    dims: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+
+
+def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
+    """List them, in the order of the file.
+
+    Raises:
+        InputError: the file is no model.
+    """
+    path = os.path.abspath(os.fspath(model))
+    try:
+        with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            graphs = [span for field, span in _fields(data, (0, len(data))) if field == _GRAPH]
+            tensors = (span for graph in graphs for field, span in _fields(data, graph) if field == _INITIALIZER)
+            found = (_external(data, tensor, os.path.dirname(path)) for tensor in tensors)
+            return [weight for weight in found if weight is not None]
+    except (ValueError, IndexError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no ONNX model: {error}.") from None
+
+
+Span = tuple[int, int]
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span]]:
+    """Fields of a message and where their bytes lie; a number lies between its first and its last byte."""
+    at, end = span
+    while at < end:
+        key, at = _varint(data, at)
+        kind, start = key & 7, at
+        if kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind == _BYTES:
+            length, start = _varint(data, at)
+            at = start + length
+        elif kind in (_EIGHT, _FOUR):
+            at += 8 if kind == _EIGHT else 4
+        else:
+            raise ValueError(f"byte {at} begins no field")
+        if at > end:
+            raise ValueError("it ends early")
+        yield key >> 3, (start, at)
+
+
+def _numbers(data: mmap.mmap, span: Span) -> list[int]:
+    found, (at, end) = [], span
+    while at < end:
+        value, at = _varint(data, at)
+        found.append(value)
+    return found
+
+
+def _external(data: mmap.mmap, span: Span, folder: str) -> ExternalWeight | None:
+    dims: list[int] = []
+    element, name = 0, ""
+    entries: dict[str, str] = {}
+    for field, part in _fields(data, span):
+        if field == _DIMS:
+            dims += _numbers(data, part)
+        elif field == _TYPE:
+            (element,) = _numbers(data, part)
+        elif field == _NAME:
+            name = data[part[0] : part[1]].decode()
+        elif field == _EXTERNAL:
+            key, value = (data[a:b].decode() for _, (a, b) in _fields(data, part))
+            entries[key] = value
+    if "location" not in entries or "length" not in entries:
+        return None
+    file = os.path.join(folder, entries["location"])
+    return ExternalWeight(name, element, tuple(dims), file, int(entries.get("offset", 0)), int(entries["length"]))

@@ -1,0 +1,155 @@
+"""Sessions under one limit: equal weights once, one block, the ones used longest ago parked; outputs as alone."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from native_models import usable
+from onnx import TensorProto, helper, numpy_helper
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime import MemoryLimit, Pool, Session
+from memoptc.runtime.external_weights import external_weights
+
+pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+
+WIDTH, LAYERS = 256, 6
+WEIGHTS = WIDTH * WIDTH * 4 * LAYERS
+
+
+def write(folder: Path, name: str, head: int, offset: int = 0) -> Path:
+    """A body that all models have, and a head of their own, with weights in a file of their own."""
+    rng, own = np.random.default_rng(0), np.random.default_rng(100 + head)
+    arrays = [rng.standard_normal((WIDTH, WIDTH)) / 16 for _ in range(LAYERS)] + [own.standard_normal((WIDTH, 8))]
+    weights = [numpy_helper.from_array(a.astype(np.float32), f"{name}.w{i}") for i, a in enumerate(arrays)]
+    if offset:
+        weights.insert(0, numpy_helper.from_array(np.zeros(offset, np.float32), "unused"))
+    nodes = []
+    for i in range(LAYERS + 1):
+        nodes.append(helper.make_node("MatMul", [f"h{i}", f"{name}.w{i}"], [f"m{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"h{i + 1}"]))
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("h0", TensorProto.FLOAT, ["N", WIDTH])],
+        [helper.make_tensor_value_info(f"h{LAYERS + 1}", TensorProto.FLOAT, ["N", 8])],
+        weights,
+    )
+    path = folder / f"{name}.onnx"
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save_model(made, path, save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three models with one body, whose bytes lie at other offsets in the last."""
+    folder = tmp_path_factory.mktemp("pool")
+    return [write(folder, "a", 0), write(folder, "b", 1), write(folder, "c", 2, offset=1000)]
+
+
+def feed(batch: int = 3) -> dict[str, Any]:
+    """Made-up inputs."""
+    return {"h0": np.random.default_rng(batch).standard_normal((batch, WIDTH)).astype(np.float32)}
+
+
+def alone(path: Path, batch: int) -> bytes:
+    """Outputs of a session of its own."""
+    with Session(path, memory="planned", threads=1) as session:
+        return bytes(session.run(None, feed(batch))[0].tobytes())
+
+
+def test_external_weights_are_those_of_the_onnx_package(models: list[Path]) -> None:
+    for path in models:
+        tensors = [t for t in onnx.load(path, load_external_data=False).graph.initializer if t.external_data]
+        found = external_weights(path)
+        assert [(w.name, w.element, w.dims) for w in found] == [(t.name, t.data_type, tuple(t.dims)) for t in tensors]
+        for weight, tensor in zip(found, tensors, strict=True):
+            entries = {e.key: e.value for e in tensor.external_data}
+            assert (weight.offset, weight.length) == (int(entries.get("offset", 0)), int(entries["length"]))
+
+
+def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"\xff" * 40)
+    with pytest.raises(InputError, match="is no ONNX model"):
+        external_weights(tmp_path / "no.onnx")
+    with Pool() as pool, pytest.raises(InputError, match="no such file"):
+        pool.open(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_equal_weights_are_stored_once_and_outputs_stay(models: list[Path], packing: bool) -> None:
+    with Pool(threads=1, packing=packing) as pool:
+        sessions = [pool.open(path) for path in [*models, models[0]]]
+        body = [{w for name, w in s.weights.items() if "w6" not in name and name != "unused"} for s in sessions]
+        assert body[0] == body[1] == body[2] == body[3]
+        assert len(body[0]) == LAYERS
+        assert len({s.weights[f"{s.path[-6]}.w6"] for s in sessions}) == 3
+        for batch in (3, 64, 3, 64, 3):
+            for session in sessions:
+                (found,) = session.run(None, feed(batch))
+                plain = Session(session.path, memory="planned", threads=1, packing=packing)
+                assert found.tobytes() == plain.run(None, feed(batch))[0].tobytes()
+        assert all(s.loaded._planned is not None and s.loaded._planned._home is pool._home for s in sessions)
+
+
+def test_sessions_used_longest_ago_are_parked(models: list[Path]) -> None:
+    with Pool(threads=1) as probe:
+        probe.open(models[0]).run(None, feed(3))
+        one = probe.used_bytes
+    with Pool(one + (5 << 20), threads=1) as pool:
+        a, b, c = (pool.open(path) for path in models)
+        assert [s.is_open for s in (a, b, c)] == [False, True, True]
+        for session, path in ((a, models[0]), (b, models[1]), (c, models[2]), (a, models[0])):
+            assert session.run(None, feed(3))[0].tobytes() == alone(path, 3)
+            assert pool.memory_limit is not None
+            assert pool.used_bytes <= pool.memory_limit
+        assert pool.parked >= 3
+
+
+def test_what_does_not_fit_alone_is_refused_and_the_pool_lives_on(models: list[Path]) -> None:
+    with Pool(WEIGHTS // 2, threads=1) as pool:
+        with pytest.raises(MemoryLimit, match=r"takes \d+ bytes alone; the limit of the pool is"):
+            pool.open(models[0])
+        assert pool.used_bytes == 0
+    with Pool(WEIGHTS + (6 << 20), threads=1) as pool:
+        session = pool.open(models[0])
+        with pytest.raises(MemoryLimit):
+            session.run(None, feed(8192))
+        assert session.run(None, feed(3))[0].tobytes() == alone(models[0], 3)
+
+
+def test_threads_take_turns(models: list[Path]) -> None:
+    with Pool(threads=1) as pool:
+        sessions = [pool.open(path) for path in models]
+        expected = [alone(path, 5) for path in models]
+        wrong = []
+
+        def work(index: int) -> None:
+            for _ in range(20):
+                if sessions[index].run(None, feed(5))[0].tobytes() != expected[index]:
+                    wrong.append(index)
+
+        threads = [threading.Thread(target=work, args=(i % 3,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+
+def test_a_closed_session_says_so_and_gives_its_weights_back(models: list[Path]) -> None:
+    with Pool(threads=1) as pool:
+        first, second = pool.open(models[0]), pool.open(models[1])
+        first.close()
+        first.close()
+        with pytest.raises(InputError, match="is closed"):
+            first.run(None, feed())
+        held = {w for w in pool._store._places.values()}
+        assert held == set(second.weights.values())
+        assert second.run(None, feed())[0].tobytes() == alone(models[1], 3)
