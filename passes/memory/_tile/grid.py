@@ -18,6 +18,9 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Along, Form
 from memoptc.passes.memory._tile.region import Region
 
+TO_END = (1 << 63) - 1
+"""The end of a Slice that runs to the end of an axis."""
+
 
 class NotTileableError(Exception):
     """A region cannot be partitioned into these tiles; says why."""
@@ -291,3 +294,26 @@ def ends_at(grid: TileGrid, bound: Bound, value: Value, axis: int) -> bool:
 def tiles(grid: TileGrid) -> Sequence[int]:
     """Numbers of the tiles."""
     return range(grid.count)
+
+
+def within(outer: Interval, inner: Interval) -> tuple[int, int]:
+    """Where an interval lies in one that holds it, as (start, end) of a Slice."""
+    return _start(outer.lo, inner.lo), _stop(outer, inner)
+
+
+def _start(outer: object, inner: object) -> int:
+    if isinstance(outer, int) and isinstance(inner, int):
+        return inner - outer
+    if isinstance(outer, AffineBound) and isinstance(inner, AffineBound) and outer.a == inner.a:
+        return inner.b - outer.b
+    raise NotTileableError("a part whose place is not known")
+
+
+def _stop(outer: Interval, inner: Interval) -> int:
+    if outer.hi == inner.hi:
+        return TO_END
+    if isinstance(outer.hi, int) and isinstance(inner.hi, int) and isinstance(outer.lo, int):
+        return inner.hi - outer.lo
+    if isinstance(outer.hi, AffineBound) and isinstance(inner.hi, AffineBound) and outer.hi.a == inner.hi.a:
+        return inner.hi.b - outer.hi.b
+    raise NotTileableError("a part whose place is not known")
