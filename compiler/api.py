@@ -20,7 +20,7 @@ from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.levels import promised_slowdown
-from memoptc.measuring import Bench
+from memoptc.measuring import Bench, Containers
 from memoptc.option_fields import keywords_after_one, keywords_after_two, words_of
 from memoptc.options import FileOptions, Options
 from memoptc.report import Report, write_report
@@ -213,9 +213,10 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     if bench is not None:
         assert attempt.times is not None
         feed = attempt.compiled.border.encode(data.feed)
-        bench.fill(report, attempt.path, feed, attempt.times)
+        containers = Containers()
         if options.container:
-            bench.fill_containers(report, attempt.path, feed, options.progress)
+            containers = bench.containers(attempt.path, feed, attempt.times, options.progress)
+        bench.fill(report, attempt.path, feed, attempt.times, containers)
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
     return Result(attempt, report, source.kind)

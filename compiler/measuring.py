@@ -59,6 +59,23 @@ class Times:
 
 
 @dataclass
+class Containers:
+    """Limits in bytes of the smallest containers that the models run in; `None` where none was found.
+
+    Args:
+        original: The original, in stock onnxruntime.
+        candidate: The candidate, in stock onnxruntime.
+        session: The candidate in `Session`.
+        problem: Why some were not looked for, such as a kernel that sets no limits; `""` when all were.
+    """
+
+    original: int | None = None
+    candidate: int | None = None
+    session: int | None = None
+    problem: str = ""
+
+
+@dataclass
 class Bench:
     """Measures candidates against one original, which is measured once.
 
@@ -125,51 +142,50 @@ class Bench:
         before, after, *session = measure(paths, feeds, options=ways, bound=self.bound, needs=known)
         return Times(before, after, session[0] if session else None)
 
-    def fill(self, report: Report, path: Path, feed: Feed, times: Times) -> None:
+    def fill(self, report: Report, path: Path, feed: Feed, times: Times, containers: Containers) -> None:
         """Put the figures of a candidate, and the original's, into the report."""
         control, candidate = report.control, report.candidate
         before = self.before.session
         control.session = None if before is None else {before.tier: need_json(before, control)}
-        control.measured = both_json(times.before, before, control)
+        control.measured = both_json(times.before, before, control) | {"container_bytes": containers.original}
         candidate.measured = both_json(times.after, times.session, candidate)
+        candidate.measured["container_bytes"] = containers.candidate
         candidate.measured["slowdown"] = self._slowdown_json(times.slowdown_of(times.after))
         candidate.session = {}
         if times.session is not None:
             slowdown = self._slowdown_json(times.slowdown_of(times.session))
-            candidate.session[times.session.tier] = measured_json(times.session, candidate) | {"slowdown": slowdown}
+            figures = {"container_bytes": containers.session, "slowdown": slowdown}
+            candidate.session[times.session.tier] = measured_json(times.session, candidate) | figures
         if "planned" not in candidate.session and (other := self._planned(path, feed)):
             found, compared = other
             slowdown = self._slowdown_json(compared)
             candidate.session[found.tier] = measured_json(found, candidate) | {"slowdown": slowdown}
+        if containers.problem:
+            report.warnings.append(f"No container was measured. {containers.problem}")
 
     def _slowdown_json(self, slowdown: Slowdown) -> dict[str, float]:
         """Give the report's form, with the bound that is promised."""
         return {**vars(slowdown), "promised": self.bound}
 
-    def fill_containers(self, report: Report, path: Path, feed: Feed, progress: ProgressCallback) -> None:
-        """Find the smallest containers: of the original in stock onnxruntime, of the candidate there and in `Session`.
-
-        Where the kernel sets no limits, the report says so.
-        """
+    def containers(self, path: Path, feed: Feed, times: Times, progress: ProgressCallback) -> Containers:
+        """Find the smallest containers: the original in stock onnxruntime, the candidate there and in `Session`."""
 
         def say(text: str) -> None:
             progress(f"container: trying {text}", 0.9)
 
+        def smallest(model: Path, inputs: Feed, way: Way) -> int:
+            return smallest_container(model, inputs, way=way, seconds=_CONTAINER_SECONDS, say=say).limit_bytes
+
         stock = RunOptions(threads=self.threads)
-        control, candidate = report.control.measured, report.candidate.measured
-        session = next(iter((report.candidate.session or {}).values()), None)
-        cases: list[tuple[dict[str, Any] | None, Path, Feed, Way]] = [
-            (control, self.original, self.feed, stock),
-            (candidate, path, feed, stock),
-            (session, path, feed, self._way()),
-        ]
+        found = Containers()
         try:
-            for figures, model, inputs, way in cases:
-                if figures is not None:
-                    found = smallest_container(model, inputs, way=way, seconds=_CONTAINER_SECONDS, say=say)
-                    figures["container_bytes"] = found.limit_bytes
+            found.original = smallest(self.original, self.feed, stock)
+            found.candidate = smallest(path, feed, stock)
+            if times.session is not None:
+                found.session = smallest(path, feed, self._way())
         except Unavailable as problem:
-            report.warnings.append(f"No container was measured. {problem.message}")
+            found.problem = problem.message
+        return found
 
     def _planned(self, path: Path, feed: Feed) -> tuple[Measured, Slowdown] | None:
         """Measure the tier `planned`; `None` without the C interface, or where what runs are no tensors."""

@@ -86,6 +86,25 @@ class Artefacts:
     trace: Any = None
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What a search did, to do it again to an equal graph.
+
+    Args:
+        graph: The graph that came out.
+        stats: What it counted.
+        decisions: What it told the report.
+        warnings: What it told the user.
+        precision: The table of layers.
+    """
+
+    graph: Graph
+    stats: Counter[str]
+    decisions: list[Decision]
+    warnings: list[str]
+    precision: Precision | None
+
+
 @dataclass
 class Context:
     """Facts about one compile, and what passes leave for the report.
@@ -104,7 +123,7 @@ class Context:
         say: Tells the user where a long pass stands.
         warnings: What the user must know; passes append.
         decisions: What was done and why; passes append.
-        memo: What passes keep for another attempt at the same compile, by name.
+        searched: What searches did in earlier attempts at the same compile, by search and content of the graph.
         artefacts: What passes make besides the graph.
         weights: The pool that models are written to at the moment, if passes share one.
         limits: Bounds beyond which a pass is ended, its work taken back, and the compile goes on with a warning.
@@ -126,7 +145,7 @@ class Context:
     decisions: list[Decision] = field(default_factory=list)
     artefacts: Artefacts = field(default_factory=Artefacts)
     weights: WeightPool | None = None
-    memo: dict[str, Any] = field(default_factory=dict)
+    searched: dict[str, Searched] = field(default_factory=dict)
     limits: Limits = Limits()
     meter: Meter | None = field(default=None, repr=False)
     _shapes: tuple[Graph, int, Inference] | None = field(default=None, init=False, repr=False)

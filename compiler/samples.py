@@ -13,6 +13,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Sym
 from memoptc.options import Options
+from memoptc.pass_base import Searched
 from memoptc.runtime.data import Data
 from memoptc.runtime.design_points import DesignPoints, design_points
 from memoptc.runtime.evaluate import Evaluator
@@ -50,8 +51,8 @@ class Inputs:
         types = {v.name: v.type for v in graph.inputs}
         optional = [v.name for v in graph.defaults]
         self._source = source
-        self.memo: dict[str, Any] = {}
-        """What passes keep from one attempt to the next."""
+        self.searched: dict[str, Searched] = {}
+        """What searches did in earlier attempts."""
         self._asked = dict(options.dims) | dict(options.freeze)
 
         def samples(given: Any) -> Data | None:

@@ -191,7 +191,7 @@ def context_of(compilation: Compilation) -> Context:
         metric=data.metric(options),
         force=options.force,
         scratch=compilation.scratch,
-        memo=data.memo,
+        searched=data.searched,
     )
 
 

@@ -5,31 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from memoptc.ir.core import Graph
-from memoptc.pass_base import Context, Pass, Precision
+from memoptc.pass_base import Context, Pass, Searched
 from memoptc.passes.precision._quantize.observe import shared_weights
-from memoptc.report.model import Decision
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a search did.
-
-    Args:
-        graph: The graph that came out.
-        stats: What it counted.
-        decisions: What it told the report.
-        warnings: What it told the user.
-        precision: The table of layers.
-    """
-
-    graph: Graph
-    stats: Counter[str]
-    decisions: list[Decision]
-    warnings: list[str]
-    precision: Precision | None
 
 
 def searched_once(
@@ -41,17 +20,17 @@ def searched_once(
         search: The pass, with its options.
         graph: The top graph, changed in place.
         stats: Gets what the search counts.
-        context: Of the compile; its `memo` lasts over attempts.
+        context: Of the compile; its `searched` lasts over attempts.
         work: The search itself, on `graph`; gets the counter to use.
     """
     with shared_weights(context) as pool:
         written = pool.write(graph, "searched.onnx").read_bytes()
         key = f"{search!r} {hashlib.sha256(written).hexdigest()}"
-        known: _Outcome | None = context.memo.get(key)
+        known = context.searched.get(key)
         if known is None:
             counted, decided, warned = Counter[str](), len(context.decisions), len(context.warnings)
             work(counted)
-            known = context.memo[key] = _Outcome(
+            known = context.searched[key] = Searched(
                 graph.clone(),
                 counted,
                 context.decisions[decided:],
