@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir
 from google.protobuf.message import DecodeError
@@ -53,6 +55,12 @@ class Dense(NamedTuple):
 
 class Splat(NamedTuple):
     """`splat(number)`."""
+
+    number: Token
+
+
+class Rand(NamedTuple):
+    """`rand(seed)`: random elements, the same ones everywhere."""
 
     number: Token
 
@@ -102,6 +110,9 @@ class ValueReader(Transformer[Token, Graph]):
     def splat(self, children: list[Any]) -> Splat:
         return Splat(children[0])
 
+    def rand(self, children: list[Any]) -> Rand:
+        return Rand(children[0])
+
     def dense(self, children: list[Any]) -> Dense:
         place, type_, content, *facts = children
         return Dense(place, type_, content, facts)
@@ -149,7 +160,7 @@ class ValueReader(Transformer[Token, Graph]):
             if raw and isinstance(raw[0], Entry):
                 raise self.error(place, "an attribute holds no table")
             return tuple(self.value_of(place, r) for r in raw)
-        if isinstance(raw, Splat):
+        if isinstance(raw, Splat | Rand):
             raise self.error(raw.number, "a tensor that is no weight states its type: dense(f32[2,3], splat(0))")
         return self.content_of(place, raw, None, "") if isinstance(raw, Dense) else raw
 
@@ -162,7 +173,7 @@ class ValueReader(Transformer[Token, Graph]):
             for key, fact in raw.facts:
                 self._tensor_fact(tensor, key, fact)
             return tensor
-        at = raw if isinstance(raw, Token) else raw.number if isinstance(raw, Splat) else place
+        at = raw if isinstance(raw, Token) else raw.number if isinstance(raw, Splat | Rand) else place
         if isinstance(raw, Token) and raw.type == "ELIDED":
             raise self.error(raw, _ELIDED, _ELIDED_HINT)
         if not isinstance(type_, TensorType) or type_.static_shape is None or type_.dtype == DType.UNDEFINED:
@@ -189,6 +200,8 @@ class ValueReader(Transformer[Token, Graph]):
             return onnx_ir.StringTensor(items, shape=onnx_ir.Shape(shape), name=name or None)
         if isinstance(raw, Splat):
             array = np.full(shape, spelling.array_of(str(raw.number), type_.dtype)[0])
+        elif isinstance(raw, Rand):
+            array = random_elements(str(raw.number), size, type_.dtype).reshape(shape)
         elif (isinstance(raw, Token) and raw.type in ("NUMBER", "NUMBERS")) or raw == []:
             text = str(raw)[1:-1] if isinstance(raw, list) or raw.type == "NUMBERS" else str(raw)
             array = spelling.array_of(text, type_.dtype)
@@ -310,6 +323,26 @@ def value_name_of(token: Token) -> tuple[str, int]:
 def value_key(token: Token) -> str:
     """Give the one canonical spelling of a value's name, however the text quotes it."""
     return spelling.value_name(*value_name_of(token)) if '"' in token else token
+
+
+def random_elements(seed: str, count: int, dtype: DType) -> npt.NDArray[Any]:
+    """Give `rand(seed)`: multiples of 1/64 in [-1, 1), which every float type holds; integers from -8 or 0 to 7.
+
+    Raises:
+        ValueError: the seed is no whole number.
+    """
+    if not seed.isdecimal():
+        raise ValueError("a seed is a whole number")
+    draw = random.Random(int(seed)).random  # the generator whose numbers Python promises to keep
+    if dtype == DType.BOOL:
+        numbers: list[float] = [int(2 * draw()) for _ in range(count)]
+    elif dtype.is_integer():
+        high = min(8, 1 << (dtype.bitwidth - dtype.is_signed()))
+        low = -high if dtype.is_signed() else 0
+        numbers = [low + int((high - low) * draw()) for _ in range(count)]
+    else:
+        numbers = [(int(128 * draw()) - 64) / 64 for _ in range(count)]
+    return np.asarray(numbers).astype(dtype.numpy())
 
 
 def _check_count(count: int, size: int, type_: TensorType) -> None:

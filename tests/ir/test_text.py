@@ -293,6 +293,29 @@ def test_equal_elements_are_written_once() -> None:
     round_trip(graph)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "i64", "u8", "i4", "u2", "bool"])
+def test_random_elements_are_the_same_everywhere(dtype: str) -> None:
+    """They depend on the seed alone, every type holds them, and text has them in full."""
+    made = [
+        parse(f"graph @g() -> ({dtype}[50]) {{ %w = const() {{value=rand({seed})}} : {dtype}[50]  return %w }}")
+        for seed in (7, 7, 8)
+    ]
+    a, b, c = (g.outputs[0].tensor for g in made)
+    assert a is not None
+    assert b is not None
+    assert c is not None
+    assert same_content(a, b)
+    assert not same_content(a, c)
+    assert np.abs(a.numpy().astype(np.float64)).max() <= (1 if dtype in ("f32", "f16", "bf16", "bool") else 8)
+    round_trip(made[0])
+
+
+def test_random_elements_are_known() -> None:
+    graph = parse("graph @g() -> (f32[3]) { %w = const() {value=rand(1)} : f32[3]  return %w }")
+    assert graph.outputs[0].tensor is not None
+    assert graph.outputs[0].tensor.numpy().tolist() == [-0.734375, 0.6875, 0.515625]
+
+
 def test_functions_survive() -> None:
     graph = one_op({"alpha": 1.0})
     body = Graph("F")
