@@ -100,15 +100,17 @@ def _largest(
         found = maker.consistent(wanted)
         if found is None:
             return None
-        estimate = peak(maker.typed, found)
         smaller = {
             name: max(extent // 2, SMALLEST[kinds[name]]) if extent > SMALLEST[kinds[name]] else extent
             for name, extent in wanted.items()
             if name not in maker.dims
         } | maker.dims
         # Where shapes are not known, what is planned says nothing of what goes in.
-        fits = max(estimate.peak_bytes, maker.nbytes(found)) <= limit
-        if (fits and multiplications(maker.typed, found) <= work) or smaller == wanted:
+        if smaller == wanted or (
+            maker.nbytes(found) <= limit
+            and multiplications(maker.typed, found) <= work
+            and peak(maker.typed, found).peak_bytes <= limit
+        ):
             return found
         wanted = smaller
 

@@ -50,6 +50,7 @@ def make_contract(
     candidates: Sequence[RunOptions] = (FRUGAL, replace(FRUGAL, file_order=True)),
     timed: Callable[[], Sequence[Feed]] | None = None,
     slowdown: float = 0.0,
+    transposed: bool = False,
     isolate: bool = False,
     batch: Batch | None = None,
 ) -> Contract:
@@ -68,6 +69,8 @@ def make_contract(
         timed: Gives the feeds to time packing with, the one that may decide alone first; `feed` when not given. Those
             that the model does not run on are left out.
         slowdown: Largest accepted ratio of run times without packing; 0 keeps it, and every bit.
+        transposed: Products read transposes of weights: without packing, constants are not folded, so that
+            onnxruntime makes products of them that read the mapped weight itself instead of a transposed copy.
         isolate: Do it in a process of its own, so that the caller's memory never holds the model.
         batch: Where samples lie that were proven not to depend on each other; kept where they give the same bits in
             calls of fewer samples.
@@ -76,7 +79,8 @@ def make_contract(
         InputError: onnxruntime cannot load or run the model; `Unavailable` when nothing can be recorded here.
     """
     if isolate:
-        return _isolated(model, feed, threads, candidates, timed() if slowdown and timed else (), slowdown, batch)
+        feeds = timed() if slowdown and timed else ()
+        return _isolated(model, feed, threads, candidates, feeds, slowdown, transposed, batch)
     best: _Trial | None = None
     for candidate in reversed(candidates):  # the usual choice comes last, and stays loaded for what follows
         trial = _Trial(model, replace(candidate, threads=threads))
@@ -90,7 +94,7 @@ def make_contract(
     assert best is not None
     try:
         if slowdown and PACKING_KEY not in best.options.config and best.maps_weights:
-            found = _without_packing(best, feed, timed() if timed else (feed,), slowdown)
+            found = _without_packing(best, feed, timed() if timed else (feed,), slowdown, transposed)
         else:
             found = best.contract
     finally:
@@ -105,6 +109,7 @@ def _isolated(
     candidates: Sequence[RunOptions],
     timed: Sequence[Feed],
     slowdown: float,
+    transposed: bool,
     batch: Batch | None,
 ) -> Contract:
     with TemporaryFolder("memoptc-contract-") as name:
@@ -119,6 +124,7 @@ def _isolated(
             "candidates": [candidate.to_json() for candidate in candidates],
             "slowdown": slowdown,
             "batch": batch and asdict(batch),
+            "transposed": transposed,
             "contract": str(folder / "contract.json"),
         }
         isolated.ask("memoptc.runtime.measured_contract", request, folder)
@@ -138,6 +144,7 @@ def _work(asked: dict[str, Any]) -> dict[str, Any]:
         timed=(lambda: timed) if timed else None,
         slowdown=asked["slowdown"],
         batch=Batch(**asked["batch"]) if asked["batch"] else None,
+        transposed=asked["transposed"],
     )
     found.save(Path(asked["contract"]))
     return {}
@@ -206,13 +213,14 @@ class _Trial:
         return [_shortest(self.session, one) for one in feeds]
 
 
-def _without_packing(packed: _Trial, feed: Feed, feeds: Sequence[Feed], slowdown: float) -> Contract:
+def _without_packing(packed: _Trial, feed: Feed, feeds: Sequence[Feed], slowdown: float, transposed: bool) -> Contract:
     """Time the model with and without packing, one after the other, and give the contract to keep.
 
     The first feed decides alone where doing without is too slow on it: runs of larger feeds take minutes.
     """
     config = dict(packed.options.config) | {PACKING_KEY: "1"}
-    unpacked = _Trial(packed.model, replace(packed.options, config=config))
+    disabled = (*packed.options.disabled_optimizers, *(["ConstantFolding"] if transposed else []))
+    unpacked = _Trial(packed.model, replace(packed.options, config=config, disabled_optimizers=disabled))
     ratio, turns = 0.0, (packed, unpacked)
     for part in (feeds[:1], feeds[1:]):
         if part and ratio <= slowdown:

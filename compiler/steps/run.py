@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from memoptc.report.model import Decision, PassRecord
 from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.devices import USUAL, detect, load_device
 from memoptc.runtime.measure import measure as measure_models
+from memoptc.runtime.memory.extents import extents, open_symbols
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import verify as verify_models
@@ -126,7 +128,7 @@ def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) ->
     if options.check_each:
         instruments.append(CheckEach(lambda g: _error(g, compilation)))
     try:
-        passes = run_pipeline(steps, graph, context, instruments, lambda g: planned_peak(g, data.dims).peak_bytes)
+        passes = run_pipeline(steps, graph, context, instruments, _Peaks(data.dims))
     except PassFailed as failure:
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
         original = prepare(compilation).graph
@@ -150,6 +152,23 @@ def _idle(steps: Pipeline, changed: list[int], records: list[PassRecord]) -> lis
             reasons = [name.removeprefix("left: ") for name in stats if name.startswith("left: ")]
             found.append(f"{pass_.name} changed nothing: {'; '.join(reasons) or 'there is nothing it applies to'}.")
     return found
+
+
+class _Peaks:
+    """Planned peaks for the records of passes.
+
+    Extents are worked out anew only where symbols came that were not there before. A symbol that a pass gave another
+    meaning would make a record wrong, and nothing else: what is decided by, and what is reported of the result, is
+    planned from the graph alone.
+    """
+
+    def __init__(self, dims: Mapping[str, int]) -> None:
+        self._dims = self._known = dict(dims)
+
+    def __call__(self, graph: Graph) -> int:
+        if not open_symbols(graph) <= self._known.keys():
+            self._known = extents(graph, self._dims)
+        return planned_peak(graph, self._known).peak_bytes
 
 
 class _Progress(Instrument):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,19 +13,25 @@ from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.mapped import release
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 
 _ROWS = 256
 """Rows that are compared at once."""
+_FEW = 16
+"""Elements of a row or column that tell matrices apart."""
 
 
 class ShareTransposed(Pass):
-    """Let products read a weight transposed, where it is there the other way round already.
+    """Store a weight once that is there in both orientations, and let products read its transpose.
 
-    Tied embeddings come in two forms: the product reads `Transpose(w)`, which onnxruntime computes while loading and
-    keeps in anonymous memory, or a weight of its own with the same numbers. Both become
-    `com.microsoft.FusedMatMul(x, w, transB=1)`, whose kernel packs the same layout from `w` itself: the same bits. Only
-    float32 products, the operators that have this kernel.
+    Tied embeddings come in two forms: the product reads `Transpose(w)`, or a weight of its own with the same numbers.
+    Both become the first. A session that packs weights transposes `w` while loading, packs that, and gives the copy
+    back, so that nothing but the rows that are looked up stays of `w`. One that leaves them unpacked is told by the
+    contract to fold no constants: then onnxruntime reads `w` where it is mapped, by `FusedMatMul(x, w, transB=1)`.
+
+    Where onnxruntime's optimizer has run already (freeze-runtime), nothing would fold the Transpose: the products
+    become FusedMatMul here, whose kernel packs the same layout from `w` itself. The bits are the same in all forms.
+    Only float32 products, the operators that have this kernel.
 
     Args:
         least: Bytes from which a weight is looked at.
@@ -32,26 +39,25 @@ class ShareTransposed(Pass):
 
     least: int = 65536
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """First the transposes that are there, then pairs of weights."""
-        for op in list(graph.walk("Transpose")):
+    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        """First pairs of weights, then, in a frozen graph, the products that read a transpose."""
+        corners: dict[_Corner, list[Op]] = defaultdict(list)
+        for op in graph.walk("const"):
+            if self._is_matrix(op.result):
+                corners[_corner(op)].append(op)
+        for corner, same in list(corners.items()):
+            for const in same:
+                if const.graph is None or not _feeds_products(const.result):
+                    continue
+                twin = _twin(const, corners.get(corner.transposed, []))
+                if twin is not None:
+                    stats["bytes saved"] += nbytes(const.attrs["value"])
+                    _replace_by_transpose(const, twin)
+        for op in list(graph.walk("Transpose")) if context.artefacts.frozen else ():
             weight = op.operand
             if self._is_matrix(weight) and op.attrs.get("perm", (1, 0)) == (1, 0) and _feeds_products(op.result):
                 self._read_transposed(op.result, weight, stats)
                 op.erase()
-        shapes: dict[tuple[int, ...], list[Op]] = defaultdict(list)
-        for op in graph.walk("const"):
-            if self._is_matrix(op.result):
-                shapes[_shape(op)].append(op)
-        for shape, same in list(shapes.items()):
-            for const in same:
-                if const.graph is None or not _feeds_products(const.result):
-                    continue
-                twin = _twin(const, shapes.get(shape[::-1], []))
-                if twin is not None:
-                    stats["bytes saved"] += nbytes(const.attrs["value"])
-                    self._read_transposed(const.result, twin.result, stats)
-                    const.erase()
 
     def _is_matrix(self, value: Value) -> bool:
         return (
@@ -81,6 +87,20 @@ class ShareTransposed(Pass):
             stats["products"] += 1
 
 
+def _replace_by_transpose(const: Op, twin: Op) -> None:
+    """Read a weight as the transpose of another one, which moves to where every reader finds it."""
+    assert const.graph is not None
+    assert twin.graph is not None
+    if (first := twin.graph.first) is not None:
+        twin.move_before(first)
+    builder = Builder(const.graph, before=const, loc=const.loc.union(rule="share-transposed"))
+    name, type_ = const.result.name, const.result.type
+    made = builder.op("Transpose", [twin.result], {"perm": [1, 0]}, type=type_)
+    const.result.replace_by(made.result)
+    const.erase()
+    made.result.name = name
+
+
 def _feeds_products(value: Value) -> bool:
     """Whether nothing but float products reads a value, as their second operand."""
     users = value.users
@@ -106,14 +126,27 @@ def _twin(weight: Op, candidates: list[Op]) -> Op | None:
 def _are_transposed(one: Tensor, other: Tensor) -> bool:
     """Compare bits, some rows at a time."""
     a, b = one.numpy().view(np.uint32), other.numpy().view(np.uint32)
-    equal = bool(np.array_equal(a[0], b[:, 0])) and all(
-        np.array_equal(a[i : i + _ROWS], b[:, i : i + _ROWS].T) for i in range(0, len(a), _ROWS)
-    )
+    equal = all(np.array_equal(a[i : i + _ROWS], b[:, i : i + _ROWS].T) for i in range(0, len(a), _ROWS))
     del a, b
     release(one)
     release(other)
     return equal
 
 
-def _shape(op: Op) -> tuple[int, ...]:
-    return tuple(op.attrs["value"].shape.numpy())
+class _Corner(NamedTuple):
+    """What tells matrices apart without reading them: shape, and bits of the first row and column."""
+
+    shape: tuple[int, ...]
+    row: bytes
+    column: bytes
+
+    @property
+    def transposed(self) -> _Corner:
+        """Give the corner of the transpose."""
+        return _Corner(self.shape[::-1], self.column, self.row)
+
+
+def _corner(op: Op) -> _Corner:
+    tensor = op.attrs["value"]
+    bits = tensor.numpy().view(np.uint32)
+    return _Corner(tuple(bits.shape), bits[0, :_FEW].tobytes(), bits[:_FEW, 0].tobytes())

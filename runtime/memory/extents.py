@@ -26,19 +26,24 @@ def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
         graph: A top graph. A region's symbols are among its top graph's, so for a region nothing is added.
         dims: Extents of symbolic dimensions.
     """
-    if graph.parent is not None or graph.model is None or graph.analysis(_symbols) <= dims.keys():
+    if graph.parent is not None or graph.model is None or open_symbols(graph) <= dims.keys():
         return dict(dims)
     key = frozenset(dims.items())
     lasting = _LASTING.get(graph)
     if lasting is not None:
         seen = lasting.get(key)
-        if seen is None or not graph.analysis(_symbols) <= seen[0]:
-            seen = lasting[key] = graph.analysis(_symbols), _complete(graph, dims)
+        if seen is None or not open_symbols(graph) <= seen[0]:
+            seen = lasting[key] = open_symbols(graph), _complete(graph, dims)
         return dict(seen[1])
     known = graph.analysis(_Completions)
     if key not in known:
         known[key] = _complete(graph, dims)
     return dict(known[key])
+
+
+def open_symbols(graph: Graph) -> frozenset[str]:
+    """Every symbol in the type of a value, regions included."""
+    return graph.analysis(_symbols)
 
 
 @contextmanager
@@ -86,7 +91,6 @@ class _Completions(dict[frozenset[tuple[str, int]], dict[str, int]]):
 
 
 def _symbols(graph: Graph) -> frozenset[str]:
-    """Every symbol in the type of a value, regions included."""
     shapes = {value.shape for op in graph.walk() for value in op.results}
     return frozenset(name for shape in shapes for dim in shape or () for name in free_symbols(dim))
 
