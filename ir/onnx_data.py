@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import onnx
 
@@ -16,6 +16,8 @@ from memoptc.ir.tensors import content_digest, nbytes
 from memoptc.ir.types import DType
 
 PAGE = 4096
+PIECE = 64 << 10
+"""Bytes that are written at once."""
 
 
 class ExternalData:
@@ -24,14 +26,12 @@ class ExternalData:
     Args:
         path: The file.
         tensors: All that may come; contents are only compared where sizes are equal.
-        forget: Let the page cache forget the file when it is complete.
     """
 
-    def __init__(self, path: Path, tensors: Iterable[Tensor], *, forget: bool) -> None:
+    def __init__(self, path: Path, tensors: Iterable[Tensor]) -> None:
         self.path = path
         self.offset = 0
-        self._forget = forget and hasattr(os, "posix_fadvise")
-        self._file = open(path, "wb")
+        self._file = _InPieces(open(path, "wb", buffering=0))
         sizes = Counter(nbytes(t) for t in tensors if t.dtype != DType.STRING)
         self._shared_sizes = {size for size, count in sizes.items() if count > 1}
         self._offsets: dict[tuple[int, bytes], int] = {}
@@ -66,16 +66,32 @@ class ExternalData:
         return offset
 
     def close(self) -> None:
-        """Close the file, and let the page cache forget it where that was asked for.
-
-        What was written in one go lies there in blocks of megabytes, and who maps the file then and touches one row of
-        a table gets a whole block: 42 MB instead of 8 for an embedding of 47. Read again from the disk, it does not.
-        """
-        self._file.flush()
-        if self._forget:
-            os.fsync(self._file.fileno())
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        """Close the file."""
         self._file.close()
+
+
+class _InPieces(io.RawIOBase):
+    """Writes to a file in small pieces.
+
+    The page cache keeps what is written in one go in blocks of megabytes, and who maps the file then and touches one
+    row of a table gets a whole block: 112 MB instead of 8 for 128 rows of an embedding of 113.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._to = file
+
+    def write(self, content: Any) -> int:
+        """Write all of it."""
+        with memoryview(content) as view, view.cast("B") as rest:
+            done = 0
+            while done < len(rest):
+                done += self._to.write(rest[done : done + PIECE]) or 0
+            return done
+
+    def close(self) -> None:
+        """Close the file."""
+        self._to.close()
+        super().close()
 
 
 class DataSink(Protocol):

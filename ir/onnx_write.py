@@ -351,7 +351,7 @@ def write_into(
     if external is None:
         external = any(isinstance(t, onnx_ir.ExternalTensor) for t in tensors)
         external = external or sum(nbytes(t) for t in tensors) > INLINE_LIMIT
-    data = ExternalData(path.with_name(f"{path.name}.data"), tensors, forget=bool(form.external)) if external else None
+    data = ExternalData(path.with_name(f"{path.name}.data"), tensors) if external else None
     try:
         proto = _to_proto(graph, form, data, threshold)
     finally:
