@@ -16,6 +16,7 @@ from memoptc.ir import onnx_weights
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.mapped import MappedTensor
+from memoptc.ir.onnx_data import PIECE, ExternalData
 from memoptc.ir.onnx_io import read_onnx, write_onnx
 from memoptc.runtime.evaluate import Evaluator
 
@@ -139,3 +140,25 @@ def test_weights_are_not_written_over_an_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="also an input"):
         compile_file(path, tmp_path / "o.onnx", level=1, measure=False)
     assert (tmp_path / "o.onnx.data").read_bytes() == before
+
+
+def test_weights_are_written_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page cache would keep larger ones in blocks, which a lookup in a mapped table then takes whole."""
+    content = np.arange(70_001, dtype=np.float32)
+    data = ExternalData(tmp_path / "data", [])
+    sizes: list[int] = []
+    file = data._file._to
+
+    class Watched:
+        def write(self, piece: memoryview) -> int:
+            sizes.append(len(piece))
+            return file.write(piece)
+
+        def close(self) -> None:
+            file.close()
+
+    data._file._to = Watched()  # type: ignore[assignment]
+    data.write("w", onnx_ir.tensor(content))
+    data.close()
+    assert max(sizes) <= PIECE < content.nbytes
+    assert (tmp_path / "data").read_bytes() == content.tobytes()
