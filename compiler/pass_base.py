@@ -72,6 +72,7 @@ class Artefacts:
     Args:
         plan: The planned arena.
         frozen: Whether the graph is as onnxruntime's optimizer left it.
+        transposed: Whether products read transposes of large weights, which onnxruntime computes while loading.
         precision: What a search for numbers decided.
         reference: The graph before the first lossy pass, as a file in a pool: all of them are held against it.
         declined: Reasons for which rules did not apply, counted.
@@ -80,6 +81,7 @@ class Artefacts:
 
     plan: Plan | None = None
     frozen: bool = False
+    transposed: bool = False
     precision: Precision | None = None
     reference: tuple[WeightPool, Path] | None = None
     declined: Counter[str] = field(default_factory=Counter)

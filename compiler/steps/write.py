@@ -9,9 +9,7 @@ from pathlib import Path
 from memoptc import forms
 from memoptc.compilation import Compilation
 from memoptc.ir.batch import Batch, NotSeparableError, separable_batch
-from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.tensors import nbytes
 from memoptc.levels import promised_slowdown
 from memoptc.runtime.configuration import FILE_ORDER
 from memoptc.runtime.contract import Contract
@@ -73,7 +71,7 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
             candidates=choices,
             timed=lambda: [encode(one) for one in data.timed()],
             slowdown=0.0 if wanted.bit_exact else min(promised_slowdown(options), _PATIENT),
-            transposed=_reads_transposed(compiled.graph),
+            transposed=compiled.artefacts.transposed,
             isolate=written.file_bytes > IN_PROCESS_BYTES,
             batch=_batch(compiled),
         )
@@ -89,9 +87,3 @@ def _batch(compiled: Compiled) -> Batch | None:
         return separable_batch(compiled.graph)
     except NotSeparableError:
         return None
-
-
-def _reads_transposed(graph: Graph) -> bool:
-    """Whether products read transposes of large weights, which onnxruntime computes and keeps while loading."""
-    weights = (op.operand.tensor for op in graph.walk("Transpose"))
-    return any(weight is not None and nbytes(weight) >= forms.EXTERNAL_FROM for weight in weights)

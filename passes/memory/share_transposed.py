@@ -53,11 +53,15 @@ class ShareTransposed(Pass):
                 if twin is not None:
                     stats["bytes saved"] += nbytes(const.attrs["value"])
                     _replace_by_transpose(const, twin)
-        for op in list(graph.walk("Transpose")) if context.artefacts.frozen else ():
-            weight = op.operand
-            if self._is_matrix(weight) and op.attrs.get("perm", (1, 0)) == (1, 0) and _feeds_products(op.result):
-                self._read_transposed(op.result, weight, stats)
-                op.erase()
+        read = [op for op in graph.walk("Transpose") if self._is_read(op)]
+        context.artefacts.transposed = bool(read) and not context.artefacts.frozen
+        for op in read if context.artefacts.frozen else ():
+            self._read_transposed(op.result, op.operand, stats)
+            op.erase()
+
+    def _is_read(self, op: Op) -> bool:
+        """Whether products read this transpose of a matrix."""
+        return self._is_matrix(op.operand) and op.attrs.get("perm", (1, 0)) == (1, 0) and _feeds_products(op.result)
 
     def _is_matrix(self, value: Value) -> bool:
         return (
