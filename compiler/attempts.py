@@ -169,7 +169,7 @@ class Attempts:
         if options.pack_weights:
             files = write.pack_weights(self.output, files, compilation.scratch)
         self._files = files
-        how = describe.Planning(data.dims, choice.form, compiled.artefacts.plan)
+        how = describe.Planning(data.dims, choice.form, compiled.artefacts.plan, recorded=options.measure)
         written = describe.figures(graph, [self.output, *(f for f in files if f != self.output)], how)
         kernels = describe.kernels_of(graph, self.output)
         contract, unrecorded = write.contract(compilation, compiled, written)

@@ -105,12 +105,15 @@ def choose_form(
     needs = predicted_needs(graph, dims, external=external)
     inline = needs if not external else predicted_needs(graph, dims, external=False)
     how = "predicted"
+    weights = sum(nbytes(tensor) for tensor in weight_tensors(graph))
     if feed is not None:
-        names = _promising(predicted_needs(graph, bind_shapes(graph, feed), external=external))
+        at = bind_shapes(graph, feed)
+        few = weights > peak(graph, at).peak_bytes  # then there is little that a branch could save
+        names = _promising(predicted_needs(graph, at, external=external), 1.0 if few else HOPELESS)
         if len(names) == 1:
             return plain
         needs, how = _measured(graph, feed, names, external, options), "measured"
-    elif sum(nbytes(tensor) for tensor in weight_tensors(graph)) > planned:
+    elif weights > planned:
         return plain  # copies of weights decide, which nobody knows as well on paper
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
     best, in_message = _smallest(needs, margin), _smallest(inline, margin)
@@ -188,9 +191,9 @@ def _smallest(needs: Mapping[FormName, int], margin: float) -> FormName:
     return best if needs[best] < needs["plain"] * (1 - margin) else "plain"
 
 
-def _promising(needs: Mapping[FormName, int]) -> list[FormName]:
-    """Name the forms that are worth measuring: plain, and those that predictions do not rule out."""
-    return [name for name, need in needs.items() if need <= HOPELESS * needs["plain"]]
+def _promising(needs: Mapping[FormName, int], most: float) -> list[FormName]:
+    """Name the forms that are worth measuring: plain, and those predicted to need at most so many times as much."""
+    return [name for name, need in needs.items() if need <= most * needs["plain"]]
 
 
 def _measured(

@@ -18,6 +18,7 @@ from memoptc.report import Curve, Side
 from memoptc.report.model import Decision
 from memoptc.runtime.configuration import planned, planned_peak
 from memoptc.runtime.integer_kernels import IntegerRun, has_codes, integer_run
+from memoptc.runtime.measured_contract import PLANNED_BYTES, tier_of
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.liveness import PeakReport
 from memoptc.runtime.memory.need import Configuration, NeedEstimate, SessionKind, predict_need
@@ -104,7 +105,7 @@ def figures(graph: Graph, files: list[Path], how: Planning) -> Figures:
         weight_bytes(graph),
         planned_peak(graph, how.dims),
         how.plan,
-        predict(graph, how.dims, how.form),
+        predict(graph, how.dims, how.form, recorded=how.recorded),
     )
 
 
@@ -116,19 +117,35 @@ class Planning:
         dims: Extents to plan with.
         form: How the graph is written.
         plan: The arena that was planned, if one was.
+        recorded: Whether a contract is made from recorded runs.
     """
 
     dims: Mapping[str, int]
     form: WritingForm
     plan: Plan | None
+    recorded: bool = False
 
 
-def predict(graph: Graph, dims: Mapping[str, int], form: WritingForm) -> tuple[NeedEstimate, NeedEstimate]:
-    """Predict what a model needs in stock onnxruntime and in `Session`."""
+def predict(
+    graph: Graph, dims: Mapping[str, int], form: WritingForm, *, recorded: bool = False
+) -> tuple[NeedEstimate, NeedEstimate]:
+    """Predict what a model needs in stock onnxruntime and in `Session`.
+
+    Args:
+        graph: The model.
+        dims: Extents to plan with.
+        form: How it is written.
+        recorded: Whether a contract is made from recorded runs: then `Session` runs in the tier that it names, with an
+            arena of its size. Without, it is an arena that grows by what is asked for.
+    """
     # What lies outside of a branch is predicted as if it lay inside: then nothing is gained on paper that is not there.
     how = Configuration(external=bool(form.external), branch=form.name != "plain")
-    stock, session = (predict_need(graph, dims, replace(how, session=kind)) for kind in _KINDS)
-    return stock, session
+    stock, arena = (predict_need(graph, dims, replace(how, session=kind, sized=recorded)) for kind in _KINDS)
+    if not recorded:
+        return stock, arena
+    planned = predict_need(graph, dims, replace(how, session="planned"))
+    tier = tier_of(arena.need_bytes, planned.need_bytes, PLANNED_BYTES)
+    return stock, planned if tier == "planned" else arena
 
 
 def figures_of_original(compilation: Compilation, graph: Graph) -> Figures:

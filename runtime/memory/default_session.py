@@ -111,7 +111,7 @@ def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
         ended = sorted((s for s in busy if s.last < storage.first), key=lambda s: s.last)
         free.extend(ended)
         busy = [s for s in busy if s.last >= storage.first]
-        if not storage.values or _is_handed_out(storage) or storage.values[0] not in known:
+        if not storage.values or is_handed_out(storage) or storage.values[0] not in known:
             kept.append(storage)
             continue
         taken = next((s for s in reversed(free) if _same_shape(s.values[0], storage.values[0])), None)
@@ -151,7 +151,7 @@ def allocation_events(found: Liveness, *, traced_only: bool = False, kept: bool 
         traced_only: Only what a memory pattern holds: no scratch, no outputs of the graph.
         kept: Outputs of the graph are not freed: the caller has them.
     """
-    chosen = [s for s in found.storages if not traced_only or (s.values and not _is_handed_out(s))]
+    chosen = [s for s in found.storages if not traced_only or (s.values and not is_handed_out(s))]
     starting: defaultdict[int, list[Storage]] = defaultdict(list)
     ending: defaultdict[int, list[Storage]] = defaultdict(list)
     for storage in chosen:
@@ -166,7 +166,7 @@ def allocation_events(found: Liveness, *, traced_only: bool = False, kept: bool 
             number[id(storage)] = range(count, count + len(pieces))
             count += len(pieces)
             events.extend(pieces)
-        ended = (s for s in ending[step] if not (kept and _is_handed_out(s)))
+        ended = (s for s in ending[step] if not (kept and is_handed_out(s)))
         events.extend(-n - 1 for s in sorted(ended, key=lambda s: bool(s.values)) for n in number[id(s)])
     return events
 
@@ -202,7 +202,7 @@ def arena_use(
     if pattern and all(v.tensor_type is not None for v in graph.inputs):
         block = pattern_bytes(allocation_events(found, traced_only=True))
     if block:
-        apart = [s for s in found.storages if not s.values or _is_handed_out(s)]
+        apart = [s for s in found.storages if not s.values or is_handed_out(s)]
         later = Liveness(apart, found.steps, [], found.alignment)
     events = allocation_events(later, kept=True)
     for _ in range(_LATER_RUNS):
@@ -217,7 +217,8 @@ def arena_use(
     return ArenaUse(first, max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
 
 
-def _is_handed_out(storage: Storage) -> bool:
+def is_handed_out(storage: Storage) -> bool:
+    """Whether the caller gets it: an output of the graph lives in it."""
     return any(v.is_output for v in storage.values)
 
 

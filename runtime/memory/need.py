@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memoptc.ir.core import Graph
-from memoptc.runtime.memory.bfc import arena_capacity
+from memoptc.runtime.memory.bfc import arena_capacity, repeated
 from memoptc.runtime.memory.default_arena import DefaultArena
-from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order
+from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order, is_handed_out
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
@@ -170,14 +170,16 @@ class MemoryModel:
             workspace=kernel_workspace(self.dims, how.threads),
         )  # fmt: skip
         if how.session == "arena":
-            capacity = arena_capacity(allocation_events(found)) if how.sized else 0
+            # As contracts size it: the outputs of the run before are still held.
+            capacity = arena_capacity(repeated(allocation_events(found, kept=True), 0)) if how.sized else 0
             arena = DefaultArena(capacity, doubling=bool(capacity), split=True)
             return arena_use(graph, self.dims, threads=how.threads, reuse=False, pattern=False, arena=arena)
         curve = found.curve
         peak = max(curve, default=0)
         step = curve.index(peak) if curve else 0
         scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
-        return ArenaUse(peak, peak, peak, scratch, tuple(dict.fromkeys(found.unknown)))
+        held = sum(s.size for s in found.storages if is_handed_out(s))
+        return ArenaUse(peak, peak + held, peak + held, scratch, tuple(dict.fromkeys(found.unknown)))
 
     def _parts(self, need: int, weights: LoadedWeights, use: ArenaUse) -> NeedEstimate:
         ours = OURS[self.configuration.session]
