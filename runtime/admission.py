@@ -13,11 +13,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.dims import KnownDim, free_symbols, parse_dim
 from memoptc.runtime.errors import MemoryLimit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from memoptc.ir.dims import KnownDim
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input -> its shape."""
@@ -49,6 +50,8 @@ class RunBytes:
 
     @cached_property
     def _parsed(self) -> list[KnownDim]:
+        from memoptc.ir.dims import parse_dim  # only contracts with a formula pay for it
+
         return [parse_dim(text) for text in self.expressions]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,8 +63,10 @@ class RunBytes:
     def from_json(plain: Mapping[str, Any]) -> RunBytes:
         """Read what `to_json` gave; its errors are those of values of other types."""
         axes = {str(symbol): (str(name), int(axis)) for symbol, (name, axis) in plain["axes"].items()}
-        found = RunBytes(tuple(map(str, plain["expressions"])), axes, max(1.0, float(plain.get("slack", 1.0))))
-        if not found._parsed or not frozenset().union(*map(free_symbols, found._parsed)) <= axes.keys():
+        expressions = tuple(map(str, plain["expressions"]))
+        found = RunBytes(expressions, axes, max(1.0, float(plain.get("slack", 1.0))))
+        free = {name for one in found._parsed if not isinstance(one, int) for name in one.free}
+        if not expressions or not free <= axes.keys():
             raise ValueError("run_bytes has an expression over an extent that is not among its axes")
         return found
 
