@@ -33,6 +33,7 @@ COMMANDS = {
     "bisect": "memoptc.cli.bisect",
     "reduce": "memoptc.cli.reduce",
     "study": "memoptc.cli.study",
+    "cascade": "memoptc.cli.cascade",
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,14 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from memoptc.ir.builder import Builder
-from memoptc.ir.core import Graph, Value
+from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
+from memoptc.passes.shrink._exit.allowed import disagreements, samples_for
 from memoptc.passes.shrink._exit.borders import Border, borders
 from memoptc.passes.shrink._exit.branch import pooled, write_exit
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, fit_head, threshold_for
+from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink._shrink.work import FLOATS
 from memoptc.report.model import Decision
 from memoptc.runtime.accuracy import AccuracyTarget
@@ -28,9 +28,6 @@ from memoptc.runtime.options import RunOptions
 
 FEWEST = 32
 """Rows of calibration data (samples times their batch) below which no head is fitted."""
-
-DOUBT = 0.1
-"""Probability, at most, of taking a disagreement for allowed that is not."""
 
 WORTH = 0.05
 """Share of the multiplications that exits have to save on the calibration data."""
@@ -181,31 +178,6 @@ class EarlyExit(Pass):
         )
 
 
-def disagreements(share: float, samples: int) -> int | None:
-    """Give how many disagreements among samples still show that they are at most a share of all inputs.
-
-    The largest number that so few or fewer would be seen with a probability of at most `DOUBT` if the share were
-    larger (Clopper and Pearson, 1934, one-sided).
-
-    Returns:
-        The number; `None` when not even none at all among so few samples shows it.
-    """
-    if share <= 0:
-        return None
-    below, term = 0.0, (1 - share) ** samples
-    for count in range(samples + 1):
-        below += term
-        if below > DOUBT:
-            return count - 1 if count else None
-        term *= (samples - count) / (count + 1) * share / (1 - share)
-    return samples
-
-
-def samples_for(share: float) -> int:
-    """How many samples without a disagreement show that there is at most a share of them."""
-    return math.ceil(math.log(DOUBT) / math.log(1 - share)) if share > 0 else sys.maxsize
-
-
 @dataclass(frozen=True)
 class _Exit:
     """An exit that is taken.
@@ -279,19 +251,13 @@ def _why_not(graph: Graph) -> str:
     return ""
 
 
-def _scores(graph: Graph) -> Value:
-    """The scores that heads are fitted to: the output, or what a final Softmax makes probabilities of."""
-    (output,) = graph.outputs
-    return output.op.operands[0] if output.op is not None and output.op.is_a("Softmax") else output
-
-
 def _observed(
     graph: Graph, found: list[Border], data: Iterable[Sample], context: Context
 ) -> tuple[list[Floats], Floats]:
     """Pooled features at each border `[rows, features]`, and scores `[rows, classes]`, on data."""
     copy = graph.clone()
     values = {r.name: r for op in copy.ops for r in op.results}
-    scores = _scores(copy)
+    scores = class_scores(copy)
     b = Builder(copy)
     looked = [pooled(b, values[border.name]) for border in found]
     copy.set_outputs([scores, *looked], [])

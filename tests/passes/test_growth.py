@@ -13,7 +13,7 @@ from memoptc.registry import find, names
 
 DATA = frozenset(
     (
-        "cluster-weights early-exit equalize factorize mix-weights prune quantize-io quantize-search "
+        "cascade cluster-weights early-exit equalize factorize mix-weights prune quantize-io quantize-search "
         "smooth split-outliers"
     ).split()
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -55,15 +57,10 @@ def write_exit(
     (output,) = graph.outputs
     b = Builder(graph, before=anchor, loc=value.op.loc.union(rule=rule))
     scores = b.Add(b.MatMul(pooled(b, value), weight), bias)
-    likely = b.op("TopK", [b.Softmax(scores, axis=1), np.array([2], np.int64)], {"axis": 1}, outputs=2).results[0]
-    first, second = (b.Gather(likely, np.int64(i), axis=1) for i in (0, 1))
-    hardest = b.ReduceMin(b.Sub(first, second), keepdims=0)
-    least = np.array(NEVER if threshold >= 1 else threshold, np.float32)
-    # NaN is no confidence.
-    sure = b.GreaterOrEqual(hardest, least)
+    sure = confident(b, b.Softmax(scores, axis=1), threshold)
     rest = [op for op in list(graph.ops) if op not in set(b.made)]
     rest = rest[rest.index(anchor) :]
-    ends, goes_on = Graph("exit"), Graph("rest")
+    ends = Graph("exit")
     inside = Builder(ends, loc=b.loc)
     result = inside.Identity(scores)
     if output.op is not None and output.op.is_a("Softmax"):
@@ -74,6 +71,36 @@ def write_exit(
     classes = (output.shape or (None, None))[1]
     result.type = TensorType(output.dtype or DType.FLOAT, ((value.shape or (None,))[0], classes))
     ends.set_outputs([result])
+    end_or_go_on(b, sure, ends, rest)
+
+
+def confident(b: Builder, probabilities: Value, threshold: float) -> Value:
+    """Give whether the least confident row of `[batch, classes]` is confident enough, as a scalar; NaN never is.
+
+    Args:
+        b: Where to put the ops.
+        probabilities: Of the classes, per row.
+        threshold: Least confidence in [0, 1]. At 0 every batch is confident, at 1 none.
+    """
+    likely = b.op("TopK", [probabilities, np.array([2], np.int64)], {"axis": 1}, outputs=2).results[0]
+    first, second = (b.Gather(likely, np.int64(i), axis=1) for i in (0, 1))
+    hardest = b.ReduceMin(b.Sub(first, second), keepdims=0)
+    sure: Value = b.GreaterOrEqual(hardest, np.array(NEVER if threshold >= 1 else threshold, np.float32))
+    return sure
+
+
+def end_or_go_on(b: Builder, sure: Value, ends: Graph, rest: Sequence[Op]) -> None:
+    """Make the graph's only output that of an If: of `ends` where `sure` holds, else what it was.
+
+    Args:
+        b: Where to put the If, in the top graph.
+        sure: The condition, a scalar.
+        ends: The branch that ends early; it gives one value.
+        rest: The ops that move into the other branch, constants excepted.
+    """
+    graph = b.graph
+    (output,) = graph.outputs
+    goes_on = Graph("rest")
     made = b.op("If", [sure], type=output.type, regions={"then_branch": ends, "else_branch": goes_on})
     start = Builder(goes_on).const(np.zeros(1, np.float32)).op
     assert start is not None
