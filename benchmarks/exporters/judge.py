@@ -3,7 +3,7 @@
     python benchmarks/exporters/judge.py FOLDER [--only PATTERN] [--way=-O2 --way='-O2 --target int8' ...] [--measure]
                                          [--seconds 120] [--log results.jsonl] [--budget 200]
 
-FOLDER holds what `export.py` writes. Each model is compiled by the command line in each way, without
+FOLDER holds what `export.py`, `export_sklearn.py` or `export_keras.py` write. Each model is compiled by the command line in each way, without
 inputs and without data, with a limit on time. Then the original and the result run in stock onnxruntime, with and
 without its optimizer, on valid inputs of each size, and what comes out is compared; interfaces, too. One line per
 model and way: `ok`, or what is wrong, with seconds and the compiler's highest resident MB. `--measure` compares needs
@@ -90,6 +90,8 @@ def interface(path: Path) -> list[Any]:
 
 def difference(a: Any, b: Any) -> float:
     """Root mean square of the difference over that of the first; infinite where kinds or shapes differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        a, b = ([v for _, v in sorted(m.items())] for m in (a, b))
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
