@@ -3,12 +3,12 @@
     python benchmarks/exporters/judge.py FOLDER [--only PATTERN] [--way=-O2 --way='-O2 --target int8' ...] [--measure]
                                          [--seconds 120] [--log results.jsonl] [--budget 200]
 
-FOLDER holds what `export.py`, `export_sklearn.py` or `export_keras.py` write. Each model is compiled by the command line in each way, without
-inputs and without data, with a limit on time. Then the original and the result run in stock onnxruntime, with and
-without its optimizer, on valid inputs of each size, and what comes out is compared; interfaces, too. One line per
-model and way: `ok`, or what is wrong, with seconds and the compiler's highest resident MB. `--measure` compares needs
-of fresh processes as the product's own gate would; without it compiles run with `--no-measure`, as smaller models gain
-nothing that could be measured.
+FOLDER holds what `export.py`, `export_sklearn.py` or `export_keras.py` write. Each model is compiled by the command
+line in each way, without inputs and without data, with a limit on time. Then the original and the result run in stock
+onnxruntime, with and without its optimizer, on valid inputs of each size, and what comes out is compared; interfaces,
+too. One line per model and way: `ok`, or what is wrong, with seconds and the compiler's highest resident MB.
+`--measure` compares needs of fresh processes as the product's own gate would; without it compiles run with `--no-
+measure`, as smaller models gain nothing that could be measured.
 """
 
 from __future__ import annotations
