@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from memoptc import compile
 from memoptc.ir.diagnostics import InputError, MemoptcError
@@ -75,7 +76,8 @@ def try_ways(
 
     Args:
         model: The model.
-        feeds: The first must run, else the model counts as refused; others that do not are passed over.
+        feeds: The first must run, else the model counts as refused; others that do not are passed over, as are
+            those for which it leaves outputs unwritten.
         ways: Options of each compile; `external` writes a file with weights beside it, and runs that.
         counts: Gets models, compiles per way, and passes that reported something.
     """
@@ -90,6 +92,9 @@ def try_ways(
             runs.append((feed, original.run(feed)))
         except MemoptcError:
             continue
+    defined = [(feed, outputs) for feed, outputs in runs if _is_defined(original, feed, outputs)]
+    counts["undefined"] += len(runs) - len(defined)
+    runs = defined
     counts["models"] += 1
     for way in ways:
         text = " ".join(f"{key}={value}" for key, value in way.items())
@@ -119,6 +124,33 @@ def try_ways(
                     return f"{text}: {fault} on { ({k: np.shape(v) for k, v in feed.items()}) }"
             del compiled
     return ""
+
+
+def _is_defined(model: Evaluator, feed: Mapping[str, Any], outputs: Mapping[str, Any]) -> bool:
+    """Whether a model writes every number that it gives: some kernels leave memory as it was for odd operands.
+
+    Args:
+        model: The model.
+        feed: Inputs.
+        outputs: What it gave for them; those that are arrays are written again, over other numbers.
+    """
+    binding = model.session.io_binding()
+    for name, value in feed.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind in "OU":
+            return True
+        binding.bind_cpu_input(name, value)
+    for name, value in outputs.items():
+        if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "fiu":
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(np.full_like(value, 77)))
+        else:
+            binding.bind_output(name)
+    model.session.run_with_iobinding(binding)
+    found = dict(zip(outputs, binding.get_outputs(), strict=True))
+    return all(
+        _close(value, found[name].numpy(), None)
+        for name, value in outputs.items()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+    )
 
 
 def log(entry: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ def segmentation() -> tf.keras.Model:
     x = start = layers.Input((32, 48, 3), name="image")
     first = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
     second = layers.Conv2D(16, 3, padding="same", activation="swish")(layers.MaxPool2D()(first))
-    x = layers.Conv2D(16, 3, dilation_rate=2, padding="same", activation="gelu")(layers.AveragePooling2D(2)(second))
+    x = layers.Conv2D(16, 3, dilation_rate=2, padding="same", activation="relu")(layers.AveragePooling2D(2)(second))
     x = layers.Concatenate()([layers.UpSampling2D(2, interpolation="bilinear")(x), second])
     x = layers.Concatenate()([layers.Conv2DTranspose(8, 2, 2)(x), first])
     return tf.keras.Model(start, layers.Conv2D(4, 1, activation="softmax")(x))
