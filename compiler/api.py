@@ -28,7 +28,7 @@ from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
-from memoptc.runtime.verify import Verification
+from memoptc.runtime.verification import Verification
 from memoptc.source import files_of
 from memoptc.steps import prepare, prove, run
 from memoptc.steps.reporting import report_of

@@ -18,7 +18,7 @@ from memoptc.pipeline import Pipeline
 from memoptc.report.model import Decision
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.integer_kernels import IntegerRun
-from memoptc.runtime.verify import Verification
+from memoptc.runtime.verification import Verification
 from memoptc.steps import describe, prepare, run, write
 
 

@@ -1,4 +1,4 @@
-"""The comparison of two models, sample by sample, and its result."""
+"""The comparison of two models, sample by sample."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
 from memoptc.ir.files import staged
-from memoptc.ir.types import TensorType, Type
 from memoptc.runtime.compare import Difference, Totals, deciles, difference, flatten
 from memoptc.runtime.data import Sample
 from memoptc.runtime.double_base import NoDouble
@@ -25,8 +24,10 @@ from memoptc.runtime.float64 import Float64
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.ports import Refused, check_ports
 from memoptc.runtime.quality import Metric, Outcome
 from memoptc.runtime.spool import Spool, trim
+from memoptc.runtime.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -45,74 +46,6 @@ TWIN_BYTES = 192 << 20
 """Bytes that a float64 run may take beyond a run of the original; on samples where it takes more, tolerances judge."""
 
 TWIN_COST = 20.0  # a float64 run takes about this many runs of the original
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What verification found.
-
-    Args:
-        passed: Whether the candidate may be handed out (also where `mode` is `off`: nothing was looked at).
-        mode: `off`, `fast` or `full`.
-        inputs: Where the samples came from: `random`, `calibration`, `validation`, or `none`.
-        samples: How many there were.
-        outputs: The report's entry per output.
-        worst_sample: File with inputs and both outputs of the sample that differs most, or `None`.
-        judged_by: What decided, per output name.
-        failures: One sentence per output that failed, worst first.
-        notes: What a reader should know (nondeterminism, no float64 twin, extents tried).
-        nondeterministic: Whether the original differs from itself.
-        accuracy: Accuracy on labels of both models, where the data has labels; or the metric asked for, with its name.
-        example: Where outputs differ most (`memoptc.runtime.example.farthest`), or `None` where no bit differs.
-        target: The accuracy that lossy passes were held to, in words, where that is what decided.
-    """
-
-    passed: bool
-    mode: str
-    inputs: str = "none"
-    samples: int = 0
-    outputs: tuple[dict[str, Any], ...] = ()
-    worst_sample: str | None = None
-    judged_by: dict[str, str] = field(default_factory=dict)
-    failures: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    nondeterministic: bool = False
-    accuracy: dict[str, Any] | None = None
-    example: dict[str, Any] | None = None
-    target: str | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether something was looked at, and may not be handed out."""
-        return self.mode != "off" and not self.passed
-
-    @property
-    def worst(self) -> str:
-        """The sentence about the output that failed worst; empty where none did."""
-        return self.failures[0] if self.failures else ""
-
-    @property
-    def max_error(self) -> float | None:
-        """Largest absolute difference over all outputs; `None` when nothing was compared."""
-        found = [o["max_abs"] for o in self.outputs if o["max_abs"] is not None]
-        return max(found) if found else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the report's `verification` object."""
-        plain = dict(self.__dict__)
-        for key in ("outputs", "failures", "notes"):
-            plain[key] = list(plain[key])
-        return plain
-
-    @staticmethod
-    def from_json(plain: Mapping[str, Any]) -> Verification:
-        """Read what `to_json` gave."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return Verification(**fields)
-
-
-class Refused(Exception):
-    """The candidate cannot even be loaded or has other inputs and outputs."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +173,7 @@ class Check:
     def _run_candidate(self, seconds: float) -> list[int]:
         """Compare with the original's outputs; give the samples on which any bit differs."""
         candidate = self._candidate(self.first)
-        _check_ports(self.ports, candidate)
+        check_ports(self.ports, candidate)
         error: MemoptcError | None = None
         started = time.perf_counter()
         for index in range(len(self.taken)):
@@ -499,25 +432,6 @@ def _options(threads: int, *, optimize: bool) -> RunOptions:
 def _evaluator(model: ModelSource, options: RunOptions, label: str) -> Evaluator:
     name = "" if isinstance(model, bytes | onnx.ModelProto) else Path(os.fspath(model)).name
     return Evaluator(model, options, label=name or label)
-
-
-_Ports: TypeAlias = Mapping[str, Type | None]
-
-
-def _check_ports(original: tuple[_Ports, _Ports], candidate: Evaluator) -> None:
-    for what, a, b in (
-        ("inputs", original[0], candidate.inputs),
-        ("outputs", original[1], candidate.outputs),
-    ):
-        if list(a) != list(b):
-            raise Refused(f"the candidate's {what} are {list(b)} instead of {list(a)}")
-        for name in a:
-            if _kind(a[name]) != _kind(b[name]):
-                raise Refused(f"{name!r} among the candidate's {what} is {b[name]} instead of {a[name]}")
-
-
-def _kind(type_: Type | None) -> object:
-    return type_.dtype if isinstance(type_, TensorType) else type(type_)
 
 
 def _leaves(name: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -23,7 +23,7 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime import isolated
 from memoptc.runtime.accuracy import AccuracyTarget
-from memoptc.runtime.check import EFFORTS, Check, Refused, Verification
+from memoptc.runtime.check import EFFORTS, Check
 from memoptc.runtime.continuation import compare_decoding
 from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
@@ -31,8 +31,10 @@ from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity
+from memoptc.runtime.ports import Refused
 from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
+from memoptc.runtime.verification import Verification
 
 __all__ = ["AS_ORIGINAL", "Judge", "Mode", "Verification", "verify"]
 

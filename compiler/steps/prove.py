@@ -16,7 +16,7 @@ from memoptc.pipeline import Pipeline
 from memoptc.runtime.accuracy import AccuracyTarget, combined
 from memoptc.runtime.judge import GATES, Judge
 from memoptc.runtime.perplexity import PERPLEXITY
-from memoptc.runtime.verify import Verification
+from memoptc.runtime.verification import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.steps.prepare import prepare
 from memoptc.steps.run import Compiled, context_of

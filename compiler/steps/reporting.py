@@ -14,7 +14,7 @@ from memoptc.digest import data_facts
 from memoptc.manager import count_nodes
 from memoptc.options import Options
 from memoptc.report import Report
-from memoptc.runtime.verify import Verification
+from memoptc.runtime.verification import Verification
 from memoptc.version import __version__
 
 

@@ -22,7 +22,8 @@ from memoptc.runtime.compare import Totals, difference, flatten
 from memoptc.runtime.judge import GATES, Evidence, Judge, judge_other_way
 from memoptc.runtime.npz import load_feed
 from memoptc.runtime.spool import trim
-from memoptc.runtime.verify import Verification, verify
+from memoptc.runtime.verification import Verification
+from memoptc.runtime.verify import verify
 
 BITS = Judge(bit_exact=True)
 
