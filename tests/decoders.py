@@ -11,6 +11,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
+MISSES = (
+    "heads by turns", "mask before scale", "softmax over rows", "past behind", "rotary sign", "rotary halves differ",
+    "norm of cubes", "epsilon outside", "scale by head", "softcap by halves", "keys as values",
+)  # fmt: skip
+"""Attention, rotary embedding or a norm, but for one thing."""
 LOWEST = float(np.finfo(np.float32).min)
 CLOSE = 2e-6
 """Of an output's largest magnitude: float noise."""
@@ -43,6 +48,13 @@ class Style:
         computed: Targets of reshapes are put together from extents, with -1 for the heads.
         packed: Queries, keys and values come out of one product with a bias, and are split.
         scale_keys: Square root of the scale on queries and on keys, as SDPA does.
+        window: Keys that a step sees at most, itself included; 0 for all.
+        softcap: Bound of the scores by tanh, 0 for none.
+        bias: What is added to the scores of each head: `none`, `alibi` (slopes times key numbers), `t5` (a table of
+            relative positions).
+        guarded: 0 in place of weights that are not a number, as PyTorch's exporters write it.
+        flat_keys: Keys are transposed with batch and heads merged, as its newer one does.
+        miss: What is wrong, so that no operator computes it (`MISSES`).
         seed: Of weights.
     """
 
@@ -62,6 +74,12 @@ class Style:
     qk_norm: bool = False
     tied: bool = True
     scale_keys: bool = False
+    window: int = 0
+    softcap: float = 0.0
+    bias: str = "none"
+    guarded: bool = False
+    flat_keys: bool = False
+    miss: str = ""
     computed: bool = False
     packed: bool = False
     seed: int = 0
@@ -117,7 +135,11 @@ class Writer:
         if style == "layer_parts":
             x = self.Sub(x, self.ReduceMean(x, [-1]))
         square = self.Pow(x, 2.0) if style != "layer_parts" else self.Mul(x, x)
+        if self.style.miss == "norm of cubes":
+            square = self.Abs(self.Pow(x, 3.0))
         root = self.Sqrt(self.Add(self.ReduceMean(square, [-1]), 1e-5))
+        if self.style.miss == "epsilon outside":
+            root = self.Add(self.Sqrt(self.ReduceMean(square, [-1])), 1e-2)
         if style == "rms_reciprocal":
             return str(self.Mul(gain, self.Mul(x, self.Reciprocal(root))))
         if style == "layer_parts":
@@ -140,7 +162,8 @@ class Writer:
         else:
             first = self.Slice(x, [0], [width // 2], [3], [1])
             second = self.Slice(x, [width // 2], [np.iinfo(np.int64).max], [3], [1])
-            other = self.Concat(self.Neg(second), first, axis=-1)
+            wrong = self.style.miss == "rotary sign"
+            other = self.Concat(*((second, self.Neg(first)) if wrong else (self.Neg(second), first)), axis=-1)
         turned = self.Add(self.Mul(x, cos), self.Mul(other, sin))
         return str(self.Concat(turned, rest, axis=-1) if rest else turned)
 
@@ -162,7 +185,8 @@ class Writer:
                 angle = self.Mul(column, twice(inverse))
             else:
                 half = self.Mul(column, inverse)
-                angle = self.Concat(half, half, axis=-1)
+                other = self.Mul(half, 0.5) if self.style.miss == "rotary halves differ" else half
+                angle = self.Concat(half, other, axis=-1)
             cos, sin = self.Cos(angle), self.Sin(angle)
         return self.Unsqueeze(cos, [1]), self.Unsqueeze(sin, [1])
 
@@ -187,10 +211,25 @@ class Writer:
         if style.mask == "positions":
             rows = self.Unsqueeze("position_ids", [1, 3])
         shown = self.LessOrEqual(keys, rows)
+        if style.window:
+            shown = self.And(shown, self.Greater(keys, self.Sub(rows, style.window)))
         if style.mask in ("lowest", "infinite"):
             padding = self.Cast(self.Unsqueeze("attention_mask", [1, 2]), to=TensorProto.BOOL)
             shown = self.And(shown, padding)
         return str(self.Where(shown, 0.0, -np.inf if style.mask == "infinite" else LOWEST))
+
+    def bias(self, steps: str, past: str, total: str) -> str | None:
+        """What is added to each head's scores, [1, heads, steps or 1, total]."""
+        heads = self.style.heads
+        if self.style.bias == "none":
+            return None
+        keys, rows = self.grids(steps, past, total)
+        if self.style.bias == "alibi":
+            slopes = (2.0 ** -np.arange(1, heads + 1)).astype(np.float32).reshape(1, heads, 1, 1)
+            return str(self.Mul(self.Cast(keys, to=TensorProto.FLOAT), slopes))
+        distance = self.Min(self.Max(self.Sub(rows, keys), 0), 15)
+        table = self.Gather(self.weight(16, heads), self.Squeeze(distance, [0, 1]))
+        return str(self.Unsqueeze(self.Transpose(table, perm=[2, 0, 1]), [0]))
 
 
 def decoder(style: Style = Style(), opset: int = 18) -> onnx.ModelProto:
@@ -209,7 +248,9 @@ def decoder(style: Style = Style(), opset: int = 18) -> onnx.ModelProto:
     elif s.positions == "learned":
         x = w.Add(x, w.Gather(w.weight(64, s.hidden), "position_ids"))
     cos, sin = w.angles(positions) if s.rotary != "none" else ("", "")
-    mask = w.mask(steps, past, total)
+    mask, bias = w.mask(steps, past, total), w.bias(steps, past, total)
+    if bias:
+        mask = w.Add(bias, mask) if mask else bias
     outputs = ["logits"]
     for layer in range(s.layers):
         x = _layer(w, x, layer, mask, cos, sin, outputs)
@@ -244,13 +285,8 @@ def _layer(w: Writer, x: str, layer: int, mask: str | None, cos: str, sin: str, 
     k, v = _append(w, layer, k, v, outputs)
     if s.kv != s.heads:
         k, v = (_repeated(w, t) for t in (k, v))
-    scale = s.width**-0.5
-    turned = w.Transpose(k, perm=[0, 1, 3, 2])
-    if s.scale_keys:
-        scores = w.MatMul(w.Mul(q, scale**0.5), w.Mul(turned, scale**0.5))
-    else:
-        scores = w.Mul(w.MatMul(q, turned), scale)
-    weights = w.Softmax(w.Add(scores, mask) if mask else scores, axis=-1)
+    weights = _weights(w, q, k, mask)
+    v = k if s.miss == "keys as values" else v
     merged = w.Reshape(w.Transpose(w.MatMul(weights, v), perm=[0, 2, 1, 3]), [0, 0, s.hidden])
     x = w.Add(x, w.MatMul(merged, w.weight(s.hidden, s.hidden)))
     n = w.norm(x, s.hidden)
@@ -263,11 +299,38 @@ def _layer(w: Writer, x: str, layer: int, mask: str | None, cos: str, sin: str, 
     return str(w.Add(x, w.MatMul(up, w.weight(2 * s.hidden, s.hidden))))
 
 
+def _weights(w: Writer, q: str, k: str, mask: str | None) -> str:
+    """What each step takes of each key's values, [batch, heads, steps, total]."""
+    s = w.style
+    scale: Any = s.width**-0.5
+    if s.miss == "scale by head":
+        scale = (scale * np.arange(1, s.heads + 1)).astype(np.float32).reshape(1, s.heads, 1, 1)
+    if s.flat_keys:
+        shape = w.Shape(k)
+        ends = w.Slice(shape, [2], [3]), w.Slice(shape, [3], [4])
+        turned = w.Transpose(w.Reshape(k, w.Concat([-1], *ends, axis=0)), perm=[0, 2, 1])
+        turned = w.Reshape(turned, w.Concat(w.Slice(shape, [0], [2]), *reversed(ends), axis=0))
+    else:
+        turned = w.Transpose(k, perm=[0, 1, 3, 2])
+    if s.scale_keys and isinstance(scale, float):
+        scores = w.MatMul(w.Mul(q, scale**0.5), w.Mul(turned, scale**0.5))
+    elif s.miss == "mask before scale" and mask:
+        return str(w.Softmax(w.Mul(w.Add(w.MatMul(q, turned), mask), scale), axis=-1))
+    else:
+        scores = w.Mul(w.MatMul(q, turned), scale)
+    if s.softcap:
+        again = s.softcap * (0.5 if s.miss == "softcap by halves" else 1.0)
+        scores = w.Mul(w.Tanh(w.Div(scores, s.softcap)), again)
+    weights = w.Softmax(w.Add(scores, mask) if mask else scores, axis=2 if s.miss == "softmax over rows" else -1)
+    return str(w.Where(w.IsNaN(weights), 0.0, weights) if s.guarded else weights)
+
+
 def _append(w: Writer, layer: int, k: str, v: str, outputs: list[str]) -> tuple[str, str]:
     s = w.style
     names = [cache_name(s, layer, part, "out") for part in ("key", "value")]
     if s.cache == "concat":
-        made = [w.Concat(cache_name(s, layer, part), new, axis=2, out=name)
+        turn = -1 if s.miss == "past behind" else 1
+        made = [w.Concat(*(cache_name(s, layer, part), new)[::turn], axis=2, out=name)
                 for part, new, name in zip(("key", "value"), (k, v), names, strict=True)]  # fmt: skip
         outputs += made
         return made[0], made[1]
@@ -282,6 +345,8 @@ def _append(w: Writer, layer: int, k: str, v: str, outputs: list[str]) -> tuple[
 def _repeated(w: Writer, x: str) -> str:
     """Each key/value head as often as there are query heads to it: Unsqueeze, Expand, Reshape."""
     s = w.style
+    if s.miss == "heads by turns":
+        return str(w.Tile(x, [1, s.heads // s.kv, 1, 1]))
     wide = w.Unsqueeze(x, [2])
     shape = w.Shape(wide)
     parts = [w.Slice(shape, [0], [2]), w.const([s.heads // s.kv]), w.Slice(shape, [3], [5])]
