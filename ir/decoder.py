@@ -264,7 +264,8 @@ class _Reader:
         context = []
         longest, rank = 0, 2
         for value in sorted(rest, key=lambda v: not v.has_uses):
-            purpose = self._purpose(value, tables) if value.has_uses else self._unread(value, plain.ids, names)
+            read = value.has_uses or not _integer(value)
+            purpose = self._purpose(value, tables) if read else self._unread(value, plain.ids, names)
             if purpose == "context" or purpose in names:
                 if _integer(value) and purpose in names:
                     raise _refused(f"the inputs {names[purpose]!r} and {value.name!r} look alike ({purpose})")
@@ -304,8 +305,6 @@ class _Reader:
 
     def _unread(self, value: Value, ids: str, known: dict[str, str]) -> str:
         """The purpose of an input that nothing reads: what it holds does not matter, only how many elements."""
-        if not _integer(value):
-            return ""
         alike = any(v.name == ids and _shape(v) == _shape(value) for v in self.inputs)
         return "positions" if "positions" not in known and ("mask" in known or alike) else "mask"
 

@@ -24,6 +24,8 @@ SHOWN = -4e3
 """One to which more is added counts as shown. Between the two is room for what scores differ by."""
 
 _HEADS_INSIDE = (0, 2, 1, 3)
+_STEPS = 2
+"""The axis of a cache that grows."""
 
 
 class FuseCachedAttention(Pass):
@@ -97,6 +99,8 @@ def _replace(core: Cached, graph: Graph, guards: dict[Value, list[Guard]]) -> bo
     for value in merged:
         assert value.op is not None
         core.ops |= {value.op, *core.result.users}
+    for concat in core.present:
+        _extents_of_parts(concat, graph)
     anchor = max((r.op for r in results if r.op is not None), key=lambda op: _order(graph)[op])
     if not _settle(core, graph, anchor):
         return False
@@ -131,6 +135,22 @@ def _numbered(graph: Graph) -> dict[Op, int]:
     return {op: i for i, op in enumerate(graph.ops)}
 
 
+def _extents_of_parts(concat: Op, graph: Graph) -> None:
+    """Read extents of an appended cache off its parts: masks are often as long as it, and must not need it whole."""
+    past, new = concat.operands
+    whole = shape_of(concat.result)
+    agree = [same(a, b) for a, b in zip(shape_of(past), shape_of(new), strict=True)]
+    for user in concat.result.users:
+        if not user.is_a("Shape") or user.graph is not graph or not all(agree[:2] + agree[3:]):
+            continue
+        b = Builder(graph, before=concat, loc=user.loc)
+        axes = range(len(whole))[slice(user.attrs.get("start", 0), user.attrs.get("end"))]
+        parts = [b.Add(_extent(b, past, i), _extent(b, new, i)) if i == _STEPS else _extent(b, new, i) for i in axes]
+        if parts:
+            user.result.replace_by(b.Concat(*parts, axis=0) if len(parts) > 1 else parts[0])
+            user.erase()
+
+
 def _settle(core: Cached, graph: Graph, anchor: Op) -> bool:
     """Put what uses the appended cache, but is no part of attention, behind it; `False` where attention needs that."""
     number = _order(graph)
@@ -139,12 +159,13 @@ def _settle(core: Cached, graph: Graph, anchor: Op) -> bool:
     inner = set(core.ops)
     late: list[Op] = []
     for op in graph.ops:
-        if number[op] < start or op in inner or number[op] > number[anchor]:
+        if number[op] < start or number[op] > number[anchor]:
             continue
         used = [*op.operands, *(v for region in op.regions.values() for v in region.captures())]
         if any(v in dependent for v in used):
-            late.append(op)
             dependent.update(dict.fromkeys(op.results))
+            if op not in inner:
+                late.append(op)
     needed = [core.query, core.keys, core.values, *core.past, *(m.value for m in core.masks)]
     if any(v in dependent for v in needed):
         return False

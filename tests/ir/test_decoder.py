@@ -150,6 +150,8 @@ def test_positions_with_an_offset_and_inputs_that_nothing_reads() -> None:
     model.graph.node.insert(at, helper.make_node("Add", ["position_ids", "two"], ["behind_padding"]))
     model.graph.node.insert(at, two)
     mask = helper.make_tensor_value_info("unread", TensorProto.INT64, ["batch", "past + sequence"])
-    model.graph.input.append(mask)
+    states = helper.make_tensor_value_info("states", TensorProto.FLOAT, ["batch", "source", 64])
+    model.graph.input.extend([states, mask])  # T5's decoder takes an encoder's states beside the keys made of them
     found = recognise(read_onnx(model))
+    assert found.context == ("states",)
     assert (found.positions, found.max_length, found.mask) == ("position_ids", LONGEST - 2, "unread")

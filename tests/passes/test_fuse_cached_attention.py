@@ -54,6 +54,15 @@ def test_prefill_decode_chunks_batches_and_padding(style: Style) -> None:
             close(original.run(fed), candidate.run(fed))
 
 
+@pytest.mark.parametrize("style", STYLES[:2], ids=["constant", "computed"])
+def test_nothing_but_the_branches_appends_to_the_cache(style: Style) -> None:
+    """Extents of repeated heads and of masks are read off the parts: else the cache would be copied in every step."""
+    graph, _ = fused(decoder(style))
+    for value in graph.inputs:
+        if "past" in value.name:
+            assert {user.op_type for user in value.users if user.graph is graph} <= {"Shape"}
+
+
 def test_what_is_cached_serves_the_next_step() -> None:
     style = Style(symbols="unnamed")
     model = decoder(style)
