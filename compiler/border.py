@@ -15,7 +15,8 @@ from memoptc.ir.core import Graph, Value
 from memoptc.ir.types import DType, TensorType
 
 KEY = "memoptc.io"
-"""Entry of the model's metadata: JSON, `{"inputs": {NAME: {"dtype", "scale", "zero_point"}}, "outputs": ...}`."""
+"""Entry of the model's metadata: JSON, `{"inputs": {NAME: {"dtype", "scale", "zero_point"}}, "outputs": ...}`; several
+scales are a list, with `shape`."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,20 @@ class Coded:
 
     Args:
         dtype: Element type that callers see.
-        scale: `real = scale * (code - zero_point)`; `None` for a float type, where real is the number itself.
-        zero_point: The code of 0.
+        scale: `real = scale * (code - zero_point)`; `None` for a float type, where real is the number itself. Several
+            are those of channels.
+        zero_point: The code of 0; with several scales it is 0.
+        shape: How several scales broadcast.
     """
 
     dtype: DType
-    scale: float | None = None
+    scale: float | tuple[float, ...] | None = None
     zero_point: int = 0
+    shape: tuple[int, ...] = ()
+
+    def scales(self) -> Any:
+        """The scale, or scales, as float32."""
+        return np.asarray(self.scale, np.float32).reshape(self.shape)
 
     def encode(self, array: Any) -> Any:
         """Give the codes of real numbers, rounded and saturated as QuantizeLinear does."""
@@ -38,13 +46,40 @@ class Coded:
             with np.errstate(over="ignore"):
                 return np.asarray(array).astype(self.dtype.numpy())
         ends = np.iinfo(self.dtype.numpy())
-        codes = np.round(np.asarray(array, np.float32) / np.float32(self.scale)) + self.zero_point
+        codes = np.round(np.asarray(array, np.float32) / self.scales()) + self.zero_point
         return np.clip(codes, ends.min, ends.max).astype(self.dtype.numpy())
 
     def __str__(self) -> str:
         """For people: what a caller needs to know."""
         name = self.dtype.name.lower()
+        if isinstance(self.scale, tuple):
+            return f"{name}, {len(self.scale)} scales"
         return name if self.scale is None else f"{name}, scale {self.scale:.9g}, zero point {self.zero_point}"
+
+    def convert(self, builder: Builder, value: Value, to: DType) -> Value:
+        """Code a value, or decode it, in a graph."""
+        type_ = TensorType(to, value.shape)
+        if self.scale is None:
+            return builder.op("Cast", [value], {"to": int(to)}, type=type_).result
+        if isinstance(self.scale, tuple):
+            return self._convert_channels(builder, value, type_)
+        # Codes of 8 bits are standard from opset 10 on, those of 16 from 21.
+        wanted = 10 if self.dtype.bitwidth == 8 else 21
+        domain = "" if (ops.opset_of(builder.graph) or 0) >= wanted else ops.MICROSOFT
+        scale = builder.const(np.asarray(self.scale, np.float32))
+        zero = builder.const(np.asarray(self.zero_point, self.dtype.numpy()))
+        kind = "DequantizeLinear" if to == DType.FLOAT else "QuantizeLinear"
+        return builder.op(kind, [value, scale, zero], domain=domain, type=type_).result
+
+    def _convert_channels(self, builder: Builder, value: Value, type_: TensorType) -> Value:
+        """Spelled out: the operators for it know one axis of scales."""
+        if type_.dtype == DType.FLOAT:
+            real = builder.Cast(value, to=int(DType.FLOAT))
+            return builder.op("Mul", [real, builder.const(self.scales())], type=type_).result
+        ends = np.iinfo(self.dtype.numpy())
+        steps = builder.Round(builder.Div(value, builder.const(self.scales())))
+        held = builder.Clip(steps, np.asarray(ends.min, np.float32), np.asarray(ends.max, np.float32))
+        return builder.op("Cast", [held], {"to": int(self.dtype)}, type=type_).result
 
 
 @dataclass
@@ -75,13 +110,16 @@ def write_border(graph: Graph, border: Border) -> None:
 
 
 def _read(plain: Mapping[str, Any]) -> Coded:
-    dtype = DType.__members__[plain["dtype"].upper()]
-    return Coded(dtype, plain.get("scale"), plain.get("zero_point", 0))
+    dtype, scale = DType.__members__[plain["dtype"].upper()], plain.get("scale")
+    several = isinstance(scale, list)
+    return Coded(dtype, tuple(scale) if several else scale, plain.get("zero_point", 0), tuple(plain.get("shape", ())))
 
 
 def _plain(coded: Coded) -> dict[str, Any]:
     plain: dict[str, Any] = {"dtype": coded.dtype.name.lower()}
-    return plain if coded.scale is None else plain | {"scale": coded.scale, "zero_point": coded.zero_point}
+    if coded.scale is not None:
+        plain |= {"scale": coded.scale, "zero_point": coded.zero_point}
+    return plain | {"shape": coded.shape} if coded.shape else plain
 
 
 def border_since(graph: Graph, original: Graph) -> Border:
@@ -105,27 +143,14 @@ def with_border_of(original: Graph, graph: Graph) -> Graph:
         if value.name in border.inputs and value.tensor_type is not None:
             coded, uses = border.inputs[value.name], value.uses
             value.type = TensorType(DType.FLOAT, value.shape)
-            code = _convert(Builder(copy, before=first), value, coded, coded.dtype)
+            code = coded.convert(Builder(copy, before=first), value, coded.dtype)
             for user, index in uses:
                 user.set_operand(index, code)
     outputs = list(copy.outputs)
     for index, info in enumerate(copy.outputs_info):
         if info.name in border.outputs:
-            outputs[index] = _convert(Builder(copy), outputs[index], border.outputs[info.name], DType.FLOAT)
+            outputs[index] = border.outputs[info.name].convert(Builder(copy), outputs[index], DType.FLOAT)
             if info.tensor_type is not None:
                 info.type = TensorType(DType.FLOAT, info.shape)
     copy.set_outputs(outputs, copy.outputs_info)
     return copy
-
-
-def _convert(builder: Builder, value: Value, coded: Coded, to: DType) -> Value:
-    type_ = TensorType(to, value.shape)
-    if coded.scale is None:
-        return builder.op("Cast", [value], {"to": int(to)}, type=type_).result
-    # Codes of 8 bits are standard from opset 10 on, those of 16 from 21.
-    wanted = 10 if coded.dtype.bitwidth == 8 else 21
-    domain = "" if (ops.opset_of(builder.graph) or 0) >= wanted else ops.MICROSOFT
-    scale = builder.const(np.asarray(coded.scale, np.float32))
-    zero = builder.const(np.asarray(coded.zero_point, coded.dtype.numpy()))
-    kind = "DequantizeLinear" if to == DType.FLOAT else "QuantizeLinear"
-    return builder.op(kind, [value, scale, zero], domain=domain, type=type_).result

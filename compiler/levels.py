@@ -77,6 +77,7 @@ def pipeline_text(
     calibrated: bool = False,
     freeze: bool = False,
     quantize_io: bool = False,
+    cache: str = "float32",
     device: str = USUAL,
     budget: int | None = None,
     slowdown: float | None = None,
@@ -91,6 +92,7 @@ def pipeline_text(
         calibrated: Whether calibration data is at hand: without it, int8 needs none.
         freeze: Whether onnxruntime's own optimization becomes part of the model.
         quantize_io: Whether callers hand in and get codes.
+        cache: Element type of a decoder's cache.
         device: Profile to write for.
         budget: Bytes that the planned activations shall fit into; as few as possible when not given.
         slowdown: Largest ratio of run times; the level's when neither this nor a budget is given, and any for a budget.
@@ -133,6 +135,8 @@ def pipeline_text(
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
+    if cache != "float32":
+        parts.append("quantize-cache,drop-dead")
     if level >= 2:
         parts.append(_ATTENTION)  # what integers or half floats compute is no longer recognised
     parts += lossy.tables

@@ -69,6 +69,13 @@ class Options:
         "Inputs and outputs as codes (int8, uint8) or half (float16), too.", default=False, group=NUMBERS
     )
     """Only where the model codes them as a whole; they keep the caller's dtypes when not set."""
+    cache: str = option(
+        "Keys and values that a decoder keeps between steps; int8 needs --calibration and onnxruntime 1.32.",
+        default="float32",
+        choices=("float32", "int8"),
+        group=NUMBERS,
+    )
+    """int8 changes the dtype of past and present; scales stand in the model's metadata (`memoptc.io`)."""
     device: str = option(
         "Profile to quantize for: x86-vnni, x86-avx2, arm64, or a .toml file.", default="auto", group=NUMBERS
     )
@@ -258,6 +265,8 @@ class Options:
             )
         if self.quantize_io and self.passes is not None:
             raise InputError("A pipeline of your own says all that runs.", hint="Put quantize-io into --passes.")
+        if self.cache != "float32":
+            self._check_cache()
         if self.pack_weights and not self.freeze_runtime:
             raise InputError(
                 "Weights are packed for a graph that onnxruntime runs as it is.", hint="Add --freeze-runtime."
@@ -297,6 +306,17 @@ class Options:
             raise InputError(
                 "Tables are of float weights, which onnxruntime decodes while it loads.",
                 hint="Leave out --cluster, or --target and --freeze-runtime.",
+            )
+
+    def _check_cache(self) -> None:
+        if self.calibration is None:
+            raise InputError("The scales of a cache in codes come from data.", hint="Add --calibration TEXT.")
+        if self.passes is not None:
+            raise InputError("A pipeline of your own says all that runs.", hint="Put quantize-cache into --passes.")
+        if self.target == "float32" and self.max_error is None:
+            raise InputError(
+                "A cache in codes moves outputs by more than float noise, which is all that target float32 allows.",
+                hint="Add --max-error 0.05, say, or --target int8 or int4.",
             )
 
     @property

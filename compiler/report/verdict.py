@@ -105,6 +105,8 @@ def _outputs(report: ReportFacts) -> str:
         return "every output bit the same"
     if found.get("target"):
         return f"outputs within the accuracy asked for ({found['target']}){_least_sqnr(report)}{_metric(report)}"
+    if report.options.get("max_error") is not None:
+        return f"outputs within {report.options['max_error']:g} of their scale, as asked for"
     if report.options.get("target") == "float32":
         return "outputs within float noise"
     return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}"

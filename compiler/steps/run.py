@@ -64,6 +64,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
         calibrated=calibrated,
         freeze=options.freeze_runtime,
         quantize_io=options.quantize_io,
+        cache=options.cache,
         device=device_of(options),
         budget=options.budget.activations,
         slowdown=options.max_slowdown,
