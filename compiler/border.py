@@ -110,9 +110,10 @@ def write_border(graph: Graph, border: Border) -> None:
 
 
 def _read(plain: Mapping[str, Any]) -> Coded:
-    dtype, scale = DType.__members__[plain["dtype"].upper()], plain.get("scale")
-    several = isinstance(scale, list)
-    return Coded(dtype, tuple(scale) if several else scale, plain.get("zero_point", 0), tuple(plain.get("shape", ())))
+    scale = plain.get("scale")
+    scales = tuple(scale) if isinstance(scale, list) else scale
+    dtype = DType.__members__[plain["dtype"].upper()]
+    return Coded(dtype, scales, plain.get("zero_point", 0), tuple(plain.get("shape", ())))
 
 
 def _plain(coded: Coded) -> dict[str, Any]:
