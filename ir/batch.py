@@ -123,11 +123,11 @@ class _Proof:
             for index, result in enumerate(op.results):
                 self.states[result] = state[index] if isinstance(state, tuple) else state
         outputs = {}
-        for value in graph.outputs:
+        for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
             state = self.states[value]
             if not isinstance(state, int) or value.shape is None or value.shape[state] != Sym(self.symbol):
                 raise NotSeparableError(f"output {value.name!r} has no axis that is {self.symbol!r}")
-            outputs[value.name] = state
+            outputs[info.name] = state
         return Batch(self.symbol, inputs, outputs, self.reorders)
 
     def _counts(self, dim: Dim) -> bool:
