@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.admission import BatchAxis
+from memoptc.runtime.batching import Batched
 from memoptc.runtime.errors import MemoryLimit, no_such_file
 from memoptc.runtime.external_weights import ExternalWeight, external_weights
 from memoptc.runtime.native.shared import BlockHome, PackedWeights, Shared, StoredWeight, WeightStore
@@ -81,6 +83,33 @@ class Pool:
                 self._sessions.remove(session)
                 raise
         return session
+
+    def batched(
+        self,
+        session: PoolSession,
+        *,
+        max_wait_ms: float = 2.0,
+        max_samples: int = 32,
+        batch: BatchAxis | None = None,
+    ) -> Batched:
+        """Let requests that arrive together run as one batch; one that does not fit the limit is split.
+
+        Args:
+            session: Runs them.
+            max_wait_ms: How long the first request waits for others.
+            max_samples: Most samples in one run.
+            batch: Axes of samples; the contract's when not given.
+
+        Raises:
+            InputError: the contract does not say that samples do not depend on each other.
+        """
+        batch = batch or session.loaded.contract.batch
+        if batch is None:
+            raise InputError(
+                f"It is not known that the samples of {session.path} do not depend on each other.",
+                hint="Compile it with --measure, which looks, or say where samples lie: batch=BatchAxis(...).",
+            )
+        return Batched(session, batch, max_wait_ms, max_samples)
 
     @property
     def used_bytes(self) -> int:
