@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.admission import Admission, BatchAxis, RunBytes
 from memoptc.runtime.options import FRUGAL, RunOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from memoptc.runtime.admission import Admission, BatchAxis, RunBytes
 
 Tier: TypeAlias = Literal["arena", "planned", "stock"]
 """How `memoptc.runtime.Session` runs a model: in a sized arena, at planned offsets, or as stock onnxruntime does."""
@@ -113,8 +114,7 @@ class Contract:
             str(data.get("onnxruntime", "")),
             tier if (tier := data.get("tier")) in ("planned", "stock") else "arena",
             {name: int(n) for name, n in data.get("peaks", {}).items()},
-            RunBytes.from_json(plain) if (plain := data.get("run_bytes")) else None,
-            BatchAxis.from_json(plain) if (plain := data.get("batch")) else None,
+            *_run_parts(data),
         )
 
     def admission(self, limit: int, fixed: int, tier: str) -> Admission | None:
@@ -132,6 +132,8 @@ class Contract:
         if tier == "arena" and peak:
             unused = max(1.0, (self.arena_bytes - self.measured.get("loaded_bytes", 0)) / peak)
             factor, offset = factor * unused, offset * unused
+        from memoptc.runtime.admission import Admission
+
         return Admission(limit, fixed + int(offset), self.run_bytes, factor, self.batch)
 
     def _recorded_over(self, paper: RunBytes) -> tuple[float, float]:
@@ -155,6 +157,16 @@ class Contract:
         from memoptc.ir.files import atomic_write
 
         atomic_write(Path(path), (json.dumps(self.to_json(), indent=2) + "\n").encode())
+
+
+def _run_parts(data: Mapping[str, Any]) -> tuple[RunBytes | None, BatchAxis | None]:
+    """Read how many bytes a run takes, and along which axis it may be split; only files that say so pay for it."""
+    run_bytes, batch = data.get("run_bytes"), data.get("batch")
+    if not run_bytes and not batch:
+        return None, None
+    from memoptc.runtime.admission import BatchAxis, RunBytes
+
+    return RunBytes.from_json(run_bytes) if run_bytes else None, BatchAxis.from_json(batch) if batch else None
 
 
 MOST_BYTES = 1 << 46

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.admission import run_in_parts
 from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
 from memoptc.runtime.in_flight import in_flight
@@ -226,6 +225,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
         def run(part: Feed) -> list[Any]:
             return self._run_once(names, part, run_options, None)
+
+        from memoptc.runtime.admission import run_in_parts
 
         return run_in_parts(run, names, input_feed, admission.batch, parts, into or {})
 
