@@ -16,9 +16,10 @@ _LAZY = {
     "PlanLeft": "memoptc.runtime.errors",
     "Pool": "memoptc.runtime.pool",
     "Session": "memoptc.runtime.session",
+    "Shadow": "memoptc.runtime.shadow",
 }
 
-__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Pool", "Session"]
+__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Pool", "Session", "Shadow"]
 
 if TYPE_CHECKING:
     from memoptc.runtime.contract import Contract
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from memoptc.runtime.errors import MemoryLimit, PlanLeft
     from memoptc.runtime.pool import Pool
     from memoptc.runtime.session import Session
+    from memoptc.runtime.shadow import Shadow
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,8 @@ COMMANDS = {
     "reduce": "memoptc.cli.reduce",
     "study": "memoptc.cli.study",
     "cascade": "memoptc.cli.cascade",
+    "diff": "memoptc.cli.diff",
+    "drift": "memoptc.cli.drift",
 }
 
 

@@ -1,0 +1,194 @@
+"""A candidate in the shadow of the model that serves: both run on a share of live calls, and figures are kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.session import Session
+
+if TYPE_CHECKING:
+    from memoptc.runtime.data import DataSource
+
+STATISTICS = ("mean", "std", "min", "max")
+"""What is kept of each input of a call."""
+
+
+class Shadow:
+    """Serve calls by one model, and run another on a random share of them.
+
+    Callers get the control's outputs, whatever the candidate does; what it raises is counted. A call that is shadowed
+    takes as long as both. Each of them is a line of JSON in the log, with latencies, how far outputs are apart, and
+    statistics of the inputs, which `memoptc drift LOG` holds against those of the calibration data. Everything else
+    (`get_inputs`, ...) is the control's.
+
+    Args:
+        control: The session that serves, or its model.
+        candidate: The session in its shadow, or its model.
+        rate: Share of the calls that both run, 0 to 1.
+        log: File that lines are added to; none is written when not given.
+        calibration: Data whose statistics the log begins with; `memoptc drift` needs them.
+        seed: Of the choice of calls.
+
+    Raises:
+        InputError: a model or the data cannot be used, or `rate` is no share.
+    """
+
+    def __init__(
+        self,
+        control: Any,
+        candidate: Any,
+        rate: float = 0.01,
+        *,
+        log: str | os.PathLike[str] | None = None,
+        calibration: DataSource | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not 0 <= rate <= 1:
+            raise InputError(f"rate={rate!r} is no share of calls.", hint="Give a number from 0 to 1.")
+        self.control, self.candidate = (s if hasattr(s, "run") else Session(s) for s in (control, candidate))
+        self.rate, self._log = rate, None if log is None else Path(log)
+        self._random, self._lock = random.Random(seed), threading.Lock()
+        self.figures = Figures()
+        """What was seen so far."""
+        reference: Mapping[str, Any] = {}
+        if calibration is not None:
+            from memoptc.runtime.drift import reference_of
+
+            reference = reference_of(calibration, self.control.get_inputs())
+        self._write({"event": "start", "rate": rate, "time": time.time(), "reference": reference})
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None) -> Any:
+        """Run the control, and now and then the candidate, too; give the control's outputs."""
+        with self._lock:
+            self.figures.calls += 1
+            number, shadowed = self.figures.calls, self._random.random() < self.rate
+        if not shadowed:
+            return self.control.run(output_names, input_feed, run_options)
+        started = time.perf_counter()
+        outputs = self.control.run(output_names, input_feed, run_options)
+        between = time.perf_counter()
+        line: dict[str, Any] = {"event": "call", "call": number, "time": time.time()}
+        try:
+            others = self.candidate.run(output_names, input_feed)
+        except Exception as error:  # whatever it is, it must not reach a caller that the control has served
+            line["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            line["latency_s"] = {"control": between - started, "candidate": time.perf_counter() - between}
+            names = output_names or [p.name for p in self.control.get_outputs()]
+            line["outputs"] = {n: _apart(a, b) for n, a, b in zip(names, outputs, others, strict=True)}
+        line["inputs"] = {name: found for name, v in input_feed.items() if (found := call_statistics(v)) is not None}
+        line["resident_bytes"] = _resident_bytes()
+        with self._lock:
+            self.figures.add(line)
+            self._write(line)
+        return outputs
+
+    def openmetrics(self) -> str:
+        """Give the figures as OpenMetrics text."""
+        return self.figures.openmetrics()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["control"], name)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class Figures:
+    """Sums over the calls of a `Shadow`."""
+
+    def __init__(self) -> None:
+        self.calls = self.shadowed = self.errors = self.rows = self.agreeing = 0
+        self.seconds = {"control": 0.0, "candidate": 0.0}
+        self.signal = self.noise = 0.0
+        self.resident_bytes = 0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take one shadowed call in, as the log has it."""
+        self.shadowed += 1
+        self.resident_bytes = max(self.resident_bytes, line.get("resident_bytes") or 0)
+        if "error" in line:
+            self.errors += 1
+            return
+        for side, seconds in line["latency_s"].items():
+            self.seconds[side] += seconds
+        for found in line["outputs"].values():
+            self.rows, self.agreeing = self.rows + found["rows"], self.agreeing + found["agreeing"]
+            self.signal, self.noise = self.signal + found["signal"], self.noise + found["noise"]
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the rows of all outputs whose largest element (of integers, every element) is the control's."""
+        return self.agreeing / self.rows if self.rows else None
+
+    @property
+    def slowdown(self) -> float | None:
+        """Time of the candidate over that of the control."""
+        return self.seconds["candidate"] / self.seconds["control"] if self.seconds["control"] else None
+
+    def openmetrics(self) -> str:
+        """Give them as OpenMetrics text."""
+        lines = []
+        for name, kind, value in (
+            ("calls", "counter", self.calls),
+            ("shadowed", "counter", self.shadowed),
+            ("errors", "counter", self.errors),
+            ("compared_rows", "counter", self.rows),
+            ("agreeing_rows", "counter", self.agreeing),
+            ("signal_energy", "counter", self.signal),
+            ("difference_energy", "counter", self.noise),
+            ("resident_bytes", "gauge", self.resident_bytes),
+        ):
+            total = "_total" if kind == "counter" else ""
+            lines += [f"# TYPE memoptc_shadow_{name} {kind}", f"memoptc_shadow_{name}{total} {value}"]
+        lines.append("# TYPE memoptc_shadow_seconds counter")
+        lines += [f'memoptc_shadow_seconds_total{{model="{side}"}} {value}' for side, value in self.seconds.items()]
+        return "\n".join([*lines, "# EOF", ""])
+
+
+def call_statistics(value: Any) -> dict[str, float] | None:
+    """Give the statistics of one input; `None` for what has no numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub" or not array.size:
+        return None
+    numbers = array.astype(np.float64)
+    found = dict(zip(STATISTICS, (numbers.mean(), numbers.std(), numbers.min(), numbers.max()), strict=True))
+    return {k: float(v) if math.isfinite(v) else 0.0 for k, v in found.items()}
+
+
+def _apart(wanted: Any, got: Any) -> dict[str, Any]:
+    """How far two values of one output are apart: energies, and rows that agree."""
+    a, b = np.asarray(wanted), np.asarray(got)
+    if a.shape != b.shape or a.dtype.kind not in "fiub" or not a.size:
+        same = a.shape == b.shape and bool(np.array_equal(a, b))
+        return {"rows": 1, "agreeing": int(same), "signal": 0.0, "noise": 0.0}
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    if a.dtype.kind == "f" and a.ndim >= 2 and a.shape[-1] > 1:
+        agrees = x.argmax(-1) == y.argmax(-1)
+    else:
+        agrees = a == b if a.dtype.kind != "f" else np.ones(0, np.bool_)
+    finite = np.isfinite(x) & np.isfinite(y)
+    energies = float(np.square(x[finite]).sum()), float(np.square((x - y)[finite]).sum())
+    return {"rows": int(agrees.size), "agreeing": int(agrees.sum()), "signal": energies[0], "noise": energies[1]}
+
+
+def _resident_bytes() -> int | None:
+    """Bytes of this process in memory now; `None` where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
