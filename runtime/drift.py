@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.call_statistics import STATISTICS, call_statistics
 from memoptc.runtime.data import Data, DataSource
 from memoptc.runtime.evaluate import port_type
-from memoptc.runtime.shadow import STATISTICS, call_statistics
 
 MOST = 512
 """Samples of the reference that are kept at most."""
@@ -100,8 +100,8 @@ def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def drifts(reference: Mapping[str, Mapping[str, list[float]]], calls: Sequence[Mapping[str, Any]]) -> list[Drift]:
     """Find inputs that are not distributed as in the calibration data, those farthest apart first.
 
-    Two samples of each statistic are compared by their cumulative distributions (Kolmogorov and Smirnov, two-sided), over
-    all calls and over the later half; the bound is that of `ERROR` over all tests.
+    Two samples of each statistic are compared by their cumulative distributions (Kolmogorov and Smirnov, two-sided),
+    over all calls and over the later half; the bound is that of `ERROR` over all tests.
 
     Args:
         reference: What `reference_of` gave.

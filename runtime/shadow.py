@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import threading
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.call_statistics import call_statistics
 from memoptc.runtime.session import Session
 
 if TYPE_CHECKING:
     from memoptc.runtime.data import DataSource
-
-STATISTICS = ("mean", "std", "min", "max")
-"""What is kept of each input of a call."""
 
 
 class Shadow:
@@ -157,16 +154,6 @@ class Figures:
         lines.append("# TYPE memoptc_shadow_seconds counter")
         lines += [f'memoptc_shadow_seconds_total{{model="{side}"}} {value}' for side, value in self.seconds.items()]
         return "\n".join([*lines, "# EOF", ""])
-
-
-def call_statistics(value: Any) -> dict[str, float] | None:
-    """Give the statistics of one input; `None` for what has no numbers."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub" or not array.size:
-        return None
-    numbers = array.astype(np.float64)
-    found = dict(zip(STATISTICS, (numbers.mean(), numbers.std(), numbers.min(), numbers.max()), strict=True))
-    return {k: float(v) if math.isfinite(v) else 0.0 for k, v in found.items()}
 
 
 def _apart(wanted: Any, got: Any) -> dict[str, Any]:
