@@ -144,7 +144,10 @@ def _is_defined(model: Evaluator, feed: Mapping[str, Any], outputs: Mapping[str,
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(np.full_like(value, 77)))
         else:
             binding.bind_output(name)
-    model.session.run_with_iobinding(binding)
+    try:
+        model.session.run_with_iobinding(binding)
+    except RuntimeError:  # Attention asks for outputs of other extents than it fills: nothing is known then
+        return True
     found = dict(zip(outputs, binding.get_outputs(), strict=True))
     return all(
         _close(value, found[name].numpy(), None)
