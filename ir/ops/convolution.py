@@ -6,7 +6,8 @@ from math import prod
 from typing import Any
 
 from memoptc.ir.core import Op, Value
-from memoptc.ir.ops.axis import Along, Axis, Form, extents, given
+from memoptc.ir.dims import same
+from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, dtype_of, extents, given
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
@@ -35,6 +36,14 @@ def _filters(op: Op, biased: bool) -> list[Axis]:
     return []
 
 
+def _terms(op: Op) -> list[Axis]:
+    """Input channels, which every filter adds up; onnxruntime's kernels for one channel per group do not."""
+    x, w = extents(op, 0), extents(op, 1)
+    if int(op.attrs.get("group", 1)) != 1 or dtype_of(op, 0) not in SUMMED or len(w) != len(x) or len(x) < 3:
+        return []
+    return [accumulated(op, Join.SUM, (0, 1), (1, 1))] if same(x[1], w[1]) else []
+
+
 def _integer_conv(op: Op) -> list[Axis]:
     x = extents(op, 0)
     scalar = all(not extents(op, i) or extents(op, i) == (1,) for i in (2, 3))
@@ -46,7 +55,9 @@ def _transposed(op: Op) -> list[Axis]:
     x = extents(op, 0)
     if len(x) < 3 or op.attrs.get("output_shape") or int(op.attrs.get("group", 1)) != 1:
         return [given(op, 0, (0, Along(0)))] if x else []
-    found = [given(op, 0, (0, Along(0)))]
+    biased = [(2, Along(0))] if op.input(2) is not None else []
+    # Each filter adds up columns of its own.
+    found = [given(op, 0, (0, Along(0))), given(op, 1, (1, Along(1)), *biased, reorders=True)]
     for spatial in range(len(x) - 2):
         window = window_of(op, spatial)
         mode = op.attrs.get("auto_pad", "NOTSET")
@@ -168,6 +179,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define(
         "Conv",
         space=_conv,
+        accumulates=_terms,
         layout=_layout,
         multiplications=_multiplications,
         integer=IntegerKernel.ALL_OPERANDS,

@@ -349,3 +349,28 @@ graph @g(%x: f32[3,64]) -> (f32[*]) {{
   return %y
 }}""")
     assert bool(Spaces().sums(next(graph.walk("ReduceSum")))) == (not nothing)
+
+
+CHANNELS = """graph @decoder(%x: f32[1,6,5,7], %w: f32[6,12,3,3], %b: f32[12], %scale: f32[12], %shift: f32[12],
+    %filters: f32[3,12,3,3], %bias: f32[3]) -> (f32[1,3,8,12]) {
+  %up = ConvTranspose(%x, %w, %b) {strides = [2,2], output_padding = [1,1], pads = [1,1,1,1]}
+  %n = InstanceNormalization(%up, %scale, %shift)
+  %r = Relu(%n)
+  %y = Conv(%r, %filters, %bias)
+  return %y
+}
+"""
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 12])
+def test_a_convolution_adds_up_channels_that_are_normalized_one_by_one(count: int) -> None:
+    """What a normalization over all pixels keeps from being cut along them; the bias is added once."""
+    before, after = cut(CHANNELS, "Conv", count)
+    graph = typed(CHANNELS)
+    assert [op.op_type for op in region_of(graph, "Conv").ops] == [
+        "ConvTranspose", "InstanceNormalization", "Relu", "Conv"
+    ]  # fmt: skip
+    random = np.random.default_rng(count)
+    feed = {v.name: random.standard_normal(dims(v)).astype(np.float32) for v in graph.inputs}
+    for a, b in zip(before.run(feed).values(), after.run(feed).values(), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)

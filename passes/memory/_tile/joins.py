@@ -112,6 +112,8 @@ class Sums(Accumulated):
                 else:
                     operands = operands[:2]
                     attrs.pop("beta", None)
+            elif ops.in_family(self.op, ops.Family.CONVOLUTION):
+                operands = operands[:2]  # its bias, too
         kind = PARTIAL.get(self.op.op_type, self.op.op_type)
         if kind == "ReduceSum" and "axes" in attrs and (ops.opset_of(self.emitter.graph) or 13) >= 13:
             operands.append(self.emitter.ints([int(a) for a in attrs.pop("axes")]))
