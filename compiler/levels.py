@@ -125,7 +125,7 @@ def pipeline_text(
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target == "int4" or (target == "mixed" and not calibrated):
         options = accuracy.options() if target == "int4" else ["min_sqnr=20.0", 'by="weights"']
-        parts += [_spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
+        parts += ["scale-columns", _spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
         parts += [
             *(["raise-opset"] if level < 2 else []),

@@ -103,6 +103,8 @@ class Operator:
         in_place: Operands that result 0 overwrites when they die there and have the same shape and element size: what
             onnxruntime's CPU kernels really do, recorded allocation by allocation with 1.31.1.
         homogeneous: f(s x) = s f(x) for positive factors s per channel.
+        affine: Operands, one number per channel each, that result 0 is multiplied by and shifted by, in this order.
+        affine_axis: Axis of these channels in result 0.
         packs_weights: onnxruntime re-packs a constant operand at load time and runs another kernel than for a computed
             one, whose sums differ in the last bits: making such an operand constant is no exact change.
         integer: Whether onnxruntime has an 8-bit integer kernel.
@@ -127,6 +129,8 @@ class Operator:
     moves: bool = False
     in_place: tuple[int, ...] = ()
     homogeneous: bool = False
+    affine: tuple[int, ...] = ()
+    affine_axis: int = -1
     packs_weights: bool = False
     integer: IntegerKernel | None = None
     family: Family | None = None

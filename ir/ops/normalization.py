@@ -95,15 +95,18 @@ _NORM: dict[str, Any] = {"family": Family.NORMALIZATION}
 OPERATORS: tuple[Operator, ...] = (
     *define("Softmax LogSoftmax", space=_softmax, in_place=(0,), workspace=_along_inner_axis, **_NORM),
     *define("Hardmax", space=_softmax, workspace=_along_inner_axis, **_NORM),
-    *define("LayerNormalization RMSNormalization", space=_layer_norm, **_NORM),
-    *define("SimplifiedLayerNormalization", space=_layer_norm, **_NORM),  # onnxruntime's, in the standard domain
-    *define("InstanceNormalization", space=_instance_norm, **_NORM),
-    *define("BatchNormalization", space=_batch_norm, **_NORM),
+    *define("LayerNormalization", space=_layer_norm, affine=(1, 2), **_NORM),
+    *define("RMSNormalization", space=_layer_norm, affine=(1,), **_NORM),
+    # onnxruntime's, in the standard domain
+    *define("SimplifiedLayerNormalization", space=_layer_norm, affine=(1,), **_NORM),
+    *define("InstanceNormalization", space=_instance_norm, affine=(1, 2), affine_axis=1, **_NORM),
+    *define("BatchNormalization", space=_batch_norm, affine=(1, 2), affine_axis=1, **_NORM),
     *define("GroupNormalization", space=_batch_only, workspace=_two_results, **_NORM),
     *define("LRN", space=_all_but_channels, workspace=_response, **_NORM),
     *define("LpNormalization", space=all_but_axis, **_NORM),
     *define("MeanVarianceNormalization", workspace=_two_results, **_NORM),
-    *define("SkipLayerNormalization SkipSimplifiedLayerNormalization", MICROSOFT, space=_skip_layer_norm, **_NORM),
+    *define("SkipLayerNormalization", MICROSOFT, space=_skip_layer_norm, affine=(2, 3), **_NORM),
+    *define("SkipSimplifiedLayerNormalization", MICROSOFT, space=_skip_layer_norm, affine=(2,), **_NORM),
     *define(
         "BiasSoftmax EmbedLayerNormalization GroupNorm LayerNormalization QEmbedLayerNormalization "
         "SimplifiedLayerNormalization SkipGroupNorm",

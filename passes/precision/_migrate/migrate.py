@@ -12,7 +12,7 @@ from memoptc.ir.core import Graph, Value
 from memoptc.pass_base import Context
 from memoptc.passes.precision._migrate.factors import Floats, Reader, best_factors
 from memoptc.passes.precision._migrate.sites import Site, move
-from memoptc.passes.precision._quantize.observe import observe
+from memoptc.passes.precision._quantize.steps import observe_steps
 from memoptc.report.model import Decision
 from memoptc.runtime.channels import Channels, channel_statistics
 
@@ -24,7 +24,7 @@ def seen_at(graph: Graph, found: Sequence[Site], context: Context) -> dict[Value
     def look(path: Path, names: dict[str, Value]) -> dict[str, Channels]:
         return channel_statistics(path, {n: axes[v] for n, v in names.items()}, context.calibration)
 
-    return observe(graph, axes, context, look)
+    return observe_steps(graph, axes, context, look)
 
 
 def migrate(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from memoptc.ir import tensors
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.ops import layout_of
+from memoptc.ir.ops import facts, layout_of
 from memoptc.ir.types import DType
 
 Floats = npt.NDArray[np.float64]
@@ -22,7 +22,6 @@ HOMOGENEOUS = frozenset(
 """Commute with positive factors per channel: f(s * x) = s * f(x)."""
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-NORMALS = frozenset({"LayerNormalization", "InstanceNormalization", "BatchNormalization"})
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,8 @@ def _from(op: Op, axis: int) -> Site | None:
 
 def _given(op: Op, axis: int) -> list[Edit] | None:
     """The constants of a source; `None` when they do not fit."""
+    if facts(op).affine:  # its other results come before scale and shift
+        return _affine(op, axis)
     if any(r.has_uses for r in op.results[1:]):
         return None
     if op.key in WEIGHTED:
@@ -128,16 +129,6 @@ def _given(op: Op, axis: int) -> list[Edit] | None:
         rank = len(weight.tensor.shape)
         along = rank - layout_of(op).output_axis
         return [Edit(op, 1, along, True), *([Edit(op, 2, 1, True)] if bias is not None else [])]
-    if op.key in NORMALS:
-        shape = shape_of(op.result)
-        last = op.op_type == "LayerNormalization"
-        if last and op.attrs.get("axis", -1) not in (-1, len(shape or ()) - 1):
-            return None
-        if axis != (-1 if last else 1) or any(
-            v.tensor is None or len(v.tensor.shape) != 1 for v in op.operands[1:3] if not v.is_absent
-        ):
-            return None
-        return [Edit(op, i, 1, True) for i in (1, 2) if op.input(i) is not None]
     if op.key in ("Mul", "Div"):
         constant = next((i for i in (1, 0) if op.operands[i].tensor is not None), None)
         if constant is None or (op.op_type == "Div" and constant == 0) or not _same_rank(op, 1 - constant):
@@ -145,6 +136,18 @@ def _given(op: Op, axis: int) -> list[Edit] | None:
         rank = len(shape_of(op.result) or ())
         return [Edit(op, constant, rank - 1 if axis == 1 else 1, op.op_type == "Mul")]
     return None
+
+
+def _affine(op: Op, axis: int) -> list[Edit] | None:
+    """Scale and shift of a normalization, each one number per channel; `None` when they do not fit."""
+    known = facts(op)
+    last = {-1, len(shape_of(op.result) or ()) - 1}
+    if axis != known.affine_axis or (axis == -1 and op.attrs.get("axis", -1) not in last):
+        return None
+    given = [(i, value) for i in known.affine if (value := op.input(i)) is not None]
+    if any(v.tensor is None or len(v.tensor.shape) != 1 for _, v in given):
+        return None
+    return [Edit(op, i, 1, True) for i, _ in given]
 
 
 def _same_rank(op: Op, index: int) -> bool:
@@ -214,7 +217,7 @@ def move(site: Site, factors: Floats, rule: str) -> None:
 
     Args:
         site: Where.
-        factors: Powers of two, float64 `[channels]`: products with them are exact.
+        factors: Positive, float64 `[channels]`; of powers of two, no product is rounded.
         rule: Who does it, for the origin of new constants.
     """
     for edit in site.edits:

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.diagnostics import InputError
 from memoptc.ir.ops import layout_of
 from memoptc.pass_base import Context
-from memoptc.passes.precision._quantize.observe import observe
-from memoptc.passes.precision._quantize.steps import every_step
+from memoptc.passes.precision._quantize.steps import observe_steps
 from memoptc.runtime.moments import Moments, Reading, Window, second_moments
 
 WIDEST = 4096
@@ -72,25 +70,16 @@ def moments_of(graph: Graph, ops: Iterable[Op], context: Context, *, single: boo
     wanted: dict[Value, list[Op]] = {}
     for op in ops:
         wanted.setdefault(op.operand, []).append(op)
-    found: dict[Op, Moments] = {}
 
-    def look(path: Path, names: dict[str, Value]) -> dict[str, None]:
+    def look(path: Path, names: dict[str, Value]) -> dict[str, dict[Op, Moments]]:
         readings = {op: Reading(name, window_of(op)) for name, value in names.items() for op in wanted[value]}
         seen = second_moments(path, readings.values(), context.calibration, dtype=np.float32 if single else np.float64)
-        found.update({op: seen[reading] for op, reading in readings.items() if reading in seen})
-        return {}
+        return {
+            name: {op: seen[readings[op]] for op in wanted[value] if readings[op] in seen}
+            for name, value in names.items()
+        }
 
-    whole = every_step(graph)
-    if whole is not None:
-        copy, moved = whole
-        mine = {moved[v]: v for v in wanted}
-        try:
-            observe(copy, mine, context, lambda path, names: look(path, {n: mine[v] for n, v in names.items()}))
-            return found
-        except InputError:  # it computes something that holds for one step only
-            found.clear()
-    observe(graph, wanted, context, look)
-    return found
+    return {op: m for found in observe_steps(graph, wanted, context, look).values() for op, m in found.items()}
 
 
 def in_groups(needs: Sequence[Sequence[Op]], room: int = ROOM, *, single: bool = False) -> Iterator[list[int]]:

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.ops import facts
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import TensorType
 from memoptc.last_logits import KEY
+from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize.observe import observe
+
+T = TypeVar("T")
+
+
+def observe_steps(
+    graph: Graph, values: Iterable[Value], context: Context, look: Callable[[Path, dict[str, Value]], dict[str, T]]
+) -> dict[Value, T]:
+    """Look at values as `observe` does; of a decoder that scores its last step only, at all steps.
+
+    Args:
+        graph: The top graph.
+        values: What to look at.
+        context: Of the compile.
+        look: From a file and the values of `graph` by name to what was seen, by name.
+    """
+    wanted = list(values)
+    whole = every_step(graph)
+    if whole is not None:
+        copy, moved = whole
+        mine = {moved[v]: v for v in wanted}
+        try:
+            seen = observe(copy, mine, context, lambda path, names: look(path, {n: mine[v] for n, v in names.items()}))
+            return {mine[v]: found for v, found in seen.items()}
+        except InputError:  # it computes something that holds for one step only
+            pass
+    return observe(graph, wanted, context, look)
 
 
 def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
