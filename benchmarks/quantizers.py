@@ -53,7 +53,7 @@ OURS: dict[str, tuple[str, ...]] = {
 PEERS = Path(__file__).with_name("quantizer_tools.py")
 LOWER = ("perplexity", "bits_per_char")
 """Figures of which less is better."""
-FIGURE, DECIBEL, BYTES, NODES = 0.005, 0.5, 1.03, 16e3
+FIGURE, DECIBEL, BYTES, NODES = 0.01, 0.5, 1.03, 16e3
 """What counts as alike: a part of the task's figure, decibels, ratio of files, or as many bytes of nodes."""
 
 
@@ -248,7 +248,7 @@ def table(lines: Sequence[Line]) -> Iterator[str]:
             )
         cost = f"{line.get('took_s', 0):.1f} | {line.get('peak_mb', 0)}" if "took_s" in line else " | "
         if "fault" in line:
-            yield f"| | {line['tool']} | {line['fault'].replace('|', '/')} | | | | | {cost} |"
+            yield f"| | {line['tool']} | {line['fault'].replace('|', '/')[:70]} | | | | | {cost} |"
             continue
         accuracy = "".join(f"{value:.4f}" for value in line["after"].values())
         yield (
