@@ -17,7 +17,7 @@ SHARES = tuple((of_data, of_weights) for of_data in (0.0, 0.25, 0.5, 0.75) for o
 WIDEST = 16.0
 """Factors lie between 1 / WIDEST and WIDEST: a column that was silent in the data may speak later."""
 
-_SAMPLED = 1 << 18
+_SAMPLED = 1 << 16
 """Weights of one matrix that are looked at: evenly spaced rows."""
 
 
