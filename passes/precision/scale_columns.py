@@ -24,24 +24,26 @@ class ScaleColumns(Pass):
 
     The reciprocals go into the scale and shift of a normalization, or into the weights of the product, before the
     tensor, so that nothing is added to the graph; outputs change by float noise. Factors are those that lower the error
-    expected of blocks of `bits` bits most, by what calibration data shows of the columns; without data, by the scales
-    of the normalizations, and by the weights themselves. (After Lin et al., "AWQ: Activation-aware Weight Quantization
-    for LLM Compression and Acceleration", 2023.)
+    expected of blocks of `bits` bits most, by the scales of the normalizations, and by the weights themselves; on
+    request by what calibration data shows of the columns, which takes a pass over it, and enough of it. (After Lin et
+    al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", 2023.)
 
     Args:
         bits: Of the codes to come.
         block: Weights that will share a scale.
         least: How much less error it must bring, as a ratio.
+        observe: Go by calibration data, where there is any.
     """
 
     bits: int = 4
     block: int = 32
     least: float = 1.05
+    observe: bool = False
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Scale in the top graph."""
         found = [site for site in sites(graph, SOURCES) if not any(layout_of(op).taps for op in site.readers)]
-        data = context.calibration is not None and bool(found)
+        data = self.observe and context.calibration is not None and bool(found)
         seen = seen_at(graph, found, context) if data else {}
         gains = []
         for site in found:

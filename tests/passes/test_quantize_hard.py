@@ -148,7 +148,7 @@ def test_columns_that_differ_within_blocks_are_evened_out(tmp_path: Path) -> Non
             if not data:
                 given.calibration = None
             if scale:
-                ScaleColumns().apply(graph, Counter(), given)
+                ScaleColumns(observe=data).apply(graph, Counter(), given)
             MixWeights(min_sqnr=0.0, smallest=1024, rounding=data).apply(graph, Counter(), given)
             found.append(decibels(model, graph, unseen))
         assert found[1] > found[0] + 2.0
