@@ -148,6 +148,12 @@ class Admission:
             raise self._refused(need, shapes, None if smallest is shapes else self.need(smallest))
         return []
 
+    def smaller(self, shapes: Shapes, parts: Sequence[int]) -> list[int]:
+        """Parts to try after `parts` did not fit; an empty list where there are none."""
+        samples = 0 if self.batch is None else self.batch.samples(shapes)
+        largest = max(parts, default=samples)
+        return even_parts(samples, largest * 7 // 8 or 1) if largest > 1 else []
+
     def _most(self, shapes: Shapes, samples: int) -> int:
         """The most samples that fit in one call."""
         assert self.batch is not None

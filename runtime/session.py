@@ -212,23 +212,45 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
         if run_options is not None:
             self._need_python("run options")
-        admission, parts = self._admission, list[int]()
-        if admission is not None:
-            parts = admission.parts({name: tuple(getattr(value, "shape", ())) for name, value in input_feed.items()})
-        self.parts = parts
-        if admission is None or admission.batch is None or not parts:
+        self.parts = []
+        if self._admission is None:
             return self._run_once(names, input_feed, run_options, into)
-        if not self._said_split:
-            self._said_split = True
-            said = f"a batch of {sum(parts)} does not fit the memory limit and is computed in {len(parts)} calls"
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
+        return self._run_admitted(self._admission, names, input_feed, run_options, into)
+
+    def _run_admitted(
+        self,
+        admission: Admission,
+        names: Sequence[str],
+        input_feed: Feed,
+        run_options: ort.RunOptions | None,
+        into: Mapping[str, npt.NDArray[Any]] | None,
+    ) -> list[Any]:
+        """Run in as few calls as fit on paper; in more where that was not enough."""
+        from memoptc.runtime.admission import run_in_parts
+
+        shapes = {name: tuple(getattr(value, "shape", ())) for name, value in input_feed.items()}
+        parts = admission.parts(shapes)
 
         def run(part: Feed) -> list[Any]:
             return self._run_once(names, part, run_options, None)
 
-        from memoptc.runtime.admission import run_in_parts
+        while True:
+            self.parts = parts
+            try:
+                if admission.batch is None or not parts:
+                    return self._run_once(names, input_feed, run_options, into)
+                self._say_split(parts)
+                return run_in_parts(run, names, input_feed, admission.batch, parts, into or {})
+            except MemoryLimit:
+                parts = admission.smaller(shapes, parts)
+                if not parts:
+                    raise
 
-        return run_in_parts(run, names, input_feed, admission.batch, parts, into or {})
+    def _say_split(self, parts: Sequence[int]) -> None:
+        if not self._said_split:
+            self._said_split = True
+            said = f"a batch of {sum(parts)} does not fit the memory limit and is computed in {len(parts)} calls"
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
     def _run_once(
         self,

@@ -128,6 +128,23 @@ def test_a_batch_is_split_to_fit_and_keeps_its_bits(compiled: Path, tier: Any) -
         assert session.parts == []
 
 
+def test_a_batch_that_was_thought_to_fit_is_split_further(compiled: Path) -> None:
+    feed = images(40)
+    with Session(compiled, memory="planned", memory_limit="1GiB") as free:
+        expected = free.run(None, feed)[0]
+        assert free._admission is not None
+        limit = free._admission.need({"x": (9, 3, 16, 16)})
+    with Session(compiled, memory="planned", memory_limit=limit) as session:
+        assert session._admission is not None
+        paper = session._admission.run_bytes
+        session._admission = replace(session._admission, run_bytes=replace(paper, expressions=("1",)))
+        with pytest.warns(RuntimeWarning, match="is computed in"):
+            found = session.run(None, feed)[0]
+        assert found.tobytes() == expected.tobytes()
+        assert 2 <= max(session.parts) <= 9
+        assert session.run(None, feed)[0].tobytes() == expected.tobytes()
+
+
 def test_a_call_that_fits_in_no_part_is_refused_before_it_starts(compiled: Path) -> None:
     limit = 1 << 16
     session = Session(compiled, memory="planned", memory_limit=limit)
