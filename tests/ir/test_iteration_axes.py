@@ -43,7 +43,7 @@ LEFT_ALONE: dict[str, tuple[str, list[str], list[int]]] = {
         "%x: f32[1,4,8,8], %w: f32[4,2,3,3]", ["%y = ConvTranspose(%x, %w) {group=2}"], [0],
     ),
     "transposed convolution with padding to be found": (
-        "%x: f32[1,4,8,8], %w: f32[4,2,3,3]", ['%y = ConvTranspose(%x, %w) {auto_pad="SAME_UPPER"}'], [0],
+        "%x: f32[1,4,8,8], %w: f32[4,2,3,3]", ['%y = ConvTranspose(%x, %w) {auto_pad="SAME_UPPER"}'], [0, 1],
     ),
     "SAME padding of a symbolic extent": (
         "%x: f32[1,4,S,8], %w: f32[4,4,3,3]",
