@@ -201,14 +201,16 @@ def _new_guard(b: Builder, core: Cached) -> Guard:
     past = _extent(b, core.past[0], 2)
     total = b.Add(past, steps)
     one = np.asarray([1], np.int64)
-    bias = _bias(b, core, steps, total)
+    new = steps if same(shape_of(core.keys)[2], shape_of(core.query)[2]) else _extent(b, core.keys, 2)
+    keys = total if new is steps else b.Add(past, new)  # as long as scores are, also where the operator is not taken
+    bias = _bias(b, core, steps, keys)
     short = b.Cast(b.Sub(total, one), to=int(DType.INT32))
     lengths = b.Expand(short, batch)
     count = b.Squeeze(b.Cast(total, to=int(DType.INT32)))
     zero = np.asarray([0], np.int64)
     alone = b.Or(b.Or(b.Equal(batch, one), b.Equal(steps, one)), b.Equal(past, zero))
     taken = b.And(alone, b.Greater(b.Mul(steps, batch), zero))
-    fast = b.And(b.Squeeze(taken), _suits(b, bias, steps, past, total))
+    fast = b.And(b.Squeeze(taken), _suits(b, bias, steps, past, keys))
     for axis, wanted, known in (
         (0, batch, shape_of(core.query)[0]),
         (1, b.const(np.asarray([core.heads])), core.heads),
