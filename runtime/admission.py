@@ -50,9 +50,15 @@ class RunBytes:
 
     @cached_property
     def _parsed(self) -> list[KnownDim]:
-        from memoptc.ir.dims import parse_dim  # only contracts with a formula pay for it
+        from memoptc.ir.dims import parse_dim  # only sessions with a limit pay for it
 
-        return [parse_dim(text) for text in self.expressions]
+        try:
+            found = [parse_dim(text) for text in self.expressions]
+        except ValueError as error:
+            raise _unusable(f"{error}") from None
+        if not {name for one in found if not isinstance(one, int) for name in one.free} <= self.axes.keys():
+            raise _unusable("an expression is over an extent that is not among its axes")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
@@ -61,14 +67,19 @@ class RunBytes:
 
     @staticmethod
     def from_json(plain: Mapping[str, Any]) -> RunBytes:
-        """Read what `to_json` gave; its errors are those of values of other types."""
+        """Read what `to_json` gave; errors are those of values of other types, expressions are read when needed."""
         axes = {str(symbol): (str(name), int(axis)) for symbol, (name, axis) in plain["axes"].items()}
         expressions = tuple(map(str, plain["expressions"]))
-        found = RunBytes(expressions, axes, max(1.0, float(plain.get("slack", 1.0))))
-        free = {name for one in found._parsed if not isinstance(one, int) for name in one.free}
-        if not expressions or not free <= axes.keys():
-            raise ValueError("run_bytes has an expression over an extent that is not among its axes")
-        return found
+        if not expressions:
+            raise ValueError("run_bytes has no expression")
+        return RunBytes(expressions, axes, max(1.0, float(plain.get("slack", 1.0))))
+
+
+def _unusable(why: str) -> InputError:
+    return InputError(
+        f"The session contract does not say what a run takes: {why}.",
+        hint="Compile the model again, or delete the file.",
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from native_models import usable
 from runtime_models import convolutions, mlp
 
 from memoptc.ir.batch import separable_batch
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.admission import Admission, BatchAxis, RunBytes, even_parts
@@ -162,6 +163,10 @@ def test_a_contract_keeps_both_and_refuses_nonsense(compiled: Path) -> None:
     assert contract.run_bytes is not None
     assert Contract.from_json(contract.to_json()) == contract
     plain = contract.to_json()
-    for wrong in ({"expressions": ["4*M"], "axes": {}}, {"expressions": [], "axes": {}}, {"axes": {}}):
+    for wrong in ({"expressions": [], "axes": {}}, {"axes": {}}):
         with pytest.raises((ValueError, KeyError)):
             Contract.from_json(plain | {"run_bytes": wrong})
+    for expression, why in (("4*M", "not among its axes"), ("4**", "does not say what a run takes")):
+        nonsense = Contract.from_json(plain | {"run_bytes": {"expressions": [expression], "axes": {}}})
+        with pytest.raises(InputError, match=why):
+            nonsense.admission(1 << 30, 0, "arena")
