@@ -292,7 +292,7 @@ class _Reader:
             if op.op_type == "If" and index == 0:
                 return "switch"
         if len(shape) in (1, 2) and _integer(value):
-            if value in tables or numbers_steps(value):
+            if value in tables or numbers_steps(value) or _looks_up(value):
                 return "positions"
         own = self._masked(value)
         if own is not None:
@@ -622,12 +622,16 @@ def numbers_steps(value: Value) -> bool:
             return True
         if op.is_a(*_SCATTER) and index > 0:
             return True
-        if op.is_a("Gather", "GatherND", "GatherElements") and index == 1 and _is_fixed(op.operands[0]):
-            return True
         if op.op_type in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Sub") and len(op.operands) == 2:
             if any(o.op_type == "Range" for o, _ in _makers(op.operands[1 - index])):
                 return True
     return _turned_into_angles(value)
+
+
+def _looks_up(value: Value) -> bool:
+    """Whether an input indexes a weight. Beside the ids of a decoder, that are positions; ids do so, too."""
+    lookups = ("Gather", "GatherND", "GatherElements")
+    return any(op.is_a(*lookups) and index == 1 and _is_fixed(op.operands[0]) for op, index in _uses(value))
 
 
 _INTO_ANGLES = frozenset(

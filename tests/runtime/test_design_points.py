@@ -152,3 +152,17 @@ def test_a_compile_plans_verifies_and_says_the_sizes():
     for extent in (0, 1, 7, 500, 4096, 5001):
         feed = {"x": rng.standard_normal((1, extent, 128)).astype(np.float32)}
         np.testing.assert_allclose(after.run(feed)["y"], before.run(feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_vocabulary_bounds_words_and_not_how_many_there_are() -> None:
+    """Words look up a weight as positions do; taken for positions, they would be no more than there are words."""
+    text = graph(
+        "%ids: i64[batch,sequence]",
+        "  %w = const() {value=@w77_8} : f32[77,8]\n  %y = Gather(%w, %ids)",
+        "f32[batch,sequence,8]",
+    )
+    found = points(text)
+    assert found is not None
+    assert found.plan["sequence"] > 77
+    feed = InputMaker(read(text)).make({"batch": 1, "sequence": 60})
+    assert len(set(np.diff(feed["ids"][0]).tolist())) > 1
