@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memoptc.ir.core import Graph, Op
+from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.bias import join_biases
@@ -29,6 +30,7 @@ from memoptc.passes.precision._quantize.trial import Codes, Setting, Variant, na
 from memoptc.passes.precision._quantize.wanted import Wanted
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
+from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.passes.precision.smooth import Smooth
 from memoptc.passes.precision.split_outliers import SplitOutliers, names_of_split
 from memoptc.report.model import Decision
@@ -47,6 +49,9 @@ _LINE = 0.25
 _FEWEST = 4
 """Layers that are measured alone in any case."""
 
+DECODER_BLOCK = 64
+"""Weights of a decoder that share a scale: 8.5 bits a weight."""
+
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
 
@@ -63,6 +68,10 @@ class QuantizeSearch(Pass):
     each layer starts in its cheapest: tables and products whose bytes weigh more than their work in 4 bits.
     Activations of 16 bits are no state: onnxruntime computes with them in float, so float activations on integer
     weights cost the same bytes and less time.
+
+    Of a decoder with a cache only the weights are coded, in blocks that MatMulNBits reads as codes: weights for integer
+    products that fall back to float would be decoded anew at every step. Where that is not accurate enough, layers are
+    searched as in any model.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
@@ -107,6 +116,8 @@ class QuantizeSearch(Pass):
             )
             plain.apply(graph, stats, context)
             return
+        if not self.mixed and recognised(graph) is not None and self._in_blocks(graph, stats, context):
+            return
         if self.weights not in DTYPES:
             raise InputError(f"quantize-search has no weights {self.weights!r}.", hint="There are: int8, uint8.")
         device = load_device(self.device)
@@ -128,6 +139,23 @@ class QuantizeSearch(Pass):
         searched_once(
             self, graph, stats, context, lambda counted: _Search(self, graph, layers, codes, counted, context).run()
         )
+
+    def _in_blocks(self, graph: Graph, stats: Counter[str], context: Context) -> bool:
+        """Code a decoder's weights in blocks, which a kernel reads as codes, if that is accurate enough."""
+        blocks = QuantizeWeights(bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, exclude=self.exclude)
+        wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
+        copy = graph.clone()
+        blocks.run(copy, Counter())
+        quality = wanted.trials.full(copy)
+        del copy
+        if not wanted.good(quality):
+            return False
+        blocks.apply(graph, stats, context)
+        what = f"weights of a decoder in blocks of {DECODER_BLOCK} with 8 bits, activations in float"
+        why = "a step multiplies one row, so reading weights takes the time, and activations of 8 bits cost accuracy"
+        context.decisions.append(Decision(self.name, what, why))
+        context.artefacts.precision = Precision([], wanted.reached(quality, "weights in blocks of 8 bits"))
+        return True
 
 
 class _Search:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
+from decoders import Style, decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from runtime_models import normal, parse
@@ -179,3 +181,15 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
     assert shortest(steps.moves, lambda m: False) is None
     kept = ladder(layers, floats=False)
     assert FLOAT not in kept.states(kept.moves).values()
+
+
+def test_weights_of_a_decoder_are_read_as_codes_at_every_step() -> None:
+    """Codes for integer products would be decoded anew, as a whole, for each token."""
+    rng = np.random.default_rng(0)
+    data = [{"input_ids": rng.integers(0, 97, (1, 24))} for _ in range(4)]
+    result = compile_model(decoder(Style(width=32)), 2, "int8", calibration=data)
+    kinds = Counter(op.op_type for op in result.graph.walk())
+    assert kinds["MatMulNBits"] == 15
+    assert kinds["DequantizeLinear"] == 0
+    assert result.report.verification["passed"]
+    assert any("weights of a decoder" in decision.what for decision in result.report.decisions)
