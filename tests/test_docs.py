@@ -39,7 +39,7 @@ def test_code_blocks_run(document: str, tmp_path: Path) -> None:
         if token.type != "fence":
             continue
         language, *words = token.info.split() or [""]
-        facts = dict(word.split("=", 1) for word in words)
+        facts = dict(word.split("=", 1) for word in words if "=" in word)
         if "title" in facts:
             (tmp_path / facts["title"]).write_text(token.content)
         elif facts.get("run") != "no" and language == "sh":
