@@ -142,7 +142,9 @@ class QuantizeSearch(Pass):
 
     def _in_blocks(self, graph: Graph, stats: Counter[str], context: Context) -> bool:
         """Code a decoder's weights in blocks, which a kernel reads as codes, if that is accurate enough."""
-        blocks = QuantizeWeights(bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, exclude=self.exclude)
+        blocks = QuantizeWeights(
+            bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, activations=8, exclude=self.exclude
+        )
         wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
         copy = graph.clone()
         blocks.run(copy, Counter())
@@ -151,8 +153,8 @@ class QuantizeSearch(Pass):
         if not wanted.good(quality):
             return False
         blocks.apply(graph, stats, context)
-        what = f"weights of a decoder in blocks of {DECODER_BLOCK} with 8 bits, activations in float"
-        why = "a step multiplies one row, so reading weights takes the time, and activations of 8 bits cost accuracy"
+        what = f"weights of a decoder in blocks of {DECODER_BLOCK} with 8 bits, activations coded by the kernel"
+        why = "a step multiplies one row, so that reading weights takes the time"
         context.decisions.append(Decision(self.name, what, why))
         context.artefacts.precision = Precision([], wanted.reached(quality, "weights in blocks of 8 bits"))
         return True

@@ -35,6 +35,8 @@ class QuantizeWeights(Pass):
         smallest: Bytes below which a weight stays as it is.
         search: Search for the scales; without it every block's range is rounded plainly (to compare with).
         rounding: Round by calibration data, where there is any.
+        activations: 32, or 8: MatMulNBits then codes its other operand at run time, block by block. With weights of 8
+            bits only that has a fast kernel; products of a single row are up to ten times slower without it.
         exclude: Node names or operators to leave in float.
     """
 
@@ -45,6 +47,7 @@ class QuantizeWeights(Pass):
     smallest: int = SMALLEST
     search: bool = True
     rounding: bool = True
+    activations: int = 32
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class QuantizeWeights(Pass):
             ("bits", self.bits, (4, 8)),
             ("block", self.block, BLOCKS),
             ("form", self.form, FORMS),
+            ("activations", self.activations, (8, 32)),
         ):
             if value not in known:
                 raise InputError(
@@ -60,7 +64,9 @@ class QuantizeWeights(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Code what can be coded, and say what was left and why."""
-        plan = Plan(self.bits, self.block, self.symmetric, self.form, ops.opset_of(graph) or 0, self.search)
+        plan = Plan(
+            self.bits, self.block, self.symmetric, self.form, ops.opset_of(graph) or 0, self.search, self.activations
+        )
         found = find(graph, plan, self.smallest, frozenset(self.exclude))
         writer = Writer(plan, stats)
         before = sum(weight.bytes for weight in found.chosen)

@@ -191,5 +191,6 @@ def test_weights_of_a_decoder_are_read_as_codes_at_every_step() -> None:
     kinds = Counter(op.op_type for op in result.graph.walk())
     assert kinds["MatMulNBits"] == 15
     assert kinds["DequantizeLinear"] == 0
+    assert {op.attrs["accuracy_level"] for op in result.graph.walk("com.microsoft::MatMulNBits")} == {4}
     assert result.report.verification["passed"]
     assert any("weights of a decoder" in decision.what for decision in result.report.decisions)

@@ -37,6 +37,10 @@ Memo: TypeAlias = dict[tuple[Any, ...], tuple[Blocks, float, float]]
 _DTYPES = {(4, True): DType.INT4, (4, False): DType.UINT4, (8, True): DType.INT8, (8, False): DType.UINT8}
 
 
+_CODED_ACTIVATIONS = 4
+"""`accuracy_level` of MatMulNBits: its kernel may compute with activations of 8 bits."""
+
+
 @dataclass
 class Plan:
     """How weights are written.
@@ -48,6 +52,7 @@ class Plan:
         form: "nbits" or "dq".
         opset: Version of the standard operators in force.
         search: Search for scales, or round plainly.
+        activations: 8 where the kernel codes the other operand, else 32.
     """
 
     bits: int
@@ -56,6 +61,7 @@ class Plan:
     form: str
     opset: int
     search: bool = True
+    activations: int = 32
 
     def why_not(self, weight: Weight, site: Site) -> str:
         """Say why a site cannot be written in this form; `""` when it can."""
@@ -201,6 +207,8 @@ class Writer:
             None if blocks.symmetric else self._const(weight, blocks.packed_zeros(), "zeros", key),
         ]
         attrs = {"K": blocks.columns, "N": len(blocks.scales), "bits": blocks.bits, "block_size": blocks.block}
+        if self.plan.activations == 8:
+            attrs["accuracy_level"] = _CODED_ACTIVATIONS
         bias = op.input(2) if op.op_type == "Gemm" else None
         beta = float(op.attrs.get("beta", 1.0))
         row = _row(bias, attrs["N"])
