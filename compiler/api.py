@@ -16,7 +16,7 @@ from memoptc.compilation import Compilation
 from memoptc.digest import digest
 from memoptc.gate import check_budget, check_verification
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import GateError, InputError
+from memoptc.ir.diagnostics import InputError, ProofError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.levels import promised_slowdown
@@ -141,7 +141,7 @@ def compile_file(source: str | Path, output: str | Path, options: FileOptions) -
         kept = worst_sample_path(inner)
         try:
             result = _compile(source, asked, Path(scratch), inner, output)
-        except GateError as error:
+        except ProofError as error:
             raise _keep_failure(error, Path(scratch), output) from None
         proof = result.verification
         if proof is not None and proof.worst_sample and (options.keep_worst or proof.failed):
@@ -167,7 +167,7 @@ def _artefact(file: Path) -> dict[str, Any]:
     return {"name": file.name, "bytes": file.stat().st_size, "sha256": digest([file])}
 
 
-def _keep_failure(error: GateError, scratch: Path, output: Path) -> GateError:
+def _keep_failure(error: ProofError, scratch: Path, output: Path) -> ProofError:
     """Keep the sample on which a proof failed, and add to the error where it is."""
     sample = scratch / prove.WORST_SAMPLE
     if not sample.exists() or stands_alone(output):
@@ -175,7 +175,7 @@ def _keep_failure(error: GateError, scratch: Path, output: Path) -> GateError:
     path = worst_sample_path(output)
     with staged(path) as inner:
         shutil.move(sample, inner)
-    return GateError(error.message, hint=f"{error.hint} The sample that differs most is in {path}.")
+    return ProofError(error.message, hint=f"{error.hint} The sample that differs most is in {path}.")
 
 
 def pipeline_for(options: Options) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memoptc.attempts import Attempt
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import BudgetError, GateError
+from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.measuring import Sizes, Times
 from memoptc.options import Options
 from memoptc.report.rows import size
@@ -25,7 +25,7 @@ def check_verification(attempt: Attempt, options: Options, find_culprit: Callabl
         find_culprit: Gives the pass (and rewrite) that broke the numbers, or `""`; called on failure only.
 
     Raises:
-        GateError: the proof failed; the message names the worst output and the pass.
+        ProofError: the proof failed; the message names the worst output and the pass.
     """
     found = attempt.verification
     if found is None or not found.failed:
@@ -36,7 +36,7 @@ def check_verification(attempt: Attempt, options: Options, find_culprit: Callabl
     if options.force:
         attempt.warnings.append(f"{message} Written all the same (--force).")
         return
-    raise GateError(
+    raise ProofError(
         message,
         hint="Nothing was written; leave the pass out with --passes, keep more layers in float, or use --force.",
     )

@@ -44,6 +44,10 @@ class GateError(MemoptcError):
     exit_code = 3
 
 
+class ProofError(GateError):
+    """Outputs differ by more than allowed."""
+
+
 class BudgetError(MemoptcError):
     """The memory budget is out of reach; nothing was written. Exit code 4."""
 

@@ -101,8 +101,9 @@ def _steps(report: Report) -> list[tuple[PassRecord, int | None]]:
     ]
 
 
-def _strip(deciles: Sequence[float]) -> str:
-    """Draw the deciles of an error as eleven small bars, least to largest."""
+def _strip(given: Sequence[float | str]) -> str:
+    """Draw the deciles of an error as eleven small bars, least to largest; what is no finite number has none."""
+    deciles = [value for value in given if isinstance(value, int | float)]
     top = max(deciles, default=0.0)
     bars = "".join(
         f'<rect x="{9 * i}" y="{18 - 18 * value / top:.1f}" width="7" height="{18 * value / top:.1f}"/>'

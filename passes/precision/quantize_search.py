@@ -116,7 +116,8 @@ class QuantizeSearch(Pass):
             )
             plain.apply(graph, stats, context)
             return
-        if not self.mixed and recognised(graph) is not None and self._in_blocks(graph, stats, context):
+        asks_more = self.mixed or self.outputs or not self.embeddings
+        if not asks_more and recognised(graph) is not None and self._in_blocks(graph, stats, context):
             return
         if self.weights not in DTYPES:
             raise InputError(f"quantize-search has no weights {self.weights!r}.", hint="There are: int8, uint8.")
@@ -146,8 +147,10 @@ class QuantizeSearch(Pass):
             bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, activations=8, exclude=self.exclude
         )
         wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
-        copy = graph.clone()
-        blocks.run(copy, Counter())
+        copy, done = graph.clone(), Counter[str]()
+        blocks.run(copy, done)
+        if not done["weights quantized"]:
+            return False
         quality = wanted.trials.full(copy)
         del copy
         if not wanted.good(quality):

@@ -143,6 +143,12 @@ def _check(large: Graph, small: Graph, name: str) -> None:
             f"{name} takes {_names(small.inputs)}, the large model {_names(large.inputs)}.",
             hint="A cascade needs two models with the same inputs, in one order, of one type.",
         )
+    for mine, theirs in zip(large.inputs, small.inputs, strict=True):
+        if any(isinstance(b, int) and a != b for a, b in zip(mine.shape or (), theirs.shape or (), strict=True)):
+            raise InputError(
+                f"{name} takes {_names([theirs])}, which is narrower than the large model's {_names([mine])}.",
+                hint="Export the small model with the same open axes, or make the large one's static with --freeze.",
+            )
     for graph, what in ((large, "The large model"), (small, name)):
         shape = graph.outputs[0].shape if len(graph.outputs) == 1 else None
         classes = shape[1] if shape is not None and len(shape) == 2 else None

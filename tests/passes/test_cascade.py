@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def classifier(
-    noise: float, symbol: str, *, softmax: bool = False, classes: int = CLASSES, name: str = "x"
+    noise: float, symbol: str | int, *, softmax: bool = False, classes: int = CLASSES, name: str = "x"
 ) -> onnx.ModelProto:
     """Scores by one product; two of different noise agree on most inputs. A Shape carries the symbol into the graph."""
     weight = np.random.default_rng(0).standard_normal((WIDTH, classes)).astype(np.float32)
@@ -113,6 +113,16 @@ def test_a_batch_goes_the_way_of_its_hardest_row_and_agreement_holds_on_other_da
     assert "100 validation samples" in context.decisions[-1].why
 
 
+def test_no_rows_and_rows_without_a_number_go_the_way_of_the_large_model_or_nowhere(small: Path) -> None:
+    """A smallest of nothing is refused, and a smallest among NaN may be a number: neither may decide."""
+    made, _ = cascaded(Context(), small=str(small), threshold=0.01)
+    assert run(made, inputs(0, 1)).shape == (0, CLASSES)
+    for place in (0, 2):
+        x = inputs(3, 21)
+        x[place] = np.nan
+        np.testing.assert_array_equal(run(made, x), run(LARGE, x))
+
+
 def test_a_small_model_that_never_agrees_is_left_out(tmp_path: Path) -> None:
     other = classifier(0.0, "n")
     weight = numpy_helper.to_array(other.graph.initializer[0])
@@ -130,6 +140,7 @@ def test_a_small_model_that_never_agrees_is_left_out(tmp_path: Path) -> None:
     [
         (classifier(0.1, "n", classes=5), "scores 5 classes, the large model 4"),
         (classifier(0.1, "n", name="z"), "takes z: f32"),
+        (classifier(0.1, 1), "which is narrower than the large model's"),
     ],
 )
 def test_models_that_do_not_fit_together_are_refused(other: onnx.ModelProto, message: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from memoptc.api import compile_file
-from memoptc.ir.diagnostics import GateError
+from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.report.chart import sparkline
 from memoptc.report.evidence import card
 from memoptc.report.write import render_html, render_markdown, schema
@@ -95,6 +95,16 @@ def test_the_worst_example_is_shown_and_its_inputs_are_kept_on_request_or_failur
         compile_file(MODELS / "digits_cnn.onnx", tmp_path / "c.onnx", max_error=1e-9, **common)
     assert str(tmp_path / "c.worst.npz") in failure.value.hint
     assert sorted(file.name for file in tmp_path.glob("c*")) == ["c.worst.npz"]
+    # a compile that is refused for something else keeps nobody's inputs
+    with pytest.raises(BudgetError):
+        compile_file(
+            MODELS / "digits_cnn.onnx",
+            tmp_path / "d.onnx",
+            target="float16",
+            memory_budget="activations=1KiB",
+            **common,
+        )
+    assert list(tmp_path.glob("d*")) == []
 
 
 def test_the_json_form_has_what_the_schema_says(report: Any) -> None:

@@ -75,7 +75,7 @@ def write_exit(
 
 
 def confident(b: Builder, probabilities: Value, threshold: float) -> Value:
-    """Give whether the least confident row of `[batch, classes]` is confident enough, as a scalar; NaN never is.
+    """Give whether every row of `[batch, classes]` is confident enough, as a scalar; NaN never is.
 
     Args:
         b: Where to put the ops.
@@ -84,8 +84,10 @@ def confident(b: Builder, probabilities: Value, threshold: float) -> Value:
     """
     likely = b.op("TopK", [probabilities, np.array([2], np.int64)], {"axis": 1}, outputs=2).results[0]
     first, second = (b.Gather(likely, np.int64(i), axis=1) for i in (0, 1))
-    hardest = b.ReduceMin(b.Sub(first, second), keepdims=0)
-    sure: Value = b.GreaterOrEqual(hardest, np.array(NEVER if threshold >= 1 else threshold, np.float32))
+    least = np.array(NEVER if threshold >= 1 else threshold, np.float32)
+    # Counted, since a smallest of no rows is refused, and one among NaN may be a number.
+    unsure = b.Cast(b.Not(b.GreaterOrEqual(b.Sub(first, second), least)), to=int(DType.INT64))
+    sure: Value = b.Equal(b.ReduceSum(unsure, keepdims=0), np.int64(0))
     return sure
 
 
