@@ -17,10 +17,11 @@ from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Weight
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, DECODED, Weight
 from memoptc.passes.precision._quantize.replay import searched_once
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
+from memoptc.passes.precision._quantize.tables import Table, make_table
 from memoptc.passes.precision._quantize.tradeoff import (
     BLOCKS,
     FLOAT,
@@ -58,6 +59,9 @@ class MixWeights(Pass):
         block: Weights that share a scale in 4 bits.
         smallest: Bytes below which a weight stays as it is.
         rounding: Round by calibration data, where there is any.
+        decode: When weights of convolutions and recurrent operators are decoded: while onnxruntime loads, from tables
+            of 16 or 256 numbers, after which they take the memory and the time of floats (the file is small); or in
+            each "run", from blocks, which takes less memory and more time, of convolutions only.
         exclude: Node names or operators to leave in float.
         study: Measure each weight alone even when accuracy is met without.
     """
@@ -69,12 +73,15 @@ class MixWeights(Pass):
     block: int = 32
     smallest: int = SMALLEST
     rounding: bool = True
+    decode: str = "load"
     exclude: tuple[str, ...] = ()
     study: bool = False
 
     def __post_init__(self) -> None:
         if self.by not in ("outputs", "weights"):
             raise InputError(f"mix-weights has no by={self.by!r}.", hint="There are: outputs, weights.")
+        if self.decode not in ("load", "run"):
+            raise InputError(f"mix-weights has no decode={self.decode!r}.", hint="There are: load, run.")
         if self.by == "weights" and (self.min_sqnr is None or self.max_loss is not None):
             raise InputError("Errors of weights say nothing of a metric.", hint="Give min_sqnr, and no max_loss.")
 
@@ -91,7 +98,7 @@ class MixWeights(Pass):
             report(self.name, context, Writer(search.plan, stats), search.found, 0, (0, 0))
             return
         states = search.by_weights() if self.by == "weights" else search.by_outputs()
-        writer = Writer(search.plan, stats, memo=search.memo, rounded=search.rounded)
+        writer = Writer(search.plan, stats, memo=search.memo, tables=search.tables, rounded=search.rounded)
         before, after = search.write(graph, states, writer)
         for state, what in ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "kept in float")):
             count = sum(found == state for found in states.values())
@@ -107,10 +114,11 @@ class _Search:
 
     def __init__(self, asked: MixWeights, graph: Graph, context: Context) -> None:
         self.asked, self.graph, self.context = asked, graph, context
-        self.plan = Plan(4, asked.block, False, "nbits", ops.opset_of(graph) or 0)
+        self.plan = Plan(4, asked.block, False, "nbits", ops.opset_of(graph) or 0, decode=asked.decode)
         self.found = self.find(graph)
         self.names = _names(self.found.chosen)
         self.memo: Memo = {}
+        self.tables: dict[tuple[int, int], Table] = {}
         self.rounded: list[Rounded] = []
 
     def find(self, graph: Graph) -> Found:
@@ -124,7 +132,7 @@ class _Search:
         blocks = [weight for i, weight in enumerate(chosen) if state[i] == BLOCKS]
         before = sum(weight.bytes for i, weight in enumerate(chosen) if state[i] != FLOAT)
         # rounded by data once, and known from then on
-        observed = self.context if self.asked.rounding and not self.memo else None
+        observed = self.context if self.asked.rounding and not (self.memo or self.tables) else None
         after = sum(write_all(graph, blocks, writer, observed))
         for i, weight in enumerate(chosen):
             if state[i] == WEIGHTS:
@@ -134,7 +142,9 @@ class _Search:
     def copy(self, states: Mapping[str, str]) -> Graph:
         """A copy of the graph with its weights in these states; `BLOCKS` for those that are not named."""
         graph = self.graph.clone()
-        self.write(graph, states, Writer(self.plan, Counter(), memo=self.memo, rounded=self.rounded))
+        self.write(
+            graph, states, Writer(self.plan, Counter(), memo=self.memo, tables=self.tables, rounded=self.rounded)
+        )
         return graph
 
     def by_weights(self) -> dict[str, str]:
@@ -250,6 +260,9 @@ def _names(weights: Sequence[Weight]) -> list[str]:
 def _errors(weight: Weight, plan: Plan) -> tuple[float, float]:
     """What coding changes in a weight, in blocks of 4 bits and per channel in 8: noise to signal."""
     site, content = weight.sites[0], weight.numpy()
+    if site.op.op_type in DECODED and plan.decode == "load":
+        found = [make_table(content, bits, plan.opset) for bits in (4, 8)]
+        return (found[0].noise / (found[0].signal or 1.0), found[1].noise / (found[1].signal or 1.0))
     if site.op.op_type in CONVOLUTIONS:
         length = int(np.prod(content.shape[1:]))
         rows, axis = content.reshape(-1, near_divisor(length, plan.block)), 0

@@ -155,7 +155,8 @@ def report(name: str, context: Context, writer: Writer, found: Found, count: int
         exact = not writer.noise
         decibels = math.inf if exact else 10 * math.log10(max(writer.signal, 1e-300) / writer.noise)
         zero = "symmetric" if plan.symmetric else "with zero points"
-        what = f"{count} weights in {plan.bits} bits, blocks of {plan.block} {zero}: {before} -> {after} bytes"
+        tables = " (convolutions and recurrent operators: tables, decoded while loading)" if writer.tables else ""
+        what = f"{count} weights in {plan.bits} bits, blocks of {plan.block} {zero}{tables}: {before} -> {after} bytes"
         why = "their codes are exact" if exact else f"weights keep {decibels:.1f} dB over what rounding changed"
         context.decisions.append(Decision(name, what, why, gain_bytes=before - after))
     elif not found.left and not found.chosen:

@@ -18,13 +18,14 @@ from memoptc.ir.types import DType
 PRODUCTS = ("MatMul", "Gemm")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
-"""Stay in float: errors add up over the steps."""
+DECODED = (*CONVOLUTIONS, *sorted(RECURRENT))
+"""Operators that have no kernel for codes: their weights are decoded, in each run or while loading."""
 GATHER = "Gather"
 
 SHORTEST = 16
 """Numbers in a row of a table below which a scale for it costs what the codes save."""
 
-_WEIGHT_AT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, GATHER: 0, "LSTM": 1, "GRU": 1, "RNN": 1}
+_WEIGHTS_AT = {**dict.fromkeys((*PRODUCTS, *CONVOLUTIONS), (1,)), GATHER: (0,), **dict.fromkeys(RECURRENT, (1, 2))}
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Site:
         columns: Axis of the stored matrix along which products add up (and blocks lie): 0 or 1; of no meaning for
             convolutions, whose weights are taken as rows of one output channel (or input channel) each.
         factor: What the matrix is multiplied by (`alpha` of Gemm).
+        index: Which operand of the op the weight is.
     """
 
     op: Op
     columns: int = 1
     factor: float = 1.0
+    index: int = 1
 
 
 @dataclass
@@ -72,17 +75,17 @@ class Weight:
 def find_weights(graph: Graph, excluded: frozenset[str]) -> Iterator[Weight]:
     """Find constants that products, convolutions, recurrent operators and lookups read, in the order of the graph."""
     seen: set[Value] = set()
-    for op in graph.walk(*_WEIGHT_AT):
-        value = op.input(_WEIGHT_AT[op.op_type])
-        if value is not None and value.op is not None and value.op.is_a("Transpose"):
-            value = value.op.operand
-        if value is None or value in seen or value.tensor is None or value.tensor.dtype != DType.FLOAT:
-            continue
-        seen.add(value)
-        weight = Weight(value)
-        for user, index in value.uses:
-            _add(weight, user, index, excluded)
-        yield weight
+    for op in graph.walk(*_WEIGHTS_AT):
+        for value in [op.input(index) for index in _WEIGHTS_AT[op.op_type]]:
+            if value is not None and value.op is not None and value.op.is_a("Transpose"):
+                value = value.op.operand
+            if value is None or value in seen or value.tensor is None or value.tensor.dtype != DType.FLOAT:
+                continue
+            seen.add(value)
+            weight = Weight(value)
+            for user, index in value.uses:
+                _add(weight, user, index, excluded)
+            yield weight
 
 
 def _add(weight: Weight, user: Op, index: int, excluded: frozenset[str]) -> None:
@@ -93,17 +96,17 @@ def _add(weight: Weight, user: Op, index: int, excluded: frozenset[str]) -> None
                 reason = _why_not(weight.value, after, at, excluded)
                 if not reason and after.op_type not in PRODUCTS:
                     reason = f"{after.op_type} reads it transposed"
-                _note(weight, after, reason, 1 - _columns(after))
+                _note(weight, after, reason, 1 - _columns(after), at)
             return
-    _note(weight, user, _why_not(weight.value, user, index, excluded), _columns(user))
+    _note(weight, user, _why_not(weight.value, user, index, excluded), _columns(user), index)
 
 
-def _note(weight: Weight, op: Op, reason: str, columns: int) -> None:
+def _note(weight: Weight, op: Op, reason: str, columns: int, index: int) -> None:
     if reason:
         weight.obstacle = weight.obstacle or f"{label(op)}: {reason}"
         return
     factor = float(op.attrs.get("alpha", 1.0)) if op.op_type == "Gemm" else 1.0
-    weight.sites.append(Site(op, columns, factor))
+    weight.sites.append(Site(op, columns, factor, index))
 
 
 def _columns(op: Op) -> int:
@@ -121,17 +124,17 @@ def label(op: Op) -> str:
 
 def _why_not(weight: Value, op: Op, index: int, excluded: frozenset[str]) -> str:
     tensor = weight.tensor
-    if tensor is None or op.key not in _WEIGHT_AT:
+    if tensor is None or op.key not in _WEIGHTS_AT:
         return f"{op.op_type} reads the weight, too"
     if op.name in excluded or op.key in excluded:
         return "excluded by name"
-    if op.op_type in RECURRENT:
-        return "recurrent, errors would add up"
-    if index != _WEIGHT_AT[op.op_type]:
+    if index not in _WEIGHTS_AT[op.op_type]:
         return f"the weight is its operand {index}"
     rank = len(tensor.shape)
     if not tensor.size:
         return "an extent is 0"
+    if op.op_type in RECURRENT:
+        return ""
     if op.op_type in CONVOLUTIONS:
         return "" if rank >= 3 else "the weight has no window"
     if rank != 2:

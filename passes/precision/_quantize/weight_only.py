@@ -17,8 +17,17 @@ from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.blocks import Blocks, encode, error_of, pack
 from memoptc.passes.precision._quantize.numerics import weight_codes
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, PRODUCTS, Site, Weight
+from memoptc.passes.precision._quantize.places import (
+    CONVOLUTIONS,
+    DECODED,
+    GATHER,
+    PRODUCTS,
+    RECURRENT,
+    Site,
+    Weight,
+)
 from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, nearer, round_blocks
+from memoptc.passes.precision._quantize.tables import Table, make_table, read_table
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 
@@ -53,6 +62,8 @@ class Plan:
         opset: Version of the standard operators in force.
         search: Search for scales, or round plainly.
         activations: 8 where the kernel codes the other operand, else 32.
+        decode: When weights of operators without a kernel for codes are decoded: in each "run", from blocks, or at
+            "load", from tables: they then take the memory of floats, and no time.
     """
 
     bits: int
@@ -62,10 +73,13 @@ class Plan:
     opset: int
     search: bool = True
     activations: int = 32
+    decode: str = "run"
 
     def why_not(self, weight: Weight, site: Site) -> str:
         """Say why a site cannot be written in this form; `""` when it can."""
-        if site.op.op_type in CONVOLUTIONS or site.op.op_type == GATHER:
+        if site.op.op_type in RECURRENT and self.decode == "run":
+            return "recurrent, decoded in each run"
+        if site.op.op_type in DECODED or site.op.op_type == GATHER:
             return ""
         tensor = weight.value.tensor
         if tensor is not None and self._bytes(tuple(tensor.shape.numpy()), site.columns) >= weight.bytes:
@@ -95,6 +109,7 @@ class Writer:
         noise: Squared magnitude of what coding changed.
         rounded: What rounding by data gained, for each matrix where moments were at hand.
         memo: Codes to use and to add to, for many copies of one graph; `None` keeps them for one weight only.
+        tables: The same for tables, by the tensor's identity and bits of an index.
     """
 
     plan: Plan
@@ -103,6 +118,7 @@ class Writer:
     noise: float = 0.0
     rounded: list[Rounded] = field(default_factory=list)
     memo: Memo | None = None
+    tables: dict[tuple[int, int], Table] | None = None
     _moments: Mapping[int, Moments] = field(default_factory=dict)
     _dampings: Dampings = field(default_factory=Dampings)
     _codes: Memo = field(default_factory=dict)
@@ -128,7 +144,9 @@ class Writer:
             if op.graph is None:
                 raise InternalError(f"{op.key} is in no graph")
             builder = Builder(op.graph, before=op, loc=op.loc.union(rule=RULE))
-            if channels and op.op_type != GATHER:
+            if op.op_type in DECODED and self.plan.decode == "load":
+                op.set_operand(site.index, self._table(builder, weight, site, 8 if channels else self.plan.bits))
+            elif channels and op.op_type != GATHER:
                 self._decode_channels(builder, weight, site)
             elif channels:
                 self._replace(op, self._row_lookup(builder, weight, op))
@@ -299,6 +317,25 @@ class Writer:
         real = builder.op("DequantizeLinear", parts, {"axis": 0}, domain=domain, type=rows).result
         shape = self._const(weight, np.asarray(content.shape, np.int64), "shape", ())
         return builder.op("Reshape", [real, shape], type=weight.value.type).result
+
+    def _table(self, builder: Builder, weight: Weight, site: Site, bits: int) -> Value:
+        """Decode while loading."""
+        known = {} if self.tables is None else self.tables
+        key = (id(weight.value.tensor), bits)
+        if key not in known:
+            seen = self._moments.get(WINDOW) if site.op.op_type in CONVOLUTIONS else None
+            importance = None if seen is None else np.diag(seen.fit)
+            known[key] = make_table(weight.numpy(), bits, self.plan.opset, importance)
+        table = known[key]
+        if key not in self._counted:
+            self._counted.add(key)
+            self.signal += table.signal
+            self.noise += table.noise
+        numbers = self._const(weight, table.numbers, "table", bits)
+        indices = self._const(weight, table.indices, "indices", bits)
+        pairs = table.numbers.ndim == 2
+        shape = self._const(weight, np.asarray(table.shape, np.int64), "shape", ()) if pairs else None
+        return read_table(builder, numbers, indices, shape, weight.value.type)
 
     # -- lookups --------------------------------------------------------------------------------------
 
