@@ -17,10 +17,10 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.sites import WEIGHTED, shape_of
+from memoptc.passes.precision._quantize.codebook import codebook, nearest
 from memoptc.passes.precision._quantize.correct import output_axis
 from memoptc.passes.precision._quantize.matrix import Floats, energy, in_form_of, rows_of
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
-from memoptc.passes.shrink._shrink.codebook import codebook, nearest
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.blas import one_thread

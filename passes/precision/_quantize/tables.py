@@ -11,7 +11,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Value
 from memoptc.ir.types import DType, TensorType, Type
 from memoptc.passes.precision._quantize.blocks import pack
-from memoptc.passes.shrink._shrink.codebook import codebook, nearest
+from memoptc.passes.precision._quantize.codebook import codebook, nearest
 
 PACKED_SINCE = 21
 """Opset from which Cast reads indices of 4 bits; before it, a byte is the index of a pair of numbers."""
