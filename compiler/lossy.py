@@ -31,11 +31,8 @@ NOTHING_LOSSY = Lossy()
 
 def lossy_passes(options: Options) -> Lossy:
     """Give the passes that options ask for."""
-    first = []
-    if options.early_exit is not None:
-        first = ["raise-opset{to=18,below=18}"]
-    elif options.prune_tokens:
-        first = ["raise-opset{to=18,below=13}"]
+    reduces = options.early_exit is not None or options.prune_tokens
+    first = ["raise-opset{to=18,below=18}"] if reduces else []
     return Lossy(tuple(first), tuple(_shrinking(options)), tuple(_tables(options)))
 
 

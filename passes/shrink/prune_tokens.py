@@ -15,13 +15,14 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
+from memoptc.passes.shrink._tokens.merge import MOST_MERGED, Sizes
 from memoptc.passes.shrink._tokens.region import token_region
 from memoptc.runtime.accuracy import AccuracyTarget
 
-STEPS = (1, 2, 3, 4, 6, 8, 10, 12)
-"""Sixteenths of its tokens that a layer may drop."""
+STEPS = {"drop": (1, 2, 3, 4, 6, 8, 10, 12), "merge": (1, 2, 3, 4, 5, 6, MOST_MERGED)}
+"""Sixteenths of its tokens that a layer may drop, or merge."""
 
-PROBED = (4, 10)
+PROBED = {"drop": (4, 10), "merge": (3, 6)}
 """Of those, what the outputs' noise is measured at, one layer at a time; it is taken to grow by a power between."""
 
 WORTH = 0.02
@@ -29,9 +30,12 @@ WORTH = 0.02
 
 SCORES = ("auto", "first", "all", "norm")
 
+OPSET = 18
+"""The first whose reductions take axes as operands, and in which scattering can add."""
+
 
 class PruneTokens(Pass):
-    """Drop, after chosen attention layers, the tokens that matter least to what follows.
+    """Drop or merge, after chosen attention layers, the tokens that matter least to what follows.
 
     For encoders (ViT, BERT and their kind): behind an attention layer the hidden states `[batch, tokens, width]` of
     the tokens with the highest scores are gathered in the order that they have, and all that follows computes with
@@ -40,16 +44,20 @@ class PruneTokens(Pass):
     et al., "PoWER-BERT", 2020; Kim et al., "Learned Token Pruning", 2022), or the norm of its hidden state. Where an
     output has a row per token, dropped tokens get theirs from the layer that dropped them.
 
-    How many tokens go at which layer is searched on data: layers whose tokens cost the outputs least for the
-    multiplications saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside. With `keep` nothing
-    is searched: every layer keeps that share.
+    Merged tokens are averaged with the most similar others (Bolya et al., "Token Merging", 2022); later attention
+    counts an average as often as tokens went into it, and outputs per token take the row of the average.
+
+    How many tokens go at which layer, and in which of the two forms, is searched on data: layers whose tokens cost the
+    outputs least for the multiplications saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside.
+    With `keep` nothing is searched: every layer keeps that share.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
         max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
         keep: Share of the tokens that every layer keeps, without data; rounded to sixteenths that go.
         layers: Indices of the attention layers to drop tokens behind; all when empty.
-        score: "first" (attention of token 0), "all" (attention of all tokens), "norm", or "auto".
+        score: "first" (attention of token 0), "all" (attention of all tokens), "norm", or "auto"; of dropped tokens.
+        form: "drop", "merge" (at most 7/16 at a layer), or "auto": what costs least at each layer; with `keep`, "drop".
     """
 
     min_sqnr: float | None = 20.0
@@ -57,10 +65,13 @@ class PruneTokens(Pass):
     keep: float | None = None
     layers: tuple[int, ...] = ()
     score: str = "auto"
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise InputError(f"prune-tokens has no score={self.score!r}.", hint=f"There are: {', '.join(SCORES)}.")
+        if self.form not in ("auto", *STEPS):
+            raise InputError(f"prune-tokens has no form={self.form!r}.", hint=f"There are: auto, {', '.join(STEPS)}.")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise InputError(f"prune-tokens has no keep={self.keep!r}.", hint="A number in (0, 1] was expected.")
 
@@ -71,27 +82,29 @@ class PruneTokens(Pass):
 
     def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
         """Drop tokens in the top graph."""
-        if (opset_of(graph) or 0) < 13:
-            stats["left: opset below 13 (raise-opset first)"] += 1
+        if (opset_of(graph) or 0) < OPSET:
+            stats[f"left: opset below {OPSET} (raise-opset{{to={OPSET}}} first)"] += 1
             return
         context.shapes(graph)
-        sites = list(self._sites(graph, stats))
+        sites = list(self.sites(graph, stats))
         if not sites:
             stats["left: no attention layer behind which tokens can go"] += 1
             return
         if self.keep is not None:
             parts = round((1 - self.keep) * PARTS)
-            stats["layers that drop tokens"] += self._drop(graph, {site: parts for site in sites})
+            way = Way("merge", min(parts, MOST_MERGED)) if self.form == "merge" else Way("drop", parts)
+            stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
-        noise = [self._noise(graph, site, gate) for site in sites]
-        curves = [
-            [Level(at(parts), site.share * parts / PARTS) for parts in STEPS]
-            for site, at in zip(sites, noise, strict=True)
-        ]
+        forms = tuple(STEPS) if self.form == "auto" else (self.form,)
+        ways = [Way(form, parts) for form in forms for parts in STEPS[form]]
+        curves = []
+        for site in sites:
+            noise = {form: self._noise(graph, site, form, gate) for form in forms}
+            curves.append([Level(noise[way.form](way.parts), site.share * way.parts / PARTS) for way in ways])
 
         def make(levels: Levels) -> Graph:
-            return self._copy(graph, {sites[i]: STEPS[level] for i, level in levels.items()})
+            return self._copy(graph, {sites[i]: ways[level] for i, level in levels.items()})
 
         before = None if context.slowdown is None else context.slowdown(graph)
         untouched = graph.clone()
@@ -112,35 +125,36 @@ class PruneTokens(Pass):
                 )
                 return
         stats["layers that drop tokens"] += len(chosen)
-        left = ", ".join(f"{sites[i].name}: {PARTS - STEPS[level]}/{PARTS}" for i, level in sorted(chosen.items()))
-        gate.decide(graph, f"tokens dropped in {len(chosen)} of {len(sites)} layers; each keeps, {left}", 0, context)
+        left = ", ".join(f"{sites[i].name}: {ways[level]}" for i, level in sorted(chosen.items()))
+        gate.decide(graph, f"tokens go in {len(chosen)} of {len(sites)} layers; each keeps, {left}", 0, context)
 
-    def _copy(self, graph: Graph, parts: Mapping[_Site, int]) -> Graph:
+    def _copy(self, graph: Graph, ways: Mapping[Site, Way]) -> Graph:
         copy = graph.clone()
-        self._drop(copy, parts)
+        self.drop(copy, ways)
         return copy
 
-    def _drop(self, graph: Graph, parts: Mapping[_Site, int]) -> int:
-        """Drop so many sixteenths of the tokens at each site, the first one first."""
-        done = 0
-        for site, count in sorted(parts.items(), key=lambda pair: pair[0].order):
+    def drop(self, graph: Graph, ways: Mapping[Site, Way]) -> int:
+        """Let so many tokens go at each site, the first one first."""
+        done, sizes = 0, Sizes()
+        for site, way in sorted(ways.items(), key=lambda pair: pair[0].order):
             values = {r.name: r for op in graph.ops for r in op.results}
             region = token_region(graph, values[site.hidden])
             if isinstance(region, str):
                 continue
             probabilities = None if self.score == "norm" else values[site.probabilities]
             first = self.score == "first" or (self.score == "auto" and region.keeps_first)
-            drop_tokens(region, Drop(count, probabilities, first), self.name)
+            drop_tokens(region, Drop(way.parts, probabilities, first, way.form == "merge"), sizes, self.name)
             done += 1
         return done
 
-    def _noise(self, graph: Graph, site: _Site, gate: Gate) -> _Growth:
+    def _noise(self, graph: Graph, site: Site, form: str, gate: Gate) -> _Growth:
         """How the outputs' noise grows with the tokens that go at one site."""
-        sqnr = [gate.trials.quick(self._copy(graph, {site: parts})).sqnr_db for parts in PROBED]
+        probed = PROBED[form]
+        sqnr = [gate.trials.quick(self._copy(graph, {site: Way(form, parts)})).sqnr_db for parts in probed]
         low, high = (max(10 ** (-max(min(s, 200.0), -200.0) / 10), 1e-20) for s in sqnr)
-        return _Growth(low, max(high, low))
+        return _Growth(low, max(high, low), probed)
 
-    def _sites(self, graph: Graph, stats: Counter[str]) -> Iterator[_Site]:
+    def sites(self, graph: Graph, stats: Counter[str]) -> Iterator[Site]:
         """Attention layers, each with the first hidden state behind it that all later ones depend on."""
         ops = list(graph.ops)
         whole = sum(map(multiplications, ops)) or 1
@@ -156,7 +170,7 @@ class PruneTokens(Pass):
                     continue
                 share = sum(map(multiplications, region.ops)) / whole
                 if share >= WORTH:
-                    yield _Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name, share)
+                    yield Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name, share)
                     reason = ""
                 else:
                     reason = "hardly anything is computed behind it"
@@ -166,7 +180,7 @@ class PruneTokens(Pass):
 
 
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """One attention layer.
 
     Args:
@@ -185,15 +199,28 @@ class _Site:
 
 
 @dataclass(frozen=True)
+class Way:
+    """What is done at a site: "drop" or "merge", and how many sixteenths of the tokens go."""
+
+    form: str
+    parts: int
+
+    def __str__(self) -> str:
+        return f"{PARTS - self.parts}/{PARTS}{', the rest merged' if self.form == 'merge' else ''}"
+
+
+@dataclass(frozen=True)
 class _Growth:
-    """Noise to signal of the outputs, a power of the tokens that go through two measured points."""
+    """Noise to signal of the outputs, a power of the tokens that go, through two measured points."""
 
     low: float
     high: float
+    parts: tuple[int, int]
 
     def __call__(self, parts: int) -> float:
-        exponent = math.log(self.high / self.low) / math.log(PROBED[1] / PROBED[0])
-        return float(self.low * (parts / PROBED[0]) ** exponent)
+        first, second = self.parts
+        exponent = math.log(self.high / self.low) / math.log(second / first)
+        return float(self.low * (parts / first) ** exponent)
 
 
 def _attention(op: Op) -> bool:

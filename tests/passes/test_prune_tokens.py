@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from encoders import WIDTH, encoder
+from encoders import WIDTH, Readout, encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
-from memoptc.passes.shrink.prune_tokens import PruneTokens
+from memoptc.passes.shrink.prune_tokens import PruneTokens, Way
 from memoptc.runtime.data import Data
 
 Floats = npt.NDArray[np.float32]
@@ -69,47 +69,92 @@ shapes = st.fixed_dictionaries(
 ).filter(lambda s: not (s["masked"] and s["flat_heads"]))
 
 
+forms = st.sampled_from(["drop", "merge"])
+
 FEW = [
     {"tokens": 9, "readout": "first", "masked": False, "pre_norm": True, "flat_heads": False},
     {"tokens": "tokens", "readout": "tokens", "masked": True, "pre_norm": False, "flat_heads": False},
     {"tokens": "tokens", "readout": "mean", "masked": False, "pre_norm": True, "flat_heads": True},
+    # Heads of which each has a hidden state `[batch * heads, tokens, width]`, too: the residual is of another batch.
+    {"tokens": 9, "readout": "first", "masked": False, "pre_norm": True, "flat_heads": True},
 ]
 
 
+@pytest.mark.parametrize("form", ["drop", "merge"])
 @pytest.mark.parametrize("shape", FEW)
-def test_forms_of_encoders(shape: dict[str, object]) -> None:
-    the_original_bit_for_bit(shape, 2, 0)
-    as_many_tokens(shape, 0.5, 0)
+def test_forms_of_encoders(shape: dict[str, object], form: str) -> None:
+    the_original_bit_for_bit(shape, form, 2, 0)
+    as_many_tokens(shape, form, 0.6, 0)
 
 
 @pytest.mark.nightly
-@given(shapes, st.integers(1, 3), st.integers(0, 99))
-def test_all_tokens_kept_is_the_original_bit_for_bit(shape: dict[str, object], batch: int, seed: int) -> None:
-    the_original_bit_for_bit(shape, batch, seed)
+@given(shapes, forms, st.integers(1, 3), st.integers(0, 99))
+def test_all_tokens_kept_is_the_original_bit_for_bit(
+    shape: dict[str, object], form: str, batch: int, seed: int
+) -> None:
+    the_original_bit_for_bit(shape, form, batch, seed)
 
 
-def the_original_bit_for_bit(shape: dict[str, object], batch: int, seed: int) -> None:
+def the_original_bit_for_bit(shape: dict[str, object], form: str, batch: int, seed: int) -> None:
     model = encoder(2, **shape, seed=seed)  # type: ignore[arg-type]
-    whole, stats = pruned(model, PruneTokens(keep=1.0))
+    whole, stats = pruned(model, PruneTokens(keep=1.0, form=form))
     assert stats["layers that drop tokens"] == 2
     feed = feed_for(model, batch, 9, seed)
     np.testing.assert_array_equal(outputs(whole, feed), outputs(model, feed))
 
 
 @pytest.mark.nightly
-@given(shapes, st.sampled_from([0.25, 0.5, 0.9]), st.integers(0, 99))
-def test_what_is_left_is_as_many_tokens_and_the_interface(shape: dict[str, object], keep: float, seed: int) -> None:
-    as_many_tokens(shape, keep, seed)
+@given(shapes, forms, st.sampled_from([0.25, 0.5, 0.9]), st.integers(0, 99))
+def test_what_is_left_is_as_many_tokens_and_the_interface(
+    shape: dict[str, object], form: str, keep: float, seed: int
+) -> None:
+    as_many_tokens(shape, form, keep, seed)
 
 
-def as_many_tokens(shape: dict[str, object], keep: float, seed: int) -> None:
+def as_many_tokens(shape: dict[str, object], form: str, keep: float, seed: int) -> None:
     model = encoder(2, **shape, seed=seed)  # type: ignore[arg-type]
-    less, _ = pruned(model, PruneTokens(keep=keep))
+    less, _ = pruned(model, PruneTokens(keep=keep, form=form))
     feed = feed_for(model, 2, 9, seed)
     assert outputs(less, feed).shape == outputs(model, feed).shape
-    kept = [init for init in less.graph.node if init.op_type == "GatherND" and init.input[0] != "mask"]
-    left = 9 - 9 * round((1 - keep) * 16) // 16
-    assert tensor(less, kept[0].output[0], feed).shape[1] == left
+    parts = round((1 - keep) * 16)
+    gone = 9 * (parts if form == "drop" else min(parts, 7)) // 16
+    # The second layer's queries are those of the tokens that the first one left, less what itself lets go.
+    widths = [tensor(less, node.output[0], feed).shape[-1] for node in less.graph.node if node.op_type == "Softmax"]
+    assert widths == [9, 9 - gone]
+
+
+@pytest.mark.parametrize("readout", ["tokens", "first", "mean"])
+def test_merging_equal_tokens_changes_nothing(readout: Readout) -> None:
+    """An average of equal tokens is that token, and attention counts it as often as it was there."""
+    model = encoder(3, "tokens", readout=readout, masked=True)
+    less, stats = pruned(model, PruneTokens(keep=0.6, form="merge"))
+    assert stats["layers that drop tokens"] == 3
+    feed = feed_for(model, 2, 24)
+    feed["x"] = np.repeat(feed["x"][:, ::8], 8, axis=1)
+    feed["mask"] = np.repeat(feed["mask"][:, ::8], 8, axis=1)
+    np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_carried_through_layers_that_drop() -> None:
+    """Merged, thinned by none, merged again: attention counts the tokens of both layers."""
+    model = encoder(3, "tokens", readout="mean")
+    graph, options = read_onnx(model), PruneTokens()
+    Context().shapes(graph)
+    ways = (Way("merge", 6), Way("drop", 0), Way("merge", 4))
+    assert options.drop(graph, dict(zip(options.sites(graph, Counter()), ways, strict=True))) == 3
+    verify(graph)
+    feed = feed_for(model, 2, 32)
+    feed["x"] = np.repeat(feed["x"][:, ::8], 8, axis=1)
+    np.testing.assert_allclose(outputs(to_proto(graph), feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
+
+
+def test_an_older_opset_is_left_alone() -> None:
+    """Reductions over axes that are operands need opset 18; the model would not be valid."""
+    model = encoder(2, 9)
+    model.opset_import[0].version = 17
+    same, stats = pruned(model, PruneTokens(keep=0.5))
+    assert stats["left: opset below 18 (raise-opset{to=18} first)"] == 1
+    assert len(same.graph.node) == len(model.graph.node)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 64])
@@ -201,7 +246,7 @@ def test_it_is_taken_back_where_it_does_not_pay() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
-@pytest.mark.parametrize("options", [{"score": "best"}, {"keep": 0.0}, {"keep": 1.5}])
+@pytest.mark.parametrize("options", [{"score": "best"}, {"keep": 0.0}, {"keep": 1.5}, {"form": "x"}])
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         PruneTokens(**options)  # type: ignore[arg-type]
@@ -219,9 +264,10 @@ def test_a_model_without_attention_is_left_alone() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
-@pytest.mark.parametrize(("batch", "tokens"), [(0, 5), (2, 0), (0, 0)])
-def test_nothing_in_gives_the_originals_nothing(batch: int, tokens: int) -> None:
+@pytest.mark.parametrize("form", ["drop", "merge"])
+@pytest.mark.parametrize(("batch", "tokens"), [(0, 5), (2, 0), (0, 0), (1, 1)])
+def test_nothing_in_gives_the_originals_nothing(batch: int, tokens: int, form: str) -> None:
     model = encoder(2, "tokens", readout="tokens", masked=True)
-    less, _ = pruned(model, PruneTokens(keep=0.5))
+    less, _ = pruned(model, PruneTokens(keep=0.5, form=form))
     feed = {"x": np.zeros((batch, tokens, WIDTH), np.float32), "mask": np.ones((batch, tokens), np.float32)}
     assert outputs(less, feed).shape == outputs(model, feed).shape == (batch, tokens, WIDTH)

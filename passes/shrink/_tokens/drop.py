@@ -1,16 +1,17 @@
-"""Dropping tokens: the ops that choose which stay, take them, and give all of them back."""
+"""Fewer tokens behind a hidden state: the ops that choose which stay, take them, and give all of them back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
-from memoptc.ir.dims import Dim, floordiv
+from memoptc.ir.dims import Dim, KnownDim, floordiv
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType, TensorType
+from memoptc.passes.shrink._tokens.merge import Pairs, Sizes, integers, left_over, pair_tokens, rows_of, sums
 from memoptc.passes.shrink._tokens.region import TokenRegion
 
 PARTS = 16
@@ -23,26 +24,29 @@ _FIRST = np.inf
 
 @dataclass(frozen=True)
 class Drop:
-    """What is dropped behind one hidden state.
+    """How many tokens go behind one hidden state.
 
     Args:
         parts: So many sixteenths of the tokens.
         probabilities: Attention probabilities `[batch, heads, tokens, tokens]` (or heads in the batch) of the layer
             before; `None` to score tokens by the norm of their hidden state.
         from_first: Score tokens by the attention of token 0 alone, not of all.
+        merge: Average tokens with their most similar ones, instead of dropping those with the lowest scores.
     """
 
     parts: int
     probabilities: Value | None = None
     from_first: bool = False
+    merge: bool = False
 
 
-def drop_tokens(region: TokenRegion, drop: Drop, rule: str) -> None:
-    """Let the tokens with the lowest scores go, in the order that they have.
+def drop_tokens(region: TokenRegion, drop: Drop, sizes: Sizes, rule: str) -> None:
+    """Let some tokens go, the others keep their order.
 
     Args:
         region: What computes per token behind the hidden state.
-        drop: How many go, and by which scores.
+        drop: How many go, and which.
+        sizes: Of the tokens that come here; of those that go on, afterwards.
         rule: Name that the new ops carry as their origin.
     """
     value = region.value
@@ -53,45 +57,83 @@ def drop_tokens(region: TokenRegion, drop: Drop, rule: str) -> None:
     b = Builder(graph, before=anchor, loc=value.op.loc.union(rule=rule))
     kept = _dim_kept(region.extent, drop.parts)
     count = _count(b, region, drop.parts)
-    order = _chosen(b, region, drop, count)
+    pairs = _pairs(b, region, drop, count) if drop.merge else None
+    order = _chosen(b, region, drop, count) if pairs is None else left_over(b, region, pairs, count, kept)
     taker = _Taker(b, order, kept, value)
-    thin = taker.take(value, (1,), 3)
+    thin = taker.take(value, (1,), 3) if pairs is None else _averaged(b, value, pairs, sizes, taker)
+    if pairs is None and sizes.value is not None:
+        sizes.value = taker.take(sizes.value, (1,), 3)
     for value_, axes in region.carried.items():
         if value_ is not value:
             value_.type = _with_extent(value_, axes, kept)
     for op, index in readers:
         op.set_operand(index, thin)
     for (op, index), axes in region.sides.items():
-        b.before = op
-        op.set_operand(index, taker.take(op.operands[index], axes, len(op.results[0].shape or ())))
+        if op not in sizes.counted:
+            b.before = op
+            op.set_operand(index, taker.take(op.operands[index], axes, len(op.results[0].shape or ())))
     for (op, index), at in region.shapes.items():
         b.before = op
         op.set_operand(index, _shape(b, op, index, at, count))
+    b.before = anchor
+    sizes.weigh(b, region, kept)
+    rows = rows_of(b, region, pairs, order) if pairs is not None and region.returned else None
     whole: dict[Value, Value] = {}
     for op, index in region.returned:
         part = op.operands[index]
         if part not in whole:
             assert part.op is not None
             b.before = part.op.next
-            places = b.Expand(b.Unsqueeze(order, np.array([2], np.int64)), b.Shape(part))
-            whole[part] = b.ScatterElements(value, places, part, axis=1, _type=value.type)
+            if rows is not None:
+                whole[part] = b.GatherND(part, rows, batch_dims=1, _type=value.type)
+            else:
+                places = b.Expand(b.Unsqueeze(order, integers(2)), b.Shape(part))
+                whole[part] = b.ScatterElements(value, places, part, axis=1, _type=value.type)
         op.set_operand(index, whole[part])
 
 
-def _dim_kept(extent: Dim, parts: int) -> Dim:
+def _pairs(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Pairs:
+    """Which tokens are merged, with how many go."""
+    gone = b.Sub(b.Slice(b.Shape(region.value), *map(integers, (1, 2, 0))), count)
+    received = None
+    if drop.probabilities is not None:
+        received = _scores(b, region.value, replace(drop, from_first=False))
+    return pair_tokens(b, region, gone, _dim_gone(region.extent, drop.parts), received)
+
+
+def _averaged(b: Builder, value: Value, pairs: Pairs, sizes: Sizes, taker: _Taker) -> Value:
+    """The means of the tokens that go on, with their sizes as weights."""
+    rows = b.Slice(b.Shape(value), *map(integers, (0, 2, 0)))
+    ones = b.Expand(np.ones((1, 1, 1), np.float32), b.Concat(rows, integers(1), axis=0))
+    shape, dtype = value.shape or (), value.dtype
+    assert dtype is not None
+    before = ones if sizes.value is None else sizes.value
+    before.type = TensorType(DType.FLOAT, (*shape[:2], 1))
+    hidden = value if dtype is DType.FLOAT else b.Cast(value, to=int(DType.FLOAT))
+    total = taker.take(sums(b, b.Mul(hidden, before), pairs), (1,), 3)
+    sizes.value = taker.take(sums(b, before, pairs), (1,), 3)
+    mean: Value = b.Div(total, sizes.value)
+    return mean if dtype is DType.FLOAT else b.Cast(mean, to=int(dtype))
+
+
+def _dim_kept(extent: Dim, parts: int) -> KnownDim:
     """How many tokens stay."""
-    if isinstance(extent, int):
-        return extent - extent * parts // PARTS
     assert extent is not None
-    return extent - floordiv(extent * parts, PARTS)
+    return extent - _dim_gone(extent, parts)
+
+
+def _dim_gone(extent: Dim, parts: int) -> KnownDim:
+    """How many tokens go."""
+    assert extent is not None
+    return floordiv(extent * parts, PARTS)
 
 
 def _count(b: Builder, region: TokenRegion, parts: int) -> Value:
     """How many tokens stay, int64 `[1]`."""
     if isinstance(region.extent, int):
         return b.const(np.array([_dim_kept(region.extent, parts)], np.int64), "kept")
-    whole = b.Slice(b.Shape(region.value), *(np.array([x], np.int64) for x in (1, 2, 0)))
-    gone = b.Div(b.Mul(whole, np.array([parts], np.int64)), np.array([PARTS], np.int64))
+    whole = b.Slice(b.Shape(region.value), *map(integers, (1, 2, 0)))
+    gone = b.Div(b.Mul(whole, integers(parts)), integers(PARTS))
     found: Value = b.Sub(whole, gone, _name="kept")
     return found
 
@@ -100,9 +142,7 @@ def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
     """Which tokens stay, int64 `[batch, kept]`, ascending."""
     score = _scores(b, region.value, drop)
     if region.keeps_first:
-        first, rest = (
-            b.Slice(score, *(np.array([x], np.int64) for x in bounds)) for bounds in ((0, 1, 1), (1, _TO_END, 1))
-        )
+        first, rest = (b.Slice(score, *map(integers, bounds)) for bounds in ((0, 1, 1), (1, _TO_END, 1)))
         first = b.Max(first, np.array(_FIRST, np.float32))
         score = b.Concat(first, rest, axis=1)
     best = b.op("TopK", [score, count], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2).results[1]
@@ -117,19 +157,19 @@ def _scores(b: Builder, value: Value, drop: Drop) -> Value:
     """How much each token matters, float32 `[batch, tokens]`."""
     given = drop.probabilities
     if given is None:
-        found = b.ReduceL2(b.Cast(value, to=int(DType.FLOAT)), np.array([2], np.int64), keepdims=0)
+        found = b.ReduceL2(b.Cast(value, to=int(DType.FLOAT)), integers(2), keepdims=0)
     else:
         rank = len(given.shape or ())
         if drop.from_first:
-            rows = b.Slice(given, *(np.array([x], np.int64) for x in (0, 1, rank - 2)))
-            given = b.Squeeze(rows, np.array([rank - 2], np.int64))
+            rows = b.Slice(given, *map(integers, (0, 1, rank - 2)))
+            given = b.Squeeze(rows, integers(rank - 2))
         else:
-            given = b.ReduceMean(given, np.array([rank - 2], np.int64), keepdims=0)
+            given = b.ReduceMean(given, integers(rank - 2), keepdims=0)
         if rank == 3:
-            batch = b.Slice(b.Shape(value), *(np.array([x], np.int64) for x in (0, 1, 0)))
-            tokens = b.Slice(b.Shape(value), *(np.array([x], np.int64) for x in (1, 2, 0)))
-            given = b.Reshape(given, b.Concat(batch, np.array([-1], np.int64), tokens, axis=0))
-        found = b.ReduceMean(b.Cast(given, to=int(DType.FLOAT)), np.array([1], np.int64), keepdims=0)
+            batch = b.Slice(b.Shape(value), *map(integers, (0, 1, 0)))
+            tokens = b.Slice(b.Shape(value), *map(integers, (1, 2, 0)))
+            given = b.Reshape(given, b.Concat(batch, integers(-1), tokens, axis=0))
+        found = b.ReduceMean(b.Cast(given, to=int(DType.FLOAT)), integers(1), keepdims=0)
     found.type = TensorType(DType.FLOAT, (value.shape or (None, None))[:2])
     result: Value = found
     return result
@@ -147,7 +187,7 @@ class _Taker:
 
     def __init__(self, b: Builder, order: Value, kept: Dim, value: Value) -> None:
         self.b, self.order, self.kept, self.value = b, order, kept, value
-        self.index: Value = b.Unsqueeze(order, np.array([2], np.int64))
+        self.index: Value = b.Unsqueeze(order, integers(2))
         self.made: dict[tuple[Value, tuple[int, ...], int], Value] = {}
 
     def take(self, value: Value, axes: tuple[int, ...], rank: int) -> Value:
@@ -167,7 +207,7 @@ class _Taker:
             shape = (*(1,) * (rank - len(shape)), *shape)
         batch = (self.value.shape or (None,))[0]
         if shape[0] != batch:
-            batches = b.Slice(b.Shape(self.value), *(np.array([x], np.int64) for x in (0, 1, 0)))
+            batches = b.Slice(b.Shape(self.value), *map(integers, (0, 1, 0)))
             value = b.Expand(value, b.Concat(batches, np.ones(rank - 1, np.int64), axis=0))
             shape = (batch, *shape[1:])
         swapped = list(range(rank))
@@ -200,12 +240,12 @@ def _shape(b: Builder, op: Op, index: int, at: int, count: Value) -> Value:
         counts = ints(count.tensor)
         if counts is not None:
             return b.const(np.array([*known[:at], counts[0], *known[at + 1 :]], np.int64), "extents")
-    zero = np.array([0], np.int64)
+    zero = integers(0)
     parts: list[Value] = []
     if at:
-        parts.append(b.Slice(given, zero, np.array([at], np.int64), zero))
+        parts.append(b.Slice(given, zero, integers(at), zero))
     parts.append(count)
     if at + 1 < rank:
-        parts.append(b.Slice(given, np.array([at + 1], np.int64), np.array([_TO_END], np.int64), zero))
+        parts.append(b.Slice(given, integers(at + 1), integers(_TO_END), zero))
     found: Value = b.Concat(*parts, axis=0) if len(parts) > 1 else count
     return found

@@ -154,9 +154,19 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
             return f"{op.op_type} {op.name} reads tokens that come another way"
         if side.shape == region.value.shape and side.tensor is None:
             return "a hidden state goes past it"
+        if not _same_batch(op, side, region):
+            return f"{op.op_type} {op.name} reads tokens of another batch"
     region.sides |= {use: tuple(sorted(axes)) for use, axes in sides.items()}
     region.shapes |= shapes
     return {result: tuple(sorted(axes)) for result, axes in results.items()}
+
+
+def _same_batch(op: Op, side: Value, region: TokenRegion) -> bool:
+    """Whether rows of an operand are those of the hidden state, or one for all: heads may stand in the batch, too."""
+    shape = side.shape or ()
+    if len(shape) < len(op.results[0].shape or ()):
+        return True
+    return shape[0] == 1 or same(shape[0], (region.value.shape or (None,))[0])
 
 
 def _own_axis(op: Op) -> list[Axis]:
