@@ -53,9 +53,7 @@ class Sizes:
         if self.value is None:
             return
         bias: dict[DType, Value] = {}
-        for op in region.ops:
-            if not op.is_a("Softmax"):
-                continue
+        for op in region.attention:
             scores = op.operands[0]
             shape, dtype = scores.shape or (), scores.dtype
             if dtype is None or len(shape) != 4 or 3 not in region.carried.get(scores, ()):

@@ -28,6 +28,7 @@ class TokenRegion:
         extent: Its number of tokens.
         carried: Values with one slice per token, and their axes of tokens (attention scores have two).
         ops: Those that give them, in order.
+        attention: Of those, softmaxes along an axis.
         sides: Operands that come from elsewhere and have a slice per token, such as masks, with the axes of tokens.
         shapes: Operands that say the extents of a result, with the element that is the number of tokens.
         returned: Uses that need all tokens again, and the value `[batch, tokens, width]` that is given back to them.
@@ -38,6 +39,7 @@ class TokenRegion:
     extent: Dim
     carried: dict[Value, tuple[int, ...]] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
+    attention: list[Op] = field(default_factory=list)
     sides: dict[Use, tuple[int, ...]] = field(default_factory=dict)
     shapes: dict[Use, int] = field(default_factory=dict)
     returned: list[Use] = field(default_factory=list)
@@ -107,6 +109,7 @@ def _follow(op: Op, region: TokenRegion) -> str:
         region.returned += [(op, i) for i, v in enumerate(op.operands) if v in region.carried]
         return ""
     region.ops.append(op)
+    region.attention += [op] if _own_axis(op) else []
     region.carried |= through
     return ""
 
