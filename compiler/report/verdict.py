@@ -152,11 +152,28 @@ def worse(report: ReportFacts) -> list[Worse]:
     """Give every measured figure that got worse by more than measuring can be off."""
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
-        return []
+        return _worse_file(report)
     found = _worse_process("in stock onnxruntime", before, {**after, **_stock(after)})
     for where, session in _sessions(report):
         found += _worse_process(where, before, session)
-    return found + _worse_latency(report, before, after)
+    return found + _worse_latency(report, before, after) + _worse_file(report)
+
+
+_RECORDS = 16 << 10
+"""Bytes of a file that may be names, types and what it says of its own making."""
+
+
+def _worse_file(report: ReportFacts) -> list[Worse]:
+    """A file that grew: by nodes, or by weights."""
+    control, candidate = report.control, report.candidate
+    a, b = control.file_bytes, candidate.file_bytes
+    if not grown(a, b, _RECORDS):
+        return []
+    weights = candidate.weight_bytes - control.weight_bytes
+    why = f"{candidate.nodes} nodes instead of {control.nodes}"
+    if 2 * weights > b - a:
+        why = f"weights take {size(weights)} more"
+    return [Worse("file", size(a), size(b), b / a, why)]
 
 
 def _sessions(report: ReportFacts) -> Iterator[tuple[str, dict[str, Any]]]:

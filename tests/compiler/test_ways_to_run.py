@@ -106,3 +106,13 @@ def test_every_row_above_the_promise_is_named(low: float, noise: bool) -> None:
     report = Report({}, {}, Side(measured=before), Side(measured=after, session=session))
     assert [w.what for w in report.worse] == ["latency in Session with memory='planned'"]
     assert ("noise may explain it" in report.worse[0].why) == noise
+
+
+@pytest.mark.parametrize(
+    ("size", "weights", "why"),
+    [(400, 200, "900 nodes instead of 100"), (400, 320, "weights take 120.00 kB more"), (310, 200, "")],
+)
+def test_a_file_that_grew_is_named(size: int, weights: int, why: str) -> None:
+    before = Side(file_bytes=300_000, weight_bytes=200_000, nodes=100)
+    after = Side(file_bytes=1000 * size, weight_bytes=1000 * weights, nodes=900)
+    assert [(w.what, w.why) for w in Report({}, {}, before, after).worse] == ([("file", why)] if why else [])
