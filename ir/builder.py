@@ -50,6 +50,10 @@ class Builder:
 
         return make
 
+    def inside(self, region: Graph) -> Builder:
+        """Make a builder at the end of a region, whose ops have the same origin."""
+        return Builder(region, loc=self.loc)
+
     def _is_function(self, op_type: str) -> bool:
         """Whether the model has a function of its own of that name."""
         model = self.graph.root.model

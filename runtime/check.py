@@ -15,9 +15,9 @@ import onnx
 
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
 from memoptc.ir.files import staged
+from memoptc.ir.ops.double import NoDouble
 from memoptc.runtime.compare import Difference, Totals, deciles, difference, flatten
 from memoptc.runtime.data import Sample
-from memoptc.runtime.double_base import NoDouble
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.example import farthest
 from memoptc.runtime.float64 import Float64

@@ -1,7 +1,7 @@
 """The float64 twin: the same model computed in float64, to know how much of a difference is rounding.
 
 Every float tensor, weight, cast and constant becomes float64; operators without a float64 kernel in onnxruntime
-are written with ones that have it (`memoptc.runtime.double_ops`). Where that cannot be done the twin does not
+are written with ones that have it (`Operator.double`). Where that cannot be done the twin does not
 exist, and the message says which operator stands in the way. A twin is never trusted blindly: the original must
 lie close to it (`memoptc.runtime.judge`).
 """
@@ -16,16 +16,17 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
+from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, write_into
+from memoptc.ir.ops import definition
+from memoptc.ir.ops.double import NoDouble
 from memoptc.ir.tensors import from_array, nbytes
 from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type
-from memoptc.runtime.double_base import NoDouble
-from memoptc.runtime.double_ops import lower
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import peak
@@ -37,9 +38,6 @@ WEIGHT_LIMIT = 512 << 20  # bytes of weights: beyond, tolerances judge
 _NARROW_FROM = 1 << 16  # bytes of a weight that is widened where it is used
 OP_LIMIT = 10_000  # lowering infers types op by op: beyond, it would take minutes
 _LOWEST_OPSET = 13  # lowerings are written for it; older models are converted first
-_SCALES = {"Resize": (1, 2), "Upsample": (1,)}  # operands that stay float32 in a float64 operator
-_KEPT = frozenset(["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression"])
-"""Operators that stay in float32, between casts: what they compute is defined by rounding to few bits."""
 
 
 class Float64:
@@ -184,8 +182,21 @@ def _twin(graph: Graph) -> Graph:
         for value, t in graph.defaults.items()
     }  # fmt: skip
     for op in list(graph.walk()):
-        lower(op)
+        _lower(op)
     return graph
+
+
+def _lower(op: Op) -> None:
+    """Write an op with others where onnxruntime has no float64 kernel for it."""
+    lowering = definition(op).double
+    if lowering is None or not any(r.dtype == DType.DOUBLE for r in op.results):
+        return
+    assert op.graph is not None
+    for old, new in zip(op.results, lowering(Builder(op.graph, before=op), op), strict=False):
+        if new is not None:
+            new.type = new.type or old.type
+            old.replace_by(new)
+    op.erase()
 
 
 def _widen_at_use(graph: Graph) -> None:
@@ -220,9 +231,14 @@ def _retag(op: Op) -> None:
     if op.is_a("Gather") and op.operands[0].op is not None and _stays_narrow(op.operands[0].op):
         _widen_results(op)
         return
-    if op.domain not in ("", "ai.onnx.ml") and any(_is_narrow(v.type) for v in (*op.operands, *op.results)):
+    known = definition(op)
+    if (
+        op.domain not in ("", "ai.onnx.ml")
+        and known.double is None
+        and any(_is_narrow(v.type) for v in (*op.operands, *op.results))
+    ):
         raise NoDouble(f"operator {op.key}")
-    if op.op_type in _KEPT:
+    if known.stays_float32:
         _keep(op)
         return
     for key, value in op.attrs.items():
@@ -240,7 +256,7 @@ def _retag(op: Op) -> None:
             op.set_attr(key, int(DType.DOUBLE))
     for result in op.results:
         result.type = _wide(result.type)
-    for index in _SCALES.get(op.op_type, ()):
+    for index in known.float32_operands:
         if index >= len(op.operands) or op.operands[index].is_absent:
             continue
         if _is_empty(op.operands[index]):  # not given, as opset 11 spells it: a constant, or it counts as given

@@ -7,6 +7,7 @@ from typing import Any
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
+from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, dtype_of, extents, given
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
 from memoptc.ir.ops.schema import MICROSOFT
@@ -179,6 +180,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define(
         "Conv",
         space=_conv,
+        double=double_windows.conv,
         accumulates=_terms,
         layout=_layout,
         multiplications=_multiplications,
@@ -199,6 +201,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define(
         "ConvTranspose",
         space=_transposed,
+        double=double_windows.conv_transpose,
         layout=_layout,
         multiplications=_transposed_multiplications,
         workspace=_transposed_workspace,

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.axis import Axis
+from memoptc.ir.ops.double import Lowering
 from memoptc.ir.ops.sizes import Sizes
 
 ShapeOf: TypeAlias = Callable[[Value], tuple[int, ...]]
@@ -117,6 +118,10 @@ class Operator:
             recorded for varied shapes (`tests/memory/test_recorded.py` holds it against the recorder); without one,
             the kernel needs nothing worth counting, or was not looked at.
         integer_workspace: The same for the integer kernel that it becomes between codes.
+        double: Builds the same in float64 from other operators, where onnxruntime has no float64 kernel; operators of
+            `com.microsoft` without it have no float64 form.
+        stays_float32: What it computes is defined by rounding to few bits: it stays in float32, between casts.
+        float32_operands: Operands that are float32 even in the operator's float64 form.
     """
 
     key: str
@@ -140,6 +145,9 @@ class Operator:
     multiplications: Callable[[Op, ShapeOf], float] | None = None
     workspace: Callable[[Sizes], int] | None = None
     integer_workspace: Callable[[Sizes], int] | None = None
+    double: Lowering | None = None
+    stays_float32: bool = False
+    float32_operands: tuple[int, ...] = ()
 
     @property
     def elementwise(self) -> bool:

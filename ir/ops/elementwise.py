@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from memoptc.ir.core import Op
+from memoptc.ir.ops import double_elementwise as double
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
 from memoptc.ir.ops.definition import Arity, IntegerKernel, Operator, define
 from memoptc.ir.ops.schema import MICROSOFT
@@ -66,10 +67,10 @@ def _one_result(s: Sizes) -> int:
 
 
 _UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Erf Exp Floor Gelu IsInf IsNaN "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Exp Floor IsInf IsNaN "
     "Log Neg Not Reciprocal Round Sign Sin Sinh Sqrt Tan"
 )
-_UNARY_IN_PLACE = "Cast Celu Elu HardSigmoid Selu Shrink Softplus Softsign Tanh ThresholdedRelu"
+_UNARY_IN_PLACE = "Cast Celu Shrink Tanh ThresholdedRelu"
 _COMMUTATIVE = "And BitwiseAnd BitwiseOr BitwiseXor Equal Or Xor"
 _BINARY = "BitShift Div Greater GreaterOrEqual Less LessOrEqual Mod Pow Sub"
 _UNARY_FACTS: dict[str, Any] = {"arity": Arity.UNARY, "space": broadcast_axes}
@@ -78,15 +79,31 @@ _VARIADIC_FACTS: dict[str, Any] = {"arity": Arity.VARIADIC, "space": broadcast_a
 
 OPERATORS: tuple[Operator, ...] = (
     *define(_UNARY, **_UNARY_FACTS),
-    *define("HardSwish Mish Swish", workspace=_one_result, **_UNARY_FACTS),
+    *define("Erf", double=double.erf, **_UNARY_FACTS),
+    *define("Gelu", double=double.gelu, **_UNARY_FACTS),
+    *define("HardSwish", workspace=_one_result, double=double.hard_swish, **_UNARY_FACTS),
+    *define("Mish", workspace=_one_result, double=double.mish, **_UNARY_FACTS),
+    *define("Swish", workspace=_one_result, **_UNARY_FACTS),
     *define(_UNARY_IN_PLACE, in_place=(0,), **_UNARY_FACTS),
+    *define("Elu", in_place=(0,), double=double.elu, **_UNARY_FACTS),
+    *define("HardSigmoid", in_place=(0,), double=double.hard_sigmoid, **_UNARY_FACTS),
+    *define("Selu", in_place=(0,), double=double.selu, **_UNARY_FACTS),
+    *define("Softplus", in_place=(0,), double=double.softplus, **_UNARY_FACTS),
+    *define("Softsign", in_place=(0,), double=double.softsign, **_UNARY_FACTS),
     *define("Clip", arity=Arity.UNARY, in_place=(0,), space=_elementwise_first),
     *define("Relu", in_place=(0,), homogeneous=True, **_UNARY_FACTS),
-    *define("LeakyRelu", in_place=(0,), homogeneous=True, integer=IntegerKernel.FIRST_OPERAND, **_UNARY_FACTS),
+    *define(
+        "LeakyRelu",
+        in_place=(0,),
+        homogeneous=True,
+        integer=IntegerKernel.FIRST_OPERAND,
+        double=double.leaky_relu,
+        **_UNARY_FACTS,
+    ),
     *define("Sigmoid", in_place=(0,), integer=IntegerKernel.FIRST_OPERAND, **_UNARY_FACTS),
     *define("Identity", view=0, moves=True, homogeneous=True, **_UNARY_FACTS),
     *define(_BINARY, **_BINARY_FACTS),
-    *define("PRelu", homogeneous=True, **_BINARY_FACTS),
+    *define("PRelu", homogeneous=True, double=double.prelu, **_BINARY_FACTS),
     *define(_COMMUTATIVE, commutative=True, **_BINARY_FACTS),
     *define("Add Mul", commutative=True, integer=IntegerKernel.ALL_OPERANDS, **_BINARY_FACTS),
     *define("Max Mean Min Sum", commutative=True, workspace=_variadic, **_VARIADIC_FACTS),

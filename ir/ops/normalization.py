@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from memoptc.ir.core import Op
+from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import Family, Operator, define
+from memoptc.ir.ops.double import OpBuilder, f64, i64, rank_of, reduced
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 
@@ -90,6 +92,16 @@ def _two_results(s: Sizes) -> int:
     return 2 * s.result_bytes
 
 
+def _instance_norm_double(b: OpBuilder, op: Op) -> Sequence[Value]:
+    x, scale, shift = op.operands
+    rank = rank_of(x, op)
+    column = i64(1, -1, *[1] * (rank - 2))
+    centred = b.Sub(x, reduced(b, "ReduceMean", x, range(2, rank)))
+    variance = reduced(b, "ReduceMean", b.Mul(centred, centred), range(2, rank))
+    unit = b.Div(centred, b.Sqrt(b.Add(variance, f64(op.attrs.get("epsilon", 1e-5)))))
+    return [b.Add(b.Mul(unit, b.Reshape(scale, column)), b.Reshape(shift, column))]
+
+
 _NORM: dict[str, Any] = {"family": Family.NORMALIZATION}
 
 OPERATORS: tuple[Operator, ...] = (
@@ -99,7 +111,14 @@ OPERATORS: tuple[Operator, ...] = (
     *define("RMSNormalization", space=_layer_norm, affine=(1,), **_NORM),
     # onnxruntime's, in the standard domain
     *define("SimplifiedLayerNormalization", space=_layer_norm, affine=(1,), **_NORM),
-    *define("InstanceNormalization", space=_instance_norm, affine=(1, 2), affine_axis=1, **_NORM),
+    *define(
+        "InstanceNormalization",
+        space=_instance_norm,
+        affine=(1, 2),
+        affine_axis=1,
+        double=_instance_norm_double,
+        **_NORM,
+    ),
     *define("BatchNormalization", space=_batch_norm, affine=(1, 2), affine_axis=1, **_NORM),
     *define("GroupNormalization", space=_batch_only, workspace=_two_results, **_NORM),
     *define("LRN", space=_all_but_channels, workspace=_response, **_NORM),

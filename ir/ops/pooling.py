@@ -6,8 +6,10 @@ from math import prod
 from typing import Any
 
 from memoptc.ir.core import Op
+from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, dtype_of, extents, given
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, define
+from memoptc.ir.ops.double import Lowering, rank_of, reduced
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes
@@ -43,11 +45,25 @@ def _as_floats(s: Sizes) -> int:
 
 
 _FACTS: dict[str, Any] = {"family": Family.POOL}
+
+
+def _global_double(kind: str) -> Lowering:
+    return lambda b, op: [reduced(b, kind, op.operand, range(2, rank_of(op.operand, op)))]
+
+
 _CODES = IntegerKernel.FIRST_OPERAND
 
 OPERATORS: tuple[Operator, ...] = (
     *define("MaxPool", space=_pool, homogeneous=True, integer=_CODES, **_FACTS),
-    *define("AveragePool", space=_pool, homogeneous=True, integer=_CODES, integer_workspace=_as_floats, **_FACTS),
+    *define(
+        "AveragePool",
+        space=_pool,
+        homogeneous=True,
+        integer=_CODES,
+        integer_workspace=_as_floats,
+        double=double_windows.average_pool,
+        **_FACTS,
+    ),
     *define("LpPool", space=_global_pool, **_FACTS),
     *define(
         "GlobalAveragePool",
@@ -56,9 +72,17 @@ OPERATORS: tuple[Operator, ...] = (
         homogeneous=True,
         integer=_CODES,
         integer_workspace=_as_floats,
+        double=_global_double("ReduceMean"),
         **_FACTS,
     ),
-    *define("GlobalMaxPool", space=_global_pool, accumulates=_global_terms, homogeneous=True, **_FACTS),
+    *define(
+        "GlobalMaxPool",
+        space=_global_pool,
+        accumulates=_global_terms,
+        homogeneous=True,
+        double=_global_double("ReduceMax"),
+        **_FACTS,
+    ),
     *define("GlobalLpPool", space=_global_pool, **_FACTS),
     *define("MaxRoiPool MaxUnpool RoiAlign", **_FACTS),
     *define("NhwcMaxPool", MICROSOFT, **_FACTS),

@@ -24,8 +24,8 @@ def _dequantize(op: Op) -> list[Axis]:
 
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("QuantizeLinear DequantizeLinear", space=_dequantize),
-    *define("DynamicQuantizeLinear"),
+    *define("QuantizeLinear DequantizeLinear", space=_dequantize, stays_float32=True),
+    *define("DynamicQuantizeLinear", stays_float32=True),
     *define(
         "DequantizeLinear GatherBlockQuantized QLinearAdd QLinearConcat "
         "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax "

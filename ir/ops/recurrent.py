@@ -8,6 +8,7 @@ from typing import Any
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, define
+from memoptc.ir.ops.double_recurrent import recurrent
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 
@@ -67,8 +68,8 @@ _FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("LSTM", workspace=_lstm, **_FACTS),
-    *define("GRU", workspace=_gru, **_FACTS),
+    *define("LSTM", workspace=_lstm, double=recurrent, **_FACTS),
+    *define("GRU", workspace=_gru, double=recurrent, **_FACTS),
     *define("RNN", workspace=_rnn, **_FACTS),
     *define("DynamicQuantizeLSTM", MICROSOFT, family=Family.RECURRENT),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, define
+from memoptc.ir.ops.double_resize import resize
 from memoptc.ir.ops.schema import MICROSOFT, default_of
 from memoptc.ir.ops.sizes import Sizes
 from memoptc.ir.tensors import ints
@@ -115,8 +116,15 @@ def _positions(s: Sizes) -> int:
 
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("Resize", space=_resize, integer=IntegerKernel.FIRST_OPERAND, workspace=_positions),
-    *define("Upsample", space=_resize, workspace=_positions),
+    *define(
+        "Resize",
+        space=_resize,
+        integer=IntegerKernel.FIRST_OPERAND,
+        workspace=_positions,
+        double=resize,
+        float32_operands=(1, 2),
+    ),
+    *define("Upsample", space=_resize, workspace=_positions, float32_operands=(1,)),
     *define("DepthToSpace", space=_depth_to_space, moves=True, integer=IntegerKernel.FIRST_OPERAND),
     *define("SpaceToDepth", space=_space_to_depth, moves=True),
     *define("Pad", space=_pad),

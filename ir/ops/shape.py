@@ -178,6 +178,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("OneHot", space=_one_hot),
     *define("Trilu", space=_trilu, in_place=(0,)),
     *define("ScatterElements TensorScatter", in_place=(0,)),
-    *define("Constant EyeLike NonZero NonMaxSuppression Range Scatter ScatterND Shape Size Unique"),
+    *define("Constant EyeLike NonZero Range Scatter ScatterND Shape Size Unique"),
+    *define("NonMaxSuppression", stays_float32=True),
     *define("ExpandDims GatherND MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
 )

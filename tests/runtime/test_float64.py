@@ -10,7 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from runtime_models import convolutions, mlp, normal, parse
 
-from memoptc.runtime.double_base import NoDouble
+from memoptc.ir.ops.double import NoDouble
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.float64 import Float64
 from memoptc.runtime.options import RunOptions

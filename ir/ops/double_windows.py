@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
-from memoptc.runtime.double_base import NoDouble, add_all, f64, i64, static_shape, text_attr
+from memoptc.ir.ops.double import NoDouble, OpBuilder, add_all, f64, i64, static_shape, text_attr
 
 
 class _Window:
@@ -39,7 +38,7 @@ class _Window:
                 ends.append(total - begins[-1])
             self.pads = (*begins, *ends)
 
-    def pad(self, b: Builder, x: Value, extra: Sequence[int] = (), value: float = 0.0) -> Value:
+    def pad(self, b: OpBuilder, x: Value, extra: Sequence[int] = (), value: float = 0.0) -> Value:
         rank = len(self.kernel)
         ends = [p + e for p, e in zip(self.pads[rank:], extra or (0,) * rank, strict=True)]
         if not any(self.pads[:rank]) and not any(ends):
@@ -47,7 +46,7 @@ class _Window:
         padded: Value = b.Pad(x, i64(0, 0, *self.pads[:rank], 0, 0, *ends), f64(value))
         return padded
 
-    def pieces(self, b: Builder, x: Value) -> list[tuple[tuple[int, ...], Value]]:
+    def pieces(self, b: OpBuilder, x: Value) -> list[tuple[tuple[int, ...], Value]]:
         """Give for each kernel place the elements of padded `x` that it meets, as [N, C, *out]."""
         found = []
         axes = i64(*range(2, 2 + len(self.kernel)))
@@ -68,7 +67,7 @@ def _spatial(op: Op) -> tuple[int, ...]:
     return extents
 
 
-def conv(b: Builder, op: Op) -> Sequence[Value]:
+def conv(b: OpBuilder, op: Op) -> Sequence[Value]:
     """Conv."""
     x, w = op.operands[:2]
     shape = static_shape(w, op)
@@ -81,7 +80,7 @@ def conv(b: Builder, op: Op) -> Sequence[Value]:
 
 
 def _kernel(
-    b: Builder, w: Value, shape: tuple[int, ...], group: int, *, mirrored: bool = False
+    b: OpBuilder, w: Value, shape: tuple[int, ...], group: int, *, mirrored: bool = False
 ) -> Callable[[tuple[int, ...]], Value]:
     """Give the function that gives the [g, M/g, C/g] matrix of one kernel place.
 
@@ -101,7 +100,7 @@ def _kernel(
 
 
 def _convolve(
-    b: Builder, x: Value, kernel: Callable[[tuple[int, ...]], Value], m: int, c: int, window: _Window, group: int
+    b: OpBuilder, x: Value, kernel: Callable[[tuple[int, ...]], Value], m: int, c: int, window: _Window, group: int
 ) -> Value:
     """Sum over the kernel's places of (matrix of the place) x (elements it meets).
 
@@ -132,14 +131,14 @@ def _convolve(
     return total
 
 
-def _add_bias(b: Builder, y: Value, bias: Value | None, rank: int) -> Value:
+def _add_bias(b: OpBuilder, y: Value, bias: Value | None, rank: int) -> Value:
     if bias is None:
         return y
     result: Value = b.Add(y, b.Reshape(bias, i64(1, -1, *[1] * (rank - 2))))
     return result
 
 
-def conv_transpose(b: Builder, op: Op) -> Sequence[Value]:
+def conv_transpose(b: OpBuilder, op: Op) -> Sequence[Value]:
     """ConvTranspose."""
     x, w = op.operands[:2]
     shape = static_shape(w, op)
@@ -171,7 +170,7 @@ def conv_transpose(b: Builder, op: Op) -> Sequence[Value]:
     return [_add_bias(b, y, op.input(2), rank + 2)]
 
 
-def _insert_zeros(b: Builder, x: Value, axis: int, stride: int, rank: int) -> Value:
+def _insert_zeros(b: OpBuilder, x: Value, axis: int, stride: int, rank: int) -> Value:
     if stride == 1:
         return x
     shape, last = b.Shape(x), np.iinfo(np.int64).max
@@ -188,7 +187,7 @@ def _insert_zeros(b: Builder, x: Value, axis: int, stride: int, rank: int) -> Va
     return result
 
 
-def average_pool(b: Builder, op: Op) -> Sequence[Value]:
+def average_pool(b: OpBuilder, op: Op) -> Sequence[Value]:
     """AveragePool."""
     x = op.operand
     window = _Window(op, op.attrs["kernel_shape"])

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Output, Value
+from memoptc.ir.ops.double import NoDouble, OpBuilder, f64, i64, text_attr
 from memoptc.ir.types import DType, TensorType
-from memoptc.runtime.double_base import NoDouble, f64, i64, text_attr
 
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
 
 
-def recurrent(b: Builder, op: Op) -> Sequence[Value | None]:
+def recurrent(b: OpBuilder, op: Op) -> Sequence[Value | None]:
     """An LSTM or GRU as a Scan over time, one per direction."""
     direction = text_attr(op, "direction", "forward")
     reverses = {"forward": [0], "reverse": [1], "bidirectional": [0, 1]}[direction]
@@ -28,13 +27,13 @@ def recurrent(b: Builder, op: Op) -> Sequence[Value | None]:
     return [_join(b, steps, 1), *(_join(b, last, 0) for last in lasts)]
 
 
-def _join(b: Builder, parts: Sequence[Value], axis: int) -> Value:
+def _join(b: OpBuilder, parts: Sequence[Value], axis: int) -> Value:
     parts = [b.Unsqueeze(part, i64(axis)) for part in parts]
     result: Value = b.Concat(*parts, axis=axis)
     return result
 
 
-def _one_way(b: Builder, op: Op, number: int, reverse: int) -> list[Value]:
+def _one_way(b: OpBuilder, op: Op, number: int, reverse: int) -> list[Value]:
     """Give all steps [T, N, H], then the last state(s) [N, H] of direction `number`."""
 
     def pick(value: Value | None) -> Value | None:
@@ -71,7 +70,7 @@ def _one_way(b: Builder, op: Op, number: int, reverse: int) -> list[Value]:
     b.graph.insert_before(op, scan)
     held = [body.add_input(body.fresh_name(f"state{k}"), double) for k in range(len(starts))]
     part = body.add_input(body.fresh_name("x_t"), TensorType(DType.DOUBLE, (None, None)))
-    step = Builder(body)
+    step = b.inside(body)
     last = bool(op.attrs.get("linear_before_reset", 0))
     new = _lstm_step(step, part, held, weights, hidden) if lstm else [
         _gru_step(step, part, held[0], weights, hidden, reset_last=last)
@@ -85,7 +84,7 @@ def _one_way(b: Builder, op: Op, number: int, reverse: int) -> list[Value]:
     return [scan.results[-1], *scan.results[:-1]]
 
 
-def _lstm_step(b: Builder, x: Value, held: Sequence[Value], weights: Sequence[Value], hidden: int) -> list[Value]:
+def _lstm_step(b: OpBuilder, x: Value, held: Sequence[Value], weights: Sequence[Value], hidden: int) -> list[Value]:
     """One step; the gates lie in the order i, o, f, c."""
     w, r, wb, rb = weights
     sums = b.Add(b.Add(b.MatMul(x, w), wb), b.Add(b.MatMul(held[0], r), rb))
@@ -94,7 +93,7 @@ def _lstm_step(b: Builder, x: Value, held: Sequence[Value], weights: Sequence[Va
     return [b.Mul(b.Sigmoid(o), b.Tanh(cell)), cell]
 
 
-def _gru_step(b: Builder, x: Value, h: Value, weights: Sequence[Value], hidden: int, *, reset_last: bool) -> Value:
+def _gru_step(b: OpBuilder, x: Value, h: Value, weights: Sequence[Value], hidden: int, *, reset_last: bool) -> Value:
     """One step; the gates lie in the order z, r, h."""
     w, r, wb, rb = weights
     thirds = i64(*[hidden] * 3)
