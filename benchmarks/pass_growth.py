@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import click
@@ -24,6 +23,7 @@ import growing
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
 from memoptc.registry import find, names
+from memoptc.testing import run_pass
 
 DATA = frozenset(
     (
@@ -43,7 +43,7 @@ def seconds(name: str, graph: Graph) -> float:
     context = Context(dims={"N": 8})
     context.shapes(graph)
     pass_, start = find(name)(), time.perf_counter()
-    pass_.apply(graph, Counter(), context)
+    run_pass(pass_, graph, context)
     return time.perf_counter() - start
 
 

@@ -13,6 +13,7 @@ from memoptc.version import __version__
 
 _LAZY = {
     "BudgetError": "memoptc.ir.diagnostics",
+    "Context": "memoptc.pass_base",
     "GateError": "memoptc.ir.diagnostics",
     "InputError": "memoptc.ir.diagnostics",
     "MemoptcError": "memoptc.ir.diagnostics",
@@ -23,6 +24,7 @@ _LAZY = {
 
 __all__ = [
     "BudgetError",
+    "Context",
     "GateError",
     "InputError",
     "MemoptcError",
@@ -35,7 +37,7 @@ __all__ = [
 if TYPE_CHECKING:
     from memoptc.api import Result, compile
     from memoptc.ir.diagnostics import BudgetError, GateError, InputError, MemoptcError
-    from memoptc.pass_base import Pass
+    from memoptc.pass_base import Context, Pass
 
 
 def __getattr__(name: str) -> Any:

@@ -79,7 +79,7 @@ class _Run:
     endless: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.rollback = Rollback(self.graph, self.context, lambda p: p.apply(self.graph, Counter(), self.context))
+        self.rollback = Rollback(self.graph, self.context, lambda p: self.counted(p, Counter()))
 
     def items(self, items: Sequence[Pass | Group]) -> None:
         for position, item in enumerate(items):
@@ -114,6 +114,11 @@ class _Run:
             more = [i.overran(item, self.graph, why) for i in self.instruments]
             self.context.warnings.append(" ".join([why, *filter(None, more)]))
 
+    def counted(self, pass_: Pass, stats: Counter[str]) -> None:
+        """Run a pass that counts in `stats`."""
+        self.context.stats = stats
+        pass_.run(self.graph, self.context)
+
     def one(self, pass_: Pass) -> None:
         index, self.index = self.index, self.index + 1
         if str(pass_) in self.endless or not all(i.should_run(index, pass_, self.graph) for i in self.instruments):
@@ -126,7 +131,7 @@ class _Run:
             self.rollback.before()
             try:
                 with bounded(self.graph, self.context, nodes):
-                    pass_.apply(self.graph, stats, self.context)
+                    self.counted(pass_, stats)
             except (PassOverrun, RulesWithoutEnd) as e:
                 did = str(e) if isinstance(e, RulesWithoutEnd) else describe(e, stats)
                 seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections import Counter
@@ -114,6 +115,7 @@ class Context:
     Args:
         level: Optimisation level.
         target: Numbers asked for.
+        stats: What the pass that runs did, counted; a pipeline starts a new counter for each pass.
         dims: Extents of symbolic dimensions to plan with.
         check: Extents to run models at, where those to plan with may be too large for that.
         calibration: Samples to observe (re-iterable), or `None`.
@@ -134,6 +136,7 @@ class Context:
 
     level: int = 1
     target: str = "float32"
+    stats: Counter[str] = field(default_factory=Counter)
     dims: Mapping[str, int] = field(default_factory=dict)
     check: Mapping[str, int] | None = None
     calibration: Any = None
@@ -206,16 +209,18 @@ class Pass:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("run")
+        if own is not None and list(inspect.signature(own).parameters)[1:] != ["graph", "context"]:
+            raise TypeError(
+                f"{cls.__name__}.run takes {inspect.signature(own)}; a pass defines run(self, graph, context), and "
+                "counts what it did in context.stats."
+            )
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
         dataclass(frozen=True)(cls)
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Change the graph; count what was done in `stats`."""
+    def run(self, graph: Graph, context: Context) -> None:
+        """Change the graph; count what was done in `context.stats`."""
         raise NotImplementedError(f"{type(self).__name__} has no run()")
-
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
-        """Change the graph, with facts about the compile at hand. Override this instead of `run` for them."""
-        self.run(graph, stats)
 
     def __str__(self) -> str:
         """Spell the pass as in pipelines; options that have their default value are left out."""

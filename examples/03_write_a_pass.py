@@ -7,23 +7,21 @@ A pass is one file like this one; there is nothing to register. On the command l
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 import memoptc
-from memoptc import Pass
+from memoptc import Context, Pass
 from memoptc.ir.core import Graph
 
 
 class DropIdentity(Pass):
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for op in graph.walk("Identity"):
             op.result.replace_by(op.operand)
             op.erase()
-            stats["dropped"] += 1
+            context.stats["dropped"] += 1
 
 
 def model() -> onnx.ModelProto:

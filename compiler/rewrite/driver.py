@@ -35,17 +35,13 @@ class RulePass(Pass):
 
     rules: ClassVar[tuple[Rule, ...]] = ()
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Apply the rules; reasons why they declined go to `context.artefacts.declined`.
 
         A `Trace` in `context.artefacts.trace` learns why each rule does not fit where it might.
         """
         found = context.artefacts
-        apply_rules(graph, self.rules, stats, found.declined, found.trace)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Apply the rules."""
-        apply_rules(graph, self.rules, stats)
+        apply_rules(graph, self.rules, context.stats, found.declined, found.trace)
 
 
 def apply_rules(

@@ -34,11 +34,12 @@ _LAZY = {
     "instances": "instances",
     "random_graph": "graphs",
     "read_case": "cases",
+    "run_pass": "passes",
 }
 
 __all__ = [
     "Case", "CaseTests", "PassTests", "RuleTests", "check_pass", "check_rule", "compare", "compare_numbers",
-    "hard_feeds", "instances", "random_graph", "read_case",
+    "hard_feeds", "instances", "random_graph", "read_case", "run_pass",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from memoptc.testing.graphs import random_graph
     from memoptc.testing.instances import instances
     from memoptc.testing.numbers import compare, hard_feeds
+    from memoptc.testing.passes import run_pass
     from memoptc.testing.properties import PassTests, RuleTests, check_pass, check_rule
 
 

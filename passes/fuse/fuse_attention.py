@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,7 +34,7 @@ class FuseAttention(Pass):
     must be finite: a NaN there is added to, not replaced.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look at every Softmax once."""
         known: Known = {}
         for softmax in list(graph.walk("Softmax")):
@@ -46,13 +45,9 @@ class FuseAttention(Pass):
                 continue
             if pays(core, extents(graph, context.dims)):
                 _replace(core, softmax.graph)
-                stats["masked" if core.mask is not None else "fused"] += 1
+                context.stats["masked" if core.mask is not None else "fused"] += 1
             else:
-                stats["declined: needs more memory"] += 1
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Fuse without facts about the compile."""
-        self.apply(graph, stats, Context())
+                context.stats["declined: needs more memory"] += 1
 
 
 def pays(core: Core, dims: Mapping[str, int]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +37,7 @@ class FuseCachedAttention(Pass):
     weighs all keys alike; that stays. Outputs may differ by float noise.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look at every Softmax."""
         context.shapes(graph)
         guards: dict[Value, list[Guard]] = {}
@@ -49,15 +48,11 @@ class FuseCachedAttention(Pass):
             if core is None:
                 continue
             if (opset_of(softmax.graph) or 13) < 13:
-                stats["declined: opset below 13"] += 1
+                context.stats["declined: opset below 13"] += 1
             elif _replace(core, softmax.graph, guards):
-                stats["fused"] += 1
+                context.stats["fused"] += 1
             else:
-                stats["declined: the mask depends on the cache"] += 1
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Fuse without facts about the compile."""
-        self.apply(graph, stats, Context())
+                context.stats["declined: the mask depends on the cache"] += 1
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir.builder import Builder
@@ -26,7 +24,7 @@ class FuseRotary(Pass):
     computed. Outputs may differ by float noise.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look at every sum, and every Concat of a turned part and the rest."""
         context.shapes(graph)
         tables: dict[tuple[object, ...], tuple[Value, Value, Value]] = {}
@@ -35,11 +33,7 @@ class FuseRotary(Pass):
             if found is None or op.graph is None or (opset_of(op.graph) or 0) < 14:
                 continue
             _replace(op, found, op.graph, tables)
-            stats["fused"] += 1
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Fuse without facts about the compile."""
-        self.apply(graph, stats, Context())
+            context.stats["fused"] += 1
 
 
 def _replace(op: Op, found: Rotary, graph: Graph, tables: dict[tuple[object, ...], tuple[Value, Value, Value]]) -> None:

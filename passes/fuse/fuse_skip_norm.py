@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir.builder import Builder
@@ -22,16 +20,12 @@ class FuseSkipNorm(Pass):
     operator for that has no standard name before opset 23. Outputs may differ by float noise.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look at every mean."""
         context.shapes(graph)
         for mean in list(graph.walk("ReduceMean")):
             if mean.graph is not None and _replace(mean, mean.graph):
-                stats["fused"] += 1
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Fuse without facts about the compile."""
-        self.apply(graph, stats, Context())
+                context.stats["fused"] += 1
 
 
 def _replace(mean: Op, graph: Graph) -> bool:

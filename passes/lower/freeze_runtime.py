@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, write_into
 from memoptc.ir.tensors import same_content
@@ -35,7 +33,7 @@ class FreezeRuntime(Pass):
         if self.level not in LEVELS:
             raise InputError(f"freeze-runtime has no level {self.level!r}.", hint=f"Levels are {', '.join(LEVELS)}.")
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Write the graph, let onnxruntime optimize it, read it back."""
         before, size = count_nodes(graph), weight_bytes(graph)
         source, output = Path(context.scratch) / "freeze.onnx", Path(context.scratch) / "frozen.onnx"
@@ -43,13 +41,13 @@ class FreezeRuntime(Pass):
         optimize(source, output, level=self.level, disabled=self.disabled, weight_bytes=size)
         frozen = read_onnx(output)
         infer_shapes(frozen)
-        stats["weights kept"] = _keep_weights(graph, frozen)
-        stats["weights new"] = sum(1 for _ in frozen.walk("const")) - stats["weights kept"]
+        context.stats["weights kept"] = _keep_weights(graph, frozen)
+        context.stats["weights new"] = sum(1 for _ in frozen.walk("const")) - context.stats["weights kept"]
         assert graph.model is not None
         assert frozen.model is not None
         graph.become(frozen)
         graph.model.opset_imports.update(frozen.model.opset_imports)
-        stats["nodes before"], stats["nodes after"] = before, count_nodes(graph)
+        context.stats["nodes before"], context.stats["nodes after"] = before, count_nodes(graph)
         context.artefacts.frozen = True
         context.decisions.append(
             Decision(
@@ -58,11 +56,6 @@ class FreezeRuntime(Pass):
                 "with its optimizer off, onnxruntime keeps our order and plan",
             )
         )
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Freeze without facts about the compile."""
-        with TemporaryFolder() as folder:
-            self.apply(graph, stats, Context(scratch=Path(folder)))
 
 
 def _keep_weights(graph: Graph, frozen: Graph) -> int:

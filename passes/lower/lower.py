@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from memoptc.ir.core import Graph
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 
 BORDERS = ("QuantizeLinear", "DequantizeLinear")
 """Between codes and floats: there may be more of them than of all others, and their results' names tell all."""
@@ -21,7 +19,7 @@ class Lower(Pass):
     stand for none and only turn floats into codes or back.
     """
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Name and annotate nodes; their order stays."""
         taken = {op.name for op in graph.walk() if op.name}
         for op in graph.walk():
@@ -31,10 +29,10 @@ class Lower(Pass):
                 op.metadata["memoptc.rules"] = ",".join(op.loc.rules)
                 if op.loc.nodes:
                     op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
-                stats["annotated"] += 1
+                context.stats["annotated"] += 1
                 if not op.name:
                     op.name = _unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)
-                    stats["named"] += 1
+                    context.stats["named"] += 1
 
 
 def _unique(hint: str, taken: set[str]) -> str:

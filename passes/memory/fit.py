@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memoptc.ir.core import Graph, Op, clone_op
 from memoptc.pass_base import Context, Pass
@@ -70,7 +70,7 @@ class Fit(Pass):
     ignore: int = 1 << 20
     node_weight: float = 1.0
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Tile, and say what was done."""
         original, graph = graph, graph.clone()
         _one_decoder_per_use(graph)
@@ -78,12 +78,12 @@ class Fit(Pass):
         start = MemoryProfile(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
-        found = self._found(graph, stats, context, start)
+        found = self._found(graph, context, start)
         split = graph.clone()
         sums: Counter[str] = Counter()
-        SplitSums().apply(split, sums, context)
+        SplitSums().run(split, replace(context, stats=sums))
         if sums:
-            other = self._found(split, stats, context, start)
+            other = self._found(split, context, start)
             other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
             found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
         done = bool(found.moves or found.sums) and found.peak <= start.peak * (1 - self.worth)
@@ -92,30 +92,25 @@ class Fit(Pass):
             # onnxruntime overwrites an operand only where both shapes are known to be the same, and cannot tell by
             # itself that they are for slices whose ends are computed.
             original.info.states_types = True
-        self._report(found, start.peak, stats, context, done=done)
+        self._report(found, start.peak, context, done=done)
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Tile without facts about the compile."""
-        self.apply(graph, stats, Context())
-
-    def _found(self, graph: Graph, stats: Counter[str], context: Context, start: MemoryProfile) -> _Round:
+    def _found(self, graph: Graph, context: Context, start: MemoryProfile) -> _Round:
         """What comes of a graph, the original or another that computes the same."""
         if context.slowdown is not None:
-            return self._measured(context.slowdown, graph, stats, context, start)
-        return self._within((self.slowdown - 1) * start.seconds, graph, stats, context, start)
+            return self._measured(context.slowdown, graph, context, start)
+        return self._within((self.slowdown - 1) * start.seconds, graph, context, start)
 
     def _measured(
         self,
         slowdown: Callable[[Graph], float],
         graph: Graph,
-        stats: Counter[str],
         context: Context,
         start: MemoryProfile,
     ) -> _Round:
         """Tile boldly, measure, and be less bold until the run time is right."""
         tried: set[int] = set()
         for boldness in BOLDNESS:
-            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, stats, context, start)
+            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, context, start)
             if not found.moves:
                 return found
             if found.peak in tried:
@@ -125,36 +120,33 @@ class Fit(Pass):
             context.say(f"{found.peak:,} bytes, {found.measured:.2f} times the run time")
             if found.measured <= self.slowdown:
                 return found
-            stats["taken back: slower than predicted"] += 1
+            context.stats["taken back: slower than predicted"] += 1
         return _Round(graph, peak=start.peak, holder=_holder(start))
 
-    def _within(
-        self, allowance: float, graph: Graph, stats: Counter[str], context: Context, start: MemoryProfile
-    ) -> _Round:
+    def _within(self, allowance: float, graph: Graph, context: Context, start: MemoryProfile) -> _Round:
         """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
         if not self.budget:
-            first = self._search(graph, stats, context, allowance, self.ignore)
-            return self._cheapest(first, graph, stats, context, allowance, start)
+            first = self._search(graph, context, allowance, self.ignore)
+            return self._cheapest(first, graph, context, allowance, start)
         # What costs most tells whether the budget can be reached at all.
-        least = self._search(graph, stats, context, allowance, self.budget)
+        least = self._search(graph, context, allowance, self.budget)
         if least.peak > self.budget:
-            lower = self._search(graph, stats, context, allowance, self.ignore)
+            lower = self._search(graph, context, allowance, self.ignore)
             least = lower if lower.peak < least.peak else least
             if least.peak > self.budget:
                 return least
         for share in LADDER:
             if share * start.seconds < min(allowance, least.seconds):
                 for goal in dict.fromkeys((self.budget, self.ignore)):
-                    found = self._search(graph, stats, context, share * start.seconds, goal)
+                    found = self._search(graph, context, share * start.seconds, goal)
                     if found.peak <= self.budget:
-                        return self._cheapest(found, graph, stats, context, share * start.seconds, start)
-        return self._cheapest(least, graph, stats, context, allowance, start)
+                        return self._cheapest(found, graph, context, share * start.seconds, start)
+        return self._cheapest(least, graph, context, allowance, start)
 
     def _cheapest(
         self,
         found: _Round,
         graph: Graph,
-        stats: Counter[str],
         context: Context,
         allowance: float,
         start: MemoryProfile,
@@ -163,7 +155,7 @@ class Fit(Pass):
         if not found.moves or start.peak * (1 - self.worth) < found.peak:
             return found
         target = max(self.budget, found.peak, self._worthwhile(found))
-        second = self._round(graph.clone(), stats, context, target, allowance, len(found.remats))
+        second = self._round(graph.clone(), context, target, allowance, len(found.remats))
         fewer = target > found.peak or second.seconds <= found.seconds
         return second if second.peak <= target * 1.01 and fewer else found
 
@@ -174,31 +166,27 @@ class Fit(Pass):
         totals = [(self.node_weight * nodes + peak, peak) for peak, nodes in found.course]
         return min(totals)[1] if totals else 0
 
-    def _search(self, graph: Graph, stats: Counter[str], context: Context, allowance: float, goal: int) -> _Round:
+    def _search(self, graph: Graph, context: Context, allowance: float, goal: int) -> _Round:
         """Tile until the peak is down to `goal`: as it is, and with more and more rematerialised while that helps."""
-        best = self._round(graph.clone(), stats, context, goal, allowance, 0)
+        best = self._round(graph.clone(), context, goal, allowance, 0)
         for count in range(1, self.max_remat + 1):
             if best.peak <= goal:
                 break
-            found = self._round(graph.clone(), stats, context, goal, allowance, count)
+            found = self._round(graph.clone(), context, goal, allowance, count)
             if len(found.remats) < count or found.peak > best.peak * (1 - self.worth):
                 break
             best = found
         return best
 
-    def _round(
-        self, graph: Graph, stats: Counter[str], context: Context, goal: int, allowance: float, count: int
-    ) -> _Round:
+    def _round(self, graph: Graph, context: Context, goal: int, allowance: float, count: int) -> _Round:
         """Rematerialise the `count` most promising values, then tile until the peak fits.
 
         Ends: a turn makes one of at most `moves` tilings, or refuses one more of the finitely many on offer.
         """
         with lasting_symbols(graph):
-            return self._tiled(_Round(graph), stats, context, goal, allowance, count)
+            return self._tiled(_Round(graph), context, goal, allowance, count)
 
-    def _tiled(
-        self, found: _Round, stats: Counter[str], context: Context, goal: int, allowance: float, count: int
-    ) -> _Round:
+    def _tiled(self, found: _Round, context: Context, goal: int, allowance: float, count: int) -> _Round:
         graph = found.graph
         for _ in range(count):
             values = remat_candidates(MemoryProfile(graph, Costs(graph, context.dims)), allowance - found.seconds)
@@ -232,7 +220,7 @@ class Fit(Pass):
                     found.seconds += max(0.0, choice.seconds)
                     context.say(f"{profile.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     break
-                stats[f"declined: {move}"] += 1
+                context.stats[f"declined: {move}"] += 1
                 refused.add(_key(choice))
                 if move == WORSE:
                     misses += 1
@@ -295,27 +283,27 @@ class Fit(Pass):
             return WORSE
         return _Tiling(name, count, tiled.count, profile.peak, here, choice.seconds, after)
 
-    def _report(self, found: _Round, before: int, stats: Counter[str], context: Context, *, done: bool) -> None:
+    def _report(self, found: _Round, before: int, context: Context, *, done: bool) -> None:
         if done:
             if found.sums:
-                stats["products split"] += found.sums
+                context.stats["products split"] += found.sums
                 what = f"{found.sums} products of joined operands became sums of the products of each"
                 context.decisions.append(Decision(self.name, what, "they are never joined", 0, "not predicted"))
             for value in found.remats:
-                stats["rematerialised"] += 1
+                context.stats["rematerialised"] += 1
                 what = f"%{value.value.name} rematerialised for {label(value.users[0])} ({len(value.ops)} nodes)"
                 cost = f"{value.seconds * 1e3:+.2f} ms predicted"
                 context.decisions.append(
                     Decision(self.name, what, "it was alive across the peak, unused", value.gain, cost)
                 )
             for move in found.moves:
-                stats["regions"] += 1
-                stats["tiles"] += move.tiles
+                context.stats["regions"] += 1
+                context.stats["tiles"] += move.tiles
                 what = f"{move.ops} nodes in {move.tiles} tiles: {move.name}"
                 why = f"{move.before:,} bytes were alive there, now {move.after:,}"
                 cost = f"{move.seconds * 1e3:+.2f} ms predicted"
                 context.decisions.append(Decision(self.name, what, why, move.before - move.after, cost))
-            stats["bytes saved"] = before - found.peak
+            context.stats["bytes saved"] = before - found.peak
             if found.measured is not None:
                 cost = f"{found.measured:.2f} times the original's run time"
                 context.decisions.append(Decision(self.name, "measured", "instead of predicted", 0, cost))

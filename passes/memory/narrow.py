@@ -14,7 +14,7 @@ from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import facts, opset_of
 from memoptc.ir.ops.extent import runs_on_part
 from memoptc.ir.types import TensorType
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._narrow.crop import crop
 from memoptc.passes.memory._narrow.merge import merge
 from memoptc.passes.simplify._simplify.parts import keeps_some
@@ -39,28 +39,28 @@ class Narrow(Pass):
     there are.
     """
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Move every Slice and Gather as far up as it goes, those nearest to the outputs first; then merge Slices."""
         for op in list(graph.walk("Slice")):
-            stats["slices merged"] += op.graph is not None and merge(op, same_axis=True)
+            context.stats["slices merged"] += op.graph is not None and merge(op, same_axis=True)
         todo = [op for op in graph.walk() if op.is_a("Slice", "Gather")]
         while todo:
             op = todo.pop()
             if op.graph is None:
                 continue
             if crop(op):
-                stats["into pads"] += 1
+                context.stats["into pads"] += 1
                 continue
             take = _take(op)
             if take is None or not _leads_on(op, take):
                 continue
             moved = _move(op, take)
             if moved is not None:
-                stats[f"before {moved.over}"] += 1
+                context.stats[f"before {moved.over}"] += 1
                 todo += moved.taken
         for op in list(graph.walk("Slice")):
-            stats["slices merged"] += op.graph is not None and merge(op)
-        stats += Counter()
+            context.stats["slices merged"] += op.graph is not None and merge(op)
+        context.stats += Counter()
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ class Order(Pass):
     worth: float = 0.01
     effort: int = EFFORT
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Order regions first, then the graph around them."""
         dims = extents(graph, context.dims)
         for op in list(graph.walk()):
             for region in op.regions.values():
-                self._order(region, stats, dims)
-        found = self._order(graph, stats, dims)
-        stats["peak bytes"], stats["bound bytes"] = found.peak_bytes, found.bound_bytes
+                self._order(region, context.stats, dims)
+        found = self._order(graph, context.stats, dims)
+        context.stats["peak bytes"], context.stats["bound bytes"] = found.peak_bytes, found.bound_bytes
         gain = found.given_bytes - found.peak_bytes
         if gain:
             gap = found.peak_bytes / found.bound_bytes - 1 if found.bound_bytes else 0.0
@@ -42,10 +42,6 @@ class Order(Pass):
             context.decisions.append(
                 Decision(self.name, f"another order of the nodes ({found.how})", known, gain, "none")
             )
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Order without facts about the compile."""
-        self.apply(graph, stats, Context())
 
     def _order(self, graph: Graph, stats: Counter[str], dims: Mapping[str, int]) -> Ordered:
         found = best_order(graph, dims, effort=self.effort)

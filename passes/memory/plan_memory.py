@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context, Pass
@@ -19,16 +18,16 @@ class PlanMemory(Pass):
     graph itself does not change.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Find live ranges, allocate, check, note."""
         found = planned(graph, context.dims)
         plan = allocate(found.problem)
         context.artefacts.plan = plan
-        stats["buffers"] = len(found.storages)
-        stats["arena bytes"] = plan.arena_bytes
-        stats["floor bytes"] = plan.floor
+        context.stats["buffers"] = len(found.storages)
+        context.stats["arena bytes"] = plan.arena_bytes
+        context.stats["floor bytes"] = plan.floor
         if found.unknown:
-            stats["sizes unknown"] = len(found.unknown)
+            context.stats["sizes unknown"] = len(found.unknown)
         summary = {
             "arena_bytes": plan.arena_bytes,
             "floor_bytes": plan.floor,
@@ -46,7 +45,3 @@ class PlanMemory(Pass):
                 gain_bytes=plan.problem.naive_sum - plan.arena_bytes,
             )
         )
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Plan without facts about the compile."""
-        self.apply(graph, stats, Context())

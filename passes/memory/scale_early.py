@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,12 +28,12 @@ class ScaleEarly(Pass):
     noise.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look once at every Mul and Div that is there; what takes a factor up is not looked at again."""
         dims = extents(graph, context.dims)
         for op in [op for op in graph.walk() if op.op_type in ("Mul", "Div") and not op.domain]:
             if _drop(op):
-                stats["into weights"] += 1
+                context.stats["into weights"] += 1
                 continue
             found = _scaled(op)
             if found is None:
@@ -42,11 +41,7 @@ class ScaleEarly(Pass):
             product, factor = found
             side = _side(product, dims)
             if side is not None:
-                stats["into operands" if _move(op, product, side, factor) else "into weights"] += 1
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Scale without facts about the compile."""
-        self.apply(graph, stats, Context())
+                context.stats["into operands" if _move(op, product, side, factor) else "into weights"] += 1
 
 
 def _by_number(op: Op) -> tuple[int, float] | None:

@@ -39,7 +39,7 @@ class ShareTransposed(Pass):
 
     least: int = 65536
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """First pairs of weights, then, in a frozen graph, the products that read a transpose."""
         corners: dict[_Corner, list[Op]] = defaultdict(list)
         for op in graph.walk("const"):
@@ -51,12 +51,12 @@ class ShareTransposed(Pass):
                     continue
                 twin = _twin(const, corners.get(corner.transposed, []))
                 if twin is not None:
-                    stats["bytes saved"] += nbytes(const.attrs["value"])
+                    context.stats["bytes saved"] += nbytes(const.attrs["value"])
                     _replace_by_transpose(const, twin)
         read = [op for op in graph.walk("Transpose") if self._is_read(op)]
         context.artefacts.transposed = bool(read) and not context.artefacts.frozen
         for op in read if context.artefacts.frozen else ():
-            self._read_transposed(op.result, op.operand, stats)
+            self._read_transposed(op.result, op.operand, context.stats)
             op.erase()
 
     def _is_read(self, op: Op) -> bool:

@@ -14,7 +14,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 
 SAMPLE = 256
 """Bytes of a weight that are looked at before all of it is."""
@@ -34,7 +34,7 @@ class ShareWeights(Pass):
 
     reshape_from: int = 65536
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Group by element type and size, then by a few bytes, then by content."""
         sizes: dict[Hashable, list[Op]] = defaultdict(list)
         for op in graph.walk("const"):
@@ -49,7 +49,7 @@ class ShareWeights(Pass):
                 samples[_sample(op.attrs["value"])].append(op)
             for candidates in samples.values():
                 if len(candidates) > 1:
-                    self._share(graph, candidates, stats)
+                    self._share(graph, candidates, context.stats)
 
     def _share(self, graph: Graph, candidates: list[Op], stats: Counter[str]) -> None:
         kept: dict[bytes, list[Op]] = defaultdict(list)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +38,7 @@ class SplitProducts(Pass):
 
     least: int = 65536
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look once at every value that is taken apart; the parts that are made are not looked at again."""
         dims = extents(graph, context.dims)
         values = dict.fromkeys(op.operands[0] for op in graph.walk("Gather", "Slice", "Split"))
@@ -50,12 +49,8 @@ class SplitProducts(Pass):
             way = _way(value, found[0])
             if way is not None and all(_targets(way, part) is not None for part in found[1]):
                 _split(value, found[0], found[1], way)
-                stats["products"] += 1
-                stats["parts"] += len(found[1])
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Split without facts about the compile."""
-        self.apply(graph, stats, Context())
+                context.stats["products"] += 1
+                context.stats["parts"] += len(found[1])
 
 
 @dataclass(frozen=True)

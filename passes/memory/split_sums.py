@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,7 +38,7 @@ class SplitSums(Pass):
 
     most: int = 4
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Split all near the peak at once, on a copy first, as long as that lowers the peak: the measure that falls."""
         dims = extents(graph, context.dims)
         while True:
@@ -54,13 +53,9 @@ class SplitSums(Pass):
             if gain <= 0:
                 return
             for op in found:
-                stats[op.op_type] += 1
+                context.stats[op.op_type] += 1
                 _split(op)
-            stats[SAVED] += gain
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Split without facts about the compile."""
-        self.apply(graph, stats, Context())
+            context.stats[SAVED] += gain
 
     def _near_peak(self, graph: Graph, dims: Mapping[str, int]) -> list[Op]:
         candidates = [op for op in graph.ops if _is_split(op, self.most) and _saves(op, dims)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from memoptc.ir.core import Graph, Op
@@ -37,7 +36,7 @@ class Tile(Pass):
     overcompute: bool = False
     ordered: bool = False
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Tile the first region that can be, and say why the others cannot."""
         ops = [op for op in graph.ops if not op.is_const and op.op_type != "absent"]
         extent, between = Costs(graph, context.dims).extent, None
@@ -45,20 +44,16 @@ class Tile(Pass):
             between = between or Between(ops)
             region = Growth(op, axis, spaces, between).within(0, len(ops) - 1)
             if region is None or region.rates is None:
-                stats["declined: nothing sound can be tiled there"] += 1
+                context.stats["declined: nothing sound can be tiled there"] += 1
                 continue
             grid = DynamicGrid(region, self.count) if region.is_symbolic else StaticGrid(region, self.count, extent)
             try:
                 made = Emitter(region, grid, extent, overcompute=self.overcompute, ordered=self.ordered).run()
             except NotTileableError as reason:
-                stats[f"declined: {reason}"] += 1
+                context.stats[f"declined: {reason}"] += 1
                 continue
-            stats["regions"], stats["tiles"] = 1, made.count
+            context.stats["regions"], context.stats["tiles"] = 1, made.count
             return
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Tile without facts about the compile."""
-        self.apply(graph, stats, Context())
 
     def _seeds(self, ops: list[Op]) -> Iterator[tuple[Op, Axis, Spaces]]:
         """The operators to start from, last first, with the axis asked for."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir.builder import Builder
@@ -42,19 +40,15 @@ class WidenLate(Pass):
     none of those; the walk over broadcasts goes backwards once.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Rules to a fixed point, then broadcasts, the last ones first."""
-        apply_rules(graph, _RULES, stats, context.artefacts.declined, context.artefacts.trace)
+        apply_rules(graph, _RULES, context.stats, context.artefacts.declined, context.artefacts.trace)
         last, known = graph.last if (opset_of(graph) or 0) >= BROADCASTS else None, Uniform()
         while last is not None:
             before = last.prev
             if not last.is_return and len(last.results) == 1 and _take_back(last.result, known):
-                stats["broadcasts"] += 1
+                context.stats["broadcasts"] += 1
             last = before
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Widen without facts about the compile."""
-        self.apply(graph, stats, Context())
 
 
 def _take_back(value: Value, known: Uniform) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir.core import Graph, Value
@@ -32,7 +30,7 @@ class Equalize(Pass):
 
     least: float = 1.1
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Even out channels in the top graph."""
         blind = context.calibration is None
         gains: list[float] = []
@@ -40,15 +38,11 @@ class Equalize(Pass):
         for _ in range(_ROUNDS if blind else 1):
             found = list(sites(graph, SOURCES))
             seen = _assumed(found) if blind else seen_at(graph, found, context)
-            moved = migrate(self.name, found, seen, lambda site: self.least, stats)
+            moved = migrate(self.name, found, seen, lambda site: self.least, context.stats)
             gains += moved
             if not moved:
                 break
         decide(self.name, gains, "by the weights alone" if blind else "by what the calibration data shows", context)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Even out channels by the weights alone."""
-        self.apply(graph, stats, Context())
 
 
 def _assumed(found: list[Site]) -> dict[Value, Channels]:

@@ -85,28 +85,28 @@ class MixWeights(Pass):
         if self.by == "weights" and (self.min_sqnr is None or self.max_loss is not None):
             raise InputError("Errors of weights say nothing of a metric.", hint="Give min_sqnr, and no max_loss.")
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Code the weights of the graph."""
         if self.by == "weights":
-            self._search(graph, stats, context)
+            self._search(graph, context)
         else:
-            searched_once(self, graph, stats, context, lambda counted: self._search(graph, counted, context))
+            searched_once(self, graph, context, lambda counting: self._search(graph, counting))
 
-    def _search(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def _search(self, graph: Graph, context: Context) -> None:
         search = _Search(self, graph, context)
         if not search.found.chosen:
-            report(self.name, context, Writer(search.plan, stats), search.found, 0, (0, 0))
+            report(self.name, context, Writer(search.plan, context.stats), search.found, 0, (0, 0))
             return
         states = search.by_weights() if self.by == "weights" else search.by_outputs()
-        writer = Writer(search.plan, stats, memo=search.memo, tables=search.tables, rounded=search.rounded)
+        writer = Writer(search.plan, context.stats, memo=search.memo, tables=search.tables, rounded=search.rounded)
         before, after = search.write(graph, states, writer)
         for state, what in ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "kept in float")):
             count = sum(found == state for found in states.values())
             if count:
-                stats[f"weights {what}"] += count
+                context.stats[f"weights {what}"] += count
         if search.found.left:
-            stats["weights left"] += len(search.found.left)
-        report(self.name, context, writer, search.found, stats["weights in 4 bits"], (before, after))
+            context.stats["weights left"] += len(search.found.left)
+        report(self.name, context, writer, search.found, context.stats["weights in 4 bits"], (before, after))
 
 
 class _Search:

@@ -69,7 +69,7 @@ class Quantize(Pass):
     outputs: bool = False
     checkpoint: str = ""
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
         self._check()
         device = load_device(self.device)
@@ -77,27 +77,23 @@ class Quantize(Pass):
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
         if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
             if not device.signed:
-                without_sign(graph, stats)
+                without_sign(graph, context.stats)
             kept = "The model is quantized already; its own scales are kept as they are"
             if form == "dynamic":
-                stats["left: quantized already"] += 1
+                context.stats["left: quantized already"] += 1
                 context.warnings.append(f"{kept}. With --calibration, what they leave in float would be completed.")
                 return
             context.warnings.append(f"{kept}, and what they leave in float is completed.")
         if form == "static":
-            self._static(graph, dtype, bits, stats, device, context)
+            self._static(graph, dtype, bits, device, context)
         else:
             whole = self.convolutions == "integer"
             excluded = frozenset(self.exclude)
-            quantize_dynamically(graph, excluded, dtype, bits, stats, device, integer_convolutions=whole)
+            quantize_dynamically(graph, excluded, dtype, bits, context.stats, device, integer_convolutions=whole)
         if self.embeddings:
-            embedding.quantize_tables(graph, frozenset(self.exclude), stats)
-        _count_left(graph, stats, device)
-        _decide(form, stats, context)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Quantize without facts about the compile, hence without data."""
-        self.apply(graph, stats, Context())
+            embedding.quantize_tables(graph, frozenset(self.exclude), context.stats)
+        _count_left(graph, context.stats, device)
+        _decide(form, context)
 
     def _check(self) -> None:
         for name, value, known in (
@@ -109,25 +105,23 @@ class Quantize(Pass):
             if value not in known:
                 raise InputError(f"quantize has no {name} {value!r}.", hint=f"There are: {', '.join(known)}.")
 
-    def _static(
-        self, graph: Graph, dtype: DType, bits: int, stats: Counter[str], device: Device, context: Context
-    ) -> None:
+    def _static(self, graph: Graph, dtype: DType, bits: int, device: Device, context: Context) -> None:
         if context.calibration is None:
             raise InputError("The static form of quantize needs data.", hint="Give some with --calibration.")
         version = ops.opset_of(graph) or 0
         if version < STATIC_OPSET:
-            stats[f"left: opset below {STATIC_OPSET}"] += 1
+            context.stats[f"left: opset below {STATIC_OPSET}"] += 1
             context.warnings.append(
                 f"Nothing runs on integers end to end: onnxruntime's kernels for that begin with opset {STATIC_OPSET}, "
                 f"the model has {version}. Pass raise-opset, run before, converts it."
             )
             return
-        join_biases(graph, frozenset(self.exclude), stats)
-        choice = choose(graph, frozenset(self.exclude), stats, device, outputs=self.outputs)
+        join_biases(graph, frozenset(self.exclude), context.stats)
+        choice = choose(graph, frozenset(self.exclude), context.stats, device, outputs=self.outputs)
         activations = _ACTIVATIONS.get(self.activations) or choice.existing.dtype or DType.UINT8
         scales = self._scales(graph, choice, activations, context)
         share_scales(choice, scales)
-        Emitter(graph, choice, scales, dtype, bits, stats, activations).emit()
+        Emitter(graph, choice, scales, dtype, bits, context.stats, activations).emit()
 
     def _scales(self, graph: Graph, choice: Choice, dtype: DType, context: Context) -> dict[Value, Scale]:
         known = choice.existing.scales
@@ -157,9 +151,9 @@ def _count_left(graph: Graph, stats: Counter[str], device: Device) -> None:
             stats[f"left {op.op_type}: inside a subgraph"] += 1
 
 
-def _decide(form: str, stats: Counter[str], context: Context) -> None:
-    done = sum(n for k, n in stats.items() if k.startswith("quantized "))
-    left = sum(n for k, n in stats.items() if k.startswith("left "))
+def _decide(form: str, context: Context) -> None:
+    done = sum(n for k, n in context.stats.items() if k.startswith("quantized "))
+    left = sum(n for k, n in context.stats.items() if k.startswith("left "))
     why = (
         "ranges were seen in the calibration data"
         if form == "static"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +62,10 @@ class QuantizeCache(Pass):
 
     changes_interface: ClassVar[bool] = True
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Code what can be coded; without calibration data nothing is."""
         if context.calibration is None:
-            stats["left: no calibration data"] += 1
+            context.stats["left: no calibration data"] += 1
             return
         if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < _OLDEST:
             raise InputError(
@@ -79,23 +78,19 @@ class QuantizeCache(Pass):
         border = read_border(graph)
         for site in found:
             if any(v not in scales for v in site.present):
-                stats["left: no steps in the data"] += 1
+                context.stats["left: no steps in the data"] += 1
                 continue
             codes = tuple(_coded(scales[v]) for v in site.present)
             _code(graph, site, codes)
             for past, present, coded in zip(site.past, site.present, codes, strict=True):
                 border.inputs[past.name] = border.outputs[_name(graph, present)] = coded
-                stats["caches coded"] += 1
+                context.stats["caches coded"] += 1
         write_border(graph, border)
-        if stats["caches coded"]:
-            what = f"{stats['caches coded']} caches are int8"
+        if context.stats["caches coded"]:
+            what = f"{context.stats['caches coded']} caches are int8"
             context.decisions.append(Decision("quantize-cache", what, "a scale for each channel of each head"))
         else:
             context.warnings.append("No cache is kept in codes: no GroupQueryAttention reads one from an input.")
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Do nothing: scales are not known without data."""
-        self.apply(graph, stats, Context())
 
 
 def kept(graph: Graph) -> Iterator[Kept]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import ClassVar
 
 from memoptc.border import Border, Coded, read_border, write_border
@@ -38,7 +37,7 @@ class QuantizeIo(Pass):
         if self.half not in _HALF:
             raise InputError(f"quantize-io has no half {self.half!r}.", hint='There are: "" and "float16".')
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Change what can be changed, and say what callers have to hand in."""
         border = read_border(graph)
         left = []
@@ -58,12 +57,8 @@ class QuantizeIo(Pass):
                 else:
                     left.append((f"output {info.name!r} stays float32", found))
         write_border(graph, border)
-        stats["inputs and outputs coded"] += len(border.inputs) + len(border.outputs)
+        context.stats["inputs and outputs coded"] += len(border.inputs) + len(border.outputs)
         _report(border, left, context)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Change without facts about the compile."""
-        self.apply(graph, stats, Context())
 
 
 def _is_float32(value: Value) -> bool:

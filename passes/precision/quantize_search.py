@@ -105,7 +105,7 @@ class QuantizeSearch(Pass):
     study: bool = False
     checkpoint: str = ""
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Quantize the top graph."""
         if context.calibration is None:
             raise InputError("quantize-search needs data.", hint="Give some with --calibration, or use quantize.")
@@ -114,10 +114,10 @@ class QuantizeSearch(Pass):
             plain = Quantize(
                 "static", weights=self.weights, device=self.device, exclude=self.exclude, outputs=self.outputs
             )
-            plain.apply(graph, stats, context)
+            plain.run(graph, context)
             return
         asks_more = self.mixed or self.outputs or not self.embeddings
-        if not asks_more and recognised(graph) is not None and self._in_blocks(graph, stats, context):
+        if not asks_more and recognised(graph) is not None and self._in_blocks(graph, context):
             return
         if self.weights not in DTYPES:
             raise InputError(f"quantize-search has no weights {self.weights!r}.", hint="There are: int8, uint8.")
@@ -132,30 +132,33 @@ class QuantizeSearch(Pass):
             self.recurrent,
             self.outputs,
         )
-        join_biases(graph, codes.excluded, stats)
+        join_biases(graph, codes.excluded, context.stats)
         layers, codes = name_layers(graph, codes, narrow=self.mixed)
         if not layers:
-            stats["left: nothing to quantize"] += 1
+            context.stats["left: nothing to quantize"] += 1
             return
         searched_once(
-            self, graph, stats, context, lambda counted: _Search(self, graph, layers, codes, counted, context).run()
+            self,
+            graph,
+            context,
+            lambda counting: _Search(self, graph, layers, codes, counting).run(),
         )
 
-    def _in_blocks(self, graph: Graph, stats: Counter[str], context: Context) -> bool:
+    def _in_blocks(self, graph: Graph, context: Context) -> bool:
         """Code a decoder's weights in blocks, which a kernel reads as codes, if that is accurate enough."""
         blocks = QuantizeWeights(
             bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, activations=8, exclude=self.exclude
         )
         wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
-        copy, done = graph.clone(), Counter[str]()
-        blocks.run(copy, done)
-        if not done["weights quantized"]:
+        copy, trial = graph.clone(), Context()
+        blocks.run(copy, trial)
+        if not trial.stats["weights quantized"]:
             return False
         quality = wanted.trials.full(copy)
         del copy
         if not wanted.good(quality):
             return False
-        blocks.apply(graph, stats, context)
+        blocks.run(graph, context)
         what = f"weights of a decoder in blocks of {DECODER_BLOCK} with 8 bits, activations coded by the kernel"
         why = "a step multiplies one row, so that reading weights takes the time"
         context.decisions.append(Decision(self.name, what, why))
@@ -172,11 +175,10 @@ class _Search:
         graph: Graph,
         layers: dict[str, Op],
         codes: Codes,
-        stats: Counter[str],
         context: Context,
     ) -> None:
         self.asked, self.graph, self.layers, self.codes = asked, graph, layers, codes
-        self.stats, self.context = stats, context
+        self.stats, self.context = context.stats, context
         self.variants: dict[tuple[Pass, ...], Variant] = {}
         self.wanted = Wanted(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
         self.trials = self.wanted.trials
@@ -188,7 +190,7 @@ class _Search:
         if recoveries not in self.variants:
             graph, stats = self.graph.clone(), Counter[str]()
             for pass_ in recoveries:
-                pass_.apply(graph, stats, replace(self.context, decisions=[], warnings=[]))
+                pass_.run(graph, replace(self.context, stats=stats, decisions=[], warnings=[]))
             codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
             kept = Path(self.asked.checkpoint) / "-".join(["search", *(p.name for p in recoveries)])
             checkpoint = kept if self.asked.checkpoint else None

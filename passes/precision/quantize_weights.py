@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
@@ -62,20 +60,16 @@ class QuantizeWeights(Pass):
                     f"quantize-weights has no {name}={value!r}.", hint=f"There are: {', '.join(map(str, known))}."
                 )
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Code what can be coded, and say what was left and why."""
         plan = Plan(
             self.bits, self.block, self.symmetric, self.form, ops.opset_of(graph) or 0, self.search, self.activations
         )
         found = find(graph, plan, self.smallest, frozenset(self.exclude))
-        writer = Writer(plan, stats)
+        writer = Writer(plan, context.stats)
         before = sum(weight.bytes for weight in found.chosen)
         after = sum(write_all(graph, found.chosen, writer, context if self.rounding else None))
         if found.left:
-            stats["weights left"] += len(found.left)
-        stats["weights quantized"] += len(found.chosen)
+            context.stats["weights left"] += len(found.left)
+        context.stats["weights quantized"] += len(found.chosen)
         report(self.name, context, writer, found, len(found.chosen), (before, after))
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Code without facts about the compile."""
-        self.apply(graph, stats, Context())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir import ops
@@ -40,7 +38,7 @@ class ScaleColumns(Pass):
     least: float = 1.05
     observe: bool = False
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Scale in the top graph."""
         found = [site for site in sites(graph, SOURCES) if not any(layout_of(op).taps for op in site.readers)]
         data = self.observe and context.calibration is not None and bool(found)
@@ -49,28 +47,24 @@ class ScaleColumns(Pass):
         for site in found:
             readers = list(site.readers)
             if data and any(op.operand not in seen for op in readers):
-                stats["left: empty in the data"] += 1
+                context.stats["left: empty in the data"] += 1
                 continue
             squares = [seen[op.operand].mean_square if data else _assumed(site) for op in readers]
             rows = [rows_of(op).astype(np.float32) for op in readers]
             if not all(np.isfinite(a).all() for a in rows) or not all(np.isfinite(a).all() for a in squares):
-                stats["left: NaN or Inf"] += 1
+                context.stats["left: NaN or Inf"] += 1
                 continue
             factors, gain = column_factors(rows, squares, self.bits, self.block)
             if gain < self.least:
-                stats["left: columns are even"] += 1
+                context.stats["left: columns are even"] += 1
                 continue
             move(site, factors, self.name)
-            stats["scaled"] += 1
+            context.stats["scaled"] += 1
             gains.append(gain)
         if gains:
             middle = 10 * np.log10(np.median(gains))
             why = f"expected error of the products falls by {middle:.1f} dB (median)"
             context.decisions.append(Decision(self.name, f"columns scaled at {len(gains)} places", why))
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Scale without data."""
-        self.apply(graph, stats, Context())
 
 
 def _assumed(site: Site) -> Floats:

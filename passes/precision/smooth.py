@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir.builder import Builder
@@ -33,10 +31,10 @@ class Smooth(Pass):
     least: float = 1.1
     insert: float = 2.0
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Move factors in the top graph."""
         if context.calibration is None:
-            stats["left: no calibration data"] += 1
+            context.stats["left: no calibration data"] += 1
             return
         found = list(sites(graph, SOURCES))
         taken = {op for site in found for op in site.readers}
@@ -50,15 +48,11 @@ class Smooth(Pass):
         def apply(site: Site, factors: Floats) -> None:
             if site.source is None:
                 _put_in(site, factors)
-                stats["Mul put in"] += 1
+                context.stats["Mul put in"] += 1
             move(site, factors, self.name)
 
-        gains = migrate(self.name, found, seen, least, stats, apply)
+        gains = migrate(self.name, found, seen, least, context.stats, apply)
         decide(self.name, gains, "channels differ in the calibration data", context)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Do nothing: channels are not known without data."""
-        self.apply(graph, stats, Context())
 
 
 def _bare(graph: Graph, taken: set[Op]) -> list[Site]:

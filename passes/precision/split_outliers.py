@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +36,10 @@ class SplitOutliers(Pass):
     least: float = 4.0
     most: float = 0.0625
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Split products of the top graph."""
         if context.calibration is None:
-            stats["left: no calibration data"] += 1
+            context.stats["left: no calibration data"] += 1
             return
         found = _readers(graph)
 
@@ -52,19 +51,16 @@ class SplitOutliers(Pass):
             reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
             outliers = self._outliers(reach)
             if len(outliers) == 0:
-                stats["left: no outliers"] += 1
+                context.stats["left: no outliers"] += 1
                 continue
             _split(graph, value, found[value], outliers)
             split += len(outliers)
-            stats["moved outliers"] += len(found[value])
+            context.stats["moved outliers"] += len(found[value])
         if split:
-            what = f"{split} channels before {stats['moved outliers']} products are computed in float32 beside them"
+            products = context.stats["moved outliers"]
+            what = f"{split} channels before {products} products are computed in float32 beside them"
             why = f"without them the ranges of these activations are at most 1/{self.least:g}"
             context.decisions.append(Decision(self.name, what, why))
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Do nothing: channels are not known without data."""
-        self.apply(graph, stats, Context())
 
     def _outliers(self, reach: np.ndarray) -> np.ndarray:
         """Indices of the fewest channels that must go, sorted; none when they are too many."""

@@ -12,7 +12,6 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.onnx_names import Names
 from memoptc.ir.tensors import nbytes
@@ -73,7 +72,7 @@ class ToHalf(Pass):
                 hint="Leave out whole=true, or use float16, around which it puts Casts.",
             )
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Measure, choose, change, and say what stays float32 and why."""
         format_ = replace(FORMATS[self.format], kernels=load_device(self.device).half.get(self.format, {}))
         version = ops.opset_of(graph) or 0
@@ -82,24 +81,19 @@ class ToHalf(Pass):
             way = f"run raise-opset{{to={format_.opset},below={format_.opset}}} before"
             context.decisions.append(Decision(self.name, what, way))
             context.warnings.append(f"{what[0].upper()}{what[1:]}; {way}.")
-            stats["left: opset"] += 1
+            context.stats["left: opset"] += 1
             return
         report = _Report(self, context)
         kept = frozenset(self.keep)
         fitting = self._fitting(graph, format_, kept, report)
         choice = self._choice(graph, format_, kept, fitting, report)
-        rewriter = Rewriter(graph, format_.dtype, choice, stats)
+        rewriter = Rewriter(graph, format_.dtype, choice, context.stats)
         rewriter.ops()
-        before, after, decoded = self._weights(fitting, rewriter, format_, kept, stats)
+        before, after, decoded = self._weights(fitting, rewriter, format_, kept, context.stats)
         if format_.dtype == DType.FLOAT8E4M3FN and before:
             graph.info.ir_version = max(graph.info.ir_version, 9)
-        stats["weights narrow"] += len(rewriter.stored)
+        context.stats["weights narrow"] += len(rewriter.stored)
         report.done(graph, choice, rewriter, (before, after, decoded))
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Change without facts about the compile: ranges come from made-up inputs."""
-        with TemporaryFolder() as folder:
-            self.apply(graph, stats, Context(scratch=Path(folder)))
 
     # -- weights --------------------------------------------------------------------------------------
 

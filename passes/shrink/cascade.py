@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -64,7 +63,7 @@ class Cascade(Pass):
         """Agreement with the large model; how far scores lie from its own says nothing."""
         return AccuracyTarget(max_disagreement=self.max_disagreement if self.threshold is None else 1.0)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Merge the small model into the top graph.
 
         Raises:
@@ -77,7 +76,7 @@ class Cascade(Pass):
         infer_shapes(small)
         threshold = self._threshold(graph, small, context) if self.threshold is None else self.threshold
         if threshold is None:
-            stats["left: the small model is sure enough of no sample"] += 1
+            context.stats["left: the small model is sure enough of no sample"] += 1
             context.warnings.append(
                 f"cascade: {self.small} agrees too seldom with the large model to answer any sample at "
                 f"{self.max_disagreement:.2%} disagreement; nothing was changed."
@@ -85,7 +84,7 @@ class Cascade(Pass):
             return
         _merge(graph, small, threshold, self.name)
         infer_shapes(graph)
-        stats["cascades"] += 1
+        context.stats["cascades"] += 1
 
     def _threshold(self, graph: Graph, small: Graph, context: Context) -> float | None:
         """The lowest threshold that calibration data allow."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,11 +71,11 @@ class ClusterWeights(Pass):
         """The limits that the search keeps to."""
         return AccuracyTarget(self.min_sqnr, self.max_loss)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Cluster weights of the top graph."""
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
         if (ops.opset_of(graph) or 0) < SINCE:
-            stats[f"left: opset below {SINCE}"] += 1
+            context.stats[f"left: opset below {SINCE}"] += 1
             return
         packs = (ops.opset_of(graph) or 0) >= PACKED_SINCE
         sizes = (8, 4) if packs and self.bits == 4 else (8,)
@@ -98,10 +97,10 @@ class ClusterWeights(Pass):
             return copy
 
         chosen = gate.search(graph, curves, make)
-        stats["clustered"] += len(chosen)
-        stats["trials"] = gate.trials.count
+        context.stats["clustered"] += len(chosen)
+        context.stats["trials"] = gate.trials.count
         if not chosen:
-            stats["left: outputs need all weights as they are"] += 1
+            context.stats["left: outputs need all weights as they are"] += 1
             return
         saved = int(sum(curves[i][level].saved for i, level in chosen.items()))
         few = sum(len(books[i][level].table) <= 2**self.bits for i, level in chosen.items())

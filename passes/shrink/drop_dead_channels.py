@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.tensors import scalar
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 from memoptc.passes.shrink._shrink.units import POOLS, Cut, Units, find_units, remove
 
 BLOCKS = (16, 8, 4)
@@ -30,7 +28,7 @@ class DropDeadChannels(Pass):
     and where an input is not finite: zero times infinity is no number.
     """
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Look at all units again after each removal, what they read may be dead now: ever fewer channels are left."""
         changed = True
         while changed:
@@ -38,7 +36,7 @@ class DropDeadChannels(Pass):
             for units in find_units(graph, frozenset()):
                 kept = _kept(units)
                 if len(kept) < units.count:
-                    stats["channels"] += units.count - len(kept)
+                    context.stats["channels"] += units.count - len(kept)
                     remove(graph, units, kept, self.name)
                     changed = True
                     break

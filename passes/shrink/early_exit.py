@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -77,7 +76,7 @@ class EarlyExit(Pass):
         """Agreement with the whole model; how far scores lie from its own says nothing."""
         return AccuracyTarget(max_disagreement=self.max_disagreement)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Add exits to the top graph."""
         if context.calibration is None:
             raise InputError("early-exit needs data.", hint="Give some with --calibration; labels are not needed.")
@@ -85,14 +84,14 @@ class EarlyExit(Pass):
         reason = _why_not(graph)
         found = [] if reason else borders(graph)
         if not found:
-            stats[f"left: {reason or 'no border between layers with something to save behind it'}"] += 1
+            context.stats[f"left: {reason or 'no border between layers with something to save behind it'}"] += 1
             return
         features, scores = _observed(graph, found, context.calibration, context)
         if len(scores) < FEWEST:
-            stats[f"left: fewer than {FEWEST} samples to fit a head to"] += 1
+            context.stats[f"left: fewer than {FEWEST} samples to fit a head to"] += 1
             return
         if self.threshold is None and disagreements(self.max_disagreement, len(scores) // 2) is None:
-            stats["left: too few samples for the disagreement allowed"] += 1
+            context.stats["left: too few samples for the disagreement allowed"] += 1
             context.warnings.append(
                 f"early-exit cannot show a disagreement of at most {self.max_disagreement:.2%} on {len(scores)} samples"
                 f": give {2 * samples_for(self.max_disagreement)} or more with --calibration, or allow more."
@@ -101,7 +100,7 @@ class EarlyExit(Pass):
         heads = [fit_head(each, scores) for each in features]
         chosen = self._chosen(found, heads)
         if not chosen:
-            stats["left: no exit is sure enough to pay"] += 1
+            context.stats["left: no exit is sure enough to pay"] += 1
             context.decisions.append(
                 Decision(self.name, "no exit", f"none saves {WORTH:.0%} at {self.max_disagreement:.2%} disagreement")
             )
@@ -113,7 +112,7 @@ class EarlyExit(Pass):
         if context.validation is not None and context.validation is not context.calibration:
             held = _held_out(graph, chosen, heads, context)
             if held.agreement < 1 - self.max_disagreement and self.threshold is None:
-                stats["left: agreement does not hold on validation data"] += 1
+                context.stats["left: agreement does not hold on validation data"] += 1
                 context.warnings.append(
                     f"early-exit agrees with the whole model on {calibrated.agreement:.2%} of the calibration samples, "
                     f"but on {held.agreement:.2%} of the validation samples: no exit was added. More calibration data "
@@ -125,7 +124,7 @@ class EarlyExit(Pass):
         for exit_ in reversed(chosen):
             head = heads[exit_.index]
             write_exit(graph, values[exit_.border.name], head.weight, head.bias, exit_.threshold, self.name)
-        stats["exits"] += len(chosen)
+        context.stats["exits"] += len(chosen)
         self._report(chosen, calibrated, held, context)
 
     def _chosen(self, found: list[Border], heads: list[Head]) -> list[_Exit]:

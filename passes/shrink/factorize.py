@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,7 +57,7 @@ class Factorize(Pass):
         """The limits that the search keeps to."""
         return AccuracyTarget(self.min_sqnr, self.max_loss)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Factorize weights of the top graph."""
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
         found = list(self._sites(graph))
@@ -77,10 +76,10 @@ class Factorize(Pass):
             return copy
 
         chosen = gate.search(graph, curves, make)
-        stats["factorized"] += len(chosen)
-        stats["trials"] = gate.trials.count
+        context.stats["factorized"] += len(chosen)
+        context.stats["trials"] = gate.trials.count
         if not chosen:
-            stats["left: no rank is low enough"] += 1
+            context.stats["left: no rank is low enough"] += 1
             return
         saved = int(sum(curves[i][level].saved for i, level in chosen.items()))
         listed = [f"{axes[i].name}: {axes[i].ranks[level]} of {axes[i].full}" for i, level in chosen.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,26 +76,26 @@ class Prune(Pass):
         """The limits that the search keeps to."""
         return AccuracyTarget(self.min_sqnr, self.max_loss)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Prune the top graph."""
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
         excluded = frozenset(self.exclude)
         found = [units for units in find_units(graph, excluded) if self._observable(units, graph)]
         if not found:
-            stats["left: no units that can go"] += 1
+            context.stats["left: no units that can go"] += 1
             return
         with one_thread():
             if self.form == "zeros":
-                self._zeros(graph, found, gate, stats, context)
+                self._zeros(graph, found, gate, context)
             else:
-                self._units(graph, found, gate, stats, context)
-        stats["trials"] = gate.trials.count
+                self._units(graph, found, gate, context)
+        context.stats["trials"] = gate.trials.count
 
     @staticmethod
     def _observable(units: Units, graph: Graph) -> bool:
         return all(not why_not(op, graph) for op in units.readers)
 
-    def _units(self, graph: Graph, found: Sequence[Units], gate: Gate, stats: Counter[str], context: Context) -> None:
+    def _units(self, graph: Graph, found: Sequence[Units], gate: Gate, context: Context) -> None:
         ways: list[list[_Way]] = [[] for _ in found]
         for group in in_groups([list(units.readers) for units in found]):
             seen = moments_of(graph, [op for i in group for op in found[i].readers], context)
@@ -124,7 +123,7 @@ class Prune(Pass):
 
         chosen = gate.search(graph, curves, make)
         gone = sum(found[i].count - len(ways[i][level].kept) for i, level in chosen.items())
-        stats["units removed"] += gone
+        context.stats["units removed"] += gone
         saved = int(sum(curves[i][level].saved for i, level in chosen.items()))
         if chosen:
             whole = sum(units.count for units in found)
@@ -132,9 +131,9 @@ class Prune(Pass):
                 graph, f"{gone} of {whole} units removed in {len(chosen)} of {len(found)} layers", saved, context
             )
         else:
-            stats["left: outputs need all units"] += 1
+            context.stats["left: outputs need all units"] += 1
 
-    def _zeros(self, graph: Graph, found: Sequence[Units], gate: Gate, stats: Counter[str], context: Context) -> None:
+    def _zeros(self, graph: Graph, found: Sequence[Units], gate: Gate, context: Context) -> None:
         ops = list(dict.fromkeys(op for units in found for op in units.readers))
         masks: list[list[npt.NDArray[np.bool_]]] = []
         curves: list[list[Level]] = []
@@ -168,7 +167,7 @@ class Prune(Pass):
 
         chosen = gate.search(graph, curves, make)
         zeros = int(sum((~masks[i][level]).sum() for i, level in chosen.items()))
-        stats["weights zeroed"] += zeros
+        context.stats["weights zeroed"] += zeros
         if chosen:
             whole = int(sum(m[0].size for m in masks if m))
             what = f"{zeros} of {whole} weights are zero; onnxruntime is neither faster nor smaller for it"

@@ -80,20 +80,20 @@ class PruneTokens(Pass):
         """The limits that the search keeps to."""
         return AccuracyTarget(self.min_sqnr, self.max_loss)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Drop tokens in the top graph."""
         if (opset_of(graph) or 0) < OPSET:
-            stats[f"left: opset below {OPSET} (raise-opset{{to={OPSET}}} first)"] += 1
+            context.stats[f"left: opset below {OPSET} (raise-opset{{to={OPSET}}} first)"] += 1
             return
         context.shapes(graph)
-        sites = list(self.sites(graph, stats))
+        sites = list(self.sites(graph, context.stats))
         if not sites:
-            stats["left: no attention layer behind which tokens can go"] += 1
+            context.stats["left: no attention layer behind which tokens can go"] += 1
             return
         if self.keep is not None:
             parts = round((1 - self.keep) * PARTS)
             way = Way("merge", min(parts, MOST_MERGED)) if self.form == "merge" else Way("drop", parts)
-            stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
+            context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
         forms = tuple(STEPS) if self.form == "auto" else (self.form,)
@@ -109,22 +109,22 @@ class PruneTokens(Pass):
         before = None if context.slowdown is None else context.slowdown(graph)
         untouched = graph.clone()
         chosen = gate.search(graph, curves, make)
-        stats["trials"] = gate.trials.count
+        context.stats["trials"] = gate.trials.count
         if not chosen:
-            stats["left: outputs need all tokens"] += 1
+            context.stats["left: outputs need all tokens"] += 1
             return
         if before is not None and context.slowdown is not None:
             after = context.slowdown(graph)
             if after >= before:
                 graph.become(untouched)
-                stats["left: it does not pay"] += 1
+                context.stats["left: it does not pay"] += 1
                 context.warnings.append(
                     f"prune-tokens would drop tokens in {len(chosen)} layers, but the model is no faster for it "
                     f"({after:.2f} of the original's run time instead of {before:.2f}); it was left alone. "
                     "Longer inputs gain more."
                 )
                 return
-        stats["layers that drop tokens"] += len(chosen)
+        context.stats["layers that drop tokens"] += len(chosen)
         left = ", ".join(f"{sites[i].name}: {ways[level]}" for i, level in sorted(chosen.items()))
         gate.decide(graph, f"tokens go in {len(chosen)} of {len(sites)} layers; each keeps, {left}", 0, context)
 

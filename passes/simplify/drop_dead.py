@@ -8,7 +8,7 @@ from typing import Any
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 
 STATELESS = 11
 """The first opset whose Loops may carry nothing from one trip to the next."""
@@ -27,10 +27,10 @@ class DropDead(Pass):
     more, is reached from that output alone. Both end: ops, results and inputs only ever become fewer.
     """
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Walk backwards, so that a whole dead chain goes in one sweep."""
-        _sweep(graph, stats)
-        _drop_functions(graph, stats)
+        _sweep(graph, context.stats)
+        _drop_functions(graph, context.stats)
 
 
 def _sweep(graph: Graph, stats: Counter[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
@@ -20,7 +18,7 @@ class DropNotes(Pass):
     inputs and outputs, names, and quantization annotations stay.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Drop them, and say how many bytes that was."""
         total = 0
         functions = graph.model.functions.values() if graph.model is not None else ()
@@ -29,14 +27,10 @@ class DropNotes(Pass):
             for op in body.walk():
                 total += _drop(op) + sum(_drop(r) for r in op.results)
                 total += sum(_drop(v) for region in op.regions.values() for v in region.inputs)
-        stats["bytes of notes"] += total
+        context.stats["bytes of notes"] += total
         if total:
             what = f"{total} bytes of notes on nodes and values left out"
             context.decisions.append(Decision(self.name, what, "no runtime reads them", gain_bytes=total))
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Drop without facts about the compile."""
-        self.apply(graph, stats, Context())
 
 
 def _drop(owner: Op | Value) -> int:

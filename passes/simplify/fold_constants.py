@@ -42,18 +42,14 @@ class FoldConstants(Pass):
     max_bytes: int = 1 << 26
     exact: bool = True
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Fold in every graph of the model, the top one first."""
-        self._known_elements(graph, stats, context)
+        self._known_elements(graph, context)
         for inner in (graph, *(region for op in graph.walk() for region in op.regions.values())):
-            while self._fold(inner, stats):
+            while self._fold(inner, context.stats):
                 pass
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Fold without facts about the compile."""
-        self.apply(graph, stats, Context())
-
-    def _known_elements(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def _known_elements(self, graph: Graph, context: Context) -> None:
         if next(graph.walk("Shape", "Size"), None) is None:
             return  # all that is known of integer vectors, constants aside, comes from these
         for value, elements in list(context.shapes(graph).elements.items()):
@@ -70,7 +66,7 @@ class FoldConstants(Pass):
                 continue
             array = np.asarray(numbers, type_.dtype.numpy()).reshape(shape)
             value.replace_by(op.graph.const(from_array(array), value.name))
-            stats["shapes known"] += 1
+            context.stats["shapes known"] += 1
 
     def _fold(self, graph: Graph, stats: Counter[str]) -> bool:
         """Fold what fits into memory at once; says whether to go on."""

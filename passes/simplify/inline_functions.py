@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import onnx.inliner
 
 from memoptc.ir.core import Graph
@@ -19,7 +17,7 @@ class InlineFunctions(Pass):
     (of another opset than the model, say) stay, and passes leave calls of them alone.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Inline all functions at once."""
         info = graph.model
         if info is None or not info.functions:
@@ -35,8 +33,4 @@ class InlineFunctions(Pass):
         for domain, version in inlined.info.opset_imports.items():
             info.opset_imports.setdefault(domain, version)
         context.shapes(graph)
-        stats["functions inlined"] += before - len(info.functions)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Inline without facts about the compile."""
-        self.apply(graph, stats, Context())
+        context.stats["functions inlined"] += before - len(info.functions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +37,7 @@ class RaiseOpset(Pass):
     below: int = 11
     needed: bool = True
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Convert, compare, take over."""
         version = ops.opset_of(graph)
         if version is None or version >= self.below:
@@ -52,7 +51,7 @@ class RaiseOpset(Pass):
         except Exception as e:  # the converter raises whatever its C++ throws
             why = " ".join(str(e).split())[:200]
         if why:
-            stats["left: not converted"] += 1
+            context.stats["left: not converted"] += 1
             if self.needed:
                 context.warnings.append(f"The model stays at opset {version}, since converting it failed: {why}.")
             return
@@ -60,11 +59,7 @@ class RaiseOpset(Pass):
         graph.info.opset_imports[""] = self.to
         graph.info.ir_version = max(graph.info.ir_version, 7)
         context.shapes(graph)
-        stats["opsets raised"] += self.to - version
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Convert without facts about the compile."""
-        self.apply(graph, stats, Context())
+        context.stats["opsets raised"] += self.to - version
 
 
 _BY_ROWS = ("Softmax", "LogSoftmax", "Hardmax")

@@ -12,7 +12,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.tensors import content_digest
 from memoptc.ir.types import DType
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 
 SMALL = 4096
 """Constants up to this many bytes are compared here; larger ones are share-weights' business."""
@@ -25,9 +25,9 @@ class ShareCommon(Pass):
     never the other way round. Ops that own subgraphs stay.
     """
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """One walk in order, with a table of what is available at each place."""
-        _share(graph, [], stats)
+        _share(graph, [], context.stats)
 
 
 def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -> None:

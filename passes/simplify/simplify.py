@@ -19,7 +19,7 @@ class Simplify(RulePass):
 
     rules = (*noops.RULES, *layout.RULES)
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Rules to a fixed point, constant conditions, shape computations; all again until nothing changes.
 
         Behind the rules, whose driver sees to it that they end, each step takes away an If, a Loop, an initial state,
@@ -30,13 +30,9 @@ class Simplify(RulePass):
         version = -1
         while version != graph.version:
             version = graph.version
-            apply_rules(graph, self.rules, stats, declined, context.artefacts.trace)
-            control.simplify_control(graph, stats)
-            states.drop_zero_states(graph, stats)
-            scatter.simplify_scatter(graph, stats)
-            joins.simplify_joins(graph, stats)
-            shapes.simplify_shapes(graph, stats, context)
-
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
-        """Simplify without facts about the compile."""
-        self.apply(graph, stats, Context())
+            apply_rules(graph, self.rules, context.stats, declined, context.artefacts.trace)
+            control.simplify_control(graph, context.stats)
+            states.drop_zero_states(graph, context.stats)
+            scatter.simplify_scatter(graph, context.stats)
+            joins.simplify_joins(graph, context.stats)
+            shapes.simplify_shapes(graph, context)

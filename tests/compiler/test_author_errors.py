@@ -16,6 +16,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.parser import parse
 from memoptc.manager import PassFailed, run_pipeline
+from memoptc.pass_base import Pass
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.rewrite import NoMatch, const, op, opt, rewrite
 from memoptc.rewrite.driver import RuleFailed, apply_rules
@@ -105,7 +106,7 @@ def helper(op):
 class BreakIt(Pass):
     how: str = ""
 
-    def run(self, graph, stats):
+    def run(self, graph, context):
         op = next(iter(graph.walk("Sigmoid")))
         b = Builder(graph, before=op)
         if self.how == "key":
@@ -156,3 +157,11 @@ def test_trace_of_a_rule_that_does_not_run_is_an_error(tmp_path: Path) -> None:
     assert "No rule 'batch-norm' ran." in str(done.exception)
     done = runner.invoke(cli, ["opt", str(tmp_path / "g.mir"), "--passes", "simplify", "--trace", "twice-is-once"])
     assert "twice-is-once at Relu %t: declined: not the same twice" in done.stderr
+
+
+def test_a_pass_with_another_signature_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"Old\.run takes .*stats.*; a pass defines run\(self, graph, context\)"):
+
+        class Old(Pass):
+            def run(self, graph, stats):  # type: ignore[no-untyped-def, override]
+                stats["done"] += 1

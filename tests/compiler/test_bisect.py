@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import NoMatch, RulePass, counted, limit_rewrites, op, rewrite
 from memoptc.runtime.evaluate import Evaluator
@@ -53,25 +51,25 @@ class HalfWrong(RulePass):
 class ByHand(Pass):
     """Counts its changes itself; the third is wrong."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for node in list(graph.walk("Sum")):
             if not counted(f"split {node.result.name}"):
                 continue
-            stats["split"] += 1
+            context.stats["split"] += 1
             b = Builder(graph, before=node)
             x = node.operand
-            node.result.replace_by(b.Add(x, b.Neg(x) if stats["split"] == 3 else x))
+            node.result.replace_by(b.Add(x, b.Neg(x) if context.stats["split"] == 3 else x))
             node.erase()
 
 
 class Uncounted(Pass):
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         node = next(graph.walk("Sum"))
         node.result.replace_by(node.operand)
 
 
 class Idle(Pass):
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         pass
 
 

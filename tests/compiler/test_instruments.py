@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,23 +38,23 @@ graph @g(%x: f32[2,3]) -> (f32[2,3]) {
 class DropOne(Pass):
     """Take one Identity out."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for op in graph.walk("Identity"):
             op.result.replace_by(op.operand)
             op.erase()
-            stats["dropped"] += 1
+            context.stats["dropped"] += 1
             return
 
 
 class Idle(Pass):
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         pass
 
 
 class Swap(Pass):
     """Break the order of definitions."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         first = graph.first
         assert first is not None
         ops = list(graph.ops)
@@ -65,7 +64,7 @@ class Swap(Pass):
 class Invent(Pass):
     """Leave out an attribute that ONNX requires."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         last = graph.last
         assert last is not None
         made = graph.append(Op("Concat", [last.result], [last.result.type]))
@@ -77,7 +76,7 @@ class Fail(Pass):
 
     when: str = "float32"
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         if context.target == self.when and not any(graph.walk("Identity")):
             raise ZeroDivisionError("on purpose")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +13,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.interface import interface_of
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.manager import PassFailed, run_pipeline
-from memoptc.pass_base import Pass
+from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Pipeline
 
 
@@ -68,7 +66,7 @@ class Renames(Pass):
 
     what: str = ""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Change it."""
         value, output = graph.inputs[0], graph.outputs_info[-1]
         match self.what:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from memoptc.passes.fuse._fuse.core import shape_of
 from memoptc.passes.memory.narrow import Narrow
 from memoptc.passes.precision._quantize.reading import moments_of
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 
 def run(model: onnx.ModelProto, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -81,7 +81,7 @@ def test_calibration_sees_all_steps(tmp_path: Path) -> None:
     graph = read_onnx(decoder(style))
     keep_last(graph, ["logits"])
     infer_shapes(graph)
-    Narrow().run(graph, Counter())
+    run_pass(Narrow(), graph)
     data = [feed(style, 1, 7, 0, seed=i) for i in range(5)]
     heads = [m for m in graph.walk("MatMul") if shape_of(m.result)[-1:] == (style.vocabulary,)]
     assert not any(same(shape_of(m.operand)[1], shape_of(graph.inputs[0])[1]) for m in heads)

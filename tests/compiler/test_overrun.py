@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.problem import Problem
 from memoptc.steps import run
+from memoptc.testing import run_pass
 from memoptc.textfile import read_any
 
 TEXT = """
@@ -44,19 +44,19 @@ FEW = Limits(steps=2_000, steps_per_op=10, seconds=0.5, seconds_per_op=0.0)
 class Spin(Pass):
     """Swap an op for a twin of itself again and again."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         while True:
             for old in list(graph.walk("Relu", "Sin")):
                 new = graph.insert_before(old, Op(old.op_type, old.operands, [old.result.type]))
                 old.result.replace_by(new.result)
                 old.erase()
-                stats[f"{old.op_type} again"] += 1
+                context.stats[f"{old.op_type} again"] += 1
 
 
 class Hang(Pass):
     """Compute for ever without a change, and catch what one can catch."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         count = 0
         while True:
             try:
@@ -68,7 +68,7 @@ class Hang(Pass):
 class Search(Pass):
     """Count steps of its own."""
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         while True:
             context.tick()
 
@@ -76,7 +76,7 @@ class Search(Pass):
 class Halfway(Pass):
     """Leave a graph that no method of it can mend, then hang; an undone pass must not matter."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         first = graph.first
         assert first is not None
         first._unlink()
@@ -88,14 +88,14 @@ class Halfway(Pass):
 class ToAbs(Pass):
     """Neg becomes Abs: another number, but it is the group that these tests look at."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         _change(graph, "Neg", "Abs")
 
 
 class ToNeg(Pass):
     """The other way round."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         _change(graph, "Abs", "Neg")
 
 
@@ -109,7 +109,7 @@ def _change(graph: Graph, old_type: str, new_type: str) -> None:
 class NegateTwice(Pass):
     """Put in, or take out, two Negs: the numbers stay, the model never does."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         negs = [o for o in graph.walk("Neg") if o.operand.op is not None and o.operand.op.is_a("Neg")]
         for last in negs:
             first = last.operand.op
@@ -149,7 +149,7 @@ def _plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         ("spin", "again"),
         ("hang", "last in run"),
-        ("search", "last in apply"),
+        ("search", "last in run"),
         ("halfway", "last in run"),
         ("grow", "sin-of-sum"),
     ],
@@ -169,7 +169,7 @@ def test_an_endless_pass_is_taken_back(name: str, says: str) -> None:
 
 def test_what_the_pass_said_is_taken_back_and_what_others_said_stays() -> None:
     class Talk(Pass):
-        def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+        def run(self, graph: Graph, context: Context) -> None:
             context.warnings.append("nonsense")
             context.artefacts.frozen = True
             context.artefacts.plan = None
@@ -235,7 +235,7 @@ def test_compile_goes_on_and_the_numbers_are_right(monkeypatch: pytest.MonkeyPat
     assert recipe.pipeline == "spin"
     assert same_structure(graph, parse(TEXT)) is None
     with pytest.raises(PassOverrun), bounded(graph, Context(limits=FEW), 3):
-        Spin().run(graph, Counter())
+        run_pass(Spin(), graph)
 
 
 def torch_indexing() -> dict[str, onnx.ModelProto]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections import Counter
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -33,10 +32,10 @@ class AddInput(Pass):
     axes: tuple[int, ...] = ()
     dry: bool = False
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         if len(graph.inputs) < self.limit and not self.dry:
             graph.add_input(graph.fresh_name(self.label))
-            stats["added"] += 1
+            context.stats["added"] += 1
 
 
 class Choosy(Pass):
@@ -55,7 +54,7 @@ class Choosy(Pass):
 class BreakDown(Pass):
     """Fail."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         raise ZeroDivisionError("on purpose")
 
 
@@ -211,8 +210,8 @@ from memoptc import Pass
 class Shine(Pass):
     strength: int = 3
 
-    def run(self, graph, stats):
-        stats["shone"] += self.strength
+    def run(self, graph, context):
+        context.stats["shone"] += self.strength
 '''
 
 

@@ -19,6 +19,7 @@ from memoptc.ir.verifier import verify
 from memoptc.rewrite import RulePass, apply_rules, predicate
 from memoptc.rewrite.language import load_rules, parse_rules
 from memoptc.rewrite.predicates import PREDICATES, compare
+from memoptc.testing import run_pass
 
 IMAGE = TensorType(DType.FLOAT, (1, 2, 4, 4))
 CONV_RELU = """
@@ -194,8 +195,7 @@ def test_a_file_of_rules_is_a_plug_in(tmp_path: Path, monkeypatch: pytest.Monkey
     assert registry.help_of(found) == "What the documents show."
     assert str(found()) == "conv-relu"
     graph = graph_of(lambda b, x: convolution(b, x, bias=True, group=1))
-    stats: Counter[str] = Counter()
-    found().run(graph, stats)
+    stats = run_pass(found(), graph)
     assert stats == {"conv-relu": 1}
 
 

@@ -19,11 +19,9 @@ MB = 1 << 20
 HOARD = '''
 """hoard: every Relu's result is copied eight times, and cut out of the copies again."""
 
-from collections import Counter
-
 import numpy as np
 
-from memoptc import Pass
+from memoptc import Context, Pass
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph
 
@@ -31,7 +29,7 @@ from memoptc.ir.core import Graph
 class Hoard(Pass):
     copies: int = 8
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         if any(graph.walk("Concat")):
             return
         for op in list(graph.walk("Relu")):
@@ -41,7 +39,7 @@ class Hoard(Pass):
             many = b.Concat(*[value] * self.copies, axis=0)
             one = b.Slice(many, np.array([0]), np.array([1]), np.array([0]), _type=value.type)
             value.replace_by(one, where=lambda user, _: user in users)
-            stats["hoarded"] += 1
+            context.stats["hoarded"] += 1
 '''
 
 
@@ -178,9 +176,7 @@ def test_a_weaker_form_is_tried_first() -> None:
 CHAIN = '''
 """chain: one Abs becomes 2,000 of them, fewer where nodes weigh more."""
 
-from collections import Counter
-
-from memoptc import Pass
+from memoptc import Context, Pass
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph
 
@@ -188,15 +184,15 @@ from memoptc.ir.core import Graph
 class Chain(Pass):
     node_weight: float = 1.0
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for op in list(graph.walk("Abs")):
-            if stats["chained"]:
+            if context.stats["chained"]:
                 break
             users, value, b = set(op.result.users), op.result, Builder(graph, before=op.next)
             for _ in range(int(2000 / self.node_weight)):
                 value = b.Abs(value)
             op.result.replace_by(value, where=lambda user, _: user in users)
-            stats["chained"] += 1
+            context.stats["chained"] += 1
 '''
 
 

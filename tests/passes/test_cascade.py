@@ -22,6 +22,7 @@ from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.shrink.cascade import Cascade
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 WIDTH, CLASSES = 12, 4
 Floats = npt.NDArray[np.float32]
@@ -79,8 +80,8 @@ def data(samples: int, seed: int = 0) -> Data:
 
 
 def cascaded(context: Context, **options: Any) -> tuple[onnx.ModelProto, Counter[str]]:
-    graph, stats = read_onnx(LARGE), Counter[str]()
-    Cascade(**options).apply(graph, stats, context)
+    graph = read_onnx(LARGE)
+    stats = run_pass(Cascade(**options), graph, context)
     verify(graph)
     return to_proto(graph), stats
 

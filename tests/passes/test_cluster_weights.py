@@ -22,6 +22,7 @@ from memoptc.passes.precision._quantize.codebook import codebook, nearest
 from memoptc.passes.shrink._shrink.gate import Level, furthest, steps
 from memoptc.passes.shrink.cluster_weights import ClusterWeights
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 RNG = np.random.default_rng(0)
 
@@ -73,8 +74,7 @@ graph @g(%x: f32[N,64], %i: i64[M]) -> (f32[*], f32[*]) {{
 def apply(found: Graph, folder: Path, **options: object) -> tuple[Counter[str], Context]:
     feeds: list[Feed] = [feed_of(found, {"N": 4, "M": 3}, seed) for seed in range(8)]
     context = Context(calibration=Data(feeds, {v.name: v.type for v in found.inputs}), scratch=folder)
-    stats = Counter[str]()
-    ClusterWeights(**options).apply(found, stats, context)  # type: ignore[arg-type]
+    stats = run_pass(ClusterWeights(**options), found, context)  # type: ignore[arg-type]
     return stats, context
 
 
@@ -118,7 +118,7 @@ def test_options_and_data_are_checked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bits=9"):
         ClusterWeights(bits=9)
     with pytest.raises(InputError, match="cluster-weights needs data"):
-        ClusterWeights().apply(model(21, np.ones((64, 48))), Counter(), Context(scratch=tmp_path))
+        run_pass(ClusterWeights(), model(21, np.ones((64, 48))), Context(scratch=tmp_path))
 
 
 def test_steps_get_dearer_and_the_furthest_is_found() -> None:

@@ -18,6 +18,7 @@ from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.shrink.early_exit import EarlyExit, disagreements, samples_for
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 Floats = npt.NDArray[np.float32]
 MODEL = encoder(4, 9, readout="first")
@@ -30,8 +31,8 @@ def data(samples: int, seed: int = 0) -> Data:
 
 
 def exited(options: EarlyExit, context: Context) -> tuple[onnx.ModelProto, Counter[str]]:
-    graph, stats = read_onnx(MODEL), Counter[str]()
-    options.apply(graph, stats, context)
+    graph = read_onnx(MODEL)
+    stats = run_pass(options, graph, context)
     verify(graph)
     return to_proto(graph), stats
 

@@ -22,6 +22,7 @@ from memoptc.pass_base import Context
 from memoptc.passes.shrink.factorize import Factorize, principal_axes
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 RNG = np.random.default_rng(0)
 
@@ -65,8 +66,7 @@ def weights(graph: Graph) -> int:
 def apply(found: Graph, tmp_path: Path, limit: float) -> tuple[Counter[str], Context]:
     feeds: list[Feed] = [feed_of(found, {"N": 24}, seed) for seed in range(8)]
     context = Context(calibration=Data(feeds, {v.name: v.type for v in found.inputs}), scratch=tmp_path)
-    stats = Counter[str]()
-    Factorize(min_sqnr=limit, smallest=0).apply(found, stats, context)
+    stats = run_pass(Factorize(min_sqnr=limit, smallest=0), found, context)
     return stats, context
 
 
@@ -103,8 +103,7 @@ def test_small_and_shared_weights_stay(tmp_path: Path) -> None:
     found = model("MatMul")
     feeds: list[Feed] = [feed_of(found, {"N": 24})]
     context = Context(calibration=Data(feeds, {v.name: v.type for v in found.inputs}), scratch=tmp_path)
-    stats = Counter[str]()
-    Factorize(min_sqnr=10.0).apply(found, stats, context)
+    stats = run_pass(Factorize(min_sqnr=10.0), found, context)
     assert stats["factorized"] == 0
 
 
@@ -126,4 +125,4 @@ def test_axes_are_orthonormal_and_the_best_of_their_number(seed: int, results: i
 
 def test_data_is_needed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="factorize needs data"):
-        Factorize().apply(model("MatMul"), Counter(), Context(scratch=tmp_path))
+        run_pass(Factorize(), model("MatMul"), Context(scratch=tmp_path))

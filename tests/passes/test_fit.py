@@ -26,6 +26,7 @@ from memoptc.passes.memory.fit import Fit
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED, record
+from memoptc.testing import run_pass
 
 CNN = Path(__file__).resolve().parents[2] / "examples" / "models" / "digits_cnn.onnx"
 
@@ -184,8 +185,7 @@ def test_tuning_takes_back_what_measures_slow() -> None:
         infer_shapes(graph)
         left = list(ratios)
         context = Context(dims=dims, slowdown=lambda g: left.pop(0) if left else 0.9)
-        stats: Counter[str] = Counter()
-        Fit(slowdown=1.2).apply(graph, stats, context)
+        stats = run_pass(Fit(slowdown=1.2), graph, context)
         return peak(graph, dims).peak_bytes, stats
 
     bold, _ = fitted()
@@ -227,7 +227,7 @@ def test_long_attention_fits_in_more_and_more_pieces() -> None:
     graph = parse(ATTENTION.replace("B,4,", "1,8,").replace(",S", ",32768").replace("16", "64"))
     infer_shapes(graph)
     assert peak(graph, {}).peak_bytes > 32 << 30
-    Fit(budget=160 << 20, slowdown=1000.0).apply(graph, Counter(), Context())
+    run_pass(Fit(budget=160 << 20, slowdown=1000.0), graph, Context())
     assert peak(graph, {}).peak_bytes <= 160 << 20
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
@@ -19,13 +17,13 @@ from memoptc.ir.verifier import verify
 from memoptc.passes.fuse.fuse_cached_attention import FuseCachedAttention
 from memoptc.passes.simplify.fold_constants import FoldConstants
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.testing import run_pass
 
 
 def fused(model: onnx.ModelProto) -> tuple[Graph, int]:
     graph = read_onnx(model)
     infer_shapes(graph)
-    stats: Counter[str] = Counter()
-    FuseCachedAttention().run(graph, stats)
+    stats = run_pass(FuseCachedAttention(), graph)
     verify(graph)
     return graph, stats["fused"]
 
@@ -179,9 +177,8 @@ def test_zeros_in_place_of_nan_belong_to_it(instead: float, wanted: int) -> None
     model = parse(GUARDED.format(instead=instead))
     graph = read_onnx(model)
     infer_shapes(graph)
-    FoldConstants().run(graph, Counter())
-    stats: Counter[str] = Counter()
-    FuseCachedAttention().run(graph, stats)
+    run_pass(FoldConstants(), graph)
+    stats = run_pass(FuseCachedAttention(), graph)
     assert stats["fused"] == wanted
     original, candidate = Evaluator(model), Evaluator(to_proto(graph))
     rng = np.random.default_rng(0)

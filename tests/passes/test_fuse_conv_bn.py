@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
 from memoptc.passes.fuse.fuse_conv_bn import FuseConvBn
+from memoptc.testing import run_pass
 
 LEGACY = """model {ir_version=3, opset={""=6}}
 
@@ -22,7 +21,6 @@ graph @g(%x: f32[2,2]) -> (f32[2,2]) {
 def test_constants_aligned_with_the_rows_stay() -> None:
     graph = parse(LEGACY)
     infer_shapes(graph)
-    stats: Counter[str] = Counter()
-    FuseConvBn().run(graph, stats)
+    stats = run_pass(FuseConvBn(), graph)
     assert not stats
     assert [op.op_type for op in graph.ops if not op.is_const] == ["MatMul", "Mul"]

@@ -17,6 +17,7 @@ from memoptc.passes.fuse.fuse_cached_attention import FuseCachedAttention
 from memoptc.passes.fuse.fuse_rotary import FuseRotary
 from memoptc.passes.fuse.fuse_skip_norm import FuseSkipNorm
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.testing import run_pass
 
 STYLES = [
     Style(),
@@ -36,7 +37,7 @@ def test_every_spelling_is_fused_and_computes_the_same(style: Style, passes: tup
     infer_shapes(graph)
     stats: Counter[str] = Counter()
     for one in passes:
-        one().run(graph, stats)
+        stats += run_pass(one(), graph)
         verify(graph)
     expected = {FuseRotary: 2 * style.layers, FuseSkipNorm: 2 * style.layers, FuseCachedAttention: style.layers}
     assert stats["fused"] == sum(expected[one] for one in passes)
@@ -71,7 +72,7 @@ def test_random_decoders(style: Style, shape: tuple[int, int, int]) -> None:
     graph = read_onnx(model)
     infer_shapes(graph)
     for one in (FuseRotary, FuseSkipNorm, FuseCachedAttention):
-        one().run(graph, Counter())
+        run_pass(one(), graph)
         verify(graph)
     fed = feed(style, *shape)
     close(Evaluator(model).run(fed), Evaluator(to_proto(graph)).run(fed))

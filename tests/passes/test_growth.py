@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import growing
 import pytest
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
 from memoptc.registry import find, names
+from memoptc.testing import run_pass
 
 DATA = frozenset(
     (
@@ -32,7 +31,7 @@ def cost(name: str, graph: Graph, most: int) -> int:
     context = Context(dims={"N": 8})
     context.shapes(graph)
     pass_ = find(name)()
-    return growing.steps(lambda: pass_.apply(graph, Counter(), context), most)
+    return growing.steps(lambda: run_pass(pass_, graph, context), most)
 
 
 @pytest.mark.parametrize("shape", growing.SHAPES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from memoptc.pass_base import Context
 from memoptc.passes.memory._tile.joined import equate_joined
 from memoptc.passes.memory.fit import Fit
 from memoptc.runtime.memory.liveness import peak
+from memoptc.testing import run_pass
 
 UNET = """
 graph @unet(%x: f32[N,3,H,W]) -> (f32[*]) {
@@ -65,8 +65,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder, graph = tmp_path_factory.mktemp("unet"), unet()
     write_onnx(graph, folder / "whole.onnx")
     before = peak(graph, PLANNED).peak_bytes
-    stats: Counter[str] = Counter()
-    Fit(slowdown=10.0, ignore=1 << 10).apply(graph, stats, Context(dims=PLANNED))
+    run_pass(Fit(slowdown=10.0, ignore=1 << 10), graph, Context(dims=PLANNED))
     write_onnx(graph, folder / "tiled.onnx")
     # The skip, and what comes up beside it, are half of what was alive: neither exists together with what joins them.
     assert peak(graph, PLANNED).peak_bytes < 0.65 * before
@@ -112,7 +111,6 @@ def test_a_joined_extent_is_the_simplest_of_the_operands() -> None:
 
 def test_of_a_weight_that_was_split_only_the_parts_are_left() -> None:
     graph = unet()
-    stats: Counter[str] = Counter()
-    Fit(slowdown=10.0, ignore=1 << 10).apply(graph, stats, Context(dims=PLANNED))
+    stats = run_pass(Fit(slowdown=10.0, ignore=1 << 10), graph, Context(dims=PLANNED))
     assert stats["products split"] == 1
     assert [op.result.name for op in graph.ops if op.is_const and not op.result.has_uses] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import Quantize
 from memoptc.passes.precision.smooth import Smooth
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 Feed = dict[str, np.ndarray]
 
@@ -90,9 +90,9 @@ def test_smooth_keeps_every_bit_and_makes_codes_better(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     model, feeds = norm_and_products(rng), loud_inputs(rng, 24)
     wanted = run(model, feeds[16:])
-    graph, stats = read(model), Counter[str]()
+    graph = read(model)
     facts = context(graph, feeds[:16], tmp_path)
-    Smooth().apply(graph, stats, facts)
+    stats = run_pass(Smooth(), graph, facts)
     assert stats["moved before MatMul"] == 2
     assert stats["Mul put in"] == 1
     assert "factors per channel moved at 2 places" in facts.decisions[0].what
@@ -100,16 +100,16 @@ def test_smooth_keeps_every_bit_and_makes_codes_better(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a, b)
 
     plain = read(model)
-    Quantize().apply(plain, Counter(), context(plain, feeds[:16], tmp_path))
-    Quantize().apply(graph, Counter(), facts)
+    run_pass(Quantize(), plain, context(plain, feeds[:16], tmp_path))
+    run_pass(Quantize(), graph, facts)
     before, after = (sqnr(wanted, run(to_proto(g), feeds[16:])) for g in (plain, graph))
     assert after > before + 6.0
 
 
 def test_smooth_puts_nothing_in_when_told_not_to(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    graph, stats = read(norm_and_products(rng)), Counter[str]()
-    Smooth(insert=0).apply(graph, stats, context(graph, loud_inputs(rng, 4), tmp_path))
+    graph = read(norm_and_products(rng))
+    stats = run_pass(Smooth(insert=0), graph, context(graph, loud_inputs(rng, 4), tmp_path))
     assert stats["Mul put in"] == 0
     assert stats["moved before MatMul"] == 1
 
@@ -141,19 +141,19 @@ def test_equalize_keeps_every_bit_and_makes_codes_better(blind: bool, tmp_path: 
     model = uneven_convolutions(rng)
     feeds = [{"x": rng.normal(size=(1, 3, 12, 12)).astype(np.float32)} for _ in range(12)]
     wanted = run(model, feeds[8:])
-    graph, stats = read(model), Counter[str]()
+    graph = read(model)
     facts = context(graph, feeds[:8], tmp_path)
     if blind:
-        Equalize().run(graph, stats)
+        stats = run_pass(Equalize(), graph)
     else:
-        Equalize().apply(graph, stats, facts)
+        stats = run_pass(Equalize(), graph, facts)
     assert stats["moved before Conv"] == 1
     for a, b in zip(wanted, run(to_proto(graph), feeds[8:]), strict=True):
         np.testing.assert_array_equal(a, b)
 
     plain = read(model)
-    Quantize().apply(plain, Counter(), context(plain, feeds[:8], tmp_path))
-    Quantize().apply(graph, Counter(), facts)
+    run_pass(Quantize(), plain, context(plain, feeds[:8], tmp_path))
+    run_pass(Quantize(), graph, facts)
     before, after = (sqnr(wanted, run(to_proto(g), feeds[8:])) for g in (plain, graph))
     assert after > before + 3.0
 
@@ -164,10 +164,10 @@ def test_real_models_keep_every_bit(name: str, tmp_path: Path) -> None:
         pytest.skip("no zoo of real models (set MEMOPTC_ZOO)")
     model = onnx.load(zoo.ZOO.path(name))
     feeds = zoo.ZOO.samples(name, 12)[0]
-    graph, stats = read(model), Counter[str]()
+    graph = read(model)
     facts = context(graph, feeds[:8], tmp_path)
-    Equalize().apply(graph, stats, facts)
-    Smooth().apply(graph, stats, facts)
+    stats = run_pass(Equalize(), graph, facts)
+    stats = run_pass(Smooth(), graph, facts)
     assert sum(n for key, n in stats.items() if key.startswith("moved")) >= 1
     for a, b in zip(run(model, feeds[8:]), run(to_proto(graph), feeds[8:]), strict=True):
         np.testing.assert_array_equal(a, b)

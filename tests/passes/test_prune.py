@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from memoptc.passes.shrink.prune import Prune
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
+from memoptc.testing import run_pass
 
 
 def graph(text: str) -> Graph:
@@ -215,8 +215,8 @@ def test_units_that_say_what_others_say_go_and_the_others_take_over(tmp_path: Pa
     found = with_copies()
     before = found.clone()
     feeds: list[Feed] = [feed_of(found, {"N": 16}, seed) for seed in range(16)]
-    context, stats = context_for(found, feeds, tmp_path), Counter[str]()
-    Prune(min_sqnr=30.0).apply(found, stats, context)
+    context = context_for(found, feeds, tmp_path)
+    stats = run_pass(Prune(min_sqnr=30.0), found, context)
     assert stats["units removed"] >= 8
     (decision,) = context.decisions
     assert decision.what.endswith("of 16 units removed in 1 of 1 layers")
@@ -232,8 +232,7 @@ def test_units_that_say_what_others_say_go_and_the_others_take_over(tmp_path: Pa
 def test_the_gate_keeps_what_the_outputs_need(tmp_path: Path) -> None:
     found = graph(MLP)
     feeds: list[Feed] = [feed_of(found, {"N": 16}, seed) for seed in range(8)]
-    stats = Counter[str]()
-    Prune(min_sqnr=90.0).apply(found, stats, context_for(found, feeds, tmp_path))
+    stats = run_pass(Prune(min_sqnr=90.0), found, context_for(found, feeds, tmp_path))
     assert stats["units removed"] == 0
     assert stats["left: outputs need all units"] == 1
 
@@ -241,8 +240,8 @@ def test_the_gate_keeps_what_the_outputs_need(tmp_path: Path) -> None:
 def test_zeros_are_zeros_and_said_to_save_nothing(tmp_path: Path) -> None:
     found = graph(MLP)
     feeds: list[Feed] = [feed_of(found, {"N": 16}, seed) for seed in range(8)]
-    context, stats = context_for(found, feeds, tmp_path), Counter[str]()
-    Prune(min_sqnr=10.0, form="zeros").apply(found, stats, context)
+    context = context_for(found, feeds, tmp_path)
+    stats = run_pass(Prune(min_sqnr=10.0, form="zeros"), found, context)
     (op,) = (op for op in found.walk("MatMul") if op.result.name == "y")
     tensor = op.operands[1].tensor
     assert tensor is not None
@@ -255,9 +254,9 @@ def test_zeros_are_zeros_and_said_to_save_nothing(tmp_path: Path) -> None:
 def test_data_and_a_limit_are_needed(tmp_path: Path) -> None:
     found = graph(MLP)
     with pytest.raises(InputError, match="prune needs data"):
-        Prune().apply(found, Counter(), Context(scratch=tmp_path))
+        run_pass(Prune(), found, Context(scratch=tmp_path))
     feeds: list[Feed] = [feed_of(found, {"N": 16})]
     with pytest.raises(InputError, match="no limit"):
-        Prune(min_sqnr=None).apply(found, Counter(), context_for(found, feeds, tmp_path))
+        run_pass(Prune(min_sqnr=None), found, context_for(found, feeds, tmp_path))
     with pytest.raises(InputError, match="form"):
         Prune(form="rows")

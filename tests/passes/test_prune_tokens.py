@@ -19,6 +19,7 @@ from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.shrink.prune_tokens import PruneTokens, Way
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,8 +27,8 @@ Floats = npt.NDArray[np.float32]
 def pruned(
     model: onnx.ModelProto, options: PruneTokens, context: Context | None = None
 ) -> tuple[onnx.ModelProto, Counter[str]]:
-    graph, stats = read_onnx(model), Counter[str]()
-    options.apply(graph, stats, context or Context())
+    graph = read_onnx(model)
+    stats = run_pass(options, graph, context or Context())
     verify(graph)
     return to_proto(graph), stats
 

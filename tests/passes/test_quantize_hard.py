@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from memoptc.passes.precision.mix_weights import MixWeights
 from memoptc.passes.precision.quantize_search import QuantizeSearch
 from memoptc.passes.precision.scale_columns import ScaleColumns
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 WIDTH = 64
 Weights = dict[str, np.ndarray]
@@ -114,7 +114,7 @@ def codes_of(graph: Graph) -> list[int]:
 def test_int8_holds_what_was_asked(change: Callable[[np.random.Generator, Weights], None], tmp_path: Path) -> None:
     model, seen, unseen = hard(change)
     graph = read(model)
-    QuantizeSearch(min_sqnr=25.0).apply(graph, Counter(), context(graph, seen, tmp_path))
+    run_pass(QuantizeSearch(min_sqnr=25.0), graph, context(graph, seen, tmp_path))
     assert decibels(model, graph, unseen) > 24.0
 
 
@@ -123,9 +123,9 @@ def test_int4_holds_what_was_asked(change: Callable[[np.random.Generator, Weight
     model, seen, unseen = hard(change)
     graph = read(model)
     given = context(graph, seen, tmp_path)
-    ScaleColumns().apply(graph, Counter(), given)
+    run_pass(ScaleColumns(), graph, given)
     assert decibels(model, graph, unseen) > 90.0
-    MixWeights(min_sqnr=15.0, smallest=1024).apply(graph, Counter(), given)
+    run_pass(MixWeights(min_sqnr=15.0, smallest=1024), graph, given)
     assert decibels(model, graph, unseen) > 14.0
     assert max(codes_of(graph), default=0) < 4 * WIDTH * WIDTH
     if change is shared_weight:
@@ -148,7 +148,7 @@ def test_columns_that_differ_within_blocks_are_evened_out(tmp_path: Path) -> Non
             if not data:
                 given.calibration = None
             if scale:
-                ScaleColumns(observe=data).apply(graph, Counter(), given)
-            MixWeights(min_sqnr=0.0, smallest=1024, rounding=data).apply(graph, Counter(), given)
+                run_pass(ScaleColumns(observe=data), graph, given)
+            run_pass(MixWeights(min_sqnr=0.0, smallest=1024, rounding=data), graph, given)
             found.append(decibels(model, graph, unseen))
         assert found[1] > found[0] + 2.0

@@ -25,6 +25,7 @@ from memoptc.passes.precision._quantize.weight_only import near_divisor
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
+from memoptc.testing import run_pass
 
 RNG = np.random.default_rng(0)
 
@@ -49,8 +50,8 @@ def product(weight: np.ndarray) -> str:
 
 def decisions(found: Graph, **options: object) -> tuple[Counter[str], list[str]]:
     """What the pass did, and what it says."""
-    context, stats = Context(), Counter[str]()
-    QuantizeWeights(**options).apply(found, stats, context)  # type: ignore[arg-type]
+    context = Context()
+    stats = run_pass(QuantizeWeights(**options), found, context)  # type: ignore[arg-type]
     return stats, [f"{d.what}: {d.why}" for d in context.decisions]
 
 
@@ -103,7 +104,7 @@ def test_windows_are_cut_without_a_rest() -> None:
 def test_onnxruntime_computes_what_the_codes_say(rows: int, options: dict[str, object]) -> None:
     weight = RNG.standard_normal((rows, 24)).astype(np.float32)
     found = graph(product(weight))
-    QuantizeWeights(smallest=0, **options).run(found, Counter())  # type: ignore[arg-type]
+    run_pass(QuantizeWeights(smallest=0, **options), found)  # type: ignore[arg-type]
     feed: Feed = {"x": RNG.standard_normal((3, rows)).astype(np.float32)}
     plain = {"bits": 4, "symmetric": False} | options
     blocks = encode(np.ascontiguousarray(weight.T), plain["bits"], 32, symmetric=bool(plain["symmetric"]))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from memoptc.pass_base import Context
 from memoptc.passes.simplify.raise_opset import RaiseOpset
 from memoptc.runtime import same_outputs
 from memoptc.runtime.evaluate import Evaluator, RunOptions
+from memoptc.testing import run_pass
 
 UNOPTIMIZED = RunOptions(optimize=False)
 SEEDS, NIGHTLY_SEEDS = 4, 60
@@ -29,8 +30,7 @@ FAMILIES = sorted(SAMPLERS.keys() - {"contrib"})
 
 
 def _converted(graph: Graph) -> bool:
-    stats: Counter[str] = Counter()
-    RaiseOpset().apply(graph, stats, Context())
+    stats = run_pass(RaiseOpset(), graph, Context())
     return bool(stats["opsets raised"])
 
 

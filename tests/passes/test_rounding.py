@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +19,7 @@ from memoptc.passes.precision.quantize_search import QuantizeSearch
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.runtime.data import Data
 from memoptc.runtime.moments import Moments
+from memoptc.testing import run_pass
 
 
 def moments(rng: np.random.Generator, columns: int, rows: int) -> Moments:
@@ -130,9 +129,9 @@ def test_products_come_nearer_on_new_data(text: str, options: dict[str, object],
     plain, rounded = graph.clone(), graph.clone()
     data = Data(feeds(text, rng, 12), {v.name: v.type for v in graph.inputs})
     context = Context(calibration=data, scratch=tmp_path)  # type: ignore[arg-type]
-    QuantizeWeights(smallest=0, rounding=False, **options).apply(plain, Counter(), context)  # type: ignore[arg-type]
+    run_pass(QuantizeWeights(smallest=0, rounding=False, **options), plain, context)  # type: ignore[arg-type]
     assert not any(d.step == "rounding" for d in context.decisions)
-    QuantizeWeights(smallest=0, **options).apply(rounded, Counter(), context)  # type: ignore[arg-type]
+    run_pass(QuantizeWeights(smallest=0, **options), rounded, context)  # type: ignore[arg-type]
     assert any(d.step == "rounding" and d.what.startswith("1 of 1 weights") for d in context.decisions)
     new = feeds(text, rng, 6)
     assert noise(graph, rounded, new) < 0.7 * noise(graph, plain, new)
@@ -160,8 +159,8 @@ def test_a_table_that_is_also_a_product_errs_less_in_the_product_and_hardly_more
         for count in (8, 3)
     )
     data = Data(seen, {v.name: v.type for v in graph.inputs})
-    QuantizeWeights(smallest=0).run(plain, Counter())
-    QuantizeWeights(smallest=0).apply(rounded, Counter(), Context(calibration=data, scratch=tmp_path))  # type: ignore[arg-type]
+    run_pass(QuantizeWeights(smallest=0), plain)
+    run_pass(QuantizeWeights(smallest=0), rounded, Context(calibration=data, scratch=tmp_path))  # type: ignore[arg-type]
     errors = []
     for other in (plain, rounded):
         pairs = [(a, b) for feed in new if (a := run(graph, feed)) and (b := run(other, feed))]
@@ -199,8 +198,8 @@ def test_the_search_takes_rounding_where_the_output_gains(tmp_path: object) -> N
     data = Data(feeds(PRODUCT, rng, 12), {v.name: v.type for v in graph.inputs})
     context = Context(calibration=data, scratch=tmp_path)  # type: ignore[arg-type]
     result, plain = graph.clone(), graph.clone()
-    QuantizeSearch(weights="int8", device="x86-avx2").apply(result, Counter(), context)
+    run_pass(QuantizeSearch(weights="int8", device="x86-avx2"), result, context)
     assert [d.what for d in context.decisions if d.step == "rounding"] == ["ranges by auto, weights rounded by data"]
-    QuantizeSearch(weights="int8", device="x86-avx2", recover=False).apply(plain, Counter(), context)
+    run_pass(QuantizeSearch(weights="int8", device="x86-avx2", recover=False), plain, context)
     new = feeds(PRODUCT, rng, 6)
     assert noise(graph, result, new) < noise(graph, plain, new)

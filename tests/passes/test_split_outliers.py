@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from memoptc.pass_base import Context
 from memoptc.passes.precision.quantize_search import QuantizeSearch
 from memoptc.passes.precision.split_outliers import SUFFIX, SplitOutliers
 from memoptc.runtime.data import Data
+from memoptc.testing import run_pass
 
 RNG = np.random.default_rng(0)
 WIDTH = 48
@@ -64,8 +64,8 @@ def context_for(found: Graph, data: list[Feed], folder: Path) -> Context:
 def test_sums_stay_and_channels_leave(outliers: tuple[int, ...], tmp_path: Path) -> None:
     found = graph()
     before = found.clone()
-    context, stats = context_for(found, feeds(6, outliers, 1), tmp_path), Counter[str]()
-    SplitOutliers().apply(found, stats, context)
+    context = context_for(found, feeds(6, outliers, 1), tmp_path)
+    stats = run_pass(SplitOutliers(), found, context)
     verify(found)
     assert stats["moved outliers"] == 2
     beside = [op for op in found.ops if op.name.endswith(SUFFIX)]
@@ -86,8 +86,7 @@ def test_sums_stay_and_channels_leave(outliers: tuple[int, ...], tmp_path: Path)
 @pytest.mark.parametrize("outliers", [(), tuple(range(4))])
 def test_without_few_outliers_nothing_changes(outliers: tuple[int, ...], tmp_path: Path) -> None:
     found = graph()
-    stats = Counter[str]()
-    SplitOutliers().apply(found, stats, context_for(found, feeds(6, outliers, 1), tmp_path))
+    stats = run_pass(SplitOutliers(), found, context_for(found, feeds(6, outliers, 1), tmp_path))
     assert stats["left: no outliers"] == 1
     assert not any(op.op_type == "Gather" for op in found.ops)
 
@@ -95,9 +94,8 @@ def test_without_few_outliers_nothing_changes(outliers: tuple[int, ...], tmp_pat
 def test_once_is_enough(tmp_path: Path) -> None:
     found = graph()
     context = context_for(found, feeds(6, (5,), 1), tmp_path)
-    SplitOutliers().apply(found, Counter(), context)
-    stats = Counter[str]()
-    SplitOutliers().apply(found, stats, context)
+    run_pass(SplitOutliers(), found, context)
+    stats = run_pass(SplitOutliers(), found, context)
     assert stats["moved outliers"] == 0
 
 
@@ -106,8 +104,8 @@ def test_the_search_splits_where_factors_do_not_help(tmp_path: Path) -> None:
     found = graph()
     plain = found.clone()
     context, other = (context_for(found, feeds(8, (5, 9), 1), tmp_path) for _ in range(2))
-    QuantizeSearch(min_sqnr=None, weights="int8").apply(found, Counter(), context)
-    QuantizeSearch(min_sqnr=None, weights="int8", recover=False).apply(plain, Counter(), other)
+    run_pass(QuantizeSearch(min_sqnr=None, weights="int8"), found, context)
+    run_pass(QuantizeSearch(min_sqnr=None, weights="int8", recover=False), plain, other)
     assert any(d.step == "split-outliers" for d in context.decisions)
     kept = [op.operands[1].tensor for op in found.ops if op.name.endswith(SUFFIX)]
     assert len(kept) == 2

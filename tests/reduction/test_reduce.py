@@ -18,11 +18,10 @@ from memoptc.reduction.edits import KnownTypes, inline_branch, keep_nodes
 FAULTS = '''
 """Passes that are wrong, each on one small pattern."""
 
-from collections import Counter
 
 import numpy as np
 
-from memoptc import Pass
+from memoptc import Context, Pass
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph
 
@@ -30,7 +29,7 @@ from memoptc.ir.core import Graph
 class DropScale(Pass):
     """Forgets a Mul behind a Sigmoid."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for op in list(graph.walk("Mul")):
             if op.operands[0].op is not None and op.operands[0].op.is_a("Sigmoid"):
                 op.result.replace_by(op.operands[0])
@@ -39,7 +38,7 @@ class DropScale(Pass):
 class SwapOperands(Pass):
     """Takes Sub for commutative where both operands are computed."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for op in list(graph.walk("Sub")):
             a, b = op.operands
             if a.op is not None and b.op is not None and not a.op.is_const and not b.op.is_const:
@@ -50,7 +49,7 @@ class SwapOperands(Pass):
 class RoundWeights(Pass):
     """Rounds weights of products of more than four columns."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         for op in list(graph.walk("MatMul")):
             weight = op.operands[1].tensor
             if weight is not None and weight.shape.numpy()[1] > 4:
@@ -60,7 +59,7 @@ class RoundWeights(Pass):
 class HangOnPair(Pass):
     """Never ends where a Tanh reads a Concat; sleeps between two instructions of C, so that no bound ends it."""
 
-    def run(self, graph: Graph, stats: Counter[str]) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         import time
 
         for op in graph.walk("Tanh"):

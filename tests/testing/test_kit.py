@@ -91,7 +91,7 @@ class TestOurRulesAtLength(TestOurRules):
 def test_a_pass_that_is_wrong_on_some_graph_is_caught(tmp_path: Path) -> None:
     plugin = tmp_path / "drop_relu.py"
     plugin.write_text(
-        "from memoptc import Pass\n\n\nclass DropRelu(Pass):\n    def run(self, graph, stats):\n"
+        "from memoptc import Pass\n\n\nclass DropRelu(Pass):\n    def run(self, graph, context):\n"
         "        for op in graph.walk('Relu'):\n            op.result.replace_by(op.operand)\n            op.erase()\n"
     )
     registry.load_plugin(str(plugin))

@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context, Pass, Searched
 from memoptc.passes.precision._quantize.observe import shared_weights
 
 
-def searched_once(
-    search: Pass, graph: Graph, stats: Counter[str], context: Context, work: Callable[[Counter[str]], None]
-) -> None:
+def searched_once(search: Pass, graph: Graph, context: Context, work: Callable[[Context], None]) -> None:
     """Run a search on a graph, or repeat what it did to an equal graph in an earlier attempt.
 
     Args:
         search: The pass, with its options.
         graph: The top graph, changed in place.
-        stats: Gets what the search counts.
-        context: Of the compile; its `searched` lasts over attempts.
-        work: The search itself, on `graph`; gets the counter to use.
+        context: Of the compile; its `searched` lasts over attempts, its `stats` get what the search counts.
+        work: The search itself, on `graph`; gets the context to use, which counts by itself.
     """
     with shared_weights(context) as pool:
         written = pool.write(graph, "searched.onnx").read_bytes()
@@ -29,7 +27,7 @@ def searched_once(
         known = context.searched.get(key)
         if known is None:
             counted, decided, warned = Counter[str](), len(context.decisions), len(context.warnings)
-            work(counted)
+            work(replace(context, stats=counted))
             known = context.searched[key] = Searched(
                 graph.clone(),
                 counted,
@@ -42,7 +40,7 @@ def searched_once(
             context.decisions.extend(known.decisions)
             context.warnings.extend(known.warnings)
             context.artefacts.precision = known.precision
-        stats.update(known.stats)
+        context.stats.update(known.stats)
 
 
 def take(graph: Graph, done: Graph) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
 from memoptc.ir.core import Graph, Op
@@ -12,7 +10,7 @@ from memoptc.ir.tensors import from_array
 from memoptc.pass_base import Context
 
 
-def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None:
+def simplify_shapes(graph: Graph, context: Context) -> None:
     """Replace computed targets of Reshape by constants where shape inference knows them."""
     computed = [op for op in graph.walk("Reshape") if len(op.operands) > 1 and op.operands[1].tensor is None]
     if not computed and not _some_unknown(graph):
@@ -25,7 +23,7 @@ def simplify_shapes(graph: Graph, stats: Counter[str], context: Context) -> None
         written = constant_target(op, known)
         if written is not None:
             op.set_operand(1, op.graph.const(from_array(np.asarray(written, np.int64)), f"{op.result.name}_shape"))
-            stats["reshape targets"] += 1
+            context.stats["reshape targets"] += 1
 
 
 def _some_unknown(graph: Graph) -> bool:
