@@ -17,9 +17,9 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
-from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.tables import make_table
 from memoptc.passes.precision.mix_weights import MixWeights
+from memoptc.testing import run_pass
 
 MODEL = (
     "g (bool c, float[3, 8, 20] x) => (float[3, 1, 4, 16] y) { h = Conv <pads=[1, 1]> (x, k) t = Transpose "
@@ -38,9 +38,9 @@ def model(opset: int) -> onnx.ModelProto:
 
 
 def coded(opset: int, **options: Any) -> tuple[Graph, Counter[str]]:
-    graph, stats = read_onnx(model(opset)), Counter[str]()
+    graph = read_onnx(model(opset))
     infer_shapes(graph)
-    MixWeights(by="weights", min_sqnr=0.0, smallest=0, **options).apply(graph, stats, Context())
+    stats = run_pass(MixWeights(by="weights", min_sqnr=0.0, smallest=0, **options), graph)
     return graph, stats
 
 
