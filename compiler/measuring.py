@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,12 @@ from memoptc.runtime.sizes import grown
 
 _PLANNED_SECONDS = 2.0
 """Seconds that timing the tier `planned` against the original may take."""
+
+_CALLING_SECONDS = 2.0
+"""Seconds that timing a call of `Session` may take."""
+
+MOST_CALLING_MS = 0.1
+"""Milliseconds that a call of `Session` is granted at most: what it takes beyond is the model's latency."""
 
 _CONTAINER_SECONDS = 90.0
 """Seconds that looking for one container may take."""
@@ -47,11 +54,20 @@ class Needs:
 
 @dataclass(frozen=True)
 class Times:
-    """Original and candidate in stock onnxruntime, and the candidate in `Session`, timed in turns."""
+    """Original and candidate in stock onnxruntime, and the candidate in `Session`, timed in turns.
+
+    Args:
+        before: The original.
+        after: The candidate.
+        session: The candidate in `Session`, if it runs there.
+        calling_ms: What a call of `Session` takes more than one of onnxruntime, whatever the model; 0 where it decides
+            nothing.
+    """
 
     before: Measured
     after: Measured
     session: Measured | None
+    calling_ms: float = 0.0
 
     def slowdown_of(self, side: Measured) -> Slowdown:
         """Compare the candidate, run in one of the two ways, with the original in stock onnxruntime."""
@@ -140,7 +156,21 @@ class Bench:
             paths, feeds, known = [*paths, path], [*feeds, feed], [*known, needs.session]
             ways.append(self._way())
         before, after, *session = measure(paths, feeds, options=ways, bound=self.bound, needs=known)
-        return Times(before, after, session[0] if session else None)
+        found = Times(before, after, session[0] if session else None)
+        p50 = before.latency_ms["p50"]
+        decides = found.session is not None and found.slowdown_of(found.session).ratio > self.bound
+        if decides and (self.bound - 1) * p50 < MOST_CALLING_MS:
+            return replace(found, calling_ms=self.calling_ms)
+        return found
+
+    @cached_property
+    def calling_ms(self) -> float:
+        """Milliseconds that a call of `Session` takes more than one of onnxruntime, with the original."""
+        ways: list[Way] = [RunOptions(threads=self.threads), self._way()]
+        needs = [self.before.stock, self.before.session or self.before.stock]
+        stock, session = measure([self.original] * 2, self.feed, options=ways, seconds=_CALLING_SECONDS, needs=needs)
+        more = (b - a for a, b in zip(stock.turns_ms, session.turns_ms, strict=True))
+        return min(max(0.0, statistics.median(more)), MOST_CALLING_MS)
 
     def fill(self, report: Report, path: Path, feed: Feed, times: Times, containers: Containers) -> None:
         """Put the figures of a candidate, and the original's, into the report."""
@@ -153,7 +183,7 @@ class Bench:
         candidate.measured["slowdown"] = self._slowdown_json(times.slowdown_of(times.after))
         candidate.session = {}
         if times.session is not None:
-            slowdown = self._slowdown_json(times.slowdown_of(times.session))
+            slowdown = self._slowdown_json(times.slowdown_of(times.session)) | {"calling_ms": times.calling_ms}
             figures = {"container_bytes": containers.session, "slowdown": slowdown}
             candidate.session[times.session.tier] = measured_json(times.session, candidate) | figures
         if "planned" not in candidate.session and (other := self._planned(path, feed)):

@@ -7,8 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
+from runtime_models import parse
 
+import memoptc
 from memoptc.gate import broken_latency
 from memoptc.measuring import Bench, Needs, Times, measured_json
 from memoptc.report import Report, Side
@@ -37,6 +40,23 @@ def test_latency_in_session_is_held_to_the_promise_too() -> None:
     assert "latency in Session" in broken.clause()
     assert not broken_latency(Times(measured(1), measured(1.02), measured(1.04, "planned")), 1.05)
     assert [b.in_session for b in broken_latency(Times(measured(1), measured(2), measured(2)), 1.05)] == [False, True]
+
+
+def test_calling_session_costs_something_with_the_original_too() -> None:
+    tiny, slower = measured(0.0003), measured(0.0009, "arena")
+    (broken,) = broken_latency(Times(tiny, tiny, slower), 1.05)
+    assert broken.in_session
+    assert not broken_latency(Times(tiny, tiny, slower, calling_ms=0.05), 1.05)
+    both = Times(tiny, measured(0.0009), slower, calling_ms=0.05)
+    assert [b.in_session for b in broken_latency(both, 1.05)] == [False]  # stock onnxruntime is granted nothing
+
+
+def test_nothing_is_taken_back_of_a_tiny_model_for_calling_session(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    onnx.save(parse("g (float[64] x) => (float[64] y) { a = Sin (x) b = Sin (x) c = Add (a, b) y = Relu (c) }"), path)
+    result = memoptc.compile(str(path), 1, measure=True)
+    assert [n.op_type for n in result.model.graph.node].count("Sin") == 1
+    assert not [d for d in result.report.decisions if "latency in Session" in d.why]
 
 
 class TierBench(Bench):
