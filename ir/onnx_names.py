@@ -51,7 +51,7 @@ class Names:
             if top and name != info.name:
                 todo.append((name, info.name))
                 name = info.name
-            elif not top and (name in seen or value.graph is not graph):
+            elif not top and (name in seen or value.graph is not graph or _unwritten(value, graph)):
                 fresh = _unique(info.name or name, taken)
                 taken.add(fresh)
                 todo.append((name, fresh))
@@ -65,6 +65,11 @@ class Names:
         name = _unique(hint, taken)
         self.of[value] = name
         taken.add(name)
+
+
+def _unwritten(value: Value, graph: Graph) -> bool:
+    """Whether onnxruntime leaves this output of a body unwritten: an input of a Scan, handed on as it is."""
+    return value.is_input and graph.parent is not None and graph.parent.op_type == "Scan"
 
 
 def _unique(hint: str, taken: set[str]) -> str:
