@@ -13,7 +13,7 @@ DEMO = build/demo
 MODELS = examples/models
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test lint nightly test-lowest format relink lock clean FORCE
+.PHONY: help demo docs test lint nightly fuzz test-lowest format relink lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,14 @@ lint: $(VENV)/.linked ## ruff, mypy --strict, import directions
 nightly: $(VENV)/.linked ## the long forms: every test, many more random cases, then test-lowest
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n $(JOBS) -m "" $(ARGS)
 	$(MAKE) test-lowest
+
+N ?= 1000
+MINUTES ?= 60
+LOG ?= build/fuzz.jsonl
+
+fuzz: $(VENV)/.linked ## try N random models in several ways each (N=10000 MINUTES=60); goes on where the log ends
+	@$(BIN)/python tests/fuzz/long_run.py --count $(N) --minutes $(MINUTES) --log $(LOG) || failed=1; \
+	  $(BIN)/python tests/fuzz/long_run.py --summary $(LOG); exit $$failed
 
 test-lowest: ## run the tests with the oldest versions that pyproject.toml allows
 	$(MAKE) test VENV=$(VENV_LOWEST) CONSTRAINTS=constraints-lowest.txt EXTRAS=test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memoptc.ir import ops
 from memoptc.ir.core import Graph, Value
 
 
@@ -51,7 +52,7 @@ class Names:
             if top and name != info.name:
                 todo.append((name, info.name))
                 name = info.name
-            elif not top and (name in seen or value.graph is not graph or _unwritten(value, graph)):
+            elif not top and (name in seen or value.graph is not graph or ops.leaves_unwritten(value, graph)):
                 fresh = _unique(info.name or name, taken)
                 taken.add(fresh)
                 todo.append((name, fresh))
@@ -65,11 +66,6 @@ class Names:
         name = _unique(hint, taken)
         self.of[value] = name
         taken.add(name)
-
-
-def _unwritten(value: Value, graph: Graph) -> bool:
-    """Whether onnxruntime leaves this output of a body unwritten: an input of a Scan, handed on as it is."""
-    return value.is_input and graph.parent is not None and graph.parent.op_type == "Scan"
 
 
 def _unique(hint: str, taken: set[str]) -> str:

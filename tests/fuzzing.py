@@ -18,17 +18,35 @@ from memoptc import compile
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.runtime.judge import TOLERANCES
+from memoptc.testing.numbers import bits
 
 UNOPTIMIZED = RunOptions(optimize=False)
 NOISE = {"int8": 0.3, "uint8": 0.3, "mixed": 0.3, "int4": 0.6, "float16": 0.02, "bfloat16": 0.1, "float8": 0.3}
 """Norm of the error over that of an output that a target may make without data; unrelated numbers have 1.4."""
 
+CODING = ("quantize", "mix-weights", "to-half", "scale-columns")
+"""Passes after which numbers are coarser, in pipelines."""
+LOOSE = 0.6
+
 Way = Mapping[str, Any]
 """Options of `memoptc.compile`."""
 
 
+JUMPS = frozenset(
+    "ArgMax ArgMin Cast Ceil Compress Div DynamicQuantizeLinear Equal Exp Floor Greater GreaterOrEqual Less "
+    "LessOrEqual Log Mod NonMaxSuppression NonZero Pow QuantizeLinear Reciprocal Round Sign Sqrt Tan TopK Unique "
+    "Where".split()
+)
+"""Operators that make much of little: no norm of an error holds behind them where numbers are coarser."""
+
+
 def difference(
-    expected: Mapping[str, Any], compiled: Evaluator, feed: Mapping[str, Any], noise: float | None = None
+    expected: Mapping[str, Any],
+    compiled: Evaluator,
+    feed: Mapping[str, Any],
+    noise: float | None = None,
+    *,
+    exact: bool = False,
 ) -> str:
     """Say how a compiled model deviates, "" when it does not.
 
@@ -37,6 +55,8 @@ def difference(
         compiled: The compiled model.
         feed: Inputs.
         noise: Largest norm of an error over that of the output; the tolerance of the dtype, per element, if not given.
+            Infinite: shapes and types only.
+        exact: Compare bits.
     """
     try:
         found = compiled.run(feed)
@@ -50,7 +70,9 @@ def difference(
         for a, b in zip(map(np.asarray, one), map(np.asarray, two), strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
                 return f"{name} is {b.dtype}{b.shape}, was {a.dtype}{a.shape}"
-            if not _close(a, b, noise):
+            if exact and bits(a) != bits(b):
+                return f"{name} differs in bits"
+            if noise != float("inf") and not _close(a, b, noise):
                 return f"{name} differs"
     return ""
 
@@ -70,31 +92,28 @@ def _close(a: Any, b: Any, noise: float | None) -> bool:
 
 
 def try_ways(
-    model: onnx.ModelProto, feeds: Sequence[Mapping[str, Any]], ways: Sequence[Way], counts: Counter[str]
+    model: onnx.ModelProto,
+    feeds: Sequence[Mapping[str, Any]],
+    ways: Sequence[Way],
+    counts: Counter[str],
+    hard: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Compile a model in several ways and compare; says what is wrong, "" when nothing is.
 
     Args:
         model: The model.
-        feeds: The first must run, else the model counts as refused; others that do not are passed over, as are
-            those for which it leaves outputs unwritten.
+        feeds: Those that do not run are passed over, as are those for which it leaves outputs unwritten; where none
+            is left, the model counts as refused.
         ways: Options of each compile; `external` writes a file with weights beside it, and runs that.
         counts: Gets models, compiles per way, and passes that reported something.
+        hard: Feeds of special numbers, for ways that keep every bit.
     """
-    try:
-        original = Evaluator(model, UNOPTIMIZED)
-        runs = [(feeds[0], original.run(feeds[0]))]
-    except MemoptcError:
+    runs = _runs(model, feeds, counts)
+    if not runs:
         counts["refused"] += 1
         return ""
-    for feed in feeds[1:]:
-        try:
-            runs.append((feed, original.run(feed)))
-        except MemoptcError:
-            continue
-    defined = [(feed, outputs) for feed, outputs in runs if _is_defined(original, feed, outputs)]
-    counts["undefined"] += len(runs) - len(defined)
-    runs = defined
+    special = _runs(model, hard, counts) if hard else []
+    jumps = _jumps(model.graph)
     counts["models"] += 1
     for way in ways:
         text = " ".join(f"{key}={value}" for key, value in way.items())
@@ -118,12 +137,39 @@ def try_ways(
                 compiled = Evaluator(path, UNOPTIMIZED)
             else:
                 compiled = Evaluator(result.model, UNOPTIMIZED)
-            for feed, expected in runs:
-                fault = difference(expected, compiled, feed, NOISE.get(way.get("target", "")))
-                if fault:
+            exact = "passes" not in way and way.get("level", 2) < 2 and way.get("target", "float32") == "float32"
+            exact = exact and not way.get("freeze_runtime")
+            noise = NOISE.get(way.get("target", ""), LOOSE if any(p in way.get("passes", "") for p in CODING) else None)
+            noise = float("inf") if noise and jumps else noise
+            for feed, expected in runs + (special if exact else []):
+                if fault := difference(expected, compiled, feed, noise, exact=exact):
                     return f"{text}: {fault} on { ({k: np.shape(v) for k, v in feed.items()}) }"
             del compiled
     return ""
+
+
+def _runs(model: onnx.ModelProto, feeds: Sequence[Mapping[str, Any]], counts: Counter[str]) -> list[tuple[Any, Any]]:
+    """Feeds that a model runs with, and for which it writes all that it gives; with what it gives."""
+    try:
+        original = Evaluator(model, UNOPTIMIZED)
+    except MemoptcError:
+        return []
+    runs = []
+    for feed in feeds:
+        try:
+            outputs = original.run(feed)
+        except MemoptcError:
+            continue
+        if _is_defined(original, feed, outputs):
+            runs.append((feed, outputs))
+        else:
+            counts["undefined"] += 1
+    return runs
+
+
+def _jumps(graph: onnx.GraphProto) -> bool:
+    inner = [a.g for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return any(n.op_type in JUMPS for n in graph.node) or any(map(_jumps, inner))
 
 
 def _is_defined(model: Evaluator, feed: Mapping[str, Any], outputs: Mapping[str, Any]) -> bool:

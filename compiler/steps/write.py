@@ -37,9 +37,8 @@ def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:
     data = write_packed(output, packed)
     for file in files:
         file.unlink()
-    for file in (packed, data):
-        shutil.move(file, output.parent / file.name)
-    return [output, output.parent / data.name]
+    made = [file for file in (packed, data) if file.exists()]  # there is no data where nothing is worth packing
+    return [Path(shutil.move(file, output.parent / file.name)) for file in made]
 
 
 _PATIENT = 1.3

@@ -16,8 +16,8 @@ from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, na
 __all__ = [
     "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Family", "IntegerKernel",
     "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of", "domain_of", "facts",
-    "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "names_where", "opset_of", "schema",
-    "schema_of", "weight_layout",
+    "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "leaves_unwritten", "names_where", "opset_of",
+    "schema", "schema_of", "weight_layout",
 ]  # fmt: skip
 
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)
@@ -67,6 +67,11 @@ def _drops_out(op: Op) -> bool:
         return False
     tensor = mode.tensor
     return tensor is None or bool(tensor.numpy().reshape(-1)[0])
+
+
+def leaves_unwritten(value: Value, body: Graph) -> bool:
+    """Whether onnxruntime leaves an output of a body as it was in memory: an input of a Scan's, handed on as it is."""
+    return value.is_input and body.parent is not None and body.parent.op_type == "Scan"
 
 
 def feeds_packed(value: Value) -> bool:

@@ -10,6 +10,8 @@ import pytest
 
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import write_onnx
+from memoptc.ir.parser import parse
 from memoptc.runtime.contract import contract_path, load_contract
 from memoptc.runtime.executed import executed_order, first_difference
 from memoptc.runtime.session import Session
@@ -62,3 +64,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no level 'most'"):
         compile_file(CNN, tmp_path / "x.onnx", passes='freeze-runtime{level="most"}')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_worth_packing(tmp_path: Path) -> None:
+    """A model without weights has no data beside it."""
+    model = parse("graph @g(%x: f32[N,4]) -> (f32[N,4]) {\n  %y = Relu(%x)\n  return %y\n}")
+    write_onnx(model, tmp_path / "m.onnx")
+    compile_file(tmp_path / "m.onnx", tmp_path / "o.onnx", level=1, freeze_runtime=True, pack_weights=True)
+    assert not list(tmp_path.glob("*.data"))
+    assert Session(tmp_path / "o.onnx").run(None, {"x": -np.ones((2, 4), np.float32)})[0].max() == 0

@@ -1,0 +1,235 @@
+"""Fuzz for long: thousands of small models, each compiled in several ways, with a log that can be gone on with.
+
+    python tests/fuzz/long_run.py --count 10000 --log build/fuzz.jsonl [--minutes 5]     # as `make fuzz N=10000`
+    python tests/fuzz/long_run.py --summary build/fuzz.jsonl                             # tables of what was tried
+    python tests/fuzz/long_run.py --seed 4711 [--keep FOLDER]                            # one model again
+
+A seed decides the family (a case of a pass with edits, a chain that a pass looks for, one operator, a random graph),
+the model, and three ways: the case's own pipeline where it has one, and draws of level, target and writing options. One
+line of JSON per seed says which operators it had, which passes did something, seconds, and what was wrong. Models run
+in processes of their own, a few dozen each: what ends the process, or takes longer than it may, is a fault, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from fuzzing import Way, try_ways
+from samplers import SAMPLERS, instance
+from samplers.near_misses import near_miss
+from samplers.patterns import PATTERNS, chain
+from samplers.sample import Rng, pick
+from shape_oracle import deviates
+
+from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.registry import names
+from memoptc.testing.graphs import feeds as feeds_of_graph
+from memoptc.testing.graphs import random_graph
+
+CHUNK = 40
+"""Models of one process."""
+SECONDS = 120
+"""Longest that one model may take in all its ways."""
+ENOUGH = 100
+"""Times that each pass shall have done something."""
+FAMILIES = ("case", "case", "case", "case", "case", "chain", "chain", "operator", "operator", "graph")
+_WRITING: tuple[Way, ...] = (
+    {},
+    {},
+    {"external": "always"},
+    {"freeze_runtime": True, "force": True},
+    {"freeze_runtime": True, "pack_weights": True, "external": "always", "force": True},
+    {"form": "branch", "force": True},
+)
+_TARGETS = ("float32", "float32", "int8", "int4", "float16", "mixed", "uint8", "bfloat16", "float8")
+
+
+class TookTooLong(Exception):
+    """A model took longer than it may."""
+
+
+def way_of(r: Rng) -> Way:
+    """Draw a level, a target and how to write."""
+    way = {"level": int(r.integers(4)), "target": pick(r, *_TARGETS), **pick(r, *_WRITING)}
+    if way["level"] == 0:
+        way["target"] = "float32"
+    return way
+
+
+def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], list[Any], list[Way]]:
+    """Make the model of a seed: its name, itself, feeds, hard feeds, and the ways to compile it.
+
+    Raises:
+        MemoptcError: what was drawn is no model.
+    """
+    r = np.random.default_rng([seed, 77])
+    family, ways = "case" if only else pick(r, *FAMILIES), [way_of(r), way_of(r)]
+    if family == "case":
+        made = near_miss(r, only)
+        name = " ".join([made.name, *made.edits])
+        return name, made.model, made.feeds, made.hard, [{"passes": f"{made.pipeline},lower"}, *ways]
+    if family == "chain":
+        pattern = pick(r, *PATTERNS)
+        model, feeds = chain(pattern, r)
+        return pattern, model, feeds, [], [*ways, way_of(r)]
+    if family == "operator":
+        sampler = pick(r, *(s for group in SAMPLERS.values() for s in group))
+        sample = sampler(r)
+        if sample.random or sample.opset < 7:
+            raise MemoptcError("numbers differ from run to run")
+        one = instance(sample, r)
+        outputs = [onnx.helper.make_empty_tensor_value_info(o) for o in sample.nodes[-1].output if o]
+        one.model.graph.output.extend(outputs)
+        graph = read_onnx(one.model)
+        return sample.op_type, one.model, [f for f in one.feeds if not _deviates(graph, f)], [], ways
+    graph = random_graph(seed, int(r.integers(4, 24)))
+    bindings = [{"N": n, "M": m} for n, m in ((3, 5), (1, 1), (2, 7), (8, 1))]
+    return "random graph", to_proto(graph), [feeds_of_graph(graph, seed, b) for b in bindings], [], ways
+
+
+def _deviates(graph: Any, feed: Any) -> bool:
+    return any(deviates(op, feed) for op in graph.ops)
+
+
+def operators(graph: onnx.GraphProto) -> Counter[str]:
+    """Count the operators of a graph and its subgraphs."""
+    found: Counter[str] = Counter()
+    for node in graph.node:
+        found[f"{node.domain}::{node.op_type}" if node.domain else node.op_type] += 1
+        for attr in node.attribute:
+            for inner in (attr.g, *attr.graphs):
+                found += operators(inner)
+    return found
+
+
+def try_seed(seed: int, only: str = "", keep: Path | None = None) -> dict[str, Any]:
+    """Make the model of a seed and try it; gives the line for the log."""
+    started, counts = time.perf_counter(), Counter[str]()
+    entry: dict[str, Any] = {"seed": seed, "name": "", "fault": ""}
+
+    def late(*_: object) -> None:
+        raise TookTooLong(f"more than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        name, model, feeds, hard, ways = draw(seed, only)
+        entry |= {"name": name, "operators": dict(operators(model.graph))}
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            onnx.save(model, keep / f"{seed}.onnx")
+            np.savez(keep / f"{seed}.npz", **feeds[0])
+            print(*ways, sep="\n")
+        entry["fault"] = try_ways(model, feeds, ways, counts, hard)
+    except MemoptcError:
+        counts["refused"] += 1
+    except TookTooLong as e:
+        entry["fault"] = str(e)
+    finally:
+        signal.alarm(0)
+    return entry | {"counts": dict(counts), "seconds": round(time.perf_counter() - started, 2)}
+
+
+def run(seeds: range, log: Path, minutes: float, only: str = "") -> Iterator[str]:
+    """Try seeds, in processes; append to the log; gives the faults as they come."""
+    end, seed = time.perf_counter() + 60 * minutes, seeds.start
+    log.parent.mkdir(parents=True, exist_ok=True)
+    while seed < seeds.stop and time.perf_counter() < end:
+        stop = min(seed + CHUNK, seeds.stop)
+        command = [sys.executable, __file__, "--chunk", str(seed), str(stop), "--only", only]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        with log.open("a") as file:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                entry = json.loads(line)
+                seed = entry["seed"] + 1
+                if entry["fault"]:
+                    yield f"{entry['seed']} {entry['name']}: {entry['fault']}"
+            if process.wait() != 0:
+                fault = f"the process ended with {process.returncode}"
+                file.write(json.dumps({"seed": seed, "name": "", "fault": fault, "counts": {}}) + "\n")
+                yield f"{seed} {fault}"
+                seed += 1
+
+
+def summary(log: Path) -> str:
+    """Tables of a log: models, compiles per level, target and writing option, passes that did something, faults."""
+    total, ops, faults = Counter[str](), Counter[str](), []
+    slowest = (0.0, 0)
+    for entry in map(json.loads, log.read_text().splitlines()):
+        total.update(entry["counts"])
+        ops.update(entry.get("operators", {}).keys() if entry["counts"].get("models") else ())
+        slowest = max(slowest, (entry.get("seconds", 0.0), entry["seed"]))
+        if entry["fault"]:
+            faults.append(f"{entry['seed']} {entry['name']}: {entry['fault']}")
+    ways = Counter[str]()
+    for key, count in total.items():
+        if key.startswith("way "):
+            # A pipeline has spaces nowhere but between options of a way.
+            ways.update(
+                {w: count for w in key[4:].split(" ") if not w.startswith("passes=")} or {"own pipeline": count}
+            )
+    fired = {name: total[f"pass {name}"] for name in sorted(names())}
+    compiles = sum(count for key, count in total.items() if key.startswith("way "))
+    lines = [
+        f"{total['models']} models, {total['refused']} refused by onnxruntime, {compiles} compiles, {len(faults)} "
+        f"faults, {total['ended early']} passes ended early; slowest model {slowest[0]} s (seed {slowest[1]})",
+        "ways: " + ", ".join(f"{w} {n}" for w, n in sorted(ways.items())),
+        "passes: " + ", ".join(f"{p} {n}" for p, n in fired.items() if n >= ENOUGH),
+        f"less than {ENOUGH}: " + ", ".join(f"{p} {n}" for p, n in fired.items() if n < ENOUGH),
+        f"{len(ops)} operators: " + ", ".join(f"{o} {n}" for o, n in ops.most_common()),
+        *faults,
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, go on, or look at a log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="seeds")
+    parser.add_argument("--start", type=int, default=0, help="first seed")
+    parser.add_argument("--log", type=Path, default=Path("build/fuzz.jsonl"))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no model after so long")
+    parser.add_argument("--only", default="", help="cases of one pass")
+    parser.add_argument("--summary", type=Path, metavar="LOG")
+    parser.add_argument("--seed", type=int, help="one model, its line printed")
+    parser.add_argument("--keep", type=Path, help="with --seed: write the model and its first feed here")
+    parser.add_argument("--chunk", type=int, nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.summary:
+        print(summary(given.summary))
+    elif given.seed is not None:
+        print(json.dumps(try_seed(given.seed, given.only, given.keep), indent=1))
+    elif given.chunk:
+        for seed in range(*given.chunk):
+            print(json.dumps(try_seed(seed, given.only)), flush=True)
+    else:
+        seeds = range(given.start, given.start + given.count)
+        if given.log.exists():
+            done = [json.loads(line)["seed"] for line in given.log.read_text().splitlines()]
+            seeds = range(max([seeds.start - 1, *(s for s in done if s in seeds)]) + 1, seeds.stop)
+        failed = False
+        for fault in run(seeds, given.log, given.minutes, given.only):
+            failed = True
+            print(fault, flush=True)
+        sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
