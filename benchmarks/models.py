@@ -2,10 +2,13 @@
 
     python benchmarks/models.py chain50k OUT.onnx [--nodes 50000]
     python benchmarks/models.py external3g OUT.onnx [--layers 48] [--width 4096]
+    python benchmarks/models.py vit_s OUT.onnx [--classes 27]
 
 chain50k is one long graph of cheap nodes: element-wise ones, Adds that reach back over up to 200 nodes, small
 MatMuls, Constant nodes, views, and an If with two branches every thousand nodes; its batch is dynamic.
-external3g is a stack of dense layers, 3 GB of float32 weights in OUT.onnx.data, written one layer at a time.
+external3g is a stack of dense layers, 3 GB of float32 weights in OUT.onnx.data, written one layer at a time. vit_s has the
+shape of ViT-S/16 (Dosovitskiy et al., 2021; 12 layers, width 384, 6 heads, 196 patches and a class token) and random
+weights.
 """
 
 from __future__ import annotations
@@ -18,6 +21,12 @@ import click
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, ModelInfo, Value
+from memoptc.ir.dims import parse_dim
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.types import DType, TensorType
 
 WIDTH = 16
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -159,6 +168,54 @@ def _external(name: str, shape: tuple[int, ...], file: str, offset: int, length:
     return tensor
 
 
+def vit_s(classes: int = 27, layers: int = 12, width: int = 384, heads: int = 6, seed: int = 0) -> Graph:
+    """Make an encoder of images `[batch, 3, 224, 224]` with scores `[batch, classes]` from its class token.
+
+    Args:
+        classes: Of the head, whose weights are those of the last MatMul and Add.
+        layers: Attention and feed-forward blocks.
+        width: Of hidden states.
+        heads: Of each attention.
+        seed: Of the weights.
+    """
+    rng = np.random.default_rng(seed)
+    graph = Graph("vit_s", ModelInfo(opset_imports={"": 20}))
+    b = Builder(graph)
+    image = graph.add_input("image", TensorType(DType.FLOAT, (parse_dim("batch"), 3, 224, 224)))
+
+    def weight(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+    def dense(x: Value, units: int, inner: int = width) -> Value:
+        return b.Add(b.MatMul(x, weight(inner, units)), weight(units, scale=0.1))
+
+    def norm(x: Value) -> Value:
+        return b.LayerNormalization(x, np.ones(width, np.float32), np.zeros(width, np.float32))
+
+    def split(x: Value) -> Value:
+        each = b.Reshape(x, np.array([0, 0, heads, width // heads], np.int64))
+        return b.Transpose(each, perm=[0, 2, 1, 3])
+
+    def attention(x: Value) -> Value:
+        q, k, v = (split(dense(x, width)) for _ in range(3))
+        scores = b.Mul(b.MatMul(q, b.Transpose(k, perm=[0, 1, 3, 2])), np.float32((width // heads) ** -0.5))
+        mixed = b.Transpose(b.MatMul(b.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
+        return dense(b.Reshape(mixed, np.array([0, 0, width], np.int64)), width)
+
+    patches = b.Conv(image, weight(width, 3, 16, 16) * 8, strides=[16, 16])
+    patches = b.Transpose(b.Reshape(patches, np.array([0, width, -1], np.int64)), perm=[0, 2, 1])
+    batch = b.Slice(b.Shape(image), *(np.array([i], np.int64) for i in (0, 1, 0)))
+    first = b.Expand(weight(1, 1, width), b.Concat(batch, np.array([1, width], np.int64), axis=0))
+    x = b.Add(b.Concat(first, patches, axis=1), weight(1, 197, width, scale=0.1))
+    for _ in range(layers):
+        x = b.Add(x, attention(norm(x)))
+        x = b.Add(x, dense(b.Gelu(dense(norm(x), 4 * width)), width, 4 * width))
+    token = b.Gather(norm(x), np.int64(0), axis=1)
+    scores = b.Add(b.MatMul(token, weight(width, classes)), weight(classes, scale=0.1), _name="scores")
+    graph.set_outputs([scores])
+    return graph
+
+
 @click.group(help=__doc__)
 def main() -> None:
     """Build a model."""
@@ -177,6 +234,13 @@ def _chain50k(out: Path, nodes: int) -> None:
 @click.option("--width", default=4096, show_default=True)
 def _external3g(out: Path, layers: int, width: int) -> None:
     external3g(out, layers, width)
+
+
+@main.command("vit_s")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--classes", default=27, show_default=True)
+def _vit_s(out: Path, classes: int) -> None:
+    onnx.save(to_proto(vit_s(classes)), out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 _CHUNK = 1 << 20  # elements compared at a time, so that big outputs need no big temporaries
+FLIPS_KEPT = 100
+"""Samples with another largest element that are kept by number."""
 _SMALL = 1e-3  # elements smaller than this part of the largest count relative to that part in `max_rel`
 
 
@@ -159,6 +161,7 @@ class Totals:
     faults: list[str] = field(default_factory=list)
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     top1: tuple[int, int] = (0, 0)
+    flipped: list[int] = field(default_factory=list)
 
     def add(self, found: Difference) -> None:
         """Take one more sample in."""
@@ -175,6 +178,8 @@ class Totals:
         parts = (found.dot, found.reference2, found.candidate2, found.error2)
         self.sums = [total + part for total, part in zip(self.sums, parts, strict=True)]
         self.top1 = self.top1[0] + found.top1[0], self.top1[1] + found.top1[1]
+        if found.top1[0] < found.top1[1] and len(self.flipped) < FLIPS_KEPT:
+            self.flipped.append(self.samples - 1)
 
     @property
     def cosine(self) -> float:
@@ -211,6 +216,7 @@ class Totals:
             "cosine": _number(self.cosine),
             "sqnr_db": _number(self.sqnr_db),
             "top1_agreement": self.top1_agreement,
+            "flipped": list(self.flipped),
             "exact": self.exact,
         }
 

@@ -24,7 +24,9 @@ HEADINGS = (
     "file",
     "outputs",
     "worst example",
+    "examples that flip",
 )
+_FLIPS_SHOWN = 12
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 360, 80, 44, 36
 _PAGE = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>memoptc study: {title}</title><style>'
@@ -67,6 +69,7 @@ def rows(found: Study) -> list[tuple[str, ...]]:
             "" if row.file_bytes is None else size(row.file_bytes),
             f"FAILED: {row.failure}" if row.failure else _outputs(row),
             row.worst_example or "",
+            _flipped(row),
         )
         for row in found.rows
     ]
@@ -185,6 +188,15 @@ def _outputs(row: Row) -> str:
     if row.accuracy is not None:
         parts.append(_accuracy(row))
     return ", ".join(parts) or "not compared"
+
+
+def _flipped(row: Row) -> str:
+    """The samples that get another likeliest class; the first few by number."""
+    if not row.flipped:
+        return ""
+    numbers = ", ".join(map(str, row.flipped[:_FLIPS_SHOWN]))
+    more = ", …" if len(row.flipped) > _FLIPS_SHOWN else ""
+    return f"{len(row.flipped)} of {row.checked.get('samples')}: {numbers}{more}"
 
 
 def _markdown(found: Study) -> str:

@@ -22,6 +22,8 @@ class Asked:
 
     Args:
         targets: Tried alone, each, and at the end of the sequence.
+        prune_tokens: A loss of the labels' top-1, for a row that drops and merges tokens; no such row if `None`.
+        early_exit: A share of other likeliest classes, for a row with early exits; no such row if `None`.
         calibration: Data for targets that need it, as on the command line.
         validation: Data to compare with, as on the command line.
         dims: Extents of symbolic dimensions.
@@ -36,6 +38,12 @@ class Asked:
     """
 
     targets: tuple[str, ...] = option("Target to try; may be repeated.", "--target", default=(), choices=TARGETS)
+    prune_tokens: float | None = option(
+        "Also try --prune-tokens, at this loss of top-1.", default=None, parse=float, least=0, metavar="LOSS"
+    )
+    early_exit: float | None = option(
+        "Also try --early-exit, at this share.", default=None, parse=float, least=0, metavar="SHARE"
+    )
     calibration: str | None = None
     validation: str | None = None
     dims: tuple[tuple[str, int], ...] = ()
@@ -102,6 +110,7 @@ def _all(asked: Asked) -> list[Change]:
         Change("fusion", ALONE, ("--passes", FUSION)),
         Change("tiling", ALONE, ("--passes", TILING)),
         *(Change(t, ALONE, ("-O0", "--target", t)) for t in asked.targets),
+        *_less_work(asked),
         Change("-O1", SEQUENCE, ("-O1",)),
         Change("-O2", SEQUENCE, ("-O2",)),
         Change("-O3", SEQUENCE, ("-O3",)),
@@ -111,4 +120,15 @@ def _all(asked: Asked) -> list[Change]:
         levels.append((f"-O2 + {target}", ("-O2", "--target", target)))
         found.append(Change(levels[-1][0], SEQUENCE, levels[-1][1]))
     found += [Change(f"{name} + Session", SEQUENCE, words, session=True) for name, words in levels]
+    return found
+
+
+def _less_work(asked: Asked) -> list[Change]:
+    """The rows that compute less where the input is easy, each alone."""
+    found = []
+    if asked.prune_tokens is not None:
+        limit = ("--max-accuracy-loss", f"{asked.prune_tokens:g}")
+        found.append(Change("prune-tokens", ALONE, ("-O0", "--prune-tokens", *limit)))
+    if asked.early_exit is not None:
+        found.append(Change("early-exit", ALONE, ("-O0", "--early-exit", f"{asked.early_exit:g}")))
     return found

@@ -37,6 +37,7 @@ class Row:
         max_abs: Largest difference of an output.
         accuracy: `metric`, `control`, `candidate`, where the data carries labels.
         worst_example: File with inputs and both outputs of the sample that differs most.
+        flipped: Numbers of the samples, from 0, whose likeliest class is another one than the original's.
         passes: What each pass that did something did.
         pareto: Whether no other row is at least as good in need, latency and difference, and better in one.
     """
@@ -60,6 +61,7 @@ class Row:
     max_abs: float | None = None
     accuracy: dict[str, Any] | None = None
     worst_example: str | None = None
+    flipped: list[int] = field(default_factory=list)
     passes: dict[str, dict[str, int]] = field(default_factory=dict)
     pareto: bool = False
 

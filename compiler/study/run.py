@@ -138,6 +138,8 @@ def _command(model: Path, folder: Path, asked: Asked) -> str:
     words = ["memoptc", "study", str(model), "-o", folder.name]
     for target in asked.targets:
         words += ["--target", target]
+    for flag, value in (("--prune-tokens", asked.prune_tokens), ("--early-exit", asked.early_exit)):
+        words += [] if value is None else [flag, f"{value:g}"]
     words += asked.given()
     words += [f"--only={name}" for name in asked.only]
     return shlex.join([*words, "--repeats", str(asked.repeats), "--seconds", f"{asked.seconds:g}"])
@@ -206,6 +208,7 @@ def _read(row: Row, report: dict[str, Any]) -> None:
     row.sqnr_db = min(ratios, default=None)
     row.accuracy = report["accuracy"] or None
     row.worst_example = proof.get("worst_sample")
+    row.flipped = sorted({number for o in numbers for number in o.get("flipped", ())})
     row.passes = {p["name"]: p["stats"] for p in report["passes"] if p["stats"]}
     if proof.get("passed") is False and not row.failure:
         row.failure = f"outputs differ by more than allowed: {proof.get('worst') or 'see its report'}"

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from memoptc.cli import main
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.study import card, headline, render
+from memoptc.report.study import rows as table
+from memoptc.runtime.compare import Totals, difference
 from memoptc.study import run as running
 from memoptc.study.changes import Asked, Change, changes
 from memoptc.study.findings import Row, Study
@@ -79,6 +82,18 @@ def test_each_change_alone_then_in_sequence() -> None:
     assert names[-3:] == ["-O2 + int8", "-O2 + Session", "-O2 + int8 + Session"]
     with pytest.raises(InputError, match="no row 'int4'"):
         changes(Asked(only=("int4",)))
+
+
+def test_less_work_is_tried_alone_and_the_examples_that_flip_are_named() -> None:
+    rows = {change.name: change.arguments for change in changes(Asked(prune_tokens=0.005, early_exit=0.02))}
+    assert rows["prune-tokens"] == ("-O0", "--prune-tokens", "--max-accuracy-loss", "0.005")
+    assert rows["early-exit"] == ("-O0", "--early-exit", "0.02")
+    totals = Totals("y")
+    for likeliest in (0, 1, 0, 1):
+        totals.add(difference(np.eye(2, dtype=np.float32)[[0]], np.eye(2, dtype=np.float32)[[likeliest]]))
+    assert totals.to_json()["flipped"] == [1, 3]
+    row = measured("early-exit", 1, 1.0, flipped=totals.flipped, checked={"samples": 4})
+    assert table(of([measured("control", 2, 1.0), row]))[1][-1] == "2 of 4: 1, 3"
 
 
 def test_failures_stay_and_an_interrupted_study_goes_on(
