@@ -39,7 +39,7 @@ from memoptc.runtime.options import RunOptions
 
 Feed = dict[str, Any]
 Metric = Callable[[Iterable[Any]], float]
-SECONDS = 12.0
+SECONDS = 6.0
 """Timed runs of one case."""
 
 
@@ -263,7 +263,7 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
         return line | {"failed": problem.message}
     line["seconds"] = time.perf_counter() - start
     line["did"] = [f"{d.what}; {d.why}" for d in result.report.decisions if d.step in ("prune-tokens", "early-exit")]
-    line["stats"] = {p["name"]: p["stats"] for p in result.report.passes if p["name"] in ("prune-tokens", "early-exit")}
+    line["stats"] = {p.name: dict(p.stats) for p in result.report.passes if p.name in ("prune-tokens", "early-exit")}
     line["warnings"] = [w for w in result.report.warnings if "prune-tokens" in w or "early-exit" in w]
     line["need_mb"] = [measure_need(p, bare, options=RunOptions(threads=2)).need_bytes / 1e6 for p in paths]
     line["activations_mb"] = [measure_need(p, bare).parts()["activations"] / 1e6 for p in paths]

@@ -6,9 +6,9 @@
 
 chain50k is one long graph of cheap nodes: element-wise ones, Adds that reach back over up to 200 nodes, small
 MatMuls, Constant nodes, views, and an If with two branches every thousand nodes; its batch is dynamic.
-external3g is a stack of dense layers, 3 GB of float32 weights in OUT.onnx.data, written one layer at a time. vit_s has the
-shape of ViT-S/16 (Dosovitskiy et al., 2021; 12 layers, width 384, 6 heads, 196 patches and a class token) and random
-weights.
+external3g is a stack of dense layers, 3 GB of float32 weights in OUT.onnx.data, written one layer at a time.
+vit_s has the shape of ViT-S/16 (Dosovitskiy et al., 2021; 12 layers, width 384, 6 heads, 196 patches and a class
+token) and random weights.
 """
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ def pipeline_text(
         parts.append("raise-opset" if target in ("int8", "uint8") else "raise-opset{needed=false}")
     if level >= 1:
         parts.append(_EXACT)
+    parts += lossy.tokens
     if level >= 2:
         parts.append(_FUSE)
     parts += lossy.shrinking

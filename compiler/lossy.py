@@ -13,17 +13,21 @@ class Lossy:
 
     Args:
         first: What raises the opset where a lossy pass needs that.
+        tokens: What drops tokens: products over tokens have not become ones over all rows of a batch.
         shrinking: What makes the model compute less; it knows plain operators, before attention and decoders are fused.
         tables: What stores weights as indices; nothing that folds constants may run behind it.
     """
 
     first: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
     shrinking: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.shrinking or self.tables)
+        return bool(self.tokens or self.shrinking or self.tables)
 
+
+_AFTER = "(simplify,share-common,drop-dead)*"
 
 NOTHING_LOSSY = Lossy()
 """No such pass."""
@@ -33,7 +37,8 @@ def lossy_passes(options: Options) -> Lossy:
     """Give the passes that options ask for."""
     reduces = options.early_exit is not None or options.prune_tokens
     first = ["raise-opset{to=18,below=18}"] if reduces else []
-    return Lossy(tuple(first), tuple(_shrinking(options)), tuple(_tables(options)))
+    tokens = (_spelled("prune-tokens", _limits(options)), _AFTER) if options.prune_tokens else ()
+    return Lossy(tuple(first), tokens, tuple(_shrinking(options)), tuple(_tables(options)))
 
 
 def _shrinking(options: Options) -> list[str]:
@@ -43,11 +48,9 @@ def _shrinking(options: Options) -> list[str]:
         found.append(_spelled("prune", [f"most={options.prune!r}", *limits]))
     if options.low_rank:
         found.append(_spelled("factorize", limits))
-    if options.prune_tokens:
-        found.append(_spelled("prune-tokens", limits))
     if options.early_exit is not None:
         found.append(f"early-exit{{max_disagreement={options.early_exit!r}}}")
-    return [*found, "(simplify,share-common,drop-dead)*"] if found else []
+    return [*found, _AFTER] if found else []
 
 
 def _tables(options: Options) -> list[str]:

@@ -16,6 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import recognise
 from memoptc.ir.diagnostics import InputError, MemoptcError
@@ -25,7 +27,7 @@ from memoptc.runtime import isolated
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.check import EFFORTS, Check
 from memoptc.runtime.continuation import compare_decoding
-from memoptc.runtime.data import Data, DataSource, Sample
+from memoptc.runtime.data import LABEL_KEYS, Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.judge import Judge
@@ -276,8 +278,13 @@ def _data_on_disk(data: DataSource, folder: Path, limit: int | None) -> str:
             break
         if not isinstance(feed, Mapping):
             raise InputError(f"Sample {index} of the data is a {type(feed).__name__}, not a dictionary.")
-        save_feed(folder / f"{index:08d}.npz", feed)
+        save_feed(folder / f"{index:08d}.npz", {name: _as_array(name, value) for name, value in feed.items()})
     return str(folder)
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Labels and numbers as the arrays that they are read as."""
+    return np.asarray(value) if name in LABEL_KEYS or isinstance(value, int | float | np.generic) else value
 
 
 def _work(asked: dict[str, Any]) -> dict[str, Any]:

@@ -366,3 +366,14 @@ def test_what_is_wrong_only_when_decoding_shows() -> None:
         assert ["one by one" in failure for failure in found.failures] == [True]
     assert verify(model, wrong, BITS).failures[0].startswith("logits, 10 tokens and 6 more one by one")
     assert not any("one by one" in o["name"] for o in verify(mlp(), mlp()).outputs)
+
+
+def test_labels_that_are_numbers_reach_the_process_that_compares() -> None:
+    model = mlp()
+    data = [
+        {"x": np.ones((1, 16), np.float32), "labels": np.int64(0)},
+        {"x": np.ones((1, 16), np.float32), "labels": 1},
+    ]
+    found = verify(model, model, data=data, isolate=True)
+    assert found.passed
+    assert found.samples == 2
