@@ -11,6 +11,7 @@ from memoptc.measuring import Sizes
 from memoptc.options import Options
 from memoptc.report import Decision
 from memoptc.report.rows import size
+from memoptc.report.verdict import BUDGET
 from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.steps import run
 
@@ -126,7 +127,7 @@ def check_process(attempt: Attempt, found: Held, options: Options) -> None:
         return
     if found.need <= budget:
         attempt.decisions.append(
-            Decision("budget", f"kept in {_NAMES[found.way]}", f"{size(found.need)} of {size(budget)}, {found.how}")
+            Decision(BUDGET, f"kept in {_NAMES[found.way]}", f"{size(found.need)} of {size(budget)}, {found.how}")
         )
         return
     message = (

@@ -120,6 +120,12 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self.parts: list[int] = []
         """How many samples each call of the last `run` took, where it was split to fit the limit; else empty."""
 
+    def __repr__(self) -> str:
+        """Say which model it is, the tier it runs in, and its limit."""
+        model = repr(os.path.basename(self._source)) if isinstance(self._source, str) else "bytes"
+        limit = "" if self.memory_limit is None else f", memory_limit={self.memory_limit}"
+        return f"Session({model}, memory={self.memory!r}{limit})"
+
     def _make_admission(self) -> Admission | None:
         """Know what calls take before they start, where the contract says it."""
         if self.memory_limit is None or self.memory not in ("arena", "planned"):

@@ -13,6 +13,9 @@ from memoptc.runtime.sizes import GROWTH, grown
 TAKEN_BACK = "taken back"
 """Step of the decisions that the gate takes back."""
 
+BUDGET = "budget"
+"""Step of the decision that a budget of the whole process is kept."""
+
 TICK_MS = 0.02
 """Milliseconds below which a difference of latencies says nothing."""
 
@@ -41,7 +44,7 @@ class Worse:
 
 def verdict(report: ReportFacts) -> str:
     """Say in one sentence what came out: need, latency, and whether the outputs are those of the original."""
-    parts = [_memory(report), _latency(report), _outputs(report), _taken_back(report)]
+    parts = [_memory(report), _budget(report), _latency(report), _outputs(report), _taken_back(report)]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -71,6 +74,10 @@ def _memory(report: ReportFacts) -> str:
     if a is None or b is None:
         return "Not measured"
     return f"Not measured; predicted to need {size(b)} instead of {size(a)} in stock onnxruntime ({_ratio(a, b)})"
+
+
+def _budget(report: ReportFacts) -> str:
+    return ", ".join(f"budget {d.what} ({d.why})" for d in report.decisions if d.step == BUDGET)
 
 
 def _latency(report: ReportFacts) -> str:
