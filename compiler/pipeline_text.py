@@ -1,6 +1,6 @@
 """The reader of pipelines' text: one pass over it, by recursive descent.
 
-    pipeline = [sequence]                      value = string | integer | real | "true" | "false" | "none"
+    pipeline = [sequence]                      value = string | integer | size | real | "true" | "false" | "none"
     sequence = item {"," item}                       | "[" [value {"," value}] "]"
     item     = pass | "(" sequence ")" "*" [integer]
     pass     = name ["{" [key "=" value {"," key "=" value}] "}"]
@@ -17,11 +17,14 @@ import re
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+from memoptc.runtime.sizes import parse_bytes
+
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _REAL = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+")
 _INTEGER = re.compile(r"[+-]?\d+")
+_SIZE = re.compile(r"\d+(?:\.\d+)?(?:[KMGT]i?B?|B)\b", re.IGNORECASE)
 _COUNT = re.compile(r"\d+")
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -104,6 +107,8 @@ class Reader(Generic[P]):
                 return json.loads(word.text)
             except ValueError as e:
                 self._fail(word.column, f"this is no string ({e})")
+        if word := self._match(_SIZE):
+            return parse_bytes(word.text)
         if word := self._match(_REAL):
             if not math.isfinite(float(word.text)):
                 self._fail(word.column, f"{word.text} is too large")

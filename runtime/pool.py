@@ -20,7 +20,7 @@ from memoptc.runtime.external_weights import ExternalWeight, external_weights
 from memoptc.runtime.native.shared import BlockHome, PackedWeights, Shared, StoredWeight, WeightStore
 from memoptc.runtime.options import Feed
 from memoptc.runtime.session import Packing, Session
-from memoptc.runtime.sizes import parse_bytes
+from memoptc.runtime.sizes import as_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -48,10 +48,7 @@ class Pool:
     def __init__(
         self, memory_limit: int | str | None = None, *, threads: int | None = None, packing: Packing = "auto"
     ) -> None:
-        try:
-            self.memory_limit = parse_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit
-        except ValueError as error:
-            raise InputError(f"{error}.") from None
+        self.memory_limit = None if memory_limit is None else as_bytes(memory_limit)
         self.parked = 0
         """How often a session was parked."""
         self._options: dict[str, Any] = {"threads": threads, "packing": packing}

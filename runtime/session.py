@@ -16,7 +16,7 @@ from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
 from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
-from memoptc.runtime.sizes import parse_bytes
+from memoptc.runtime.sizes import as_bytes
 from memoptc.runtime.tiers.arena import combined, registered_arena
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         memory_limit: Most bytes that onnxruntime may allocate: activations, outputs, workspace and pre-packed weights.
         strict: Raise when a run leaves its plan, instead of serving it from the heap with a warning.
         threads: Intra-op threads; the contract's, or onnxruntime's choice, when not given.
-        arena_bytes: Size of the arena in place of the contract's.
+        arena_bytes: Size of the arena, in bytes or as `"64MiB"`, in place of the contract's.
         contract: How to run the model, or a file that says so, in place of the file beside it; `False` ignores that.
         packing: Whether weights are copied into the layout that kernels read fastest. `"auto"` is what the contract
             says, and `True` without one. `False` leaves mapped weights where they are: less memory of the process's
@@ -86,7 +86,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         memory_limit: int | str | None = None,
         strict: bool = False,
         threads: int | None = None,
-        arena_bytes: int | None = None,
+        arena_bytes: int | str | None = None,
         contract: Contract | str | os.PathLike[str] | Literal[False] | None = None,
         packing: Packing = "auto",
         shared: Shared | None = None,
@@ -103,7 +103,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._planned: Planned | None = None
         self._shared = shared
         self._caller = (sess_options, providers, provider_options, kwargs)
-        self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else arena_bytes
+        self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else as_bytes(arena_bytes)
         self._run_options = _options(self.contract.options, packing, threads)
         self._strict, self._threads = strict, threads
         on_host = _on_host(providers)
@@ -323,8 +323,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         """What was planned so far: one per set of input shapes."""
         return list(self._planned.plans.values()) if self._planned is not None else []
 
-    def set_limit(self, limit: int | None) -> None:
-        """Hold later runs of a planned session to another limit, in bytes."""
+    def set_limit(self, limit: int | str | None) -> None:
+        """Hold later runs of a planned session to another limit: bytes, or text such as `64MiB`."""
+        limit = None if limit is None else as_bytes(limit)
         if self._planned is not None and limit != self.memory_limit:
             self.memory_limit = self._planned.limit = limit
             self._admission = self._make_admission()
@@ -412,10 +413,7 @@ def _contract(given: Contract | str | os.PathLike[str] | Literal[False] | None, 
 
 
 def _limit(given: int | str | None) -> int | None:
-    try:
-        limit = parse_bytes(given) if isinstance(given, str) else given
-    except ValueError as error:
-        raise InputError(f"{error}.") from None
+    limit = None if given is None else as_bytes(given)
     if limit is not None and limit < _SMALLEST_LIMIT:
         raise InputError(
             f"A limit of {limit} bytes is too small: onnxruntime's arena does not hold to it.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from memoptc.ir.diagnostics import InputError
+
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _UNITS |= {f"{k}IB": v for k, v in list(_UNITS.items()) if k in ("K", "M", "G", "T")}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -19,6 +21,18 @@ def parse_bytes(text: str) -> int:
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is no size; write one like 64MiB, 1.5GB or 4096")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def as_bytes(size: int | str) -> int:
+    """Give the bytes that a caller wrote as a number, or as text such as `64MiB`.
+
+    Raises:
+        InputError: the text is no size.
+    """
+    try:
+        return parse_bytes(size) if isinstance(size, str) else size
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
 
 
 GROWTH = 1.02

@@ -41,10 +41,14 @@ def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Ta
         compilation = compilation.with_control(prepare.prepare(compilation).graph)
         pipeline = run.pipeline(asked, compilation.data.calibration is not None)
         culprit = prove.find_culprit(compilation, pipeline)
-    click.echo(culprit or "no pass breaks the numbers")
+    told: dict[str, Any] = {"culprit": culprit or None}
+    lines = [culprit or "no pass breaks the numbers"]
     if culprit and reduced is not None:
         from memoptc.cli.reduce import describe, portable, reduce_by
 
         plain = portable({name: options[name] for name in ("level", "target", "passes", "dims", "plugins")})
-        click.echo(describe(reduce_by(model, reduced, plain, "differs", quiet=talk.quiet), reduced))
+        found = reduce_by(model, reduced, plain, "differs", quiet=talk.quiet)
+        told["reduced"] = vars(found) | {"file": reduced}
+        lines.append(describe(found, reduced))
+    talk.tell(told, lambda: click.echo("\n".join(lines)))
     return 3 if culprit else 0

@@ -45,14 +45,14 @@ def command(
     both, and saves time.
     """
     from memoptc.api import compile_file
-    from memoptc.cli.show import Progress, print_result
+    from memoptc.cli.show import Progress, tell_result
 
     settings = [f"small={json.dumps(str(small))}", f"max_disagreement={max_disagreement!r}"]
     settings += [] if threshold is None else [f"threshold={threshold!r}"]
     pipeline = (
         f"raise-opset{{to=18,below=18}},inline-functions,cascade{{{','.join(settings)}}},share-weights,drop-dead,lower"
     )
-    with Progress(talk.quiet) as progress:
+    with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(
             big,
             output or big.with_name(f"{big.stem}.cascade.onnx"),
@@ -61,4 +61,4 @@ def command(
             progress=progress,
             **options,
         )
-    print_result(result.report, [*result.files, *options["reports"]], quiet=talk.quiet, verbose=talk.verbose)
+    tell_result(talk, result.report, [*result.files, *options["reports"]])

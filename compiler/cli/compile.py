@@ -23,14 +23,15 @@ def command(
 ) -> None:
     """Compile MODEL into one that needs less memory, and prove that it still does the same; written to OUT or -o."""
     from memoptc.api import compile_file, pipeline_for
-    from memoptc.cli.show import Progress, print_result
+    from memoptc.cli.show import Progress, tell_result
 
     if print_pipeline:
-        click.echo(pipeline_for(FileOptions(**options)))
+        pipeline = pipeline_for(FileOptions(**options))
+        talk.tell({"pipeline": f"{pipeline}"}, lambda: click.echo(pipeline))
         return
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
     output = output or out or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(model, output, progress=progress, **options)
-    print_result(result.report, [*result.files, *options["reports"]], quiet=talk.quiet, verbose=talk.verbose)
+    tell_result(talk, result.report, [*result.files, *options["reports"]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,9 +11,8 @@ from memoptc.cli.options import GroupedCommand, Talk, talks
 
 @click.command("drift", cls=GroupedCommand)
 @click.argument("log", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of sentences.")
 @talks
-def command(log: Path, as_json: bool, talk: Talk) -> int:
+def command(log: Path, talk: Talk) -> int:
     """Say whether the inputs in LOG are still those of the calibration data; exit code 3 when they are not."""
     from memoptc.runtime.drift import drifts, read_log
     from memoptc.runtime.shadow import Figures
@@ -26,19 +23,19 @@ def command(log: Path, as_json: bool, talk: Talk) -> int:
         figures.add(line)
     figures.calls = max((line["call"] for line in calls), default=0)
     found = drifts(start["reference"], calls)
-    if as_json:
-        told = {k: getattr(figures, k) for k in ("calls", "shadowed", "errors", "agreement", "slowdown")}
-        click.echo(json.dumps(told | {"drift": [asdict(d) for d in found]}, indent=2))
-        return 3 if found else 0
-    if not talk.quiet:
+    told = {k: getattr(figures, k) for k in ("calls", "shadowed", "errors", "agreement", "slowdown")}
+
+    def show() -> None:
         click.echo(f"{figures.shadowed} calls of about {figures.calls} were shadowed, {figures.errors} failed.")
         if figures.agreement is not None:
             click.echo(f"The outputs agree in {figures.agreement:.2%} of {figures.rows} rows.")
         if figures.slowdown is not None:
             click.echo(f"The candidate takes {figures.slowdown:.2f} of the control's time.")
-    if not start["reference"]:
-        click.echo("The log has no calibration data to compare with: give Shadow calibration=.")
-    for drift in found:
-        click.echo(f"{drift}; distributions are {drift.distance:.2f} apart, {drift.bound:.2f} is chance.")
-    click.echo("Calibrate again, with inputs like those of now." if found else "No drift is seen.")
+        if not start["reference"]:
+            click.echo("The log has no calibration data to compare with: give Shadow calibration=.")
+        for drift in found:
+            click.echo(f"{drift}; distributions are {drift.distance:.2f} apart, {drift.bound:.2f} is chance.")
+        click.echo("Calibrate again, with inputs like those of now." if found else "No drift is seen.")
+
+    talk.tell(told | {"drift": found}, show)
     return 3 if found else 0

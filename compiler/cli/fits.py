@@ -47,17 +47,18 @@ def command(
     seed: int,
     options: dict[str, Any],
     talk: Talk,
-) -> None:
+) -> int:
     """Find the smallest memory limit of a process in which MODEL loads and runs at no more than 1.6 times its latency.
 
     The kernel sets the limit (control groups), on Python, onnxruntime and the model together. Where it cannot, need is
     measured: what the model adds to a process.
     """
     from memoptc.cli.feeds import made_up
+    from memoptc.cli.main import report_error
     from memoptc.cli.show import Progress
     from memoptc.ir.diagnostics import BudgetError
     from memoptc.report.rows import size
-    from memoptc.runtime.container import Unavailable, limiter, smallest_container
+    from memoptc.runtime.container import Unavailable
     from memoptc.runtime.measure import InSession, Way, measure_need
     from memoptc.runtime.npz import load_feed
     from memoptc.runtime.options import RunOptions
@@ -68,50 +69,77 @@ def command(
     in_session: dict[str, Any] = {"threads": threads} if threads else {}
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
     where = "Session" if run_with == "session" else "stock onnxruntime"
-    if sizes and limit is not None:
-        with Progress(talk.quiet, talk.progress) as progress:
-            edges, point = _edges(
-                model, limit, way, options["dims"], seed, lambda text: progress(f"trying {text}", None)
-            )
-        click.echo(f"largest sizes that run in {size(limit)} ({where}), the others at {_spelled(point)}:")
-        for edge in edges:
-            click.echo(f"  {_told(edge)}")
-        if any(edge.largest is None for edge in edges):
-            raise BudgetError(
-                f"{model.name} does not run in {size(limit)} ({where}) at any size that was tried.",
-                hint="Give a larger --limit, smaller sizes with --dim, or compile it for less.",
-            )
-        return
-    if inputs is None:
-        extents = {name: "x".join(map(str, v.shape)) or "scalar" for name, v in feed.items() if hasattr(v, "shape")}
-        shapes = ", ".join(f"{name} {text}" for name, text in extents.items())
-        click.echo(f"inputs: {shapes}")
-    need = measure_need(model, feed, options=way)
-    click.echo(f"need in {where}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
+    told: dict[str, Any] = {"model": model, "run_with": run_with, "limit_bytes": limit}
+    lines: list[str] = []
     try:
-        if limit is None:
-            with Progress(talk.quiet, talk.progress) as progress:
-                found = smallest_container(
-                    model, feed, way=way, seconds=seconds, say=lambda text: progress(f"trying {text}", None)
-                )
-            close = "" if found.below_bytes * 1.04 > found.limit_bytes else f" (not in {size(found.below_bytes)})"
-            click.echo(
-                f"smallest container: {size(found.limit_bytes)}{close}, {found.latency_ms:.3g} ms there, "
-                f"{found.free_ms:.3g} ms without a limit"
-            )
-            return
-        with limiter(model, feed, way) as tries:
-            tries.free()
-            trial = tries.run(limit)
-    except Unavailable as problem:
-        click.echo(f"memoptc: {problem.message}\n{problem.hint}", err=True)
-        return
-    if not trial.fits:
-        raise BudgetError(
-            f"{model.name} does not run in {size(limit)} ({where}): {trial.why}.",
-            hint="Leave --limit out to find the smallest limit, or compile it for less.",
+        with Progress(talk.quiet, talk.progress) as progress:
+
+            def trying(text: str) -> None:
+                progress(f"trying {text}", None)
+
+            if sizes and limit is not None:
+                edges, point = _edges(model, limit, way, options["dims"], seed, trying)
+                told |= {"edges": edges, "others": point}
+                lines += [f"largest sizes that run in {size(limit)} ({where}), the others at {_spelled(point)}:"]
+                lines += [f"  {_told(edge)}" for edge in edges]
+                problem = "at any size that was tried" if any(edge.largest is None for edge in edges) else ""
+                hint = "Give a larger --limit, smaller sizes with --dim, or compile it for less."
+            else:
+                told["inputs"] = {name: list(v.shape) for name, v in feed.items() if hasattr(v, "shape")}
+                if inputs is None:
+                    lines.append(f"inputs: {_shapes(told['inputs'])}")
+                need = measure_need(model, feed, options=way)
+                told["need"] = need
+                lines.append(f"need in {where}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
+                problem, line = _container(model, feed, way, limit, seconds, trying, told)
+                lines.append(line)
+                hint = "Leave --limit out to find the smallest limit, or compile it for less."
+    except Unavailable as missing:
+        click.echo(f"memoptc: {missing.message}\n{missing.hint}", err=True)
+        told["unavailable"], problem = missing.message, ""
+    if problem and limit is not None:
+        told["error"] = f"{model.name} does not run in {size(limit)} ({where}): {problem}."
+    talk.tell(told, lambda: click.echo("\n".join(filter(None, lines))))
+    if not problem:
+        return 0
+    if talk.as_json:
+        report_error(told["error"], hint)  # stdout has it already
+        return BudgetError.exit_code
+    raise BudgetError(told["error"], hint=hint)
+
+
+def _container(
+    model: Path,
+    feed: Mapping[str, Any],
+    way: Any,
+    limit: int | None,
+    seconds: float,
+    trying: Callable[[str], None],
+    told: dict[str, Any],
+) -> tuple[str, str]:
+    """Try the limit, or find the smallest one: why it does not run in it, and what to say; adds the figures."""
+    from memoptc.report.rows import size
+    from memoptc.runtime.container import limiter, smallest_container
+
+    if limit is None:
+        found = smallest_container(model, feed, way=way, seconds=seconds, say=trying)
+        told["smallest"] = found
+        close = "" if found.below_bytes * 1.04 > found.limit_bytes else f" (not in {size(found.below_bytes)})"
+        return "", (
+            f"smallest container: {size(found.limit_bytes)}{close}, {found.latency_ms:.3g} ms there, "
+            f"{found.free_ms:.3g} ms without a limit"
         )
-    click.echo(f"runs in {size(limit)}: {trial.latency_ms:.3g} ms, {tries.free_ms:.3g} ms without a limit")
+    with limiter(model, feed, way) as tries:
+        tries.free()
+        trial = tries.run(limit)
+    told |= {"trial": trial, "free_ms": tries.free_ms}
+    if not trial.fits:
+        return trial.why, ""
+    return "", f"runs in {size(limit)}: {trial.latency_ms:.3g} ms, {tries.free_ms:.3g} ms without a limit"
+
+
+def _shapes(inputs: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in inputs.items())
 
 
 def _kept(anonymous: int | None, size: Any) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from memoptc.cli.options import GroupedCommand, Talk, takes, talks
 from memoptc.options import Options
+
+if TYPE_CHECKING:
+    from memoptc.frontier import Frontier
 
 
 @click.command("frontier", cls=GroupedCommand)
@@ -39,13 +42,9 @@ def command(
     talk: Talk,
 ) -> None:
     """Compile MODEL for smaller and smaller memory budgets; verify, enforce and measure each."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from memoptc.cli.show import Progress, result_console
+    from memoptc.cli.show import Progress
     from memoptc.frontier import SHARES, frontier
-    from memoptc.report.frontier import HEADINGS, rows, write_frontier
-    from memoptc.report.rows import size
+    from memoptc.report.frontier import write_frontier
 
     with Progress(talk.quiet, talk.progress) as progress:
         found = frontier(
@@ -57,8 +56,17 @@ def command(
         )
     for path in reports:
         write_frontier(found, path)
-    if talk.quiet:
-        return
+    talk.tell(lambda: found.to_json() | {"files": list(reports)}, lambda: _print(found, reports))
+
+
+def _print(found: Frontier, reports: tuple[Path, ...]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from memoptc.cli.show import result_console
+    from memoptc.report.frontier import HEADINGS, rows
+    from memoptc.report.rows import size
+
     console = result_console()
     latency = f", {found.latency_ms:.1f} ms" if found.latency_ms else ""
     console.print(

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from memoptc.cli.options import Talk, print_json
+
 
 def read_prompts(path: Path) -> list[list[int]]:
     """Read numbers of tokens, a row for each prompt.
@@ -47,7 +49,7 @@ def print_tokens(
     options: Mapping[str, Any],
     sampling: Mapping[str, Any],
     outputs: Path | None,
-    quiet: bool,
+    talk: Talk,
 ) -> None:
     """Generate, and print tokens to stdout, a line for each prompt; how fast that was to stderr.
 
@@ -57,7 +59,7 @@ def print_tokens(
         options: Of `Decoder`.
         sampling: Of `Decoder.generate`.
         outputs: Where to write the tokens, too, if anywhere: `ids`, -1 behind the end of a sequence.
-        quiet: Whether to print nothing but tokens.
+        talk: How much to print besides the tokens.
     """
     import numpy as np
 
@@ -72,20 +74,24 @@ def print_tokens(
         made: list[list[int | None]] = []
         for step in steps:
             made.append(step if isinstance(step, list) else [step])
-            if len(prompts) == 1:
+            if len(prompts) == 1 and not talk.as_json:
                 click.echo(f"{' ' if len(made) > 1 else ''}{step}", nl=False)
         ended = time.perf_counter()
         notes = list(decoder.notes)
-    if len(prompts) == 1:
+    count = sum(map(len, prompts))
+    rows = [[token for token in row if token is not None] for row in zip(*made, strict=True)] or [[] for _ in prompts]
+    if talk.as_json:
+        rate = (len(made) - 1) * len(prompts) / (ended - ready) if len(made) > 1 else None
+        print_json({"tokens": rows, "prompt_per_s": count / (ready - started), "per_s": rate, "notes": notes})
+    elif len(prompts) == 1:
         click.echo()
     else:
-        for row in zip(*made, strict=True):
-            click.echo(" ".join(str(token) for token in row if token is not None))
+        for row in rows:
+            click.echo(" ".join(map(str, row)))
     if outputs is not None:
         array = np.asarray([[-1 if t is None else t for t in step] for step in made], np.int64)
         save_feed(outputs, {"ids": array.reshape(-1, len(prompts)).T})
-    if not quiet:
-        count = sum(map(len, prompts))
+    if not talk.quiet:
         click.echo(f"prompt: {count} tokens, {count / (ready - started):.1f} a second", err=True)
         if len(made) > 1:  # the first one came with the prompt
             rate = (len(made) - 1) * len(prompts) / (ended - ready)

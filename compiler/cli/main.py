@@ -79,7 +79,7 @@ def main(args: list[str] | None = None) -> int:
         args: Arguments without the program's name; the process's own when `None`.
     """
     arguments = sys.argv[1:] if args is None else args
-    debug = "--debug" in arguments
+    debug, as_json = "--debug" in arguments, "--json" in arguments
     # A graph is millions of long-lived objects in cycles: with Python's own thresholds, looking for garbage
     # takes half the time of a large compile.
     gc.set_threshold(200_000, 50, 1000)
@@ -95,46 +95,45 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except click.ClickException as e:
         e.show()
+        if as_json:
+            _error_as_json(e.format_message(), "", 2)
         return 2
-    except MemoptcError as e:
-        if debug:
-            raise
-        report_error(e.message, e.hint)
-        return e.exit_code
     except BrokenPipeError:
         # Whoever read our output has left; Python must not complain about it while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError as e:
-        if debug:
-            raise
-        report_error(f"There is not enough memory: {e or 'sizes are too large'}.", "Give smaller sizes with --dim.")
-        return 2
-    except OSError as e:
-        if debug:
-            raise
-        if e.filename is None:
-            return _report_fault(e)
-        report_error(
-            f"{e.filename}: {(e.strerror or str(e)).lower()}.", "Check the path, and what may be written there."
-        )
-        return 2
     except Exception as e:
         if debug:
             raise
-        return _report_fault(e)
+        message, hint, status = _told(e)
+        report_error(message, hint)
+        if as_json:
+            _error_as_json(message, hint, status)
+        return status
 
 
-def _report_fault(e: Exception) -> int:
-    report_error(
-        f"{type(e).__name__}: {e}",
-        "This is a fault of memoptc: run again with --debug and report what it prints.",
-    )
-    return 1
+def _told(e: Exception) -> tuple[str, str, int]:
+    """Give what is wrong, how to go on, and the exit code."""
+    if isinstance(e, MemoptcError):
+        return e.message, e.hint, e.exit_code
+    if isinstance(e, MemoryError):
+        return f"There is not enough memory: {e or 'sizes are too large'}.", "Give smaller sizes with --dim.", 2
+    if isinstance(e, OSError) and e.filename is not None:
+        reason = (e.strerror or str(e)).lower()
+        return f"{e.filename}: {reason}.", "Check the path, and what may be written there.", 2
+    hint = "This is a fault of memoptc: run again with --debug and report what it prints."
+    return f"{type(e).__name__}: {e}", hint, 1
+
+
+def _error_as_json(message: str, hint: str, code: int) -> None:
+    """Print an error where the result of a command was to be."""
+    from memoptc.cli.options import print_json
+
+    print_json({"error": message, "hint": hint, "exit_code": code})
 
 
 def report_error(message: str, hint: str) -> None:
-    """Print what is wrong and how to go on."""
+    """Print what is wrong and how to go on, on stderr."""
     from rich.console import Console
     from rich.markup import escape
 

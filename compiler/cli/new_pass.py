@@ -23,6 +23,5 @@ from memoptc.scaffold import KINDS, new_pass
 @talks
 def command(name: str, output: Path | None, kind: str, talk: Talk) -> None:
     """Write a package with a pass called NAME, which works, and tests that pass."""
-    for file in new_pass(name, kind, output or Path(f"memoptc-{name}")):
-        if not talk.quiet:
-            click.echo(f"wrote {file}")
+    files = list(new_pass(name, kind, output or Path(f"memoptc-{name}")))
+    talk.tell({"files": files}, lambda: click.echo("\n".join(f"wrote {file}" for file in files)))

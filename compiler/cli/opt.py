@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
@@ -91,9 +91,15 @@ def command(
             click.echo(f"{record.name}: {did}{took}", err=True)
     if trace is not None:
         _report_trace(trace, traced)
-    if output is None:
+    if talk.as_json:
+        facts = {"passes": records, "warnings": context.warnings, "files": [output] if output else []}
+        text = {} if output else {"graph": print_graph(graph, weights="inline" if full else "elide", notes=full)}
+        print_json(facts | text)
+    elif output is None:
         click.echo(print_graph(graph, weights="inline" if full else "elide", notes=full), nl=False)
-    elif output.suffix == ".onnx":
+    if output is None:
+        return
+    if output.suffix == ".onnx":
         write_onnx(graph, output)
     else:
         write_mir(graph, output)

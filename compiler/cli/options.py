@@ -40,7 +40,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Talk:
-    """How much a command says; every command has these."""
+    """How much a command says, and in which form; every command has these."""
 
     quiet: bool = option("Say nothing but results and errors.", "-q", "--quiet", default=False, group=GENERAL)
     verbose: bool = option("Say more: passes as they run, reasons.", "-v", "--verbose", default=False, group=GENERAL)
@@ -51,6 +51,28 @@ class Talk:
         group=GENERAL,
     )
     debug: bool = option("Show a traceback when something goes wrong.", default=False, group=GENERAL)
+    as_json: bool = option("Print the result as JSON, errors too.", "--json", default=False, group=GENERAL)
+
+    def tell(self, result: Any, show: Callable[[], Any]) -> None:
+        """Print a result on stdout: as one JSON document, or as a person reads it, or not at all.
+
+        Args:
+            result: What `memoptc.plain.plain` makes plain values of, or a function that gives it.
+            show: Prints it for a person.
+        """
+        if self.as_json:
+            print_json(result() if callable(result) else result)
+        elif not self.quiet:
+            show()
+
+
+def print_json(result: Any) -> None:
+    """Print one JSON document on stdout."""
+    import json
+
+    from memoptc.plain import plain
+
+    click.echo(json.dumps(plain(result), indent=2, ensure_ascii=False))
 
 
 BYTES = Parsed(parse_bytes, "size")
@@ -87,7 +109,7 @@ def takes(into: str, kind: type, *names: str, **changes: Mapping[str, Any]) -> C
 
 
 def talks(function: F) -> F:
-    """Add -q, -v and --debug to a command, which gets them as `talk`."""
+    """Add -q, -v, --json and --debug to a command, which gets them as `talk`."""
 
     @functools.wraps(function)
     def command(*, talk: dict[str, Any], **values: Any) -> Any:

@@ -69,24 +69,28 @@ def command(
     if memories is None:
         plan = allocate(found.problem)
         texts = {path: _render(path, plan, found, model, bound) for path in save}
+        facts = _facts(plan, found, model, bound)
         show = partial(_print, plan, found, model, bound, top)
     else:
         spaced = plan_spaces(found, memories)
-        texts = {path: json.dumps(spaced.to_json(), indent=1) + "\n" for path in save}
+        facts = spaced.to_json()
+        texts = {path: json.dumps(facts, indent=1) + "\n" for path in save}
         show = partial(print_spaces, spaced, top)
     for path, text in texts.items():
         atomic_write(path, text.encode())
     if found.unknown:
         names = ", ".join(dict.fromkeys(found.unknown[:5]))
         click.echo(f"{len(found.unknown)} values have no known size and are not placed: {names}", err=True)
-    if not talk.quiet:
+
+    def tell() -> None:
         show()
         for path in save:
             click.echo(f"wrote {path}")
 
+    talk.tell(facts | {"files": list(save)}, tell)
+
 
 def _render(path: Path, plan: Plan, found: Liveness, model: Path, dims: dict[str, int]) -> str:
-    from memoptc.runtime.configuration import FILE_ORDER
     from memoptc.runtime.memory.liveness import label
     from memoptc.runtime.memory.render import to_header, to_svg
 
@@ -96,14 +100,20 @@ def _render(path: Path, plan: Plan, found: Liveness, model: Path, dims: dict[str
         return to_header(plan, model.stem)
     if path.suffix == ".svg":
         return to_svg(plan, f"{model.name}: arena", [label(op) for op in found.steps])
-    data = plan.to_json() | {
+    return json.dumps(_facts(plan, found, model, dims), indent=1) + "\n"
+
+
+def _facts(plan: Plan, found: Liveness, model: Path, dims: dict[str, int]) -> dict[str, Any]:
+    from memoptc.runtime.configuration import FILE_ORDER
+    from memoptc.runtime.memory.liveness import label
+
+    return plan.to_json() | {
         "model": model.name,
         "dims": dims,
         "configuration": str(FILE_ORDER),
         "planned_peak_bytes": max(found.curve),
         "steps": [label(op) for op in found.steps],
     }
-    return json.dumps(data, indent=1) + "\n"
 
 
 def _print(plan: Plan, found: Liveness, model: Path, dims: dict[str, int], top: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 @click.option("--top", default=10, show_default=True, help="How many tensors to list at the peak.")
 @click.option("--static", is_flag=True, help="Plan only: run nothing.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Intra-op threads.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw memory over the run, and its growth (.svg).")
 @click.option("--contract", is_flag=True, help="Write MODEL.session.json: how to run MODEL as it is in less memory.")
 @takes(
@@ -38,7 +36,6 @@ def command(
     top: int,
     static: bool,
     threads: int,
-    as_json: bool,
     picture: Path | None,
     contract: bool,
     options: dict[str, Any],
@@ -93,10 +90,7 @@ def command(
         atomic_write(picture, draw(points, model.name).encode())
     if contract:
         _write_contract(model, feed, threads, static, points[-1])
-    if as_json:
-        click.echo(json.dumps(facts | {"points": [p.to_json() for p in points]}, indent=2))
-    elif not talk.quiet:
-        _print(facts, points, top)
+    talk.tell(facts | {"points": points}, lambda: _print(facts, points, top))
 
 
 def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: bool, point: Profile) -> None:

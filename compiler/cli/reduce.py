@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import GroupedCommand, Parsed, Talk, takes, talks
 from memoptc.options import Options
+from memoptc.runtime.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from memoptc.reduction import Reduction
+
+
+MEGABYTES = Parsed(lambda text: parse_bytes(f"{text}MB" if text.strip().isdigit() else text), "size")
+"""A size; a number alone is in megabytes."""
 
 
 @click.command("reduce", cls=GroupedCommand)
@@ -28,7 +33,12 @@ if TYPE_CHECKING:
     "--differs", type=click.IntRange(0, 3), metavar="LEVEL", help="Fails where the outputs at -O LEVEL differ."
 )
 @click.option("--slow", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Fails where a compile takes longer.")
-@click.option("--above", type=click.IntRange(min=1), metavar="MB", help="Fails where a compile takes more memory.")
+@click.option(
+    "--above",
+    type=MEGABYTES,
+    metavar="SIZE",
+    help="Fails where a compile takes more memory, 900MiB; 900 is in MB.",
+)
 @click.option("--trial-seconds", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Per trial.")
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop after so long, with the smallest one until then.")
 @takes("options", Options, "level", "target", "passes", "dims", "plugins")
@@ -64,11 +74,11 @@ def command(
         chosen[0].removeprefix("--"),
         command=command_,
         trial_seconds=trial_seconds if slow is None else slow,
-        most_bytes=(above or 0) * 1_000_000,
+        most_bytes=above or 0,
         seconds=seconds,
         quiet=talk.quiet,
     )
-    click.echo(describe(found, output))
+    talk.tell(vars(found) | {"file": output}, lambda: click.echo(describe(found, output)))
     return 0
 
 

@@ -83,23 +83,27 @@ def command(
 
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
         session = {"memory": memory, "memory_limit": memory_limit, "max_length": max_length, "threads": threads}
-        print_tokens(model, prompt_ids, session, {"max_new_tokens": max_new_tokens, **sampling}, outputs, talk.quiet)
+        print_tokens(model, prompt_ids, session, {"max_new_tokens": max_new_tokens, **sampling}, outputs, talk)
         return
     feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
     if arena:
-        found, lines = _in_arena(model, feed)
+        found, lines, facts = _in_arena(model, feed)
     else:
-        found, lines = _in_session(model, feed, memory, memory_limit, strict, runs, threads)
-    if not talk.quiet:
-        lines.insert(0, _planned_peak(model, feed))
+        found, lines, facts = _in_session(model, feed, memory, memory_limit, strict, runs, threads)
+    if talk.as_json or not talk.quiet:
+        facts["planned_peak_bytes"], line = _planned_peak(model, feed)
+        lines.insert(0, line)
     if outputs is not None:
         save_feed(outputs, found)
         lines.append(f"wrote {outputs}")
-    if not talk.quiet:
-        _print(found, lines)
+    facts["files"] = [] if outputs is None else [outputs]
+    talk.tell(
+        lambda: facts | {"outputs": [_summary(name, value) for name, value in found.items()]},
+        lambda: _print(found, lines),
+    )
 
 
-def _planned_peak(model: Path, feed: dict[str, Any]) -> str:
+def _planned_peak(model: Path, feed: dict[str, Any]) -> tuple[int, str]:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.report.rows import size
@@ -109,10 +113,10 @@ def _planned_peak(model: Path, feed: dict[str, Any]) -> str:
     graph = read_onnx(model)
     infer_shapes(graph)
     found = planned_peak(graph, bind_shapes(graph, feed))
-    return f"planned peak {size(found.peak_bytes)} ({FILE_ORDER}; {found.peak_bytes} bytes)"
+    return found.peak_bytes, f"planned peak {size(found.peak_bytes)} ({FILE_ORDER}; {found.peak_bytes} bytes)"
 
 
-def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.report.rows import size
@@ -127,7 +131,8 @@ def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[s
     ]
     if report.outside:
         lines.append(f"{len(report.outside)} values of unknown size lay outside: {', '.join(report.outside[:5])}")
-    return found, lines
+    facts = {n: getattr(report, n) for n in ("steps", "arena_bytes", "floor_bytes", "outside")}
+    return found, lines, facts
 
 
 def _in_session(
@@ -138,7 +143,7 @@ def _in_session(
     strict: bool,
     runs: int,
     threads: int | None,
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     import numpy as np
 
     from memoptc.report.rows import size
@@ -147,6 +152,7 @@ def _in_session(
     from memoptc.runtime.session import Session
 
     lines = []
+    facts: dict[str, Any] = {"memory": memory, "runs": runs, "plans": []}
     with Session(model, memory=memory, memory_limit=limit, strict=strict, threads=threads) as session:
         names = [port.name for port in session.get_outputs()]
         seconds = []
@@ -154,9 +160,11 @@ def _in_session(
             start = time.perf_counter()
             values = session.run(None, feed)
             seconds.append(time.perf_counter() - start)
-        lines.append(f"{np.median(seconds[-runs:]) * 1e3:.2f} ms, median of {runs}")
+        facts["median_ms"] = float(np.median(seconds[-runs:]) * 1e3)
+        lines.append(f"{facts['median_ms']:.2f} ms, median of {runs}")
         for plan in session.plans:
             bound = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in plan.bound.values())
+            facts["plans"].append({n: getattr(plan, n) for n in ("peak_bytes", "arena_bytes")})
             lines.append(
                 f"recorded peak {size(plan.peak_bytes)} ({SESSION}); planned: every allocation inside "
                 f"{size(plan.arena_bytes)} (floor {size(plan.plan.floor)}), outputs of {size(bound)} in the caller's "
@@ -165,14 +173,27 @@ def _in_session(
         contract = session.contract
     if memory != "stock" and contract.options.file_order:
         wrong = first_difference(model, executed_order(model, feed, contract.options))
+        facts["in_file_order"] = not wrong
         lines.append(f"not in the file's order: {wrong}" if wrong else "executed in the file's order, as contracted")
     if memory == "arena" and contract.arena_bytes:
+        facts["arena_bytes"] = contract.arena_bytes
         lines.append(f"arena of {size(contract.arena_bytes)}, as contracted")
-    return dict(zip(names, values, strict=True)), lines
+    return dict(zip(names, values, strict=True)), lines, facts
+
+
+def _summary(name: str, value: Any) -> dict[str, Any]:
+    """What an output is, and its extremes and mean where it has numbers."""
+    import numpy as np
+
+    array = np.asarray(value)
+    figures: dict[str, Any] = {"min": None, "mean": None, "max": None}
+    if array.dtype.kind in "fiu" and array.size:
+        wide = array.astype(np.float64)
+        figures = {"min": wide.min(), "mean": wide.mean(), "max": wide.max()}
+    return {"name": name, "type": str(array.dtype), "shape": list(array.shape), **figures}
 
 
 def _print(found: dict[str, Any], lines: list[str]) -> None:
-    import numpy as np
     from rich.markup import escape
     from rich.table import Table
 
@@ -181,13 +202,9 @@ def _print(found: dict[str, Any], lines: list[str]) -> None:
     console = result_console()
     table = Table("output", "type", "shape", "min", "mean", "max")
     for name, value in found.items():
-        array = np.asarray(value)
-        if array.dtype.kind in "fiu" and array.size:
-            wide = array.astype(np.float64)
-            figures = [f"{f:.4g}" for f in (wide.min(), wide.mean(), wide.max())]
-        else:
-            figures = ["", "", ""]
-        table.add_row(escape(name), str(array.dtype), "x".join(map(str, array.shape)) or "scalar", *figures)
+        told = _summary(name, value)
+        figures = ["" if told[k] is None else f"{told[k]:.4g}" for k in ("min", "mean", "max")]
+        table.add_row(escape(name), told["type"], "x".join(map(str, told["shape"])) or "scalar", *figures)
     console.print(table)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
+    from memoptc.cli.options import Talk
+
 
 class Progress:
     """A progress bar on a terminal, nothing in a pipe. Call it with a step's name and how far along it is.
@@ -63,18 +65,22 @@ class Progress:
             self._bar.stop()
 
 
-def print_result(report: Report, written: list[Path], *, quiet: bool, verbose: bool) -> None:
-    """Print the verdict, the before/after table, the proof, what was written, and the warnings (to stderr)."""
-    from rich.console import Console
-    from rich.markup import escape
+def tell_result(talk: Talk, report: Report, written: list[Path]) -> None:
+    """Print what a compile came to, as `talk` says, and its warnings on stderr."""
+    if report.warnings:
+        from rich.console import Console
+        from rich.markup import escape
 
-    if quiet and not report.warnings:
-        return
-    errors = Console(stderr=True, highlight=False)
-    for warning in report.warnings:
-        errors.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-    if quiet:
-        return
+        errors = Console(stderr=True, highlight=False)
+        for warning in report.warnings:
+            errors.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    talk.tell(
+        lambda: report.to_json() | {"files": written}, lambda: _print_result(report, written, verbose=talk.verbose)
+    )
+
+
+def _print_result(report: Report, written: list[Path], *, verbose: bool) -> None:
+    """Print the verdict, the before/after table, the proof, and what was written."""
     console = result_console()
     _print_verdict(report, console)
     console.print(result_table(report))

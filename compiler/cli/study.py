@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks
 from memoptc.options import Options
 from memoptc.study.changes import Asked
 from memoptc.targets import INTEGERS
@@ -20,7 +19,6 @@ ACCURACY = ("min_sqnr", "max_accuracy_loss", "metric", "fallback")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; MODEL.study if not given.")
 @click.option("--layers", is_flag=True, help="Measure each layer alone in smaller numbers instead; writes nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @takes("asked", Asked)
 @takes(
     "options",
@@ -35,18 +33,17 @@ def command(
     model: Path,
     output: Path | None,
     layers: bool,
-    as_json: bool,
     asked: dict[str, Any],
     options: dict[str, Any],
     talk: Talk,
 ) -> None:
     """Compare MODEL, untouched, with one change at a time and in sequence; write trade-offs and an evidence card."""
     from memoptc.cli.show import Progress, result_console
-    from memoptc.report.study import HEADINGS, headline, render, rows
+    from memoptc.report.study import HEADINGS, headline, rows
     from memoptc.study.run import study
 
     if layers:
-        _layers(model, asked["targets"], options, as_json, talk.quiet)
+        _layers(model, asked["targets"], options, talk)
         return
     if any(options[name] != getattr(Options, name) for name in ACCURACY):
         raise click.UsageError("An accuracy is asked for with --layers, or of a compile.")
@@ -55,8 +52,8 @@ def command(
     what = Asked(**asked, **data, dims=tuple(options["dims"].items()), threads=options["jobs"] or 0)
     with Progress(talk.quiet, talk.progress) as progress:
         found = study(model, folder, what, progress)
-    if as_json:
-        click.echo(render(found, "study.json"), nl=False)
+    if talk.as_json:
+        print_json(found)
         return
     console = result_console()
     console.print(headline(found), markup=False)
@@ -73,7 +70,7 @@ def command(
     console.print(f"wrote {folder} (study.md, study.html, study.json, models, reports)", markup=False, soft_wrap=True)
 
 
-def _layers(model: Path, targets: tuple[str, ...], options: dict[str, Any], as_json: bool, quiet: bool) -> None:
+def _layers(model: Path, targets: tuple[str, ...], options: dict[str, Any], talk: Talk) -> None:
     """Measure each layer alone in smaller numbers, and show what would run how; nothing is written."""
     from memoptc.api import compile as compile_model
     from memoptc.cli.show import Progress, layer_table, result_console
@@ -85,13 +82,15 @@ def _layers(model: Path, targets: tuple[str, ...], options: dict[str, Any], as_j
     asked = Accuracy(options["min_sqnr"], options["max_accuracy_loss"], options["fallback"], study=True)
     given = {n: options[n] for n in ("level", "calibration", "validation", "metric", "dims", "plugins")}
     pipeline = pipeline_text(options["level"], target, calibrated=True, accuracy=asked)
-    with Progress(quiet) as progress:
+    with Progress(talk.quiet, talk.progress) as progress:
         given |= {"passes": pipeline, "max_accuracy_loss": asked.max_loss, "verify": "off", "progress": progress}
         result = compile_model(model, target=target, **given)
-    precision = result.report.to_json()["precision"]
-    if as_json:
-        click.echo(json.dumps(precision, indent=2))
-    elif result.report.precision is None:
-        click.echo("There is nothing to quantize.")
-    else:
-        result_console().print(layer_table(result.report.precision, all_layers=True))
+    found = result.report.precision
+
+    def show() -> None:
+        if found is None:
+            click.echo("There is nothing to quantize.")
+        else:
+            result_console().print(layer_table(found, all_layers=True))
+
+    talk.tell(found, show)

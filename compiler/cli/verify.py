@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from memoptc.cli.options import GroupedCommand, Talk, takes, talks
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
+
+if TYPE_CHECKING:
+    from memoptc.runtime.verification import Verification
 
 
 @click.command("verify", cls=GroupedCommand)
@@ -20,7 +22,6 @@ from memoptc.options import Options
 @click.option("--metric", type=click.Choice(["perplexity"]), help="Measure it on the data, too.")
 @click.option("--full", is_flag=True, help="All data, more sizes.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Write the worst sample here (.npz).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @takes(
     "options",
     Options,
@@ -36,14 +37,10 @@ def command(
     metric: str | None,
     full: bool,
     keep: Path | None,
-    as_json: bool,
     options: dict[str, Any],
     talk: Talk,
 ) -> int:
     """Compare CANDIDATE with ORIGINAL; exit code 3 when they differ by more than allowed."""
-    from rich.table import Table
-
-    from memoptc.cli.show import result_console
     from memoptc.runtime.judge import Judge
     from memoptc.runtime.verify import verify
 
@@ -58,25 +55,30 @@ def command(
             keep=keep,
             metric=metric,
         )
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
-    elif not talk.quiet:
-        console = result_console()
-        table = Table("output", "max abs", "max rel", "cosine", "SQNR dB", "top-1", "judged by")
-        for o in found.outputs:
-            cells = [o[k] for k in ("max_abs", "max_rel", "cosine", "sqnr_db", "top1_agreement")]
-            text = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-            table.add_row(o["name"], *text, found.judged_by.get(o["name"], ""))
-        console.print(table)
-        for note in (*found.failures, *found.notes):
-            console.print(note, soft_wrap=True, markup=False)
-        if found.accuracy is not None and "metric" in found.accuracy:
-            before, after = found.accuracy["control"], found.accuracy["candidate"]
-            tokens = found.accuracy["samples"]
-            console.print(f"{metric}: {before:.3f} before, {after:.3f} after ({after / before:.3f}x, {tokens} tokens)")
-        noun = "sample" if found.samples == 1 else "samples"
-        console.print(f"{'passed' if found.passed else 'FAILED'} on {found.samples} {found.inputs} {noun}")
+    talk.tell(found, lambda: _print(found, metric))
     return 0 if found.passed else 3
+
+
+def _print(found: Verification, metric: str | None) -> None:
+    from rich.table import Table
+
+    from memoptc.cli.show import result_console
+
+    console = result_console()
+    table = Table("output", "max abs", "max rel", "cosine", "SQNR dB", "top-1", "judged by")
+    for o in found.outputs:
+        cells = [o[k] for k in ("max_abs", "max_rel", "cosine", "sqnr_db", "top1_agreement")]
+        text = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
+        table.add_row(o["name"], *text, found.judged_by.get(o["name"], ""))
+    console.print(table)
+    for note in (*found.failures, *found.notes):
+        console.print(note, soft_wrap=True, markup=False)
+    if found.accuracy is not None and "metric" in found.accuracy:
+        before, after = found.accuracy["control"], found.accuracy["candidate"]
+        tokens = found.accuracy["samples"]
+        console.print(f"{metric}: {before:.3f} before, {after:.3f} after ({after / before:.3f}x, {tokens} tokens)")
+    noun = "sample" if found.samples == 1 else "samples"
+    console.print(f"{'passed' if found.passed else 'FAILED'} on {found.samples} {found.inputs} {noun}")
 
 
 def _comparable(original: Path, candidate: Path, folder: Path) -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memoptc.plain import plain
 from memoptc.report import verdict as judged
 from memoptc.report.facts import Curve, Decision, PassRecord, ReportFacts, Side
 from memoptc.report.verdict import Worse
@@ -38,7 +37,7 @@ class Report(ReportFacts):
 
     def to_json(self) -> dict[str, Any]:
         """Give the JSON form (plain dicts and lists; NaN and infinities as strings)."""
-        found: dict[str, Any] = _plain(
+        found: dict[str, Any] = plain(
             {
                 "schema_version": SCHEMA_VERSION,
                 "verdict": self.verdict,
@@ -64,17 +63,3 @@ class Report(ReportFacts):
             }
         )
         return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
