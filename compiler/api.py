@@ -152,6 +152,8 @@ def compile_file(source: str | Path, output: str | Path, options: FileOptions) -
         result.report.verification["worst_sample"] = kept.name if kept.exists() else None
         result.files = written_files(output, made)
     result.report.artefacts = artefacts
+    if options.config is not None:
+        result.report.options["config"] = str(options.config)
     result.report.command = shlex.join(["memoptc", str(source), "-o", str(output), *words_of(options)])
     for path in report_paths:
         write_report(result.report, path)

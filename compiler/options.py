@@ -343,6 +343,12 @@ class Options:
 class FileOptions(Options):
     """What a caller may ask of the compile of one file into another."""
 
+    config: Path | None = option(
+        "Project file with options and models; memoptc.toml here or in a folder above if not given, `none` for none.",
+        parse=Path,
+        metavar="FILE",
+    )
+    """Read by the command line only; a report names it."""
     reports: Sequence[str | Path] = option(
         "Write a report: .json, .html or .md; may be repeated.", "--report", default=(), parse=Path, group=PROOF
     )

@@ -1,37 +1,120 @@
-"""`memoptc MODEL`: compile, prove, show what changed, write."""
+"""`memoptc MODEL`: compile, prove, show what changed, write; without a model, all that `memoptc.toml` lists."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks
+from memoptc.ir.diagnostics import MemoptcError
 from memoptc.options import FileOptions
 
+if TYPE_CHECKING:
+    from memoptc.project import Project
 
-@click.command("compile", cls=GroupedCommand)
-@click.argument("model", type=click.Path(path_type=Path))
+
+class CompileCommand(GroupedCommand):
+    """A command whose options may stand in a project file, too; those on the command line go first."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, then once more with what the project file says in front of it."""
+        rest = super().parse_args(ctx, list(args))
+        project = _project(ctx.params["config"])
+        if project is None:
+            return rest
+        said = {n for n in ctx.params if ctx.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
+        model, words = ctx.params["model"], []
+        for name, found in project.options_for(model).items():
+            if name not in said or name in ("dims", "freeze"):  # these name what they bind
+                words += found
+        ctx.params.clear()
+        rest = super().parse_args(ctx, [*words, *args])
+        ctx.params["config"] = project.file
+        ctx.meta["project"], ctx.meta["words"] = project, args
+        return rest
+
+
+@click.command("compile", cls=CompileCommand)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; MODEL.opt.onnx if not given.")
 @takes("options", FileOptions)
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline that would run, and stop.")
 @talks
 def command(
-    model: Path, out: Path | None, output: Path | None, print_pipeline: bool, options: dict[str, Any], talk: Talk
-) -> None:
-    """Compile MODEL into one that needs less memory, and prove that it still does the same; written to OUT or -o."""
+    model: Path | None,
+    out: Path | None,
+    output: Path | None,
+    print_pipeline: bool,
+    options: dict[str, Any],
+    talk: Talk,
+) -> int:
+    """Compile MODEL into one that needs less memory, and prove that it still does the same; written to OUT or -o.
+
+    Options may stand in a file memoptc.toml, too; without MODEL, all models that it lists are compiled.
+    """
     from memoptc.api import compile_file, pipeline_for
     from memoptc.cli.show import Progress, tell_result
 
+    context = click.get_current_context()
+    project = context.meta.get("project")
     if print_pipeline:
         pipeline = pipeline_for(FileOptions(**options))
         talk.tell({"pipeline": f"{pipeline}"}, lambda: click.echo(pipeline))
-        return
+        return 0
+    if model is None:
+        if project is None or not project.models:
+            raise click.UsageError("Missing argument 'MODEL', and no memoptc.toml here lists models.")
+        return _compile_all(project, context.meta["words"], talk)
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
     output = output or out or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(model, output, progress=progress, **options)
-    tell_result(talk, result.report, [*result.files, *options["reports"]])
+    files = [*result.files, *options["reports"]]
+    if isinstance(context.obj, list):
+        context.obj.append(result.report.to_json() | {"files": files})
+        return 0
+    tell_result(talk, result.report, files)
+    return 0
+
+
+def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
+    """Compile every model of a project; one that fails does not keep the others from being compiled.
+
+    Returns:
+        The exit code of the first that failed; 0 when none did.
+    """
+    from memoptc.cli.main import report_error
+
+    code, told = 0, []
+    for entry in project.models:
+        if not talk.as_json and not talk.quiet:
+            click.echo(f"{entry.model}:")
+        asked = ["--config", str(project.file), str(entry.model), *words]
+        asked += [] if entry.output is None else ["-o", str(entry.output)]
+        reports: list[dict[str, Any]] = []
+        try:
+            if entry.output is not None:
+                entry.output.parent.mkdir(parents=True, exist_ok=True)
+            with command.make_context("compile", asked, obj=reports if talk.as_json else None) as context:
+                command.invoke(context)
+        except MemoptcError as error:
+            report_error(f"{entry.model}: {error.message}", error.hint)
+            reports.append({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+            code = code or error.exit_code
+        told += [{"model": entry.model} | report for report in reports]
+    if talk.as_json:
+        print_json({"models": told})
+    return code
+
+
+def _project(config: Path | None) -> Project | None:
+    from memoptc.project import find_project, read_project
+
+    if config is not None and str(config) == "none":
+        return None
+    file = config or find_project(Path())
+    return None if file is None else read_project(file)

@@ -112,4 +112,5 @@ def _basis(report: ReportFacts) -> str:
         f"{what} data {facts['name']}" + (f" sha256 {facts['sha256']}" if facts["sha256"] else "")
         for what, facts in report.inputs.items()
     ]
-    return f"{', '.join(versions)}; threads {threads}; {'; '.join(hashes)}"
+    config = f"; options also from {report.options['config']}" if report.options.get("config") else ""
+    return f"{', '.join(versions)}; threads {threads}{config}; {'; '.join(hashes)}"

@@ -1,0 +1,88 @@
+"""The project file: options and models that are checked in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from accuracy_models import CNN
+
+from memoptc.cli.main import main
+from memoptc.ir.diagnostics import InputError
+from memoptc.project import read_project
+
+TEXT = f"""
+[options]
+level = 1
+measure = false
+verify = "off"
+dim = {{ batch = 4 }}
+skip-pass = "simplify"
+
+[[models]]
+model = "{CNN}"
+output = "out/first.onnx"
+report = ["out/first.json"]
+level = 0
+skip_passes = []
+
+[[models]]
+model = "missing.onnx"
+"""
+
+
+def test_command_line_before_entry_before_options_before_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "memoptc.toml").write_text(TEXT)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")  # the file is in the folder above
+    assert main(["compile", "--json"]) == 2  # the second model is missing; the first is compiled all the same
+    first, second = json.loads(capsys.readouterr().out)["models"]
+    assert "missing.onnx" in second["error"]
+    report = json.loads((tmp_path / "out/first.json").read_text())
+    assert (tmp_path / "out/first.onnx").is_file()
+    for options in (first["options"], report["options"]):
+        told = {n: options[n] for n in ("level", "dims", "skip_passes", "measure", "target", "config")}
+        assert told == {
+            "level": 0,
+            "dims": {"batch": 4},
+            "skip_passes": [],
+            "measure": False,
+            "target": "float32",
+            "config": "../memoptc.toml",
+        }
+    assert "--config ../memoptc.toml" in report["command"]
+    assert main([str(CNN), "two.onnx", "-O1", "--dim", "batch=2", "--skip-pass", "share-common", "--json"]) == 0
+    options = json.loads(capsys.readouterr().out)["options"]
+    assert (options["level"], options["dims"], options["skip_passes"]) == (1, {"batch": 2}, ["share-common"])
+    assert main([str(CNN), "--config", "none", "--print-pipeline", "--json"]) == 0
+    assert "fit" in json.loads(capsys.readouterr().out)["pipeline"]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[options]\ncalibratoin = 'x'", "calibratoin.*calibration"),
+        ("[options]\nmax_accuracy_los = 1", "max_accuracy_los.*max-accuracy-loss"),
+        ("[option]\nlevel = 1", "option.*options"),
+        ("[[models]]\nmodle = 'x'", "named by its path|modle"),
+        ("[options]\nforce = 3", "force is true or false"),
+        ("[options]\nlevel = [1, 2]", "level is one value"),
+        ("level = ", "no TOML"),
+    ],
+)
+def test_what_is_no_option_is_named(text: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "memoptc.toml").write_text(text)
+    with pytest.raises(InputError) as error:
+        read_project(tmp_path / "memoptc.toml")
+    assert re.search(what, f"{error.value.message} {error.value.hint}")
+    assert main(["compile", str(CNN), "--config", str(tmp_path / "memoptc.toml")]) == 2
+
+
+def test_values_are_held_to_what_options_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "memoptc.toml").write_text("[options]\nlevel = 9\n")
+    assert main([str(CNN), "--config", str(tmp_path / "memoptc.toml")]) == 2
+    assert "9" in capsys.readouterr().err
