@@ -17,7 +17,7 @@ _HALF = frozenset(
     {DType.FLOAT16, DType.BFLOAT16, DType.FLOAT8E4M3FN, DType.FLOAT8E4M3FNUZ, DType.FLOAT8E5M2, DType.FLOAT8E5M2FNUZ}
 )
 _INTEGERS = ("int8", "uint8", "int4", "mixed")
-_CODERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_CODERS = names_where(lambda o: o.family is Family.CODING)
 _RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
 _HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", *_RECURRENT)
 _MOST = 5

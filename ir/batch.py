@@ -16,12 +16,9 @@ from typing import TypeAlias
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, product
 from memoptc.ir.iteration import Axis, Form, iteration_space
-from memoptc.ir.ops import is_pure
+from memoptc.ir.ops import VIEWS, definition, is_pure
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType, TensorType
-
-ROUNDS_BY_POSITION = frozenset({"Acos", "Asin", "Atan", "Cos", "Log", "Mish", "Sin", "Softplus"})
-"""Kernels of onnxruntime that round an element by where it lies: whole vector registers otherwise than the rest."""
 
 
 class _Kind(Enum):
@@ -159,7 +156,7 @@ class _Proof:
         for axis in iteration_space(op):
             if axis.join is None and axis.grain == 1 and None not in axis.results and self._fits(op, axis, states):
                 floats = {v.type.dtype for v in op.results if isinstance(v.type, TensorType)} & _FLOATS
-                if op.op_type in ROUNDS_BY_POSITION or axis.reorders or floats - {DType.FLOAT}:
+                if definition(op).rounds_by_position or axis.reorders or floats - {DType.FLOAT}:
                     self.reorders = self.reorders or _named(op)
                 return tuple(place for place in axis.results if place is not None)
         raise self._stopped(op, "is not known to compute each sample by itself")
@@ -250,7 +247,7 @@ class _Proof:
         return NotSeparableError(f"{_named(op)} {why}")
 
 
-_RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+_RESHAPES = VIEWS - {"Identity"}
 _FLOATS = frozenset({DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16})
 
 
@@ -289,7 +286,7 @@ def _content_of(op: Op, known: dict[Value, tuple[Dim, ...]]) -> tuple[Dim, ...] 
         return data[start:end]
     if op.op_type == "Size":
         return None if None in data else (_product(data),)
-    if op.op_type in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+    if op.op_type in VIEWS | {"Cast"}:
         return data
     if op.op_type == "Concat":
         parts = [of(v) for v in op.operands]

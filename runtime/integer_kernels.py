@@ -12,17 +12,8 @@ import onnxruntime
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.ir.ops import Family, definition, in_family
 from memoptc.runtime.options import RunOptions
-
-_INTEGER = frozenset(
-    {
-        "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
-        "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
-    }
-)  # fmt: skip
-_HEAVY = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
-_BORDER = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class IntegerRun:
 
 def has_codes(graph: Graph) -> bool:
     """Whether a model has quantized tensors or integer products at all."""
-    return any(op.op_type in _BORDER or _is_integer(op) for op in graph.walk())
+    return any(in_family(op, Family.CODING) or _is_integer(op) for op in graph.walk())
 
 
 def integer_run(path: str | Path) -> IntegerRun | None:
@@ -92,11 +83,11 @@ def look(graph: Graph) -> IntegerRun:
     """Count the nodes of a graph that onnxruntime optimized, its bodies included."""
     found = IntegerRun()
     for op in graph.walk():
-        if op.op_type in _BORDER:
+        if in_family(op, Family.CODING):
             found.borders += 1
         elif _is_integer(op):
             found.integer[op.op_type] += 1
-        elif op.op_type in _HEAVY:
+        elif definition(op).layout is not None:
             found.heavy_float[op.op_type] += 1
             data, weight = op.operands[:2]
             if _codes(data) is None and _codes(weight) is not None:
@@ -108,9 +99,9 @@ def look(graph: Graph) -> IntegerRun:
 
 def _is_integer(op: Op) -> bool:
     """Whether an operator computes on codes; one that only moves or compares them counts, too."""
-    if op.op_type in _INTEGER or op.op_type.startswith("QLinear"):
+    if definition(op).on_codes:
         return True
-    if op.is_const or op.op_type in _BORDER or not op.results or not op.operands or not op.op_type.endswith("Pool"):
+    if not in_family(op, Family.POOL) or not op.results or not op.operands:
         return False
     dtype = op.operands[0].dtype
     return dtype is not None and dtype.is_integer() and dtype.bitwidth == 8
@@ -133,7 +124,7 @@ def _why(op: Op) -> str:
     bias = op.input(2)
     if bias is not None and _codes(bias) is None:
         return "its bias is no code"
-    if op.op_type in _CONVOLUTIONS:
+    if in_family(op, Family.CONVOLUTION):
         if op.attrs.get("activation"):
             return f"its {op.attrs['activation']} ends elsewhere than the code's range, so it is not absorbed"
         if op.op_type == "ConvTranspose":

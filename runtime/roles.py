@@ -16,15 +16,13 @@ import numpy.typing as npt
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.decoder import appended_inputs, numbers_steps, recognised
 from memoptc.ir.dims import Dim, KnownDim, Sym
+from memoptc.ir.ops import VIEWS, Family, in_family, names_where
 from memoptc.ir.types import DType
 
-_CARRY_FIRST = frozenset(
-    "Cast CastLike Reshape Unsqueeze Squeeze Transpose Slice Expand Identity Flatten Tile Pad Split Gather "
-    "GatherElements GatherND Relu Abs DepthToSpace SpaceToDepth ReduceMax ReduceMin ReduceSum CumSum TopK "
-    "OptionalGetElement ReverseSequence".split()
+_CARRY_FIRST = names_where(lambda o: o.moves) | frozenset(
+    "Cast CastLike Pad Relu Abs ReduceMax ReduceMin ReduceSum CumSum TopK OptionalGetElement".split()
 )
 _CARRY_ANY = frozenset(["Concat", "SequenceConstruct", "Max", "Min", "Sum"])
-_COMPARE = frozenset(["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
 _POSITIONS = re.compile(r"(^|[^a-z])pos(ition)?(s|_?ids)?($|[^a-z])", re.IGNORECASE)
 _LIMIT = 4096  # steps followed per input: enough for any real preprocessing, bounded for any graph
 
@@ -184,11 +182,11 @@ def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
     elif kind == "OneHot" and index == 0:
         depth = _scalar(op.operands[1])
         _bound(role, None if depth is None else int(depth), place)
-    elif kind in ("LSTM", "GRU", "RNN") and index == 4:
+    elif in_family(op, Family.RECURRENT) and index == 4:
         role.lengths.append(_extent(op.operands[0], 1 if op.attrs.get("layout") else 0))
     elif kind == "ReverseSequence" and index == 1:
         role.lengths.append(_extent(op.operands[0], op.attrs.get("time_axis", 0)))
-    elif kind in _COMPARE and len(op.operands) == 2:
+    elif in_family(op, Family.COMPARISON) and len(op.operands) == 2:
         _compared(role, op, index, place)
     elif kind in ("Where", "Not", "And", "Or", "Xor", "If") and index == 0:
         role.mask = True
@@ -322,7 +320,7 @@ def _constant(value: Value) -> npt.NDArray[np.generic] | None:
                 return None
             array: npt.NDArray[np.generic] = np.asarray(tensor.numpy())
             return array
-        if value.op is None or value.op.op_type not in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
+        if value.op is None or value.op.op_type not in VIEWS | {"Cast"}:
             return None
         value = value.op.operands[0]
     return None

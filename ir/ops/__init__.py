@@ -9,15 +9,15 @@ operator without a definition and without a schema is left alone by every pass.
 from __future__ import annotations
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.ops.definition import Arity, Family, IntegerKernel, Operator, ShapeOf, WeightLayout
+from memoptc.ir.ops.definition import Arity, Blocked, Family, IntegerKernel, Operator, ShapeOf, WeightLayout
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, schema, schema_of
 from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, names_where, weight_layout
 
 __all__ = [
-    "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Family", "IntegerKernel",
-    "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of", "domain_of", "facts",
-    "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "leaves_unwritten", "names_where", "opset_of",
-    "schema", "schema_of", "weight_layout",
+    "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Blocked", "Family",
+    "IntegerKernel", "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of",
+    "domain_of", "facts", "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "leaves_unwritten",
+    "names_where", "opset_of", "schema", "schema_of", "weight_layout",
 ]  # fmt: skip
 
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)

@@ -7,7 +7,7 @@ from typing import Any
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, dtype_of, extents, given, shape
-from memoptc.ir.ops.definition import Family, Operator, ShapeOf, define
+from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
 from memoptc.ir.ops.matmul import matmul_terms
 from memoptc.ir.ops.schema import MICROSOFT, opset_of, since
 from memoptc.ir.ops.sizes import FLOAT, Sizes, width
@@ -118,3 +118,5 @@ OPERATORS: tuple[Operator, ...] = (
         **_FACTS,
     ),
 )
+OPERATORS = also(OPERATORS, "Attention QAttention", MICROSOFT, packed=(1,))
+OPERATORS = also(OPERATORS, "QAttention", MICROSOFT, on_codes=True)

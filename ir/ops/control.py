@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memoptc.ir.ops.definition import Family, Operator, define
+from memoptc.ir.ops.definition import Family, Operator, also, define
 
 OPERATORS: tuple[Operator, ...] = (
     *define("If Loop Scan SequenceMap", family=Family.CONTROL),
@@ -14,3 +14,4 @@ OPERATORS: tuple[Operator, ...] = (
     *define("const absent sparse_const"),
     *define("return", pure=False, removable=False),
 )
+OPERATORS = also(OPERATORS, "If Loop Scan", loses_symbols=True)

@@ -9,7 +9,7 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
 from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, dtype_of, extents, given
-from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
+from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes, window_of
@@ -219,3 +219,9 @@ OPERATORS: tuple[Operator, ...] = (
     *define("CausalConvWithState DeformConv"),
     *define("ConvTransposeWithDynamicPads NhwcConv NhwcFusedConv WordConvEmbedding", MICROSOFT),
 )
+OPERATORS = also(OPERATORS, "Conv ConvTranspose", loses_symbols=True)
+OPERATORS = also(OPERATORS, "ConvTranspose ConvInteger", packed=(1,))
+OPERATORS = also(OPERATORS, "QLinearConv", packed=(3,))
+OPERATORS = also(OPERATORS, "QLinearConv", MICROSOFT, packed=(3,))
+OPERATORS = also(OPERATORS, "ConvInteger QLinearConv", on_codes=True)
+OPERATORS = also(OPERATORS, "QLinearConv", MICROSOFT, on_codes=True)

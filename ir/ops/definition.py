@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -44,6 +44,16 @@ class Family(Enum):
     ATTENTION = "softmax(query key) value"
     CONTROL = "runs subgraphs"
     SEQUENCE = "makes or reads sequences and optionals"
+    COMPARISON = "compares two operands"
+    CODING = "from floats to codes, and back"
+
+
+class Blocked(Enum):
+    """When onnxruntime leaves a value in blocks of channels (NCHWc) through an operator."""
+
+    ALWAYS = "whatever else it takes"
+    ONE_RESULT = "when there is one result"
+    ALL_ALIKE = "when all operands are blocked and have the same shape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,13 @@ class Operator:
         affine_axis: Axis of these channels in result 0.
         packs_weights: onnxruntime re-packs a constant operand at load time and runs another kernel than for a computed
             one, whose sums differ in the last bits: making such an operand constant is no exact change.
+        packed: Operands that onnxruntime's CPU kernel packs while a session loads, when they are constants.
+        blocked: When its result stays in blocks of channels, as onnxruntime lays out convolutions.
+        loses_symbols: onnxruntime's own shape inference does not carry symbolic extents through it.
+        rounds_by_position: onnxruntime's kernel rounds an element by where it lies: whole vector registers otherwise
+            than the rest.
         integer: Whether onnxruntime has an 8-bit integer kernel.
+        on_codes: It computes on 8-bit codes itself, and takes or gives them.
         family: What it is treated with.
         space: Gives the axes along which the result can be computed piece by piece.
         accumulates: Gives the axes that it accumulates along and that can be split into partial results.
@@ -137,7 +153,12 @@ class Operator:
     affine: tuple[int, ...] = ()
     affine_axis: int = -1
     packs_weights: bool = False
+    packed: tuple[int, ...] = ()
+    blocked: Blocked | None = None
+    loses_symbols: bool = False
+    rounds_by_position: bool = False
     integer: IntegerKernel | None = None
+    on_codes: bool = False
     family: Family | None = None
     space: Space | None = None
     accumulates: Space | None = None
@@ -175,3 +196,22 @@ def define(names: str, domain: str = "", **facts: Any) -> tuple[Operator, ...]:
     """
     prefix = f"{domain}::" if domain else ""
     return tuple(Operator(prefix + name, **facts) for name in names.split())
+
+
+def also(operators: tuple[Operator, ...], names: str, domain: str = "", **facts: Any) -> tuple[Operator, ...]:
+    """Give definitions, those of some operators with further facts.
+
+    Args:
+        operators: Definitions.
+        names: Their names, separated by blanks.
+        domain: Their domain.
+        facts: Fields of `Operator`.
+
+    Raises:
+        ValueError: one of the names is not among them.
+    """
+    prefix = f"{domain}::" if domain else ""
+    named = {prefix + name for name in names.split()}
+    if missing := named - {o.key for o in operators}:
+        raise ValueError(f"no definition of {', '.join(sorted(missing))}")
+    return tuple(replace(o, **facts) if o.key in named else o for o in operators)

@@ -9,7 +9,7 @@ from typing import Any
 from memoptc.ir.core import Op
 from memoptc.ir.ops import double_elementwise as double
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
-from memoptc.ir.ops.definition import Arity, IntegerKernel, Operator, define
+from memoptc.ir.ops.definition import Arity, Blocked, Family, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import Sizes, width
 
@@ -115,3 +115,8 @@ OPERATORS: tuple[Operator, ...] = (
     *define("BiasGelu FastGelu", MICROSOFT, arity=Arity.UNARY, space=_bias_gelu, workspace=_one_result),
     *define("BiasAdd BiasSplitGelu ComplexMul ComplexMulConj", MICROSOFT),
 )
+OPERATORS = also(OPERATORS, "Acos Asin Atan Cos Log Mish Sin Softplus", rounds_by_position=True)
+OPERATORS = also(OPERATORS, "Clip Gelu HardSigmoid LeakyRelu Relu Sigmoid Tanh", blocked=Blocked.ALWAYS)
+OPERATORS = also(OPERATORS, "Gelu QuickGelu", MICROSOFT, blocked=Blocked.ALWAYS)
+OPERATORS = also(OPERATORS, "Add Mul Sum", blocked=Blocked.ALL_ALIKE)
+OPERATORS = also(OPERATORS, "Equal Greater GreaterOrEqual Less LessOrEqual", family=Family.COMPARISON)

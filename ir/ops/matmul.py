@@ -23,7 +23,7 @@ from memoptc.ir.ops.axis import (
     shape,
     spread,
 )
-from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, define
+from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import Sizes, width
 
@@ -265,3 +265,14 @@ OPERATORS: tuple[Operator, ...] = (
         family=Family.MATMUL,
     ),
 )
+OPERATORS = also(OPERATORS, "MatMul Gemm MatMulInteger", packed=(1,))
+OPERATORS = also(
+    OPERATORS,
+    "FusedMatMul FusedGemm MatMulIntegerToFloat DynamicQuantizeMatMul MatMulNBits",
+    MICROSOFT,
+    packed=(1,),
+)
+OPERATORS = also(OPERATORS, "QLinearMatMul", packed=(3,))
+OPERATORS = also(OPERATORS, "QGemm", MICROSOFT, packed=(3,))
+OPERATORS = also(OPERATORS, "MatMulInteger QLinearMatMul", on_codes=True)
+OPERATORS = also(OPERATORS, "DynamicQuantizeMatMul MatMulIntegerToFloat QGemm", MICROSOFT, on_codes=True)

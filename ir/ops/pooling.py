@@ -8,7 +8,7 @@ from typing import Any
 from memoptc.ir.core import Op
 from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, dtype_of, extents, given
-from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, define
+from memoptc.ir.ops.definition import Blocked, Family, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double import Lowering, rank_of, reduced
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
@@ -88,3 +88,6 @@ OPERATORS: tuple[Operator, ...] = (
     *define("NhwcMaxPool", MICROSOFT, **_FACTS),
     *define("QLinearAveragePool", MICROSOFT, workspace=_as_floats),
 )
+OPERATORS = also(OPERATORS, "AveragePool GlobalAveragePool GlobalMaxPool MaxPool", blocked=Blocked.ONE_RESULT)
+OPERATORS = also(OPERATORS, "AveragePool LpPool MaxPool", loses_symbols=True)
+OPERATORS = also(OPERATORS, "QLinearAveragePool", MICROSOFT, on_codes=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, extents, given
-from memoptc.ir.ops.definition import Operator, define
+from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.schema import MICROSOFT
 
 
@@ -32,4 +32,13 @@ OPERATORS: tuple[Operator, ...] = (
         "QLinearWhere QuantizeLinear",
         MICROSOFT,
     ),
+)
+OPERATORS = also(OPERATORS, "QuantizeLinear DequantizeLinear DynamicQuantizeLinear", family=Family.CODING)
+OPERATORS = also(OPERATORS, "QuantizeLinear DequantizeLinear", MICROSOFT, family=Family.CODING)
+OPERATORS = also(
+    OPERATORS,
+    "QLinearAdd QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean "
+    "QLinearSigmoid QLinearSoftmax QLinearWhere",
+    MICROSOFT,
+    on_codes=True,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis
-from memoptc.ir.ops.definition import Family, Operator, ShapeOf, define
+from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
 from memoptc.ir.ops.double_recurrent import recurrent
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
@@ -73,3 +73,6 @@ OPERATORS: tuple[Operator, ...] = (
     *define("RNN", workspace=_rnn, **_FACTS),
     *define("DynamicQuantizeLSTM", MICROSOFT, family=Family.RECURRENT),
 )
+OPERATORS = also(OPERATORS, "GRU LSTM", packed=(1, 2))
+OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, packed=(1, 2))
+OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, on_codes=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import SUMMED, WHOLE, Along, Axis, Join, accumulated, dtype_of, everywhere, extents, given
-from memoptc.ir.ops.definition import Family, Operator, define
+from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.normalization import all_but_axis
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, since
 from memoptc.ir.tensors import ints
@@ -105,3 +105,4 @@ OPERATORS: tuple[Operator, ...] = (
     *define("CumProd NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"),
     *define("ReduceSumInteger", MICROSOFT, **_FACTS),
 )
+OPERATORS = also(OPERATORS, "TopK", loses_symbols=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
-from memoptc.ir.ops.definition import IntegerKernel, Operator, define
+from memoptc.ir.ops.definition import Blocked, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double_resize import resize
 from memoptc.ir.ops.schema import MICROSOFT, default_of
 from memoptc.ir.ops.sizes import Sizes
@@ -131,3 +131,5 @@ OPERATORS: tuple[Operator, ...] = (
     *define("AffineGrid CenterCropPad Col2Im Crop GridSample ImageDecoder ImageScaler"),
     *define("CropAndResize", MICROSOFT),
 )
+OPERATORS = also(OPERATORS, "Resize Upsample", blocked=Blocked.ALWAYS)
+OPERATORS = also(OPERATORS, "Pad Resize Upsample", loses_symbols=True)

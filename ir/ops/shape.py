@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, KnownDim, Sym, same
 from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
-from memoptc.ir.ops.definition import IntegerKernel, Operator, define
+from memoptc.ir.ops.definition import IntegerKernel, Operator, also, define
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.tensors import ints
 
@@ -182,3 +182,4 @@ OPERATORS: tuple[Operator, ...] = (
     *define("NonMaxSuppression", stays_float32=True),
     *define("ExpandDims GatherND MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
 )
+OPERATORS = also(OPERATORS, "ConstantOfShape Expand NonZero Range Reshape Slice Tile", loses_symbols=True)

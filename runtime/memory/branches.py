@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dataflow import on_demand
+from memoptc.ir.ops import VIEWS
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.footprint import evaluate
@@ -19,7 +20,7 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
 }
 LIKELY = "memoptc.likely"
 """Metadata of an If: the branch that runs in ordinary use, where that depends on values and not on extents alone."""
-_SAME = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_SAME = VIEWS | {"Cast"}
 
 
 def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:

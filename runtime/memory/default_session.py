@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import same
+from memoptc.ir.ops import Family, definition, in_family
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
 from memoptc.runtime.memory.footprint import is_resident, used_values
@@ -69,15 +70,6 @@ def default_order(graph: Graph) -> list[Op]:
     return order
 
 
-_LOSES_SYMBOLS = frozenset(
-    {
-        "AveragePool", "Conv", "ConstantOfShape", "ConvTranspose", "Expand", "If", "Loop", "LpPool", "MaxPool",
-        "NonZero", "Pad", "Range", "Reshape", "Resize", "Scan", "Slice", "Tile", "TopK", "Upsample",
-    }
-)  # fmt: skip
-"""Operators through which onnxruntime's own shape inference does not carry symbolic extents."""
-
-
 def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
     """Values whose shapes onnxruntime can compare before a run.
 
@@ -86,7 +78,7 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
     known = set(graph.inputs)
     stated = graph.info.states_types
     for op in graph.ops:
-        carried = op.op_type not in _LOSES_SYMBOLS and all(v in known for v in op.operands if not v.is_absent)
+        carried = not definition(op).loses_symbols and all(v in known for v in op.operands if not v.is_absent)
         for value in op.results:
             type_ = value.tensor_type
             if type_ is not None and (stated or carried or op.is_const or type_.static_shape is not None):
@@ -132,12 +124,11 @@ def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
 _PIECES = 8
 """Allocations that the scratch of an op with regions, or of a recurrent one, is taken for: there are many, of any size,
 and an arena finds room for each where one block of all would not fit."""
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN", "DynamicQuantizeLSTM"})
 
 
 def _pieces(storage: Storage, found: Liveness) -> list[int]:
     op = found.steps[storage.first]
-    if storage.values or storage.size < _PIECES or not (op.regions or op.op_type in _RECURRENT):
+    if storage.values or storage.size < _PIECES or not (op.regions or in_family(op, Family.RECURRENT)):
         return [storage.size]
     each = storage.size // _PIECES
     return [each] * (_PIECES - 1) + [storage.size - (_PIECES - 1) * each]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
+from memoptc.ir.ops import Blocked, definition
 from memoptc.ir.types import DType, TensorType, Type
 
 BLOCK = 16
@@ -19,9 +20,6 @@ ALIGNED = 4
 """A convolution whose channels are no multiple of this stays as it is."""
 
 _DOMAIN = "com.microsoft.nchwc"
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
-_ACTIVATIONS = frozenset({"Clip", "Gelu", "HardSigmoid", "LeakyRelu", "QuickGelu", "Relu", "Sigmoid", "Tanh"})
-_BINARY = frozenset({"Add", "Mul", "Sum"})
 
 
 def as_laid_out(graph: Graph) -> Graph:
@@ -117,16 +115,17 @@ class _Layout:
     def _stays_blocked(self, op: Op) -> bool:
         if op.domain not in ("", "com.microsoft") or not op.operands or op.operands[0] not in self.blocked:
             return False
-        if op.op_type in _POOLS:
-            return len(op.results) == 1
-        if op.op_type in _ACTIVATIONS:
-            return True
         tensors = [v for v in op.operands if not v.is_absent]
-        if op.op_type in _BINARY:
-            return all(v in self.blocked and _same_shape(v, tensors[0]) for v in tensors)
+        match definition(op).blocked:
+            case Blocked.ALWAYS:
+                return True
+            case Blocked.ONE_RESULT:
+                return len(op.results) == 1
+            case Blocked.ALL_ALIKE:
+                return all(v in self.blocked and _same_shape(v, tensors[0]) for v in tensors)
         if op.op_type == "Concat":
             return op.attrs.get("axis") == 1 and all(v in self.blocked and not _channels(v) % BLOCK for v in tensors)
-        return op.op_type in ("Resize", "Upsample")
+        return False
 
     def _reordered(self, value: Value, user: Op) -> Value:
         if value not in self.plain:

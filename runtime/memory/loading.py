@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import definition
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.integer import fused_pairs
 
@@ -43,15 +44,6 @@ MAPPED_LEAST = 0
 """External weights of any size are mapped."""
 SMALL = 1024
 """Weights below stay in the model file when the others move out."""
-
-_PACKING: Mapping[str, int] = {
-    "MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "FusedGemm": 1, "ConvTranspose": 1, "LSTM": 1, "GRU": 1,
-    "MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "QLinearMatMul": 3, "QGemm": 3,
-    "QLinearConv": 3, "ConvInteger": 1, "MatMulNBits": 1, "Attention": 1, "QAttention": 1, "DynamicQuantizeLSTM": 1,
-}  # fmt: skip
-"""Operators whose kernels pack a constant operand while loading -> that operand; recurrent ones pack the next, too."""
-_TWO_PACKED = frozenset({"LSTM", "GRU", "DynamicQuantizeLSTM"})
-_BLOCKED = frozenset({"Conv", "FusedConv"})
 
 _LEFT = {"Gemm": 0.25}
 """Share of packed bytes by which the heap grows although the originals are freed: it depends on their order."""
@@ -258,20 +250,13 @@ def further_copy_bytes(op: Op, cut: Collection[int] = ()) -> int:
         op: The node; its kernel may pack weights for itself.
         cut: Operands of which every node reads a part of its own.
     """
-    index = _PACKING.get(op.op_type)
-    if index is None:
-        return 0
-    packed = range(index, min(len(op.operands), index + (2 if op.op_type in _TWO_PACKED else 1)))
-    weights = [op.operands[i] for i in packed if i not in cut and op.operands[i].tensor is not None]
+    packed = [i for i in definition(op).packed if i < len(op.operands) and i not in cut]
+    weights = [op.operands[i] for i in packed if op.operands[i].tensor is not None]
     return int(_ANOTHER * sum(_static_bytes(v) for v in weights if v.shape is not None and len(v.shape) > 1))
 
 
 def _is_packed_by(value: Value, user: Op) -> bool:
-    index = _PACKING.get(user.op_type)
-    if index is None:
-        return False
-    last = index + 1 if user.op_type in _TWO_PACKED else index
-    return value in user.operands[index : last + 1]
+    return any(user.input(i) is value for i in definition(user).packed)
 
 
 def _is_blocked(weight: Weight) -> bool:
@@ -280,7 +265,7 @@ def _is_blocked(weight: Weight) -> bool:
     if weight.value.dtype != DType.FLOAT or shape is None or len(shape) != 4:
         return False
     for user in weight.users:
-        if user.op_type in _BLOCKED and user.operands[1] is weight.value:
+        if user.op_type in ("Conv", "FusedConv") and user.operands[1] is weight.value:
             group = int(user.attrs.get("group", 1))
             if group == 1:
                 return shape[1] < 2 * _BLOCK_OF_CHANNELS or shape[1] % _BLOCK_OF_CHANNELS == 0

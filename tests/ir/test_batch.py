@@ -10,10 +10,11 @@ import onnxruntime as ort
 import pytest
 from runtime_models import convolutions, mlp, parse
 
-from memoptc.ir.batch import ROUNDS_BY_POSITION, NotSeparableError, separable_batch
+from memoptc.ir.batch import NotSeparableError, separable_batch
 from memoptc.ir.core import Graph
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.ops import names_where
 from memoptc.testing import random_graph
 
 RNG = np.random.default_rng(0)
@@ -118,7 +119,7 @@ def test_what_mixes_samples_is_refused(body: str) -> None:
         separable_batch(graph(model))
 
 
-@pytest.mark.parametrize("op", sorted(ROUNDS_BY_POSITION))
+@pytest.mark.parametrize("op", sorted(names_where(lambda o: o.rounds_by_position)))
 def test_kernels_that_round_by_position_are_named(op: str) -> None:
     model = parse(f"rounds (float[N, 37] x) => (float[N, 37] y) {{ y = {op}(x) }}", 18)
     assert op in separable_batch(graph(model)).reorders

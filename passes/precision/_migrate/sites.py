@@ -11,14 +11,12 @@ import numpy.typing as npt
 from memoptc.ir import tensors
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.ops import facts, layout_of
+from memoptc.ir.ops import facts, layout_of, names_where
 from memoptc.ir.types import DType
 
 Floats = npt.NDArray[np.float64]
 
-HOMOGENEOUS = frozenset(
-    {"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity"}
-)
+HOMOGENEOUS = names_where(lambda o: o.homogeneous)
 """Commute with positive factors per channel: f(s * x) = s * f(x)."""
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})

@@ -8,21 +8,16 @@ from math import prod
 
 import numpy as np
 
+from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType
 from memoptc.passes.precision._migrate.sites import WEIGHTED, read_axis, shape_of
 from memoptc.passes.precision._quantize.correct import output_axis
 from memoptc.passes.precision._quantize.matrix import put
 
-ELEMENTWISE = frozenset(
-    {
-        "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Erf", "Elu", "Selu", "Celu",
-        "Softplus", "Softsign", "Mish", "Abs", "Neg", "Sqrt", "Exp", "Clip", "Identity", "ThresholdedRelu",
-        "Dropout",
-    }
-)  # fmt: skip
-BINARY = frozenset({"Add", "Sub", "Mul", "Div", "PRelu", "Pow", "Max", "Min"})
-POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"})
+ELEMENTWISE = ops.UNARY | {"Dropout"}
+BINARY = ops.BINARY | ops.VARIADIC
+POOLS = ops.names_where(lambda o: o.family is ops.Family.POOL and o.space is not None)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from memoptc.passes.simplify._simplify.facts import (
 )
 from memoptc.rewrite import Rule, op, rest, rewrite
 
-VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+VIEWS = tuple(sorted(ops.VIEWS - {"Identity"}))
 
 _D = DType
 _WIDER = {
