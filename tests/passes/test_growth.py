@@ -12,8 +12,8 @@ from memoptc.testing import run_pass
 
 DATA = frozenset(
     (
-        "cascade cluster-weights early-exit equalize factorize mix-weights prune quantize-io quantize-search "
-        "smooth split-outliers"
+        "cascade cluster-weights early-exit equalize factorize feature-statistics mix-weights prune "
+        "quantize-io quantize-search smooth split-outliers"
     ).split()
 )
 """Passes that want samples, or codes that come from them."""
