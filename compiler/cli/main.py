@@ -34,6 +34,7 @@ COMMANDS = {
     "reduce": "memoptc.cli.reduce",
     "study": "memoptc.cli.study",
     "cascade": "memoptc.cli.cascade",
+    "merge": "memoptc.cli.merge",
     "diff": "memoptc.cli.diff",
     "drift": "memoptc.cli.drift",
 }
