@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from memoptc.ir import ops
@@ -18,6 +19,7 @@ from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import observe
 from memoptc.passes.precision._quantize.places import RECURRENT
 from memoptc.passes.precision._quantize.static import Choice, Emitter, choose, is_float32, share_scales
+from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
 from memoptc.runtime.devices import USUAL, Device, load_device
@@ -92,6 +94,10 @@ class Quantize(Pass):
             quantize_dynamically(graph, excluded, dtype, bits, context.stats, device, integer_convolutions=whole)
         if self.embeddings:
             embedding.quantize_tables(graph, frozenset(self.exclude), context.stats)
+        if form == "dynamic":
+            QuantizeWeights(
+                bits=8, symmetric=True, activations=8, decode="load", rest=not self.embeddings, exclude=self.exclude
+            ).run(graph, replace(context, calibration=None, decisions=[]))
         _count_left(graph, context.stats, device)
         _decide(form, context)
 

@@ -134,15 +134,27 @@ class QuantizeSearch(Pass):
         )
         join_biases(graph, codes.excluded, context.stats)
         layers, codes = name_layers(graph, codes, narrow=self.mixed)
-        if not layers:
+        if layers:
+            searched_once(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
+        else:
             context.stats["left: nothing to quantize"] += 1
-            return
-        searched_once(
-            self,
-            graph,
-            context,
-            lambda counting: _Search(self, graph, layers, codes, counting).run(),
+        if not self.mixed:
+            self._code_rest(graph, context)
+
+    def _code_rest(self, graph: Graph, context: Context) -> None:
+        """Code weights that integers have no form for, such as those inside subgraphs, if that is accurate enough."""
+        rest = QuantizeWeights(
+            bits=8, symmetric=True, rounding=False, activations=8, decode="load", rest=True, exclude=self.exclude
         )
+        copy, trial = graph.clone(), Context()
+        rest.run(copy, trial)
+        if not trial.stats["weights quantized"]:
+            return
+        wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
+        if wanted.good(wanted.trials.full(copy)):
+            rest.run(graph, context)
+        else:
+            context.stats["left: weights inside subgraphs, for accuracy"] += trial.stats["weights quantized"]
 
     def _in_blocks(self, graph: Graph, context: Context) -> bool:
         """Code a decoder's weights in blocks, which a kernel reads as codes, if that is accurate enough."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.coding import SMALLEST, find, report, write_all
+from memoptc.passes.precision._quantize.places import Weight
 from memoptc.passes.precision._quantize.weight_only import Plan, Writer
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -35,6 +38,9 @@ class QuantizeWeights(Pass):
         rounding: Round by calibration data, where there is any.
         activations: 32, or 8: MatMulNBits then codes its other operand at run time, block by block. With weights of 8
             bits only that has a fast kernel; products of a single row are up to ten times slower without it.
+        decode: When weights of convolutions are decoded: in each "run", or while onnxruntime "load"s them, from tables,
+            as `mix-weights` does; then those of recurrent operators are coded, too.
+        rest: Only weights that `quantize` has no form for: those inside subgraphs, and of GRU and RNN.
         exclude: Node names or operators to leave in float.
     """
 
@@ -46,6 +52,8 @@ class QuantizeWeights(Pass):
     search: bool = True
     rounding: bool = True
     activations: int = 32
+    decode: str = "run"
+    rest: bool = False
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,6 +62,7 @@ class QuantizeWeights(Pass):
             ("block", self.block, BLOCKS),
             ("form", self.form, FORMS),
             ("activations", self.activations, (8, 32)),
+            ("decode", self.decode, ("load", "run")),
         ):
             if value not in known:
                 raise InputError(
@@ -62,14 +71,21 @@ class QuantizeWeights(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         """Code what can be coded, and say what was left and why."""
-        plan = Plan(
-            self.bits, self.block, self.symmetric, self.form, ops.opset_of(graph) or 0, self.search, self.activations
-        )
+        opset = ops.opset_of(graph) or 0
+        plan = Plan(self.bits, self.block, self.symmetric, self.form, opset, self.search, self.activations, self.decode)
         found = find(graph, plan, self.smallest, frozenset(self.exclude))
+        if self.rest:
+            found = replace(found, chosen=[w for w in found.chosen if _left(w, graph)], left=[], small=0)
         writer = Writer(plan, context.stats)
         before = sum(weight.bytes for weight in found.chosen)
         after = sum(write_all(graph, found.chosen, writer, context if self.rounding else None))
         if found.left:
             context.stats["weights left"] += len(found.left)
         context.stats["weights quantized"] += len(found.chosen)
-        report(self.name, context, writer, found, len(found.chosen), (before, after))
+        if found.chosen or not self.rest:
+            report(self.name, context, writer, found, len(found.chosen), (before, after))
+
+
+def _left(weight: Weight, graph: Graph) -> bool:
+    """Whether `quantize` has no form for a weight."""
+    return any(site.op.graph is not graph or site.op.op_type in ("GRU", "RNN") for site in weight.sites)

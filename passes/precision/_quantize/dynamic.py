@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.static import choose
 from memoptc.runtime.devices import Device
+
+Shared: TypeAlias = dict[tuple[Value, int], tuple[Value, ...]]
+"""Constants by the weight and how it is laid out."""
 
 
 def quantize_dynamically(
@@ -37,17 +41,18 @@ def quantize_dynamically(
         device: What has integer kernels.
         integer_convolutions: Run convolutions on integers, or keep only their weights as such.
     """
+    shared: Shared = {}
     for op in choose(graph, excluded, stats, device).heavy:
         weight = op.operands[1]
         builder = Builder(graph, before=op, loc=op.loc.union(rule="quantize"))
         if op.op_type == "Conv" and not integer_convolutions:
-            _conv_weights(builder, op, weight, dtype, bits)
+            _conv_weights(builder, op, weight, dtype, bits, shared)
             stats["weights only Conv"] += 1
             continue
         if op.op_type == "Conv":
             made = _conv(builder, op, weight, dtype, bits, stats)
         else:
-            made = _product(builder, op, weight, dtype, bits)
+            made = _product(builder, op, weight, dtype, bits, shared)
         if made is None:
             continue
         made.type = op.result.type
@@ -57,36 +62,35 @@ def quantize_dynamically(
         op.erase()
 
 
-def _conv_weights(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int) -> None:
+def _codes(builder: Builder, weight: Value, axis: int, dtype: DType, bits: int, shared: Shared) -> tuple[Value, ...]:
+    """A weight's codes with results along the last axis (0: as it is), scales and zero points; once for all readers."""
+    if (weight, axis) not in shared:
+        assert weight.tensor is not None
+        content = weight.tensor.numpy()
+        if axis:
+            content = np.ascontiguousarray(np.moveaxis(content, axis - 1, 1))
+        found = weight_codes(content, min(axis, 1), dtype, bits)
+        parts = ((found.codes, "q"), (found.scales, "s"), (found.zero_points, "zp"))
+        shared[weight, axis] = tuple(builder.const(part, f"{weight.name}_{name}") for part, name in parts)
+    return shared[weight, axis]
+
+
+def _conv_weights(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, shared: Shared) -> None:
     """Integer weights, decoded when the model runs, into a float convolution."""
-    assert weight.tensor is not None
-    codes = weight_codes(weight.tensor.numpy(), 0, dtype, bits)
     domain = "" if (ops.opset_of(builder.graph) or 0) >= 13 else ops.MICROSOFT
-    operands = [
-        builder.const(codes.codes, f"{weight.name}_q"),
-        builder.const(codes.scales, f"{weight.name}_s"),
-        builder.const(codes.zero_points, f"{weight.name}_zp"),
-    ]
+    operands = list(_codes(builder, weight, 0, dtype, bits, shared))
     real = builder.op("DequantizeLinear", operands, {"axis": 0}, domain=domain, type=weight.type).result
     op.set_operand(1, real)
 
 
-def _product(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int) -> Value:
+def _product(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, shared: Shared) -> Value:
     """onnxruntime's DynamicQuantizeMatMul codes the left side by its own range in each run."""
-    assert weight.tensor is not None
-    w = weight.tensor.numpy()
-    w = np.ascontiguousarray(np.moveaxis(w, layout_of(op).output_axis, 1))
-    codes = weight_codes(w, 1, dtype, bits)
+    codes = _codes(builder, weight, layout_of(op).output_axis + 1, dtype, bits, shared)
     bias = op.input(2)
-    operands: list[Value | None] = [
-        op.operand,
-        builder.const(codes.codes, f"{weight.name}_q"),
-        builder.const(codes.scales, f"{weight.name}_s"),
-        builder.const(codes.zero_points, f"{weight.name}_zp"),
-    ]
+    operands: list[Value | None] = [op.operand, *codes]
     if bias is not None:
         assert bias.tensor is not None
-        row = np.broadcast_to(bias.tensor.numpy().reshape(-1), codes.scales.shape)
+        row = np.broadcast_to(bias.tensor.numpy().reshape(-1), codes[1].static_shape or ())
         operands.append(builder.const(np.ascontiguousarray(row), bias.name))
     return builder.op(
         "DynamicQuantizeMatMul", operands, domain=ops.MICROSOFT, type=op.result.type, name=f"{op.result.name}_int8"

@@ -14,6 +14,7 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import layout_of
+from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.bias import bias_behind, will_be_joined
 from memoptc.passes.precision._quantize.correct import (
@@ -104,7 +105,7 @@ def choose(
         if decoded_weight(op.input(1)) is not None and is_float32(op.operand) and op.operand.tensor is None:
             choice.kept[op] = None
             continue
-        reason = "excluded by name" if op.name in excluded or op.key in excluded else _why_not(op)
+        reason = "excluded by name" if op.name in excluded or op.key in excluded else _why_not(op, device)
         if reason:
             stats[f"left {op.op_type}: {reason}"] += 1
         elif op.name in decoded:
@@ -139,7 +140,11 @@ def is_float32(value: Value | None) -> bool:
     return value is not None and value.dtype == DType.FLOAT
 
 
-def _why_not(op: Op) -> str:
+KEPT_TWICE = 4096
+"""Bytes of a weight from which its codes are not worth keeping beside it."""
+
+
+def _why_not(op: Op, device: Device) -> str:
     weight, bias = op.input(1), op.input(2)
     if weight is None or weight.tensor is None:
         return "weights are computed"
@@ -147,6 +152,9 @@ def _why_not(op: Op) -> str:
         return "no float32"
     if not weight.tensor.size:
         return "an extent is 0"
+    for other, _ in weight.uses if nbytes(weight.tensor) >= KEPT_TWICE else ():
+        if other.key not in device.heavy or other.graph is not op.graph:
+            return f"{other.op_type} needs the weight in float, so that its codes would come on top"
     if not np.isfinite(magnitude_of(weight.tensor)):
         return "weights are not finite"
     if bias is not None and bias.tensor is None:
