@@ -30,8 +30,10 @@ TIED = (
     "{ a = Gather(table, i) h = MatMul(a, w) t = Transpose <perm=[1, 0]> (table) y = MatMul(h, t) }"
 )
 BESIDE = "g (float[4, 64] x) => (float[4, 64] y) { h = MatMul(x, w) s = ReduceMax <keepdims=1> (w) y = Add(h, s) }"
-STEPS = "g (float[9, 2, 32] x) => (float[9, 1, 2, 64] y) "
+STEPS = (
+    "g (float[9, 2, 32] x) => (float[9, 1, 2, 64] y) "
     "{ y, last = GRU <hidden_size=64, linear_before_reset=1> (x, gw, gr) }"
+)
 WEIGHTS = {
     "w": normal(64, 64, seed=1, scale=0.125),
     "v": normal(64, 64, seed=2, scale=0.125),
