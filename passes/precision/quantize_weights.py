@@ -9,7 +9,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.coding import SMALLEST, find, report, write_all
-from memoptc.passes.precision._quantize.places import Weight
+from memoptc.passes.precision._quantize.places import RECURRENT, Weight
 from memoptc.passes.precision._quantize.weight_only import Plan, Writer
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -40,7 +40,7 @@ class QuantizeWeights(Pass):
             bits only that has a fast kernel; products of a single row are up to ten times slower without it.
         decode: When weights of convolutions are decoded: in each "run", or while onnxruntime "load"s them, from tables,
             as `mix-weights` does; then those of recurrent operators are coded, too.
-        rest: Only weights that `quantize` has no form for: those inside subgraphs, and of GRU and RNN.
+        rest: Only weights that `quantize` has no form for: those inside subgraphs, and of recurrent operators.
         exclude: Node names or operators to leave in float.
     """
 
@@ -88,4 +88,4 @@ class QuantizeWeights(Pass):
 
 def _left(weight: Weight, graph: Graph) -> bool:
     """Whether `quantize` has no form for a weight."""
-    return any(site.op.graph is not graph or site.op.op_type in ("GRU", "RNN") for site in weight.sites)
+    return any(site.op.graph is not graph or site.op.op_type in RECURRENT for site in weight.sites)
