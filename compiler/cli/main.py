@@ -23,6 +23,7 @@ COMMANDS = {
     "compile": "memoptc.cli.compile",
     "opt": "memoptc.cli.opt",
     "passes": "memoptc.cli.passes",
+    "rules": "memoptc.cli.rules",
     "new-pass": "memoptc.cli.new_pass",
     "frontier": "memoptc.cli.frontier",
     "profile": "memoptc.cli.profile",

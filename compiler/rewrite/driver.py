@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from memoptc.blame import defined_at, described, file_of
 from memoptc.ir.core import Graph, Op, Value
@@ -34,6 +34,8 @@ class RulePass(Pass):
     """A pass made of rules: set `rules` in the subclass, and it applies them until none fits."""
 
     rules: ClassVar[tuple[Rule, ...]] = ()
+    examples: ClassVar[tuple[Any, ...]] = ()
+    """Examples of a file of rules (`memoptc.rewrite.language.RuleExample`)."""
 
     def run(self, graph: Graph, context: Context) -> None:
         """Apply the rules; reasons why they declined go to `context.artefacts.declined`.

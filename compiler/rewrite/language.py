@@ -11,7 +11,12 @@ is that number, `...` (or `...%more`) all remaining operands, `Relu|Gelu(%x)` on
 any; `{group = 1}` requires attributes (defaults count); `keep %c = ...` lets others use what is matched, and leaves
 it there. What `where` may ask is in `memoptc.rewrite.predicates`. In `replace`, results of `match` are given their
 replacement, a number is a constant of the first operand's element type, a list of integers one of int64, `_` an
-operand that is not given; `...%c` copies attributes that are not set otherwise.
+operand that is not given; `...%c` copies attributes that are not set otherwise. Attributes, items of lists and the
+constant `const(value(%a) * value(%b))` are computed with + - * / and what `memoptc.rewrite.predicates` lists. `;`
+between two replacements replaces two results.
+
+Between rules, `example conv-relu {`, a graph, a line `// ---- expect`, the graph that it becomes, and `}` is an
+example, and `example conv-relu declines { GRAPH }` one that the rule leaves alone: `memoptc rules test FILE` runs them.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,11 +37,28 @@ from memoptc.ir.diagnostics import InputError, SourceError
 from memoptc.ir.types import DType
 from memoptc.rewrite.driver import RulePass
 from memoptc.rewrite.pattern import Any_, Const, NoMatch, Operand, OpPattern, Optional_, Rest, key_of
-from memoptc.rewrite.predicates import PREDICATES, compare
+from memoptc.rewrite.predicates import PREDICATES, calculate, compare
 from memoptc.rewrite.rule import Rule
-from memoptc.rewrite.syntax import Call, Condition, Expression, Literal, Made, Ref, RuleText, Statement, read
+from memoptc.rewrite.syntax import (
+    EXAMPLE,
+    Arithmetic,
+    Call,
+    Computed,
+    Condition,
+    Expression,
+    Listed,
+    Literal,
+    Made,
+    Ref,
+    RuleText,
+    Statement,
+    read,
+)
 
 Bindings = dict[str, Any]
+EXPECT = "// ---- expect"
+"""Line between a graph and what a rule makes of it."""
+_DTYPES = {d.short_name(): d for d in DType if d != DType.UNDEFINED}
 
 
 def load_rules(path: Path) -> type[RulePass]:
@@ -60,7 +83,44 @@ def load_rules(path: Path) -> type[RulePass]:
     help_ = comment.removeprefix("//").strip() if comment.startswith("//") else f"Rules of {path.name}."
     made: Any = type("".join(p.capitalize() for p in name.split("-")), (RulePass,), {"__doc__": help_, "rules": rules})
     made.name = name
+    made.examples = read_examples(text, str(path), rules)
     return made  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class RuleExample:
+    """An example in a file of rules.
+
+    Args:
+        rule: The rule that it is for.
+        line: Its line in the file.
+        before: A graph, as text.
+        after: The graph that it becomes; `""` when only that the rule is applied matters.
+        declines: Whether the rule leaves the graph alone.
+    """
+
+    rule: Rule
+    line: int
+    before: str
+    after: str
+    declines: bool
+
+
+def read_examples(text: str, file: str, rules: Sequence[Rule]) -> tuple[RuleExample, ...]:
+    """Read the examples of a file of rules.
+
+    Raises:
+        SourceError: an example is of no rule that the file has.
+    """
+    named = {rule.name: rule for rule in rules}
+    found = []
+    for match in EXAMPLE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        if match[1] not in named:
+            raise SourceError(f"there is no rule {match[1]} in this file", text, line, 9, file=file)
+        before, _, after = match[3].partition(EXPECT)
+        found.append(RuleExample(named[match[1]], line, before, after, match[2] is not None))
+    return tuple(found)
 
 
 def parse_rules(text: str, file: str = "") -> tuple[Rule, ...]:
@@ -151,6 +211,11 @@ class _Reading:
         return Any_(operand.name)
 
     def expression(self, expression: Expression | None) -> None:
+        if isinstance(expression, Arithmetic):
+            self.expression(expression.left)
+            self.expression(expression.right)
+        for item in expression.items if isinstance(expression, Listed) else ():
+            self.expression(item)
         if not isinstance(expression, Call):
             return
         found = PREDICATES.get(expression.name)
@@ -204,6 +269,16 @@ class _Reading:
         for operand in made.operands:
             if isinstance(operand, Ref):
                 self.usable(operand.token, roots)
+            elif isinstance(operand, Listed):
+                self.expression(operand)
+            elif isinstance(operand, Computed):
+                self.expression(operand.expression)
+                if operand.dtype is not None and operand.dtype not in _DTYPES:
+                    self.fault(
+                        operand.dtype,
+                        f"there is no element type {operand.dtype}",
+                        f"Such as {', '.join(list(_DTYPES)[:4])}.",
+                    )
         for _, expression in made.attributes:
             self.expression(expression)
         for token in made.spreads:
@@ -263,7 +338,7 @@ class _Replace:
             else:
                 operands.append(bindings[operand.name] if isinstance(operand, Ref) else operand)
         like = next((v for v in operands if isinstance(v, Value)), None)
-        operands = [_constant(b, o.value, like) if isinstance(o, Literal) else o for o in operands]
+        operands = [_made(b, o, like, bindings | matched) for o in operands]
         attrs: dict[str, Any] = {}
         for token in made.spreads:
             attrs |= matched[self.results[Ref(token).name][0]].attrs
@@ -274,6 +349,20 @@ class _Replace:
             attrs[key] = value
         domain, separator, op_type = made.operator.rpartition("::")
         return b.op(op_type, operands, attrs, domain=domain if separator else None, outputs=outputs).results
+
+
+def _made(b: Builder, operand: Any, like: Value | None, bindings: Bindings) -> Any:
+    """Give an operand; a literal or computed one becomes a constant."""
+    if isinstance(operand, Computed):
+        content = _evaluate(operand.expression, bindings)
+        if content is None:
+            raise NoMatch("a constant cannot be computed")
+        if operand.dtype is not None:
+            return b.const(content, dtype=_DTYPES[operand.dtype])
+        return _constant(b, content, like)
+    if isinstance(operand, Literal | Listed):
+        return _constant(b, _evaluate(operand, bindings), like)
+    return operand
 
 
 def _constant(b: Builder, content: Any, like: Value | None) -> Value:
@@ -296,6 +385,10 @@ def _holds(condition: Condition, bindings: Bindings) -> bool:
 def _evaluate(expression: Expression, bindings: Bindings) -> Any:
     if isinstance(expression, Literal):
         return expression.value
+    if isinstance(expression, Listed):
+        return tuple(_evaluate(item, bindings) for item in expression.items)
+    if isinstance(expression, Arithmetic):
+        return calculate(_evaluate(expression.left, bindings), expression.sign, _evaluate(expression.right, bindings))
     found = PREDICATES[expression.name]
     arguments: list[Any] = []
     for argument, kind in zip(expression.arguments, found.kinds, strict=False):

@@ -7,6 +7,8 @@ negation.
 from __future__ import annotations
 
 import inspect
+import math
+import operator as operator_
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +76,23 @@ def compare(left: Any, sign: str, right: Any) -> bool | None:
     if not isinstance(left, int | float) or not isinstance(right, int | float):
         return None
     return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[sign]
+
+
+def calculate(left: Any, sign: str, right: Any) -> Any:
+    """Add, subtract, multiply or divide numbers (extents may be symbols); add lists; `None` when that is not known."""
+    if sign == "+" and isinstance(left, tuple) and isinstance(right, tuple):
+        return left + right
+    if not _number(left) or not _number(right):
+        return None
+    try:
+        found = {"+": operator_.add, "-": operator_.sub, "*": operator_.mul, "/": operator_.truediv}[sign](left, right)
+    except (ArithmeticError, TypeError):
+        return None
+    return None if isinstance(found, float) and math.isnan(found) else found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float | Sym) and not isinstance(value, bool)
 
 
 def _equal(left: Any, right: Any) -> bool | None:
@@ -195,3 +214,40 @@ def elements(value: Value) -> Any:
     if value.tensor is None or value.tensor.size > 1 << 12 or value.tensor.dtype == DType.STRING:
         return None
     return tuple(value.tensor.numpy().reshape(-1).tolist())
+
+
+@predicate
+def sqrt(number: float) -> float | None:
+    """The square root; not known below 0."""
+    return math.sqrt(number) if _number(number) and number >= 0 else None
+
+
+@predicate
+def exp(number: float) -> float | None:
+    """e to the power of a number."""
+    return math.exp(number) if _number(number) and number < 700 else None
+
+
+@predicate
+def log(number: float) -> float | None:
+    """The natural logarithm; not known of 0 and below."""
+    return math.log(number) if _number(number) and number > 0 else None
+
+
+@predicate
+def integer(number: float) -> int | None:
+    """A number without its fraction, such as the whole part of a quotient."""
+    return int(number) if isinstance(number, int | float) and math.isfinite(number) else None
+
+
+@predicate
+def item(items: tuple[Any, ...], index: int) -> Any:
+    """An item of a list, counted from 0, or from the end by negative numbers."""
+    inside = isinstance(items, tuple) and isinstance(index, int) and -len(items) <= index < len(items)
+    return items[index] if inside else None
+
+
+@predicate
+def length(items: tuple[Any, ...]) -> int | None:
+    """How many items a list has."""
+    return len(items) if isinstance(items, tuple) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,9 @@ from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedInput
 
 from memoptc.ir.diagnostics import syntax_error
+
+EXAMPLE = re.compile(r"^example[ \t]+([a-z][a-z0-9-]*)([ \t]+declines)?[ \t]*\{[ \t]*\n(.*?)^\}[ \t]*$", re.M | re.S)
+"""An example of a rule: its name, whether it declines, a graph, and below `// ---- expect` what it becomes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,31 @@ class Call:
     arguments: tuple[Expression | Ref, ...]
 
 
-Expression: TypeAlias = Call | Literal
+@dataclass(frozen=True)
+class Arithmetic:
+    """`left + right`, and `-`, `*`, `/`."""
+
+    left: Expression
+    sign: str
+    right: Expression
+
+
+@dataclass(frozen=True)
+class Listed:
+    """`[1, dim(%x, 0)]`: a list of which some items are computed."""
+
+    items: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """`const(value(%a) * 2, f32)`: an operand that is a computed constant; of the first operand's type if not said."""
+
+    expression: Expression
+    dtype: Token | None
+
+
+Expression: TypeAlias = Call | Literal | Arithmetic | Listed
 
 
 @dataclass(frozen=True)
@@ -73,7 +101,7 @@ class Made:
     """`FusedConv(%x, %w, ...) {activation = "Relu", ...%c}`; an operand of `None` is one that is not given."""
 
     operator: Token
-    operands: tuple[Ref | Literal | None, ...]
+    operands: tuple[Ref | Literal | Listed | Computed | None, ...]
     attributes: tuple[tuple[str, Expression], ...]
     spreads: tuple[Token, ...]
 
@@ -103,6 +131,7 @@ def read(text: str, file: str = "") -> tuple[RuleText, ...]:
         SourceError: it is none; the message shows where.
     """
     lark = _lark()
+    text = EXAMPLE.sub(lambda found: "\n" * found[0].count("\n"), text)  # what stands below stays at its lines
     try:
         tree = lark.parse(text)
     except UnexpectedInput as e:
@@ -210,11 +239,25 @@ class _Reader(Transformer[Token, Any]):
     def word(self, token: Token) -> Literal:
         return Literal(str(token))
 
+    def list(self, *parts: Any) -> Expression:
+        given = tuple(p for p in parts if p is not None)
+        plain = tuple(p.value for p in given if isinstance(p, Literal))
+        return Literal(plain) if len(plain) == len(given) else Listed(given)
+
+    def arithmetic(self, left: Any, sign: Token, right: Any) -> Arithmetic:
+        return Arithmetic(left, str(sign), right)
+
+    def signed(self, sign: Token, of: Any) -> Arithmetic:
+        return Arithmetic(Literal(0), str(sign), of)
+
+    def computed(self, expression: Any, dtype: Token | None) -> Computed:
+        return Computed(expression, dtype)
+
     def items(self, *literals: Literal | None) -> Literal:
         return Literal(tuple(item.value for item in literals if item is not None))
 
 
-def _operands(found: Sequence[Any]) -> list[Ref | Literal | None]:
+def _operands(found: Sequence[Any]) -> list[Ref | Literal | Listed | Computed | None]:
     """Operands as written; a grammar placeholder is none at all, `_` is one that is not given."""
     return [None if isinstance(o, Token) else o for o in found if o is not None]
 

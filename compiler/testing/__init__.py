@@ -27,7 +27,8 @@ _LAZY = {
     "PassTests": "properties",
     "RuleTests": "properties",
     "check_pass": "properties",
-    "check_rule": "properties",
+    "check_example": "rule_check",
+    "check_rule": "rule_check",
     "compare": "numbers",
     "compare_numbers": "cases",
     "hard_feeds": "numbers",
@@ -38,8 +39,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Case", "CaseTests", "PassTests", "RuleTests", "check_pass", "check_rule", "compare", "compare_numbers",
-    "hard_feeds", "instances", "random_graph", "read_case", "run_pass",
+    "Case", "CaseTests", "PassTests", "RuleTests", "check_example", "check_pass", "check_rule", "compare",
+    "compare_numbers", "hard_feeds", "instances", "random_graph", "read_case", "run_pass",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
     from memoptc.testing.instances import instances
     from memoptc.testing.numbers import compare, hard_feeds
     from memoptc.testing.passes import run_pass
-    from memoptc.testing.properties import PassTests, RuleTests, check_pass, check_rule
+    from memoptc.testing.properties import PassTests, RuleTests, check_pass
+    from memoptc.testing.rule_check import check_example, check_rule
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ ASKED = {
     "opt": (0, ["{cnn}", "--passes", "simplify"], "graph passes"),
     "passes": (0, [], "passes rules pipelines"),
     "rules": (0, ["test", "{rules}", "--instances", "3"], "rules"),
-    "new-pass": (0, ["drop-relu", "-o", "{out}/drop-relu"], "files"),
+    "new-pass": (0, ["shown-as-json", "-o", "{out}/package"], "files"),
     "frontier": (2, ["{cnn}", "--points", "1", "--report", "{out}/frontier.txt"], "error hint"),
     "profile": (0, ["{cnn}", "--static"], "points nodes"),
     "plan": (0, ["{cnn}"], "arena_bytes buffers"),

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from memoptc import registry
+from memoptc.cli.main import main
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, ModelInfo, Output, Value
 from memoptc.ir.diagnostics import InputError, SourceError
+from memoptc.ir.dims import Sym
 from memoptc.ir.types import DType, TensorType
 from memoptc.ir.verifier import verify
 from memoptc.rewrite import RulePass, apply_rules, predicate
 from memoptc.rewrite.language import load_rules, parse_rules
 from memoptc.rewrite.predicates import PREDICATES, compare
-from memoptc.testing import run_pass
+from memoptc.testing import check_example, run_pass
 
 IMAGE = TensorType(DType.FLOAT, (1, 2, 4, 4))
 CONV_RELU = """
@@ -214,3 +216,83 @@ def test_files_that_are_no_rules(tmp_path: Path, name: str, content: str | bytes
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         load_rules(path)
+
+
+COMPUTED = """
+rule flat {
+  match   %y = Flatten(%x) {axis = 1}
+  where   rank(%x) == 3, not dim(%x, 1) * 2 < 4, sqrt(4) + 1 == -(-3), item(shape(%x), -1) == 6 / 2
+  replace %y = Reshape(%x, [0, dim(%x, 1) * dim(%x, 2)])
+}
+
+rule powers {
+  match   %a = Mul(%x, const %s); %l = LeakyRelu(%a)
+  replace %l = LeakyRelu(%x) {alpha = attr(%l, alpha) * (value(%s) + 1)}
+}
+
+rule ends {
+  match   %a = Add(%x, const %c)
+  where   length(elements(%c)) == 2
+  replace %a = Add(%x, const(item(elements(%c), 1) - item(elements(%c), 0), f32))
+}
+"""
+
+
+def test_attributes_lists_and_constants_are_computed() -> None:
+    graph = graph_of(lambda b, x: b.Flatten(x), TensorType(DType.FLOAT, (Sym("N"), 2, 3)))
+    assert run(graph, COMPUTED)[0] == {"flat": 1}
+    assert [op.result.tensor.numpy().tolist() for op in graph.walk("const") if op.result.uses] == [[0, 6]]  # type: ignore[union-attr]
+    graph = graph_of(lambda b, x: b.LeakyRelu(b.Mul(x, b.const(2.0, dtype=DType.FLOAT)), alpha=0.5))
+    assert run(graph, COMPUTED)[0] == {"powers": 1}
+    assert next(graph.walk("LeakyRelu")).attrs["alpha"] == 1.5
+    graph = graph_of(lambda b, x: b.Add(x, b.const(np.asarray([1.0, 4.0], np.float32))), TensorType(DType.FLOAT, (2,)))
+    run(graph, COMPUTED)
+    assert 3.0 in [op.result.tensor.numpy().tolist() for op in graph.walk("const")]  # type: ignore[union-attr]
+    unknown = graph_of(lambda b, x: b.Flatten(x), TensorType(DType.FLOAT, (Sym("N"), Sym("M"), 3)))
+    assert run(unknown, "rule flat { match %y = Flatten(%x) replace %y = Reshape(%x, [0, dim(%x, 1)]) }")[1]
+
+
+WRONG = """rule wrong {
+  match   %a = Sub(%x, %c); %y = Sub(%a, %d)
+  replace %s = Sub(%c, %d); %y = Sub(%x, %s)
+}
+
+example wrong {
+  graph @g(%x: f32[4], %c: f32[4], %d: f32[4]) -> (f32[4]) {
+    %a = Sub(%x, %c) : f32[4]
+    %y = Sub(%a, %d) : f32[4]
+    return %y
+  }
+}
+
+example wrong declines {
+  graph @g(%x: f32[4], %c: f32[4]) -> (f32[4]) {
+    %a = Sub(%x, %c) : f32[4]
+    return %a
+  }
+}
+"""
+
+
+def test_examples_and_instances_catch_a_wrong_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "planted.rules"
+    file.write_text(WRONG)
+    wrong, declined = load_rules(file).examples
+    assert (wrong.line, declined.line) == (6, 14)
+    check_example(declined)
+    with pytest.raises(AssertionError, match="wrong for the example in line 6"):
+        check_example(wrong)
+    assert main(["rules", "test", str(file)]) == 3
+    assert "rule wrong is wrong for the example in line 6" in capsys.readouterr().out
+    file.write_text(WRONG.split("example")[0])  # without examples, random graphs show it
+    assert main(["rules", "test", str(file), "--instances", "20"]) == 3
+    assert "is wrong for this graph" in capsys.readouterr().out
+    file.write_text(WRONG.replace("wrong declines", "wrong").replace("%s = Sub(%c", "%s = Add(%c"))
+    assert main(["rules", "test", str(file), "--instances", "20"]) == 3
+    assert "is not applied to the example in line 14" in capsys.readouterr().out
+    file.write_text(WRONG.replace("%s = Sub(%c", "%s = Add(%c"))
+    assert main(["rules", "test", str(file), "--instances", "20"]) == 0
+    assert "2 examples, 20 random graphs, same numbers" in capsys.readouterr().out
+    file.write_text("// A rule.\n" + WRONG.replace("example wrong {", "example right {"))
+    with pytest.raises(SourceError, match=r"planted\.rules:7:9: there is no rule right in this file"):
+        load_rules(file)

@@ -85,7 +85,7 @@ class TestOurRules(RuleTests):
 
 @pytest.mark.nightly
 class TestOurRulesAtLength(TestOurRules):
-    count = 30
+    count = 200
 
 
 def test_a_pass_that_is_wrong_on_some_graph_is_caught(tmp_path: Path) -> None:
