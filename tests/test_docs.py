@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from markdown_it import MarkdownIt
 
@@ -97,6 +98,10 @@ def test_the_site_builds_and_every_link_in_it_leads_somewhere(tmp_path: Path) ->
     for page in site.rglob("*.html"):
         for target in re.findall(r'(?:href|src)="([^"#:?]+)[^":]*"', page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(site)} links to {target}"
+    python = (site / "docs/reference/python.html").read_text()
+    public = [n for n in dir(onnxruntime.InferenceSession) if not n.startswith("_")]
+    assert len(public) > 20
+    assert [name for name in public if f">{name}<" not in python] == []
     passes = (site / "docs/reference/passes.html").read_text()
     files = [path.stem for path in (ROOT / "passes").glob("*/[a-z]*.py")]
     assert files

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
+import onnxruntime as ort
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -18,6 +19,7 @@ from memoptc.pass_base import spell
 from memoptc.report.write import schema
 from memoptc.rewrite import RulePass
 from memoptc.rewrite.predicates import PREDICATES
+from memoptc.runtime.session import _AS_IN_ONNXRUNTIME, Session
 from memoptc.targets import TARGETS
 
 
@@ -102,7 +104,29 @@ def _fields(prefix: str, part: dict[str, Any]) -> Iterator[str]:
         yield from _fields(f"{prefix}{name}[].", found.get("items", {}))
 
 
-TABLES = {f.__name__: f for f in (passes, pipelines, predicates, operators, report)}
+DIFFERS = {
+    "run": "also takes `into=`, arrays to write outputs into; splits a batch that does not fit `memory_limit`",
+    "set_providers": "loads the model anew, in the tier of the new providers; not for a model given as bytes",
+}
+"""What memoptc's own methods do differently from those of onnxruntime that they stand for."""
+
+
+def session() -> Iterator[str]:
+    """Every public name of onnxruntime's InferenceSession, and whose it is in Session."""
+    own, theirs = vars(Session), set(_AS_IN_ONNXRUNTIME)
+    yield from _table("name", "in `Session`", 'with `memory="planned"`')
+    for name in sorted(n for n in dir(ort.InferenceSession) if not n.startswith("_")):
+        if name in theirs:
+            yield _row(f"`{name}`", "onnxruntime's, its errors also `InputError`", "refused; `auto` goes on in `arena`")
+        elif name in own:
+            yield _row(f"`{name}`", f"memoptc's: {DIFFERS[name]}", "yes")
+        else:
+            yield _row(f"`{name}`", "onnxruntime's", "yes")
+    for name in sorted(n for n in own if not n.startswith("_") and not hasattr(ort.InferenceSession, n)):
+        yield _row(f"`{name}`", f"only here: {(inspect.getdoc(own[name]) or '').partition(chr(10))[0]}", "yes")
+
+
+TABLES = {f.__name__: f for f in (passes, pipelines, predicates, operators, report, session)}
 
 
 class ReferenceTable(SphinxDirective):
