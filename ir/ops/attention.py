@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from memoptc.ir.core import Op
+import numpy as np
+
+from memoptc.ir.core import Op, Value
+from memoptc.ir.dims import same
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, dtype_of, extents, given, shape
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
+from memoptc.ir.ops.double import NoDouble, OpBuilder, i64, rank_of
 from memoptc.ir.ops.matmul import matmul_terms
+from memoptc.ir.ops.sample import Rng, Sample, floats
 from memoptc.ir.ops.schema import MICROSOFT, opset_of, since
 from memoptc.ir.ops.sizes import FLOAT, Sizes, width
 
@@ -95,11 +101,67 @@ def _multi_head(s: Sizes) -> int:
     return copies + s.threads * FLOAT * rows * (2 + min(columns, keys) + out)
 
 
+def _rotary(op: Op) -> list[Axis]:
+    """Batches, steps and heads: each row of a head is rotated by the angles of its step."""
+    x, caches, positions = extents(op, 0), extents(op, 1), op.input(3)
+    if len(x) not in (3, 4) or shape(op.results[0]) is None:
+        return []
+    angles = (3,) if positions is not None else (1, 2)  # which operands have a batch and a step of their own
+    if len(caches) != (2 if positions is not None else 3):
+        return []
+    found = [given(op, 1, (0, Along(1)), reorders=True)] if len(x) == 4 else []
+    for axis, of_angles in ((0, 0), (len(x) - 2, 1)):
+        if all(same(extents(op, i)[of_angles], x[axis]) for i in angles):
+            found.append(given(op, axis, (0, Along(axis)), *[(i, Along(of_angles)) for i in angles], reorders=True))
+    return found
+
+
+def _rotary_double(b: OpBuilder, op: Op) -> Sequence[Value]:
+    """Both halves, or the even and the odd elements, of what is rotated in each head."""
+    x, angles = op.operands[0], op.operands[1:3]
+    outside, heads = rank_of(x, op) == 4, int(op.attrs.get("num_heads", 0))
+    half = extents(op, 1)[-1] if extents(op, 1) else None
+    if not isinstance(half, int) or not (outside or heads):
+        raise NoDouble(f"RotaryEmbedding {op.name!r} whose angles have no known shape")
+    if (positions := op.input(3)) is not None:
+        angles = tuple(b.Gather(cache, positions, axis=0) for cache in angles)
+    cos, sin = (b.Unsqueeze(part, i64(1 if outside else 2)) for part in angles)
+    split = x if outside else b.Reshape(x, i64(0, 0, heads, -1))
+    last, end = i64(-1), np.iinfo(np.int64).max
+    rotated = b.Slice(split, i64(0), i64(2 * half), last)
+    interleaved = bool(op.attrs.get("interleaved"))
+    ranges = ((0, 2 * half), (1, 2 * half)) if interleaved else ((0, half), (half, 2 * half))
+    first, second = (b.Slice(rotated, i64(s), i64(e), last, i64(1 + interleaved)) for s, e in ranges)
+    parts = [b.Sub(b.Mul(cos, first), b.Mul(sin, second)), b.Add(b.Mul(sin, first), b.Mul(cos, second))]
+    if interleaved:
+        pairs = b.Concat(*(b.Unsqueeze(part, last) for part in parts), axis=-1)
+        whole = b.Reshape(pairs, b.Shape(rotated))
+    else:
+        whole = b.Concat(*parts, axis=-1)
+    if op.attrs.get("rotary_embedding_dim"):
+        whole = b.Concat(whole, b.Slice(split, i64(2 * half), i64(end), last), axis=-1)
+    return [whole if outside else b.Reshape(whole, b.Shape(x))]
+
+
+def _rotary_sample(r: Rng) -> Sample:
+    """Four axes or three, angles by position or for each step, all of a head rotated or its beginning."""
+    batch, heads, steps, half, rest = (int(d) for d in r.integers(1, 5, 5))
+    rest = 2 * rest if r.random() < 0.5 else 0
+    width = 2 * half + rest
+    attrs = {"interleaved": int(r.integers(2)), "rotary_embedding_dim": 2 * half if rest else 0, "num_heads": heads}
+    x = floats(r, batch, heads, steps, width) if r.random() < 0.5 else floats(r, batch, steps, heads * width)
+    if r.random() < 0.5:
+        positions = np.asarray(r.integers(0, 9, (batch, steps)), np.int64)
+        return Sample((x, floats(r, 9, half), floats(r, 9, half), positions), attrs, frozenset({1, 2}), opset=23)
+    return Sample((x, *(floats(r, batch, steps, half) for _ in range(2))), attrs, opset=23)
+
+
 _FACTS: dict[str, Any] = {"family": Family.ATTENTION}
 
 OPERATORS: tuple[Operator, ...] = (
     *define("Attention", packs_weights=True, workspace=_scores, **_FACTS),
-    *define("LinearAttention RotaryEmbedding", **_FACTS),
+    *define("LinearAttention", **_FACTS),
+    *define("RotaryEmbedding", space=_rotary, double=_rotary_double, sample=_rotary_sample, **_FACTS),
     *define(
         "MultiHeadAttention",
         MICROSOFT,

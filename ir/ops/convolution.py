@@ -10,6 +10,7 @@ from memoptc.ir.dims import same
 from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, dtype_of, extents, given
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
+from memoptc.ir.ops.sample import Rng, Sample, floats
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes, window_of
@@ -174,11 +175,27 @@ def _codes_dtype(value: Value) -> DType | None:
     return value.dtype
 
 
+def _conv_sample(r: Rng) -> Sample:
+    groups, each, out, rank = (int(d) for d in r.integers(1, 4, 4))
+    image = [int(d) for d in r.integers(4, 9, min(rank, 2))]
+    kernel = [int(d) for d in r.integers(1, 4, len(image))]
+    attrs = {"group": groups, "strides": [int(d) for d in r.integers(1, 3, len(image))], "pads": [1] * 2 * len(image)}
+    x, w = floats(r, int(r.integers(1, 3)), groups * each, *image), floats(r, groups * out, each, *kernel)
+    return Sample((x, w, floats(r, groups * out)), attrs, frozenset({1, 2}))
+
+
+def _transposed_sample(r: Rng) -> Sample:
+    groups, each, out = (int(d) for d in r.integers(1, 4, 3))
+    x, w = floats(r, 1, groups * each, 5, 4), floats(r, groups * each, out, *(int(d) for d in r.integers(1, 4, 2)))
+    return Sample((x, w), {"group": groups, "strides": [int(d) for d in r.integers(1, 3, 2)]}, frozenset({1}))
+
+
 _FACTS: dict[str, Any] = {"family": Family.CONVOLUTION, "packs_weights": True}
 
 OPERATORS: tuple[Operator, ...] = (
     *define(
         "Conv",
+        sample=_conv_sample,
         space=_conv,
         double=double_windows.conv,
         accumulates=_terms,
@@ -200,6 +217,7 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     *define(
         "ConvTranspose",
+        sample=_transposed_sample,
         space=_transposed,
         double=double_windows.conv_transpose,
         layout=_layout,

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
+import onnx.defs
+
 from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.axis import Axis
 from memoptc.ir.ops.double import Lowering
+from memoptc.ir.ops.sample import Sampler, broadcasting
 from memoptc.ir.ops.sizes import Sizes
 
 ShapeOf: TypeAlias = Callable[[Value], tuple[int, ...]]
@@ -136,8 +139,10 @@ class Operator:
         integer_workspace: The same for the integer kernel that it becomes between codes.
         double: Builds the same in float64 from other operators, where onnxruntime has no float64 kernel; operators of
             `com.microsoft` without it have no float64 form.
-        stays_float32: What it computes is defined by rounding to few bits: it stays in float32, between casts.
+        stays_float32: What it computes is defined by rounding to few bits, or by a choice among elements: it stays in
+            float32, between casts.
         float32_operands: Operands that are float32 even in the operator's float64 form.
+        sample: Draws random valid instances; property tests hold every other fact against onnxruntime on them.
     """
 
     key: str
@@ -169,11 +174,19 @@ class Operator:
     double: Lowering | None = None
     stays_float32: bool = False
     float32_operands: tuple[int, ...] = ()
+    sample: Sampler | None = None
 
     @property
     def elementwise(self) -> bool:
         """Whether result elements depend on the elements at the same (broadcast) position only."""
         return self.arity is not None
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """Its `sample`, or for element-wise operators of standard ONNX the one that follows from their operands."""
+        if self.sample is not None or self.arity is None or self.domain or not onnx.defs.has(self.name):
+            return self.sample
+        return broadcasting(self.name, 1 if self.arity is Arity.UNARY else 2)
 
     @property
     def name(self) -> str:

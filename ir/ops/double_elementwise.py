@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.double import Lowering, OpBuilder, f64, text_attr
+from memoptc.ir.types import DType
 
 
 def _erf_polynomial() -> npt.NDArray[np.float64]:
@@ -118,3 +119,58 @@ leaky_relu = rectifier(lambda b, op, low: b.Mul(low, f64(op.attrs.get("alpha", 0
 prelu = rectifier(lambda b, op, low: b.Mul(low, op.operands[1]))
 elu = rectifier(exponential(1.0))
 selu = rectifier(exponential(1.6732632423543772), "gamma")
+
+
+# -- trigonometry -------------------------------------------------------------------------------------
+
+
+def atan_of(b: OpBuilder, x: Value) -> Value:
+    """The float32 kernel's arc tangent, and two steps of Newton's method for tan(y) = x, each doubling the digits."""
+    y: Value = b.Cast(b.Atan(b.Cast(x, to=int(DType.FLOAT))), to=int(DType.DOUBLE))
+    for _ in range(2):
+        cos = b.Cos(y)
+        y = b.Sub(y, b.Mul(b.Sub(b.Sin(y), b.Mul(x, cos)), cos))
+    return y
+
+
+def asin_of(b: OpBuilder, x: Value) -> Value:
+    """2 atan(x / (1 + sqrt(1 - x^2)))."""
+    root = b.Sqrt(b.Sub(f64(1.0), b.Mul(x, x)))
+    result: Value = b.Mul(atan_of(b, b.Div(x, b.Add(root, f64(1.0)))), f64(2.0))
+    return result
+
+
+def function(of: Callable[[OpBuilder, Value], Value]) -> Lowering:
+    """Lower an operator that is a function of each number."""
+    return lambda b, op: [of(b, op.operand)]
+
+
+def _exponentials(b: OpBuilder, x: Value) -> tuple[Value, Value]:
+    return b.Exp(x), b.Exp(b.Neg(x))
+
+
+atan, asin = function(atan_of), function(asin_of)
+acos = function(lambda b, x: b.Sub(f64(math.pi / 2), asin_of(b, x)))
+tan = function(lambda b, x: b.Div(b.Sin(x), b.Cos(x)))
+sinh = function(lambda b, x: b.Mul(b.Sub(*_exponentials(b, x)), f64(0.5)))
+cosh = function(lambda b, x: b.Mul(b.Add(*_exponentials(b, x)), f64(0.5)))
+asinh = function(lambda b, x: b.Mul(b.Sign(x), b.Log(b.Add(b.Abs(x), b.Sqrt(b.Add(b.Mul(x, x), f64(1.0)))))))
+acosh = function(lambda b, x: b.Log(b.Add(x, b.Sqrt(b.Sub(b.Mul(x, x), f64(1.0))))))
+atanh = function(lambda b, x: b.Mul(b.Log(b.Div(b.Add(x, f64(1.0)), b.Sub(f64(1.0), x))), f64(0.5)))
+
+
+def celu(b: OpBuilder, op: Op) -> Sequence[Value]:
+    """Celu."""
+    x, alpha = op.operand, f64(op.attrs.get("alpha", 1.0))
+    low = b.Mul(b.Sub(b.Exp(b.Div(b.Min(x, f64(0.0)), alpha)), f64(1.0)), alpha)
+    return [b.Add(b.Max(x, f64(0.0)), low)]
+
+
+def thresholded_relu(b: OpBuilder, op: Op) -> Sequence[Value]:
+    """ThresholdedRelu."""
+    return [b.Where(b.Greater(op.operand, f64(op.attrs.get("alpha", 1.0))), op.operand, f64(0.0))]
+
+
+def mean(b: OpBuilder, op: Op) -> Sequence[Value]:
+    """Mean."""
+    return [b.Div(b.Sum(*op.operands), f64(float(len(op.operands))))]

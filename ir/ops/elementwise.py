@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from memoptc.ir.core import Op
 from memoptc.ir.ops import double_elementwise as double
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
 from memoptc.ir.ops.definition import Arity, Blocked, Family, IntegerKernel, Operator, also, define
+from memoptc.ir.ops.sample import Rng, Sample, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import Sizes, width
 
@@ -66,6 +70,21 @@ def _one_result(s: Sizes) -> int:
     return s.result_bytes
 
 
+def _cast_sample(r: Rng) -> Sample:
+    return Sample((floats(r, *drawn_extents(r, 0, 4)),), {"to": int(r.choice((1, 6, 7, 11)))})
+
+
+def _shift_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 0, 3)
+    operands = tuple(np.asarray(r.integers(0, 5, shape), np.uint32) for _ in range(2))
+    return Sample(operands, {"direction": str(r.choice(("LEFT", "RIGHT")))})
+
+
+def _mod_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 0, 3)
+    return Sample(tuple(np.asarray(r.integers(1, 9, shape), np.int64) for _ in range(2)))
+
+
 _UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Exp Floor IsInf IsNaN "
     "Log Neg Not Reciprocal Round Sign Sin Sinh Sqrt Tan"
@@ -120,3 +139,18 @@ OPERATORS = also(OPERATORS, "Clip Gelu HardSigmoid LeakyRelu Relu Sigmoid Tanh",
 OPERATORS = also(OPERATORS, "Gelu QuickGelu", MICROSOFT, blocked=Blocked.ALWAYS)
 OPERATORS = also(OPERATORS, "Add Mul Sum", blocked=Blocked.ALL_ALIKE)
 OPERATORS = also(OPERATORS, "Equal Greater GreaterOrEqual Less LessOrEqual", family=Family.COMPARISON)
+OPERATORS = also(OPERATORS, "Cast", sample=_cast_sample)
+OPERATORS = also(OPERATORS, "BitShift", sample=_shift_sample)
+OPERATORS = also(OPERATORS, "Mod", sample=_mod_sample)
+OPERATORS = also(OPERATORS, "Acos", double=double.acos)
+OPERATORS = also(OPERATORS, "Acosh", double=double.acosh)
+OPERATORS = also(OPERATORS, "Asin", double=double.asin)
+OPERATORS = also(OPERATORS, "Asinh", double=double.asinh)
+OPERATORS = also(OPERATORS, "Atan", double=double.atan)
+OPERATORS = also(OPERATORS, "Atanh", double=double.atanh)
+OPERATORS = also(OPERATORS, "Celu", double=double.celu)
+OPERATORS = also(OPERATORS, "Cosh", double=double.cosh)
+OPERATORS = also(OPERATORS, "Mean", double=double.mean)
+OPERATORS = also(OPERATORS, "Sinh", double=double.sinh)
+OPERATORS = also(OPERATORS, "Tan", double=double.tan)
+OPERATORS = also(OPERATORS, "ThresholdedRelu", double=double.thresholded_relu)

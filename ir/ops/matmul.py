@@ -24,6 +24,8 @@ from memoptc.ir.ops.axis import (
     spread,
 )
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
+from memoptc.ir.ops.sample import Rng, Sample, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import Sizes, width
 
@@ -220,12 +222,27 @@ def _einsum_copies(s: Sizes) -> int:
     return copied + s.result_bytes * (1 + ([x for x in orders[0] if x in kept] != [*kept]))
 
 
+def _matmul_sample(r: Rng) -> Sample:
+    m, k, n = (int(d) for d in r.integers(1, 8, 3))
+    batch = drawn_extents(r, 0, 2, largest=3)
+    return Sample((floats(r, *batch, m, k), floats(r, *batch[int(r.integers(0, len(batch) + 1)) :], k, n)))
+
+
+def _gemm_sample(r: Rng) -> Sample:
+    m, k, n = (int(d) for d in r.integers(1, 8, 3))
+    flip_a, flip_b = (int(d) for d in r.integers(0, 2, 2))
+    a, b = floats(r, *((k, m) if flip_a else (m, k))), floats(r, *((n, k) if flip_b else (k, n)))
+    bias = floats(r, *((n,), (m, 1), (1,))[int(r.integers(3))])
+    return Sample((a, b, bias), {"transA": flip_a, "transB": flip_b, "alpha": 0.5, "beta": 2.0}, frozenset({1, 2}))
+
+
 _PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "packs_weights": True, "multiplications": _multiplications}
 _INTEGER_PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "multiplications": _multiplications}
 
 OPERATORS: tuple[Operator, ...] = (
     *define(
         "MatMul",
+        sample=_matmul_sample,
         space=_matmul,
         accumulates=matmul_terms,
         layout=_matmul_layout,
@@ -235,6 +252,7 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     *define(
         "Gemm",
+        sample=_gemm_sample,
         space=_gemm,
         accumulates=_gemm_terms,
         layout=_gemm_layout,

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import Family, Operator, define
 from memoptc.ir.ops.double import OpBuilder, f64, i64, rank_of, reduced
+from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 
@@ -102,13 +106,50 @@ def _instance_norm_double(b: OpBuilder, op: Op) -> Sequence[Value]:
     return [b.Add(b.Mul(unit, b.Reshape(scale, column)), b.Reshape(shift, column))]
 
 
+def _along_axis_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    return Sample((floats(r, *shape),), {"axis": axis_of(r, len(shape))})
+
+
+def _layer_norm_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    axis = axis_of(r, len(shape))
+    return Sample((floats(r, *shape), *(floats(r, *shape[axis:]) for _ in range(2))), {"axis": axis}, frozenset({1, 2}))
+
+
+def _rms_norm_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    axis = axis_of(r, len(shape))
+    return Sample((floats(r, *shape), floats(r, *shape[axis:])), {"axis": axis}, frozenset({1}), opset=23)
+
+
+def _instance_norm_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 3, 4)
+    return Sample((floats(r, *shape), *(floats(r, shape[1]) for _ in range(2))), weights=frozenset({1, 2}))
+
+
+def _batch_norm_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 2, 4)
+    vectors = [np.asarray(0.1 + r.random(shape[1]), np.float32) for _ in range(4)]
+    return Sample((floats(r, *shape), *vectors), weights=frozenset({1, 2, 3, 4}))
+
+
 _NORM: dict[str, Any] = {"family": Family.NORMALIZATION}
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("Softmax LogSoftmax", space=_softmax, in_place=(0,), workspace=_along_inner_axis, **_NORM),
-    *define("Hardmax", space=_softmax, workspace=_along_inner_axis, **_NORM),
-    *define("LayerNormalization", space=_layer_norm, affine=(1, 2), **_NORM),
-    *define("RMSNormalization", space=_layer_norm, affine=(1,), **_NORM),
+    *define(
+        "Softmax LogSoftmax",
+        space=_softmax,
+        in_place=(0,),
+        workspace=_along_inner_axis,
+        sample=_along_axis_sample,
+        **_NORM,
+    ),
+    *define(
+        "Hardmax", space=_softmax, stays_float32=True, workspace=_along_inner_axis, sample=_along_axis_sample, **_NORM
+    ),
+    *define("LayerNormalization", space=_layer_norm, affine=(1, 2), sample=_layer_norm_sample, **_NORM),
+    *define("RMSNormalization", space=_layer_norm, affine=(1,), sample=_rms_norm_sample, **_NORM),
     # onnxruntime's, in the standard domain
     *define("SimplifiedLayerNormalization", space=_layer_norm, affine=(1,), **_NORM),
     *define(
@@ -117,12 +158,13 @@ OPERATORS: tuple[Operator, ...] = (
         affine=(1, 2),
         affine_axis=1,
         double=_instance_norm_double,
+        sample=_instance_norm_sample,
         **_NORM,
     ),
-    *define("BatchNormalization", space=_batch_norm, affine=(1, 2), affine_axis=1, **_NORM),
+    *define("BatchNormalization", space=_batch_norm, affine=(1, 2), affine_axis=1, sample=_batch_norm_sample, **_NORM),
     *define("GroupNormalization", space=_batch_only, workspace=_two_results, **_NORM),
     *define("LRN", space=_all_but_channels, workspace=_response, **_NORM),
-    *define("LpNormalization", space=all_but_axis, **_NORM),
+    *define("LpNormalization", space=all_but_axis, sample=_along_axis_sample, **_NORM),
     *define("MeanVarianceNormalization", workspace=_two_results, **_NORM),
     *define("SkipLayerNormalization", MICROSOFT, space=_skip_layer_norm, affine=(2, 3), **_NORM),
     *define("SkipSimplifiedLayerNormalization", MICROSOFT, space=_skip_layer_norm, affine=(2,), **_NORM),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from memoptc.ir.core import Op
+from memoptc.ir.core import Op, Value
 from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, dtype_of, extents, given
 from memoptc.ir.ops.definition import Blocked, Family, IntegerKernel, Operator, also, define
-from memoptc.ir.ops.double import Lowering, rank_of, reduced
+from memoptc.ir.ops.double import Lowering, NoDouble, OpBuilder, rank_of, reduced
+from memoptc.ir.ops.sample import Rng, Sample, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes
@@ -51,12 +54,32 @@ def _global_double(kind: str) -> Lowering:
     return lambda b, op: [reduced(b, kind, op.operand, range(2, rank_of(op.operand, op)))]
 
 
+def _global_lp_double(b: OpBuilder, op: Op) -> Sequence[Value]:
+    order = int(op.attrs.get("p", 2))
+    if order not in (1, 2):
+        raise NoDouble(f"GlobalLpPool {op.name!r} of order {order}")
+    return [reduced(b, f"ReduceL{order}", op.operand, range(2, rank_of(op.operand, op)))]
+
+
+def _pool_sample(r: Rng) -> Sample:
+    image = [int(d) for d in r.integers(4, 9, int(r.integers(1, 3)))]
+    kernel = [int(d) for d in r.integers(2, 4, len(image))]
+    strides = [int(d) for d in r.integers(1, 3, len(image))]
+    attrs = {"kernel_shape": kernel, "strides": strides, "pads": [1] * 2 * len(image)}
+    return Sample((floats(r, *(int(d) for d in r.integers(1, 4, 2)), *image),), attrs)
+
+
+def _image_sample(r: Rng) -> Sample:
+    return Sample((floats(r, *drawn_extents(r, 3, 4)),))
+
+
 _CODES = IntegerKernel.FIRST_OPERAND
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("MaxPool", space=_pool, homogeneous=True, integer=_CODES, **_FACTS),
+    *define("MaxPool", space=_pool, sample=_pool_sample, homogeneous=True, integer=_CODES, **_FACTS),
     *define(
         "AveragePool",
+        sample=_pool_sample,
         space=_pool,
         homogeneous=True,
         integer=_CODES,
@@ -64,9 +87,10 @@ OPERATORS: tuple[Operator, ...] = (
         double=double_windows.average_pool,
         **_FACTS,
     ),
-    *define("LpPool", space=_global_pool, **_FACTS),
+    *define("LpPool", space=_global_pool, sample=_pool_sample, **_FACTS),
     *define(
         "GlobalAveragePool",
+        sample=_image_sample,
         space=_global_pool,
         accumulates=_global_terms,
         homogeneous=True,
@@ -77,13 +101,14 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     *define(
         "GlobalMaxPool",
+        sample=_image_sample,
         space=_global_pool,
         accumulates=_global_terms,
         homogeneous=True,
         double=_global_double("ReduceMax"),
         **_FACTS,
     ),
-    *define("GlobalLpPool", space=_global_pool, **_FACTS),
+    *define("GlobalLpPool", space=_global_pool, sample=_image_sample, double=_global_lp_double, **_FACTS),
     *define("MaxRoiPool MaxUnpool RoiAlign", **_FACTS),
     *define("NhwcMaxPool", MICROSOFT, **_FACTS),
     *define("QLinearAveragePool", MICROSOFT, workspace=_as_floats),

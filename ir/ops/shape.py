@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from memoptc.ir.core import Op
 from memoptc.ir.dims import Dim, KnownDim, Sym, same
 from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, also, define
+from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.tensors import ints
 
@@ -163,16 +167,43 @@ def _trilu(op: Op) -> list[Axis]:
     return [everywhere(op, i) for i in range(len(extents(op, 0)) - 2)]
 
 
+def _transpose_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    return Sample((floats(r, *shape),), {"perm": [int(a) for a in r.permutation(len(shape))]})
+
+
+def _flatten_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    return Sample((floats(r, *shape),), {"axis": axis_of(r, len(shape))})
+
+
+def _concat_sample(r: Rng) -> Sample:
+    shape = list(drawn_extents(r, 1, 4))
+    axis = axis_of(r, len(shape))
+    parts = []
+    for extent in r.integers(1, 6, int(r.integers(1, 4))):
+        shape[axis] = int(extent)
+        parts.append(floats(r, *shape))
+    return Sample(tuple(parts), {"axis": axis})
+
+
+def _gather_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    axis = axis_of(r, len(shape))
+    indices = np.asarray(r.integers(-shape[axis], shape[axis], drawn_extents(r, 0, 2)), np.int64)
+    return Sample((floats(r, *shape), indices), {"axis": axis})
+
+
 _CODES = IntegerKernel.FIRST_OPERAND
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("Transpose", space=_transpose, moves=True, integer=_CODES),
+    *define("Transpose", sample=_transpose_sample, space=_transpose, moves=True, integer=_CODES),
     *define("Flatten Reshape Squeeze Unsqueeze", space=_reshape, view=0, moves=True, integer=_CODES),
-    *define("Concat", space=_concat, moves=True, integer=IntegerKernel.ALL_OPERANDS),
+    *define("Concat", sample=_concat_sample, space=_concat, moves=True, integer=IntegerKernel.ALL_OPERANDS),
     *define("Split", space=_split, moves=True),
     *define("Slice", space=_slice, moves=True),
     *define("Expand", space=_expand, moves=True),
-    *define("Gather", space=_lookup, moves=True),
+    *define("Gather", sample=_gather_sample, space=_lookup, moves=True),
     *define("Compress GatherElements GatherND ReverseSequence Tile", moves=True),
     *define("ConstantOfShape", space=_filled),
     *define("OneHot", space=_one_hot),
@@ -183,3 +214,4 @@ OPERATORS: tuple[Operator, ...] = (
     *define("ExpandDims GatherND MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
 )
 OPERATORS = also(OPERATORS, "ConstantOfShape Expand NonZero Range Reshape Slice Tile", loses_symbols=True)
+OPERATORS = also(OPERATORS, "Flatten", sample=_flatten_sample)

@@ -180,9 +180,6 @@ def norm(r: Rng) -> Sample:
         return one("LRN", [floats(r, *shape[:3], 4)], size=3, empty=False)
     if kind == 4:
         return one("LpNormalization", [x], axis=maybe(r, axis_of(r, rank)), p=maybe(r, 1))
-    if r.random() < 0.5:
-        axis = axis_of(r, rank)
-        return one("RMSNormalization", [x, weight(floats(r, *shape[axis:]))], opset=23, axis=axis, empty=False)
     return one("MeanVarianceNormalization", [floats(r, *shape[:3], 4)], axes=maybe(r, [0, 2, 3]), empty=False)
 
 

@@ -142,14 +142,6 @@ def attention(r: Rng) -> Sample:
     )
 
 
-def rotary(r: Rng) -> Sample:
-    batch, heads, length, half = 1 + extent(r) % 3, 1 + extent(r) % 4, 1 + extent(r), 1 + extent(r) % 4
-    cos, sin = (floats(r, 20, half) for _ in range(2))
-    places = whole(r, 0, 20, batch, length)
-    x = floats(r, batch, heads, length, 2 * half)
-    return one("RotaryEmbedding", [x, weight(cos), weight(sin), places], opset=23, empty=False)
-
-
 def signal(r: Rng) -> Sample:
     kind = int(r.integers(4))
     if kind == 0:
@@ -242,7 +234,6 @@ SAMPLERS: tuple[Sampler, ...] = (
     recurrent,
     recurrent,
     attention,
-    rotary,
     signal,
     signal,
     text,

@@ -121,14 +121,6 @@ def layer_norm(m: Maker, x: Value) -> Value | None:
     return m.op("LayerNormalization", x, m.array(*shape), bias, axis=axis - (rank if m.r.random() < 0.5 else 0))
 
 
-@move("RMSNormalization", opset=23)
-def rms_norm(m: Maker, x: Value) -> Value | None:
-    axis = m.r.randrange(len(dims(x)))
-    if not whole(*dims(x)[axis:]):
-        return None
-    return m.op("RMSNormalization", x, m.array(*(number(d) for d in dims(x)[axis:])), axis=axis)
-
-
 @move("SimplifiedLayerNormalization")
 def simplified_layer_norm(m: Maker, x: Value) -> Value | None:
     """onnxruntime's own, which it keeps in the standard domain."""
