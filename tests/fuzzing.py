@@ -142,7 +142,11 @@ def try_ways(
             noise = NOISE.get(way.get("target", ""), LOOSE if any(p in way.get("passes", "") for p in CODING) else None)
             noise = float("inf") if noise and jumps else noise
             for feed, expected in runs + (special if exact else []):
-                if fault := difference(expected, compiled, feed, noise, exact=exact):
+                fault = difference(expected, compiled, feed, noise, exact=exact)
+                if "form" in way and "pre-allocated" in fault:
+                    # Asked for without proof: onnxruntime believes its own inference of a branch, wrong as it may be.
+                    counts["form refused"] += 1
+                elif fault:
                     return f"{text}: {fault} on { ({k: np.shape(v) for k, v in feed.items()}) }"
             del compiled
     return ""
