@@ -11,6 +11,7 @@ from memoptc.border import with_border_of
 from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
+from memoptc.ir.types import DType
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.runtime.accuracy import AccuracyTarget, combined
@@ -38,7 +39,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
     candidate = written if floating is compiled.graph else compilation.scratch / "border.onnx"
     if candidate is not written:
         write_into(floating, candidate)
-    wanted = judge(options, compiled.pipeline, compiled.changed)
+    wanted = judge(options, compiled.pipeline, compiled.changed, source.graph)
     return verify_models(
         source.control,
         candidate,
@@ -71,13 +72,14 @@ def _bytes_on_disk(written: Path) -> int:
     return sum(file.stat().st_size for file in (written, written.with_name(f"{written.name}.data")) if file.exists())
 
 
-def judge(options: Options, steps: Pipeline, changed: Collection[int]) -> Judge:
+def judge(options: Options, steps: Pipeline, changed: Collection[int], original: Graph) -> Judge:
     """What is asked of the candidate.
 
     Args:
         options: The options in force.
         steps: The pipeline.
         changed: Positions of the passes that changed the graph.
+        original: The graph as it was read.
     """
     lossy = [p.accuracy_target for i, p in enumerate(steps.passes()) if i in changed]
     accuracy = combined(t for t in lossy if t is not None)
@@ -85,7 +87,18 @@ def judge(options: Options, steps: Pipeline, changed: Collection[int]) -> Judge:
         accuracy = _with_wishes(accuracy, options)
     other = options.passes is not None or options.freeze_runtime or accuracy is not None
     exact = options.level <= EXACT_LEVEL and options.target == "float32" and not other
+    exact = exact and (options.level == 0 or not _rounds_between(original))
     return Judge(bit_exact=exact, target=options.target, max_error=options.max_error, accuracy=accuracy)
+
+
+def _rounds_between(graph: Graph) -> bool:
+    """Whether a graph computes in half floats.
+
+    Few of onnxruntime's kernels do: it casts to float32 and back around the others, leaves out casts that follow each
+    other, and unpacks constant operands ahead. So where it rounds changes as soon as any op goes.
+    """
+    made = (result for op in graph.walk() if not op.is_const for result in op.results)
+    return any(result.dtype in (DType.FLOAT16, DType.BFLOAT16) for result in made)
 
 
 def _with_wishes(target: AccuracyTarget, options: Options) -> AccuracyTarget:
@@ -111,7 +124,7 @@ def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
     """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
     source, options, data = compilation.source, compilation.options, compilation.data
     path = compilation.scratch / "bisect.onnx"
-    wanted = judge(options, steps, range(len(list(steps.passes()))))
+    wanted = judge(options, steps, range(len(list(steps.passes()))), source.graph)
 
     def good(graph: Graph) -> bool:
         write_into(with_border_of(source.graph, graph), path)

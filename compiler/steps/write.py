@@ -60,7 +60,7 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
     plain = Contract(frugal, peaks=peaks)
     if not options.measure:
         return plain, ""
-    wanted = judge(options, compiled.pipeline, compiled.changed)
+    wanted = judge(options, compiled.pipeline, compiled.changed, compilation.source.graph)
     choices = [frugal] if frozen else [frugal, replace(frugal, file_order=True)]
     try:
         found = make_contract(
