@@ -55,7 +55,7 @@ def in_order(nodes: Sequence[onnx.NodeProto], scope: Scope, graph_name: str, lab
     ordered = True
     for index, node in enumerate(nodes):
         before: set[int] = set()
-        for name in _used(node):
+        for name in used_names(node):
             if name in producer:
                 before.add(producer[name])
             elif scope.find(name) is None:
@@ -93,7 +93,7 @@ def called(node: onnx.NodeProto) -> str:
     return f"the {node.op_type} node that gives {node.output[0]!r}" if node.output else f"a {node.op_type} node"
 
 
-def _used(node: onnx.NodeProto) -> set[str]:
+def used_names(node: onnx.NodeProto) -> set[str]:
     """Names a node uses from its own graph or further out: its inputs, and what its subgraphs capture."""
     names = {n for n in node.input if n}
     for attr in node.attribute:
@@ -102,7 +102,7 @@ def _used(node: onnx.NodeProto) -> set[str]:
             inner |= {t.values.name for t in graph.sparse_initializer}
             used: set[str] = {o.name for o in graph.output}
             for n in graph.node:
-                used |= _used(n)
+                used |= used_names(n)
                 inner.update(n.output)
             names |= used - inner
     return names

@@ -17,9 +17,10 @@ _LAZY = {
     "Pool": "memoptc.runtime.pool",
     "Session": "memoptc.runtime.session",
     "Shadow": "memoptc.runtime.shadow",
+    "Stages": "memoptc.runtime.stages",
 }
 
-__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Pool", "Session", "Shadow"]
+__all__ = ["Contract", "Decoder", "MemoryLimit", "PlanLeft", "Pool", "Session", "Shadow", "Stages"]
 
 if TYPE_CHECKING:
     from memoptc.runtime.contract import Contract
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from memoptc.runtime.pool import Pool
     from memoptc.runtime.session import Session
     from memoptc.runtime.shadow import Shadow
+    from memoptc.runtime.stages import Stages
 
 
 def __getattr__(name: str) -> Any:

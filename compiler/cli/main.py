@@ -36,6 +36,7 @@ COMMANDS = {
     "study": "memoptc.cli.study",
     "cascade": "memoptc.cli.cascade",
     "merge": "memoptc.cli.merge",
+    "stages": "memoptc.cli.stages",
     "diff": "memoptc.cli.diff",
     "drift": "memoptc.cli.drift",
 }

@@ -1,0 +1,88 @@
+"""A model that was cut into stages (`memoptc stages`), run one stage after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from memoptc.ir.diagnostics import InputError
+
+MANIFEST = "stages.json"
+
+
+class Stages:
+    """Runs the stages of a folder in stock onnxruntime, one or two of them in memory at a time.
+
+    The numbers are the model's; where a cut separates what onnxruntime's optimizer would fuse, to the last bits only.
+
+    Args:
+        folder: What `memoptc stages` wrote.
+        keep: Keep all stages loaded: as fast as the whole model. Otherwise a stage is loaded while the one before it
+            runs, and given back when it has run; a run then takes the time of loading, too.
+        ahead: Load the next stage while one runs; without, one stage is in memory at a time.
+        options: Of every session; onnxruntime's own, without its second block of activations, when not given.
+
+    Raises:
+        InputError: the folder holds no stages.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep: bool = False,
+        ahead: bool = True,
+        options: ort.SessionOptions | None = None,
+    ) -> None:
+        self.folder, self._keep, self._ahead, self._options = Path(folder), keep, ahead and not keep, options
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_text())
+            self._files = [self.folder / name for name in manifest["stages"]]
+            self._outputs: list[str] = manifest["outputs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.folder} holds no stages: {error}.", hint="Make some with memoptc stages MODEL -o FOLDER."
+            ) from error
+        self._kept = [self._load(file) for file in self._files] if keep else []
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
+        """Run all stages; arguments and result as those of `onnxruntime.InferenceSession.run`.
+
+        Raises:
+            InputError: an output has no such name, or an input is missing.
+        """
+        wanted = list(output_names or self._outputs)
+        for name in wanted:
+            if name not in self._outputs:
+                raise InputError(f"There is no output {name!r}.", hint=f"Outputs are {', '.join(self._outputs)}.")
+        values: dict[str, Any] = dict(input_feed)
+        with ThreadPoolExecutor(1) as loader:
+            following: Future[ort.InferenceSession] | None = None
+            for number, file in enumerate(self._files):
+                session = self._kept[number] if self._keep else following.result() if following else self._load(file)
+                if self._ahead and number + 1 < len(self._files):
+                    following = loader.submit(self._load, self._files[number + 1])
+                self._run_stage(session, values)
+                del session
+        return [values[name] for name in wanted]
+
+    def _run_stage(self, session: ort.InferenceSession, values: dict[str, Any]) -> None:
+        names = [port.name for port in session.get_inputs()]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise InputError(f"The input {missing[0]!r} is missing.", hint="Give every input of the model.")
+        outputs = [port.name for port in session.get_outputs()]
+        values |= zip(outputs, session.run(outputs, {name: values[name] for name in names}), strict=True)
+
+    def _load(self, file: Path) -> ort.InferenceSession:
+        options = self._options
+        if options is None:
+            options = ort.SessionOptions()
+            options.enable_mem_pattern = False
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
