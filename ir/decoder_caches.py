@@ -1,0 +1,180 @@
+"""Caches of a decoder: inputs that the graph appends to or writes into, followed from the outputs back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.decoder_facts import Form, Part
+from memoptc.ir.decoder_paths import (
+    ELEMENTWISE,
+    HAND_ON,
+    NEARBY,
+    SCATTER,
+    constant_of,
+    is_state,
+    makers,
+    ops_within_reach,
+    origins,
+    shape_of,
+    uses_behind,
+)
+from memoptc.ir.dims import same
+
+ATTENTION = {
+    "com.microsoft::GroupQueryAttention": ((3, 1), (4, 2)),
+    "com.microsoft::MultiHeadAttention": ((6, 1), (7, 2)),
+    "com.microsoft::DecoderMaskedMultiHeadAttention": ((5, 1), (6, 2)),
+    "com.microsoft::Attention": ((4, 1),),
+    "Attention": ((4, 1), (5, 2)),
+}
+"""Attention with a past: operands that are appended to, and the results that give them back."""
+
+
+@dataclass(frozen=True)
+class Appended:
+    """An input that the graph appends to, and gives back.
+
+    Args:
+        input: The input.
+        output: Number of the output, -1 where it is not given back.
+        op: The operator that appends.
+        operand: Which of its operands is appended to.
+        result: Which of its results is the whole.
+        axes: For each axis of that operand, the input's axis, `None` where that is not known.
+        axis: The operand's axis that grows.
+    """
+
+    input: Value
+    output: int
+    op: Op
+    operand: int
+    result: int
+    axes: tuple[int | None, ...]
+    axis: int
+
+    @property
+    def input_axis(self) -> int | None:
+        """The input's axis that grows."""
+        return self.axes[self.axis]
+
+    @property
+    def form(self) -> Form:
+        """Whether the whole is longer than the past, or a buffer of the same length."""
+        return "fixed" if self.op.is_a(*SCATTER) else "grown"
+
+
+def appended_inputs(graph: Graph) -> list[Appended]:
+    """Give every input of a graph that it appends to and gives back.
+
+    Args:
+        graph: A top graph whose types are inferred; ranks are needed, extents help.
+    """
+    found: list[Appended] = []
+    for number, value in enumerate(graph.outputs):
+        for op, result in makers(value):
+            found += [a for a in _appends(op, result, number) if a not in found]
+    return found
+
+
+def _appends(op: Op, result: int, output: int) -> Iterator[Appended]:
+    for operand, axis in _grown(op, result):
+        for value, axes in origins(op.operands[operand]):
+            if is_state(value):
+                yield Appended(value, output, op, operand, result, axes, axis)
+
+
+def _grown(op: Op, result: int) -> Iterator[tuple[int, int]]:
+    """The operand that an op appends to to make a result, and its axis that grows."""
+    rank = len(shape_of(op.results[result]) or ())
+    if op.is_a("Concat") and len(op.operands) == 2 and rank >= 3 and constant_of(op.operands[1]) is None:
+        yield 0, op.attrs.get("axis", 0) % rank
+    elif op.is_a("TensorScatter"):
+        yield 0, op.attrs.get("axis", -2) % max(rank, 1)
+    elif op.is_a("ScatterElements", "ScatterND") and rank >= 3:
+        yield 0, _scattered_axis(op, rank)
+    for operand, given in ATTENTION.get(op.key, ()):
+        if given == result and op.input(operand) is not None:
+            yield operand, 3 if op.key == "com.microsoft::Attention" else 2
+
+
+def _scattered_axis(op: Op, rank: int) -> int:
+    """The axis that a scatter writes steps along: that of the updates which is not as long as the buffer's."""
+    if op.is_a("ScatterElements"):
+        return int(op.attrs.get("axis", 0)) % rank
+    data, new = shape_of(op.operands[0]) or (), shape_of(op.operands[2]) or ()
+    if len(data) == len(new):
+        differing = [i for i, (a, b) in enumerate(zip(data, new, strict=True)) if i and not same(a, b)]
+        if len(differing) == 1:
+            return differing[0]
+    return rank - 2
+
+
+def attentions(graph: Graph) -> dict[Op, bool]:
+    """Every Softmax that weighs values, and whether those are values that steps are appended to."""
+    found: dict[Op, bool] = {}
+    for softmax in graph.walk("Softmax"):
+        for op, index in uses_behind(softmax.result):
+            if op.op_type in ("MatMul", "Einsum") and len(op.operands) == 2:
+                found[softmax] = _leads_back(op.operands[1 - index], lambda o: bool(list(_grown(o, 0))))
+    return found
+
+
+def queries_of(softmax: Op) -> Iterator[Value]:
+    """The queries whose products with keys are the scores, as far as they can be found: past scales and masks."""
+    todo, seen = [softmax.operand], {softmax.operand}
+    while todo and len(seen) < NEARBY:
+        op = todo.pop().op
+        if op is not None and op.is_a("MatMul"):
+            yield op.operand
+        elif op is not None and not op.domain and (op.op_type in ELEMENTWISE or op.op_type in HAND_ON):
+            todo += [v for v in op.operands if v not in seen]
+            seen.update(op.operands)
+
+
+def _leads_back(value: Value, wanted: object) -> bool:
+    """Whether a value holds elements that such an op makes."""
+    return any(wanted(op) for op, _ in makers(value))  # type: ignore[operator]
+
+
+def part_of(one: Appended) -> Part | None:
+    """Whether a cache holds keys or values, as far as its uses say."""
+    if one.op.key in ATTENTION:
+        if one.op.is_a("com.microsoft::Attention"):
+            return "both"
+        return "key" if one.operand == ATTENTION[one.op.key][0][0] else "value"
+    return part_handed_over(one.op.results[one.result])
+
+
+def part_handed_over(value: Value) -> Part | None:
+    """Whether a value is used as keys or as values of attention."""
+    for op, index in uses_behind(value, scaled=True):
+        if op.key in ATTENTION and index in (1, 2):
+            return "key" if index == 1 else "value"
+        if op.op_type in ("MatMul", "Einsum") and len(op.operands) == 2:
+            other = op.operands[1 - index]
+            if any(o.op_type == "Softmax" for o, _ in makers(other)):
+                return "value"
+            if any(o.op_type == "Softmax" for o in ops_within_reach(op.result)):
+                return "key"
+    return None
+
+
+def heads_of(one: Appended) -> tuple[int, int]:
+    """Key/value heads and their width; 0 where they are not known."""
+    shape = shape_of(one.op.operands[one.operand]) or ()
+    if len(shape) < 3:
+        return 0, 0
+    if one.op.is_a("com.microsoft::Attention"):
+        shape = shape[1:]
+        grown = 2
+    else:
+        grown = one.axis
+    rest = [d for i, d in enumerate(shape) if i not in (0, grown)]
+    if not rest or not all(isinstance(d, int) for d in rest):
+        return 0, 0
+    numbers = [int(d) for d in rest if isinstance(d, int)]
+    return int(np.prod(numbers[:-1], dtype=np.int64)), numbers[-1]
