@@ -19,6 +19,8 @@ _FUSE = (
     "(fold-constants{exact=false},fuse-conv-bn,drop-dead-channels,narrow,widen-late,scale-early,simplify,share-common,"
     "drop-dead)*"
 )
+_OPEN_WEIGHTS = "widen-half,fold-constants{exact=false,weights=true}"
+"""What makes weights constants in float32, which codes need."""
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Where numbers stay floats: codes would need another scale for each product and sum."""
 _DECODER = "fuse-rotary,fuse-skip-norm,fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
@@ -115,6 +117,8 @@ def pipeline_text(
     if level >= 1:
         parts.append(_EXACT)
     parts += lossy.tokens
+    if level >= 2 and target in INTEGERS:
+        parts.append(_OPEN_WEIGHTS)
     if level >= 2:
         parts.append(_FUSE)
     parts += lossy.shrinking

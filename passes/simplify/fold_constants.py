@@ -37,10 +37,13 @@ class FoldConstants(Pass):
         max_bytes: More than this is never computed with here, operands and results together.
         exact: Keep what computes a float operand of MatMul, Conv and the like: onnxruntime has another kernel
             for a constant one, whose results differ in the last bits.
+        weights: Also compute float weights of MatMul, Conv and the like that take more bytes than what they are made
+            from (a Cast of float16 numbers, a norm and a scale), since codes need constants.
     """
 
     max_bytes: int = 1 << 26
     exact: bool = True
+    weights: bool = False
 
     def run(self, graph: Graph, context: Context) -> None:
         """Fold in every graph of the model, the top one first."""
@@ -71,12 +74,13 @@ class FoldConstants(Pass):
     def _fold(self, graph: Graph, stats: Counter[str]) -> bool:
         """Fold what fits into memory at once; says whether to go on."""
         chosen: dict[Op, None] = {}
+        asked = _weight_makers(graph) if self.weights else frozenset()
         held = 0
         for op in graph.ops:
             if op.op_type == "Constant" and not op.domain:
                 # onnxruntime makes these weights at load time itself, whatever its options.
                 _inline_constant(op, stats)
-            elif self._foldable(op, chosen, stats):
+            elif self._foldable(op, chosen, stats, asked):
                 held += _held(op)
                 if held > self.max_bytes:
                     break
@@ -97,7 +101,7 @@ class FoldConstants(Pass):
                 op.erase()
         return held > self.max_bytes and graph.version != before
 
-    def _foldable(self, op: Op, chosen: dict[Op, None], stats: Counter[str]) -> bool:
+    def _foldable(self, op: Op, chosen: dict[Op, None], stats: Counter[str], asked: frozenset[Op]) -> bool:
         if op.is_const or op.op_type in ("absent", "sparse_const") or op.regions or op.key in KEPT:
             return False
         if not ops.is_pure(op) or not any(r.has_uses for r in op.results):
@@ -119,13 +123,27 @@ class FoldConstants(Pass):
             stats["kept: size unknown"] += 1
             return False
         total = sum(n or 0 for n in need)
-        if total > freed + SMALL:
+        if total > freed + SMALL and op not in asked:
             stats["kept: would grow the file"] += 1
             return False
         if _held(op) > self.max_bytes:
             stats["kept: too large to compute here"] += 1
             return False
         return True
+
+
+def _weight_makers(graph: Graph) -> frozenset[Op]:
+    """Ops that compute, from constants or from one another, a float weight of a product or convolution."""
+    found: set[Op] = set()
+    todo = [op for op in graph.ops if any(ops.definition(u).packs_weights for r in op.results for u in r.users)]
+    while todo:
+        op = todo.pop()
+        # what repeats numbers stands for more bytes than codes take; a Transpose of a table has readers that share it
+        if op in found or op.is_const or op.regions or op.op_type in _GROWING or op.is_a("Transpose"):
+            continue
+        found.add(op)
+        todo += [v.op for v in op.operands if v.op is not None and v.op.graph is graph]
+    return frozenset(found)
 
 
 def _held(op: Op) -> int:

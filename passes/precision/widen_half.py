@@ -1,0 +1,101 @@
+"""widen-half: a float16 model computed in float32, so that its weights can become codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.facts import Tensor
+from memoptc.ir.tensors import from_array, nbytes
+from memoptc.ir.types import DType, TensorType
+from memoptc.pass_base import Context, Pass
+
+
+class WidenHalf(Pass):
+    """Let all float16 tensors be float32, with a Cast behind each input and before each output that is float16.
+
+    onnxruntime's CPU kernels compute float16 in float32 anyway, and what codes weights knows float32 only. Only models
+    with large float16 weights change, and none with operators outside the standard on float16, whose kernels may ask
+    for it. A model whose weights then do not become codes is twice as large, so this stands before what codes them.
+
+    Args:
+        smallest: Bytes of float16 weights below which the model stays as it is.
+    """
+
+    smallest: int = 8192
+
+    def run(self, graph: Graph, context: Context) -> None:
+        """Widen the graph and all subgraphs."""
+        narrow = [op for op in graph.walk() if any(_is_half(v) for v in (*op.operands, *op.results))]
+        if sum(nbytes(v.tensor) for op in narrow for v in op.results if v.tensor is not None) < max(self.smallest, 1):
+            return
+        held = [op for op in graph.walk() if any(_holds_half(v) for v in op.results)]
+        other = [op.key for op in [*narrow, *held] if op.domain or op in held]
+        if other:
+            context.stats[f"left: {other[0]} works on float16"] += 1
+            return
+        for op in list(graph.walk()):
+            self._widen(op, context)
+        for inner in (graph, *(region for op in graph.walk() for region in op.regions.values())):
+            for value in inner.inputs:
+                if _is_half(value) and inner is not graph:
+                    value.type = TensorType(DType.FLOAT, value.shape)
+            if inner is not graph:
+                for info in inner.outputs_info:
+                    if info.tensor_type is not None and info.tensor_type.dtype == DType.FLOAT16:
+                        info.type = TensorType(DType.FLOAT, info.shape)
+        self._border(graph)
+
+    def _widen(self, op: Op, context: Context) -> None:
+        """Widen an op's attributes and results."""
+        for name, value in list(op.attrs.items()):
+            if (wide := _wide(op, name, value)) is not value:
+                op.set_attr(name, wide)
+        for result in op.results:
+            if _is_half(result):
+                result.type = TensorType(DType.FLOAT, result.shape)
+                context.stats["widened"] += 1
+
+    def _border(self, graph: Graph) -> None:
+        """Let callers hand in and get float16 as before."""
+        first = next((op for op in graph.ops if not op.is_const and not op.is_a("absent")), None)
+        for value in graph.inputs:
+            uses = list(value.uses)
+            if _is_half(value) and uses:
+                builder = Builder(graph, before=first)
+                wide = builder.op(
+                    "Cast", [value], {"to": int(DType.FLOAT)}, domain="", type=TensorType(DType.FLOAT, value.shape)
+                ).result
+                for user, index in uses:
+                    user.set_operand(index, wide)
+        outputs, builder = list(graph.outputs), Builder(graph)
+        for index, info in enumerate(graph.outputs_info):
+            value = outputs[index]
+            if info.tensor_type is not None and info.tensor_type.dtype == DType.FLOAT16 and not _is_half(value):
+                type_ = TensorType(DType.FLOAT16, value.shape)
+                narrow = builder.op("Cast", [value], {"to": int(DType.FLOAT16)}, domain="", type=type_).result
+                narrow.name, value.name = value.name, narrow.name
+                outputs[index] = narrow
+        graph.set_outputs(outputs, graph.outputs_info)
+
+
+def _is_half(value: Value) -> bool:
+    return value.dtype == DType.FLOAT16
+
+
+def _holds_half(value: Value) -> bool:
+    """Whether a value is a sequence, map or optional of float16."""
+    return value.type is not None and not isinstance(value.type, TensorType) and "FLOAT16" in repr(value.type)
+
+
+def _wide(op: Op, name: str, value: Any) -> Any:
+    """An attribute, wide where it is float16: a type that is asked for, or a tensor."""
+    if isinstance(value, Tensor):
+        if DType(value.dtype) != DType.FLOAT16:
+            return value
+        return from_array(np.asarray(value.numpy()).astype(np.float32), name=value.name or "")
+    asks = name in ("to", "dtype") and isinstance(value, int) and not op.regions
+    return int(DType.FLOAT) if asks and value == DType.FLOAT16 else value
