@@ -138,12 +138,13 @@ def _weight_makers(graph: Graph) -> frozenset[Op]:
     todo = [op for op in graph.ops if any(ops.definition(u).packs_weights for r in op.results for u in r.users)]
     while todo:
         op = todo.pop()
-        # what repeats numbers stands for more bytes than codes take; a Transpose of a table has readers that share it
-        if op in found or op.is_const or op.regions or op.op_type in _GROWING or op.is_a("Transpose"):
+        # what repeats numbers stands for more bytes than codes take
+        if op in found or op.is_const or op.regions or op.op_type in _GROWING:
             continue
         found.add(op)
         todo += [v.op for v in op.operands if v.op is not None and v.op.graph is graph]
-    return frozenset(found)
+    shared = {v for op in found for v in op.operands if v.tensor is not None and not found.issuperset(v.users)}
+    return frozenset(op for op in found if shared.isdisjoint(op.operands))
 
 
 def _held(op: Op) -> int:
