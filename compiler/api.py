@@ -31,6 +31,7 @@ from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.verification import Verification
 from memoptc.source import files_of
 from memoptc.steps import prepare, prove, run
+from memoptc.steps.describe import Figures
 from memoptc.steps.reporting import report_of
 from memoptc.takeback import Keeper
 from memoptc.untouched import check_target
@@ -51,6 +52,10 @@ class Result:
         self.graph: Graph = attempt.graph
         """The compiled model in memoptc's own form."""
         self.report = report
+        self.figures: Figures = attempt.written
+        """What is known of the compiled model on paper: nodes, planned peak, predicted needs."""
+        self.decisions: tuple[Decision, ...] = tuple(attempt.decisions)
+        """What passes and gates decided, and why."""
         self.plan: Plan | None = attempt.written.plan
         """The planned arena; `None` when sizes are not known or nothing asked for a plan."""
         self.contract: Contract = attempt.contract

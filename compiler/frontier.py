@@ -130,7 +130,7 @@ def frontier(
 def _planned(model: Path, options: Options, path: Path) -> int:
     """The original's planned peak."""
     plain = _fields(replace(options, level=0, target="float32", passes=None, freeze_runtime=False, verify="off"))
-    return compile_file(model, path, **plain).report.control.planned_peak_bytes or 0
+    return compile_file(model, path, **plain).figures.planned_peak_bytes or 0
 
 
 def _fields(options: Options) -> dict[str, Any]:
@@ -159,17 +159,16 @@ def _point(model: Path, path: Path, budget: int, options: Options) -> Point:
         result = compile_file(model, path, **_fields(asked))
     except GateError:
         return Point(budget, budget + 1, "verification failed", verified=False)
-    report = result.report
-    need = report.candidate.arena_bytes or report.candidate.planned_peak_bytes or 0
-    errors = [o["max_abs"] for o in report.verification.get("outputs", []) if isinstance(o.get("max_abs"), int | float)]
-    holder = next((d.what for d in reversed(report.decisions) if d.what.startswith("stopped")), "")
+    figures, proof = result.figures, result.verification
+    need = (result.plan.arena_bytes if result.plan is not None else figures.planned_peak_bytes) or 0
+    holder = next((d.what for d in reversed(result.decisions) if d.what.startswith("stopped")), "")
     return Point(
         budget,
         need,
         holder if need > budget else "",
-        report.verification.get("passed"),
-        max(errors, default=None),
-        nodes=report.candidate.nodes or 0,
+        None if proof is None else proof.passed,
+        None if proof is None else proof.max_error,
+        nodes=figures.nodes,
     )
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -73,8 +73,28 @@ def help_of(cls: type[Pass]) -> str:
     return text.strip().partition("\n")[0].removeprefix(f"{cls.name}: ")
 
 
-def load_plugin(source: str) -> None:
+def load_plugins(sources: Sequence[str]) -> None:
+    """Load passes of several plug-ins, each a module name, a `.py` file or a `.rules` file.
+
+    Raises:
+        InputError: one cannot be loaded or defines no pass, or two define passes of one name.
+    """
+    origins: dict[str, str] = {}
+    for source in sources:
+        for name in load_plugin(source):
+            other = origins.setdefault(name, source)
+            if other != source:
+                raise InputError(
+                    f"Plug-ins {other} and {source} both define a pass {name}.",
+                    hint="Rename one of them, or name one plug-in only: a pipeline could not say which it means.",
+                )
+
+
+def load_plugin(source: str) -> list[str]:
     """Load passes from a module name, a `.py` file or a `.rules` file. Their names go before any other's.
+
+    Returns:
+        The names of its passes.
 
     Raises:
         InputError: it cannot be loaded, or defines no pass.
@@ -83,8 +103,9 @@ def load_plugin(source: str) -> None:
     if path.suffix == ".rules":
         from memoptc.rewrite.language import load_rules
 
-        _register(load_rules(path))
-        return
+        rules = load_rules(path)
+        _register(rules)
+        return [rules.name]
     try:
         module = _load_file(path) if path.suffix == ".py" else importlib.import_module(source)
     except InputError:
@@ -99,6 +120,7 @@ def load_plugin(source: str) -> None:
         raise InputError(f"Plug-in {source} defines no pass.", hint="Let it define a subclass of memoptc.Pass.")
     for cls in found:
         _register(cls)
+    return [cls.name for cls in found]
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -56,8 +56,7 @@ def command(
     from memoptc.runtime.data import Data
     from memoptc.textfile import read_any
 
-    for plugin in options["plugins"]:
-        registry.load_plugin(plugin)
+    registry.load_plugins(options["plugins"])
     graph, recipe = read_any(file)
     calibration = None
     if recipe.calibration is not None:

@@ -20,8 +20,7 @@ def command(options: dict[str, Any], talk: Talk) -> None:
     from memoptc.rewrite import RulePass
     from memoptc.targets import TARGETS
 
-    for plugin in options["plugins"]:
-        registry.load_plugin(plugin)
+    registry.load_plugins(options["plugins"])
     passes: list[dict[str, Any]] = []
     rules: list[dict[str, Any]] = []
     for name in registry.names():

@@ -54,8 +54,7 @@ def device_of(options: Options) -> str:
 
 def pipeline(options: Options, calibrated: bool) -> Pipeline:
     """The pipeline that the options stand for."""
-    for plugin in options.plugins:
-        registry.load_plugin(plugin)
+    registry.load_plugins(options.plugins)
     if options.passes is not None:
         return edited(parse(options.passes), options.skip_passes, options.settings)
     text = levels.pipeline_text(

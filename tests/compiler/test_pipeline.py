@@ -248,6 +248,8 @@ def test_entry_points_name_a_module_or_a_class(tmp_path: Path, monkeypatch: pyte
         (None, "no such file"),
         ("x = 1", "defines no pass"),
         ("def", "cannot be loaded: SyntaxError"),
+        ("raise RuntimeError('no licence')", "cannot be loaded: RuntimeError: no licence"),
+        ("class Old(__import__('memoptc').Pass):\n    def run(self, graph, stats): ...", r"Old\.run takes .*stats"),
         ("from memoptc.rewrite import op\nop.Reluu('x')", "there is no operator 'Reluu'; did you mean Relu"),
     ],
 )
@@ -257,6 +259,16 @@ def test_plug_ins_that_do_not_load_are_bad_input(tmp_path: Path, content: str | 
         path.write_text(content)
     with pytest.raises(InputError, match=message):
         registry.load_plugin(str(path))
+
+
+def test_two_plug_ins_that_define_one_name_are_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_plugins", {})
+    one, other = str(tmp_path / "one.py"), str(tmp_path / "other.py")
+    for path in (one, other):
+        Path(path).write_text(PLUGIN)
+    registry.load_plugins([one, one])
+    with pytest.raises(InputError, match=r"one\.py and .*other\.py both define a pass shine"):
+        registry.load_plugins([one, other])
 
 
 def test_a_module_that_does_not_exist_is_bad_input() -> None:

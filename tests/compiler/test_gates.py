@@ -1,0 +1,70 @@
+"""Messages of the gates: what does not hold, by how much, and how to go on; `--force` turns them into warnings."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memoptc.budget import Budget
+from memoptc.gate import Broken, broken_needs, check_budget, check_verification, refusal
+from memoptc.ir.diagnostics import BudgetError, ProofError
+from memoptc.ir.parser import parse
+from memoptc.options import Options
+from memoptc.runtime.verification import Verification
+
+MB = 1 << 20
+GRAPH = """
+graph @g(%x: f32[256,1024]) -> (f32[256,1024]) {
+  %y = Relu(%x) : f32[256,1024]
+  %z = Sigmoid(%y) : f32[256,1024]
+  return %z
+}
+"""
+
+
+def attempt(**facts: Any) -> Any:
+    """What the gates read of an attempt."""
+    figures = {"plan": None, "planned_peak_bytes": 2 * MB, "weight_bytes": 3 * MB}
+    written = SimpleNamespace(**{k: facts.pop(k, v) for k, v in figures.items()})
+    return SimpleNamespace(written=written, graph=parse(GRAPH), warnings=[], verification=None, **facts)
+
+
+def test_a_refusal_names_each_figure_and_the_ways_out() -> None:
+    broken = [*broken_needs((40 * MB, 41 * MB), (60 * MB, 70 * MB)), Broken("latency", 2.0, 5.0, 1.25, "ms")]
+    message, hint = refusal(broken)
+    assert "need in stock onnxruntime is 62.91 MB instead of 41.94 MB (1.50; at most" in message
+    assert "need in Session is 73.40 MB instead of 42.99 MB (1.71; at most" in message
+    assert (
+        "latency is 5 ms instead of 2 ms (2.50; at most 1.25 is promised), also with every pass taken back" in message
+    )
+    assert "--max-slowdown" in hint
+    assert "--force" in hint
+    assert broken[-1].sentence().startswith("Latency is 5 ms")
+
+
+@pytest.mark.parametrize(
+    ("budget", "facts", "message"),
+    [
+        (Budget(activations=MB), {}, r"budget of 1\.0\d MB for activations is out of reach: the plan needs 2\.1\d? MB"),
+        (Budget(activations=MB), {"planned_peak_bytes": None}, "planned memory is unknown, since some sizes are"),
+        (Budget(weights=MB), {}, r"weights take 3\.1\d* MB, their budget is 1\.0\d* MB"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_or_forced(budget: Budget, facts: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError, match=message) as caught:
+        check_budget(attempt(**facts), Options(memory_budget=budget), {})
+    assert "--force" in caught.value.hint
+    found = attempt(**facts)
+    check_budget(found, Options(memory_budget=budget, force=True), {})
+    assert found.warnings[0].endswith("Written all the same (--force).")
+
+
+def test_a_failed_proof_names_the_output_and_the_pass_or_warns() -> None:
+    found = attempt()
+    found.verification = Verification(False, "fast", failures=("y differs by 0.5",))
+    with pytest.raises(ProofError, match=r"Verification failed: y differs by 0\.5; first broken by narrow\."):
+        check_verification(found, Options(), lambda: "narrow")
+    check_verification(found, Options(force=True), lambda: "")
+    assert found.warnings == ["Verification failed: y differs by 0.5. Written all the same (--force)."]
