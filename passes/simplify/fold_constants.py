@@ -134,15 +134,20 @@ class FoldConstants(Pass):
 
 def _weight_makers(graph: Graph) -> frozenset[Op]:
     """Ops that compute, from constants or from one another, a float weight of a product or convolution."""
+    fixed: set[Op] = set()
+    for op in graph.ops:
+        # what repeats numbers stands for more bytes than codes take
+        if op.is_const or op.regions or op.op_type in _GROWING or not op.operands:
+            continue
+        if all(v.is_absent or v.tensor is not None or v.op in fixed for v in op.operands):
+            fixed.add(op)
     found: set[Op] = set()
-    todo = [op for op in graph.ops if any(ops.definition(u).packs_weights for r in op.results for u in r.users)]
+    todo = [op for op in fixed if any(ops.definition(u).packs_weights for r in op.results for u in r.users)]
     while todo:
         op = todo.pop()
-        # what repeats numbers stands for more bytes than codes take
-        if op in found or op.is_const or op.regions or op.op_type in _GROWING:
-            continue
-        found.add(op)
-        todo += [v.op for v in op.operands if v.op is not None and v.op.graph is graph]
+        if op not in found:
+            found.add(op)
+            todo += [v.op for v in op.operands if v.op in fixed and v.op is not None]
     shared = {v for op in found for v in op.operands if v.tensor is not None and not found.issuperset(v.users)}
     return frozenset(op for op in found if shared.isdisjoint(op.operands))
 
