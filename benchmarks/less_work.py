@@ -12,6 +12,7 @@ taking turns: original, -O2 without either, and with. A line of JSON per model a
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
@@ -30,9 +31,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
-from memoptc.api import compile_file
+from memoptc.api import compile_file, pipeline_for
 from memoptc.ir.diagnostics import MemoptcError
-from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.options import Options
+from memoptc.pass_base import Context
+from memoptc.passes.shrink.prune_tokens import PruneTokens
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.measure import measure_need
 from memoptc.runtime.options import RunOptions
@@ -49,7 +53,8 @@ class Case:
 
     Args:
         path: The model.
-        option: `prune_tokens` or `early_exit`.
+        option: `prune_tokens`, `early_exit`, or `keep`: the same share of tokens merged behind each layer, the largest
+            of a few for which validation data lose no more; the search by layer takes hours of such a model.
         calibration: Feeds with labels; also what thresholds are set on.
         validation: What a compile is held to.
         held_out: What no compile sees.
@@ -154,7 +159,7 @@ def pictures(folder: Path) -> Case:
     onnx.save(model, path)
     held = draw(2)
     shifted = [{**f, "image": f["image"] * 0.5 + rng.normal(0, 0.3, f["image"].shape).astype(np.float32)} for f in held]
-    return Case(path, "prune_tokens", fitted[: len(files)], draw(1), held, shifted)
+    return Case(path, "keep", fitted[: len(files)], draw(1), held, shifted)
 
 
 def sounds(name: str, option: str) -> Case:
@@ -255,14 +260,20 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
     line: dict[str, Any] = {"name": name, "option": case.option, "loss": loss}
     bare = {k: v for k, v in case.held_out[0].items() if k != "labels"}
     paths = [case.path, folder / "plain.onnx", folder / "less.onnx"]
+    if case.option == "keep":
+        limits = {"passes": merged_evenly(case, loss, folder, line)}
+        data = {}
     start = time.perf_counter()
     try:
         compile_file(case.path, paths[1], level=2, measure=False, verify="off")
-        result = compile_file(case.path, paths[2], level=2, measure=False, **limits, **data)
+        verify = "off" if case.option == "keep" else "fast"
+        result = compile_file(case.path, paths[2], level=2, measure=False, verify=verify, **limits, **data)
     except MemoptcError as problem:
         return line | {"failed": problem.message}
     line["seconds"] = time.perf_counter() - start
-    line["did"] = [f"{d.what}; {d.why}" for d in result.report.decisions if d.step in ("prune-tokens", "early-exit")]
+    line["did"] = line.get("did", []) + [
+        f"{d.what}; {d.why}" for d in result.report.decisions if d.step in ("prune-tokens", "early-exit")
+    ]
     line["stats"] = {p.name: dict(p.stats) for p in result.report.passes if p.name in ("prune-tokens", "early-exit")}
     line["warnings"] = [w for w in result.report.warnings if "prune-tokens" in w or "early-exit" in w]
     line["need_mb"] = [measure_need(p, bare, options=RunOptions(threads=2)).need_bytes / 1e6 for p in paths]
@@ -278,6 +289,27 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
             "samples": len(before),
         }
     return line | {"data": seen}
+
+
+def merged_evenly(case: Case, loss: float, folder: Path, line: dict[str, Any]) -> str:
+    """The pipeline of -O2 with the largest share of tokens merged at every layer that costs no more than the loss."""
+    whole = pipeline_for(Options(level=2, prune_tokens=True, calibration="data.npz", max_accuracy_loss=loss))
+    asked = re.search(r"prune-tokens\{[^}]*\}", whole)
+    assert asked is not None
+    before = metric_of(case, list(outcomes(Evaluator(case.path, RunOptions(), label="whole"), case.validation)))
+    for parts in (3, 2, 1):
+        graph = read_onnx(case.path)
+        PruneTokens(keep=1 - parts / 16, form="merge").run(graph, Context())
+        onnx.save(to_proto(graph), folder / "trial.onnx")
+        after = metric_of(
+            case, list(outcomes(Evaluator(folder / "trial.onnx", RunOptions(), label="t"), case.validation))
+        )
+        assert before is not None
+        assert after is not None
+        if before - after <= loss:
+            break
+    line["did"] = [f"{parts}/16 of the tokens merged behind every layer; validation {before:.4f} -> {after:.4f}"]
+    return whole.replace(asked.group(), f'prune-tokens{{keep={1 - parts / 16!r},form="merge"}}')
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,14 +30,14 @@ class FeatureStatistics(Pass):
     onnxruntime (docs/less-work.md), so nothing is changed.
     """
 
-    def apply(self, graph: Graph, stats: Counter[str], context: Context) -> None:
+    def run(self, graph: Graph, context: Context) -> None:
         """Measure the top graph."""
         if context.calibration is None:
             raise InputError("feature-statistics needs data.", hint="Give some with --calibration.")
         context.shapes(graph)
         names = [op.operands[0].name for op in _products(graph)]
         if not names:
-            stats["left: no product with weights behind computed features"] += 1
+            context.stats["left: no product with weights behind computed features"] += 1
             return
         labels = {op.operands[0].name: op.name or op.result.name for op in _products(graph)}
         copy = graph.clone()
@@ -61,7 +60,7 @@ class FeatureStatistics(Pass):
             shares = [float(each.mean()) for each in kept]
             if not shares or np.mean(shares) < WORTH:
                 continue
-            stats["products with zero features"] += 1
+            context.stats["products with zero features"] += 1
             always = float(np.logical_and.reduce(kept).mean())
             context.decisions.append(
                 Decision(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
@@ -34,13 +32,13 @@ def gated(opset: int) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("opset", [13, 18])
 def test_features_that_a_gate_makes_zero_are_counted(opset: int) -> None:
-    graph, stats = read_onnx(gated(opset)), Counter[str]()
+    graph = read_onnx(gated(opset))
     # All positive: features 1 and 2 are zero. Mixed: feature 2 only.
     feeds = [{"x": np.array([[1], [2]], np.float32)}, {"x": np.array([[1], [-2]], np.float32)}]
     context = Context(calibration=Data(feeds, {v.name: v.type for v in graph.inputs}))
     before = to_proto(graph).SerializeToString()
-    FeatureStatistics().apply(graph, stats, context)
-    assert stats["products with zero features"] == 1
+    FeatureStatistics().run(graph, context)
+    assert context.stats["products with zero features"] == 1
     (found,) = context.decisions
     assert found.what == "out: 38% of 4 features are zero for a whole batch"
     assert found.why == "25% to 50% over 2 samples, 25% in all of them"
@@ -49,4 +47,4 @@ def test_features_that_a_gate_makes_zero_are_counted(opset: int) -> None:
 
 def test_without_data_it_asks_for_some() -> None:
     with pytest.raises(InputError, match="needs data"):
-        FeatureStatistics().apply(read_onnx(gated(18)), Counter(), Context())
+        FeatureStatistics().run(read_onnx(gated(18)), Context())
