@@ -64,7 +64,7 @@ def test_imports_are_declared_and_nothing_else_is(project: dict[str, Any]) -> No
     imported = {DISTRIBUTIONS.get(r, r).replace("_", "-").lower() for r in roots}
     # What is used where it is there, and nowhere else.
     extras = project["project"]["optional-dependencies"]
-    optional = [*extras["fast"], *extras["testing"]]
+    optional = [*extras["fast"], *extras["testing"], *extras["cluster"]]
     declared = {re.match(r"[\w-]+", d).group() for d in [*project["project"]["dependencies"], *optional]}  # type: ignore[union-attr]
     assert imported == declared
 

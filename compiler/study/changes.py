@@ -34,6 +34,8 @@ class Asked:
         patience: It is stopped then, and its row says so.
         slowdown: A ratio of latencies.
         deployment: In words.
+        processes: On this machine.
+        cluster: No cluster when empty.
         only: All rows when empty.
     """
 
@@ -54,6 +56,12 @@ class Asked:
     patience: float = option("Seconds that one compile may take.", default=900.0, parse=float)
     slowdown: float = option("Most latency to recommend.", "--max-slowdown", default=1.05, parse=float)
     deployment: str = option("Where the model shall run, for the evidence card.", default="", metavar="TEXT")
+    processes: int = option("Compiles at a time.", default=1, parse=int, least=1)
+    cluster: str = option(
+        "Compile on the workers of this Dask scheduler, e.g. tcp://host:8786; measured is here.",
+        default="",
+        metavar="ADDRESS",
+    )
     only: tuple[str, ...] = option("Try this row only, e.g. --only=-O2; may be repeated.", default=(), metavar="ROW")
 
     def shared(self) -> list[str]:

@@ -9,8 +9,6 @@ import platform
 import re
 import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,6 +29,7 @@ from memoptc.samples import Inputs
 from memoptc.source import files_of, load
 from memoptc.steps.reporting import environment
 from memoptc.study.changes import Asked, Change, changes
+from memoptc.study.elsewhere import Job, run_all
 from memoptc.study.fault import failure_check
 from memoptc.study.findings import Row, Study
 
@@ -70,9 +69,9 @@ def study(model: Path, folder: Path, asked: Asked, say: Say = lambda _, __: None
         tried = changes(asked)
         compiled: dict[tuple[str, ...], Row] = {}
         rows = [Row("control", "control", "onnxruntime", file_bytes=source.file_bytes)]
-        for number, change in enumerate(tried):
-            say(f"compiling: {change.name}", 0.6 * number / len(tried))
-            rows.append(_row(change, model, partial, key, asked, compiled, source.file_bytes))
+        _compile_missing(tried, model, partial, key, asked, say)
+        for change in tried:
+            rows.append(_row(change, model, partial, asked, compiled, source.file_bytes))
         say("measuring", 0.6)
         _measure(rows, source.path, feed, partial, asked, key)
         say("planting a fault", 0.97)
@@ -130,7 +129,8 @@ def _key(model: Path, asked: Asked) -> str:
         raise InputError(f"There is no file {model}.", hint="Name an .onnx file.")
     files = [model, *model.parent.glob(f"{model.name}*.data")]
     files += [*data_files(asked.calibration), *data_files(asked.validation)]
-    parts = json.dumps([__version__, environment(Options()), asdict(asked)], sort_keys=True, default=str)
+    same = replace(asked, processes=1, cluster="")  # where compiles run changes no figure
+    parts = json.dumps([__version__, environment(Options()), asdict(same)], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + digest(files).encode()).hexdigest()
 
 
@@ -149,7 +149,6 @@ def _row(
     change: Change,
     model: Path,
     partial: Path,
-    key: str,
     asked: Asked,
     compiled: dict[tuple[str, ...], Row],
     file_bytes: int,
@@ -159,42 +158,51 @@ def _row(
     if change.arguments is None:
         return Row(change.name, change.kind, runtime, file_bytes=file_bytes)
     if change.arguments not in compiled:
-        compiled[change.arguments] = _compiled(change, model, partial, key, asked)
+        compiled[change.arguments] = _compiled(change, model, partial, asked)
     return replace(compiled[change.arguments], name=change.name, kind=change.kind, runtime=runtime)
 
 
-def _compiled(change: Change, model: Path, partial: Path, key: str, asked: Asked) -> Row:
-    """Compile in a process of its own, or take what an interrupted study left."""
-    assert change.arguments is not None
+def _compile_missing(tried: Sequence[Change], model: Path, partial: Path, key: str, asked: Asked, say: Say) -> None:
+    """Compile what an interrupted study did not leave behind, each in a process of its own."""
+    jobs: list[Job] = []
+    first = {change.arguments: change for change in reversed(tried)}  # rows may differ by the runtime only
+    for arguments, change in reversed(first.items()):
+        output, report, mark = _files(change, partial)
+        if arguments is not None and not (mark.exists() and mark.read_text() == key):
+            jobs.append(Job([str(model), *arguments, *asked.shared()], output, report))
+
+    ended = 0
+
+    def done(job: Job, failure: str) -> None:
+        nonlocal ended
+        ended += 1
+        atomic_write(job.output.with_suffix(".failure"), failure.encode())
+        atomic_write(job.output.with_suffix(".done"), key.encode())
+        say(f"compiled: {job.output.stem}", 0.6 * ended / len(jobs))
+
+    say("compiling", 0.0)
+    run_all(jobs, model, asked.processes, asked.cluster, asked.patience, done)
+
+
+def _files(change: Change, partial: Path) -> tuple[Path, Path, Path]:
+    """Give the files of a change: its model, its report, and the mark that it is done."""
     stem = "-".join(re.findall(r"\w+", change.name))
-    output, report = partial / f"{stem}.onnx", partial / f"{stem}.report.json"
+    return partial / f"{stem}.onnx", partial / f"{stem}.report.json", partial / f"{stem}.done"
+
+
+def _compiled(change: Change, model: Path, partial: Path, asked: Asked) -> Row:
+    """Read what came out of a compile."""
+    assert change.arguments is not None
+    output, report, mark = _files(change, partial)
     words = [str(model), *change.arguments, *asked.shared(), "-o", output.name]
     row = Row(change.name, change.kind, "onnxruntime", shlex.join(["memoptc", *words]))
-    mark = partial / f"{stem}.done"
-    if not mark.exists() or mark.read_text() != key:
-        words[words.index("-o") + 1] = str(output)
-        row.failure = _run([*words, "--report", str(report), "--keep-worst", "-q"], asked.patience)
-        atomic_write(partial / f"{stem}.failure", row.failure.encode())
-        atomic_write(mark, key.encode())
-    row.failure = (partial / f"{stem}.failure").read_text()
+    row.failure = mark.with_suffix(".failure").read_text()
     if output.exists() and report.exists():
         row.file, row.sha256 = output.name, digest([output])
         _read(row, json.loads(report.read_text()))
     elif not row.failure:
         row.failure = "nothing was written"
     return row
-
-
-def _run(words: Sequence[str], patience: float) -> str:
-    """Run a compile; the reason when it fails."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "memoptc", *words], capture_output=True, text=True, timeout=patience, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"took more than {patience:g} s"
-    lines = [line for line in done.stderr.splitlines() if line.startswith("memoptc:")] or done.stderr.splitlines()[-1:]
-    return "" if done.returncode == 0 else f"exit code {done.returncode}: {' '.join(lines).removeprefix('memoptc: ')}"
 
 
 def _read(row: Row, report: dict[str, Any]) -> None:

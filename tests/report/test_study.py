@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.report.study import card, headline, render
 from memoptc.report.study import rows as table
 from memoptc.runtime.compare import Totals, difference
+from memoptc.study import elsewhere
 from memoptc.study import run as running
 from memoptc.study.changes import Asked, Change, changes
+from memoptc.study.elsewhere import Job, compile_there, run_all
 from memoptc.study.findings import Row, Study
 from memoptc.study.run import study
 
@@ -113,7 +116,7 @@ def test_failures_stay_and_an_interrupted_study_goes_on(
             study(CNN, folder, asked)
     assert not folder.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(running, "_run", _interrupt)  # nothing is compiled a second time
+        patch.setattr(elsewhere, "run_here", _interrupt)  # nothing is compiled a second time
         found = study(CNN, folder, asked)
     assert [row.name for row in found.rows if row.usable] == ["control", "-O1", "-O1 + Session"]
     assert found.row("-O1").checked == {
@@ -126,8 +129,27 @@ def test_failures_stay_and_an_interrupted_study_goes_on(
     content = json.loads((folder / "study.json").read_text())
     assert [row["name"] for row in content["rows"]] == ["control", *(change.name for change in tried)]
     assert study(CNN, folder, asked).to_json() == content
+    assert study(CNN, folder, replace(asked, processes=2, cluster="tcp://nowhere:1")).to_json() == content
     assert main(["study", str(CNN), "-o", str(folder)]) == 2
     assert "is not this study" in capsys.readouterr().err
+
+
+def test_compiles_are_the_same_wherever_they_run(tmp_path: Path) -> None:
+    """What a worker of a cluster does with bytes gives the files of a compile in place, byte for byte."""
+    words = ["--no-measure", "-O1", "--verify", "full"]
+    jobs = [Job([str(CNN), *words, "--validation", DATA], tmp_path / f"{n}.onnx", tmp_path / f"{n}.json") for n in "ab"]
+    ended: dict[str, str] = {}
+    run_all(jobs, CNN, 2, "", 100.0, lambda job, failure: ended.update({job.output.name: failure}))
+    assert ended == {"a.onnx": "", "b.onnx": ""}
+    shipped = {"0/m.onnx": CNN.read_bytes(), "1/d.npz": Path(DATA).read_bytes()}
+    failure, made = compile_there(["0/m.onnx", *words, "--validation", "1/d.npz"], shipped, "a.onnx", 100.0)
+    assert failure == ""
+    assert made["a.onnx"] == (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    there, here = json.loads(made["report.json"]), json.loads((tmp_path / "a.json").read_text())
+    assert there["verification"] == here["verification"]
+    assert compile_there(["0/m.onnx", "--no-such"], shipped, "a.onnx", 100.0)[0].startswith("exit code 2")
+    with pytest.raises(InputError, match="Dask"):
+        run_all(jobs, CNN, 1, "tcp://127.0.0.1:1", 1.0, lambda job, failure: None)
 
 
 def _interrupt(*_: Any) -> None:

@@ -1,0 +1,147 @@
+"""Compiles of a study in several processes, or on the workers of a Dask cluster; measuring stays on this machine.
+
+Workers need memoptc, and nothing else of this machine: model and data go to them as bytes, stored once by their hash.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memoptc.digest import data_files
+from memoptc.ir.diagnostics import InputError
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compile.
+
+    Args:
+        words: Of the command line, with the output's name behind `-o`.
+        output: Where the model belongs; files beside it belong beside it.
+        report: Where the report belongs.
+    """
+
+    words: Sequence[str]
+    output: Path
+    report: Path
+
+
+def run_here(words: Sequence[str], patience: float, folder: Path | None = None) -> str:
+    """Run a compile in a process of its own; the reason when it fails."""
+    command = [sys.executable, "-m", "memoptc", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False, cwd=folder)
+    except subprocess.TimeoutExpired:
+        return f"took more than {patience:g} s"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("memoptc:")] or done.stderr.splitlines()[-1:]
+    return "" if done.returncode == 0 else f"exit code {done.returncode}: {' '.join(lines).removeprefix('memoptc: ')}"
+
+
+def arguments(words: Sequence[str], output: Path, report: Path) -> list[str]:
+    """Give the words of a compile that writes there."""
+    return [*words, "-o", str(output), "--report", str(report), "--keep-worst", "-q", "--config", "none"]
+
+
+def run_all(
+    jobs: Sequence[Job], model: Path, processes: int, cluster: str, patience: float, done: Callable[[Job, str], None]
+) -> None:
+    """Run compiles at the same time.
+
+    Args:
+        jobs: The compiles.
+        model: The model that all of them are of.
+        processes: How many at a time on this machine.
+        cluster: Address of a Dask scheduler instead; `""` for this machine.
+        patience: Seconds that each may take.
+        done: Called with each job, and why it failed (`""` when it did not), as it ends.
+
+    Raises:
+        InputError: the cluster cannot be reached, or Dask is not installed.
+    """
+    if cluster:
+        _on_cluster(jobs, model, cluster, patience, done)
+        return
+    pool = ThreadPoolExecutor(max(1, processes))
+    try:
+        found = pool.map(lambda job: run_here(arguments(job.words, job.output, job.report), patience), jobs)
+        for job, failure in zip(jobs, found, strict=True):
+            done(job, failure)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_cluster(
+    jobs: Sequence[Job], model: Path, cluster: str, patience: float, done: Callable[[Job, str], None]
+) -> None:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError(
+            "A cluster needs Dask, which is not installed.", hint="pip install 'memoptc[cluster]'"
+        ) from None
+    try:
+        client: Any = Client(cluster, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise InputError(f"No Dask scheduler answers at {cluster}: {error}.", hint="Check --cluster.") from None
+    with client:
+        names: dict[str, str] = {}
+        files: dict[str, Any] = {}
+        words = {word for job in jobs for word in job.words}
+        for number, path in enumerate([model, *sorted(Path(w) for w in words if w != str(model) and Path(w).exists())]):
+            names[str(path)] = f"{number}/{path.name}"
+            for file in _belonging(path):
+                name = f"{number}/{path.name}/{file.name}" if path.is_dir() else f"{number}/{file.name}"
+                files[name] = client.scatter(file.read_bytes(), hash=True)
+        futures = [
+            client.submit(
+                compile_there, [names.get(w, w) for w in job.words], files, job.output.name, patience, pure=False
+            )
+            for job in jobs
+        ]
+        for job, future in zip(jobs, futures, strict=True):
+            failure, made = future.result()
+            for name, content in made.items():
+                (job.report if name == REPORT else job.output.with_name(name)).write_bytes(content)
+            done(job, failure)
+
+
+def _belonging(path: Path) -> list[Path]:
+    """Give a file and the weights beside it, or the files of a folder."""
+    if path.suffix == ".onnx":
+        return [path, *path.parent.glob(f"{path.name}*.data")]
+    return list(data_files(str(path))) or [path]
+
+
+def compile_there(
+    words: Sequence[str], files: Mapping[str, bytes], output: str, patience: float
+) -> tuple[str, dict[str, bytes]]:
+    """Compile on a worker.
+
+    Args:
+        words: Of the command line; paths are names in `files`.
+        files: Contents by name.
+        output: Name of the model to write.
+        patience: Seconds that it may take.
+
+    Returns:
+        Why it failed, and the files that it wrote by name; the report is called `report.json`.
+    """
+    with tempfile.TemporaryDirectory(prefix="memoptc-study-") as name:
+        folder = Path(name)
+        for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        (folder / "made").mkdir()
+        made = folder / "made"
+        asked = arguments(words, Path("made") / output, Path("made") / REPORT)
+        failure = run_here(asked, patience, folder)
+        return failure, {file.name: file.read_bytes() for file in made.iterdir()}
