@@ -66,7 +66,7 @@ def test_a_field_is_a_keyword_and_stands_in_the_docstring() -> None:
 def test_compile_has_every_option_as_keyword_and_on_the_command_line() -> None:
     known = {f.name for f in fields(Options)}
     assert set(inspect.signature(memoptc.compile).parameters) == known | {"model"}
-    assert set(inspect.signature(compile_file).parameters) == known | {"source", "output", "reports"}
+    assert set(inspect.signature(compile_file).parameters) == known | {"source", "output", "reports", "config"}
     on_the_command_line = {p.name for p in compile_command.params}
     assert set(options_of(FileOptions)) <= on_the_command_line
     assert known - {"progress"} <= on_the_command_line
