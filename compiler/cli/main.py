@@ -21,6 +21,7 @@ EPILOG = (
 
 COMMANDS = {
     "compile": "memoptc.cli.compile",
+    "show": "memoptc.cli.graph_view",
     "opt": "memoptc.cli.opt",
     "passes": "memoptc.cli.passes",
     "rules": "memoptc.cli.rules",

@@ -12,6 +12,7 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
 
 if TYPE_CHECKING:
+    from memoptc.runtime.judge import Judge
     from memoptc.runtime.verification import Verification
 
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @takes(
     "options",
     Options,
-    *("target", "validation", "max_error", "dims", "plugins"),
+    *("target", "validation", "max_error", "min_sqnr", "dims", "plugins"),
     target={"help": "Numbers the candidate was made for."},
     validation={"help": ".npz, .npy, folder of .npz, or module:function."},
 )
@@ -41,14 +42,13 @@ def command(
     talk: Talk,
 ) -> int:
     """Compare CANDIDATE with ORIGINAL; exit code 3 when they differ by more than allowed."""
-    from memoptc.runtime.judge import Judge
     from memoptc.runtime.verify import verify
 
     with TemporaryFolder() as folder:
         found = verify(
             original,
             _comparable(original, candidate, Path(folder)),
-            Judge(bit_exact, options["target"], options["max_error"]),
+            _judge(bit_exact, options),
             mode="full" if full else "fast",
             data=options["validation"],
             dims=options["dims"] or None,
@@ -79,6 +79,15 @@ def _print(found: Verification, metric: str | None) -> None:
         console.print(f"{metric}: {before:.3f} before, {after:.3f} after ({after / before:.3f}x, {tokens} tokens)")
     noun = "sample" if found.samples == 1 else "samples"
     console.print(f"{'passed' if found.passed else 'FAILED'} on {found.samples} {found.inputs} {noun}")
+
+
+def _judge(bit_exact: bool, options: dict[str, Any]) -> Judge:
+    """What is asked: bits, a largest error, a least SQNR, or what the target usually keeps."""
+    from memoptc.runtime.accuracy import AccuracyTarget
+    from memoptc.runtime.judge import Judge
+
+    accuracy = None if options["min_sqnr"] is None else AccuracyTarget(min_sqnr=options["min_sqnr"])
+    return Judge(bit_exact, options["target"], options["max_error"], accuracy)
 
 
 def _comparable(original: Path, candidate: Path, folder: Path) -> Path:

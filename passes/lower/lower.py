@@ -6,7 +6,7 @@ from memoptc.ir.core import Graph
 from memoptc.pass_base import Context, Pass
 
 BORDERS = ("QuantizeLinear", "DequantizeLinear")
-"""Between codes and floats: there may be more of them than of all others, and their results' names tell all."""
+"""Between codes and floats: there may be more of them than of all others, and their results' names serve as names."""
 
 MARKERS = ("const", "absent", "sparse_const")
 
@@ -15,8 +15,7 @@ class Lower(Pass):
     """Name what passes made, and write the provenance of each such node into its metadata.
 
     A node that a rule made carries `memoptc.rules` (which rules, oldest first) and `memoptc.nodes` (which
-    nodes of the original it stands for), so that any node of the output can say why it is there; but for those that
-    stand for none and only turn floats into codes or back.
+    nodes of the original it stands for, or codes numbers of), so that any node of the output can say why it is there.
     """
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -25,12 +24,12 @@ class Lower(Pass):
         for op in graph.walk():
             if not op.domain and op.op_type in MARKERS:
                 continue
-            if op.loc.rules and (op.op_type not in BORDERS or op.loc.nodes):
+            if op.loc.rules:
                 op.metadata["memoptc.rules"] = ",".join(op.loc.rules)
                 if op.loc.nodes:
                     op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
                 context.stats["annotated"] += 1
-                if not op.name:
+                if not op.name and op.op_type not in BORDERS:
                     op.name = _unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)
                     context.stats["named"] += 1
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
-from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.core import NOWHERE, Graph, Loc, Op, Value
 from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, TensorType
@@ -139,6 +139,9 @@ def is_float32(value: Value | None) -> bool:
     """Whether a value is a float32 tensor."""
     return value is not None and value.dtype == DType.FLOAT
 
+
+RULE = "quantize"
+"""Name in the provenance of nodes."""
 
 KEPT_TWICE = 4096
 """Bytes of a weight from which its codes are not worth keeping beside it."""
@@ -308,7 +311,9 @@ class Emitter:
         scale, op = self.scales[value], value.op
         users = [(u, i) for u, i in value.uses]
         integer_producer = self.choice.quantized(op)
-        builder = Builder(self.graph, before=op.next if op is not None else self._first())
+        origin = op or next((user for user, _ in users), None)  # an input is coded for the first that reads it
+        loc = NOWHERE if origin is None else Loc(origin.loc.nodes)
+        builder = Builder(self.graph, before=op.next if op is not None else self._first(), loc=loc)
         name = value.name
         codes = self._op(
             builder,
@@ -336,7 +341,7 @@ class Emitter:
 
     def _op(self, builder: Builder, kind: str, operands: list[Value], type_: object, name: str, **attrs: int) -> Value:
         made = builder.op(kind, operands, attrs, domain=self.domain, type=type_, name=name)  # type: ignore[arg-type]
-        made.loc = made.loc.union(rule="quantize")
+        made.loc = made.loc.union(rule=RULE)
         return made.result
 
     def _weighted(self, op: Op) -> None:
@@ -392,7 +397,8 @@ class Emitter:
     def _weight(self, weight: Value, codes: Codes) -> Value:
         key = (weight, codes.axis)
         if key not in self._decoded:
-            builder = Builder(self.graph, before=self._first())
+            loc = Loc(next((user.loc.nodes for user, _ in weight.uses), ()))
+            builder = Builder(self.graph, before=self._first(), loc=loc)
             operands = [
                 builder.const(codes.codes, f"{weight.name}_q"),
                 builder.const(codes.scales, f"{weight.name}_s"),
@@ -416,7 +422,7 @@ class Emitter:
             add.set_operand(index, self._bias(add, row, codes, steps.astype(np.float32)))
 
     def _bias(self, op: Op, bias: Value, codes: npt.NDArray[np.int32], steps: npt.NDArray[np.float32]) -> Value:
-        builder = Builder(self.graph, before=op)
+        builder = Builder(self.graph, before=op, loc=Loc(op.loc.nodes))
         operands = [
             builder.const(codes, f"{bias.name}_q"),
             builder.const(steps, f"{bias.name}_s"),
@@ -432,7 +438,8 @@ class Emitter:
         ends = np.iinfo(scale.dtype.numpy())
         exact = np.round(array.astype(np.float64) / scale.scale) + scale.zero_point
         codes = np.clip(exact, ends.min, ends.max).astype(scale.dtype.numpy())
-        builder = Builder(self.graph, before=self._first())
+        loc = Loc(next((user.loc.nodes for user, _ in value.uses), ()))
+        builder = Builder(self.graph, before=self._first(), loc=loc)
         operands = [
             builder.const(codes, f"{value.name}_q"),
             builder.const(np.float32(scale.scale), f"{value.name}_s"),
