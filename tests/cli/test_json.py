@@ -33,7 +33,7 @@ ASKED = {
     "reduce": (2, ["{cnn}"], "error hint"),
     "study": (2, ["{cnn}", "-o", "{out}/study", "--only", "nothing"], "error hint"),
     "cascade": (2, ["{cnn}", "{cnn}"], "error hint"),
-    "merge": (0, ["{cnn}", "{cnn}", "-o", "{out}/merged"], "bytes_after"),
+    "merge": (0, ["{cnn}", "-o", "{out}/merged"], "bytes_after"),
     "stages": (0, ["{cnn}", "-o", "{out}/stages"], "weight_bytes"),
     "diff": (0, ["{cnn}", "{cnn}"], "nodes"),
     "drift": (2, ["{cnn}"], "error hint"),
