@@ -18,7 +18,7 @@ from memoptc.ir.dims import Dim, KnownDim, Sym, product
 from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import VIEWS, definition, is_pure
 from memoptc.ir.tensors import ints
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 
 
 class _Kind(Enum):
@@ -106,7 +106,7 @@ class _Proof:
         inputs = {}
         for value in graph.inputs:
             axes = [i for i, d in enumerate(value.shape or ()) if self._counts(d)]
-            if not isinstance(value.type, TensorType) or value.shape is None:
+            if value.shape is None:
                 raise NotSeparableError(f"input {value.name!r} has no known rank")
             if len(axes) > 1 or (axes and value.shape[axes[0]] != Sym(self.symbol)):
                 raise NotSeparableError(f"input {value.name!r} has {self.symbol!r} in more than one extent")
@@ -155,7 +155,7 @@ class _Proof:
         """An op with operands that have samples: its space must have their axis."""
         for axis in iteration_space(op):
             if axis.join is None and axis.grain == 1 and None not in axis.results and self._fits(op, axis, states):
-                floats = {v.type.dtype for v in op.results if isinstance(v.type, TensorType)} & _FLOATS
+                floats = {v.dtype for v in op.results} & _FLOATS
                 if definition(op).rounds_by_position or axis.reorders or floats - {DType.FLOAT}:
                     self.reorders = self.reorders or _named(op)
                 return tuple(place for place in axis.results if place is not None)

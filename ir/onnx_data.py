@@ -55,13 +55,7 @@ class ExternalData:
     def _append(self, tensor: Tensor, size: int) -> int:
         # Whole pages, so that each large weight is mapped, and evicted, by itself.
         step = PAGE if size >= PAGE else 64
-        padding = -self.offset % step
-        self._file.write(b"\0" * padding)
-        offset = self.offset + padding
-        if hasattr(tensor, "tofile"):
-            tensor.tofile(self._file)
-        else:
-            self._file.write(tensor.tobytes())
+        offset = write_aligned(self._file, tensor, self.offset, step)
         self.offset = offset + size
         return offset
 
@@ -99,3 +93,24 @@ class DataSink(Protocol):
 
     def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
         """Give a tensor of this name whose content lies outside of the model."""
+
+
+def write_aligned(file: Any, tensor: Tensor, end: int, step: int) -> int:
+    """Append a tensor's bytes to a file, behind zeros up to the next multiple of a step.
+
+    Args:
+        file: Open for writing, in binary.
+        tensor: What is written.
+        end: Where the file ends.
+        step: What the offset is a multiple of.
+
+    Returns:
+        The offset at which the tensor begins.
+    """
+    padding = -end % step
+    file.write(b"\0" * padding)
+    if hasattr(tensor, "tofile"):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+    return end + padding

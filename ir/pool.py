@@ -13,7 +13,7 @@ import onnx
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.mapped import release
-from memoptc.ir.onnx_data import PAGE
+from memoptc.ir.onnx_data import PAGE, write_aligned
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, proto_with_weights
 from memoptc.ir.tensors import content_digest, nbytes
 
@@ -109,13 +109,7 @@ class _Batch:
         """Give the offset of a content that is written now."""
         if self._file is None:
             self._file = open(self._pool.folder / self.name, "wb")
-        padding = -self.offset % PAGE
-        self._file.write(b"\0" * padding)
-        offset = self.offset + padding
-        if hasattr(tensor, "tofile"):
-            tensor.tofile(self._file)
-        else:
-            self._file.write(tensor.tobytes())
+        offset = write_aligned(self._file, tensor, self.offset, PAGE)
         self.offset = offset + nbytes(tensor)
         return offset
 

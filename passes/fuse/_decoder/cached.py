@@ -12,7 +12,7 @@ from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.tensors import ints, scalar
 from memoptc.ir.types import DType
-from memoptc.passes.fuse._fuse.core import shape_of, weights_of
+from memoptc.passes.fuse._fuse.core import scaled_by, shape_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -137,20 +137,6 @@ def _scores(softmax: Op, ops: set[Op]) -> tuple[Op, float, float, list[Masking]]
         return None
     ops.add(value.op)
     return value.op, scale, softcap, masks
-
-
-def scaled_by(op: Op) -> tuple[Value, float] | None:
-    """What an op multiplies by a number, and that number."""
-    if op.domain or op.op_type not in ("Mul", "Div") or "axis" in op.attrs:
-        return None
-    for place in (0,) if op.op_type == "Div" else (0, 1):
-        value, other = op.operands[place], op.operands[1 - place]
-        factor = scalar(other.tensor)
-        if factor is None or value.tensor is not None or len(shape_of(other)) > len(shape_of(value)):
-            continue
-        number = float(factor) if op.op_type == "Mul" else 1.0 / float(factor) if factor else 0.0
-        return (value, number) if np.isfinite(number) and number else None
-    return None
 
 
 def _masked(op: Op) -> tuple[Value, Masking] | None:

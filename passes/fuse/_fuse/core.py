@@ -98,7 +98,7 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
         op = value.op
         if op is None or op.graph is not softmax.graph or not value.single_use:
             return None
-        found = _scaled(op)
+        found = scaled_by(op)
         if found is not None:
             value, factor = found
             scale *= factor
@@ -117,7 +117,7 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
     sides, scalings = list(scores.operands), []
     for place in (0, 1):
         while (op := sides[place].op) is not None and sides[place].single_use and op.graph is softmax.graph:
-            found = _scaled(op)
+            found = scaled_by(op)
             if found is None:
                 break
             sides[place], factor = found
@@ -141,7 +141,7 @@ def weights_of(softmax: Op) -> tuple[Value, tuple[Op, ...]]:
     return (choice.result, (test, choice)) if guarded else (softmax.result, ())
 
 
-def _scaled(op: Op) -> tuple[Value, float] | None:
+def scaled_by(op: Op) -> tuple[Value, float] | None:
     """What an op multiplies by a number, and that number."""
     if op.domain or op.op_type not in ("Mul", "Div") or "axis" in op.attrs:
         return None
