@@ -28,6 +28,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
 )
 from memoptc.passes.precision._quantize.trial import Codes, Setting, Variant, name_layers, rounding_work
 from memoptc.passes.precision._quantize.wanted import Wanted
+from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
@@ -48,9 +49,6 @@ _LINE = 0.25
 
 _FEWEST = 4
 """Layers that are measured alone in any case."""
-
-DECODER_BLOCK = 64
-"""Weights of a decoder that share a scale: 8.5 bits a weight."""
 
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""

@@ -183,14 +183,16 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
     assert FLOAT not in kept.states(kept.moves).values()
 
 
-def test_weights_of_a_decoder_are_read_as_codes_at_every_step() -> None:
-    """Codes for integer products would be decoded anew, as a whole, for each token."""
+@pytest.mark.parametrize(("target", "asked"), [("int8", None), ("int4", 25.0)])
+def test_weights_of_a_decoder_are_read_as_codes_at_every_step(target: str, asked: float | None) -> None:
+    """Codes for integer products, and of 8 bits per channel, would be decoded anew, as a whole, for each token."""
     rng = np.random.default_rng(0)
     data = [{"input_ids": rng.integers(0, 97, (1, 24))} for _ in range(4)]
-    result = compile_model(decoder(Style(width=32)), 2, "int8", calibration=data)
+    result = compile_model(decoder(Style(width=32)), 2, target, calibration=data, min_sqnr=asked)
     kinds = Counter(op.op_type for op in result.graph.walk())
-    assert kinds["MatMulNBits"] == 15
     assert kinds["DequantizeLinear"] == 0
+    bits = Counter(op.attrs["bits"] for op in result.graph.walk("com.microsoft::MatMulNBits"))
+    assert (bits.keys() == {4, 8}) if asked else (bits == {int(target.removeprefix("int")): 15})
     assert {op.attrs["accuracy_level"] for op in result.graph.walk("com.microsoft::MatMulNBits")} == {4}
     assert result.report.verification["passed"]
-    assert any("weights of a decoder" in decision.what for decision in result.report.decisions)
+    assert target == "int4" or any("weights of a decoder" in decision.what for decision in result.report.decisions)

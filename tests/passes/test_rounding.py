@@ -41,15 +41,20 @@ def test_levels_stay_on_the_grid_and_the_error_never_grows(seed: int, columns: i
     assert found.levels.min() >= -8
     assert found.levels.max() <= 7
 
-    def energy(levels: np.ndarray) -> float:
+    def energy(levels: np.ndarray, seen: np.ndarray) -> float:
         difference = weight - levels * step
-        return float(((difference @ seen.check) * difference).sum())
+        return float(((difference @ seen) * difference).sum())
 
+    nearest = np.clip(np.rint(weight / step), -8, 7)
     assert found.after <= found.before
-    assert found.after == pytest.approx(energy(found.levels))
-    assert found.before == pytest.approx(energy(np.clip(np.rint(weight / step), -8, 7)))
+    assert found.before == pytest.approx(energy(nearest, seen.check))
+    assert (found.after < found.before) == (found.damping > 0)
+    if not found.damping:
+        assert (found.levels == nearest).all()
     if rows > columns > 100:
         assert found.after < 0.6 * found.before
+        whole = seen.fit + seen.check
+        assert energy(found.levels, whole) < 0.6 * energy(nearest, whole)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])

@@ -55,7 +55,7 @@ class Rounded:
     Args:
         levels: Whole numbers in float64, as the weights; empty where they are in blocks of codes already.
         before: Energy of the product's error on rows that were kept aside, rounded plainly.
-        after: The same, rounded so.
+        after: The same, rounded so by the other rows; the levels go by all.
         damping: With which damping; 0 where plain rounding stays.
     """
 
@@ -103,7 +103,9 @@ def round_to(
 
     Frantar et al., "GPTQ: Accurate Post-Training Quantization", 2022: columns are rounded one after the other, those
     first that meet the largest numbers, and the error goes on to the columns not yet rounded as the inverse of X^T X
-    says. Scales are not touched. Several dampings are tried; what is no better than `given` gives `given`.
+    says. Scales are not touched. Several dampings are tried, without the rows kept aside; what is no better on those
+    than `given` gives `given`. With the damping that is best there, all rows then count: they are few for so many
+    columns.
 
     Args:
         weight: Of shape (results, columns).
@@ -122,6 +124,9 @@ def round_to(
         tried = _feed_back(w, full, moments.fit, damping)
         if tried is not None and (error := _energy(w - tried * step, moments.check)) < after:
             levels, after, best = tried, error, damping
+    if best:
+        whole = _feed_back(w, full, moments.fit + moments.check, best)
+        levels = levels if whole is None else whole
     return Rounded(levels, before, after, best)
 
 

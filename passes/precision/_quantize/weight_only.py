@@ -45,6 +45,8 @@ Memo: TypeAlias = dict[tuple[Any, ...], tuple[Blocks, float, float]]
 
 _DTYPES = {(4, True): DType.INT4, (4, False): DType.UINT4, (8, True): DType.INT8, (8, False): DType.UINT8}
 
+DECODER_BLOCK = 64
+"""Weights of a decoder that share a scale in 8 bits: 8.5 bits a weight."""
 
 _CODED_ACTIVATIONS = 4
 """`accuracy_level` of MatMulNBits: its kernel may compute with activations of 8 bits."""
