@@ -59,8 +59,8 @@ class Cut:
 def cut(graph: Graph, count: int, dims: Mapping[str, int]) -> Cut:
     """Cut a graph into stages of about equal weights, each cut the minimum cut over bytes that lies near enough.
 
-    Ops up to half a stage's weights before an equal share must come before the cut, those half a stage behind it after;
-    between them the cut goes where fewest bytes cross (maximum flow; networkx). Inputs may be read by every stage.
+    Of the weights left, a stage takes an equal share, or half a share less or more: between these the cut goes where
+    fewest bytes cross (maximum flow; networkx). Inputs may be read by every stage.
 
     Args:
         graph: The top graph, types inferred.
@@ -72,18 +72,16 @@ def cut(graph: Graph, count: int, dims: Mapping[str, int]) -> Cut:
     """
     ops = [op for op in graph.ops if not op.is_const and op.op_type != "absent"]
     weights = [sum(nbytes(w.attrs["value"]) for w in _weights(op)) for op in ops]
-    total, done, reached = sum(weights) or 1, 0, []
-    for each in weights:
-        done += each
-        reached.append(done / total * count)
     parts: list[list[Op]] = []
     left = list(range(len(ops)))
     crossing = []
-    for number in range(1, count):
-        before = {i for i in left if reached[i] <= number - SLACK}
-        after = {i for i in left if reached[i] >= number + SLACK}
-        before |= {left[0]} if not before and left else set()
-        after |= {left[-1]} if not after and left else set()
+    for stages_left in range(count, 1, -1):
+        share, done, before, after = sum(weights[i] for i in left) / stages_left or 1, 0.0, set(), set()
+        for i in left:
+            before |= {i} if done < 1 - SLACK else set()
+            after |= {i} if done >= 1 + SLACK else set()
+            done += weights[i] / share
+        after |= set(left[-1:]) if not after else set()
         if len(left) < 2 or before & after:
             break
         taken, price = _minimum_cut(ops, left, before, after, dims)
