@@ -1,4 +1,4 @@
-"""Loaders for other languages give what onnxruntime's Python package gives; skipped where their tools are not at hand."""
+"""Loaders for other languages give what onnxruntime gives in Python; skipped where their tools are not at hand."""
 
 from __future__ import annotations
 
