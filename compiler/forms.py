@@ -134,6 +134,8 @@ _SAID: Mapping[FormName, str] = {
     "plain": "as a plain graph",
     "branch": "inside a branch that is always taken, which gets no memory pattern",
     "captured": "inside a branch that is always taken, which gets no memory pattern, with large weights outside of it",
+    "shapeless": "inside a branch that is always taken, which gets no memory pattern, and of whose shapes onnxruntime "
+    "knows nothing, so that it frees buffers instead of keeping them for others",
 }
 
 
@@ -158,6 +160,10 @@ def predicted_needs(graph: Graph, dims: Mapping[str, int], *, external: bool) ->
         # While it loads, what it packs lies beside what it packs it from.
         packed = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph) if not _only_rows(op))
         needs["captured"] = max(needs["branch"] - outside, 2 * packed)
+    shapeless = predict_need(graph, dims, replace(how, branch=True, shapeless=True)).need_bytes
+    shapeless += needs["branch"] - predict_need(graph, dims, replace(how, branch=True)).need_bytes
+    if shapeless < min(needs.values()) * (1 - SLIGHT):
+        needs["shapeless"] = shapeless
     return needs
 
 

@@ -176,7 +176,8 @@ class Options:
         choices=("auto", *FORMS),
         group=WRITING,
     )
-    """`captured`: a branch with large weights outside of it; `auto`: the form that needs least, from level 2 on."""
+    """`captured`: a branch with large weights outside of it; `shapeless`: one in which onnxruntime knows no shapes and
+    keeps no buffer for a later value; `auto`: the form that needs least, from level 2 on."""
     external: str = option(
         "Weights in a file beside the model, which onnxruntime maps; auto: from a megabyte on.",
         default="auto",

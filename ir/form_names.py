@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal
 
-FormName = Literal["plain", "branch", "captured"]
-FORMS: tuple[FormName, ...] = ("plain", "branch", "captured")
+FormName = Literal["plain", "branch", "captured", "shapeless"]
+FORMS: tuple[FormName, ...] = ("plain", "branch", "captured", "shapeless")

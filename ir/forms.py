@@ -4,6 +4,10 @@ With default session options onnxruntime packs all activations of a run into one
 the second run on it allocates beside what the arena took for the first. It does so only where everything that a graph
 reads is a tensor. A branch of an `If` that also reads an empty sequence keeps to the arena.
 
+Before a run it also gives the buffer of a value that is no longer needed to a later one of the same shape, and so keeps
+it through all that lies between: of two equal tiles far apart, or of the values on both sides of a resize. Where the
+extents of a branch's inputs follow from the length of that sequence, it knows no shapes, and frees buffers instead.
+
 The graph in memory is always the plain one: `wrap` is applied while writing, `unwrap` while reading.
 """
 
@@ -16,6 +20,7 @@ import numpy as np
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Tensor, Value, clone_op
+from memoptc.ir.facts import UNSTATED
 from memoptc.ir.form_names import FormName
 from memoptc.ir.tensors import from_array, nbytes
 from memoptc.ir.types import DType, SequenceType, TensorType, Type
@@ -45,7 +50,8 @@ class WritingForm:
 
     Args:
         name: `plain`; `branch`, the whole model inside a branch that is always taken; `captured`, the same with the
-            weights of products and lookups outside of it, so that onnxruntime holds no second copy of them.
+            weights of products and lookups outside of it, so that onnxruntime holds no second copy of them;
+            `shapeless`, such a branch whose inputs come through a Reshape to computed extents.
         external: Weights lie in a file of their own beside the model, which onnxruntime maps; where they lay in the
             original, or do not fit into one protobuf message, when `None`.
     """
@@ -84,12 +90,13 @@ def _can_stay_outside(weight: Op) -> bool:
     return True
 
 
-def wrap(graph: Graph, *, captured: bool = False) -> Graph:
+def wrap(graph: Graph, *, captured: bool = False, shapeless: bool = False) -> Graph:
     """Give a copy that runs inside a branch that is always taken; its `obstacle` must be `""`.
 
     Args:
         graph: Stays as it is.
         captured: Leave `captured_weights` outside of the branch.
+        shapeless: Hide the inputs' extents from the branch, and state no types inside of it.
     """
     outer = Graph(graph.name, graph.model)
     outer.doc, outer.metadata = graph.doc, dict(graph.metadata)
@@ -103,8 +110,14 @@ def wrap(graph: Graph, *, captured: bool = False) -> Graph:
             outer.append(clone_op(op, mapping))
     empty = _add(outer, "SequenceEmpty", [], SequenceType(TensorType(DType.FLOAT, None)), MARKER)
     zero = outer.const(from_array(np.asarray(0, np.int64)), "zero")
-    taken = _add(outer, "Equal", [_add(outer, "SequenceLength", [empty], _COUNT), zero], TensorType(DType.BOOL, ()))
+    length = _add(outer, "SequenceLength", [empty], _COUNT)
+    taken = _add(outer, "Equal", [length, zero], TensorType(DType.BOOL, ()))
     then = Graph("model")
+    if shapeless:
+        then.metadata[UNSTATED] = "types"
+        for value in graph.inputs:
+            if value.rank:
+                mapping[value] = _of_hidden_extents(then, mapping[value], length, value.rank)
     for op in graph.ops:
         if op not in outside:
             then.append(clone_op(op, mapping))
@@ -135,6 +148,7 @@ def unwrap(graph: Graph) -> bool:
     region = made.take_region("then_branch")
     names = [v.name for v in made.results[:-1]]
     _hide(region, empty)
+    _show_extents(region, length.result)
     counted = region.outputs[-1].op
     inline(made, region, tuple(region.outputs))
     for value, name in zip(graph.outputs, names, strict=True):
@@ -169,6 +183,28 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
             value.type = result.type
         result.replace_by(value)
     op.erase()
+
+
+def _of_hidden_extents(graph: Graph, value: Value, zero: Value, rank: int) -> Value:
+    """The same tensor, of whose extents onnxruntime knows nothing before the run."""
+    type_ = TensorType(DType.INT64, (rank,))
+    target = _add(graph, "Add", [_add(graph, "Shape", [value], type_), zero], type_)
+    return _add(graph, "Reshape", [value, target], value.type)
+
+
+def _show_extents(graph: Graph, zero: Value) -> None:
+    """Undo `_of_hidden_extents`."""
+    for user in list(zero.users):
+        if user.graph is not graph or not user.is_a("Add"):
+            continue
+        for made in list(user.result.users):
+            if made.is_a("Reshape"):
+                made.result.replace_by(made.operands[0])
+                made.erase()
+        shape = user.operands[0].op
+        user.erase()
+        if shape is not None:
+            shape.erase()
 
 
 def _show(graph: Graph, empty: Value) -> None:

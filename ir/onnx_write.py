@@ -87,7 +87,7 @@ class _Writer:
         proto.name = graph.name or "graph"
         if graph.doc:
             proto.doc_string = graph.doc
-        protos.write_props(graph.metadata, proto.metadata_props)
+        protos.write_props(_written(graph.metadata), proto.metadata_props)
         inferred = _leaves_types_open(graph)
         for value in graph.inputs:
             type_ = value.type if graph is self.graph else self._shown(_stated(value))
@@ -236,9 +236,9 @@ def _stated(value: Value) -> Type | None:
 
 
 def _leaves_types_open(graph: Graph) -> bool:
-    """Whether a region, or one around it, has inputs whose types the file leaves open."""
+    """Whether a region, or one around it, leaves types open, or has inputs whose types the file leaves open."""
     while graph.parent is not None:
-        if any(UNSTATED in value.metadata for value in graph.inputs):
+        if UNSTATED in graph.metadata or any(UNSTATED in value.metadata for value in graph.inputs):
             return True
         outer = graph.parent.graph
         if outer is None:
@@ -312,7 +312,8 @@ def to_proto(graph: Graph, form: WritingForm = AS_IT_WAS) -> onnx.ModelProto:
 def _to_proto(graph: Graph, form: WritingForm, data: ExternalData | None, threshold: int) -> onnx.ModelProto:
     if form.name == "plain":
         return _Writer(graph, data, threshold).model()
-    proto = _Writer(forms.wrap(graph, captured=form.name == "captured"), data, threshold).model()
+    wrapped = forms.wrap(graph, captured=form.name == "captured", shapeless=form.name == "shapeless")
+    proto = _Writer(wrapped, data, threshold).model()
     proto.metadata_props.add(key=forms.KEY, value=form.name)
     return proto
 

@@ -170,6 +170,7 @@ def arena_use(
     order: Sequence[Op] | None = None,
     reuse: bool = True,
     pattern: bool = True,
+    shapes: bool = True,
     arena: DefaultArena | None = None,
 ) -> ArenaUse:
     """Simulate runs in an arena. While one goes on, its caller still has the outputs of the one before.
@@ -181,11 +182,12 @@ def arena_use(
         order: Its ops in the order in which they run; the default one when not given.
         reuse: `enable_mem_reuse`.
         pattern: `enable_mem_pattern`; without effect where an input is no tensor.
+        shapes: Whether onnxruntime knows shapes before the run; else nothing is overwritten or shared.
         arena: Another one than the default.
     """
     order = default_order(graph) if order is None else order
-    found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads))
-    if reuse:
+    found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads), in_place=shapes)
+    if reuse and shapes:
         found = reuse_by_shape(found, shapes_onnxruntime_knows(graph))
     arena = arena or DefaultArena()
     outputs = arena.play(allocation_events(found, kept=True))

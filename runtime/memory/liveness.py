@@ -132,6 +132,7 @@ def liveness(
     workspace: Workspace | None = None,
     alignment: int = ALIGNMENT,
     fused: bool = True,
+    in_place: bool = True,
 ) -> Liveness:
     """Find storages and their live ranges. O(ops + operands).
 
@@ -144,6 +145,7 @@ def liveness(
         alignment: Bytes to which every size is rounded up.
         fused: Whether the runtime fuses quantize and dequantize pairs into integer kernels, as onnxruntime does
             unless its optimizer is off.
+        in_place: Whether results overwrite operands of the same shape; not where the runtime does not know shapes.
     """
     layout = footprint(graph, fused=fused)
     dims = extents(graph, dims)
@@ -161,7 +163,7 @@ def liveness(
         # Outputs that must be copied are, once everything else is done.
         steps.append(graph.terminator)
     found = Liveness([], steps, unknown, alignment)
-    _walk(layout, sizes, sequence, found, dims, workspace)
+    _walk(layout, sizes, sequence, found, dims, workspace, in_place)
     end = len(steps) - 1
     for first, copies in ((0, layout.early), (end, layout.copies)):
         for name, value in copies:
@@ -178,6 +180,7 @@ def _walk(
     found: Liveness,
     dims: Mapping[str, int],
     workspace: Workspace,
+    in_place: bool,
 ) -> None:
     """Run the ops in order: who is made, who takes over whose bytes, who dies."""
     groups = layout.groups
@@ -195,7 +198,8 @@ def _walk(
         make(group, 0)
     for step, index in enumerate(sequence):
         made = layout.makes[index]
-        taken = next((c for c in layout.takes[index] if left[c] == 1 and not groups[c].pinned), None)
+        takes = layout.takes[index] if in_place else ()
+        taken = next((c for c in takes if left[c] == 1 and not groups[c].pinned), None)
         for group in made:
             if taken is not None and group == made[0]:
                 home[group] = home[taken]

@@ -36,6 +36,7 @@ class Configuration:
         external: Weights lie in a file of their own and are mapped.
         branch: The writer puts the model into a branch that is always taken, which has no memory pattern.
         captured: Of such a model, weights of products and lookups stay outside of the branch, which reads them.
+        shapeless: Of such a model, onnxruntime knows no shapes: it shares no buffers, and overwrites no operands.
         packed: Weights are written in the kernels' own layout, too, in an external file.
         prepacking: Kernels may lay weights out their own way while loading (`session.disable_prepacking` off).
         sized: A session contract gives the tier `"arena"` its capacity; else its arena grows by what is asked for.
@@ -47,6 +48,7 @@ class Configuration:
     external: bool = False
     branch: bool = False
     captured: bool = False
+    shapeless: bool = False
     packed: bool = False
     prepacking: bool = True
     sized: bool = True
@@ -148,7 +150,7 @@ class MemoryModel:
 
     def _predict(self) -> NeedEstimate:
         how = self.configuration
-        seen, wrapped = self.graph, how.branch or how.captured
+        seen, wrapped = self.graph, how.branch or how.captured or how.shapeless
         weights = loaded_weights(
             seen, external=how.external, packed=how.packed, prepacking=how.prepacking, branch=wrapped,
             captured=how.captured, optimize=how.optimize, dims=self.dims,
@@ -164,16 +166,18 @@ class MemoryModel:
         if how.optimize:
             graph = graph.analysis(as_laid_out)
         if how.session == "stock":
-            return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped)
+            return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped, shapes=not how.shapeless)
         found = liveness(
             graph, self.dims, default_order(graph) if how.session == "arena" else None,
-            workspace=kernel_workspace(self.dims, how.threads),
+            workspace=kernel_workspace(self.dims, how.threads), in_place=not how.shapeless,
         )  # fmt: skip
         if how.session == "arena":
             # As contracts size it: the outputs of the run before are still held.
             capacity = arena_capacity(repeated(allocation_events(found, kept=True), 0)) if how.sized else 0
             arena = DefaultArena(capacity, doubling=bool(capacity), split=True)
-            return arena_use(graph, self.dims, threads=how.threads, reuse=False, pattern=False, arena=arena)
+            return arena_use(
+                graph, self.dims, threads=how.threads, reuse=False, pattern=False, shapes=not how.shapeless, arena=arena
+            )
         curve = found.curve
         peak = max(curve, default=0)
         step = curve.index(peak) if curve else 0

@@ -53,7 +53,7 @@ def test_default_sessions_need_less_in_a_branch_and_compute_the_same(tmp_path: P
     assert after.run_peak_bytes < 0.8 * before.run_peak_bytes
 
 
-@pytest.mark.parametrize("form", ["branch", "captured"])
+@pytest.mark.parametrize("form", ["branch", "captured", "shapeless"])
 def test_any_batch_runs_and_the_interface_is_kept(tmp_path: Path, form: str) -> None:
     path = tmp_path / "model.onnx"
     compiled(path, form)

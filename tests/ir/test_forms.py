@@ -9,11 +9,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from memoptc.forms import predicted_needs
 from memoptc.ir.core import Graph
 from memoptc.ir.equality import same_structure
 from memoptc.ir.form_names import FormName
 from memoptc.ir.forms import KEY, MARKER, WritingForm, captured_weights, obstacle
+from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto, write_onnx
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.options import RunOptions
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
 
@@ -65,7 +69,7 @@ def outputs(path: Path, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("external", [False, True])
-@pytest.mark.parametrize("name", ["plain", "branch", "captured"])
+@pytest.mark.parametrize("name", ["plain", "branch", "captured", "shapeless"])
 def test_written_and_read_it_is_the_same_graph(tmp_path: Path, name: FormName, external: bool) -> None:
     graph = branching()
     path = tmp_path / "model.onnx"
@@ -87,7 +91,7 @@ def test_written_and_read_it_is_the_same_graph(tmp_path: Path, name: FormName, e
 
 
 @pytest.mark.parametrize("model", sorted(p.name for p in MODELS.glob("*.onnx")))
-@pytest.mark.parametrize("name", ["branch", "captured"])
+@pytest.mark.parametrize("name", ["branch", "captured", "shapeless"])
 def test_example_models_read_back_as_they_were(tmp_path: Path, model: str, name: FormName) -> None:
     graph = read_onnx(MODELS / model)
     if obstacle(graph):
@@ -95,6 +99,9 @@ def test_example_models_read_back_as_they_were(tmp_path: Path, model: str, name:
     again = read_onnx(to_proto(graph, WritingForm(name)))
     for weight in reversed(captured_weights(graph) if name == "captured" else []):
         weight.move_before(graph.first)  # type: ignore[arg-type]
+    if name == "shapeless":  # states no types: they are inferred anew
+        for one in (again, graph):
+            infer_shapes(one)
     assert same_structure(again, graph, names=True) is None
 
 
@@ -104,6 +111,35 @@ def test_captured_weights_are_those_that_products_and_lookups_read_directly(tmp_
     proto = to_proto(graph, WritingForm("captured"))
     assert sorted(t.name for t in proto.graph.initializer if len(t.dims) == 2) == ["table", "twin", "w"]
     assert not any(len(t.dims) == 2 for t in to_proto(graph, WritingForm("branch")).graph.initializer)
+
+
+def test_onnxruntime_keeps_no_buffers_for_others_in_a_shapeless_branch(tmp_path: Path) -> None:
+    """Tensors of five shapes, one after the other, and once more: a default session keeps each for its twin."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    rows = 1 << 10
+    weights = [onnx.numpy_helper.from_array(np.asarray([rows - i, rows // 8]), f"times{i}") for i in range(5)]
+    weights += [onnx.numpy_helper.from_array(np.asarray(ends), name) for name, ends in (("no", [0, 0]), ("some", [1, 8]))]
+    nodes = [node("Neg", ["x"], ["small0"])]
+    for i in range(10):
+        nodes.append(node("Tile", [f"small{i}", f"times{i % 5}"], [f"wide{i}"]))
+        nodes.append(node("Slice", [f"wide{i}", "no", "some"], [f"small{i + 1}"]))
+    ends = value("x", 1, [1, 8]), value("small10", 1, [1, 8])
+    made = onnx.helper.make_graph(nodes, "twins", [ends[0]], [ends[1]], weights)
+    graph = read_onnx(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8))
+    infer_shapes(graph)
+    predicted = predicted_needs(graph, {}, external=False)
+    needs, results = {}, {}
+    forms: tuple[FormName, ...] = ("branch", "shapeless")
+    for name in forms:
+        path = tmp_path / f"{name}.onnx"
+        write_onnx(graph, path, WritingForm(name))
+        feed = {"x": np.ones((1, 8), np.float32)}
+        needs[name] = measure_need(path, feed, options=RunOptions(threads=1)).run_peak_bytes
+        results[name] = outputs(path, feed)
+    np.testing.assert_array_equal(*results.values())
+    saved = 2 * 4 * rows * rows
+    assert needs["shapeless"] < needs["branch"] - saved
+    assert predicted["shapeless"] < predicted["branch"] - saved
 
 
 def test_files_of_versions_without_the_mark_are_read_plain() -> None:

@@ -141,15 +141,25 @@ def _overcomputed(
     common = have[0]
     for other in have[1:]:
         common = least(common, other)
-    if axis.form is Form.SAME and axis.grain == 1:
-        if any(a is not None and not a.is_identity for a in axis.operands):
-            return None
-        part = OperandTile(common, None, None)
-        return TileWork(common, tuple(None if a is None else part for a in axis.operands))
+    if axis.form is Form.SAME:
+        return _same(axis, common)
     if axis.form is Form.PADS:
         return _window(op, axis, grid, common)
     if axis.form is Form.RESIZE:
         return _resized(op, region, (OperandTile(common, None, None), *(None,) * (len(op.operands) - 1)))
+    return None
+
+
+def _same(axis: Axis, have: Interval) -> TileWork | None:
+    """An op whose attributes do not change gives what follows from all that it is given."""
+    alongs = [a for a in axis.operands if a is not None]
+    part = OperandTile(have, None, None)
+    needs = tuple(None if a is None else part for a in axis.operands)
+    if all(a.is_identity for a in alongs):
+        return TileWork(have, needs) if axis.grain == 1 else None
+    if len(alongs) == 1 and alongs[0] == Along(alongs[0].axis, 1, axis.grain):
+        # Each element becomes `grain` of them, as where channels become places.
+        return TileWork(Interval(_times(have.lo, axis.grain), _times(have.hi, axis.grain)), needs)
     return None
 
 
