@@ -31,6 +31,9 @@ KEY = "memoptc.form"
 MARKER = "memoptc_no_pattern"
 """Name of the node that makes the empty sequence."""
 
+HIDDEN = "memoptc_hidden_extents"
+"""Name of the nodes whose results are an input's extents, which onnxruntime cannot tell before the run."""
+
 SEQUENCES = 11
 """Opset from which there are sequences."""
 
@@ -188,19 +191,18 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
 def _of_hidden_extents(graph: Graph, value: Value, zero: Value, rank: int) -> Value:
     """The same tensor, of whose extents onnxruntime knows nothing before the run."""
     type_ = TensorType(DType.INT64, (rank,))
-    target = _add(graph, "Add", [_add(graph, "Shape", [value], type_), zero], type_)
+    target = _add(graph, "Add", [_add(graph, "Shape", [value], type_), zero], type_, HIDDEN)
     return _add(graph, "Reshape", [value, target], value.type)
 
 
 def _show_extents(graph: Graph, zero: Value) -> None:
     """Undo `_of_hidden_extents`."""
     for user in list(zero.users):
-        if user.graph is not graph or not user.is_a("Add"):
+        if user.graph is not graph or user.name != HIDDEN:
             continue
         for made in list(user.result.users):
-            if made.is_a("Reshape"):
-                made.result.replace_by(made.operands[0])
-                made.erase()
+            made.result.replace_by(made.operands[0])
+            made.erase()
         shape = user.operands[0].op
         user.erase()
         if shape is not None:
