@@ -118,7 +118,8 @@ def test_onnxruntime_keeps_no_buffers_for_others_in_a_shapeless_branch(tmp_path:
     node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
     rows = 1 << 10
     weights = [onnx.numpy_helper.from_array(np.asarray([rows - i, rows // 8]), f"times{i}") for i in range(5)]
-    weights += [onnx.numpy_helper.from_array(np.asarray(ends), name) for name, ends in (("no", [0, 0]), ("some", [1, 8]))]
+    weights.append(onnx.numpy_helper.from_array(np.asarray([0, 0]), "no"))
+    weights.append(onnx.numpy_helper.from_array(np.asarray([1, 8]), "some"))
     nodes = [node("Neg", ["x"], ["small0"])]
     for i in range(10):
         nodes.append(node("Tile", [f"small{i}", f"times{i % 5}"], [f"wide{i}"]))
