@@ -119,8 +119,7 @@ def wrap(graph: Graph, *, captured: bool = False, shapeless: bool = False) -> Gr
     if shapeless:
         then.metadata[UNSTATED] = "types"
         for value in graph.inputs:
-            if value.rank:
-                mapping[value] = _of_hidden_extents(then, mapping[value], length, value.rank)
+            mapping[value] = _of_hidden_extents(then, mapping[value], length)
     for op in graph.ops:
         if op not in outside:
             then.append(clone_op(op, mapping))
@@ -188,10 +187,12 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
     op.erase()
 
 
-def _of_hidden_extents(graph: Graph, value: Value, zero: Value, rank: int) -> Value:
-    """The same tensor, of whose extents onnxruntime knows nothing before the run."""
-    type_ = TensorType(DType.INT64, (rank,))
-    target = _add(graph, "Add", [_add(graph, "Shape", [value], type_), zero], type_, HIDDEN)
+def _of_hidden_extents(graph: Graph, value: Value, zero: Value) -> Value:
+    """The same tensor, of whose extents onnxruntime knows nothing before the run; itself where it has none."""
+    if value.type is None or not value.rank:
+        return value
+    extents = TensorType(DType.INT64, (value.rank,))
+    target = _add(graph, "Add", [_add(graph, "Shape", [value], extents), zero], extents, HIDDEN)
     return _add(graph, "Reshape", [value, target], value.type)
 
 
