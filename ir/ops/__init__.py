@@ -17,7 +17,7 @@ __all__ = [
     "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Blocked", "Family",
     "IntegerKernel", "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of",
     "domain_of", "facts", "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "leaves_unwritten",
-    "names_where", "opset_of", "schema", "schema_of", "weight_layout",
+    "names_where", "needs_own_codes", "opset_of", "schema", "schema_of", "weight_layout",
 ]  # fmt: skip
 
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)
@@ -67,6 +67,15 @@ def _drops_out(op: Op) -> bool:
         return False
     tensor = mode.tensor
     return tensor is None or bool(tensor.numpy().reshape(-1)[0])
+
+
+def needs_own_codes(op: Op) -> bool:
+    """Whether an op decodes a weight for a product.
+
+    onnxruntime makes one operator of both, looks for the codes in their own graph only, and refuses the model where
+    they stand around it.
+    """
+    return op.is_a("DequantizeLinear") and any(in_family(u, Family.MATMUL) for u in op.result.users)
 
 
 def leaves_unwritten(value: Value, body: Graph) -> bool:

@@ -114,12 +114,20 @@ def _as_int64(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
 
 def _visible(weight: Op, elsewhere: Op) -> bool:
     """Whether a weight can be used where another one stands."""
-    return weight.graph is not None and elsewhere.graph is not None and weight.graph.encloses(elsewhere.graph)
+    if weight.graph is None or elsewhere.graph is None or not weight.graph.encloses(elsewhere.graph):
+        return False
+    return weight.graph is elsewhere.graph or not _is_decoded(elsewhere)
+
+
+def _is_decoded(codes: Op) -> bool:
+    return any(ops.needs_own_codes(user) for user in codes.result.users)
 
 
 def _meet(weight: Op, twin: Op) -> bool:
     """Move a weight out to the smallest graph around its twin, too, if that is better for both."""
     if any(user.op_type in ("Conv", "ConvTranspose") for op in (weight, twin) for user in op.result.users):
+        return False
+    if _is_decoded(weight) or _is_decoded(twin):
         return False
     assert weight.graph is not None
     assert twin.graph is not None

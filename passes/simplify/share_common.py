@@ -40,7 +40,7 @@ def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -
         if key is None:
             continue
         twin = next((t[key] for t in tables if key in t), None)
-        if twin is None:
+        if twin is None or (twin.graph is not op.graph and _is_decoded(op)):
             table[key] = op
             continue
         for result, other in zip(op.results, twin.results, strict=True):
@@ -50,6 +50,11 @@ def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -
         twin.loc = twin.loc.union(op.loc, rule="share-common") if not twin.is_const else twin.loc
         op.erase()
         stats["merged"] += 1
+
+
+def _is_decoded(op: Op) -> bool:
+    """Whether an op is a weight that must stay in its graph, where onnxruntime looks for codes of products."""
+    return op.is_const and any(map(ops.needs_own_codes, op.result.users))
 
 
 def _key(op: Op) -> Hashable | None:

@@ -6,6 +6,7 @@ import numpy as np
 from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
+from memoptc.runtime.evaluate import Evaluator, RunOptions
 
 TEXT = (
     "g (float[1, 1, h, w] x) => (float[1, 1, h, w] y) { "
@@ -38,3 +39,19 @@ def test_convolutions_in_branches_run_on_integers() -> None:
     # weights are stored once for both branches
     assert found.report.candidate.weight_bytes < 0.35 * found.report.control.weight_bytes
     assert found.report.verification["passed"]
+
+
+def test_products_in_branches_decode_their_own_codes() -> None:
+    """onnxruntime's optimizer refuses a model whose branches take codes of products from around them."""
+    text = (
+        "g (float[n, s, 64] x) => (float[n, s, 64] y) { "
+        "a = Sigmoid(x) b = MatMul(a, w) c = Neg(b) d = MatMul(c, v) y = Add(d, a) }"
+    )
+    w = normal(64, 96, seed=1, scale=0.125)
+    model = parse(text, 13, w=w, v=np.ascontiguousarray(w.T))
+    found = compile_model(model, 3, "mixed", verify="off", measure=False)
+    (branch,) = found.graph.walk("If")
+    assert [op for op in branch.walk() if op.is_a("DequantizeLinear")]
+    feed = {"x": normal(2, 3, 64, seed=3)}
+    one, two = (Evaluator(found.model, RunOptions(optimize=o)).run(feed)["y"] for o in (True, False))
+    np.testing.assert_allclose(one, two, rtol=0, atol=0.1)

@@ -151,7 +151,8 @@ class Emitter(TileBuilder):
         """Put the tiles into one branch of an If, and what was there into the other.
 
         Weights of convolutions are given to the tiles once more: onnxruntime lays out only those that stand in the
-        branch itself. What decodes a weight goes along: only within one graph it finds what runs on integers.
+        branch itself. What decodes a weight goes along: only within one graph it finds what runs on integers,
+        and looks for the codes there, too.
         """
         value, axis, _ = self.reference()
         b = self.b
@@ -180,6 +181,10 @@ class Emitter(TileBuilder):
         mapping: dict[Value, Value] = {}
         for decoded in dict.fromkeys(v for op in self.region.ops for v in op.operands if is_decoded(v)):
             assert decoded.op is not None
+            for codes in dict.fromkeys(decoded.op.operands) if ops.needs_own_codes(decoded.op) else ():
+                assert codes.tensor is not None
+                if codes not in mapping:
+                    mapping[codes] = whole.const(codes.tensor, whole.fresh_name(f"{codes.name}_whole"))
             copy = clone_op(decoded.op, mapping)
             copy.name = self.node_name(copy.name, self.grid.count)
             copy.result.name = whole.fresh_name(f"{decoded.name}_whole")
@@ -267,14 +272,18 @@ class Emitter(TileBuilder):
         if is_decoded(operand):
             if key not in self.shared:
                 assert operand.op is not None
-                (self.shared[key],) = self.copied(
-                    operand.op, operand.op.operands, operand.op.attrs, 0, types=[operand.type]
-                )
+                own = ops.needs_own_codes(operand.op)
+                codes = [self._own(v) if own else v for v in operand.op.operands]
+                (self.shared[key],) = self.copied(operand.op, codes, operand.op.attrs, 0, types=[operand.type])
             return self.shared[key]
-        if operand.tensor is None or op.op_type not in LAID_OUT:
-            return operand
+        return self._own(operand) if operand.tensor is not None and op.op_type in LAID_OUT else operand
+
+    def _own(self, weight: Value) -> Value:
+        """A copy of a weight in the branch itself."""
+        key = ("given", weight)
         if key not in self.shared:
-            self.shared[key] = self.b.const(operand.tensor, f"{operand.name}_given")
+            assert weight.tensor is not None
+            self.shared[key] = self.b.const(weight.tensor, f"{weight.name}_given")
         return self.shared[key]
 
     # -- parts of values ------------------------------------------------------------------------------
