@@ -40,7 +40,7 @@ from memoptc.within import Held, check_process, held, reach
 
 
 class Result:
-    """What a compile gives back; it holds after files and folders that the compile worked in are gone.
+    """Result of a compile; it holds after files and folders that the compile worked in are gone.
 
     Args:
         attempt: The attempt that the compile settled for.

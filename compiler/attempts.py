@@ -24,7 +24,7 @@ from memoptc.steps import describe, prepare, run, write
 
 @dataclass(frozen=True)
 class Edit:
-    """What is taken back of an attempt.
+    """Changes to the pipeline of an attempt.
 
     Args:
         dropped: Positions of passes that are left out.
@@ -39,7 +39,7 @@ class Edit:
 
 @dataclass
 class Attempt:
-    """What one pipeline gave, written to the output's place.
+    """Result of one pipeline, written to the output's path.
 
     Args:
         compiled: What the passes made.
@@ -80,7 +80,7 @@ class Attempt:
 
     @property
     def pipeline(self) -> Pipeline:
-        """What ran."""
+        """The pipeline that ran."""
         return self.compiled.pipeline
 
     @property

@@ -20,7 +20,7 @@ _NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True)
 class Culprit:
-    """Where the numbers leave the original.
+    """The pass and rewrite after which numbers leave the original.
 
     Args:
         pass_: The pass, `None` when the numbers hold to the end.

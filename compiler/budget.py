@@ -14,7 +14,7 @@ PROCESS = "process"
 
 @dataclass(frozen=True)
 class Budget:
-    """What must fit, in bytes; `None` for what may take any amount.
+    """Memory budgets in bytes; `None` where there is none.
 
     Args:
         process: Need: what the process takes for the model above what it took before, loading included.

@@ -16,7 +16,7 @@ from memoptc.source import Source, load, with_control
 
 @dataclass(frozen=True)
 class Compilation:
-    """What stays the same while a model is compiled.
+    """Source, options and data of one compile, which stay the same throughout.
 
     Args:
         source: The original.

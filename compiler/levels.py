@@ -41,7 +41,7 @@ ANY_SLOWDOWN = 1000.0
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What is asked of integers.
+    """Accuracy that integers have to keep.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels.

@@ -44,7 +44,7 @@ def _silent(step: str, share: float | None = None) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may ask of a compile: every field is a keyword of `memoptc.compile` and an option of the command.
+    """Options of a compile: every field is a keyword of `memoptc.compile` and an option of the command.
 
     A new option is one field here. Its first argument is its help; `memoptc.option_fields` says what else there is.
     """
@@ -342,7 +342,7 @@ class Options:
 
 @dataclass(frozen=True)
 class FileOptions(Options):
-    """What a caller may ask of the compile of one file into another."""
+    """Options of the compile of one file into another."""
 
     config: Path | None = option(
         "Project file with options and models; memoptc.toml here or in a folder above if not given, `none` for none.",

@@ -1,4 +1,4 @@
-"""What a pass is, and what it may know about the compile it runs in."""
+"""The base class of passes, and the facts of a compile that they may read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a search for numbers decided.
+    """Decisions of a precision search.
 
     Args:
         layers: A row for each layer: its name, operator, bytes, error alone, decision; empty when all are alike.
@@ -68,7 +68,7 @@ class Precision:
 
 @dataclass
 class Artefacts:
-    """What passes make besides the graph.
+    """Results of passes besides the graph.
 
     Args:
         plan: The planned arena.

@@ -1,4 +1,4 @@
-"""What a caller may hand in: a path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`."""
+"""Sources of a compile: a path, bytes, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`."""
 
 from __future__ import annotations
 

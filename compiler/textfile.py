@@ -19,7 +19,7 @@ CONTEXT_COMMENT = "// memoptc-context: "
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to run on a graph, and the facts that passes then know.
+    """A pipeline to run on a graph, and the facts that passes then know.
 
     Args:
         pipeline: The passes.

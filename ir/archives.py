@@ -1,4 +1,4 @@
-"""What reading damaged arrays and archives raises."""
+"""Errors that reading damaged arrays and archives raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program is: values, ops and graphs, with use-def chains that cannot go wrong.
+"""Values, ops and graphs: a program, with use-def chains that cannot go wrong.
 
 Everything that uses a value is an operand: a graph's outputs are the operands of its final `return` op,
 weights are results of `const`, and an optional input that is not given is the result of `absent`. Ops live
@@ -450,7 +450,7 @@ class Function:
 
 @dataclass
 class ModelInfo:
-    """What a model says beside its graph. Lives on the top graph as `graph.model`.
+    """Facts of a model beside its graph. Lives on the top graph as `graph.model`.
 
     Args:
         opset_imports: Domain -> version; `""` is standard ONNX.

@@ -1,4 +1,4 @@
-"""What is known of a decoder: a record that models carry in their metadata, so that running one needs no analysis.
+"""The record of a decoder that models carry in their metadata, so that running one needs no analysis.
 
 Light on purpose: nothing of memoptc's form of a graph is imported, so that a process which only runs models pays
 nothing for it. `memoptc.ir.decoder` reads the record off a graph.
@@ -69,7 +69,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What a decoder takes and gives, and how it is built.
+    """Inputs, outputs and structure of a decoder.
 
     Args:
         ids: The input of token numbers, `[batch, steps]`.

@@ -49,7 +49,7 @@ class EmptyList:
 
 @dataclass(frozen=True)
 class Loc:
-    """Where an op comes from.
+    """Origin of an op.
 
     Args:
         nodes: Names of the source model's nodes it stands for.
@@ -78,7 +78,7 @@ NOWHERE = Loc()
 
 @dataclass
 class Output(Typed):
-    """What a graph says of one of its outputs: its name, and the type that was declared, if any."""
+    """Declaration of a graph output: its name, and the type that was declared, if any."""
 
     name: str
     type: Type | None = None

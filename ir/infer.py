@@ -44,7 +44,7 @@ _ANONYMOUS = re.compile(r"_d\d+")
 
 @dataclass
 class Inference:
-    """What shape inference found.
+    """Results of shape inference.
 
     Args:
         unknown: Names of values whose type or rank is not known.

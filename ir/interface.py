@@ -1,4 +1,4 @@
-"""What callers of a model rely on: names, types, documentation and metadata of its inputs and outputs, as written."""
+"""The interface of a model, which callers rely on: names, types, documentation, metadata of its inputs and outputs."""
 
 from __future__ import annotations
 

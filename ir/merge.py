@@ -26,7 +26,7 @@ _UNREADABLE = (OSError, ValueError, onnx.checker.ValidationError)
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written.
+    """Files of merged models.
 
     Args:
         models: The models' new files.

@@ -19,7 +19,7 @@ from memoptc.ir.tensors import content_digest, nbytes
 
 
 class Place(NamedTuple):
-    """Where a content lies.
+    """Location of a content.
 
     Args:
         file: Name of the data file.

@@ -20,7 +20,7 @@ _VARIADIC = onnx.defs.OpSchema.FormalParameterOption.Variadic
 
 @dataclass(frozen=True)
 class Signature:
-    """What an operator, at one version, takes and gives.
+    """Operands, results and attributes of an operator at one version.
 
     Args:
         min_operands: Fewest operands.

@@ -1,4 +1,4 @@
-"""What stands inside `.mir` text's ops: attribute values, tensors, types. The parser builds on this."""
+"""Parts of `.mir` text's ops: attribute values, tensors, types. The parser builds on this."""
 
 # ruff: noqa: D102 (methods named after grammar rules: the grammar says what they are)
 

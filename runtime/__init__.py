@@ -1,4 +1,4 @@
-"""What runs and measures models: planned runs, evaluation, verification, calibration, memory and time.
+"""Running and measuring models: planned runs, evaluation, verification, calibration, memory and time.
 
 `memoptc.runtime.Session` is a drop-in for `onnxruntime.InferenceSession` that keeps memory small,
 `memoptc.runtime.Decoder` runs language models.

@@ -40,7 +40,7 @@ class ArenaFault(InternalError):
 
 @dataclass
 class ArenaReport:
-    """What a run in the arena took.
+    """Memory of one run in the arena.
 
     Args:
         steps: Nodes that were run.

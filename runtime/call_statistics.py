@@ -1,4 +1,4 @@
-"""What is kept of the inputs of one call, to compare calls in production with those of the calibration data."""
+"""Statistics of the inputs of one call, to compare calls in production with those of the calibration data."""
 
 from __future__ import annotations
 

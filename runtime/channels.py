@@ -1,4 +1,4 @@
-"""What single channels of tensors hold, over calibration data and in bounded memory."""
+"""Statistics of single channels of tensors, over calibration data and in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class Channels:
-    """What was seen of a tensor, per channel.
+    """Statistics of a tensor per channel.
 
     Args:
         low: Smallest element, float64 `[channels]`.

@@ -1,4 +1,4 @@
-"""What a calibration has seen so far, in one file: an interrupted one goes on where it stopped."""
+"""State of a calibration in one file: an interrupted one goes on where it stopped."""
 
 from __future__ import annotations
 

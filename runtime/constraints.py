@@ -1,4 +1,4 @@
-"""What the operators of a graph require of the extents of its inputs: equalities and bounds over its symbols.
+"""Constraints of operators on the extents of graph inputs: equalities and bounds over its symbols.
 
 Read off the operators: axes that are joined, multiplied or broadcast agree; an index lies inside its table. Where an
 index is computed from extents (`Range`, `Shape`, sums of them), its bounds are affine in the symbols, too: a mask that
@@ -34,7 +34,7 @@ _LARGEST = 1 << 16
 
 @dataclass(frozen=True)
 class Requirement:
-    """What one operator requires of two extents.
+    """A constraint of one operator on two extents.
 
     Args:
         kind: `equal`; `broadcast`: equal, or one of them is 1; `at most`: the first is not larger; `least`: a result

@@ -58,7 +58,7 @@ class Histogram:
 
 @dataclass
 class Accumulator:
-    """What was seen of one tensor so far.
+    """Histogram of one tensor, filled call by call.
 
     Args:
         low: Smallest element, exactly.

@@ -33,7 +33,7 @@ class Fallback:
 
 @dataclass
 class IntegerRun:
-    """What a model's nodes run on.
+    """Counts of a model's nodes by the kernels they run on.
 
     Args:
         integer: Operators with integer kernels -> nodes.

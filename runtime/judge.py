@@ -75,7 +75,7 @@ What falls below has a scale or a zero point wrong. Finer demands are the user's
 
 @dataclass(frozen=True)
 class Judge:
-    """What is asked of a candidate.
+    """Decides whether a candidate differs too much.
 
     Args:
         bit_exact: Every output bit is the original's, in onnxruntime with its optimizer off.

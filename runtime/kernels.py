@@ -1,4 +1,4 @@
-"""What the installed onnxruntime can do, found by asking it: one node, loaded and run on the CPU."""
+"""Capabilities of the installed onnxruntime, found by asking it: one node, loaded and run on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models need (memory of the whole process) and how fast they are: fresh processes, turns against each other."""
+"""Measures memory of the whole process and latency: fresh processes, turns against each other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RUNS = 4
 
 @dataclass(frozen=True)
 class Need:
-    """What a process needs for one model: bytes over those before the model is opened, to the end of the runs.
+    """Memory that a process needs for one model: bytes over those before the model is opened, to the end of the runs.
 
     Args:
         need_bytes: Highest resident bytes: loading, weights in every copy, activations, workspace, our own code.
@@ -96,7 +96,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Measured(Need):
-    """What one model needs, and how fast it is.
+    """Need and latency of one model.
 
     Args:
         latency_ms: `p50`, `p95`, `p99` of one run.

@@ -1,4 +1,4 @@
-"""Where a model's memory goes: planned from its graph, recorded inside onnxruntime, for one set of extents."""
+"""Memory profile of a model: planned from its graph, recorded inside onnxruntime, for one set of extents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Recorded:
-    """What one run of onnxruntime allocates.
+    """Allocations of one run of onnxruntime.
 
     Args:
         run_peak_bytes: Most bytes alive at once: activations, outputs and workspace.

@@ -63,7 +63,7 @@ Metric: TypeAlias = Callable[[Iterable[Outcome]], float]
 
 @dataclass(frozen=True)
 class Quality:
-    """What was measured.
+    """Measured differences of outputs.
 
     Args:
         noise: Per output, energy of the difference over that of the original; infinite for NaN, Inf and other shapes.

@@ -1,4 +1,4 @@
-"""What a model does with each of its inputs: index, mask, length, shape, image, or just a number.
+"""Roles of inputs in a model: index, mask, length, shape, image, or just a number.
 
 An input is followed forwards through operators that hand its elements on (casts, reshapes, slices, sums with
 a constant, subgraph and function borders) to the operators that restrict it.
@@ -29,7 +29,7 @@ _LIMIT = 4096  # steps followed per input: enough for any real preprocessing, bo
 
 @dataclass
 class Role:
-    """What is known about the values an input may take.
+    """Values that an input may take.
 
     Args:
         extents: The input indexes tables with these extents.

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verification:
-    """What verification found.
+    """Outcome of a verification.
 
     Args:
         passed: Whether the candidate may be handed out (also where `mode` is `off`: nothing was looked at).

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: progress on stderr, the before/after table on stdout."""
+"""Terminal output: progress on stderr, the before/after table on stdout."""
 
 from __future__ import annotations
 

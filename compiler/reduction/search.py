@@ -24,7 +24,7 @@ LARGEST = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is left of a model.
+    """A reduced model.
 
     Args:
         model: The smallest one that still fails.

@@ -1,4 +1,4 @@
-"""What a report holds: the two models, what passes did, what was measured and proven."""
+"""Content of a report: the two models, what passes did, what was measured and proven."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Side:
 
 @dataclass
 class PassRecord:
-    """What one pass did. `max_error` is filled when numbers were checked after each pass."""
+    """Record of one pass. `max_error` is filled when numbers were checked after each pass."""
 
     name: str
     seconds: float

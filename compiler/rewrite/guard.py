@@ -82,7 +82,7 @@ def _in_graph(op: Op, graph: Graph) -> Op:
 
 
 class Snapshot:
-    """What a match looked like before its rule ran.
+    """A match as it was before its rule ran.
 
     Args:
         graph: The graph of the match.

@@ -34,7 +34,7 @@ _KINDS: tuple[SessionKind, SessionKind] = ("stock", "arena")
 
 @dataclass
 class Figures:
-    """What is known of a model on paper.
+    """Figures of a model that need no run.
 
     Args:
         files: Its files; the model itself first.
@@ -111,7 +111,7 @@ def figures(graph: Graph, files: list[Path], how: Planning) -> Figures:
 
 @dataclass(frozen=True)
 class Planning:
-    """What figures on paper depend on besides the graph.
+    """Extents and configuration that figures depend on besides the graph.
 
     Args:
         dims: Extents to plan with.

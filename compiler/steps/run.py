@@ -75,7 +75,7 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
 
 @dataclass
 class Compiled:
-    """What the passes made.
+    """Result of the passes.
 
     Args:
         graph: The graph.

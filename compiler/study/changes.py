@@ -18,7 +18,7 @@ ALONE, SEQUENCE = "alone", "in sequence"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a study is asked for.
+    """Request of a study.
 
     Args:
         targets: Tried alone, each, and at the end of the sequence.

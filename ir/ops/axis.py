@@ -1,4 +1,4 @@
-"""What an iteration space is made of."""
+"""Axes of iteration spaces: how results depend on operands along each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Join(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Along:
-    """Where an interval [lo, hi) of an iteration axis lies in an operand.
+    """Maps an interval [lo, hi) of an iteration axis into an operand.
 
     The operand's elements [(lo * stride + low) // per, ((hi - 1) * stride + high) // per + 1) are needed, of which
     those outside the operand are padding.

@@ -1,4 +1,4 @@
-"""What one operator's definition says: traits, iteration space, weight layout, kernels, cost."""
+"""The definition of an operator: traits, iteration space, weight layout, kernels, cost."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _pad(op: Op) -> list[Axis]:
 
 
 def pad_amounts(op: Op, rank: int) -> tuple[int, ...] | None:
-    """What a Pad adds, `None` when that is computed."""
+    """Amounts that a Pad adds, `None` when they are computed."""
     if "pads" in op.attrs or "paddings" in op.attrs:
         return tuple(op.attrs.get("pads", op.attrs.get("paddings")))
     amounts = op.input(1)

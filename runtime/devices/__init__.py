@@ -28,7 +28,7 @@ _ENDING = ".toml"
 
 @dataclass(frozen=True)
 class Device:
-    """What a device computes with.
+    """A device: the formats and kernels it computes with.
 
     Args:
         name: Of a built-in profile, or a path.

@@ -51,7 +51,7 @@ Search: TypeAlias = Callable[[Tables, Work, int, int, int, int], int]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search found out.
+    """Answer of a search.
 
     Args:
         fits: Yes, no, or `None`: the effort was not enough to say.

@@ -1,4 +1,4 @@
-"""What a graph keeps in memory, whatever the order of its ops and the extents of its dimensions.
+"""Defs, uses and overwritten operands of a graph, whatever the order of its ops and the extents of its dimensions.
 
 A *group* is a value and all views of it: one piece of memory as long as no op overwrites another's. Which views
 share bytes and which op *may* overwrite which operand depends on types alone, so it is found once per version of a
@@ -133,7 +133,7 @@ def observed_size(value: Value) -> Dim:
 
 
 def used_values(op: Op) -> Iterable[Value]:
-    """What an op uses, inside its regions too."""
+    """Values that an op uses, inside its regions too."""
     yield from op.operands
     for region in op.regions.values():
         yield from region.captures()

@@ -59,7 +59,7 @@ class Storage:
 
 @dataclass
 class Liveness:
-    """What is alive when.
+    """Live ranges of storages over the steps of a graph.
 
     Args:
         storages: In order of allocation; those of size 0 left out.

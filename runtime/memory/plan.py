@@ -12,7 +12,7 @@ from memoptc.runtime.memory.problem import Problem, write_csv
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each buffer of a problem lies.
+    """Offsets of the buffers of a problem.
 
     Args:
         problem: What was asked.

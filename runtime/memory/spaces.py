@@ -129,7 +129,7 @@ class Move:
 
 @dataclass(frozen=True)
 class SpacedPlan:
-    """Where each buffer lies at each step of its life, and the moves that takes.
+    """Placement of each buffer at each step of its life, and the moves that takes.
 
     Args:
         problem: What was asked.

@@ -1,4 +1,4 @@
-"""What kernels need besides operands and results: scratch that onnxruntime's CPU kernels allocate while they run.
+"""Workspace of kernels besides operands and results: scratch that onnxruntime's CPU kernels allocate while they run.
 
 The formulas stand in the operators' definitions (`memoptc.ir.ops`). Each was found by recording what a kernel allocates
 for varied shapes (onnxruntime 1.31, x86-64; see `memoptc.runtime.native`) and is held against the recorder by the

@@ -42,7 +42,7 @@ _immortal: list[Any] = []
 
 @dataclass(frozen=True)
 class Trace:
-    """What one run allocated, in order.
+    """Allocations of one run, in order.
 
     Args:
         events: A positive number: so many bytes were allocated. A negative one, -(i + 1): allocation number i
@@ -131,7 +131,7 @@ class Block:
 
 
 class Script:
-    """What a run is expected to allocate and free, and the place of each allocation.
+    """Allocations and releases that a run is expected to make, and the place of each allocation.
 
     Args:
         trace: The events.

@@ -92,7 +92,7 @@ Info = function(_P, _P)
 
 
 class OrtError(Exception):
-    """What onnxruntime answered.
+    """An error status of onnxruntime.
 
     Args:
         message: Its message.

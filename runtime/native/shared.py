@@ -1,4 +1,4 @@
-"""What sessions of the C interface share: weights, their packed forms, and the block that their runs take turns in."""
+"""Memory that sessions of the C interface share: weights, packed forms, the block that their runs take turns in."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What narrow and its kin need to know of slices."""
+"""Facts about slices for narrow and related passes."""

@@ -1,1 +1,1 @@
-"""What widen-late needs to know of values."""
+"""Facts about values for widen-late."""

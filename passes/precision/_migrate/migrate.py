@@ -1,4 +1,4 @@
-"""What equalize and smooth have in common: observe, weigh, move, say what was done."""
+"""Shared by equalize and smooth: observe, weigh, move, say what was done."""
 
 from __future__ import annotations
 

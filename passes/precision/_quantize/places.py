@@ -1,4 +1,4 @@
-"""Where weights in blocks can stand: which ops read a weight, as which matrix, and why others cannot."""
+"""Operands that can be weights in blocks: which ops read a weight, as which matrix, and why others cannot."""
 
 from __future__ import annotations
 

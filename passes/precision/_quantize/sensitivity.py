@@ -1,4 +1,4 @@
-"""What quantizing each layer alone does to the model's output."""
+"""Sensitivity: the output error of quantizing each layer alone."""
 
 from __future__ import annotations
 

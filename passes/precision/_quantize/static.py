@@ -42,7 +42,7 @@ Memo: TypeAlias = dict[tuple[int, int, bool], Codes]
 
 @dataclass
 class Choice:
-    """What will be quantized.
+    """Tensors and operators to quantize.
 
     Args:
         heavy: Products and convolutions, in order.

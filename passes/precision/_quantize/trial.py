@@ -84,7 +84,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Codes:
-    """What codes weights have, whatever the setting.
+    """Quantization configuration of weights, whatever the setting.
 
     Args:
         dtype: Element type.

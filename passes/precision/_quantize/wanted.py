@@ -1,4 +1,4 @@
-"""What was asked of a coarser model, and whether a copy of it meets that."""
+"""Accuracy target of a quantized model, and whether a candidate meets it."""
 
 from __future__ import annotations
 

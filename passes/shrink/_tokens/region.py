@@ -21,7 +21,7 @@ SHAPE_OPERAND = 1
 
 @dataclass
 class TokenRegion:
-    """What computes per token behind `value`.
+    """Operators that compute per token behind `value`.
 
     Args:
         value: Hidden state `[batch, tokens, width]`; tokens are dropped from it.

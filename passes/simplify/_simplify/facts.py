@@ -1,4 +1,4 @@
-"""What rules need to know of values: types, shapes, small constants."""
+"""Facts about values for rules: types, shapes, small constants."""
 
 from __future__ import annotations
 
