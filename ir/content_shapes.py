@@ -29,6 +29,8 @@ from onnx_shape_inference._ops import (
     _utils,
 )
 
+from memoptc.ir.dims import LONGEST_SHAPE
+
 Extent = int | onnx_ir.SymbolicDim
 
 
@@ -76,8 +78,23 @@ def _of_nothing(infer: Callable[[Any, onnx_ir.Node], None]) -> Callable[[Any, on
 
 def _infer_concat(context: Any, node: onnx_ir.Node) -> None:
     """onnxruntime lets empty operands differ along other axes: those of the others count."""
+    total = _length_of_vectors(node)
+    if total is not None and total > LONGEST_SHAPE:
+        first = node.inputs[0]
+        context.set_shape_and_dtype(node.outputs[0], onnx_ir.Shape([total]), None if first is None else first.dtype)
+        return
     _concat.infer_concat(context, node)
     _let_empty_differ(context, node, list(node.inputs))
+
+
+def _length_of_vectors(node: onnx_ir.Node) -> int | None:
+    """Give the length of joined vectors; `None` where operands are none, or of unknown lengths."""
+    total = 0
+    for value in node.inputs:
+        if value is None or value.shape is None or len(value.shape) != 1 or not isinstance(value.shape[0], int):
+            return None
+        total += value.shape[0]
+    return total
 
 
 def _infer_concat_of_codes(context: Any, node: onnx_ir.Node) -> None:
@@ -99,11 +116,21 @@ def _let_empty_differ(context: Any, node: onnx_ir.Node, parts: list[onnx_ir.Valu
     result.shape = onnx_ir.Shape(dims)
 
 
+def _is_too_long(target: onnx_ir.Value | None) -> bool:
+    """Whether a target shape has more extents than any shape has."""
+    if target is None or target.shape is None or len(target.shape) != 1:
+        return False
+    return isinstance(target.shape[0], int) and target.shape[0] > LONGEST_SHAPE
+
+
 def _same(a: Extent, b: Extent) -> bool:
     return a == b and (isinstance(a, int) or a.value is not None)
 
 
 def _infer_expand(context: Any, node: onnx_ir.Node) -> None:
+    if _is_too_long(node.inputs[1]):
+        context.set_shape_and_dtype(node.outputs[0], None, node.inputs[0].dtype if node.inputs[0] else None)
+        return
     _expand.infer_expand(context, node)
     if node.inputs[0] is None or node.inputs[0].shape is None:
         node.outputs[0].shape = None
@@ -259,6 +286,9 @@ def _infer_reshape(context: Any, node: onnx_ir.Node) -> None:
 
     Where it is 0, so is then the operand, and what comes out is empty in any case.
     """
+    if _is_too_long(node.inputs[1]):
+        context.set_shape_and_dtype(node.outputs[0], None, node.inputs[0].dtype if node.inputs[0] else None)
+        return
     _reshape.infer_reshape(context, node)
     data, target, result = node.inputs[0], node.inputs[1], node.outputs[0]
     if result.shape is not None:  # an extent that was divided out may be a number, spelled as a symbol

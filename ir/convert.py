@@ -12,7 +12,7 @@ from onnx_ir import serde
 
 from memoptc.ir import protos
 from memoptc.ir.core import AttrRef, EmptyList, Graph, Op, Tensor, Value
-from memoptc.ir.dims import Dim
+from memoptc.ir.dims import LONGEST_SHAPE, Dim
 from memoptc.ir.mapped import MappedTensor
 from memoptc.ir.onnx_read import read_onnx
 from memoptc.ir.onnx_write import to_proto
@@ -157,7 +157,8 @@ class Twin:
                 mirror.type = onnx_ir_type(value.type)
                 mirror.shape = onnx_ir_shape(value.type)
             if value.tensor is not None:
-                mirror.const_value = value.tensor
+                if value.tensor.shape.rank() != 1 or value.tensor.size <= LONGEST_SHAPE:
+                    mirror.const_value = value.tensor
                 mirror.shape = onnx_ir.Shape(value.tensor.shape.numpy())
                 mirror.type = onnx_ir.TensorType(DType(value.tensor.dtype))
             self.of[value] = mirror

@@ -23,7 +23,7 @@ from onnx_shape_inference import _broadcast, _constraints, registry
 from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
 from memoptc.ir import content_shapes, contrib, experimental, monomials, window_shapes
-from memoptc.ir.dims import is_nonnegative, parse_dim
+from memoptc.ir.dims import LONGEST_SHAPE, is_nonnegative, parse_dim
 
 _Extent = int | onnx_ir.SymbolicDim
 
@@ -137,7 +137,8 @@ def _constant_of_shape(context: Any, node: onnx_ir.Node) -> None:
         if known is not None:
             shape = onnx_ir.Shape(list(known))
         elif target.shape is not None and len(target.shape) == 1 and isinstance(target.shape[0], int):
-            shape = onnx_ir.Shape([context.new_symbolic_dim() for _ in range(target.shape[0])])
+            rank = target.shape[0]
+            shape = onnx_ir.Shape([context.new_symbolic_dim() for _ in range(rank)]) if rank <= LONGEST_SHAPE else None
     context.set_shape_and_dtype(node.outputs[0], shape, dtype)
     if shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] <= _SMALL:
         element = value.as_tensor().numpy().item() if value is not None else 0.0

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TypeAlias, Union
 
+LONGEST_SHAPE = 1024
+"""No shape has as many extents: elements of longer vectors are data, which inference does not follow one by one."""
+
 Dim: TypeAlias = Union[int, "Sym", None]
 KnownDim: TypeAlias = Union[int, "Sym"]
 

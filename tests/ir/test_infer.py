@@ -239,3 +239,20 @@ def test_remainders_of_constants_are_elements() -> None:
     read = read_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9))
     infer_shapes(read)
     assert [str(d) for d in read.outputs[0].type.shape] == ["n", "5", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "graph @g(%x: i64[9000000]) -> (i64[*]) { %y = Concat(%x, %x) {axis=-1} return %y }",
+        "graph @g(%x: i64[9000000]) -> (f32[*]) { %y = ConstantOfShape(%x) return %y }",
+        "graph @g(%a: f32[N], %x: i64[9000000]) -> (f32[*]) { %y = Reshape(%a, %x) return %y }",
+        "graph @g(%a: f32[N], %x: i64[9000000]) -> (f32[*]) { %y = Expand(%a, %x) return %y }",
+    ],
+)
+def test_elements_of_long_vectors_are_not_followed(text: str) -> None:
+    graph = parse(text)
+    found = infer_shapes(graph)
+    assert not found.elements
+    y = named(graph, "y")
+    assert type_text(y.type) == ("i64[18000000]" if y.op.is_a("Concat") else "f32[*]")
