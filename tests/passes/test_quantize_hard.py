@@ -132,6 +132,17 @@ def test_int4_holds_what_was_asked(change: Callable[[np.random.Generator, Weight
         assert len(codes_of(graph)) == 1
 
 
+@pytest.mark.parametrize(("count", "looked_at"), [(1, 9), (4, 4)])
+def test_few_validation_samples_are_not_gone_by_alone(count: int, looked_at: int, tmp_path: Path) -> None:
+    model, seen, unseen = hard(dead_channel)
+    graph = read(model)
+    given = context(graph, seen, tmp_path)
+    given.validation = Data(unseen[:count], {v.name: v.type for v in graph.inputs})
+    MixWeights(min_sqnr=15.0, smallest=1024).run(graph, given)
+    assert given.artefacts.precision is not None
+    assert given.artefacts.precision.reached["samples"] == looked_at
+
+
 def test_columns_that_differ_within_blocks_are_evened_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     factors = (2.0 ** rng.uniform(-3, 3, WIDTH)).astype(np.float32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,8 +31,25 @@ _QUICK = 1.0
 """Decibels by which a quick look may miss what is asked for."""
 
 
+_FEW, _BESIDE = 4, 16
+"""Validation samples below which they alone say little, and how many of the calibration are looked at then."""
+
+
+class _Enough:
+    """Validation samples, and behind fewer than `_FEW` the first ones of the calibration."""
+
+    def __init__(self, validation: Iterable[Sample], calibration: Iterable[Sample]) -> None:
+        self._validation, self._calibration = validation, calibration
+
+    def __iter__(self) -> Iterator[Sample]:
+        few = sum(1 for _ in islice(self._validation, _FEW)) < _FEW
+        return chain(self._validation, islice(self._calibration, _BESIDE if few else 0))
+
+
 class Wanted:
     """Holds copies of a graph against it: on validation data, else on that of the calibration, else on made-up inputs.
+
+    Fewer than 4 validation samples say little: the data of the calibration is looked at, too.
 
     Args:
         graph: The graph as it is right.
@@ -52,6 +70,9 @@ class Wanted:
         pool = pool_of(context)
         path = pool.write(graph, "float.onnx")
         data = context.validation if context.validation is not None else context.calibration
+        both = context.validation is not None and context.calibration not in (None, context.validation)
+        if metric is None and both:
+            data = _Enough(context.validation, context.calibration)
         self.made_up = data is None
         if data is None:
             data = [Sample(feed, None, "made up") for feed in made_up(graph, path, context, MADE_UP)]
