@@ -235,8 +235,8 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
     options = compilation.options
     options.progress("measuring", 0.62)
     try:
-        feed = compilation.data.feed
-        bench = Bench(compilation.source.path, feed, options.jobs or 0, promised_slowdown(options))
+        data = compilation.data
+        bench = Bench(compilation.source.path, data.feed, options.jobs or 0, promised_slowdown(options), data.step)
         keeper = Keeper(attempts, bench)
         if options.budget.process is not None:
 

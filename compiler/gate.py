@@ -105,15 +105,19 @@ def broken_at_small(before: Sizes, after: Sizes, extents: Mapping[str, int]) -> 
 
 
 def broken_latency(times: Times, bound: float) -> list[Broken]:
-    """Compare latencies, in stock onnxruntime and in `Session`.
+    """Compare latencies, in stock onnxruntime and in `Session`; of a decoder those of a step, too.
 
     Noise breaks no promise; nor does what calling `Session` takes with any model, the original included.
     """
-    before, found = times.before.latency_ms["p50"], []
-    for what, side in (("latency", times.after), ("latency in Session", times.session)):
+    found = []
+    sides = [("latency", times, times.after), ("latency in Session", times, times.session)]
+    if times.step is not None:
+        sides.append(("latency of a decoding step", times.step, times.step.after))
+    for what, turns, side in sides:
         if side is None:
             continue
-        slowdown, in_session = times.slowdown_of(side), side is times.session
+        before, slowdown = turns.before.latency_ms["p50"], turns.slowdown_of(side)
+        in_session = side is times.session
         granted = TICK_MS + (times.calling_ms if in_session else 0.0)
         if slowdown.above(bound) and side.latency_ms["p50"] - bound * before > granted:
             found.append(Broken(what, before, before * slowdown.ratio, bound, "ms", in_session=in_session))

@@ -25,6 +25,9 @@ _CALLING_SECONDS = 2.0
 MOST_CALLING_MS = 0.1
 """Milliseconds that a call of `Session` is granted at most: what it takes beyond is the model's latency."""
 
+_STEP_SECONDS = 5.0
+"""Seconds that timing a decoding step may take."""
+
 _CONTAINER_SECONDS = 90.0
 """Seconds that looking for one container may take."""
 
@@ -62,12 +65,14 @@ class Times:
         session: The candidate in `Session`, if it runs there.
         calling_ms: What a call of `Session` takes more than one of onnxruntime, whatever the model; 0 where it decides
             nothing.
+        step: Both in stock onnxruntime at a decoding step; `None` for what is no decoder.
     """
 
     before: Measured
     after: Measured
     session: Measured | None
     calling_ms: float = 0.0
+    step: Times | None = None
 
     def slowdown_of(self, side: Measured) -> Slowdown:
         """Compare the candidate, run in one of the two ways, with the original in stock onnxruntime."""
@@ -100,12 +105,14 @@ class Bench:
         feed: What it is run with.
         threads: Intra-op threads; 0 leaves the choice to onnxruntime.
         bound: Slowdown that candidates are held to, in every way to run them; more turns are taken until they decide.
+        step: A decoding step to time, too: most runs of a decoder are such.
     """
 
     original: Path
     feed: Feed
     threads: int
     bound: float
+    step: Feed | None = None
 
     @cached_property
     def before(self) -> Needs:
@@ -172,6 +179,19 @@ class Bench:
         more = (b - a for a, b in zip(stock.turns_ms, session.turns_ms, strict=True))
         return min(max(0.0, statistics.median(more)), MOST_CALLING_MS)
 
+    def step_times(self, path: Path, step: Feed, needs: Needs) -> Times:
+        """Time a candidate against the original at a decoding step, in stock onnxruntime."""
+        assert self.step is not None
+        before, after = measure(
+            [self.original, path],
+            [self.step, step],
+            options=RunOptions(threads=self.threads),
+            seconds=_STEP_SECONDS,
+            bound=self.bound,
+            needs=[self.before.stock, needs.stock],
+        )
+        return Times(before, after, None)
+
     def fill(self, report: Report, path: Path, feed: Feed, times: Times, containers: Containers) -> None:
         """Put the figures of a candidate, and the original's, into the report."""
         control, candidate = report.control, report.candidate
@@ -181,6 +201,10 @@ class Bench:
         candidate.measured = both_json(times.after, times.session, candidate)
         candidate.measured["container_bytes"] = containers.candidate
         candidate.measured["slowdown"] = self._slowdown_json(times.slowdown_of(times.after))
+        if times.step is not None:
+            control.measured["step_ms"] = times.step.before.latency_ms["p50"]
+            candidate.measured["step_ms"] = times.step.after.latency_ms["p50"]
+            candidate.measured["step_slowdown"] = self._slowdown_json(times.step.slowdown_of(times.step.after))
         candidate.session = {}
         if times.session is not None:
             slowdown = self._slowdown_json(times.slowdown_of(times.session)) | {"calling_ms": times.calling_ms}

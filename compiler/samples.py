@@ -172,16 +172,25 @@ class Inputs:
         For a decoder that is one step behind `feed`: as many runs as a text has tokens. For other models it is `feed`,
         then one of four times its extents where nobody decided them.
         """
+        if self.step is not None:
+            return [self.step, self.feed]
+        graph = self._source.graph
+        extents = bind_shapes(graph, self.feed)
+        wanted = {name: 4 * extent for name, extent in extents.items() if name not in self._asked}
+        return [self.feed, *(self._at(InputMaker(graph, self._asked), wanted) if wanted else ())]
+
+    @cached_property
+    def step(self) -> dict[str, Any] | None:
+        """One decoding step behind `feed`; `None` for others, and where the sizes asked for leave none."""
         graph = self._source.graph
         maker, extents = InputMaker(graph, self._asked), bind_shapes(graph, self.feed)
         kinds = {name: kind for name, (kind, _) in maker.classes.items()}
         past, fresh = ([n for n in extents if kinds.get(n) == kind] for kind in ("past", "sequence"))
-        if past and fresh:
-            before = max(extents[n] for n in (*past, *fresh))
-            step = {**extents, **dict.fromkeys(past, before), **dict.fromkeys(fresh, 1)}
-            return [*self._at(maker, step), self.feed]
-        wanted = {name: 4 * extent for name, extent in extents.items() if name not in self._asked}
-        return [self.feed, *(self._at(maker, wanted) if wanted else ())]
+        if not past or not fresh:
+            return None
+        before = max(extents[n] for n in (*past, *fresh))
+        wanted = {**extents, **dict.fromkeys(past, before), **dict.fromkeys(fresh, 1)}
+        return next(iter(self._at(maker, wanted)), None)
 
     @staticmethod
     def _at(maker: InputMaker, wanted: Mapping[str, int]) -> list[dict[str, Any]]:

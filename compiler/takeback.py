@@ -207,9 +207,11 @@ class Keeper:
         assert self.bench is not None
         assert attempt.needs is not None
         if attempt.times is None:
-            attempt.times = self.bench.times(
-                attempt.path, attempt.compiled.border.encode(self.bench.feed), attempt.needs
-            )
+            encode = attempt.compiled.border.encode
+            attempt.times = self.bench.times(attempt.path, encode(self.bench.feed), attempt.needs)
+            if self.bench.step is not None:
+                step = self.bench.step_times(attempt.path, encode(self.bench.step), attempt.needs)
+                attempt.times = replace(attempt.times, step=step)
         return broken_latency(attempt.times, self.bench.bound)
 
     def hold_needs(self, attempt: Attempt) -> Attempt:

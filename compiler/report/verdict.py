@@ -81,11 +81,13 @@ def _budget(report: ReportFacts) -> str:
 
 
 def _latency(report: ReportFacts) -> str:
-    stock = (report.candidate.measured or {}).get("slowdown")
+    measured = report.candidate.measured or {}
+    stock, step = measured.get("slowdown"), measured.get("step_slowdown")
     if not stock:
         return ""
     session = (_default_session(report) or {}).get("slowdown")
-    return f"latency {_slowdown(stock)}" + (f", {_slowdown(session)} in Session" if session else "")
+    text = f"latency {_slowdown(stock)}" + (f", {_slowdown(session)} in Session" if session else "")
+    return text + (f", {_slowdown(step)} at a decoding step" if step else "")
 
 
 def _slowdown(found: dict[str, float]) -> str:
@@ -257,8 +259,11 @@ def _why_more(before: dict[str, int], after: dict[str, int], parts: tuple[str, .
 def _worse_latency(report: ReportFacts, before: dict[str, Any], after: dict[str, Any]) -> list[Worse]:
     """Latencies that got worse for certain, or that exceed what is promised, be it by noise."""
     found: list[Worse] = []
-    for where, side in (("in stock onnxruntime", after), *_sessions(report)):
-        a, b = before["latency_ms"]["p50"], side["latency_ms"]["p50"]
+    sides = [("in stock onnxruntime", before, after), *((where, before, side) for where, side in _sessions(report))]
+    if "step_slowdown" in after:
+        sides.append(("of a decoding step", _of_step(before), _of_step(after)))
+    for where, first, side in sides:
+        a, b = first["latency_ms"]["p50"], side["latency_ms"]["p50"]
         slowdown = side.get("slowdown") or {"ratio": b / a, "low": b / a}
         certain = slowdown["low"] > GROWTH and b - a > TICK_MS
         promised, calling = slowdown.get("promised", float("inf")), slowdown.get("calling_ms", 0.0)
@@ -270,6 +275,11 @@ def _worse_latency(report: ReportFacts, before: dict[str, Any], after: dict[str,
                 why = f"{why}; above the {promised:g} that is promised, but noise may explain it"
             found.append(Worse(f"latency {where}", f"{a:.3g} ms", f"{b:.3g} ms", slowdown["ratio"], why))
     return found
+
+
+def _of_step(measured: dict[str, Any]) -> dict[str, Any]:
+    """The latency of a decoding step, in the form of that of a run."""
+    return {"latency_ms": {"p50": measured["step_ms"]}, "slowdown": measured.get("step_slowdown")}
 
 
 def _why_slower(report: ReportFacts) -> str:

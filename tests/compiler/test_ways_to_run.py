@@ -9,9 +9,11 @@ from typing import Any
 
 import onnx
 import pytest
+from decoders import Style, decoder
 from runtime_models import parse
 
 import memoptc
+from memoptc.api import compile_file
 from memoptc.gate import broken_latency
 from memoptc.measuring import Bench, Needs, Times, measured_json
 from memoptc.report import Report, Side
@@ -57,6 +59,24 @@ def test_nothing_is_taken_back_of_a_tiny_model_for_calling_session(tmp_path: Pat
     result = memoptc.compile(str(path), 1, measure=True)
     assert [n.op_type for n in result.model.graph.node].count("Sin") == 1
     assert not [d for d in result.report.decisions if "latency in Session" in d.why]
+
+
+def test_latency_of_a_decoding_step_is_held_to_the_promise_too() -> None:
+    step = Times(measured(1), measured(1.3), None)
+    (broken,) = broken_latency(Times(measured(1), measured(1), measured(1), step=step), 1.05)
+    assert "latency of a decoding step" in broken.clause()
+    assert not broken.in_session
+
+
+@pytest.mark.nightly  # seconds of timing by the clock
+def test_a_decoding_step_is_timed_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "decoder.onnx"
+    onnx.save(decoder(Style(width=32)), path)
+    report = compile_file(path, tmp_path / "after.onnx", level=1, verify="off", measure=True).report
+    found = report.to_json()
+    assert found["control"]["measured"]["step_ms"] > 0
+    assert found["candidate"]["measured"]["step_slowdown"]["promised"] == 1.05
+    assert "at a decoding step" in report.verdict
 
 
 class TierBench(Bench):
