@@ -51,7 +51,9 @@ def fuse_norms_and_gates(graph: Graph) -> None:
     for op in list(graph.ops):
         if op.is_a("BatchNormalization"):
             before = op.operands[0].op
-            if before is not None and before.is_a("Conv") and op.operands[0].single_use and op.results[0].has_uses:
+            training = any(r.has_uses for r in op.results[1:])
+            fuses = before is not None and before.is_a("Conv") and op.operands[0].single_use and not training
+            if fuses and op.results[0].has_uses:
                 op.results[0].replace_by(op.operands[0])
                 op.erase()
         elif op.is_a("Mul") and len(op.operands) == 2:
