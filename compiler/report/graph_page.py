@@ -9,6 +9,7 @@ from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.spelling import type_text
 from memoptc.ir.tensors import nbytes
 from memoptc.report.rows import size
 from memoptc.runtime.profile import likely_extents
@@ -68,8 +69,8 @@ def _row(op: Op, dims: Mapping[str, int]) -> NodeRow:
         name=op.name or (op.results[0].name if op.results else op.op_type),
         operator=op.key,
         depth=depth,
-        operands=tuple((v.name, str(v.type)) for v in op.operands if not v.is_absent),
-        results=tuple((v.name, str(v.type)) for v in op.results),
+        operands=tuple((v.name, type_text(v.type)) for v in op.operands if not v.is_absent),
+        results=tuple((v.name, type_text(v.type)) for v in op.results),
         attributes=", ".join(f"{k}={_short(v)}" for k, v in op.attrs.items()),
         weight_bytes=sum(nbytes(v.tensor) for v in op.operands if v.tensor is not None),
         result_bytes=sum(s for s in sizes if s is not None) if None not in sizes else None,

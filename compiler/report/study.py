@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -226,32 +227,55 @@ def _html(found: Study) -> str:
     facts = "".join(
         f"<tr><th>{escape(k)}</th><td>{escape(v).replace(chr(10), '<br>')}</td></tr>" for k, v in card(found)
     )
-    name = escape(found.model["name"])
+    name, note = escape(found.model["name"]), escape(_note(found)).replace("`", "")
     return (
         f"{_PAGE.format(title=name)}<h1>Study of {name}</h1><p><b>{escape(headline(found))}</b></p>"
         f'<h2>Evidence card</h2><table class="card">{facts}</table><h2>Trade-offs</h2>{_picture(found)}'
-        f'<p>{escape(_note(found))}</p><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody>'
+        f'<p>{note}</p><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody>'
         "</table></div></body></html>\n"
     )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis: from 0, or nearer where all values are close to each other."""
+    low, high = min(values), max(values)
+    return (low - (high - low) * 0.2 if low > high / 2 and high > low else 0.0), high + (high - low) * 0.1 or 1.0
+
+
+def _free(taken: list[tuple[float, float, float]], x: float, y: float, width: float) -> float:
+    """Give a height for a label that none which is there overlaps, near the one wished for."""
+    heights = (y + sign * 15 * n for n in range(20) for sign in (1, -1))
+    clear = (h for h in heights if not any(abs(h - b) < 14 and x < a + w and a < x + width for a, b, w in taken))
+    found = next((h for h in clear if TOP - 10 < h < HEIGHT - BOTTOM + 8), y)
+    taken.append((x, found, width))
+    return round(found, 1)
 
 
 def _picture(found: Study) -> str:
     """Draw need over latency; filled points are those that no other row beats."""
     points = [(r, r.latency_ms["p50"], r.need_bytes["median"]) for r in found.rows if r.latency_ms and r.need_bytes]
-    right, top = max(x for _, x, _ in points) * 1.15, max(y for *_, y in points) * 1.1
+    (left, right), (bottom, top) = _range([x for _, x, _ in points]), _range([y for *_, y in points])
     parts = []
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
         y, x = _y(part), LEFT + (WIDTH - LEFT - 120) * part
+        need, ms = size(bottom + part * (top - bottom)), f"{left + part * (right - left):.3g} ms"
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 120}" y1="{y}" y2="{y}" stroke="#dee2e6"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{size(part * top)}</text>')
-        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{part * right:.3g} ms</text>')
-    for row, ms, need in points:
-        x, y = round(LEFT + (WIDTH - LEFT - 120) * ms / right, 1), _y(need / top)
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{need}</text>')
+        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{ms}</text>')
+    placed = []
+    for row, latency, bytes_ in points:
+        x = round(LEFT + (WIDTH - LEFT - 120) * (latency - left) / (right - left), 1)
+        placed.append((row, x, _y((bytes_ - bottom) / (top - bottom))))
+    labels = [(x - 6, y + 4, 12.0) for _, x, y in placed]  # a label covers no point
+    for row, x, y in placed:
         fill = "#0b7285" if row.pareto else "#c92a2a" if row.failure else "#fff"
         parts.append(
             f'<circle cx="{x}" cy="{y}" r="5" stroke="#0b7285" fill="{fill}"><title>{escape(row.name)}</title>'
         )
-        parts.append(f'</circle><text x="{x + 8}" y="{y + 4}">{escape(row.name)}</text>')
+        at = _free(labels, x + 8, y + 4, 8.0 * len(row.name))
+        parts.append(f'</circle><text x="{x + 8}" y="{at}">{escape(row.name)}</text>')
+        if at != y + 4:
+            parts.append(f'<line x1="{x}" x2="{x + 7}" y1="{y}" y2="{at - 4}" stroke="#adb5bd"/>')
     parts.append(f'<text x="{LEFT}" y="18">need over median latency; filled: no other row beats it; red: failed</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="need over latency">{"".join(parts)}</svg>'
 

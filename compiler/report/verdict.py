@@ -118,7 +118,7 @@ def _outputs(report: ReportFacts) -> str:
         return f"outputs within {report.options['max_error']:g} of their scale, as asked for"
     if report.options.get("target") == "float32":
         return "outputs within float noise"
-    return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}"
+    return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}{_metric(report)}"
 
 
 def _least_sqnr(report: ReportFacts) -> str:
