@@ -50,5 +50,5 @@ def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Ta
         found = reduce_by(model, reduced, plain, "differs", quiet=talk.quiet)
         told["reduced"] = vars(found) | {"file": reduced}
         lines.append(describe(found, reduced))
-    talk.tell(told, lambda: click.echo("\n".join(lines)))
+    talk.tell(told, lambda: click.echo("\n".join(lines)), always=True)
     return 3 if culprit else 0

@@ -62,7 +62,7 @@ def command(
     project = context.meta.get("project")
     if print_pipeline:
         pipeline = pipeline_for(FileOptions(**options))
-        talk.tell({"pipeline": f"{pipeline}"}, lambda: click.echo(pipeline))
+        talk.tell({"pipeline": f"{pipeline}"}, lambda: click.echo(pipeline), always=True)
         return 0
     if model is None:
         if project is None or not project.models:

@@ -26,16 +26,23 @@ def command(log: Path, talk: Talk) -> int:
     told = {k: getattr(figures, k) for k in ("calls", "shadowed", "errors", "agreement", "slowdown")}
 
     def show() -> None:
+        if not talk.quiet:
+            show_figures()
+        show_drift()
+
+    def show_figures() -> None:
         click.echo(f"{figures.shadowed} calls of about {figures.calls} were shadowed, {figures.errors} failed.")
         if figures.agreement is not None:
             click.echo(f"The outputs agree in {figures.agreement:.2%} of {figures.rows} rows.")
         if figures.slowdown is not None:
             click.echo(f"The candidate takes {figures.slowdown:.2f} of the control's time.")
+
+    def show_drift() -> None:
         if not start["reference"]:
             click.echo("The log has no calibration data to compare with: give Shadow calibration=.")
         for drift in found:
             click.echo(f"{drift}; distributions are {drift.distance:.2f} apart, {drift.bound:.2f} is chance.")
         click.echo("Calibrate again, with inputs like those of now." if found else "No drift is seen.")
 
-    talk.tell(told | {"drift": found}, show)
+    talk.tell(told | {"drift": found}, show, always=True)
     return 3 if found else 0

@@ -99,7 +99,7 @@ def command(
         told["unavailable"], problem = missing.message, ""
     if problem and limit is not None:
         told["error"] = f"{model.name} does not run in {size(limit)} ({where}): {problem}."
-    talk.tell(told, lambda: click.echo("\n".join(filter(None, lines))))
+    talk.tell(told, lambda: click.echo("\n".join(filter(None, lines))), always=True)
     if not problem:
         return 0
     if talk.as_json:

@@ -53,16 +53,17 @@ class Talk:
     debug: bool = option("Show a traceback when something goes wrong.", default=False, group=GENERAL)
     as_json: bool = option("Print the result as JSON, errors too.", "--json", default=False, group=GENERAL)
 
-    def tell(self, result: Any, show: Callable[[], Any]) -> None:
+    def tell(self, result: Any, show: Callable[[], Any], *, always: bool = False) -> None:
         """Print a result on stdout: as one JSON document, or as a person reads it, or not at all.
 
         Args:
             result: What `memoptc.plain.plain` makes plain values of, or a function that gives it.
             show: Prints it for a person.
+            always: Print it with `--quiet`, too: it is all that the command is called for.
         """
         if self.as_json:
             print_json(result() if callable(result) else result)
-        elif not self.quiet:
+        elif always or not self.quiet:
             show()
 
 

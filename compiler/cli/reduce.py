@@ -78,7 +78,7 @@ def command(
         seconds=seconds,
         quiet=talk.quiet,
     )
-    talk.tell(vars(found) | {"file": output}, lambda: click.echo(describe(found, output)))
+    talk.tell(vars(found) | {"file": output}, lambda: click.echo(describe(found, output)), always=True)
     return 0
 
 

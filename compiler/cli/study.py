@@ -93,7 +93,4 @@ def _layers(model: Path, targets: tuple[str, ...], options: dict[str, Any], talk
         else:
             result_console().print(layer_table(found, all_layers=True))
 
-    if talk.as_json:
-        talk.tell(found, show)
-    else:  # the table is the result, which is shown with --quiet, too
-        show()
+    talk.tell(found, show, always=True)

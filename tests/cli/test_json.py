@@ -63,6 +63,22 @@ def test_every_command_prints_one_json_document(
     assert set(keys.split()) <= set(answer)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bisect", str(CNN), "--passes", "drop-dead", "--dim", "batch=1"],
+        ["fits", str(CNN), "--limit", "2GiB", "--seconds", "1"],
+        ["compile", str(CNN), "--print-pipeline"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_quiet_commands_still_give_what_they_are_called_for(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "-q"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_mistakes_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "missing.onnx", "--json"]) == 2
     first = json.loads(capsys.readouterr().out)
