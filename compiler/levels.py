@@ -130,6 +130,7 @@ def pipeline_text(
         parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
     elif target == "int4" or (target == "mixed" and not calibrated):
         options = accuracy.options() if target == "int4" else ["min_sqnr=20.0", 'by="weights"']
+        options += ["tables_sqnr=none"] if target == "int4" and accuracy.asked else []
         parts += ["scale-columns", _spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
     elif target != "float32":
         parts += [

@@ -120,6 +120,14 @@ def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -
             yield Edit(replaced={i: _replaced(passes[i], node_weight=factor * w) for i, w in known.items()})
 
 
+def fewer_copies(attempt: Attempt) -> Iterator[Edit]:
+    """Give an edit with which weights stay codes in memory, where passes let onnxruntime decode them while it loads."""
+    passes = list(attempt.pipeline.passes())
+    copying = [i for i in attempt.compiled.changed if getattr(passes[i], "decode", "") == "load"]
+    if copying:
+        yield Edit(replaced={i: _replaced(passes[i], decode="run") for i in copying})
+
+
 def _slowdown(pass_: Pass) -> float:
     found = getattr(pass_, "slowdown", 0.0)
     return float(found) if isinstance(found, int | float) else 0.0
@@ -129,7 +137,7 @@ def _with_slowdown(pass_: Pass, slowdown: float) -> Pass:
     return _replaced(pass_, slowdown=round(slowdown, 3))
 
 
-def _replaced(pass_: Pass, **options: float) -> Pass:
+def _replaced(pass_: Pass, **options: float | str) -> Pass:
     of: Any = pass_
     changed: Pass = replace(of, **options)
     return changed
@@ -170,7 +178,7 @@ class Keeper:
             before = self.attempts.original.sizes
             return [] if after is None else broken_needs(before, after, "predicted ", PREDICTED)
 
-        return self._hold(attempt, check, lambda broken: iter(()))
+        return self._hold(attempt, check, lambda broken: fewer_copies(attempt))
 
     def hold_small(self, attempt: Attempt) -> Attempt:
         """As `hold_predictions`, at the smallest extents of a dynamic model, which nobody measures.
@@ -220,7 +228,9 @@ class Keeper:
         Raises:
             GateError: there is none.
         """
-        return self._hold(attempt, lambda a: self._in_tiers(a, self.measure_needs), lambda broken: iter(()))
+        return self._hold(
+            attempt, lambda a: self._in_tiers(a, self.measure_needs), lambda broken: fewer_copies(attempt)
+        )
 
     def hold_times(self, attempt: Attempt) -> Attempt:
         """Give an attempt that is as fast as promised, and needs no more than the original.

@@ -19,7 +19,7 @@ from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, DECODED, Weight
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, DECODED, Site, Weight
 from memoptc.passes.precision._quantize.replay import searched_once
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
@@ -59,6 +59,8 @@ class MixWeights(Pass):
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels or of the estimate; `none` for any.
+        tables_sqnr: As `min_sqnr`, where tables hold most of the bytes: 16 numbers for a whole weight err more than
+            blocks do, on samples that the search has not seen most of all; `none` for no more than `min_sqnr`.
         max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
         fallback: Whether weights may stay in float.
         by: "outputs" or "weights".
@@ -73,6 +75,7 @@ class MixWeights(Pass):
     """
 
     min_sqnr: float | None = 10.0
+    tables_sqnr: float | None = 20.0
     max_loss: float | None = None
     fallback: bool = True
     by: str = "outputs"
@@ -159,6 +162,14 @@ class _Search:
         )
         return graph
 
+    def least(self) -> float | None:
+        """What outputs are held to, in decibels."""
+        bytes_ = Counter[bool]()
+        for weight in self.found.chosen:
+            bytes_[any(_is_table(site, self.plan) for site in weight.sites)] += weight.bytes
+        limits = [self.asked.min_sqnr, self.asked.tables_sqnr if bytes_[True] > bytes_[False] else None]
+        return max((limit for limit in limits if limit is not None), default=None)
+
     def by_weights(self) -> dict[str, str]:
         """Choose by what coding changes in the weights."""
         limit = self.asked.min_sqnr
@@ -173,7 +184,7 @@ class _Search:
         """Choose by what coding changes in the outputs."""
         asked = self.asked
         try:
-            wanted = Wanted(self.graph, self.context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
+            wanted = Wanted(self.graph, self.context, self.least(), asked.max_loss, fallback=asked.fallback)
         except InputError as error:
             if self.context.calibration is not None or asked.min_sqnr is None or asked.max_loss is not None:
                 raise
@@ -270,10 +281,14 @@ def _names(weights: Sequence[Weight]) -> list[str]:
     return found
 
 
+def _is_table(site: Site, plan: Plan) -> bool:
+    return plan.decode == "load" and site.op.op_type in DECODED
+
+
 def _errors(weight: Weight, plan: Plan) -> tuple[float, float]:
     """What coding changes in a weight, in blocks of 4 bits and per channel in 8: noise to signal."""
     site, content = weight.sites[0], weight.numpy()
-    if site.op.op_type in DECODED and plan.decode == "load":
+    if _is_table(site, plan):
         found = [make_table(content, bits, plan.opset) for bits in (4, 8)]
         return (found[0].noise / (found[0].signal or 1.0), found[1].noise / (found[1].signal or 1.0))
     if site.op.op_type in CONVOLUTIONS:

@@ -88,6 +88,18 @@ def test_a_pass_that_makes_the_need_grow_is_taken_back(
     assert found["verification"]["passed"]
 
 
+def test_a_pass_decodes_in_each_run_before_it_is_taken_back(model: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "hoard.py"
+    plugin.write_text(
+        HOARD.replace("copies: int = 8", 'copies: int = 8\n    decode: str = "load"').replace(
+            "return\n        for", 'return\n        if self.decode == "run":\n            return\n        for'
+        )
+    )
+    result = memoptc.compile(str(model), 1, passes=PIPELINE, plugins=(str(plugin),))
+    (decision,) = [d for d in result.report.decisions if d.step == "taken back"]
+    assert decision.what == 'hoard (now hoard{decode="run"})'
+
+
 def test_a_pass_that_does_again_what_was_taken_back_goes_too(model: Path, hoard: str) -> None:
     """The second one changed nothing as long as the first one was there."""
     result = memoptc.compile(str(model), 1, passes="simplify,hoard,drop-dead,hoard,lower", plugins=(hoard,))

@@ -170,7 +170,9 @@ def test_study_shows_every_state(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_pipelines_name_what_is_asked() -> None:
     asked = Accuracy(min_sqnr=30.0, fallback=False)
-    assert "mix-weights{min_sqnr=30.0,fallback=false}" in pipeline_text(2, "int4", calibrated=True, accuracy=asked)
+    assert "mix-weights{min_sqnr=30.0,fallback=false,tables_sqnr=none}" in pipeline_text(
+        2, "int4", calibrated=True, accuracy=asked
+    )
     assert "quantize-search{min_sqnr=30.0,fallback=false,mixed=true}" in pipeline_text(
         2, "mixed", calibrated=True, accuracy=asked
     )

@@ -17,6 +17,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.levels import Accuracy, pipeline_text
 from memoptc.passes.precision._quantize.tables import make_table
 from memoptc.passes.precision.mix_weights import MixWeights
 from memoptc.testing import run_pass
@@ -86,3 +87,12 @@ def test_what_meets_more_counts_for_more() -> None:
     plain, weighted = (make_table(content, 4, 21, given) for given in (None, importance))
     errors = [np.square(content - t.numbers[t.indices.astype(np.int64)])[:, :4].sum() for t in (plain, weighted)]
     assert errors[1] < errors[0]
+
+
+def test_models_of_tables_are_held_to_more() -> None:
+    """16 numbers for a whole weight come to 14.3 dB here: too little by themselves, enough when it is asked for."""
+    strict, asked = (
+        run_pass(MixWeights(smallest=0, **given), read_onnx(model(21))) for given in ({}, {"tables_sqnr": None})
+    )
+    assert asked["weights in 4 bits"] > strict["weights in 4 bits"]
+    assert "tables_sqnr=none" in pipeline_text(2, "int4", calibrated=True, accuracy=Accuracy(min_sqnr=12.0))
