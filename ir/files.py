@@ -45,9 +45,12 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
         _remove_abandoned(where, prefix)
         super().__init__(prefix=prefix, dir=where, ignore_cleanup_errors=True)
         if fcntl is not None:
-            lock = os.open(os.path.join(self.name, _LOCK), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            # Locked before it has its name: whoever sees it unlocked takes the folder for abandoned.
+            new = os.path.join(self.name, f"{_LOCK}.new")
+            lock = os.open(new, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(new, os.path.join(self.name, _LOCK))
             self._unlock = weakref.finalize(self, os.close, lock)
 
     def cleanup(self) -> None:

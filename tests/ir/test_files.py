@@ -198,3 +198,19 @@ def test_temporary_folders_go(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="broken"):
         broken_off(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_making_is_not_taken_for_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process looks for abandoned folders between the making of the lock and the locking."""
+    fcntl = pytest.importorskip("fcntl")
+    lock = fcntl.flock
+
+    def look_first(descriptor: int, how: int) -> None:
+        monkeypatch.undo()
+        files._SWEPT.clear()
+        files._remove_abandoned(str(tmp_path), files._SCRATCH_PREFIX)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    with TemporaryFolder(parent=tmp_path) as folder:
+        assert Path(folder).is_dir()

@@ -166,8 +166,7 @@ def test_real_models_keep_every_bit(name: str, tmp_path: Path) -> None:
     feeds = zoo.ZOO.samples(name, 12)[0]
     graph = read(model)
     facts = context(graph, feeds[:8], tmp_path)
-    stats = run_pass(Equalize(), graph, facts)
-    stats = run_pass(Smooth(), graph, facts)
+    stats = run_pass(Equalize(), graph, facts) + run_pass(Smooth(), graph, facts)
     assert sum(n for key, n in stats.items() if key.startswith("moved")) >= 1
     for a, b in zip(run(model, feeds[8:]), run(to_proto(graph), feeds[8:]), strict=True):
         np.testing.assert_array_equal(a, b)
