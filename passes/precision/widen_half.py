@@ -97,5 +97,5 @@ def _wide(op: Op, name: str, value: Any) -> Any:
         if DType(value.dtype) != DType.FLOAT16:
             return value
         return from_array(np.asarray(value.numpy()).astype(np.float32), name=value.name or "")
-    asks = name in ("to", "dtype") and isinstance(value, int) and not op.regions
+    asks = name in ("to", "dtype", "output_dtype") and isinstance(value, int) and not op.regions
     return int(DType.FLOAT) if asks and value == DType.FLOAT16 else value
