@@ -160,7 +160,7 @@ def one(name: str, tool: str, peers: str, folder: Path, limit: float, seconds: f
         after = session(output)
         line["sqnr_db"] = round(decibels(before, after, rest[:64]), 2)
     except Exception as e:
-        told = " ".join(str(e).replace(str(output), output.name).split())
+        told = " ".join(str(e).replace(f"{folder}/", "").split())
         return line | {"fault": f"does not run: {told[:200]}"}
     line["before"], line["after"] = (figure_of(name, loaded, rest, labels) for loaded in (before, after))
     line["bytes"], line["bytes_before"] = size_of(output), size_of(source)

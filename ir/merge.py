@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx.external_data_helper
 import onnx_ir
 from onnx_ir import serde
 
@@ -61,7 +62,7 @@ def merge_models(models: Sequence[Path], folder: Path) -> Merged:
     if folder.exists():
         raise InputError(f"{folder} is there already.", hint="Name a folder to make, or remove it.")
     protos = [_read(path) for path in models]
-    weights = [(p, path.parent) for path, proto in zip(models, protos, strict=True) for p in _initializers(proto.graph)]
+    weights = [(p, path.parent) for path, proto in zip(models, protos, strict=True) for p in _tensors(proto)]
     large = [(p, tensor) for p, place in weights if (tensor := _large(p, place)) is not None]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFolder("memoptc-merge-", folder.parent) as scratch:
@@ -96,13 +97,33 @@ def _read(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} cannot be read as an ONNX model: {error}.", hint="Name an .onnx file.") from error
 
 
-def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The weights of a graph and of the branches and bodies inside it."""
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All weights, and what else of a model lies in files beside it: its new folder has none of these."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from filter(onnx.external_data_helper.uses_external_data, (sparse.values, sparse.indices))
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Weights of branches and bodies, and tensors of attributes that lie in files."""
+    for node in nodes:
         for attribute in node.attribute:
-            for inside in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _initializers(inside)
+            held = [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
+            for sparse in [
+                *attribute.sparse_tensors,
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+            ]:
+                held += [sparse.values, sparse.indices]
+            yield from filter(onnx.external_data_helper.uses_external_data, held)
+            for inside in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                yield from _of_graph(inside)
 
 
 def _large(proto: onnx.TensorProto, folder: Path) -> Tensor | None:

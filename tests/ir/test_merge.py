@@ -106,3 +106,33 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(InputError, match="already"):
         merge_models([one], tmp_path / "deep")
     assert not (tmp_path / "both").exists()
+
+
+def test_tensors_of_attributes_and_functions_come_along(tmp_path: Path) -> None:
+    """They lie in a file beside the model, which the new folder does not have."""
+
+    def constant(name: str, seed: int) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.full(400, seed, np.float32)))
+
+    function = helper.make_function(
+        "own", "F", [], ["f"], [constant("f", 2)], [helper.make_opsetid("", 18)], attributes=[]
+    )
+    out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [400]) for name in ("a", "b")]
+    graph = helper.make_graph([constant("a", 1), helper.make_node("F", [], ["b"], domain="own")], "g", [], out)
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    model = helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=9)
+    place = tmp_path / "from"
+    place.mkdir()
+    with (place / "own.data").open("wb") as data:
+        for node in (model.graph.node[0], model.functions[0].node[0]):
+            content, start = node.attribute[0].t.raw_data, data.tell()
+            data.write(content)
+            onnx.external_data_helper.set_external_data(node.attribute[0].t, "own.data", start, len(content))
+            node.attribute[0].t.ClearField("raw_data")
+    (place / "m.onnx").write_bytes(model.SerializeToString())
+    (merged,) = merge_models([place / "m.onnx"], tmp_path / "to").models
+    written = onnx.load(merged, load_external_data=False)
+    for node, value in ((written.graph.node[0], 1), (written.functions[0].node[0], 2)):
+        tensor = node.attribute[0].t
+        assert {e.value for e in tensor.external_data if e.key == "location"} == {WEIGHTS}
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor, str(tmp_path / "to")), np.full(400, value))
