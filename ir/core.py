@@ -3,6 +3,10 @@
 Everything that uses a value is an operand: a graph's outputs are the operands of its final `return` op,
 weights are results of `const`, and an optional input that is not given is the result of `absent`. Ops live
 in a linked list that may be changed while one walks it; its order is the schedule.
+
+`Value`, `Op` and `Graph` stand in one file because they are one data structure: each refers to the other two, an edge
+is stored at both its ends, and every change of one of them raises the version of the graphs around it. What they are
+made of and can be read alone is elsewhere: `linked` (the list), `names`, `facts`, `types`, `read_only`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from memoptc.ir.facts import (
     Output,
     Tensor,
 )
+from memoptc.ir.linked import Link, LinkedList
+from memoptc.ir.names import ModelNames, ValueNames
 from memoptc.ir.read_only import Attributes, Regions
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import Type, Typed
@@ -62,8 +68,8 @@ class Value(Typed):
     def name(self, name: str) -> None:
         graph = self._owner if isinstance(self._owner, Graph) else self._owner.graph
         if graph is not None and name != self._name:
-            graph._count_name(self._name, -1)
-            graph._count_name(name, 1)
+            graph._value_names.count(self._name, -1)
+            graph._value_names.count(name, 1)
         self._name = name
 
     @property
@@ -155,17 +161,6 @@ class Value(Typed):
         return f"<Value %{self.name}>"
 
 
-class _Link:
-    """A place in an op list. It outlives its op, so that walks survive erasure and moves."""
-
-    __slots__ = ("next", "op", "prev")
-
-    def __init__(self, op: Op | None) -> None:
-        self.op = op
-        self.prev: _Link = self
-        self.next: _Link = self
-
-
 class Op:
     """An operation: any ONNX or custom operator, `const`, `absent` or `return`.
 
@@ -209,7 +204,7 @@ class Op:
         self.doc = ""
         self.metadata: dict[str, str] = {}
         self.graph: Graph | None = None
-        self._link: _Link | None = None
+        self._link: Link[Op] | None = None
         self._attrs = Attributes(attrs or {})
         self._operands: tuple[Value, ...] = ()
         self._regions: Regions[Graph] = Regions()
@@ -344,26 +339,26 @@ class Op:
     @property
     def next(self) -> Op | None:
         """The op after this one in its graph."""
-        return _live(self._link, forward=True)
+        return None if self._link is None else self._link.next.item
 
     @property
     def prev(self) -> Op | None:
         """The op before this one in its graph."""
-        return _live(self._link, forward=False)
+        return None if self._link is None else self._link.prev.item
 
     def move_before(self, anchor: Op) -> None:
         """Put this op just before `anchor`; in another graph, results get new names where theirs are taken."""
         if anchor is not self:
-            graph = _require_graph(anchor)
+            graph, link = _position(anchor)
             self._leave_for(graph)
-            graph._insert(self, anchor._link.prev)  # type: ignore[union-attr]
+            graph._insert(self, link.prev)
 
     def move_after(self, anchor: Op) -> None:
         """Put this op just after `anchor`; in another graph, results get new names where theirs are taken."""
         if anchor is not self:
-            graph = _require_graph(anchor)
+            graph, link = _position(anchor)
             self._leave_for(graph)
-            graph._insert(self, anchor._link)  # type: ignore[arg-type]
+            graph._insert(self, link)
 
     def _leave_for(self, graph: Graph) -> None:
         moves = self.graph is not graph
@@ -398,12 +393,9 @@ class Op:
     def _unlink(self) -> None:
         if self.graph is not None and self._link is not None:
             self.graph._touch()
-            self.graph._count -= 1
             for result in self._results:
-                self.graph._count_name(result.name, -1)
-            link = self._link
-            link.prev.next, link.next.prev = link.next, link.prev
-            link.op = None
+                self.graph._value_names.count(result.name, -1)
+            self.graph._ops.remove(self._link)
             self.graph, self._link = None, None
 
     def _touch(self) -> None:
@@ -421,17 +413,10 @@ class Op:
         return f"<Op {results} = {self.key}({', '.join(f'%{v.name}' for v in self._operands)})>"
 
 
-def _live(link: _Link | None, *, forward: bool) -> Op | None:
-    if link is None:
-        return None
-    link = link.next if forward else link.prev
-    return link.op
-
-
-def _require_graph(op: Op) -> Graph:
-    if op.graph is None:
+def _position(op: Op) -> tuple[Graph, Link[Op]]:
+    if op.graph is None or op._link is None:
         raise InternalError(f"{op.key} is in no graph")
-    return op.graph
+    return op.graph, op._link
 
 
 @dataclass
@@ -499,14 +484,12 @@ class Graph:
         """Inputs that the caller may leave out, with the tensor they then hold (not a constant)."""
         self.outputs_info: list[Output] = []
         self._inputs: list[Value] = []
-        self._sentinel = _Link(None)
-        self._count = 0
+        self._ops: LinkedList[Op] = LinkedList()
         self._version = 0
         self._cache: dict[Hashable, tuple[int, Any]] = {}
-        self._names: set[str] | None = None
-        self._own_names: dict[str, int] | None = None
+        self._model_names = ModelNames()
+        self._value_names = ValueNames()
         self._taken_from: tuple[Graph, int] | None = None
-        self._next_suffix: dict[str, int] = {}
         self._return = Op("return", result_types=())
         self._return.graph = self
 
@@ -530,26 +513,21 @@ class Graph:
     @property
     def ops(self) -> Iterator[Op]:
         """The ops in order, without the final `return`. Ops may be inserted and erased meanwhile."""
-        link = self._sentinel.next
-        while link is not self._sentinel:
-            op = link.op
-            if op is not None:
-                yield op
-            link = link.next
+        return iter(self._ops)
 
     def __len__(self) -> int:
         """Number of ops, the final `return` and ops inside regions not counted."""
-        return self._count
+        return len(self._ops)
 
     @property
     def first(self) -> Op | None:
         """The first op."""
-        return self._sentinel.next.op
+        return self._ops.first
 
     @property
     def last(self) -> Op | None:
         """The last op before the final `return`."""
-        return self._sentinel.prev.op
+        return self._ops.last
 
     def walk(self, *keys: str, nested: bool = True) -> Iterator[Op]:
         """Every op (of the operators `keys`, when given), a region's ops right after their owner."""
@@ -631,7 +609,7 @@ class Graph:
         value = Value(self, len(self._inputs), type, name)
         self._inputs.append(value)
         self._names_add((name,))
-        self._count_name(name, 1)
+        self._value_names.count(name, 1)
         self._touch()
         return value
 
@@ -644,7 +622,7 @@ class Graph:
         if value.has_uses:
             raise InternalError(f"input %{value.name} cannot be erased: it is used")
         self._inputs.remove(value)
-        self._count_name(value.name, -1)
+        self._value_names.count(value.name, -1)
         self.defaults.pop(value, None)
         for index, rest in enumerate(self._inputs):
             rest.index = index
@@ -666,35 +644,30 @@ class Graph:
 
     def append(self, op: Op) -> Op:
         """Put a new op at the end, before the final `return`."""
-        return self._insert(op, self._sentinel.prev)
+        return self._insert(op, self._ops.ends.prev)
 
     def prepend(self, op: Op) -> Op:
         """Put a new op at the very start."""
-        return self._insert(op, self._sentinel)
+        return self._insert(op, self._ops.ends)
 
     def insert_before(self, anchor: Op, op: Op) -> Op:
         """Put a new op just before `anchor`, which may be the final `return`."""
         if anchor is self._return:
             return self.append(op)
-        return self._insert(op, _place(anchor, self).prev)
+        return self._insert(op, self._link_of(anchor).prev)
 
     def insert_after(self, anchor: Op, op: Op) -> Op:
         """Put a new op just after `anchor`."""
-        return self._insert(op, _place(anchor, self))
+        return self._insert(op, self._link_of(anchor))
 
-    def _insert(self, op: Op, after: _Link) -> Op:
+    def _insert(self, op: Op, after: Link[Op]) -> Op:
         if op.graph is not None:
             raise InternalError(f"{op.key} is in a graph already: use op.move_before or op.move_after")
-        link = _Link(op)
-        link.prev, link.next = after, after.next
-        after.next.prev = link
-        after.next = link
-        op._link, op.graph = link, self
-        self._count += 1
+        op._link, op.graph = self._ops.insert(op, after), self
         for result in op._results:
             if result.name:
                 self._names_add((result.name,))
-                self._count_name(result.name, 1)
+                self._value_names.count(result.name, 1)
             elif not result.omitted:
                 result.name = self.fresh_name(op.op_type.lower())
         for region in op._regions.values():
@@ -702,21 +675,21 @@ class Graph:
         self._touch()
         return op
 
+    def _link_of(self, anchor: Op) -> Link[Op]:
+        if anchor.graph is not self or anchor._link is None:
+            raise InternalError(f"{anchor.key} is not in graph {self.name!r}")
+        return anchor._link
+
     def reorder(self, ops: Sequence[Op]) -> None:
         """Put all ops of this graph into the given order (a permutation of `self.ops`).
 
         Raises:
             InternalError: it is not a permutation of this graph's ops.
         """
-        if len(ops) != self._count or len(set(ops)) != self._count or any(o.graph is not self for o in ops):
-            raise InternalError(f"not a permutation of the {self._count} ops of graph {self.name!r}")
-        previous = self._sentinel
-        for op in ops:
-            link = _Link(op)
+        if len(ops) != len(self) or len(set(ops)) != len(self) or any(o.graph is not self for o in ops):
+            raise InternalError(f"not a permutation of the {len(self)} ops of graph {self.name!r}")
+        for op, link in zip(ops, self._ops.rearrange(ops), strict=True):
             op._link = link
-            previous.next, link.prev = link, previous
-            previous = link
-        previous.next, self._sentinel.prev = self._sentinel, previous
         self._touch()
 
     def become(self, other: Graph) -> None:
@@ -782,21 +755,10 @@ class Graph:
     # -- names, caches, copies ------------------------------------------------------------------------
 
     def _names_add(self, names: Iterable[str]) -> None:
-        root = self.root
-        if root._names is not None:
-            root._names.update(names)
-
-    def _count_name(self, name: str, change: int) -> None:
-        """Keep count of how many values of this graph itself have a name, once somebody has asked."""
-        if self._own_names is not None and name:
-            self._own_names[name] = self._own_names.get(name, 0) + change
+        self.root._model_names.add(names)
 
     def _defines(self, name: str) -> bool:
-        if self._own_names is None:
-            self._own_names = {}
-            for value in (*self._inputs, *(r for op in self.ops for r in op._results)):
-                self._count_name(value.name, 1)
-        return self._own_names.get(name, 0) > 0
+        return self._value_names.has(name, lambda: (v.name for v in _values(self)))
 
     def _names_add_region(self, region: Graph) -> None:
         """The same for all names of a region, unless it was here before and is as it was."""
@@ -807,14 +769,7 @@ class Graph:
     def fresh_name(self, hint: str) -> str:
         """Give a name that no value or output of the whole model has, `hint` itself when it is free."""
         root = self.root
-        if root._names is None:
-            root._names = set(_all_names(root))
-        name, n = hint, root._next_suffix.get(hint, 1)
-        while name in root._names:
-            name, n = f"{hint}_{n}", n + 1
-        root._next_suffix[hint] = n
-        root._names.add(name)
-        return name
+        return root._model_names.fresh(hint, lambda: _all_names(root))
 
     def analysis(self, compute: Callable[[Graph], T]) -> T:
         """Give `compute(self)`, computed at most once per version of this graph."""
@@ -848,13 +803,14 @@ class Graph:
         self._return._drop_operands()
 
     def __repr__(self) -> str:
-        return f"<Graph {self.name!r}: {self._count} ops>"
+        return f"<Graph {self.name!r}: {len(self)} ops>"
 
 
-def _place(anchor: Op, graph: Graph) -> _Link:
-    if anchor.graph is not graph or anchor._link is None:
-        raise InternalError(f"{anchor.key} is not in graph {graph.name!r}")
-    return anchor._link
+def _values(graph: Graph) -> Iterator[Value]:
+    """The values that a graph itself defines."""
+    yield from graph._inputs
+    for op in graph.ops:
+        yield from op._results
 
 
 def _captures(graph: Graph) -> tuple[Value, ...]:

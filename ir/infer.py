@@ -30,6 +30,7 @@ from memoptc.ir.types import (
     SparseTensorType,
     TensorType,
     Type,
+    is_shapeless,
 )
 
 LOOP_ROUNDS = 8
@@ -92,16 +93,16 @@ def infer_shapes(graph: Graph) -> Inference:
             found.elements[value] = elements
     if found.failure:
         _one_by_one(graph)
-    found.unknown = [v.name for v in _defined(graph) if not v.omitted and _is_unknown(v.type)]
+    found.unknown = [v.name for v in _defined(graph) if not v.omitted and is_shapeless(v.type)]
     return found
 
 
 def _one_by_one(graph: Graph) -> None:
     """The engine gave up at some op; the others are inferred each by itself."""
     for op in graph.walk():
-        if any(_is_unknown(r.type) for r in op.results):
+        if any(is_shapeless(r.type) for r in op.results):
             for result, type_ in zip(op.results, infer_op(op), strict=True):
-                if type_ is not None and _is_unknown(result.type):
+                if type_ is not None and is_shapeless(result.type):
                     result.type = type_
 
 
@@ -299,10 +300,6 @@ def _elements(mirror: onnx_ir.Value, names: dict[str, Dim]) -> tuple[Dim, ...] |
     if not isinstance(items, list):
         return None
     return tuple(i if isinstance(i, int) else _read(i, names) for i in items)
-
-
-def _is_unknown(type_: Type | None) -> bool:
-    return type_ is None or (isinstance(type_, TensorType) and type_.shape is None)
 
 
 @contextlib.contextmanager

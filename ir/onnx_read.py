@@ -26,7 +26,7 @@ from memoptc.ir.onnx_weights import WeightReader
 from memoptc.ir.protos import DimReader
 from memoptc.ir.schema_rules import node_fault, region_fault
 from memoptc.ir.tensors import tensor_type
-from memoptc.ir.types import DType, SparseTensorType, TensorType, Type
+from memoptc.ir.types import DType, SparseTensorType, Type, as_tensor, is_shapeless
 
 OPAQUE = ("training_info", "configuration")
 
@@ -379,6 +379,7 @@ __all__ = ["read_onnx"]
 
 def _unstated(type_: Type | None) -> dict[str, str]:
     """What a file leaves open of the type of a body's input, as a note."""
-    if type_ is None or (isinstance(type_, TensorType) and type_.dtype == DType.UNDEFINED):
+    tensor = as_tensor(type_)
+    if type_ is None or (tensor is not None and tensor.dtype == DType.UNDEFINED):
         return {UNSTATED: "type"}
-    return {UNSTATED: "shape"} if isinstance(type_, TensorType) and type_.shape is None else {}
+    return {UNSTATED: "shape"} if is_shapeless(type_) else {}

@@ -21,7 +21,7 @@ from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_data import DataSink, ExternalData
 from memoptc.ir.onnx_names import Names
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import DType, TensorType, Type
+from memoptc.ir.types import DType, Type, as_tensor
 
 INLINE_LIMIT = 1_500_000_000
 """Weights above this go beside the model: one protobuf message holds at most 2 GB, structure included."""
@@ -132,11 +132,12 @@ class _Writer:
 
     def _shown(self, type_: Type | None) -> Type | None:
         """What is said of the type of a value that is not at the border."""
-        if not self.nameless or not isinstance(type_, TensorType) or type_.shape is None:
+        tensor = as_tensor(type_)
+        if not self.nameless or tensor is None or tensor.shape is None:
             return type_
-        hidden = [isinstance(d, Sym) and d.spelling is None and bool(d.free & self.nameless) for d in type_.shape]
-        shape = tuple(None if h else d for h, d in zip(hidden, type_.shape, strict=True))
-        return replace(type_, shape=shape) if any(hidden) else type_
+        hidden = [isinstance(d, Sym) and d.spelling is None and bool(d.free & self.nameless) for d in tensor.shape]
+        shape = tuple(None if h else d for h, d in zip(hidden, tensor.shape, strict=True))
+        return replace(tensor, shape=shape) if any(hidden) else type_
 
     def _value(self, value: Value, proto: onnx.ValueInfoProto, type_: Type | None) -> None:
         proto.name = self.names.of[value]
@@ -222,7 +223,8 @@ class _Writer:
 
 
 def _spelled_otherwise(type_: Type | None) -> Iterator[str]:
-    for dim in (type_.shape or ()) if isinstance(type_, TensorType) else ():
+    tensor = as_tensor(type_)
+    for dim in (tensor.shape or ()) if tensor is not None else ():
         if isinstance(dim, Sym) and dim.name is not None and dim.spelling is not None:
             yield dim.name
 
@@ -232,7 +234,8 @@ def _stated(value: Value) -> Type | None:
     unstated = value.metadata.get(UNSTATED)
     if unstated == "type":
         return None
-    return replace(value.type, shape=None) if unstated and isinstance(value.type, TensorType) else value.type
+    tensor = value.tensor_type
+    return value.type if tensor is None or not unstated else replace(tensor, shape=None)
 
 
 def _leaves_types_open(graph: Graph) -> bool:

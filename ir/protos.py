@@ -24,6 +24,7 @@ from memoptc.ir.types import (
     SparseTensorType,
     TensorType,
     Type,
+    as_tensor,
 )
 
 Attr = onnx.AttributeProto
@@ -120,10 +121,11 @@ def write_type(type_: Type | None, proto: onnx.TypeProto) -> None:
     if type_.denotation:
         proto.denotation = type_.denotation
     if isinstance(type_, TensorType | SparseTensorType):
-        target = proto.tensor_type if isinstance(type_, TensorType) else proto.sparse_tensor_type
+        tensor = as_tensor(type_)
+        target = proto.sparse_tensor_type if tensor is None else proto.tensor_type
         target.elem_type = int(type_.dtype)
         if type_.shape is not None:
-            axes = type_.axis_denotations if isinstance(type_, TensorType) else ()
+            axes = () if tensor is None else tensor.axis_denotations
             target.shape.SetInParent()
             for index, dim in enumerate(type_.shape):
                 written = target.shape.dim.add()

@@ -234,8 +234,9 @@ def type_text(type_: Type | None) -> str:
     """Spell a type: `f32[N,3]`, `f32[*]` of unknown rank, `seq<...>`, ..., `?` when nothing is known."""
     if type_ is None:
         return "?"
+    axes: tuple[str, ...] = ()
     if isinstance(type_, TensorType):
-        text = _tensor_text(type_.dtype, type_.shape)
+        text, axes = _tensor_text(type_.dtype, type_.shape), type_.axis_denotations
     elif isinstance(type_, SparseTensorType):
         text = f"sparse<{_tensor_text(type_.dtype, type_.shape)}>"
     elif isinstance(type_, SequenceType):
@@ -247,7 +248,6 @@ def type_text(type_: Type | None) -> str:
     else:
         assert isinstance(type_, OpaqueType)
         text = f"opaque<{quote(type_.domain)}, {quote(type_.name)}>"
-    axes = type_.axis_denotations if isinstance(type_, TensorType) else ()
     if type_.denotation or axes:
         text += f" denotes({', '.join(quote(d) for d in (type_.denotation, *axes))})"
     return text

@@ -21,7 +21,7 @@ from memoptc.ir.onnx_order import used_names
 from memoptc.ir.onnx_read import read_onnx
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, proto_with_weights, weight_tensors
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import TensorType, Type
+from memoptc.ir.types import Type
 
 MANIFEST = "stages.json"
 """Names the stages of a folder in order."""
@@ -145,8 +145,8 @@ def _weights(op: Op) -> Iterator[Op]:
 
 def _bytes(value: Value, dims: Mapping[str, int]) -> int:
     """Bytes of a value at some extents."""
-    type_ = value.type
-    if not isinstance(type_, TensorType):
+    type_ = value.tensor_type
+    if type_ is None:
         return _NEVER
     size = type_.nbytes
     if size is None:

@@ -144,12 +144,14 @@ class Typed:
     @property
     def dtype(self) -> DType | None:
         """The element type of a tensor."""
-        return self.type.dtype if isinstance(self.type, TensorType) else None
+        tensor = as_tensor(self.type)
+        return None if tensor is None else tensor.dtype
 
     @property
     def shape(self) -> Shape | None:
         """The shape of a tensor whose rank is known."""
-        return self.type.shape if isinstance(self.type, TensorType) else None
+        tensor = as_tensor(self.type)
+        return None if tensor is None else tensor.shape
 
     @property
     def is_integer(self) -> bool:
@@ -164,27 +166,35 @@ class Typed:
     @property
     def is_shapeless(self) -> bool:
         """Whether this may be a tensor, of unknown rank."""
-        return self.type is None or (isinstance(self.type, TensorType) and self.type.shape is None)
+        return is_shapeless(self.type)
 
     @property
     def static_shape(self) -> tuple[int, ...] | None:
         """The shape of a tensor all of whose extents are known integers."""
-        return self.type.static_shape if isinstance(self.type, TensorType) else None
+        tensor = as_tensor(self.type)
+        return None if tensor is None else tensor.static_shape
 
     @property
     def rank(self) -> int | None:
         """How many axes a tensor has."""
-        return self.type.rank if isinstance(self.type, TensorType) else None
+        tensor = as_tensor(self.type)
+        return None if tensor is None else tensor.rank
 
     @property
     def nbytes(self) -> Dim:
         """Bytes of a tensor's elements (see `TensorType.nbytes`)."""
-        return self.type.nbytes if isinstance(self.type, TensorType) else None
+        tensor = as_tensor(self.type)
+        return None if tensor is None else tensor.nbytes
 
 
 def as_tensor(type_: Type | None) -> TensorType | None:
     """Give a type back when it is that of a dense tensor, else `None`."""
     return type_ if isinstance(type_, TensorType) else None
+
+
+def is_shapeless(type_: Type | None) -> bool:
+    """Whether a type leaves open even the rank: it is not known, or that of a tensor without a shape."""
+    return type_ is None or (isinstance(type_, TensorType) and type_.shape is None)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -176,8 +176,8 @@ class _Checks:
             self.op(op, graph, visible)
             own += op._results
             visible.update(op._results)
-        if count != graph._count:
-            self.fault(f"graph {graph.name!r} counts {graph._count} ops but links {count}")
+        if count != len(graph):
+            self.fault(f"graph {graph.name!r} counts {len(graph)} ops but links {count}")
         self.terminator(graph, visible)
         self.defaults(graph)
         self.names(own)
@@ -186,10 +186,10 @@ class _Checks:
 
     def linked(self, graph: Graph) -> Iterator[Op]:
         """The ops of a graph, with every link checked before it is followed."""
-        sentinel = graph._sentinel
-        link = sentinel.next
-        while link is not sentinel:
-            op = link.op
+        ends = graph._ops.ends
+        link = ends.next
+        while link is not ends:
+            op = link.item
             if op is None or link.prev.next is not link or link.next.prev is not link:
                 self.fault(f"the op list of graph {graph.name!r} is broken", op)
                 return

@@ -287,7 +287,8 @@ def _unstack_all(
 
 
 def _rank(type_: Type | None) -> int | None:
-    return type_.rank if isinstance(type_, TensorType) else None
+    tensor = as_tensor(type_)
+    return None if tensor is None else tensor.rank
 
 
 def _checked(value: Any, name: str, type_: Type | None, where: str, symbols: dict[str, tuple[int, str]]) -> Any:

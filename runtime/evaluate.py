@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Dim, Sym
-from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, SparseTensorType, TensorType, Type
+from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, SparseTensorType, TensorType, Type, as_tensor
 from memoptc.runtime.options import FOLDER_KEY, STOCK, Feed, RunOptions, clean_message
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
@@ -141,8 +141,8 @@ class Evaluator:
         return value
 
     def _ort_value(self, name: str, value: Any) -> Any:
-        type_ = self.inputs.get(name)
-        if not isinstance(type_, TensorType) or not isinstance(value, np.ndarray):
+        type_ = as_tensor(self.inputs.get(name))
+        if type_ is None or not isinstance(value, np.ndarray):
             raise self.blame(
                 f"{self.label}: input {name!r} is not a tensor, and an output has an element type that numpy "
                 "does not know; onnxruntime's Python interface cannot pass both."
@@ -212,7 +212,8 @@ def _dim(dim: int | str | None) -> Dim:
 
 
 def _is_raw(type_: Type | None) -> bool:
-    return isinstance(type_, TensorType) and type_.dtype in _RAW
+    tensor = as_tensor(type_)
+    return tensor is not None and tensor.dtype in _RAW
 
 
 def _from_ort_value(value: Any) -> Any:

@@ -26,7 +26,7 @@ from memoptc.ir.onnx_io import read_onnx, write_into
 from memoptc.ir.ops import definition
 from memoptc.ir.ops.double import NoDouble
 from memoptc.ir.tensors import from_array, nbytes
-from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type
+from memoptc.ir.types import DType, OptionalType, SequenceType, TensorType, Type, as_tensor
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import peak
@@ -300,12 +300,14 @@ def _cast_op(at: Op, value: Value, dtype: DType) -> Op:
 
 
 def _is_narrow(type_: Type | None) -> bool:
-    return isinstance(type_, TensorType) and type_.dtype in NARROW
+    tensor = as_tensor(type_)
+    return tensor is not None and tensor.dtype in NARROW
 
 
 def _wide(type_: Type | None) -> Type | None:
-    if isinstance(type_, TensorType) and type_.dtype in NARROW:
-        return TensorType(DType.DOUBLE, type_.shape)
+    tensor = as_tensor(type_)
+    if tensor is not None and tensor.dtype in NARROW:
+        return TensorType(DType.DOUBLE, tensor.shape)
     if isinstance(type_, SequenceType):
         return SequenceType(_wide(type_.elem))
     if isinstance(type_, OptionalType):
@@ -316,6 +318,7 @@ def _wide(type_: Type | None) -> Type | None:
 def _widened(value: object, type_: Type | None) -> object:
     if isinstance(value, list):
         return [_widened(item, type_.elem if isinstance(type_, SequenceType) else None) for item in value]
-    if isinstance(value, np.ndarray) and isinstance(type_, TensorType) and type_.dtype == DType.DOUBLE:
+    tensor = as_tensor(type_)
+    if isinstance(value, np.ndarray) and tensor is not None and tensor.dtype == DType.DOUBLE:
         return value.astype(np.float64)
     return value

@@ -17,7 +17,7 @@ import numpy as np
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym, free_symbols
-from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type
+from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorType, Type, as_tensor
 from memoptc.runtime.constraints import Requirement
 from memoptc.runtime.extent_search import solutions
 from memoptc.runtime.input_values import InputValues, extent_of
@@ -279,9 +279,10 @@ class InputMaker:
         """Bytes of the numbers of a feed."""
         total = 0
         for name, type_ in self.types.items():
-            if isinstance(type_, TensorType) and type_.dtype not in (DType.STRING, DType.UNDEFINED):
-                extents = (extent_of(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
-                total += math.prod(extents) * type_.dtype.bitwidth // 8
+            tensor = as_tensor(type_)
+            if tensor is not None and tensor.dtype not in (DType.STRING, DType.UNDEFINED):
+                extents = (extent_of(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(tensor.shape or ()))
+                total += math.prod(extents) * tensor.dtype.bitwidth // 8
         return total
 
     def _value(self, name: str, type_: Type | None, binding: Mapping[str, int], fill: InputValues) -> Any:
@@ -311,16 +312,17 @@ def _apart(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], di
     found: dict[str, Type | None] = {}
     names: dict[str, str] = {}
     for name, type_ in types.items():
-        if not isinstance(type_, TensorType) or type_.shape is None:
+        tensor = as_tensor(type_)
+        if tensor is None or tensor.shape is None:
             found[name] = type_
             continue
         shape: list[Dim] = []
-        for axis, dim in enumerate(type_.shape):
+        for axis, dim in enumerate(tensor.shape):
             own = f"{re.sub(r'[^0-9A-Za-z_]', '_', name)}_d{axis}"
             shape.append(dim if isinstance(dim, int) else Sym(own if own[0].isalpha() else f"v{own}"))
             if isinstance(shape[-1], Sym) and shape[-1].name is not None:
                 names[shape[-1].name] = dim.name if isinstance(dim, Sym) and dim.name else shape[-1].name
-        found[name] = TensorType(type_.dtype, tuple(shape))
+        found[name] = TensorType(tensor.dtype, tuple(shape))
     return found, names
 
 
@@ -337,10 +339,11 @@ def _classify(types: Mapping[str, Type | None], roles: Mapping[str, Role]) -> di
     for name, type_ in types.items():
         while isinstance(type_, OptionalType | SequenceType):
             type_ = type_.elem
-        if not isinstance(type_, TensorType) or type_.shape is None:
+        tensor = as_tensor(type_)
+        if tensor is None or tensor.shape is None:
             continue
-        rank = len(type_.shape)
-        for axis, dim in enumerate(type_.shape):
+        rank = len(tensor.shape)
+        for axis, dim in enumerate(tensor.shape):
             if isinstance(dim, int):
                 continue
             if axis == 0 and rank > 1:
@@ -350,7 +353,7 @@ def _classify(types: Mapping[str, Type | None], roles: Mapping[str, Role]) -> di
             if name in roles and axis in roles[name].past_axes:
                 kind = "past"
             if _is_named(dim, f"{name}_d{axis}"):
-                for symbol in sorted(dim.free):  # type: ignore[union-attr]
+                for symbol in sorted(dim.free):
                     if symbol not in found or _ORDER.index(kind) < _ORDER.index(found[symbol][0]):
                         found[symbol] = (kind, True)
             else:
@@ -362,6 +365,6 @@ def _has_axes(type_: Type | None) -> TypeGuard[TensorType]:
     return isinstance(type_, TensorType) and bool(type_.shape)
 
 
-def _is_named(dim: Dim, made_up: str) -> bool:
+def _is_named(dim: Dim, made_up: str) -> TypeGuard[Sym]:
     """Whether an extent is a symbol of the model's author, and not made up for an axis without a name."""
     return isinstance(dim, Sym) and dim.name != made_up

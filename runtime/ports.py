@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from memoptc.ir.types import TensorType, Type
+from memoptc.ir.types import Type, as_tensor
 from memoptc.runtime.evaluate import Evaluator
 
 Ports: TypeAlias = Mapping[str, Type | None]
@@ -38,4 +38,5 @@ def check_ports(original: tuple[Ports, Ports], candidate: Evaluator) -> None:
 
 
 def _kind(type_: Type | None) -> object:
-    return type_.dtype if isinstance(type_, TensorType) else type(type_)
+    tensor = as_tensor(type_)
+    return type(type_) if tensor is None else tensor.dtype

@@ -88,7 +88,7 @@ def _is_half(value: Value) -> bool:
 
 def _holds_half(value: Value) -> bool:
     """Whether a value is a sequence, map or optional of float16."""
-    return value.type is not None and not isinstance(value.type, TensorType) and "FLOAT16" in repr(value.type)
+    return value.type is not None and value.tensor_type is None and "FLOAT16" in repr(value.type)
 
 
 def _wide(op: Op, name: str, value: Any) -> Any:

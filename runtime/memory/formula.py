@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Graph
 from memoptc.ir.dims import KnownDim, Sym, floordiv, free_symbols, substitute
-from memoptc.ir.types import TensorType
 from memoptc.runtime.admission import RunBytes
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import Liveness, liveness
@@ -30,10 +29,9 @@ def input_axes(graph: Graph) -> dict[str, tuple[str, int]]:
     """Where the extent of each symbol can be read off: an input and its axis."""
     found: dict[str, tuple[str, int]] = {}
     for value in graph.inputs:
-        if isinstance(value.type, TensorType):
-            for axis, dim in enumerate(value.type.shape or ()):
-                if isinstance(dim, Sym) and dim.name is not None:
-                    found.setdefault(dim.name, (value.name, axis))
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, Sym) and dim.name is not None:
+                found.setdefault(dim.name, (value.name, axis))
     return found
 
 

@@ -101,7 +101,7 @@ def wrong_owner(g: Graph, ops: dict[str, Op]) -> str:
 
 
 def wrong_count(g: Graph, ops: dict[str, Op]) -> str:
-    g._count += 1
+    g._ops._count += 1
     return "graph 'good' counts 5 ops but links 4"
 
 
