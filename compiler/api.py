@@ -206,15 +206,13 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     bench: Bench | None = None
     if options.measure:
         attempt, bench = _measured(attempts, attempt)
-        assert attempt.needs is not None
-        needs = held(attempt.needs.sizes, options, "measured")
+        if options.budget.process is not None:
+            check_process(attempt, _measured_needs(attempt, bench, options), options, data)
     else:
         attempt = reach(attempts, attempt, lambda a: held(a.written.sizes, options, "predicted"))
         attempt = _proven(attempts, Keeper(attempts).hold_predictions(attempt))
-        needs = held(attempt.written.sizes, options, "predicted")
+        check_process(attempt, held(attempt.written.sizes, options, "predicted"), options, data)
     check_budget(attempt, options, data.dims)
-    if options.budget.process is not None:
-        check_process(attempt, needs, options)
     check_target(attempt, compilation)
     report = report_of(compilation, attempts, attempt)
     if bench is not None:
@@ -242,8 +240,7 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
 
             def measured(attempt: Attempt) -> Held:
                 keeper.measure_needs(attempt)
-                assert attempt.needs is not None
-                return held(attempt.needs.sizes, options, "measured")
+                return _measured_needs(attempt, bench, options)
 
             attempt = reach(attempts, attempt, measured)
         attempt = keeper.hold_needs(attempt)
@@ -255,6 +252,17 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
     attempt = _proven(attempts, keeper.hold_times(attempt))
     keeper.finish(attempt)
     return attempt, bench
+
+
+def _measured_needs(attempt: Attempt, bench: Bench, options: Options) -> Held:
+    """What an attempt needs, as measured, to hold against a budget: near to it the most of several processes."""
+    assert attempt.needs is not None
+    budget = options.budget.process
+    assert budget is not None
+    if attempt.largest is None:
+        feed = attempt.compiled.border.encode(bench.feed)
+        attempt.largest = bench.largest(attempt.path, feed, attempt.needs, budget)
+    return held(attempt.largest, options, "measured")
 
 
 def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:

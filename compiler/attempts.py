@@ -50,6 +50,7 @@ class Attempt:
         warnings: What the user must know of it.
         decisions: What was done, and why.
         needs: What it needs, where that was measured.
+        largest: What it needs at most in several processes, where that was measured for a budget.
         times: How fast it is, where that was measured.
         predicted: What it is predicted to need; `None` where sizes are unknown that are known of the original.
         at_small: The same at the smallest extents to expect.
@@ -66,6 +67,7 @@ class Attempt:
     warnings: list[str]
     decisions: list[Decision]
     needs: Needs | None = None
+    largest: Sizes | None = None
     times: Times | None = None
     predicted: Sizes | None = None
     at_small: Sizes | None = None

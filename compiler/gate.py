@@ -12,6 +12,7 @@ from memoptc.measuring import Sizes, Times
 from memoptc.options import Options
 from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
+from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
 from memoptc.runtime.sizes import GROWTH, RESOLUTION, grown
 
@@ -145,20 +146,31 @@ def check_budget(attempt: Attempt, options: Options, dims: Mapping[str, int]) ->
         return
     plan, floor = attempt.written.plan, attempt.written.planned_peak_bytes
     need = floor if plan is None else plan.arena_bytes
-    if need is not None and need <= budget:
-        return
-    if need is None:
-        message = "The planned memory is unknown, since some sizes are; the budget cannot be checked."
-    else:
+    recorded, unknown = attempt.contract.peaks.get(str(SESSION), 0), attempt.written.peak.unknown
+    hint = "Nothing was written; bind smaller sizes with --dim, or use --force."
+    if need is not None and need > budget:
         found = peak(attempt.graph, dims)
         message = (
             f"The budget of {size(budget)} for activations is out of reach: the plan needs {size(need)}, its floor "
             f"is {size(floor)}, held there by {found.op_label}{_made_from(attempt.graph, dims, found)}."
         )
+    elif unknown and recorded > budget:
+        message = f"The budget of {size(budget)} for activations is out of reach: a run allocated {size(recorded)}."
+    elif (unknown or need is None) and not recorded:
+        names = f" of {len(unknown)} values, such as {unknown[0]!r}," if unknown else ""
+        message = f"The planned memory is unknown, since some sizes{names} are; the budget cannot be checked."
+        hint = "Nothing was written; bind sizes with --dim, leave out --no-measure, or use --force."
+    else:
+        if recorded > budget:
+            attempt.warnings.append(
+                f"The plan keeps the budget of {size(budget)} for activations; a run in Session allocated "
+                f"{size(recorded)}."
+            )
+        return
     if options.force:
         attempt.warnings.append(f"{message} Written all the same (--force).")
         return
-    raise BudgetError(message, hint="Nothing was written; bind smaller sizes with --dim, or use --force.")
+    raise BudgetError(message, hint=hint)
 
 
 def _check_weights(attempt: Attempt, options: Options) -> None:

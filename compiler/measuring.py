@@ -155,6 +155,24 @@ class Bench:
         again = [measure_need(path, feed, options=way) for _ in range(_REPEATS)]
         return sorted([first, *again], key=lambda n: n.need_bytes)[1]
 
+    def largest(self, path: Path, feed: Feed, needs: Needs, budget: int) -> Sizes:
+        """Give what a candidate needs at most: where a need is near its budget, in further processes, too.
+
+        Args:
+            path: The candidate.
+            feed: What to run it with.
+            needs: What it needed in one process.
+            budget: Bytes that it may need.
+        """
+
+        def most(first: Need, way: Way) -> int:
+            if not budget / _NEAR < first.need_bytes <= budget:
+                return first.need_bytes
+            return max(first.need_bytes, *(measure_need(path, feed, options=way).need_bytes for _ in range(_REPEATS)))
+
+        session = None if needs.session is None else most(needs.session, self._way())
+        return most(needs.stock, RunOptions(threads=self.threads)), session
+
     def times(self, path: Path, feed: Feed, needs: Needs) -> Times:
         """Time a candidate against the original."""
         stock = RunOptions(threads=self.threads)

@@ -263,7 +263,7 @@ class Keeper:
             attempt.decisions.append(Decision(TAKEN_BACK, f"the tier {tier} of Session", f"with it, {why}"))
             text = f"Taken back: the tier {tier} of Session, which runs in the tier {simpler} instead. With it, {why}"
             attempt.warnings.append(f"{text}; --force writes it all the same.")
-            attempt.needs = attempt.times = None
+            attempt.needs = attempt.largest = attempt.times = None
         return broken
 
     def finish(self, attempt: Attempt) -> Times:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ from memoptc.report import Decision
 from memoptc.report.rows import size
 from memoptc.report.verdict import BUDGET
 from memoptc.runtime.memory.need import NeedEstimate
+from memoptc.runtime.sizes import RESOLUTION
+from memoptc.samples import Inputs
 from memoptc.steps import run
 
 ROUNDS = 4
@@ -20,6 +23,9 @@ ROUNDS = 4
 
 LESS = 0.9
 """Share of the last budget of activations that the next one is, at most."""
+
+MARGIN = 1.15
+"""What predicted needs are multiplied by before they are held against a budget: see `benchmarks/need_model.py`."""
 
 MATTERS = 0.1
 """Share of the need that smaller weights must save to be named as a way out."""
@@ -34,16 +40,35 @@ class Held:
 
     Args:
         way: `stock` or `session`.
-        need: Bytes.
+        bytes: Measured or predicted.
         how: `measured` or `predicted`.
+        other: Bytes in the other way of running; `None` where that is not known.
     """
 
     way: str
-    need: int
+    bytes: int
     how: str
+    other: int | None = None
+
+    @property
+    def need(self) -> int:
+        """Bytes that a budget must hold: those of `bytes`, and what the next process may need more."""
+        return _counted(self.bytes, self.how)
+
+    @property
+    def elsewhere(self) -> tuple[str, int | None]:
+        """The other way of running, and the bytes that a budget must hold there."""
+        way = WAYS[1 - WAYS.index(self.way)]
+        return way, None if self.other is None else _counted(self.other, self.how)
 
     def __str__(self) -> str:
-        return f"{size(self.need)} ({self.how}) in {_NAMES[self.way]}"
+        measured = f"{size(RESOLUTION)} by which processes differ"
+        more = measured if self.how == "measured" else f"{MARGIN - 1:.0%} by which predictions may be low"
+        return f"{size(self.need)} ({self.how} {size(self.bytes)}, and {more}) in {_NAMES[self.way]}"
+
+
+def _counted(need: int, how: str) -> int:
+    return need + RESOLUTION if how == "measured" else math.ceil(need * MARGIN)
 
 
 def held(sizes: Sizes, options: Options, how: str) -> Held:
@@ -53,14 +78,12 @@ def held(sizes: Sizes, options: Options, how: str) -> Held:
         BudgetError: what it needs in the way asked for is not known.
     """
     known = {way: need for way, need in zip(WAYS, sizes, strict=True) if need is not None}
-    if options.run_with is not None:
-        if options.run_with not in known:
-            raise BudgetError(
-                "The model does not run in Session, so that no budget can be kept there.", hint="Use --run-with stock."
-            )
-        known = {options.run_with: known[options.run_with]}
-    way = min(known, key=known.__getitem__)
-    return Held(way, known[way], how)
+    way = options.run_with or min(known, key=known.__getitem__)
+    if way not in known:
+        raise BudgetError(
+            "The model does not run in Session, so that no budget can be kept there.", hint="Use --run-with stock."
+        )
+    return Held(way, known[way], how, known.get(WAYS[1 - WAYS.index(way)]))
 
 
 def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]) -> Attempt:
@@ -116,8 +139,14 @@ def _estimate(found: Held, attempt: Attempt) -> NeedEstimate:
     return attempt.written.estimates[WAYS.index(found.way)]
 
 
-def check_process(attempt: Attempt, found: Held, options: Options) -> None:
+def check_process(attempt: Attempt, found: Held, options: Options, data: Inputs) -> None:
     """Refuse a result whose process does not fit its budget; else say in which way of running it does.
+
+    Args:
+        attempt: What is judged.
+        found: What it needs.
+        options: The options in force, with the budget.
+        data: The extents that were planned for, and those that both models ran at.
 
     Raises:
         BudgetError: it does not; the message names what holds it, and what would help.
@@ -125,18 +154,46 @@ def check_process(attempt: Attempt, found: Held, options: Options) -> None:
     budget = options.budget.process
     if budget is None:
         return
-    if found.need <= budget:
-        attempt.decisions.append(
-            Decision(BUDGET, f"kept in {_NAMES[found.way]}", f"{size(found.need)} of {size(budget)}, {found.how}")
+    estimate = _estimate(found, attempt)
+    unknown = estimate.unknown if found.how == "predicted" else ()
+    if unknown:
+        message = (
+            f"Whether the budget of {size(budget)} is kept cannot be predicted: {len(unknown)} values have no known "
+            f"size, such as {unknown[0]!r}."
         )
+        hint = "bind sizes with --dim, leave out --no-measure, or use --force."
+    elif found.need > budget:
+        message = f"The budget of {size(budget)} is out of reach: the process needs {found}{_parts(estimate)}."
+        hint = _way_out(estimate, found, options)
+    else:
+        why = f"{found} of {size(budget)}"
+        attempt.decisions.append(Decision(BUDGET, f"kept in {_NAMES[found.way]}", why))
+        attempt.warnings += _where_it_is_not_kept(found, options, data, estimate)
         return
-    message = (
-        f"The budget of {size(budget)} is out of reach: the process needs {found}{_parts(_estimate(found, attempt))}."
-    )
-    if options.force:
-        attempt.warnings.append(f"{message} Written all the same (--force).")
-        return
-    raise BudgetError(message, hint=f"Nothing was written; {_way_out(_estimate(found, attempt), options)}")
+    if not options.force:
+        raise BudgetError(message, hint=f"Nothing was written; {hint}")
+    attempt.warnings.append(f"{message} Written all the same (--force).")
+
+
+def _where_it_is_not_kept(found: Held, options: Options, data: Inputs, estimate: NeedEstimate) -> list[str]:
+    """Say in which other way of running, and at which other extents, the process is above its budget."""
+    budget = options.budget.process
+    assert budget is not None
+    warnings = []
+    way, need = found.elsewhere
+    if options.run_with is None and (need is None or need > budget):
+        there = "it does not run" if need is None else f"it needs {size(need)} ({found.how})"
+        warnings.append(
+            f"The budget is kept in {_NAMES[found.way]} only: in {_NAMES[way]} {there}; --run-with {way} asks for it."
+        )
+    at, planned = data.check, _counted(estimate.need_bytes, "predicted")
+    if found.how == "measured" and at is not None and at != data.dims and planned > budget:
+        sizes, large = (", ".join(f"{name}={extent}" for name, extent in d.items()) for d in (at, data.dims))
+        warnings.append(
+            f"The budget is kept at {sizes}; at {large} the process is predicted to need up to {size(planned)}: "
+            "--dim says which sizes it is to hold for."
+        )
+    return warnings
 
 
 def _parts(estimate: NeedEstimate) -> str:
@@ -148,11 +205,18 @@ def _parts(estimate: NeedEstimate) -> str:
     return ": " + ", ".join(f"{name} {size(count)}" for name, count in parts.items()) + " by the memory model"
 
 
-def _way_out(estimate: NeedEstimate, options: Options) -> str:
-    other = "bind smaller sizes with --dim, or use --force."
-    if options.target != "float32":
-        return other
+def _way_out(estimate: NeedEstimate, found: Held, options: Options) -> str:
+    """What would help, the nearest first."""
+    assert options.budget.process is not None
+    ways = []
+    way, need = found.elsewhere
+    if need is not None and need <= options.budget.process:
+        ways.append(f"--run-with {way} needs {size(need)}")
     saved = (estimate.weights_bytes + estimate.mapped_bytes) * 3 // 4
-    if saved < MATTERS * estimate.need_bytes:
-        return other
-    return f"--target int8 would take about {size(estimate.need_bytes - saved)}; or {other}"
+    if options.target == "float32" and saved >= MATTERS * estimate.need_bytes:
+        ways.append(f"--target int8 would take about {size(found.need - saved)}")
+    if options.max_slowdown is not None:
+        ways.append(f"allow more than --max-slowdown {options.max_slowdown:g}")
+    if found.how == "predicted":
+        ways.append("leave out --no-measure, which holds the budget by what is measured")
+    return "; or ".join([*ways, "bind smaller sizes with --dim, or use --force."])

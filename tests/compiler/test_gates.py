@@ -12,6 +12,7 @@ from memoptc.gate import Broken, broken_needs, check_budget, check_verification,
 from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.ir.parser import parse
 from memoptc.options import Options
+from memoptc.runtime.contract import Contract
 from memoptc.runtime.verification import Verification
 
 MB = 1 << 20
@@ -27,8 +28,12 @@ graph @g(%x: f32[256,1024]) -> (f32[256,1024]) {
 def attempt(**facts: Any) -> Any:
     """What the gates read of an attempt."""
     figures = {"plan": None, "planned_peak_bytes": 2 * MB, "weight_bytes": 3 * MB}
-    written = SimpleNamespace(**{k: facts.pop(k, v) for k, v in figures.items()})
-    return SimpleNamespace(written=written, graph=parse(GRAPH), warnings=[], verification=None, **facts)
+    peak = SimpleNamespace(unknown=facts.pop("unknown", ()))
+    written = SimpleNamespace(peak=peak, **{k: facts.pop(k, v) for k, v in figures.items()})
+    contract = Contract(peaks=facts.pop("peaks", {}))
+    return SimpleNamespace(
+        written=written, contract=contract, graph=parse(GRAPH), warnings=[], verification=None, **facts
+    )
 
 
 def test_a_refusal_names_each_figure_and_the_ways_out() -> None:
@@ -49,6 +54,8 @@ def test_a_refusal_names_each_figure_and_the_ways_out() -> None:
     [
         (Budget(activations=MB), {}, r"budget of 1\.0\d MB for activations is out of reach: the plan needs 2\.1\d? MB"),
         (Budget(activations=MB), {"planned_peak_bytes": None}, "planned memory is unknown, since some sizes are"),
+        (Budget(activations=4 * MB), {"unknown": ("v",)}, r"unknown, since some sizes of 1 values, such as 'v', are"),
+        (Budget(activations=4 * MB), {"unknown": ("v",), "peaks": {"session": 9 * MB}}, r"a run allocated 9\.4\d MB"),
         (Budget(weights=MB), {}, r"weights take 3\.1\d* MB, their budget is 1\.0\d* MB"),
     ],
 )
@@ -59,6 +66,14 @@ def test_a_budget_out_of_reach_is_refused_or_forced(budget: Budget, facts: dict[
     found = attempt(**facts)
     check_budget(found, Options(memory_budget=budget, force=True), {})
     assert found.warnings[0].endswith("Written all the same (--force).")
+
+
+def test_a_run_above_a_budget_that_the_plan_keeps_is_told() -> None:
+    found = attempt(peaks={"session": 5 * MB})
+    check_budget(found, Options(memory_budget=Budget(activations=4 * MB)), {})
+    assert "a run in Session allocated 5.24 MB" in found.warnings[0]
+    check_budget(found, Options(memory_budget=Budget(activations=6 * MB)), {})
+    assert len(found.warnings) == 1
 
 
 def test_a_failed_proof_names_the_output_and_the_pass_or_warns() -> None:
