@@ -49,9 +49,17 @@ class DefaultArena:
         self._touched: list[tuple[int, int]] = []
         self._placed: list[tuple[int, int]] = []
 
-    def allocate(self, size: int) -> int:
-        """Allocate bytes and touch all of them; give the allocation's number."""
+    def allocate(self, size: int, room: int = 0) -> int:
+        """Allocate bytes and touch all of them; give the allocation's number.
+
+        Args:
+            size: The bytes.
+            room: Bytes that a free piece must have which it does not fill exactly, where these are more.
+        """
         rounded = max(1, -(-size // UNIT)) * UNIT
+        exact = bisect.bisect_left(self._free, (rounded, -1))
+        if room > rounded and (exact == len(self._free) or self._free[exact][0] != rounded):
+            rounded = -(-room // UNIT) * UNIT
         index = bisect.bisect_left(self._free, (rounded, -1))
         if index == len(self._free):
             self._extend(rounded)

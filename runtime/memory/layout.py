@@ -19,7 +19,8 @@ BLOCK = 16
 ALIGNED = 4
 """A convolution whose channels are no multiple of this stays as it is."""
 
-_DOMAIN = "com.microsoft.nchwc"
+BLOCKED_DOMAIN = "com.microsoft.nchwc"
+"""Domain of operators on tensors in blocks, and of the copies to and from them."""
 
 
 def as_laid_out(graph: Graph) -> Graph:
@@ -102,9 +103,9 @@ class _Layout:
         if data not in self.blocked and not narrow:
             if data not in self.inputs:
                 type_ = _padded(data)
-                self.inputs[data] = b.op("ReorderInput", [data], domain=_DOMAIN, type=type_).result
+                self.inputs[data] = b.op("ReorderInput", [data], domain=BLOCKED_DOMAIN, type=type_).result
             operands[0] = self.inputs[data]
-        made = b.op("Conv", operands, dict(op.attrs), domain=_DOMAIN, type=op.result.type).result
+        made = b.op("Conv", operands, dict(op.attrs), domain=BLOCKED_DOMAIN, type=op.result.type).result
         op.result.replace_by(made)
         op.erase()
         self._mark(made)
@@ -132,7 +133,7 @@ class _Layout:
     def _reordered(self, value: Value, user: Op) -> Value:
         if value not in self.plain:
             b = Builder(self.graph, user)
-            self.plain[value] = b.op("ReorderOutput", [value], domain=_DOMAIN, type=self.unpadded[value]).result
+            self.plain[value] = b.op("ReorderOutput", [value], domain=BLOCKED_DOMAIN, type=self.unpadded[value]).result
         return self.plain[value]
 
 
