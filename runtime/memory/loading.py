@@ -1,6 +1,7 @@
 """Cost of loading a model in onnxruntime: every copy of every weight, and heap that stays when copies are gone.
 
-Measured with one-operator models in fresh processes (onnxruntime 1.31, pages of code 1.32; x86-64, glibc); W is the weights' bytes:
+Measured with one-operator models in fresh processes (onnxruntime 1.31, its code 1.32; x86-64, glibc); W is
+the weights' bytes:
 
 | weights | written inline | in an external file |
 |---|---|---|
