@@ -83,10 +83,11 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
     """
     known, blocked = set(graph.inputs), set[Value]()
     for op in graph.ops:
-        reorders = op.domain == BLOCKED_DOMAIN
-        if op.op_type != "ReorderOutput" and (reorders or any(v in blocked for v in op.operands)):
+        if op.op_type != "ReorderOutput" and (op.domain == BLOCKED_DOMAIN or any(v in blocked for v in op.operands)):
             blocked.update(op.results)
-        loses = definition(op).loses_symbols or (reorders and op.op_type == "Conv")
+        # Operators of that domain are convolutions, and the copies.
+        computes = op.domain == BLOCKED_DOMAIN and not op.op_type.startswith("Reorder")
+        loses = definition(op).loses_symbols or computes
         carried = not loses and all(v in known for v in op.operands if not v.is_absent)
         for value in op.results:
             stated = graph.info.states_types and value not in blocked
