@@ -23,17 +23,10 @@ import numpy as np
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.ops import facts
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import Feed, RunOptions
-
-_UNCHECKED = frozenset(
-    {
-        "Conv", "ConvInteger", "DFT", "DeformConv", "Einsum", "GridSample", "MaxRoiPool", "Multinomial", "QLinearConv",
-        "ReverseSequence", "RoiAlign", "STFT",
-    }
-)  # fmt: skip
-"""Operators whose kernels end the process on operands of a wrong rank."""
 
 _LONGEST = 30.0
 """Seconds that one run in a worker may take."""
@@ -77,7 +70,7 @@ def may_end_process(graph: Graph) -> bool:
 
 
 def _on_trust(op: Op) -> bool:
-    return op.op_type in _UNCHECKED or bool(op.domain)
+    return facts(op).unchecked_ranks or bool(op.domain)
 
 
 def _rank_open(value: Value) -> bool:

@@ -127,6 +127,9 @@ class Operator:
         rounds_by_position: onnxruntime's kernel rounds an element by where it lies: whole vector registers otherwise
             than the rest.
         integer: Whether onnxruntime has an 8-bit integer kernel.
+        joins_convolution: onnxruntime computes it inside the convolution, normalization or Gemm whose result it takes.
+        unchecked_ranks: onnxruntime's kernel ends the process on operands of a wrong rank instead of failing.
+        arithmetic: Time that its arithmetic takes, as a multiple of moving its bytes out of a cache.
         on_codes: It computes on 8-bit codes itself, and takes or gives them.
         family: What it is treated with.
         space: Gives the axes along which the result can be computed piece by piece.
@@ -163,6 +166,9 @@ class Operator:
     loses_symbols: bool = False
     rounds_by_position: bool = False
     integer: IntegerKernel | None = None
+    joins_convolution: bool = False
+    unchecked_ranks: bool = False
+    arithmetic: float = 1.0
     on_codes: bool = False
     family: Family | None = None
     space: Space | None = None

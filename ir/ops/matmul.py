@@ -260,7 +260,7 @@ OPERATORS: tuple[Operator, ...] = (
         integer_workspace=_sums_of_codes,
         **_PRODUCT,
     ),
-    *define("Einsum", space=_einsum, accumulates=_einsum_terms, workspace=_einsum_copies),
+    *define("Einsum", space=_einsum, accumulates=_einsum_terms, workspace=_einsum_copies, unchecked_ranks=True),
     *define("MatMulInteger", space=_matmul_integer, accumulates=_matmul_integer_terms, **_INTEGER_PRODUCT),
     *define("QLinearMatMul", space=_qlinear_matmul, workspace=_sums, **_INTEGER_PRODUCT),
     *define("Det"),

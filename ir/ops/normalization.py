@@ -11,7 +11,7 @@ import numpy as np
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
-from memoptc.ir.ops.definition import Family, Operator, define
+from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.double import OpBuilder, f64, i64, rank_of, reduced
 from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
@@ -175,3 +175,4 @@ OPERATORS: tuple[Operator, ...] = (
         **_NORM,
     ),
 )
+OPERATORS = also(OPERATORS, "Softmax", arithmetic=4.5)

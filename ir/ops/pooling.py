@@ -109,7 +109,8 @@ OPERATORS: tuple[Operator, ...] = (
         **_FACTS,
     ),
     *define("GlobalLpPool", space=_global_pool, sample=_image_sample, double=_global_lp_double, **_FACTS),
-    *define("MaxRoiPool MaxUnpool RoiAlign", **_FACTS),
+    *define("MaxUnpool", **_FACTS),
+    *define("MaxRoiPool RoiAlign", unchecked_ranks=True, **_FACTS),
     *define("NhwcMaxPool", MICROSOFT, **_FACTS),
     *define("QLinearAveragePool", MICROSOFT, workspace=_as_floats),
 )

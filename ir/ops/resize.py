@@ -128,7 +128,8 @@ OPERATORS: tuple[Operator, ...] = (
     *define("DepthToSpace", space=_depth_to_space, moves=True, integer=IntegerKernel.FIRST_OPERAND),
     *define("SpaceToDepth", space=_space_to_depth, moves=True),
     *define("Pad", space=_pad),
-    *define("AffineGrid CenterCropPad Col2Im Crop GridSample ImageDecoder ImageScaler"),
+    *define("AffineGrid CenterCropPad Col2Im Crop ImageDecoder ImageScaler"),
+    *define("GridSample", unchecked_ranks=True),
     *define("CropAndResize", MICROSOFT),
 )
 OPERATORS = also(OPERATORS, "Resize Upsample", blocked=Blocked.ALWAYS)

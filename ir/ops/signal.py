@@ -6,7 +6,8 @@ from memoptc.ir.ops.definition import Operator, define
 from memoptc.ir.ops.schema import MICROSOFT
 
 OPERATORS: tuple[Operator, ...] = (
-    *define("BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"),
+    *define("BlackmanWindow HammingWindow HannWindow MelWeightMatrix"),
+    *define("DFT STFT", unchecked_ranks=True),
     *define("RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"),
     *define("Irfft Rfft Tokenizer", MICROSOFT),
 )

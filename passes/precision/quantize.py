@@ -14,7 +14,7 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize import embedding
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
-from memoptc.passes.precision._quantize.existing import without_sign
+from memoptc.passes.precision._quantize.existing import is_quantized, without_sign
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import observe
 from memoptc.passes.precision._quantize.places import RECURRENT
@@ -77,7 +77,7 @@ class Quantize(Pass):
         device = load_device(self.device)
         dtype, bits = DTYPES[self.weights], device.weight_bits(self.weights)
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
-        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+        if is_quantized(graph):
             if not device.signed:
                 without_sign(graph, context.stats)
             kept = "The model is quantized already; its own scales are kept as they are"

@@ -14,6 +14,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
+from memoptc.passes.precision._quantize.existing import is_quantized
 from memoptc.passes.precision._quantize.replay import searched_once, take
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.tradeoff import (
@@ -107,7 +108,7 @@ class QuantizeSearch(Pass):
         """Quantize the top graph."""
         if context.calibration is None:
             raise InputError("quantize-search needs data.", hint="Give some with --calibration, or use quantize.")
-        if any(op.op_type == "DequantizeLinear" for op in graph.walk()):
+        if is_quantized(graph):
             # Codes that the model was trained with are not up for trial; what it left in float is completed.
             plain = Quantize(
                 "static", weights=self.weights, device=self.device, exclude=self.exclude, outputs=self.outputs

@@ -28,8 +28,6 @@ ROWS = 14
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
 DEPTH = 64
 """Terms of a sum that cost as much as none: a product of short rows moves more than it multiplies."""
-SLOW = {"Softmax": 4.5, "Erf": 4.5, "Gelu": 6.0, "Tanh": 4.5, "Sigmoid": 4.5, "Exp": 4.5, "Pow": 9.0, "Sin": 9.0}
-"""Operators whose arithmetic, not their bytes, takes the time: by what factor."""
 
 
 class Costs:
@@ -84,7 +82,7 @@ class Costs:
         if op not in self._work:
             self._work[op] = self._measure(op)
         flops, moved = (w * share for w in self._work[op])
-        slow = SLOW.get(op.op_type, 1.0)
+        slow = facts(op).arithmetic
         if rows and in_family(op, Family.MATMUL):
             shape = self.shape(op.results[0])
             count = shape[-2] * share if len(shape) > 1 else 1.0
@@ -118,6 +116,9 @@ class Costs:
 def joins_convolution(op: Op) -> bool:
     """Whether onnxruntime makes the op part of the convolution before it."""
     maker = op.operands[0].op if op.operands else None
-    return op.op_type in ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh") and (
-        maker is not None and maker.op_type in ("Conv", "BatchNormalization", "Gemm") and op.operands[0].single_use
+    return (
+        facts(op).joins_convolution
+        and maker is not None
+        and maker.op_type in ("Conv", "BatchNormalization", "Gemm")
+        and op.operands[0].single_use
     )

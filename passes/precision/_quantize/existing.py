@@ -42,6 +42,11 @@ class Existing:
         return common[0][0] if common else None
 
 
+def is_quantized(graph: Graph) -> bool:
+    """Whether anything in a graph or its regions is stored or passed on in codes."""
+    return any(op.op_type == "DequantizeLinear" for op in graph.walk())
+
+
 def find_existing(graph: Graph) -> Existing:
     """Find the codes of whole activations in the top graph."""
     found = Existing()
