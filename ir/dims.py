@@ -286,20 +286,21 @@ def mod(a: KnownDim, b: KnownDim) -> KnownDim:
 
 def minimum(a: KnownDim, b: KnownDim) -> KnownDim:
     """Give the smaller of two dimensions."""
-    if is_nonnegative(a - b) or _is_among(a, b, "min"):
-        return b
-    if is_nonnegative(b - a) or _is_among(b, a, "min"):
-        return a
-    return _atom("min", *sorted((a, b), key=str))
+    return _extreme("min", a, b)
 
 
 def maximum(a: KnownDim, b: KnownDim) -> KnownDim:
     """Give the larger of two dimensions."""
-    if is_nonnegative(a - b) or _is_among(b, a, "max"):
-        return a
-    if is_nonnegative(b - a) or _is_among(a, b, "max"):
-        return b
-    return _atom("max", *sorted((a, b), key=str))
+    return _extreme("max", a, b)
+
+
+def _extreme(name: str, a: KnownDim, b: KnownDim) -> KnownDim:
+    """The smaller of two dimensions by the name of `min`, or the larger: one of them where it is known which."""
+    for large, small in ((a, b), (b, a)):
+        inner, outer = (large, small) if name == "min" else (small, large)
+        if is_nonnegative(large - small) or _is_among(inner, outer, name):
+            return outer
+    return _atom(name, *sorted((a, b), key=str))
 
 
 def _is_among(a: KnownDim, b: KnownDim, name: str) -> bool:

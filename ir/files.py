@@ -30,6 +30,27 @@ _YOUNG = 60.0
 _SWEPT: set[str] = set()
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Tell what is wrong with a file that a user named, while it is read.
+
+    Args:
+        path: The file.
+        kind: The ending that such files have, for messages.
+
+    Raises:
+        InputError: it is not there, a folder, or cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.", hint="Check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder.", hint=f"Name the {kind} file inside it.") from None
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}.") from None
+
+
 class TemporaryFolder(tempfile.TemporaryDirectory[str]):
     """A folder for temporary files. It goes with this object; when the process is killed, with the next one made.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import staged
+from memoptc.ir.files import reading, staged
 from memoptc.ir.printer import INLINE_LIMIT, print_graph
 from memoptc.ir.spelling import quote
 from memoptc.ir.tensors import same_content
@@ -22,15 +22,10 @@ def read_mir(path: str | os.PathLike[str]) -> Graph:
         InputError: the file, or one that it names, cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.", hint="Check the path.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder.", hint="Name the .mir file inside it.") from None
+        with reading(path, ".mir"):
+            text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path} is no text.", hint="memoptc reads .mir files in UTF-8.") from None
-    except OSError as e:
-        raise InputError(f"{path} cannot be read: {e.strerror}.") from None
     from memoptc.ir.parser import parse  # loads Lark, which writing does without
 
     return parse(text, file=str(path))

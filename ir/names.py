@@ -6,6 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 
+def unique(hint: str, taken: set[str]) -> str:
+    """Give `hint`, with a number behind it when that is taken, and take it."""
+    name, n = hint, 1
+    while name in taken:
+        name, n = f"{hint}_{n}", n + 1
+    taken.add(name)
+    return name
+
+
 class ModelNames:
     """Every name that a value or output of a model has or had, so that a fresh one never returns an old one."""
 

@@ -20,6 +20,7 @@ from memoptc.ir import forms, protos
 from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.facts import UNSTATED
+from memoptc.ir.files import reading
 from memoptc.ir.form_names import FORMS
 from memoptc.ir.onnx_order import Scope, broken_rule, called, in_order
 from memoptc.ir.onnx_weights import WeightReader
@@ -62,14 +63,8 @@ def read_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: 
 
 
 def _read_file(path: Path) -> bytes:
-    try:
+    with reading(path, ".onnx"):
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.", hint="Check the path.") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder.", hint="Name the .onnx file inside it.") from None
-    except OSError as e:
-        raise InputError(f"{path} cannot be read: {e.strerror}.") from None
     if not data:
         raise InputError(f"{path} is empty.", hint="Export or download the model again.")
     return data

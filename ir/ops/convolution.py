@@ -190,7 +190,7 @@ def _transposed_sample(r: Rng) -> Sample:
     return Sample((x, w), {"group": groups, "strides": [int(d) for d in r.integers(1, 3, 2)]}, frozenset({1}))
 
 
-_FACTS: dict[str, Any] = {"family": Family.CONVOLUTION, "packs_weights": True}
+_FACTS: dict[str, Any] = {"family": Family.CONVOLUTION, "packs_weights": True, "layout": _layout}
 
 OPERATORS: tuple[Operator, ...] = (
     *define(
@@ -199,7 +199,6 @@ OPERATORS: tuple[Operator, ...] = (
         space=_conv,
         double=double_windows.conv,
         accumulates=_terms,
-        layout=_layout,
         multiplications=_multiplications,
         integer=IntegerKernel.ALL_OPERANDS,
         workspace=_workspace,
@@ -210,7 +209,6 @@ OPERATORS: tuple[Operator, ...] = (
         "FusedConv",
         MICROSOFT,
         space=_conv,
-        layout=_layout,
         multiplications=_multiplications,
         workspace=_workspace,
         **_FACTS,
@@ -220,7 +218,6 @@ OPERATORS: tuple[Operator, ...] = (
         sample=_transposed_sample,
         space=_transposed,
         double=double_windows.conv_transpose,
-        layout=_layout,
         multiplications=_transposed_multiplications,
         workspace=_transposed_workspace,
         **_FACTS,

@@ -237,6 +237,7 @@ def _gemm_sample(r: Rng) -> Sample:
 
 
 _PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "packs_weights": True, "multiplications": _multiplications}
+_INTEGER_KERNEL: dict[str, Any] = {"integer": IntegerKernel.FLOAT_RESULT, "integer_workspace": _sums_of_codes}
 _INTEGER_PRODUCT: dict[str, Any] = {"family": Family.MATMUL, "multiplications": _multiplications}
 
 OPERATORS: tuple[Operator, ...] = (
@@ -246,8 +247,7 @@ OPERATORS: tuple[Operator, ...] = (
         space=_matmul,
         accumulates=matmul_terms,
         layout=_matmul_layout,
-        integer=IntegerKernel.FLOAT_RESULT,
-        integer_workspace=_sums_of_codes,
+        **_INTEGER_KERNEL,
         **_PRODUCT,
     ),
     *define(
@@ -256,8 +256,7 @@ OPERATORS: tuple[Operator, ...] = (
         space=_gemm,
         accumulates=_gemm_terms,
         layout=_gemm_layout,
-        integer=IntegerKernel.FLOAT_RESULT,
-        integer_workspace=_sums_of_codes,
+        **_INTEGER_KERNEL,
         **_PRODUCT,
     ),
     *define("Einsum", space=_einsum, accumulates=_einsum_terms, workspace=_einsum_copies, unchecked_ranks=True),

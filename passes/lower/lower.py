@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memoptc.ir.core import Graph
+from memoptc.ir.names import unique
 from memoptc.pass_base import Context, Pass
 
 BORDERS = ("QuantizeLinear", "DequantizeLinear")
@@ -30,13 +31,5 @@ class Lower(Pass):
                     op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
                 context.stats["annotated"] += 1
                 if not op.name and op.op_type not in BORDERS:
-                    op.name = _unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)
+                    op.name = unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)
                     context.stats["named"] += 1
-
-
-def _unique(hint: str, taken: set[str]) -> str:
-    name, n = hint, 1
-    while name in taken:
-        name, n = f"{hint}_{n}", n + 1
-    taken.add(name)
-    return name

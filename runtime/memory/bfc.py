@@ -17,7 +17,24 @@ RUNS = 8
 """Runs after which an arena that serves the same run again and again grows no more, or hardly."""
 
 
-class BestFit:
+class FreePieces:
+    """The free pieces of a space, found by size and by either end."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[int, int]] = []  # (size, start)
+        self._ends: dict[int, int] = {}  # start -> end
+        self._starts: dict[int, int] = {}  # end -> start
+
+    def _take(self, start: int, end: int) -> None:
+        self._free.pop(bisect.bisect_left(self._free, (end - start, start)))
+        del self._ends[start], self._starts[end]
+
+    def _give(self, start: int, end: int) -> None:
+        bisect.insort(self._free, (end - start, start))
+        self._ends[start], self._starts[end] = end, start
+
+
+class BestFit(FreePieces):
     """Places allocations as the arena does, in a space without end.
 
     With the rest of the space as one piece that is larger than any other, it is the last choice of every allocation; so
@@ -26,12 +43,11 @@ class BestFit:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.highest = 0
         """End of the highest byte ever used."""
         self._top = 0
-        self._free: list[tuple[int, int]] = []  # (size, start), without the rest
-        self._ends: dict[int, int] = {}  # start -> end of free pieces
-        self._starts: dict[int, int] = {}  # end -> start of free pieces
+        """Where the rest of the space begins, which is not among the free pieces."""
 
     def allocate(self, size: int) -> tuple[int, int]:
         """Give start and end of a piece of at least `size` bytes."""
@@ -61,14 +77,6 @@ class BestFit:
             self._top = start
         else:
             self._give(start, end)
-
-    def _take(self, start: int, end: int) -> None:
-        self._free.pop(bisect.bisect_left(self._free, (end - start, start)))
-        del self._ends[start], self._starts[end]
-
-    def _give(self, start: int, end: int) -> None:
-        bisect.insort(self._free, (end - start, start))
-        self._ends[start], self._starts[end] = end, start
 
 
 def arena_capacity(events: Iterable[int]) -> int:

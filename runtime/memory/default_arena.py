@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
-from memoptc.runtime.memory.bfc import UNIT
+from memoptc.runtime.memory.bfc import UNIT, FreePieces
 
 FIRST_REGION = 1 << 20
 """Bytes of the first region (`initial_chunk_size_bytes`)."""
@@ -27,7 +27,7 @@ _GAP = 1 << 20
 """Between regions: they never merge."""
 
 
-class DefaultArena:
+class DefaultArena(FreePieces):
     """The arena of one session. Mapped regions lie below one another, so of equal pieces the newest is taken.
 
     Args:
@@ -37,13 +37,11 @@ class DefaultArena:
     """
 
     def __init__(self, first: int = FIRST_REGION, *, doubling: bool = True, split: bool = False) -> None:
+        super().__init__()
         self._doubling = doubling
         self._most_dead = 1 if split else MOST_DEAD
         self._next = max(UNIT, -(-first // UNIT) * UNIT)
         self._bottom = 1 << 50
-        self._free: list[tuple[int, int]] = []
-        self._ends: dict[int, int] = {}
-        self._starts: dict[int, int] = {}
         self._regions: dict[int, int] = {}
         self._region_ends: set[int] = set()
         self._touched: list[tuple[int, int]] = []
@@ -125,14 +123,6 @@ class DefaultArena:
         self._regions[self._bottom] = self._bottom + size
         self._region_ends.add(self._bottom + size)
         self._give(self._bottom, self._bottom + size)
-
-    def _take(self, start: int, end: int) -> None:
-        self._free.pop(bisect.bisect_left(self._free, (end - start, start)))
-        del self._ends[start], self._starts[end]
-
-    def _give(self, start: int, end: int) -> None:
-        bisect.insort(self._free, (end - start, start))
-        self._ends[start], self._starts[end] = end, start
 
     def _touch(self, start: int, end: int) -> None:
         touched = self._touched

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
+from memoptc.ir.names import unique
 from memoptc.runtime.memory.plan import Plan
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 960, 420, 84, 30, 34
@@ -36,7 +37,7 @@ def to_header(plan: Plan, name: str = "model") -> str:
         f"#define {prefix}_BUFFERS {len(plan.offsets)}u",
     ]
     for buffer, offset in zip(plan.problem.buffers, plan.offsets, strict=True):
-        label = _unique(f"{prefix}_{_identifier(buffer.name)}", taken)
+        label = unique(f"{prefix}_{_identifier(buffer.name)}", taken)
         lines.append("")
         lines.append(f"/* {_comment(buffer.name)}: steps {buffer.first} to {buffer.last} */")
         lines.append(f"#define {label}_OFFSET {offset}u")
@@ -46,14 +47,6 @@ def to_header(plan: Plan, name: str = "model") -> str:
 
 def _identifier(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").upper() or "UNNAMED"
-
-
-def _unique(label: str, taken: set[str]) -> str:
-    found, n = label, 1
-    while found in taken:
-        found, n = f"{label}_{n}", n + 1
-    taken.add(found)
-    return found
 
 
 def _comment(text: str) -> str:

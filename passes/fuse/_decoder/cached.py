@@ -9,10 +9,9 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.ops import opset_of
 from memoptc.ir.tensors import ints, scalar
 from memoptc.ir.types import DType
-from memoptc.passes.fuse._fuse.core import scaled_by, shape_of, weights_of
+from memoptc.passes.fuse._fuse.core import product_of, scaled_by, shape_of
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,10 @@ class Cached:
 
 def cached_attention(softmax: Op) -> Cached | None:
     """Find the attention over a cache that a Softmax is the middle of; `None` where it is something else."""
-    shape = shape_of(softmax.result)
-    recent = softmax.graph is None or (opset_of(softmax.graph) or 13) >= 13
-    axis = int(softmax.attrs.get("axis", -1 if recent else 1))
-    weights, guards = weights_of(softmax)
-    if len(shape) != 4 or axis not in (3, -1) or not weights.single_use:
+    middle = product_of(softmax)
+    if middle is None:
         return None
-    product, place = weights.uses[0]
-    if not product.is_a("MatMul") or place != 0 or product.graph is not softmax.graph:
-        return None
+    product, guards = middle
     ops = {softmax, *guards, product}
     found = _scores(softmax, ops)
     if found is None:

@@ -83,15 +83,10 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
         softmax: The Softmax.
         known: Bounds of values computed before, which masks share.
     """
-    shape = shape_of(softmax.result)
-    recent = softmax.graph is None or (opset_of(softmax.graph) or 13) >= 13
-    axis = int(softmax.attrs.get("axis", -1 if recent else 1))
-    weights, guards = weights_of(softmax)
-    if len(shape) != 4 or axis not in (3, -1) or not weights.single_use:
+    middle = product_of(softmax)
+    if middle is None:
         return None
-    product, place = weights.uses[0]
-    if not product.is_a("MatMul") or place != 0 or product.graph is not softmax.graph:
-        return None
+    product, guards = middle
     ops = [softmax, *guards, product]
     scale, mask, value = 1.0, None, softmax.operand
     while not (value.op is not None and value.op.is_a("MatMul")):
@@ -127,7 +122,20 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
     return core if _fits(core, value) else None
 
 
-def weights_of(softmax: Op) -> tuple[Value, tuple[Op, ...]]:
+def product_of(softmax: Op) -> tuple[Op, tuple[Op, ...]] | None:
+    """Give the product that an attention's Softmax over keys weighs values in, and the ops between the two."""
+    recent = softmax.graph is None or (opset_of(softmax.graph) or 13) >= 13
+    axis = int(softmax.attrs.get("axis", -1 if recent else 1))
+    weights, guards = _weights_of(softmax)
+    if len(shape_of(softmax.result)) != 4 or axis not in (3, -1) or not weights.single_use:
+        return None
+    product, index = weights.uses[0]
+    if not product.is_a("MatMul") or index != 0 or product.graph is not softmax.graph:
+        return None
+    return product, guards
+
+
+def _weights_of(softmax: Op) -> tuple[Value, tuple[Op, ...]]:
     """The weights that a Softmax gives, and the ops behind it that put 0 in place of a NaN.
 
     PyTorch's exporters write Where(IsNaN(p), 0, p) around it, for rows all of whose keys are hidden by an infinity.
