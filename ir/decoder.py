@@ -35,7 +35,7 @@ from memoptc.ir.decoder_paths import (
 )
 from memoptc.ir.decoder_positions import is_rotary, looks_up, numbers_steps, rows_of_table
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.infer import infer_shapes
+from memoptc.ir.infer import inferred as inferred_copy
 
 __all__ = ["KEY", "Appended", "Cache", "Decoder", "appended_inputs", "numbers_steps", "recognise", "recognised"]
 
@@ -59,8 +59,7 @@ def recognise(graph: Graph, *, inferred: bool = False) -> Decoder:
         InputError: it is none, or not one whose inputs all have a known purpose; the message names what is missing.
     """
     if not inferred:
-        graph = graph.clone()
-        infer_shapes(graph)
+        graph, _ = inferred_copy(graph)
     return _Reader(graph).decoder()
 
 

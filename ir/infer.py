@@ -97,6 +97,16 @@ def infer_shapes(graph: Graph) -> Inference:
     return found
 
 
+def inferred(graph: Graph) -> tuple[Graph, Inference]:
+    """Give a copy with inferred types, and what inference found; one per version of the graph, to be read only."""
+    return graph.analysis(_inferred)
+
+
+def _inferred(graph: Graph) -> tuple[Graph, Inference]:
+    copy = graph.clone()
+    return copy, infer_shapes(copy)
+
+
 def _one_by_one(graph: Graph) -> None:
     """The engine gave up at some op; the others are inferred each by itself."""
     for op in graph.walk():

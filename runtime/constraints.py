@@ -15,7 +15,7 @@ import numpy as np
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, is_nonnegative, maximum, product
-from memoptc.ir.infer import infer_shapes
+from memoptc.ir.infer import Inference
 from memoptc.ir.ops import Family, in_family
 
 Kind = Literal["equal", "broadcast", "at most", "least"]
@@ -60,9 +60,9 @@ class Bounds:
     high: Dim
 
 
-def requirements(graph: Graph) -> list[Requirement]:
-    """Give what the operators require, as the types say that inference finds; those of `graph` become them."""
-    return list(dict.fromkeys(_Reader(graph, infer_shapes(graph).elements).all()))
+def requirements(graph: Graph, shapes: Inference) -> list[Requirement]:
+    """Give what the operators require, as the types of a graph say, and what else inference found in it."""
+    return list(dict.fromkeys(_Reader(graph, shapes.elements).all()))
 
 
 class _Reader:

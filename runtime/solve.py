@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph
 from memoptc.ir.dims import Func, KnownDim, Sym, free_symbols, is_nonnegative, substitute
-from memoptc.ir.types import TensorType
+from memoptc.ir.infer import infer_shapes, inferred
+from memoptc.ir.types import TensorType, Type
 from memoptc.runtime.constraints import Requirement, requirements
 from memoptc.runtime.extent_search import Equation
 
@@ -64,23 +65,27 @@ def gather(graph: Graph, symbols: Iterable[str]) -> tuple[Graph, list[Requiremen
 
     Where two symbols turn out equal, inference goes on with one of them, and finds more.
     """
-    copy, first, found = graph.clone(), None, []
+    first, shapes = inferred(graph)
+    copy, found = first, list[Requirement]()
     for _ in range(_ROUNDS):
-        new = [r for r in requirements(copy) if r not in found]
-        first = first or copy
+        new = [r for r in requirements(copy, shapes) if r not in found]
         found += new
         solution = solve(found, {}, symbols)
-        copy = graph.clone()
-        changed = False
-        for value in copy.inputs:
-            type_ = value.tensor_type
-            if type_ is not None and type_.shape is not None:
-                shape = tuple(None if d is None else solution.of(d) for d in type_.shape)
-                changed |= shape != type_.shape
-                value.type = TensorType(type_.dtype, shape)
-        if not new or not changed:
+        solved = [_in_terms(solution, value.type) for value in graph.inputs]
+        if not new or solved == [value.type for value in graph.inputs]:
             break
-    return first or copy, found
+        copy = graph.clone()
+        for value, type_ in zip(copy.inputs, solved, strict=True):
+            value.type = type_
+        shapes = infer_shapes(copy)
+    return first, found
+
+
+def _in_terms(solution: Solution, type_: Type | None) -> Type | None:
+    """Give an input's type with its extents in terms of independent symbols."""
+    if not isinstance(type_, TensorType) or type_.shape is None:
+        return type_
+    return type_.with_shape(tuple(None if d is None else solution.of(d) for d in type_.shape))
 
 
 def solve(found: Iterable[Requirement], decided: Mapping[str, int], inputs: Iterable[str]) -> Solution:

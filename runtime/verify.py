@@ -63,6 +63,7 @@ def verify(
     every: bool = False,
     metric: str | Metric | None = None,
     max_loss: float | None = None,
+    graph: Graph | None = None,
 ) -> Verification:
     """Compare a candidate with its original.
 
@@ -82,6 +83,7 @@ def verify(
         every: Take all data, whatever the mode: what was chosen by all of it is not judged by a part.
         metric: `perplexity`, `module:function` or a function: measure that, too, on the data.
         max_loss: How much the logarithm of the perplexity may grow; for other metrics the judge's target says it.
+        graph: The original as a graph, where the caller has read it.
 
     Raises:
         InputError: the original cannot be run, the data is wrong, or no inputs can be made up.
@@ -93,7 +95,7 @@ def verify(
             original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every, metric, max_loss
         )
     check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None, _named(metric, data))
-    graph = read_onnx(original)
+    graph = read_onnx(original) if graph is None else graph
     samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
     share = math.inf if every and data is not None else EFFORTS[mode].seconds / _TURNS
     stopped = _take(check, samples, share)

@@ -54,6 +54,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
         every=compiled.artefacts.precision is not None or wanted.accuracy is not None,
         metric=options.metric if options.metric == PERPLEXITY or wanted.accuracy is not None else None,
         max_loss=options.max_accuracy_loss,
+        graph=source.graph if source.control == source.path else None,
         isolate=not (wanted.bit_exact and source.file_bytes + _bytes_on_disk(candidate) <= IN_PROCESS_BYTES),
     )
 
@@ -61,7 +62,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
 WORST_SAMPLE = "worst.npz"
 """File, among those of a compile, with the sample on which outputs differ most."""
 
-IN_PROCESS_BYTES = 8 << 20
+IN_PROCESS_BYTES = 64 << 20
 """Bytes of both models up to which an exact compile verifies in this process. It holds both easily, and an exact
 compile writes the original's own operators, of which this process runs the constant ones and the whole model for its
 contract anyway; starting another process takes longer than the proof."""

@@ -8,7 +8,7 @@ from functools import cache
 import onnx.defs
 
 from memoptc.ir.ops.schema import MICROSOFT
-from memoptc.ir.ops.table import definition_of, names_where
+from memoptc.ir.ops.table import TABLE, definition_of, names_where
 
 
 @cache
@@ -19,12 +19,11 @@ def unknown_operator(op_type: str, domain: str = "") -> str:
         op_type: Its name.
         domain: Its domain; without one, onnxruntime's own operators count, too.
     """
-    own = names_where(lambda o: True, MICROSOFT)
     # Of other domains, onnxruntime's among them, not all operators are known. The installed onnx may be older than
     # the table.
-    if domain or op_type in own or definition_of(op_type).known:
+    if domain or f"{MICROSOFT}::{op_type}" in TABLE or definition_of(op_type).known:
         return ""
-    known = {s.name for s in onnx.defs.get_all_schemas() if not s.domain} | own
+    known = {s.name for s in onnx.defs.get_all_schemas() if not s.domain} | names_where(lambda o: True, MICROSOFT)
     close = difflib.get_close_matches(op_type, sorted(known), n=1)
     guess = f"did you mean {close[0]}?" if close else "name its domain if it is a custom one"
     return f"there is no operator {op_type!r}; {guess}"
