@@ -91,7 +91,8 @@ def command(
     else:
         found, lines, facts = _in_session(model, feed, memory, memory_limit, strict, runs, threads)
     if talk.as_json or not talk.quiet:
-        facts["planned_peak_bytes"], line = _planned_peak(model, feed)
+        planned, line = _planned_peak(model, feed)
+        facts |= planned
         lines.insert(0, line)
     if outputs is not None:
         save_feed(outputs, found)
@@ -103,7 +104,7 @@ def command(
     )
 
 
-def _planned_peak(model: Path, feed: dict[str, Any]) -> tuple[int, str]:
+def _planned_peak(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], str]:
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.report.rows import size
@@ -112,8 +113,9 @@ def _planned_peak(model: Path, feed: dict[str, Any]) -> tuple[int, str]:
 
     graph = read_onnx(model)
     infer_shapes(graph)
-    found = planned_peak(graph, bind_shapes(graph, feed))
-    return found.peak_bytes, f"planned peak {size(found.peak_bytes)} ({FILE_ORDER}; {found.peak_bytes} bytes)"
+    peak = planned_peak(graph, bind_shapes(graph, feed)).peak_bytes
+    facts = {"planned_peak_bytes": peak, "configuration": str(FILE_ORDER)}
+    return facts, f"planned peak {size(peak)} ({FILE_ORDER}; {peak} bytes)"
 
 
 def _in_arena(model: Path, feed: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, Any]]:

@@ -96,7 +96,7 @@ class ReportFacts:
         accuracy: A task figure before and after, where the data carries labels.
         kernels: Which nodes of a quantized candidate onnxruntime runs on integers, and which fall back to float.
         sizes: `planned` and `run`: extents of symbolic dimensions that planned figures hold for, and that both models
-            were run at; `chosen`: those that nobody gave.
+            were run at; `chosen`: those that nobody gave; `configuration`: what planned figures are for.
         environment: Versions and threads that the measurements hold for.
         precision: Where integers were searched for: `layers` (layer, op, bytes, error alone, decision; empty when
             accuracy was met with all alike) and `reached` (setting, SQNR, metric).

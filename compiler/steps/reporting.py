@@ -14,6 +14,7 @@ from memoptc.digest import data_facts
 from memoptc.manager import count_nodes
 from memoptc.options import Options
 from memoptc.report import Report
+from memoptc.runtime.configuration import FILE_ORDER
 from memoptc.runtime.verification import Verification
 from memoptc.version import __version__
 
@@ -38,6 +39,7 @@ def report_of(compilation: Compilation, attempts: Attempts, attempt: Attempt) ->
         sizes={
             "planned": dict(data.dims),
             "run": None if data.check is None else dict(data.check),
+            "configuration": str(FILE_ORDER),
             "chosen": [] if data.points is None else list(data.points.chosen),
         },
         environment=environment(compilation.options),
