@@ -44,11 +44,6 @@ class TensorType:
         return None if self.shape is None else len(self.shape)
 
     @property
-    def is_static(self) -> bool:
-        """Whether every extent is a known integer."""
-        return self.shape is not None and all(isinstance(d, int) for d in self.shape)
-
-    @property
     def static_shape(self) -> tuple[int, ...] | None:
         """The shape when every extent is a known integer, else `None`."""
         if self.shape is None:

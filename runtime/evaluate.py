@@ -32,8 +32,6 @@ _ORT_DTYPES = {
     "float8e5m2": DType.FLOAT8E5M2, "float8e5m2fnuz": DType.FLOAT8E5M2FNUZ,
     "int4": DType.INT4, "uint4": DType.UINT4, "float4e2m1": DType.FLOAT4E2M1,
 }  # fmt: skip
-ORT_NAMES = {dtype: name for name, dtype in _ORT_DTYPES.items()}
-"""Element type -> how onnxruntime spells it."""
 
 # Element types onnxruntime's own numpy conversion does not know: they pass as raw bytes of an OrtValue.
 _RAW = frozenset(

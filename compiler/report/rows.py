@@ -8,8 +8,6 @@ from typing import Any
 from memoptc.report.facts import ReportFacts
 from memoptc.runtime.configuration import FILE_ORDER
 
-PLANNED_PEAK = f"activations, planned peak ({FILE_ORDER})"
-
 
 @dataclass(frozen=True)
 class Row:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
-from memoptc.ir.dims import Dim
 from memoptc.ir.types import DType, TensorType
 from memoptc.rewrite.pattern import Match, NoMatch
 
@@ -157,8 +156,3 @@ def refine_type(new: Value, old: Value, *, fresh: bool) -> None:
         )
     if (dtype, shape) != (now.dtype, now.shape):
         new.type = TensorType(dtype, shape, now.denotation)
-
-
-def _better(first: Dim, second: Dim) -> Dim:
-    """The more exact of two spellings of one extent, the first when they are equally exact."""
-    return second if first is None or (isinstance(second, int) and not isinstance(first, int)) else first

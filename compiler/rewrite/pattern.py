@@ -13,7 +13,6 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.nearest import unknown_operator
 
 Captures: TypeAlias = "dict[str, Value | Op | tuple[Value, ...] | None]"
-AttrTest: TypeAlias = Callable[[Any], bool]
 
 
 class NoMatch(Exception):

@@ -41,8 +41,6 @@ NESTED_BYTES = 2_500
 """Beyond these, what a node adds for each region that it is in: the nodes around keep what they hold as text, too."""
 RUN_BYTES = 500_000
 """Anonymous bytes of a first run that the arena does not see."""
-MAPPED_LEAST = 0
-"""External weights of any size are mapped."""
 SMALL = 1024
 """Weights below stay in the model file when the others move out."""
 

@@ -78,10 +78,6 @@ class Tally:
         """The ops run so far."""
         return [self.ops[index] for index, _, _ in self._log]
 
-    def bytes_made(self, index: int) -> int:
-        """Bytes of an op's results, whether or not one is computed in place."""
-        return sum(self._sizes[g] for g in self._layout.makes[index])
-
     def effect(self, index: int) -> tuple[int, int]:
         """Give what running op `index` now would do.
 

@@ -137,7 +137,7 @@ def test_without_measuring_what_is_predicted_counts(model: Path, hoard: str) -> 
 
 
 def test_level_0_holds_to_nothing(model: Path, hoard: str) -> None:
-    result = memoptc.compile(str(model), 0, passes=PIPELINE, plugins=(hoard,), measure=True)
+    result = memoptc.compile(str(model), 0, passes=PIPELINE, plugins=(hoard,), measure=True, verify="off")
     assert "Concat" in [n.op_type for n in result.model.graph.node]
     assert any("need in stock" in str(w) for w in result.report.worse)
     assert "taken back" not in result.verdict

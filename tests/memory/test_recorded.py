@@ -186,7 +186,7 @@ def test_real_models_allocate_what_the_model_says(name: str) -> None:
         _check_model(ZOO.path(name), ZOO.inputs(name, variant), 0.05)
 
 
-@each_model()
+@each_model(nightly=("fns_candy", "long_attention_4k"))  # ten seconds each; unfrozen they run always
 def test_frozen_models_allocate_what_the_model_says(name: str, tmp_path: Any) -> None:
     """The same for what onnxruntime's extended optimization leaves."""
     from memoptc.runtime.freeze import optimize

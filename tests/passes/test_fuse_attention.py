@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_models import usable
 from numbers_of import UNOPTIMIZED
@@ -183,6 +183,7 @@ def test_all_of_these_are_recognised() -> None:
             assert ("MultiHeadAttention" in {op.op_type for op in graph.ops}) != scalar, (mask, seed)
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(MASKS))
 def test_cut_by_batch_heads_and_rows(seed: int, mask: str) -> None:
     """What fit makes of it, however far it goes, gives the same."""

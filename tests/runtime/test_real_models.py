@@ -18,7 +18,7 @@ from memoptc.runtime.judge import TOLERANCES, TRUST, UNIT_NOISE, Judge
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.verify import verify
 
-LONG = ("yunet_n_dynamic",)  # half a minute
+LONG = ("unet_dynamic", "yunet_n_dynamic")  # a quarter, and half a minute
 SLOW = ("edsr_x4", "mobilenet_v2_1024")  # seconds per run, whatever the input
 
 
