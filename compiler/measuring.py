@@ -219,26 +219,27 @@ class Bench:
         control.measured = both_json(times.before, before, control) | {"container_bytes": containers.original}
         candidate.measured = both_json(times.after, times.session, candidate)
         candidate.measured["container_bytes"] = containers.candidate
-        candidate.measured["slowdown"] = self._slowdown_json(times.slowdown_of(times.after))
+        candidate.measured["slowdown"] = self._slowdown_json(times.before, times.after)
         if times.step is not None:
             control.measured["step_ms"] = times.step.before.latency_ms["p50"]
             candidate.measured["step_ms"] = times.step.after.latency_ms["p50"]
-            candidate.measured["step_slowdown"] = self._slowdown_json(times.step.slowdown_of(times.step.after))
+            candidate.measured["step_slowdown"] = self._slowdown_json(times.step.before, times.step.after)
         candidate.session = {}
         if times.session is not None:
-            slowdown = self._slowdown_json(times.slowdown_of(times.session)) | {"calling_ms": times.calling_ms}
+            slowdown = self._slowdown_json(times.before, times.session) | {"calling_ms": times.calling_ms}
             figures = {"container_bytes": containers.session, "slowdown": slowdown}
             candidate.session[times.session.tier] = measured_json(times.session, candidate) | figures
         if "planned" not in candidate.session and (other := self._planned(path, feed)):
-            found, compared = other
-            slowdown = self._slowdown_json(compared)
+            first, found = other
+            slowdown = self._slowdown_json(first, found)
             candidate.session[found.tier] = measured_json(found, candidate) | {"slowdown": slowdown}
         if containers.problem:
             report.warnings.append(f"No container was measured. {containers.problem}")
 
-    def _slowdown_json(self, slowdown: Slowdown) -> dict[str, float]:
-        """Give the report's form, with the bound that is promised."""
-        return {**vars(slowdown), "promised": self.bound}
+    def _slowdown_json(self, before: Measured, after: Measured) -> dict[str, float]:
+        """Give the report's form, with the original's latency in the same turns and the bound that is promised."""
+        slowdown = Slowdown.of(before.turns_ms, after.turns_ms)
+        return {**vars(slowdown), "control_ms": before.latency_ms["p50"], "promised": self.bound}
 
     def containers(self, path: Path, feed: Feed, times: Times, progress: ProgressCallback) -> Containers:
         """Find the smallest containers: the original in stock onnxruntime, the candidate there and in `Session`."""
@@ -260,8 +261,8 @@ class Bench:
             found.problem = problem.message
         return found
 
-    def _planned(self, path: Path, feed: Feed) -> tuple[Measured, Slowdown] | None:
-        """Measure the tier `planned`; `None` without the C interface, or where what runs are no tensors."""
+    def _planned(self, path: Path, feed: Feed) -> tuple[Measured, Measured] | None:
+        """Time the original and the tier `planned`; `None` without the C interface, or where what runs are no tensors."""
         planned = self._way("planned")
         ways: list[Way] = [RunOptions(threads=self.threads), planned]
         try:
@@ -270,7 +271,7 @@ class Bench:
             before, found = measure(models, feeds, options=ways, seconds=_PLANNED_SECONDS, needs=needs)
         except InputError:
             return None
-        return found, Slowdown.of(before.turns_ms, found.turns_ms)
+        return before, found
 
     def _way(self, tier: str | None = None) -> InSession:
         return InSession(tier, {"threads": self.threads} if self.threads else {})

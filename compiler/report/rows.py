@@ -111,8 +111,10 @@ def _times(report: ReportFacts) -> list[Row]:
 
 def _latency_p50(what: str, before: dict[str, Any], after: dict[str, Any]) -> Row:
     """Compare medians; by the turns that the two took against each other where these are known, as the verdict does."""
-    row = _row(what, before["latency_ms"]["p50"], after["latency_ms"]["p50"], _milliseconds)
-    return replace(row, ratio=f"{after['slowdown']['ratio']:.2f}x") if after.get("slowdown") else row
+    slowdown = after.get("slowdown")
+    control = slowdown["control_ms"] if slowdown else before["latency_ms"]["p50"]
+    row = _row(what, control, after["latency_ms"]["p50"], _milliseconds)
+    return replace(row, ratio=f"{slowdown['ratio']:.2f}x") if slowdown else row
 
 
 def _row(what: str, a: float | None, b: float | None, text: Any, *, more_is_better: bool = False) -> Row:

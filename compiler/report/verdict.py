@@ -265,6 +265,7 @@ def _worse_latency(report: ReportFacts, before: dict[str, Any], after: dict[str,
     for where, first, side in sides:
         a, b = first["latency_ms"]["p50"], side["latency_ms"]["p50"]
         slowdown = side.get("slowdown") or {"ratio": b / a, "low": b / a}
+        a = slowdown.get("control_ms", a)
         certain = slowdown["low"] > GROWTH and b - a > TICK_MS
         promised, calling = slowdown.get("promised", float("inf")), slowdown.get("calling_ms", 0.0)
         if certain or (slowdown["ratio"] > promised and b - promised * a > TICK_MS):

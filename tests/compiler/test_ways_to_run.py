@@ -18,7 +18,7 @@ from memoptc.gate import broken_latency
 from memoptc.measuring import Bench, Needs, Times, measured_json
 from memoptc.report import Report, Side
 from memoptc.runtime.contract import Contract, contract_path, load_contract
-from memoptc.runtime.measure import Measured, Slowdown
+from memoptc.runtime.measure import Measured
 from memoptc.takeback import Keeper
 
 MB = 1 << 20
@@ -135,8 +135,14 @@ def test_a_tier_that_breaks_a_promise_gives_way_to_the_next_simpler_one(
 def test_every_row_above_the_promise_is_named(low: float, noise: bool) -> None:
     def figures(slowdown: float, tier: str) -> dict[str, Any]:
         of = Side()
-        promised = TierBench({}, {})._slowdown_json(Slowdown(slowdown, low, 1.3))
-        return measured_json(measured(slowdown, tier), of) | {"slowdown": promised}
+        compared = {
+            "ratio": slowdown,
+            "low": low,
+            "high": 1.3,
+            "control_ms": 98.0 if tier == "planned" else 100.0,
+            "promised": 1.05,
+        }
+        return measured_json(measured(slowdown, tier), of) | {"slowdown": compared}
 
     def both(found: dict[str, Any]) -> dict[str, Any]:
         return found | {key: {"stock": found[key], "session": found[key]} for key in ("need_bytes", "anonymous_bytes")}
@@ -145,6 +151,7 @@ def test_every_row_above_the_promise_is_named(low: float, noise: bool) -> None:
     session = {"arena": figures(1, "arena"), "planned": figures(1.17, "planned")}
     report = Report({}, {}, Side(measured=before), Side(measured=after, session=session))
     assert [w.what for w in report.worse] == ["latency in Session with memory='planned'"]
+    assert report.worse[0].before == "98 ms"  # the original in the same turns, not in those of another comparison
     assert ("noise may explain it" in report.worse[0].why) == noise
 
 
