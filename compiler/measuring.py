@@ -262,7 +262,7 @@ class Bench:
         return found
 
     def _planned(self, path: Path, feed: Feed) -> tuple[Measured, Measured] | None:
-        """Time the original and the tier `planned`; `None` without the C interface, or where what runs are no tensors."""
+        """Time the original and the tier `planned`; `None` without the C interface, or where what runs is no tensor."""
         planned = self._way("planned")
         ways: list[Way] = [RunOptions(threads=self.threads), planned]
         try:

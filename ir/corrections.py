@@ -288,8 +288,12 @@ def _infer_squeeze(context: Any, node: onnx_ir.Node) -> None:
     if data is None or data.shape is None:
         return
     axes = node.inputs[1] if len(node.inputs) > 1 else None
-    computed = axes is not None and onnx_ir.convenience.get_const_tensor(axes) is None
-    named = axes is not None or "axes" in node.attributes
+    content = None if axes is None else onnx_ir.convenience.get_const_tensor(axes)
+    attribute = node.attributes.get("axes")
+    named = bool(content.size) if content is not None else attribute is not None and bool(attribute.as_ints())
+    computed = axes is not None and content is None
     if computed or (not named and any(not isinstance(d, int) for d in data.shape)):
         # How many axes are left depends on extents, or on numbers, that nobody knows.
         node.outputs[0].shape = None
+    elif not named:  # onnxruntime takes an empty list for none, and squeezes all
+        node.outputs[0].shape = onnx_ir.Shape([d for d in data.shape if d != 1])

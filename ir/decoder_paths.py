@@ -109,7 +109,7 @@ def _operand_axes(op: Op, rank: int, operand: tuple[Dim, ...], result: tuple[Dim
         named = {int(a) % len(result) for a in given}
         rest = iter(same_axes)
         return [None if i in named else next(rest, None) for i in range(len(result))]
-    if op.op_type == "Squeeze" and given is not None:
+    if op.op_type == "Squeeze" and given:  # an empty list squeezes all
         named = {int(a) % rank for a in given}
         return [i for i in range(rank) if i not in named]
     if op.op_type in ("Reshape", "Flatten", "Expand", "Squeeze", "Unsqueeze"):

@@ -6,6 +6,7 @@ refuses is thrown away and drawn anew.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from memoptc.ir.core import Graph, ModelInfo, Output, Value
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.dims import Sym
 from memoptc.ir.ops import Family
+from memoptc.ir.tensors import from_array
 from memoptc.ir.types import DType, TensorType
 from memoptc.ir.verifier import verify
 from memoptc.rewrite.pattern import Any_, Const, Operand, OpPattern, Optional_, Rest
@@ -160,7 +162,23 @@ class _Drawing:
         extra: list[Value] = []
         for at in range(index, self.random.randint(max(least, index), max(most, least, index))):
             extra.append(self.leaf("", at, [*known, *enumerate(extra, index)], slot))
+        if not index and slot.schema is not None and slot.schema.max_input > 2 and extra:  # any number of operands
+            extra = self.parts(extra)
         return list(extra)
+
+    def parts(self, operands: list[Value]) -> list[Value]:
+        """Operands of which now and then one is joined of others or filled, or which are all parts of one value."""
+        first, choice = operands[0], self.random.random()
+        shape, dtype = first.static_shape, first.dtype
+        if not shape or dtype is None or choice > 0.6:
+            return operands
+        axis = self.random.randrange(len(shape))
+        if choice < 0.2:
+            return [*operands[1:], self.b.op("Concat", [first] * 2, {"axis": axis}).result]
+        if choice < 0.4:
+            filled = self.b.ConstantOfShape(np.asarray(shape, np.int64), value=from_array(np.ones(1, dtype.numpy())))
+            return self.random.choice([[*operands, filled], [filled, *operands]])
+        return list(self.b.op("Split", [first], {"axis": axis, "num_outputs": 2}, outputs=2).results)
 
     def leaf(self, name: str, index: int, known: list[_Known], slot: _Slot) -> Value:
         """An input or a weight; what has the name already where it has one."""
@@ -168,6 +186,8 @@ class _Drawing:
             value = self.bound[name]
             assert value is not None
             return value
+        if slot.op_type == "Reshape" and index == 1:
+            return self.b.const(np.asarray(self.target(known[0][1]), np.int64))
         type_ = self.type(index, known, slot)
         parameters = slot.family in (Family.CONVOLUTION, Family.NORMALIZATION, Family.MATMUL)
         weight = self.random.random() < (0.9 if index and parameters else 0.4)
@@ -178,6 +198,19 @@ class _Drawing:
         if name:
             self.bound[name] = value
         return value
+
+    def target(self, value: Value) -> tuple[int, ...]:
+        """A shape for as many elements: that of another value, two axes merged, or the first one split as another's."""
+        shape = value.static_shape
+        if shape is None:
+            raise _CannotDraw("an extent is not known")
+        values = [*self.graph.inputs, *(r for op in self.graph.ops for r in op.results)]
+        others = [s for v in values if (s := v.static_shape) is not None]
+        shapes = [s for s in others if math.prod(s) == math.prod(shape)]
+        leading = [s[:i] for s in others for i in range(2, len(s)) if shape and math.prod(s[:i]) == shape[0]]
+        shapes += [(*lead, *shape[1:]) for lead in leading]
+        merged = [(*shape[:i], shape[i] * shape[i + 1], *shape[i + 2 :]) for i in range(len(shape) - 1)]
+        return self.random.choice([*shapes, *merged, (-1,)])
 
     def constant(self, name: str, content: float | None, index: int, known: list[_Known], slot: _Slot) -> Value:
         if name and self.bound.get(name) is not None:
@@ -213,7 +246,8 @@ class _Drawing:
 
     def array(self, type_: TensorType, slot: _Slot, index: int) -> npt.NDArray[Any]:
         shape, dtype = type_.static_shape or (), type_.dtype
-        if self.random.random() < 0.3:  # many rules are for neutral elements
+        scales = slot.parameter(index) and not dtype.is_integer()
+        if self.random.random() < (0.7 if scales else 0.3):  # many rules are for neutral elements
             return np.full(shape, self.random.choice((0, 1))).astype(dtype.numpy())
         if dtype == DType.BOOL:
             return np.asarray(self.rng.integers(0, 2, shape), np.bool_)
@@ -233,7 +267,7 @@ class _Drawing:
         rank = len(shapes[0]) if shapes else 0
         for name, attribute in schema.attributes.items() if schema is not None else ():
             if attribute.required or self.random.random() < 0.4:
-                value = self.drawn(name, str(attribute.type).rpartition(".")[2], family, shapes, rank)
+                value = self.drawn(attribute, family, shapes, rank)
                 if value is not None:
                     attrs[name] = value
         for name, wanted in pattern.attrs.items():
@@ -247,10 +281,9 @@ class _Drawing:
                     attrs[name] = self.random.choice(fitting)
         return attrs
 
-    def drawn(
-        self, name: str, kind: str, family: Family | None, shapes: Sequence[tuple[int, ...]], rank: int
-    ) -> Any:  # fmt: skip
-        r = self.random
+    def drawn(self, attribute: Any, family: Family | None, shapes: Sequence[tuple[int, ...]], rank: int) -> Any:
+        r, name, default = self.random, attribute.name, attribute.default_value.i
+        kind = str(attribute.type).rpartition(".")[2]
         known: dict[str, Callable[[], Any]] = {
             "axis": lambda: r.randrange(-rank, rank) if rank else None,
             "axes": lambda: (r.randrange(rank),) if rank else None,
@@ -265,6 +298,8 @@ class _Drawing:
         }
         if name in known:
             return known[name]()
+        if kind == "INT" and default in (0, 1):  # a switch
+            return r.randint(0, 1)
         if family in (Family.CONVOLUTION, Family.POOL):
             window = (lambda: shapes[1][2:]) if family is Family.CONVOLUTION and len(shapes) > 1 else lambda: (2, 2)
             windows: dict[str, Callable[[], Any]] = {
@@ -307,7 +342,9 @@ class _Slot:
     def parameter(self, index: int) -> bool:
         """Whether the operand says what the operator does: its elements are then constants."""
         formal = self.formal(index)
-        return index > 0 and formal is not None and set(formal.types) <= {"tensor(int64)", "tensor(int32)"}
+        if index == 0 or formal is None:
+            return False
+        return set(formal.types) <= {"tensor(int64)", "tensor(int32)"} or formal.type_str == "tensor(float)"
 
 
 _DTYPES = {f"tensor({d.name.lower()})": d for d in DType}
@@ -332,7 +369,7 @@ def _shape(r: random.Random, index: int, known: Sequence[tuple[int, ...]], slot:
     """A shape for operand `index`, from those of the operands before it."""
     first = known[0] if known else None
     if slot.parameter(index):
-        lengths = [len(first or ()), 2 * len(first or ()), 1, *(s[0] for s in known[1:] if len(s) == 1)]
+        lengths = [len(first or ()), 2 * len(first or ()), 1, 0, *(s[0] for s in known[1:] if len(s) == 1)]
         return (r.choice(lengths),)
     if slot.family is Family.CONVOLUTION and first is not None:
         if len(first) != 4:

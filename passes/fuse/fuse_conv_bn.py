@@ -79,7 +79,10 @@ def _batch_norm(node: Op) -> _Affine:
         _require(bool(node.attrs.get("is_test", 0)), "training")
     _require(node.attrs.get("spatial", 1) == 1, "not per channel")
     scale, shift, mean, variance = (_array(v, "a parameter of BatchNormalization") for v in node.operands[1:5])
-    factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    epsilon = float(np.float32(node.attrs.get("epsilon", 1e-5)))  # attributes have 32 bits, also of a double's operator
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = scale / np.sqrt(variance + epsilon)
+    _require(bool(np.isfinite(factor).all()), "a variance is not positive")
     return _Affine(factor, shift - mean * factor)
 
 
@@ -99,8 +102,8 @@ def _elementwise(node: Op, produced: Value, channel_axis: int) -> _Affine:
             return _Affine(one, -constant) if first else _Affine(-one, constant)
         case _:
             _require(first, "divides the other way")
-            with np.errstate(divide="ignore"):
-                return _Affine(1.0 / constant, zero)
+            _require(bool(constant.all()), "divides by zero")
+            return _Affine(1.0 / constant, zero)
 
 
 def _per_channel(constant: Array, produced: Value, axis: int) -> Array:
@@ -222,6 +225,7 @@ def into_batch_norm(b: Builder, x: Value, norm: Op, node: Op) -> Value:
     _batch_norm(norm)
     after = _elementwise(node, norm.result, 1)
     scale, bias = norm.operands[1], norm.operands[2]
+    _require(_dtype(scale) == _dtype(bias) == _dtype(node.result), "the parameters are of another type")
     old_scale, old_bias = _array(scale, "the scale"), _array(bias, "the bias")
     factor, shift = after.spread(old_scale.size)
     operands = [x, _new(b, scale, old_scale * factor), _new(b, bias, old_bias * factor + shift), *norm.operands[3:]]

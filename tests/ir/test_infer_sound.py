@@ -129,6 +129,8 @@ LINES = {
     "unsqueeze": "%one = const() {value=[-1]} : i64[1]\n%r = Unsqueeze(%x, %one)",
     "squeeze": "%a = const() {value=[0]} : i64[1]\n%b = const() {value=[1]} : i64[1]\n%c = Slice(%x, %a, %b, %a)\n"
     "%r = Squeeze(%c)",
+    "squeeze by an empty list": "%one = const() {value=[1]} : i64[1]\n%c = Unsqueeze(%w, %one)\n"
+    "%no = const() {value=[]} : i64[0]\n%r = Squeeze(%c, %no)",
     "eye": "%r = EyeLike(%x)",
     "one hot": "%d = const() {value=[4]} : i64[1]\n%v = const() {value=[0.0,1.0]} : f32[2]\n%s = Shape(%x)\n"
     "%r = OneHot(%s, %d, %v)",

@@ -22,14 +22,8 @@ graph @g(%x: f32[2]) -> (f32[2]) {
   return %c
 }
 """
-NOT_DRAWN = frozenset(
-    [
-        "concat-of-concat", "concat-of-split", "concat-with-constant", "pad-by-nothing", "power-of-one",
-        "reduce-nothing", "resize-to-same", "slice-of-everything",
-        "transpose-of-merged-axes", "zero-padding",
-    ]
-)  # fmt: skip
-"""Rules of ours whose conditions random instances meet seldom or never: cases and the fuzzer hold them."""
+NOT_DRAWN = ("transpose-of-merged-axes",)
+"""Rules of ours whose conditions random instances seldom meet: cases and the fuzzer hold them."""
 
 
 @rewrite(op.Relu(op.Conv("x", "w", opt("bias"), bind="conv")))
@@ -69,7 +63,7 @@ def test_a_planted_wrong_rule_is_caught(rule: object) -> None:
 
 
 def test_a_rule_that_is_never_applied_is_no_success() -> None:
-    with pytest.raises(AssertionError, match=r"never was applied to 0 of 2 random graphs \(200 were tried\): 200 x "):
+    with pytest.raises(AssertionError, match=r"never was applied to 0 of 2 random graphs \(800 were tried\): 800 x "):
         check_rule(never, 2)
 
 

@@ -220,7 +220,7 @@ def repeated(value: Value, pairs: bool, depth: int = 0) -> bool:
         axes = op.attrs.get("axes") or (ints(op.operands[1].tensor) if len(op.operands) > 1 else None)
         rank = max(len(before), len(shape))
         return (
-            axes is not None and (rank - 1) not in {a % rank for a in axes} and repeated(op.operand, pairs, depth + 1)
+            bool(axes) and (rank - 1) not in {a % rank for a in axes or ()} and repeated(op.operand, pairs, depth + 1)
         )
     if op.op_type in ("Gather", "Slice", "Expand"):
         last = len(before) - 1

@@ -59,7 +59,7 @@ def _before(at: Source, op: Op) -> Source | None:
         given = op.input(1)
         if axes is None and given is not None:
             axes = ints(given.tensor)
-        if axes is None or not rank:
+        if not axes or not rank:
             return None
         gone = {int(a) % rank for a in axes}
         kept = [i for i in range(rank) if i not in gone]

@@ -82,12 +82,12 @@ def forward(value: Value, result: Value) -> Value:
 def axes_of(op: Op, index: int = 1) -> tuple[int, ...] | None:
     """Axes of Squeeze, Unsqueeze or a reduction: an operand since opset 13, an attribute before.
 
-    `None` when none are given; declines when they are computed.
+    `None` when none are given, or an empty list; declines when they are computed.
     """
     if "axes" in op.attrs:
-        return tuple(op.attrs["axes"])
+        return tuple(op.attrs["axes"]) or None
     given = op.input(index)
-    return None if given is None else known_ints(given)
+    return None if given is None else known_ints(given) or None
 
 
 def splat_of(value: Value) -> npt.NDArray[Any] | None:

@@ -201,7 +201,7 @@ def not_not(b: Builder, x: Value) -> Value:
 @rewrite(op.any("ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd")("x", rest("_axes"), bind="node"))
 def reduce_nothing(b: Builder, x: Value, node: Op) -> Value:
     axes = axes_of(node)
-    if axes is None or len(axes) == 0:
+    if axes is None:
         require(bool(node.attrs.get("noop_with_empty_axes", 0)), "reduces everything")
         return forward(x, node.result)
     raise NoMatch("reduces")
