@@ -277,7 +277,7 @@ def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:
     found = _verify(attempts, attempt)
     if found.failed:
         why = f"inside a branch its proof fails: {found.worst}"
-        attempt = attempts.build(attempt.pipeline, plain=True)
+        attempt = attempts.build(attempt.pipeline, form="plain")
         attempt.decisions.append(Decision("form", "written as a plain graph", why))
     _prove(attempts, attempt)
     return attempt

@@ -10,6 +10,7 @@ from memoptc.compilation import Compilation
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import Decoder
+from memoptc.ir.form_names import FormName
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_io import write_into
 from memoptc.measuring import Needs, Sizes, Times
@@ -29,12 +30,12 @@ class Edit:
     Args:
         dropped: Positions of passes that are left out.
         replaced: Passes in place of others, by position.
-        plain: The form in which the graph was written: it is written as a plain graph.
+        form: The form to write the graph in, instead of choosing it.
     """
 
     dropped: frozenset[int] = frozenset()
     replaced: Mapping[int, Pass] = field(default_factory=dict)
-    plain: bool = False
+    form: FormName | None = None
 
 
 @dataclass
@@ -141,20 +142,22 @@ class Attempts:
         stock, session = describe.predict(graph, small, form)
         return None if stock.unknown else (stock.need_bytes, session.need_bytes)
 
-    def build(self, pipeline: Pipeline, prepared: prepare.Prepared | None = None, *, plain: bool = False) -> Attempt:
+    def build(
+        self, pipeline: Pipeline, prepared: prepare.Prepared | None = None, *, form: FormName | None = None
+    ) -> Attempt:
         """Run a pipeline and write what comes out.
 
         Args:
             pipeline: What to run.
             prepared: The original as `prepare.prepare` leaves it; prepared anew when not given.
-            plain: Write it as a plain graph, instead of choosing the form.
+            form: The form to write the graph in, instead of choosing it.
 
         Raises:
             MemoptcError: as the passes and the writer.
         """
         compilation = self.compilation
-        if plain:
-            compilation = replace(compilation, options=replace(compilation.options, form="plain"))
+        if form is not None:
+            compilation = replace(compilation, options=replace(compilation.options, form=form))
         options, data = compilation.options, compilation.data
         if self._last is not None:
             self._last.compiled.graph = Graph("released")  # one graph at a time is in memory

@@ -46,6 +46,14 @@ EARLY = 2
 CONDITION = 1 << 10
 """Bytes that the condition of the branch takes besides."""
 
+SIMPLER_FORMS: Mapping[FormName, Sequence[FormName]] = {
+    "plain": (),
+    "branch": ("plain",),
+    "captured": ("plain",),
+    "shapeless": ("branch", "plain"),
+}
+"""A form that broke a promise -> those to try instead, one after the other."""
+
 _SECONDS = 4.0
 """Seconds that the runs of one form may take while it is measured."""
 

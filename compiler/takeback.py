@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 from memoptc.attempts import Attempt, Attempts, Edit
+from memoptc.forms import SIMPLER_FORMS
 from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, refusal
 from memoptc.ir.diagnostics import GateError
 from memoptc.measuring import Bench, Times
@@ -285,18 +286,17 @@ class Keeper:
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
         latest = first
-        plain = first.edit is not None and first.edit.plain
+        kept = None if first.edit is None else first.edit.form
 
         def holds(edit: Edit) -> bool:
             nonlocal latest
             self.options.progress(f"taking back {_named(passes, edit)}", None)
-            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), plain=plain or edit.plain)
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form or kept)
             latest.edit = edit
             return not check(latest)
 
-        chosen = first.choice.form.name != "plain" and self.options.form == "auto"
-        form = [Edit(plain=True)] if chosen else []
-        edit = find_edit(changed, holds, chain(form, weaker(broken)))
+        simpler = SIMPLER_FORMS[first.choice.form.name] if self.options.form == "auto" else ()
+        edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)))
         if edit is None:  # what is taken back of one pass a later one does again, which had nothing left to do
             everywhere = _Everywhere(passes)
             edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()))
@@ -304,7 +304,7 @@ class Keeper:
         if edit is None:
             raise GateError(*refusal(broken))
         if latest.edit != edit:
-            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), plain=plain or edit.plain)
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form or kept)
             check(latest)
         self._tell(first, latest, broken, passes, edit)
         return latest
@@ -321,7 +321,7 @@ class Keeper:
         why = " and ".join(b.clause() for b in broken)
         told = [str(passes[i]) for i in sorted(edit.dropped)]
         told += [f"{passes[i]} (now {edit.replaced[i]})" for i in sorted(edit.replaced)]
-        told += [f"the form {first.choice.form.name}"] if edit.plain else []
+        told += [f"the form {first.choice.form.name} (now {edit.form})"] if edit.form else []
         text = f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same."
         decisions, warnings = first.taken_back
         new = [Decision(TAKEN_BACK, what, f"with it, {why}", gain) for what in told]
@@ -343,4 +343,4 @@ class _Everywhere:
 
 def _named(passes: Sequence[Pass], edit: Edit) -> str:
     names = [passes[i].name for i in sorted({*edit.dropped, *edit.replaced})]
-    return ", ".join([*names, "the form"] if edit.plain else names)
+    return ", ".join([*names, f"the form, now {edit.form}"] if edit.form else names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -12,7 +14,10 @@ from runtime_models import parse
 import memoptc
 from memoptc.attempts import Edit
 from memoptc.cli.main import main
-from memoptc.takeback import find_edit
+from memoptc.options import Options
+from memoptc.pipeline import Pipeline
+from memoptc.pipeline import parse as parse_pipeline
+from memoptc.takeback import Keeper, find_edit
 
 MB = 1 << 20
 
@@ -183,6 +188,28 @@ def test_nothing_helps() -> None:
 def test_a_weaker_form_is_tried_first() -> None:
     weak = Edit(replaced={1: object()})  # type: ignore[dict-item]
     assert find_edit([1, 2], lambda e: bool(e.replaced), iter([weak])) is weak
+
+
+@pytest.mark.parametrize(("holding", "tried"), [("branch", ["branch"]), ("plain", ["branch", "plain"])])
+def test_a_form_gives_way_to_the_next_simpler_one(holding: str, tried: list[str]) -> None:
+    built: list[str] = []
+
+    def build(pipeline: Pipeline, *, form: str = "shapeless") -> Any:
+        need = 10 * MB if form == holding else 90 * MB
+        built.append(form)
+        return SimpleNamespace(
+            choice=SimpleNamespace(form=SimpleNamespace(name=form)), predicted=(need, need), needs=None, edit=None,
+            pipeline=pipeline, compiled=SimpleNamespace(changed=[0]), decisions=[], warnings=[], taken_back=([], []),
+        )  # fmt: skip
+
+    attempts: Any = SimpleNamespace(
+        build=build,
+        compilation=SimpleNamespace(options=Options()),
+        original=SimpleNamespace(sizes=(50 * MB, 50 * MB)),
+    )
+    held = Keeper(attempts).hold_predictions(build(parse_pipeline("simplify")))
+    assert built == ["shapeless", *tried]
+    assert held.decisions[0].what == f"the form shapeless (now {holding})"
 
 
 CHAIN = '''
