@@ -14,15 +14,21 @@ from memoptc.runtime.memory.integer import fused_pairs
 from memoptc.runtime.memory.liveness import inner_bytes, value_bytes
 from memoptc.runtime.memory.workspace import kernel_workspace
 
-FLOPS = 500e9
-"""Multiplications and additions per second that a product or convolution reaches."""
-BANDWIDTH = 30e9
+FLOPS = 125e9
+"""Multiplications and additions per second that a product or convolution reaches on two threads.
+
+With this and the two rates of bytes, runs of 20 models of 1 to 1,500 ms are predicted within a factor of two: what a
+node costs at all is weighed against that."""
+BANDWIDTH = 8e9
 """Bytes per second that an operator moves when they come from memory."""
-CACHED = 90e9
+CACHED = 24e9
 """Bytes per second that an operator moves when they fit into a cache."""
 CACHE = 8 << 20
 """Bytes that a cache holds."""
-STEP = 50e-6
+RECURRENT_FLOPS = 60e9
+"""The same of a recurrent operator: its products are narrow, and its gates are computed element by element. From four
+sequences on each takes as long as among many, where all steps of all of them no longer fit a cache even longer."""
+STEP = 5e-6
 """Seconds that one step of a recurrent operator costs, however few sequences there are."""
 ROWS = 14
 """Rows of a product that cost as much as none: packing the other operand, and what does not fill a register block."""
@@ -89,10 +95,11 @@ class Costs:
             flops *= (count + ROWS) / max(count, 1.0)
         if terms and in_family(op, Family.MATMUL):
             flops += 2.0 * (1 - share) * prod(self.shape(op.results[0])) * DEPTH
-        steps = (self.shape(op.operands[0]) or (0,))[0] if in_family(op, Family.RECURRENT) else 0
-        return (
-            steps * STEP + flops / FLOPS + max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
-        )
+        transfer = max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
+        if in_family(op, Family.RECURRENT):
+            steps = (self.shape(op.operands[0]) or (0,))[0]
+            return steps * STEP + flops / RECURRENT_FLOPS + transfer
+        return flops / FLOPS + transfer
 
     def _measure(self, op: Op) -> tuple[float, float]:
         """Operations, and bytes moved."""
