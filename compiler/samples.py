@@ -15,7 +15,7 @@ from memoptc.ir.dims import Sym
 from memoptc.options import Options
 from memoptc.pass_base import Searched
 from memoptc.runtime.data import Data
-from memoptc.runtime.design_points import DesignPoints, design_points
+from memoptc.runtime.design_points import DesignPoints, design_points, smaller_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.held_out import SHARE, Part, can_hold_out
@@ -73,9 +73,9 @@ class Inputs:
         self.points: DesignPoints | None = None
         if self.first is None:
             self.points = design_points(graph, self._asked)
-        if self.points is not None and (options.measure or options.verify != "off") and not self._runs():
-            self.points = None
         runs = options.measure or options.verify != "off"
+        if self.points is not None and runs:
+            self._settle(graph, self.points)
         self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph, runs)
 
     def _hold_out(self, raw: Any, data: Data) -> None:
@@ -106,6 +106,20 @@ class Inputs:
     def small(self) -> Mapping[str, int] | None:
         """The smallest extents to expect, where neither the caller nor the data decide and they are known."""
         return None if self.points is None else self.points.small
+
+    def _settle(self, graph: Graph, wanted: DesignPoints) -> None:
+        """Take smaller points until the original runs on made-up inputs there, and say so where it takes that."""
+        smaller = smaller_points(graph, self._asked, wanted)
+        while self.points is not None and not self._runs():
+            self.points = next(smaller, None)
+        if self.points is wanted:
+            return
+        at = ", ".join(f"{name}={wanted.check[name]}" for name in wanted.chosen)
+        what = f"at most at {self.points}" if self.points is not None else "only at the smallest sizes"
+        self.warnings.append(
+            f"No made-up inputs were found on which the original runs at {at}, so it is planned and verified {what}. "
+            "Give real inputs with --validation, or say sizes that suit it with --dim."
+        )
 
     def _runs(self) -> bool:
         """Whether the original runs at the chosen extents: what operators require is not all that can be wrong."""

@@ -91,6 +91,22 @@ def design_points(graph: Graph, asked: Mapping[str, int]) -> DesignPoints | None
     return DesignPoints(plan, check, chosen, None if small == check else small)
 
 
+def smaller_points(graph: Graph, asked: Mapping[str, int], points: DesignPoints) -> Iterator[DesignPoints]:
+    """Give points at a quarter of the chosen extents each time, for a model that does not run at those.
+
+    What operators require is not all that bounds a size: positions that are counted from the tokens index a table too.
+    """
+    maker = InputMaker(graph, asked)
+    wanted = dict(points.check)
+    while True:
+        least = {name: SMALLEST[kind] for name, kind in points.chosen.items()}
+        found = maker.consistent({n: max(e // 4, min(e, least[n])) if n in least else e for n, e in wanted.items()})
+        if found is None or found == wanted:
+            return
+        yield DesignPoints(found, found, points.chosen)
+        wanted = found
+
+
 def _largest(
     maker: InputMaker, kinds: Mapping[str, str], start: Mapping[str, int], limit: int, work: float
 ) -> dict[str, int] | None:

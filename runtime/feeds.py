@@ -100,7 +100,7 @@ def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: flo
 
 
 def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generated, int] | None, str]:
-    choices = max([1, *(max(len(set(r.compared)), len(r.fixed)) for r in maker.roles.values())])
+    choices = max([1, *(max(len(set(r.compared)), bool(r.lengths) + len(r.fixed)) for r in maker.roles.values())])
     fallback: tuple[Generated, int] | None = None
     error = ""
     attempts = 0

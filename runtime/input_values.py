@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class InputValues:
             return self._floats(shape).astype(dtype.numpy())
         if dtype in (DType.COMPLEX64, DType.COMPLEX128):
             return (self._floats(shape) + 1j * self._floats(shape)).astype(dtype.numpy())
-        return self._integers(dtype, shape, binding).astype(dtype.numpy())
+        own = {name for dim in type_.shape or () if isinstance(dim, Sym) for name in dim.free}
+        return self._integers(dtype, shape, binding, own).astype(dtype.numpy())
 
     def _coin(self, shape: tuple[int, ...], dtype: type = bool) -> npt.NDArray[Any]:
         return self.rng.random(shape) < 0.5
@@ -68,7 +69,9 @@ class InputValues:
             return top * (self.rng.standard_normal(shape) if self.number % 2 else self.rng.random(shape))
         return self.rng.standard_normal(shape)
 
-    def _integers(self, dtype: DType, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
+    def _integers(
+        self, dtype: DType, shape: tuple[int, ...], binding: Mapping[str, int], own: Collection[str]
+    ) -> npt.NDArray[Any]:
         role = self.role
         if role.exact:
             return np.full(shape, extent_of(role.exact[0], "", binding))
@@ -79,10 +82,12 @@ class InputValues:
         if role.extents:
             high = min(extent_of(extent, "", binding) for extent in role.extents)
             return self.rng.integers(0, max(1, min(high, 2) if self.style == "small" else high), shape)
+        # what is compared with steps counts them, also where it sizes a tensor: a mask of `max(lengths)` steps
+        counts_steps = bool(role.lengths) and len(shape) <= 1
+        if counts_steps and not (role.fixed and self.choice):
+            return self._lengths(shape, binding, own)
         if role.fixed:
-            return _spread(role.fixed[self.choice % len(role.fixed)], shape).astype(np.int64)
-        if role.lengths and len(shape) <= 1:
-            return self._lengths(shape, binding)
+            return _spread(role.fixed[(self.choice - counts_steps) % len(role.fixed)], shape).astype(np.int64)
         if len(shape) <= 1 and role.compared:
             numbers = sorted(set(role.compared), reverse=True)
             return np.full(shape, int(numbers[self.choice % len(numbers)]))
@@ -94,10 +99,11 @@ class InputValues:
             return self.rng.integers(low, low + (1 << bits), shape)
         return self.rng.integers(0, 2 if self.style == "small" else 8, shape)
 
-    def _lengths(self, shape: tuple[int, ...], binding: Mapping[str, int]) -> npt.NDArray[Any]:
+    def _lengths(self, shape: tuple[int, ...], binding: Mapping[str, int], own: Collection[str]) -> npt.NDArray[Any]:
+        """One length for each element; where no axis is known to be counted, the shortest of other inputs' axes."""
         known = [extent_of(dim, "", binding) for dim in self.role.lengths if dim is not None]
         known = [extent for extent in known if extent > 1]
-        others = [extent for name, extent in binding.items() if extent > 1]
+        others = [extent for name, extent in binding.items() if extent > 1 and name not in own]
         full = min(known) if known else min(others, default=1)
         lengths = np.full(shape, full)
         if self.style == "typical" and lengths.size > 1:  # the first is full: models take the maximum

@@ -166,3 +166,22 @@ def test_a_vocabulary_bounds_words_and_not_how_many_there_are() -> None:
     assert found.plan["sequence"] > 77
     feed = InputMaker(read(text)).make({"batch": 1, "sequence": 60})
     assert len(set(np.diff(feed["ids"][0]).tolist())) > 1
+
+
+def test_a_model_that_does_not_run_at_the_chosen_sizes_is_planned_at_the_largest_at_which_it_does() -> None:
+    """Its places are those of numbers, so that no shape says that 77 bounds how many there are."""
+    body = """  %v = const() {value=@w77_8} : f32[77,8]
+  %second = const() {value=1} : i64[]
+  %odd = IsNaN(%x)
+  %even = Not(%odd)
+  %places = NonZero(%even)
+  %column = Gather(%places, %second)
+  %at = Gather(%v, %column)
+  %y = ReduceMean(%at) {keepdims=0}"""
+    model = read(graph("%x: f32[1,S]", body, "f32[]"))
+    wanted = design_points(model, {})
+    assert wanted is not None
+    assert wanted.check["S"] > 77
+    result = compile(to_proto(model), 1, measure=False)
+    assert 16 <= result.report.sizes["planned"]["S"] <= 77
+    assert any(f"S={wanted.check['S']}" in w and "--validation" in w for w in result.report.warnings)

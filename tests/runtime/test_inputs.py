@@ -116,6 +116,30 @@ def test_masks_lengths_and_compared_constants() -> None:
         assert 1 <= f.feed["n"].min() <= f.feed["n"].max() == f.feed["x"].shape[0]
 
 
+def test_lengths_that_size_a_mask_are_as_long_as_what_it_masks() -> None:
+    """A speech encoder's padding mask: `arange(max(lengths)) < lengths`, which no shape ties to the frames."""
+    model = parse(
+        """g (float[B, S, 3] x, int64[B] n) => (float[B, S, 3] y) {
+             m = ReduceMax <keepdims = 0> (n)
+             r = Range(zero, m, one)
+             column = Unsqueeze(n, last)
+             keep = Less(r, column)
+             f = Cast <to = 1> (keep)
+             g = Unsqueeze(f, twice)
+             y = Mul(x, g)
+           }""",
+        zero=np.array(0, np.int64),
+        one=np.array(1, np.int64),
+        last=np.array([1], np.int64),
+        twice=np.array([2], np.int64),
+    )
+    found = feeds(model)
+    assert {f.style for f in found} == {"typical"}
+    assert len({f.feed["x"].shape for f in found}) == 3
+    assert all(f.feed["n"].max() == f.feed["x"].shape[1] for f in found)
+    assert feeds(model, 1, dims={"B": 1, "S": 512})[0].feed["n"].tolist() == [512]
+
+
 def test_shapes_axes_and_counts() -> None:
     for text in (
         "g (float[4, 6] x, int64[2] s) => (float[a, b] y) { y = Reshape(x, s) }",
