@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir
 
-from memoptc.ir.core import Graph, Op
+from memoptc.ir.core import Graph, Op, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS, FormName
 from memoptc.ir.forms import WritingForm, captured_weights, obstacle, wrap
@@ -29,6 +29,8 @@ from memoptc.runtime.options import Feed, RunOptions
 
 EXTERNAL_FROM = 1 << 20
 """Bytes of weights from which they go beside the model: there they are mapped instead of copied."""
+COPIED_FROM = 1 << 18
+"""The same inside a branch, which onnxruntime holds twice besides what it packs: in the node and in the graph of it."""
 
 IGNORE = 1 << 20
 """Bytes of planned activations below which a branch cannot gain anything."""
@@ -110,32 +112,36 @@ def choose_form(
     planned = peak(graph, dims).peak_bytes
     if planned < IGNORE or _breaks_budget(graph, dims, planned, options.budget.activations):
         return plain
-    needs = predicted_needs(graph, dims, external=external)
-    inline = needs if not external else predicted_needs(graph, dims, external=False)
+    branch_external = external or (options.external == "auto" and _large_bytes(graph) >= COPIED_FROM)
+    needs = predicted_needs(graph, dims, external=external, branch_external=branch_external)
+    inline = needs if not branch_external else predicted_needs(graph, dims, external=False)
     how = "predicted"
     weights = sum(nbytes(tensor) for tensor in weight_tensors(graph))
     if feed is not None:
         at = bind_shapes(graph, feed)
         few = weights > peak(graph, at).peak_bytes  # then there is little that a branch could save
-        names = _promising(predicted_needs(graph, at, external=external), 1.0 if few else HOPELESS)
+        predicted = predicted_needs(graph, at, external=external, branch_external=branch_external)
+        names = _promising(predicted, 1.0 if few else HOPELESS)
         if len(names) == 1:
             return plain
-        needs, how = _measured(graph, feed, names, external, options), "measured"
+        forms = [WritingForm(name, external if name == "plain" else branch_external) for name in names]
+        needs, how = _measured(graph, feed, forms, options), "measured"
     elif weights > planned:
         return plain  # copies of weights decide, which nobody knows as well on paper
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
     best, in_message = _smallest(needs, margin), _smallest(inline, margin)
+    beside = external if best == "plain" else branch_external
     others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best) or "others more"
     least = (
         "it needs least" if needs[best] == min(needs.values()) else "not all patterns are predicted, and it has none"
     )
     decision = Decision(
         step="form",
-        what=f"written {_SAID[best]}",
+        what=f"written {_SAID[best]}{_BESIDE if beside > external else ''}",
         why=f"{least} in a default session of onnxruntime: {needs[best] / 1e6:.1f} MB {how}, {others}",
         gain_bytes=needs["plain"] - needs[best],
     )
-    return Choice(WritingForm(best, external), WritingForm(in_message, False), decision)
+    return Choice(WritingForm(best, beside), WritingForm(in_message, False), decision)
 
 
 _SAID: Mapping[FormName, str] = {
@@ -146,20 +152,24 @@ _SAID: Mapping[FormName, str] = {
     "knows nothing, so that it frees buffers instead of keeping them for others",
 }
 
+_BESIDE = "; its weights lie beside the model, since a branch would hold copies of them"
 
-def predicted_needs(graph: Graph, dims: Mapping[str, int], *, external: bool) -> dict[FormName, int]:
+
+def predicted_needs(
+    graph: Graph, dims: Mapping[str, int], *, external: bool, branch_external: bool = False
+) -> dict[FormName, int]:
     """Predict what a default session needs, for each form that makes a difference.
 
     Args:
         graph: The graph, shapes inferred.
         dims: Extents to plan with.
         external: Whether weights lie beside the model.
+        branch_external: Whether they do where it is written inside a branch.
     """
-    how = Configuration(external=external)
-    needs: dict[FormName, int] = {
-        "plain": predict_need(graph, dims, how).need_bytes,
-        "branch": predict_need(graph, dims, replace(how, branch=True)).need_bytes,
-    }
+    plain = predict_need(graph, dims, Configuration(external=external)).need_bytes
+    external = external or branch_external
+    how = Configuration(external=external, branch=True)
+    needs: dict[FormName, int] = {"plain": plain, "branch": predict_need(graph, dims, how).need_bytes}
     # A branch allocates outputs of known shape when it begins, where the last run's are still held, too.
     needs["branch"] += EARLY * max(0, peak(wrap(graph), dims).peak_bytes - peak(graph, dims).peak_bytes - CONDITION)
     outside = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph))
@@ -168,8 +178,8 @@ def predicted_needs(graph: Graph, dims: Mapping[str, int], *, external: bool) ->
         # While it loads, what it packs lies beside what it packs it from.
         packed = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph) if not _only_rows(op))
         needs["captured"] = max(needs["branch"] - outside, 2 * packed)
-    shapeless = predict_need(graph, dims, replace(how, branch=True, shapeless=True)).need_bytes
-    shapeless += needs["branch"] - predict_need(graph, dims, replace(how, branch=True)).need_bytes
+    shapeless = predict_need(graph, dims, replace(how, shapeless=True)).need_bytes
+    shapeless += needs["branch"] - predict_need(graph, dims, how).need_bytes
     if shapeless < min(needs.values()) * (1 - SLIGHT):
         needs["shapeless"] = shapeless
     return needs
@@ -180,11 +190,19 @@ def _only_rows(weight: Op) -> bool:
     return all(user.is_a("Gather") for user in weight.result.users)
 
 
+def _large_bytes(graph: Graph) -> int:
+    """Bytes of the weights that can go beside the model."""
+    return sum(nbytes(t) for t in _large(graph))
+
+
+def _large(graph: Graph) -> Iterator[Tensor]:
+    return (t for t in weight_tensors(graph) if t.dtype != DType.STRING and nbytes(t) >= EXTERNAL_THRESHOLD)
+
+
 def _external(graph: Graph, options: Options) -> bool:
-    large = [t for t in weight_tensors(graph) if t.dtype != DType.STRING and nbytes(t) >= EXTERNAL_THRESHOLD]
-    total = sum(nbytes(t) for t in large)
+    total = _large_bytes(graph)
     if options.external == "auto":
-        return total >= EXTERNAL_FROM or any(isinstance(t, onnx_ir.ExternalTensor) for t in large)
+        return total >= EXTERNAL_FROM or any(isinstance(t, onnx_ir.ExternalTensor) for t in _large(graph))
     if options.external == "never" and total > INLINE_LIMIT:
         raise InputError(
             f"The model's weights ({total / 1e9:.1f} GB) do not fit into one file with it.", hint="Use --external auto."
@@ -210,16 +228,14 @@ def _promising(needs: Mapping[FormName, int], most: float) -> list[FormName]:
     return [name for name, need in needs.items() if need <= most * needs["plain"]]
 
 
-def _measured(
-    graph: Graph, feed: Feed, names: Sequence[FormName], external: bool, options: Options
-) -> dict[FormName, int]:
+def _measured(graph: Graph, feed: Feed, forms: Sequence[WritingForm], options: Options) -> dict[FormName, int]:
     """Measure each form in a fresh process; forms that need more than a plain graph are left out."""
     found: dict[FormName, int] = {}
     folder = Path(tempfile.mkdtemp(prefix="memoptc-forms-"))
     try:
-        for name in names:
-            path = folder / "candidate.onnx"
-            write_into(graph, path, WritingForm(name, external))
+        for form in forms:
+            path, name = folder / "candidate.onnx", form.name
+            write_into(graph, path, form)
             run = RunOptions(threads=options.jobs or 0)
             try:
                 if name == "plain":

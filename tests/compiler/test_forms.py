@@ -82,9 +82,11 @@ def test_the_predicted_need_decides(tmp_path: Path) -> None:
     for batch, expected in ((1, "plain"), (BATCH, "branch")):
         dims = {"batch": batch}
         needs = predicted_needs(graph, dims, external=False)
-        chosen = choose_form(graph, dims, Options()).form.name
-        assert needs[chosen] <= needs["plain"]
-        assert chosen == expected
+        form = choose_form(graph, dims, Options()).form
+        assert needs[form.name] <= needs["plain"]
+        assert form.name == expected
+        assert form.external == (expected == "branch")  # which would hold copies of what lies inside of it
+        assert not choose_form(graph, dims, Options(external="never")).form.external
 
 
 def test_measuring_decides_where_it_is_on(tmp_path: Path) -> None:
