@@ -123,6 +123,7 @@ class _Reader:
         """Keys and values of an encoder: inputs that attention uses as they are."""
         taken = {c.past for c in own} | {a.input.name for a in self.appended}
         back = {v: n for n, value in enumerate(self.graph.outputs) for v, _ in origins(value)}
+        computed = self._computed({c.present for c in own})
         for value in self.inputs:
             shape = shape_of(value)
             if value.name in taken or shape is None or len(shape) != 4 or is_integer(value):
@@ -130,9 +131,34 @@ class _Reader:
             part = part_handed_over(value)
             heads, width = shape[1], shape[3]
             if part and isinstance(heads, int) and isinstance(width, int):
-                present = self.names[back[value]] if value in back else ""
+                alike = computed.get((part, heads, width), [])
+                present = self.names[back[value]] if value in back else next(iter(alike), "")
+                if present in alike:
+                    alike.remove(present)
                 yield Cache(value.name, present, part, "read", dtype_name(value),
                             tuple(d if isinstance(d, int) else -1 for d in shape), 0, 2, heads, width)  # fmt: skip
+
+    def _computed(self, presents: set[str]) -> dict[tuple[Part, int, int], list[str]]:
+        """Outputs that a branch computes an encoder's keys or values for, by part, heads and width, in their order.
+
+        A merged file gives them where there is no past; its other branch need not hand them back, and gives nothing.
+        """
+        found: dict[tuple[Part, int, int], list[str]] = {}
+        for name, value in zip(self.names, self.graph.outputs, strict=True):
+            if name in presents or value.op is None or value.op.op_type != "If":
+                continue
+            for region in value.op.regions.values():
+                made = region.outputs[value.index]
+                while made.op is not None and made.op.is_a("Identity"):
+                    made = made.op.operand
+                shape = shape_of(made)
+                if shape is None or len(shape) != 4 or made.op is None or made.tensor is not None:
+                    continue
+                part, heads, width = part_handed_over(made), shape[1], shape[3]
+                if part and isinstance(heads, int) and isinstance(width, int):
+                    found.setdefault((part, heads, width), []).append(name)
+                    break
+        return found
 
     def _shared(self) -> bool:
         """Whether every cache is used by one GroupQueryAttention alone, which may then write where it reads."""

@@ -119,10 +119,11 @@ def seq2seq(style: Style) -> onnx.ModelProto:
     return model_of(w, inputs, outputs)
 
 
-def merged(model: onnx.ModelProto, style: Style | None = None) -> onnx.ModelProto:
+def merged(model: onnx.ModelProto, style: Style | None = None, *, handed_back: bool = True) -> onnx.ModelProto:
     """One file for both: an If over `use_cache_branch`, whose other branch starts without a past.
 
-    What an encoder's keys and values are read from there are its states, and both branches give them back.
+    What an encoder's keys and values are read from there are its states, and both branches give them back; without
+    `handed_back` that with a past gives empty tensors, as optimum writes it.
     """
     caches = [i for i in model.graph.input if "past" in i.name]
     read = [i.name for i in caches if ".encoder." in i.name]
@@ -149,7 +150,13 @@ def merged(model: onnx.ModelProto, style: Style | None = None) -> onnx.ModelProt
             copy.input[:] = [renamed.get(n, n) for n in node.input]
             copy.output[:] = [renamed[n] for n in node.output]
         for given in read:
-            body.node.append(helper.make_node("Identity", [renamed.get(given, given)], [f"{name}/back/{given}"]))
+            back = f"{name}/back/{given}"
+            if handed_back or name == "without_past":
+                body.node.append(helper.make_node("Identity", [renamed.get(given, given)], [back]))
+            else:
+                body.initializer.append(
+                    helper.make_tensor(back, TensorProto.FLOAT, [0, style.heads, 1, style.width], [])
+                )
         for output in model.graph.output:
             copied = body.output.add()
             copied.CopyFrom(output)

@@ -35,6 +35,7 @@ FORMS: dict[str, Form] = {
     "merged": (lambda: merged(decoder(Style(tied=False))), (4, 6)),
     "Whisper": (lambda: seq2seq(Style(kv=4)), (2, 8)),
     "Whisper, merged": (lambda: merged(seq2seq(Style(kv=4)), Style(kv=4)), (4, 12)),
+    "Whisper, merged by optimum": (lambda: merged(seq2seq(Style(kv=4)), Style(kv=4), handed_back=False), (4, 12)),
     "genai": (lambda: genai(Style()), (0, 4)),
     "opset 24": (lambda: opset24(Style()), (0, 4)),
 }
