@@ -145,18 +145,11 @@ class _Reader:
         """
         found: dict[tuple[Part, int, int], list[str]] = {}
         for name, value in zip(self.names, self.graph.outputs, strict=True):
-            if name in presents or value.op is None or value.op.op_type != "If":
+            if name in presents or value.op is None:
                 continue
             for region in value.op.regions.values():
-                made = region.outputs[value.index]
-                while made.op is not None and made.op.is_a("Identity"):
-                    made = made.op.operand
-                shape = shape_of(made)
-                if shape is None or len(shape) != 4 or made.op is None or made.tensor is not None:
-                    continue
-                part, heads, width = part_handed_over(made), shape[1], shape[3]
-                if part and isinstance(heads, int) and isinstance(width, int):
-                    found.setdefault((part, heads, width), []).append(name)
+                if (made := _keys_or_values(region.outputs[value.index])) is not None:
+                    found.setdefault(made, []).append(name)
                     break
         return found
 
@@ -293,6 +286,18 @@ class _Reader:
             elif op.key in ATTENTION and any(op is one.op for one in self.appended):
                 found.add(True)
         return (True in found) if found else None
+
+
+def _keys_or_values(value: Value) -> tuple[Part, int, int] | None:
+    """Part, heads and width of what attention is given, too; `None` for anything else."""
+    shape = shape_of(value)
+    if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
+        return None
+    part = part_handed_over(value)
+    while part is None and value.op is not None and len(value.op.operands) == 1:  # a copy, given back
+        value = value.op.operand
+        part = part_handed_over(value)
+    return None if part is None else (part, shape[1], shape[3])
 
 
 def _refused(why: str) -> InputError:
