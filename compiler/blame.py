@@ -1,4 +1,4 @@
-"""Says where in an author's code an exception came from: type, message, file, line and the line's text."""
+"""Origin of an exception in an author's code: type, message, file, line and the line's text."""
 
 from __future__ import annotations
 

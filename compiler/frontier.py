@@ -1,4 +1,4 @@
-"""How small a model gets, and at what price: the same model compiled for smaller and smaller memory budgets."""
+"""Frontier of need and latency: the same model compiled for smaller and smaller memory budgets."""
 
 from __future__ import annotations
 

@@ -9,18 +9,18 @@ import onnx_ir
 from onnx_shape_inference import registry
 from onnx_shape_inference._ops import _pooling
 
-_DOMAIN = "com.microsoft"
+from memoptc.ir.ops import TABLE
 
-_LIKE = {"FusedConv": ("Conv", 11), "FusedGemm": ("Gemm", 13), "DynamicQuantizeLSTM": ("LSTM", 14)}
-"""Operators whose results have the shapes of another operator's."""
+_DOMAIN = "com.microsoft"
 
 _FLOAT_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
 def install() -> None:
     """Put the handlers into the engine."""
-    for name, (like, version) in _LIKE.items():
-        registry.register(_DOMAIN, name, since_version=1)(_delegate(like, version))
+    for operator in TABLE.values():
+        if operator.types_like is not None:
+            registry.register(operator.domain, operator.name, since_version=1)(_delegate(*operator.types_like))
     # Written whatever the model's opset is, though ONNX has it from 17 on.
     registry.register("", "LayerNormalization", since_version=1)(_delegate("LayerNormalization", 17))
     registry.register(_DOMAIN, "QGemm", since_version=1)(_infer_quantized_gemm)

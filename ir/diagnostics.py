@@ -1,4 +1,4 @@
-"""What memoptc says when something is wrong: one sentence what, one sentence how to go on."""
+"""Errors of memoptc: one sentence that says what is wrong, one that says how to go on."""
 
 from __future__ import annotations
 

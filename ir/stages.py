@@ -1,4 +1,4 @@
-"""Where to cut a model into stages: at values of few bytes, the weights of the parts about equal."""
+"""Cuts of a model into stages: at values of few bytes, the weights of the parts about equal."""
 
 from __future__ import annotations
 

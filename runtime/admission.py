@@ -1,4 +1,4 @@
-"""Whether a call fits a memory limit, known before it starts; and calls of fewer samples that do.
+"""Admission of a call under a memory limit, decided before it starts; and calls of fewer samples that fit.
 
 A session contract says how many bytes a run allocates, as a formula over the shapes of the inputs, and along which axes
 of inputs and outputs samples lie that do not depend on each other. Imported by `memoptc.runtime.Session`, so it needs

@@ -23,7 +23,7 @@ from memoptc.runtime.checkpoint import Checkpoint
 from memoptc.runtime.data import Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.histogram import Accumulator, Histogram
-from memoptc.runtime.observers import OBSERVERS, observe
+from memoptc.runtime.observers import OBSERVERS, covered_range
 from memoptc.runtime.probe import PREFIX, Probe, copies
 
 BUDGET = 128 << 20
@@ -113,7 +113,7 @@ def calibrate(
         histogram = None
         if method != "minmax":
             histogram = seen[name].histogram()
-            (low, high), chosen = observe(histogram, (low, high), method, percentile)
+            (low, high), chosen = covered_range(histogram, (low, high), method, percentile)
         found[name] = Range(low, high, seen[name].count, histogram, chosen, (seen[name].low, seen[name].high))
     if kept is not None:
         kept.done()

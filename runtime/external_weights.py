@@ -1,4 +1,4 @@
-"""Which weights of a model lie in files of their own, read without the onnx package.
+"""Weights of a model that lie in files of their own, listed without the onnx package.
 
 The file is walked as a protobuf message; only names, shapes and places are looked at.
 """

@@ -1,4 +1,4 @@
-"""Which nodes onnxruntime really runs on integers, and why others that have codes do not: read off its own graph."""
+"""Nodes that onnxruntime really runs on integers, and why others that have codes do not: read off its own graph."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ OBSERVERS: dict[str, Observer] = {
 """Method -> function that gives the range to cover."""
 
 
-def observe(histogram: Histogram, ends: Ends, method: str, percentile: float) -> tuple[Ends, str]:
+def covered_range(histogram: Histogram, ends: Ends, method: str, percentile: float) -> tuple[Ends, str]:
     """Give the range to cover, and the method that gave it.
 
     Args:

@@ -1,4 +1,4 @@
-"""How onnxruntime is to run a model: `RunOptions`, what they become in its Python package, its errors in one sentence.
+"""`RunOptions`: options of a run in onnxruntime, their form in its Python package, its errors in one sentence.
 
 Imported by `memoptc.runtime.Session`, so it needs nothing beyond onnxruntime and the standard library.
 """

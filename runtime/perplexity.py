@@ -1,4 +1,4 @@
-"""How surprised a decoder is by text: perplexity, of token numbers alone; the rest of a feed follows from them."""
+"""Perplexity of a decoder on text, of token numbers alone; the rest of a feed follows from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a coarser model is: signal to difference against the original, and a metric on labels or a user's own."""
+"""Accuracy of a coarser model: signal to difference against the original, and a metric on labels or a user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two spellings of a model give the same outputs on made-up inputs; where that may end the process, apart."""
+"""Test that two spellings of a model give the same outputs on made-up inputs; where that may end the process, apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether samples give the same bits in calls of fewer of them, and what calls of more allocate."""
+"""Test that samples give the same bits in calls of fewer of them, and the bytes that calls of more allocate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as the failure: a command, or how a compile of the model ends."""
+"""The failure that a reduction keeps: an exit code of a command, or the way a compile of the model ends."""
 
 from __future__ import annotations
 

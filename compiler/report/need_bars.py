@@ -1,4 +1,4 @@
-"""What each process needs, as one bar of its parts, as inline SVG."""
+"""Bars of the memory that each process needs, by its parts, as inline SVG."""
 
 from __future__ import annotations
 

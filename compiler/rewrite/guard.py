@@ -1,4 +1,4 @@
-"""What the driver guarantees about every rule: who may use what goes away, where the new may stand, what it is."""
+"""Guarantees of the driver about every rule: users of what goes away, positions of what is new, types of results."""
 
 from __future__ import annotations
 

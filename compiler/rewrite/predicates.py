@@ -1,4 +1,4 @@
-"""What rules written as data may ask: functions of values, operators and plain literals, by name.
+"""Predicates of rules written as data: functions of values, operators and plain literals, by name.
 
 An answer of `None` means "not known"; a condition that depends on it does not hold, and neither does its
 negation.

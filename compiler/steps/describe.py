@@ -1,4 +1,4 @@
-"""What the report and the output say of a model: sizes, predicted need, kernels, decoder, origin."""
+"""Figures of a model for the report: sizes, predicted need, kernels, decoder, origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study measured: one row for each change, failures included, and which rows no other row beats."""
+"""Results of a study: one row for each change, failures included, and the rows that no other row beats."""
 
 from __future__ import annotations
 

@@ -208,6 +208,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define(
         "FusedConv",
         MICROSOFT,
+        types_like=("Conv", 11),
         space=_conv,
         multiplications=_multiplications,
         workspace=_workspace,

@@ -140,6 +140,8 @@ class Operator:
             recorded for varied shapes (`tests/memory/test_recorded.py` holds it against the recorder); without one,
             the kernel needs nothing worth counting, or was not looked at.
         integer_workspace: The same for the integer kernel that it becomes between codes.
+        types_like: Name and version of the operator of standard ONNX whose results have the same types, for operators
+            that the inference does not know.
         double: Builds the same in float64 from other operators, where onnxruntime has no float64 kernel; operators of
             `com.microsoft` without it have no float64 form.
         stays_float32: What it computes is defined by rounding to few bits, or by a choice among elements: it stays in
@@ -177,6 +179,7 @@ class Operator:
     multiplications: Callable[[Op, ShapeOf], float] | None = None
     workspace: Callable[[Sizes], int] | None = None
     integer_workspace: Callable[[Sizes], int] | None = None
+    types_like: tuple[str, int] | None = None
     double: Lowering | None = None
     stays_float32: bool = False
     float32_operands: tuple[int, ...] = ()

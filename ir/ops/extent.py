@@ -1,4 +1,4 @@
-"""Which extents an operator's kernels take: an axis without elements ends a run, or the process, in some of them."""
+"""Extents that an operator's kernels take: an axis without elements ends a run, or the process, in some of them."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ OPERATORS: tuple[Operator, ...] = (
         layout=_matmul_layout,
         **_PRODUCT,
     ),
-    *define("FusedGemm", MICROSOFT, space=_gemm, layout=_gemm_layout, **_PRODUCT),
+    *define("FusedGemm", MICROSOFT, types_like=("Gemm", 13), space=_gemm, layout=_gemm_layout, **_PRODUCT),
     *define("DynamicQuantizeMatMul", MICROSOFT, workspace=_codes, family=Family.MATMUL),
     *define("QGemm", MICROSOFT, workspace=_sums, family=Family.MATMUL),
     *define("MatMulNBits", MICROSOFT, space=_rows, **_INTEGER_PRODUCT),

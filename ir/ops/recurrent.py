@@ -71,7 +71,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("LSTM", workspace=_lstm, double=recurrent, **_FACTS),
     *define("GRU", workspace=_gru, double=recurrent, **_FACTS),
     *define("RNN", workspace=_rnn, **_FACTS),
-    *define("DynamicQuantizeLSTM", MICROSOFT, family=Family.RECURRENT),
+    *define("DynamicQuantizeLSTM", MICROSOFT, types_like=("LSTM", 14), family=Family.RECURRENT),
 )
 OPERATORS = also(OPERATORS, "GRU LSTM", packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, packed=(1, 2))

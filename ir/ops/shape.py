@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from memoptc.ir.core import Op
+from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, same
 from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, also, define
+from memoptc.ir.ops.double import OpBuilder
 from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
@@ -167,6 +168,17 @@ def _trilu(op: Op) -> list[Axis]:
     return [everywhere(op, i) for i in range(len(extents(op, 0)) - 2)]
 
 
+def _trilu_double(b: OpBuilder, op: Op) -> Sequence[Value]:
+    return [b.Trilu(*op.operands, upper=int(op.attrs.get("upper", 1)))]
+
+
+def _trilu_sample(r: Rng) -> Sample:
+    """Either triangle of some matrices, with a diagonal inside, outside or not given."""
+    matrices, upper = floats(r, *drawn_extents(r, 2, 4)), {"upper": int(r.integers(2))}
+    diagonal = np.asarray(r.integers(-4, 5), np.int64)
+    return Sample((matrices, diagonal), upper, frozenset({1})) if r.random() < 0.7 else Sample((matrices,), upper)
+
+
 def _transpose_sample(r: Rng) -> Sample:
     shape = drawn_extents(r, 1, 4)
     return Sample((floats(r, *shape),), {"perm": [int(a) for a in r.permutation(len(shape))]})
@@ -208,7 +220,16 @@ OPERATORS: tuple[Operator, ...] = (
     *define("ReverseSequence", moves=True, unchecked_ranks=True),
     *define("ConstantOfShape", space=_filled),
     *define("OneHot", space=_one_hot),
-    *define("Trilu", space=_trilu, in_place=(0,)),
+    *define("Trilu", space=_trilu, sample=_trilu_sample, in_place=(0,)),
+    *define(
+        "Trilu",
+        MICROSOFT,
+        types_like=("Trilu", 14),
+        space=_trilu,
+        sample=_trilu_sample,
+        double=_trilu_double,
+        in_place=(0,),
+    ),
     *define("ScatterElements TensorScatter", in_place=(0,)),
     *define("Constant EyeLike NonZero Range Scatter ScatterND Shape Size Unique"),
     *define("NonMaxSuppression", stays_float32=True),

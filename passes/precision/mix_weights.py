@@ -15,6 +15,7 @@ from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass, Precision
+from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
@@ -33,8 +34,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     layer_row,
     needed,
 )
-from memoptc.passes.precision._quantize.wanted import Wanted
-from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK, Memo, Plan, Writer, near_divisor
+from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK, Memo, WeightFormat, Writer, near_divisor
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import Quality, decibels
 
@@ -126,7 +126,7 @@ class _Search:
         self.decodes = recognised(graph) is not None
         activations = 8 if self.decodes else 32
         opset = ops.opset_of(graph) or 0
-        self.plan = Plan(4, asked.block, False, "nbits", opset, activations=activations, decode=asked.decode)
+        self.plan = WeightFormat(4, asked.block, False, "nbits", opset, activations=activations, decode=asked.decode)
         self.found = self.find(graph)
         self.names = _names(self.found.chosen)
         self.memo: Memo = {}
@@ -184,7 +184,7 @@ class _Search:
         """Choose by what coding changes in the outputs."""
         asked = self.asked
         try:
-            wanted = Wanted(self.graph, self.context, self.least(), asked.max_loss, fallback=asked.fallback)
+            wanted = AccuracyCheck(self.graph, self.context, self.least(), asked.max_loss, fallback=asked.fallback)
         except InputError as error:
             if self.context.calibration is not None or asked.min_sqnr is None or asked.max_loss is not None:
                 raise
@@ -213,7 +213,7 @@ class _Search:
                 found[state][name] = error
         return found
 
-    def sensitivities(self, wanted: Wanted) -> list[Layer]:
+    def sensitivities(self, wanted: AccuracyCheck) -> list[Layer]:
         """Measure each weight alone in 4 bits, the coarsest first and exactly; 8 bits follow from their errors."""
         errors = self.errors()
         everywhere = dict.fromkeys(self.names, FLOAT)
@@ -245,7 +245,7 @@ class _Search:
         layers: Sequence[Layer],
         states: Mapping[str, str],
         setting: str,
-        wanted: Wanted | None = None,
+        wanted: AccuracyCheck | None = None,
         quality: Quality | None = None,
     ) -> None:
         """Tell the report what was decided for each weight, and what came of it."""
@@ -281,11 +281,11 @@ def _names(weights: Sequence[Weight]) -> list[str]:
     return found
 
 
-def _is_table(site: Site, plan: Plan) -> bool:
+def _is_table(site: Site, plan: WeightFormat) -> bool:
     return plan.decode == "load" and site.op.op_type in DECODED
 
 
-def _errors(weight: Weight, plan: Plan) -> tuple[float, float]:
+def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:
     """What coding changes in a weight, in blocks of 4 bits and per channel in 8: noise to signal."""
     site, content = weight.sites[0], weight.numpy()
     if _is_table(site, plan):

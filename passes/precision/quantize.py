@@ -18,7 +18,7 @@ from memoptc.passes.precision._quantize.existing import is_quantized, without_si
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import observe
 from memoptc.passes.precision._quantize.places import RECURRENT
-from memoptc.passes.precision._quantize.static import Choice, Emitter, choose, is_float32, share_scales
+from memoptc.passes.precision._quantize.static import Choice, StaticQuantizer, choose, is_float32, share_scales
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
@@ -127,7 +127,7 @@ class Quantize(Pass):
         activations = _ACTIVATIONS.get(self.activations) or choice.existing.dtype or DType.UINT8
         scales = self._scales(graph, choice, activations, context)
         share_scales(choice, scales)
-        Emitter(graph, choice, scales, dtype, bits, context.stats, activations).emit()
+        StaticQuantizer(graph, choice, scales, dtype, bits, context.stats, activations).emit()
 
     def _scales(self, graph: Graph, choice: Choice, dtype: DType, context: Context) -> dict[Value, Scale]:
         known = choice.existing.scales

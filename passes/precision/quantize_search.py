@@ -12,6 +12,7 @@ from memoptc.ir.core import Graph, Op
 from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass, Precision
+from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
@@ -27,8 +28,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     ladder,
     layer_row,
 )
-from memoptc.passes.precision._quantize.trial import Codes, Setting, Variant, name_layers, rounding_work
-from memoptc.passes.precision._quantize.wanted import Wanted
+from memoptc.passes.precision._quantize.trial import QuantizationConfig, Setting, Variant, name_layers, rounding_work
 from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
@@ -121,7 +121,7 @@ class QuantizeSearch(Pass):
         if self.weights not in DTYPES:
             raise InputError(f"quantize-search has no weights {self.weights!r}.", hint="There are: int8, uint8.")
         device = load_device(self.device)
-        codes = Codes(
+        codes = QuantizationConfig(
             DTYPES[self.weights],
             device.weight_bits(self.weights),
             device,
@@ -149,7 +149,7 @@ class QuantizeSearch(Pass):
         rest.run(copy, trial)
         if not trial.stats["weights quantized"]:
             return
-        wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
+        wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
         if wanted.good(wanted.trials.full(copy)):
             rest.run(graph, context)
         else:
@@ -160,7 +160,7 @@ class QuantizeSearch(Pass):
         blocks = QuantizeWeights(
             bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, activations=8, exclude=self.exclude
         )
-        wanted = Wanted(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
+        wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
         copy, trial = graph.clone(), Context()
         blocks.run(copy, trial)
         if not trial.stats["weights quantized"]:
@@ -185,13 +185,13 @@ class _Search:
         asked: QuantizeSearch,
         graph: Graph,
         layers: dict[str, Op],
-        codes: Codes,
+        codes: QuantizationConfig,
         context: Context,
     ) -> None:
         self.asked, self.graph, self.layers, self.codes = asked, graph, layers, codes
         self.stats, self.context = context.stats, context
         self.variants: dict[tuple[Pass, ...], Variant] = {}
-        self.wanted = Wanted(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
+        self.wanted = AccuracyCheck(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
         self.trials = self.wanted.trials
         few, _ = self.wanted.examiner.samples
         self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))

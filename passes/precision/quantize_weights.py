@@ -10,7 +10,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.coding import SMALLEST, find, report, write_all
 from memoptc.passes.precision._quantize.places import RECURRENT, Weight
-from memoptc.passes.precision._quantize.weight_only import Plan, Writer
+from memoptc.passes.precision._quantize.weight_only import WeightFormat, Writer
 
 BLOCKS = (16, 32, 64, 128, 256)
 FORMS = ("nbits", "dq")
@@ -72,7 +72,9 @@ class QuantizeWeights(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         """Code what can be coded, and say what was left and why."""
         opset = ops.opset_of(graph) or 0
-        plan = Plan(self.bits, self.block, self.symmetric, self.form, opset, self.search, self.activations, self.decode)
+        plan = WeightFormat(
+            self.bits, self.block, self.symmetric, self.form, opset, self.search, self.activations, self.decode
+        )
         found = find(graph, plan, self.smallest, frozenset(self.exclude))
         if self.rest:
             found = replace(found, chosen=[w for w in found.chosen if _left(w, graph)], left=[], small=0)

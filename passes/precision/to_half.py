@@ -20,7 +20,7 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._half.choice import Candidate, Choice, narrow_candidates, worth
 from memoptc.passes.precision._half.rewrite import Rewriter, can_look_up_float8, channel_axis, is_table, scaled
 from memoptc.passes.precision._half.table import CODED, FORMATS, Format
-from memoptc.passes.precision._quantize.wanted import made_up
+from memoptc.passes.precision._quantize.accuracy_check import made_up
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import magnitudes
 from memoptc.runtime.devices import USUAL, load_device

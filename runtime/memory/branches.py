@@ -1,4 +1,4 @@
-"""Which branch of an If runs, where that follows from extents alone."""
+"""The branch of an If that runs, where that follows from extents alone."""
 
 from __future__ import annotations
 

@@ -262,10 +262,10 @@ def _body_bytes(
     key = (frozenset(dims.items()), model, alignment, tuple(r.omitted for r in op.results))
     if key not in known:
         inner = liveness(region, dims, workspace=workspace, alignment=alignment)
-        lent, late = _lent(op, region, dims), 0
+        forwarded, late = _forwarded_outputs(op, region, dims), 0
         for storage in inner.storages:
             value = storage.values[0] if storage.values else None
-            if value in lent:
+            if value in forwarded:
                 # What an If makes has its place from the start where its shape is fixed, else from where it is made.
                 if op.op_type == "If" and value is not None and not _is_fixed(value):
                     late += storage.size
@@ -289,7 +289,7 @@ def _known(region: Graph) -> dict[object, tuple[int, tuple[str, ...]]]:
     return {}
 
 
-def _lent(op: Op, region: Graph, dims: Mapping[str, int]) -> set[Value]:
+def _forwarded_outputs(op: Op, region: Graph, dims: Mapping[str, int]) -> set[Value]:
     """The body's outputs that are written straight into the op's results: those of an If, and what a Scan stacks."""
     if op.domain or op.op_type not in ("If", "Scan"):
         return set()

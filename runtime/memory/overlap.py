@@ -1,4 +1,4 @@
-"""Which buffers are alive together: the tables that placing them needs."""
+"""Pairs of buffers that are alive together: the tables that placing them needs."""
 
 from __future__ import annotations
 

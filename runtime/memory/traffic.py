@@ -1,4 +1,4 @@
-"""Which bytes an operator touches: the accesses of every storage, for placement in several memories."""
+"""Bytes that an operator touches: the accesses of every storage, for placement in several memories."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.levels import Accuracy, pipeline_text
 from memoptc.pass_base import Context
-from memoptc.passes.precision._quantize.wanted import made_up
+from memoptc.passes.precision._quantize.accuracy_check import made_up
 from memoptc.passes.precision.mix_weights import MixWeights
 
 OUTLIERS = (

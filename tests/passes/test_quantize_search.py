@@ -24,7 +24,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     INTEGER,
     WEIGHTS,
     Layer,
-    Move,
+    StateChange,
     ladder,
     needed,
     shortest,
@@ -164,7 +164,7 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
         layers.append(Layer(f"l{i}", "Conv", nbytes, float(work), states, True))
     steps = ladder(layers)
 
-    def noise_of(chosen: Sequence[Move]) -> float:
+    def noise_of(chosen: Sequence[StateChange]) -> float:
         found = steps.states(chosen)
         return sum(layer.alone(found[layer.name]) for layer in layers)
 

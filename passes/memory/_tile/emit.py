@@ -29,9 +29,6 @@ from memoptc.passes.memory._tile.propagation import TileWork, tile_work
 from memoptc.passes.memory._tile.region import MARK, Region
 from memoptc.passes.memory._tile.smallest_extent import smallest_extent
 
-LAID_OUT = ("Conv", "ConvTranspose", "FusedConv")
-"""Operators whose weights onnxruntime lays out anew, and only where they stand in the same graph."""
-
 LARGE = 1 << 16
 """Bytes above which a weight that is used elsewhere, too, is not cut."""
 
@@ -276,7 +273,9 @@ class Emitter(TileBuilder):
                 codes = [self._own(v) if own else v for v in operand.op.operands]
                 (self.shared[key],) = self.copied(operand.op, codes, operand.op.attrs, 0, types=[operand.type])
             return self.shared[key]
-        return self._own(operand) if operand.tensor is not None and op.op_type in LAID_OUT else operand
+        # onnxruntime lays these weights out anew only where they stand in the same graph
+        laid_out = ops.facts(op).packs_weights and ops.in_family(op, ops.Family.CONVOLUTION)
+        return self._own(operand) if operand.tensor is not None and laid_out else operand
 
     def _own(self, weight: Value) -> Value:
         """A copy of a weight in the branch itself."""

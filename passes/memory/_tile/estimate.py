@@ -18,7 +18,7 @@ from memoptc.runtime.memory.liveness import liveness
 
 OVERHEAD = 1.5e-6
 """Seconds that running one node costs."""
-LAID_OUT = 2e-6
+CONVOLUTION_OVERHEAD = 2e-6
 """Seconds that it costs beside convolutions: between them and what is sliced lie changes of layout, and their kernels
 wake threads. Tiles of next to nothing take 1 to 1.5 microseconds a node, changes of layout not counted."""
 CROP = 4
@@ -109,7 +109,7 @@ def estimates(
     grid = StaticGrid(region, count, extent)
     costs = profile.costs
     base, outputs, floor = bound(region, profile)
-    overhead = LAID_OUT if any(in_family(op, Family.CONVOLUTION) for op in region.ops) else OVERHEAD
+    overhead = CONVOLUTION_OVERHEAD if any(in_family(op, Family.CONVOLUTION) for op in region.ops) else OVERHEAD
     whole = sum(costs.seconds(op) + overhead for op in region.ops)
     first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
     borders, border_nodes = _borders(region, grid.count, costs)

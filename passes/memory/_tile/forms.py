@@ -1,4 +1,4 @@
-"""How the operator of a tile differs from that of the whole, form by form."""
+"""Attributes and operands of a tile's operator, where they differ from those of the whole, form by form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ops run in a narrow format: those that can, whose numbers fit, and where it saves more than Casts cost."""
+"""Choice of ops for a narrow format: those that can, whose numbers fit, and where it saves more than Casts cost."""
 
 from __future__ import annotations
 

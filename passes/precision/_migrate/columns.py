@@ -1,4 +1,4 @@
-"""Which factors per column make blocks of few bits err least in what weights are multiplied with."""
+"""Factors per column with which blocks of few bits err least in products with the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which factors per channel make 8-bit codes of a tensor and of the weights that read it most accurate."""
+"""Factors per channel that make 8-bit codes of a tensor and of the weights that read it most accurate."""
 
 from __future__ import annotations
 

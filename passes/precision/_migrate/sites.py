@@ -1,4 +1,4 @@
-"""Where a factor per channel can move from a constant before a tensor to the constants of all that read it."""
+"""Sites where a factor per channel can move from a constant before a tensor to the constants of all that read it."""
 
 from __future__ import annotations
 

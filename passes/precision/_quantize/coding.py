@@ -15,7 +15,7 @@ from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.numerics import magnitude_of
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Site, Weight, find_weights
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
-from memoptc.passes.precision._quantize.weight_only import WINDOW, Plan, Writer
+from memoptc.passes.precision._quantize.weight_only import WINDOW, WeightFormat, Writer
 from memoptc.report.model import Decision
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
@@ -47,7 +47,7 @@ class Found:
     small: int = 0
 
 
-def find(graph: Graph, plan: Plan, smallest: int, excluded: frozenset[str]) -> Found:
+def find(graph: Graph, plan: WeightFormat, smallest: int, excluded: frozenset[str]) -> Found:
     """Find the weights of a graph that can be coded."""
     found = Found(smallest)
     for weight in find_weights(graph, excluded):
@@ -62,7 +62,7 @@ def find(graph: Graph, plan: Plan, smallest: int, excluded: frozenset[str]) -> F
     return found
 
 
-def obstacle(weight: Weight, plan: Plan) -> str:
+def obstacle(weight: Weight, plan: WeightFormat) -> str:
     """Say why a weight has to stay as it is; `""` when it need not."""
     if weight.obstacle:
         return weight.obstacle

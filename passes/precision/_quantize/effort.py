@@ -1,4 +1,4 @@
-"""How much a search may look: costs in nominal seconds, which are the same on every machine."""
+"""Effort of a search: its costs in nominal seconds, which are the same on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What weights are multiplied with: tensors, how they are read, and their second moments in bounded memory."""
+"""Tensors that weights are multiplied with, and their second moments in bounded memory."""
 
 from __future__ import annotations
 

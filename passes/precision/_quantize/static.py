@@ -195,7 +195,7 @@ def _can_follow(op: Op, choice: Choice, excluded: frozenset[str]) -> bool:
     return all(coded) and any(v in choice.tensors for v in operands)
 
 
-class Emitter:
+class StaticQuantizer:
     """Writes the choice into the graph.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which numbers each layer computes and is stored in, for the accuracy asked for at least bytes and work."""
+"""Numbers that each layer computes and is stored in: the accuracy asked for at least bytes and work."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Move:
+class StateChange:
     """One layer to a more accurate state.
 
     Args:
@@ -81,9 +81,9 @@ class Ladder:
     """
 
     start: Mapping[str, str]
-    moves: Sequence[Move]
+    moves: Sequence[StateChange]
 
-    def states(self, chosen: Iterable[Move] = ()) -> dict[str, str]:
+    def states(self, chosen: Iterable[StateChange] = ()) -> dict[str, str]:
         """The state of each layer after some moves, in their order."""
         return {**self.start, **{move.layer: move.state for move in chosen}}
 
@@ -110,7 +110,7 @@ def ladder(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
     start = {layer.name: min(layer.noise, key=prices[layer.name].__getitem__, default=FLOAT) for layer in layers}
     keys = {key for layer in layers for noise in layer.noise.values() for key in noise}
     total = {k: sum(la.noise.get(start[la.name], {}).get(k, 0.0) for la in layers) or 1.0 for k in keys}
-    found: list[Move] = []
+    found: list[StateChange] = []
     for layer in layers:
         price, at = prices[layer.name], start[layer.name]
         noise = {s: sum(_share(n, total[k]) for k, n in layer.noise.get(s, {}).items()) for s in price}
@@ -121,7 +121,7 @@ def ladder(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
             step = [(max(noise[at] - noise[s], 0.0), max(price[s] - price[at], 0.0) + _FREE, s) for s in dearer]
             gain, cost, to = max(step, key=lambda found: (found[0] / found[1], found[1]))
             between = tuple(sorted((s for s in dearer if price[s] < price[to]), key=price.__getitem__))
-            found.append(Move(layer.name, to, gain, cost, between))
+            found.append(StateChange(layer.name, to, gain, cost, between))
             at = to
     return Ladder(start, sorted(found, key=lambda m: -m.gain / m.cost))
 
@@ -172,8 +172,11 @@ def _finite(noise: float) -> float:
 
 
 def shortest(
-    ordered: Sequence[Move], good: Callable[[Sequence[Move]], bool], guess: int = 1, give_back: int = GIVE_BACK
-) -> list[Move] | None:
+    ordered: Sequence[StateChange],
+    good: Callable[[Sequence[StateChange]], bool],
+    guess: int = 1,
+    give_back: int = GIVE_BACK,
+) -> list[StateChange] | None:
     """Give the shortest beginning of the order that is good enough, then without what it can do without.
 
     Args:

@@ -19,24 +19,23 @@ from memoptc.passes.precision._migrate.sites import read_axis
 from memoptc.passes.precision._quantize import embedding
 from memoptc.passes.precision._quantize.coding import MINIMUM_IR_VERSION, SMALLEST, obstacle, write_all
 from memoptc.passes.precision._quantize.correct import Correction, output_axis, spread_inputs
-from memoptc.passes.precision._quantize.numerics import Codes as WeightCodes
-from memoptc.passes.precision._quantize.numerics import Scale, activation_scale, weight_codes
+from memoptc.passes.precision._quantize.numerics import Codes, Scale, activation_scale, weight_codes
 from memoptc.passes.precision._quantize.observe import observe
 from memoptc.passes.precision._quantize.places import GATHER, PRODUCTS, Weight, find_weights
 from memoptc.passes.precision._quantize.reading import columns_of, in_groups, moments_of, why_not
 from memoptc.passes.precision._quantize.recurrent import quantize_recurrent, recurrent
 from memoptc.passes.precision._quantize.rounding import Dampings, round_channels
-from memoptc.passes.precision._quantize.static import Choice, Emitter, Memo, choose, is_float32, share_scales
+from memoptc.passes.precision._quantize.static import Choice, Memo, StaticQuantizer, choose, is_float32, share_scales
 from memoptc.passes.precision._quantize.tradeoff import BLOCKS, FLOAT, WEIGHTS
 from memoptc.passes.precision._quantize.weight_only import Memo as BlockMemo
-from memoptc.passes.precision._quantize.weight_only import Plan, Writer
+from memoptc.passes.precision._quantize.weight_only import WeightFormat, Writer
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
 from memoptc.runtime.channels import Channels, channel_statistics
 from memoptc.runtime.devices import Device
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
-from memoptc.runtime.observers import observe as cover
+from memoptc.runtime.observers import covered_range
 from memoptc.runtime.quality import Examiner, Quality
 from memoptc.runtime.spool import trim
 
@@ -83,7 +82,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Codes:
+class QuantizationConfig:
     """Quantization configuration of weights, whatever the setting.
 
     Args:
@@ -134,13 +133,13 @@ class Variant:
 
     graph: Graph
     context: Context
-    codes: Codes
+    codes: QuantizationConfig
     checkpoint: Path | None = None
     stats: Counter[str] = field(default_factory=Counter)
     memo: Memo = field(default_factory=dict)
     blocks: BlockMemo = field(default_factory=dict)
     bytes: BlockMemo = field(default_factory=dict)
-    _rounded: dict[bool, dict[Value, WeightCodes]] = field(default_factory=dict)
+    _rounded: dict[bool, dict[Value, Codes]] = field(default_factory=dict)
     _covers: dict[str, dict[Value, Scale]] = field(default_factory=dict)
 
     @cached_property
@@ -182,7 +181,7 @@ class Variant:
         """Whether `rounded` has been asked for these."""
         return clip in self._rounded
 
-    def rounded(self, clip: bool) -> dict[Value, WeightCodes]:
+    def rounded(self, clip: bool) -> dict[Value, Codes]:
         """Codes of weights, rounded for the least error of their products; those of much work are left out."""
         if clip not in self._rounded:
             found, dampings = self._rounded.setdefault(clip, {}), Dampings()
@@ -204,7 +203,7 @@ class Variant:
                 assert seen.histogram is not None
                 ends = (seen.min, seen.max)
                 if method != "auto":
-                    ends, _ = cover(seen.histogram, seen.extremes, method, self.codes.percentile)
+                    ends, _ = covered_range(seen.histogram, seen.extremes, method, self.codes.percentile)
                 found[value] = activation_scale(*ends)
         return self._covers[method]
 
@@ -233,7 +232,7 @@ class Variant:
         if setting.rounding:
             rounded = {mapping[v]: codes for v, codes in self.rounded(setting.clip).items()}
             correction = replace(correction, codes=rounded)
-        Emitter(
+        StaticQuantizer(
             graph, choice, scales, self.codes.dtype, self.codes.bits, stats, correction=correction, memo=self.memo
         ).emit()
         if self.codes.embeddings:
@@ -303,7 +302,9 @@ class Trials:
             trim(collect=False)
 
 
-def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[dict[str, Op], Codes]:
+def name_layers(
+    graph: Graph, codes: QuantizationConfig, *, narrow: bool = False
+) -> tuple[dict[str, Op], QuantizationConfig]:
     """Give everything with weights that can be quantized a name of its own, and list it, in order.
 
     Args:
@@ -352,8 +353,8 @@ def name_layers(graph: Graph, codes: Codes, *, narrow: bool = False) -> tuple[di
     return layers, named
 
 
-def _plan(graph: Graph) -> Plan:
-    return Plan(4, BLOCK, False, "nbits", ops.opset_of(graph) or 0)
+def _plan(graph: Graph) -> WeightFormat:
+    return WeightFormat(4, BLOCK, False, "nbits", ops.opset_of(graph) or 0)
 
 
 def _tied(weight: Weight, graph: Graph) -> bool:
@@ -363,7 +364,7 @@ def _tied(weight: Weight, graph: Graph) -> bool:
     return top and GATHER in kinds and len(kinds) > 1 and not weight.obstacle
 
 
-def _byte_plan(graph: Graph, weight: Weight) -> Plan | None:
+def _byte_plan(graph: Graph, weight: Weight) -> WeightFormat | None:
     """Blocks of 8 bits for a weight; `None` where not all that reads it has a kernel for them."""
     lookups = {site.op.op_type == GATHER for site in weight.sites}
     known = (gathers_codes(8) or True not in lookups) and (multiplies_codes(8) or False not in lookups)

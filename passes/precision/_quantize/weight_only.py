@@ -53,7 +53,7 @@ _CODED_ACTIVATIONS = 4
 
 
 @dataclass
-class Plan:
+class WeightFormat:
     """How weights are written.
 
     Args:
@@ -114,7 +114,7 @@ class Writer:
         tables: The same for tables, by the tensor's identity and bits of an index.
     """
 
-    plan: Plan
+    plan: WeightFormat
     stats: Counter[str]
     signal: float = 0.0
     noise: float = 0.0

@@ -1,4 +1,4 @@
-"""How many disagreements among samples still show that few inputs are affected."""
+"""Number of disagreements among samples that still shows that few inputs are affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far weights can shrink: the cheapest steps first, as far as the outputs on data allow."""
+"""Search for the smallest weights: the cheapest steps first, as far as the outputs on data allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a model computes, where only shares of it matter."""
+"""Multiplications of a model, for where only shares of them matter."""
 
 from __future__ import annotations
 

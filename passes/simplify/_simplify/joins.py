@@ -1,4 +1,4 @@
-"""What is joined only to be taken apart again, and parts that nothing uses."""
+"""Rules for joins that are only taken apart again, and for parts that nothing uses."""
 
 from __future__ import annotations
 

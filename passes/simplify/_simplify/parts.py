@@ -1,4 +1,4 @@
-"""Which part of its operand a Slice, Split or Gather takes, as numbers."""
+"""The part of its operand that a Slice, Split or Gather takes, as numbers."""
 
 from __future__ import annotations
 

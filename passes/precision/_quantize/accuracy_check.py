@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.observe import pool_of
-from memoptc.passes.precision._quantize.tradeoff import GIVE_BACK, Ladder, Layer, Move, needed, shortest
+from memoptc.passes.precision._quantize.tradeoff import GIVE_BACK, Ladder, Layer, StateChange, needed, shortest
 from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
@@ -46,7 +46,7 @@ class _Enough:
         return chain(self._validation, islice(self._calibration, _BESIDE if few else 0))
 
 
-class Wanted:
+class AccuracyCheck:
     """Holds copies of a graph against it: on validation data, else on that of the calibration, else on made-up inputs.
 
     Fewer than 4 validation samples say little: the data of the calibration is looked at, too.
@@ -118,7 +118,7 @@ class Wanted:
         last, known, exact = before, dict[_States, Quality](), dict[_States, Quality]()
         margin, number = 0.0, 0
 
-        def good(chosen: Sequence[Move]) -> bool:
+        def good(chosen: Sequence[StateChange]) -> bool:
             nonlocal last, number
             states = steps.states(chosen)
             key = frozenset(states.items())
