@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import SUMMED, WHOLE, Along, Axis, Join, accumulated, dtype_of, everywhere, extents, given
 from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.normalization import all_but_axis
+from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, since
 from memoptc.ir.tensors import ints
 
@@ -92,16 +96,42 @@ def _top_terms(op: Op) -> list[Axis]:
     return [accumulated(op, Join.TOP, (0, axis))]
 
 
+def _reduce_sample(r: Rng) -> Sample:
+    """Positive numbers, whose logarithms exist, along some axes."""
+    rank = int(r.integers(1, 5))
+    x = np.asarray(0.1 + np.abs(floats(r, *drawn_extents(r, rank, rank))), np.float32)
+    axes = np.asarray(r.choice(rank, int(r.integers(1, rank + 1)), replace=False), np.int64)
+    return Sample((x, axes), {"keepdims": int(r.integers(2))}, frozenset({1}))
+
+
+def _arg_sample(r: Rng) -> Sample:
+    x = floats(r, *drawn_extents(r, 1, 4))
+    return Sample((x,), {"axis": axis_of(r, x.ndim), "keepdims": int(r.integers(2))})
+
+
+def _top_sample(r: Rng) -> Sample:
+    x = floats(r, *drawn_extents(r, 1, 4))
+    axis = axis_of(r, x.ndim)
+    count = np.asarray([r.integers(1, x.shape[axis] + 1)], np.int64)
+    return Sample((x, count), {"axis": axis, "largest": int(r.integers(2))}, frozenset({1}), 2)
+
+
+def _cum_sum_sample(r: Rng) -> Sample:
+    x = floats(r, *drawn_extents(r, 1, 4))
+    flags = {"exclusive": int(r.integers(2)), "reverse": int(r.integers(2))}
+    return Sample((x, np.asarray(axis_of(r, x.ndim), np.int64)), flags, frozenset({1}))
+
+
 _SUMS = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 )
 _FACTS: dict[str, Any] = {"family": Family.REDUCTION}
 
 OPERATORS: tuple[Operator, ...] = (
-    *define(_SUMS, space=_reduce, accumulates=_reduce_terms, **_FACTS),
-    *define("ArgMax ArgMin", space=_reduce, accumulates=_place_terms, **_FACTS),
-    *define("TopK", space=all_but_axis, accumulates=_top_terms),
-    *define("CumSum", space=_cum_sum),
+    *define(_SUMS, space=_reduce, accumulates=_reduce_terms, sample=_reduce_sample, **_FACTS),
+    *define("ArgMax ArgMin", space=_reduce, accumulates=_place_terms, sample=_arg_sample, **_FACTS),
+    *define("TopK", space=all_but_axis, accumulates=_top_terms, sample=_top_sample),
+    *define("CumSum", space=_cum_sum, sample=_cum_sum_sample),
     *define("CumProd NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"),
     *define("ReduceSumInteger", MICROSOFT, **_FACTS),
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
 from memoptc.ir.ops.definition import Blocked, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double_resize import resize
+from memoptc.ir.ops.sample import Rng, Sample, Sampler, floats
+from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of
 from memoptc.ir.ops.sizes import Sizes
 from memoptc.ir.tensors import ints
@@ -107,6 +111,26 @@ def pad_amounts(op: Op, rank: int) -> tuple[int, ...] | None:
     return known if known is not None and len(known) == 2 * rank else None
 
 
+def _blocks_sample(*, into_space: bool) -> Sampler:
+    """Images whose channels, or whose lines and columns, are a multiple of the block."""
+
+    def sample(r: Rng) -> Sample:
+        block, n, c, h, w = (int(d) for d in r.integers(1, 4, 5))
+        shape = (n, c * block * block, h, w) if into_space else (n, c, h * block, w * block)
+        modes = {"mode": str(r.choice(["DCR", "CRD"]))} if into_space else {}
+        return Sample((floats(r, *shape),), {"blocksize": block, **modes})
+
+    return sample
+
+
+def _pad_sample(r: Rng) -> Sample:
+    x = floats(r, *drawn_extents(r, 1, 4))
+    amounts = r.integers(0, 3, 2 * x.ndim).astype(np.int64)
+    if r.random() < 0.5:
+        return Sample((x, amounts, np.asarray(0.5, np.float32)), {"mode": "constant"}, frozenset({1, 2}))
+    return Sample((x, amounts), {"mode": "edge"}, frozenset({1}))
+
+
 def _positions(s: Sizes) -> int:
     """Positions and weights per line and column (tensor/upsample.cc)."""
     if s.op.attrs.get("mode") != "linear" or s.op.attrs.get("antialias"):
@@ -125,9 +149,15 @@ OPERATORS: tuple[Operator, ...] = (
         float32_operands=(1, 2),
     ),
     *define("Upsample", space=_resize, workspace=_positions, float32_operands=(1,)),
-    *define("DepthToSpace", space=_depth_to_space, moves=True, integer=IntegerKernel.FIRST_OPERAND),
-    *define("SpaceToDepth", space=_space_to_depth, moves=True),
-    *define("Pad", space=_pad),
+    *define(
+        "DepthToSpace",
+        space=_depth_to_space,
+        moves=True,
+        integer=IntegerKernel.FIRST_OPERAND,
+        sample=_blocks_sample(into_space=True),
+    ),
+    *define("SpaceToDepth", space=_space_to_depth, moves=True, sample=_blocks_sample(into_space=False)),
+    *define("Pad", space=_pad, sample=_pad_sample),
     *define("AffineGrid CenterCropPad Col2Im Crop ImageDecoder ImageScaler"),
     *define("GridSample", unchecked_ranks=True),
     *define("CropAndResize", MICROSOFT),

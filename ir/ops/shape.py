@@ -206,6 +206,64 @@ def _gather_sample(r: Rng) -> Sample:
     return Sample((floats(r, *shape), indices), {"axis": axis})
 
 
+def _reshape_sample(r: Rng) -> Sample:
+    """Axes in another order of extents, all of them in one, or one extent left open."""
+    shape = drawn_extents(r, 1, 4)
+    target = [[-1], [int(d) for d in r.permutation(shape)], [*shape[:-1], -1], [1, *shape]][int(r.integers(4))]
+    return Sample((floats(r, *shape), np.asarray(target, np.int64)), weights=frozenset({1}))
+
+
+def _squeeze_sample(r: Rng) -> Sample:
+    shape = list(drawn_extents(r, 1, 3))
+    at = int(r.integers(len(shape) + 1))
+    return Sample((floats(r, *shape[:at], 1, *shape[at:]), np.asarray([at], np.int64)), weights=frozenset({1}))
+
+
+def _unsqueeze_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 0, 3)
+    axes = r.choice(len(shape) + 2, 2, replace=False)
+    return Sample((floats(r, *shape), np.asarray(axes, np.int64)), weights=frozenset({1}))
+
+
+def _split_sample(r: Rng) -> Sample:
+    shape = list(drawn_extents(r, 1, 4))
+    axis = axis_of(r, len(shape))
+    sizes = r.integers(1, 4, int(r.integers(1, 4)))
+    shape[axis] = int(sizes.sum())
+    return Sample((floats(r, *shape), sizes.astype(np.int64)), {"axis": axis}, frozenset({1}), len(sizes))
+
+
+def _slice_sample(r: Rng) -> Sample:
+    """A part of one axis, forwards or backwards, ends counted from either side."""
+    shape = drawn_extents(r, 1, 4)
+    axis = axis_of(r, len(shape))
+    start, end = sorted(int(i) for i in r.integers(0, shape[axis] + 1, 2))
+    step = int(r.integers(1, 3))
+    if r.random() < 0.3:
+        start, end, step = end - 1, start - 1 - shape[axis], -step
+    given_parts = (np.asarray([number], np.int64) for number in (start, end, axis, step))
+    return Sample((floats(r, *shape), *given_parts), weights=frozenset({1, 2, 3, 4}))
+
+
+def _expand_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    kept = tuple(1 if r.random() < 0.5 else d for d in shape)[int(r.integers(len(shape))) :]
+    return Sample((floats(r, *kept), np.asarray(shape, np.int64)), weights=frozenset({1}))
+
+
+def _tile_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    return Sample((floats(r, *shape), r.integers(1, 4, len(shape)).astype(np.int64)), weights=frozenset({1}))
+
+
+def _elements_sample(r: Rng) -> Sample:
+    shape = drawn_extents(r, 1, 4)
+    axis = axis_of(r, len(shape))
+    places = list(shape)
+    places[axis] = int(r.integers(1, 6))
+    return Sample((floats(r, *shape), np.asarray(r.integers(0, shape[axis], places), np.int64)), {"axis": axis})
+
+
 _CODES = IntegerKernel.FIRST_OPERAND
 
 OPERATORS: tuple[Operator, ...] = (
@@ -237,3 +295,11 @@ OPERATORS: tuple[Operator, ...] = (
 )
 OPERATORS = also(OPERATORS, "ConstantOfShape Expand NonZero Range Reshape Slice Tile", loses_symbols=True)
 OPERATORS = also(OPERATORS, "Flatten", sample=_flatten_sample)
+OPERATORS = also(OPERATORS, "Reshape", sample=_reshape_sample)
+OPERATORS = also(OPERATORS, "Squeeze", sample=_squeeze_sample)
+OPERATORS = also(OPERATORS, "Unsqueeze", sample=_unsqueeze_sample)
+OPERATORS = also(OPERATORS, "Split", sample=_split_sample)
+OPERATORS = also(OPERATORS, "Slice", sample=_slice_sample)
+OPERATORS = also(OPERATORS, "Expand", sample=_expand_sample)
+OPERATORS = also(OPERATORS, "Tile", sample=_tile_sample)
+OPERATORS = also(OPERATORS, "GatherElements", sample=_elements_sample)
