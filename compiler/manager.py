@@ -116,8 +116,11 @@ class _Run:
 
     def counted(self, pass_: Pass, stats: Counter[str]) -> None:
         """Run a pass that counts in `stats`."""
-        self.context.stats = stats
-        pass_.run(self.graph, self.context)
+        outer, self.context.stats = self.context.stats, stats
+        try:
+            pass_.run(self.graph, self.context)
+        finally:
+            self.context.stats = outer  # of the pass that runs this pipeline, where one does
 
     def one(self, pass_: Pass) -> None:
         index, self.index = self.index, self.index + 1

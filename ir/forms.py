@@ -32,7 +32,7 @@ MARKER = "memoptc_no_pattern"
 """Name of the node that makes the empty sequence."""
 
 HIDDEN = "memoptc_hidden_extents"
-"""Name of the nodes whose results are an input's extents, which onnxruntime cannot tell before the run."""
+"""How the names of nodes begin whose results are an input's extents, which onnxruntime cannot tell before the run."""
 
 SEQUENCES = 11
 """Opset from which there are sequences."""
@@ -118,8 +118,8 @@ def wrap(graph: Graph, *, captured: bool = False, shapeless: bool = False) -> Gr
     then = Graph("model")
     if shapeless:
         then.metadata[UNSTATED] = "types"
-        for value in graph.inputs:
-            mapping[value] = _of_hidden_extents(then, mapping[value], length)
+        for index, value in enumerate(graph.inputs):
+            mapping[value] = _of_hidden_extents(then, mapping[value], length, f"{HIDDEN}_{index}")
     for op in graph.ops:
         if op not in outside:
             then.append(clone_op(op, mapping))
@@ -187,19 +187,19 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
     op.erase()
 
 
-def _of_hidden_extents(graph: Graph, value: Value, zero: Value) -> Value:
+def _of_hidden_extents(graph: Graph, value: Value, zero: Value, name: str) -> Value:
     """The same tensor, of whose extents onnxruntime knows nothing before the run; itself where it has none."""
     if value.type is None or not value.rank:
         return value
     extents = TensorType(DType.INT64, (value.rank,))
-    target = _add(graph, "Add", [_add(graph, "Shape", [value], extents), zero], extents, HIDDEN)
+    target = _add(graph, "Add", [_add(graph, "Shape", [value], extents), zero], extents, name)
     return _add(graph, "Reshape", [value, target], value.type)
 
 
 def _show_extents(graph: Graph, zero: Value) -> None:
     """Undo `_of_hidden_extents`."""
     for user in list(zero.users):
-        if user.graph is not graph or user.name != HIDDEN:
+        if user.graph is not graph or not user.name.startswith(HIDDEN):
             continue
         for made in list(user.result.users):
             made.result.replace_by(made.operands[0])

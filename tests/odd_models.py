@@ -99,6 +99,20 @@ def functions_with_branches() -> Made:
     return model, [{"x": _rng(5), "c": np.asarray(c)} for c in (True, False)]
 
 
+def functions_with_defaults() -> Made:
+    """Defaults of a function's attributes, read by branches inside of it and handed on to another function."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18, "a" : 1]>
+        g (float[N,4] x, bool c) => (float[N,4] y) { t = a.F <axis = 0> (x, c)  y = a.F (t, c) }
+        <domain: "a", opset_import: ["" : 18, "a" : 1]> F <axis: int = 1, alpha: float = 0.5> (x, c) => (y) {
+            y = If (c) <then_branch = t () => (q) { q = a.G <k: int = @axis, alpha: float = @alpha> (x) },
+                        else_branch = e () => (r) { r = LeakyRelu <alpha: float = @alpha> (x) }> }
+        <domain: "a", opset_import: ["" : 18]> G <k: int, alpha: float> (x) => (y) {
+            s = LogSoftmax <axis: int = @k> (x)  y = Elu <alpha: float = @alpha> (s) }"""
+    )
+    return model, [{"x": _rng(2, 4), "c": np.asarray(c)} for c in (True, False)]
+
+
 def sequences() -> Made:
     """Split into a sequence, taken apart by index, joined, its length."""
     model = _text(
@@ -671,7 +685,8 @@ def late_weights() -> Made:
 MODELS: dict[str, Callable[[], Made]] = {
     f.__name__: f
     for f in (
-        if_captures, if_returns_weight, nested_scopes, functions_of_one_name, functions_with_branches, sequences,
+        if_captures, if_returns_weight, nested_scopes, functions_of_one_name, functions_with_branches,
+        functions_with_defaults, sequences,
         sequence_input_output, optional_in_branches, strings, narrow_floats, four_bits, empties, scalars,
         large_extents, negative_axes, outputs_as_they_come, input_is_output, taken_names, contrib_codes,
         contradicting_symbols, loop_in_scan, hard_constants, integer_edges,

@@ -13,7 +13,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.ops import opset_of
 from memoptc.ir.spelling import type_text
-from memoptc.ir.types import DType
+from memoptc.ir.types import DType, TensorType, Type
 from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
@@ -207,8 +207,14 @@ def _merge(graph: Graph, small: Graph, threshold: float, rule: str) -> None:
     copy.set_outputs([])
     moved: list[Op] = list(copy.ops)
     for op in copy.walk():
+        # The small model's symbols mean nothing here.
         for result in op.results if not op.is_const else ():
-            result.type = None  # the small model's symbols mean nothing here
+            result.type = None
+        for region in op.regions.values():
+            for value in region.inputs:
+                value.type = _without_extents(value.type)
+            for info in region.outputs_info:
+                info.type = _without_extents(info.type)
     for op in moved:
         op.move_before(first)
     assert graph.model is not None
@@ -219,3 +225,7 @@ def _merge(graph: Graph, small: Graph, threshold: float, rule: str) -> None:
     ends = Graph("small")
     ends.set_outputs([Builder(ends, loc=b.loc).Identity(answer)])
     end_or_go_on(b, confident(b, probabilities, threshold), ends, rest)
+
+
+def _without_extents(type_: Type | None) -> Type | None:
+    return TensorType(type_.dtype, None) if isinstance(type_, TensorType) else type_

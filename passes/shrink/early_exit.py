@@ -86,7 +86,10 @@ class EarlyExit(Pass):
         if not found:
             context.stats[f"left: {reason or 'no border between layers with something to save behind it'}"] += 1
             return
-        features, scores = _observed(graph, found, context.calibration, context)
+        found, features, scores = _observed(graph, found, context.calibration, context)
+        if not found:
+            context.stats["left: no border whose rows are those of the scores"] += 1
+            return
         if len(scores) < FEWEST:
             context.stats[f"left: fewer than {FEWEST} samples to fit a head to"] += 1
             return
@@ -252,8 +255,12 @@ def _why_not(graph: Graph) -> str:
 
 def _observed(
     graph: Graph, found: list[Border], data: Iterable[Sample], context: Context
-) -> tuple[list[Floats], Floats]:
-    """Pooled features at each border `[rows, features]`, and scores `[rows, classes]`, on data."""
+) -> tuple[list[Border], list[Floats], Floats]:
+    """Pooled features at borders `[rows, features]`, and scores `[rows, classes]`, on data.
+
+    Borders are left out where a sample has other rows than its scores: tokens of all sequences, one after the other, or
+    the time axis first.
+    """
     copy = graph.clone()
     values = {r.name: r for op in copy.ops for r in op.results}
     scores = class_scores(copy)
@@ -263,22 +270,28 @@ def _observed(
     pool = pool_of(context)
     path = pool.write(copy, "exits.onnx")
     rows: list[list[Floats]] = [[] for _ in range(len(found) + 1)]
+    other: set[int] = set()
     try:
         evaluator = Evaluator(path, RunOptions(), label="the model with its hidden states")
         for sample in data:
             context.tick()
-            for kept, value in zip(rows, evaluator.run(sample.feed).values(), strict=True):
-                kept.append(np.asarray(value, np.float64))
+            given = [np.asarray(value, np.float64) for value in evaluator.run(sample.feed).values()]
+            other |= {i for i, value in enumerate(given[1:]) if len(value) != len(given[0])}
+            for kept, value in zip(rows, given, strict=True):
+                kept.append(value)
     finally:
         path.unlink()
-    whole, *features = (np.concatenate(each) for each in rows)
+    found = [border for i, border in enumerate(found) if i not in other]
+    whole, *features = (np.concatenate(each) for i, each in enumerate(rows) if i - 1 not in other)
     if not all(np.isfinite(each).all() for each in (whole, *features)):
         raise InputError("The model gives infinities or NaN on the calibration data.", hint="early-exit needs numbers.")
-    return list(features), whole
+    return found, list(features), whole
 
 
 def _held_out(graph: Graph, chosen: list[_Exit], heads: list[Head], context: Context) -> _Outcome:
     """What the exits would do on validation data."""
-    features, scores = _observed(graph, [exit_.border for exit_ in chosen], context.validation, context)
+    kept, features, scores = _observed(graph, [exit_.border for exit_ in chosen], context.validation, context)
+    if len(kept) < len(chosen):
+        return _Outcome(0.0, (0.0,) * len(chosen), len(scores))
     given = [each @ head.weight + head.bias for each, head in zip(features, _of(heads, chosen), strict=True)]
     return _outcome(chosen, map(confidence_of, given), [g.argmax(1) == scores.argmax(1) for g in given])

@@ -51,6 +51,14 @@ class Choosy(Pass):
             raise InputError("13 brings bad luck.", hint="Take 12.")
 
 
+class AroundAnother(Pass):
+    """Run a pipeline on another graph, and count."""
+
+    def run(self, graph: Graph, context: Context) -> None:
+        run_pipeline(parse("add-input"), Graph("other"), context)
+        context.stats["around"] += 1
+
+
 class BreakDown(Pass):
     """Fail."""
 
@@ -60,7 +68,7 @@ class BreakDown(Pass):
 
 @pytest.fixture(autouse=True)
 def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_plugins", {p.name: p for p in (AddInput, BreakDown, Choosy)})
+    monkeypatch.setattr(registry, "_plugins", {p.name: p for p in (AddInput, AroundAnother, BreakDown, Choosy)})
 
 
 @pytest.mark.parametrize(
@@ -298,3 +306,8 @@ def test_contexts_share_no_folder() -> None:
     del one, two
     gc.collect()
     assert not any(f.exists() for f in folders)
+
+
+def test_a_pass_that_runs_a_pipeline_keeps_its_own_counts() -> None:
+    (record,) = run_pipeline(parse("around-another"), Graph("g"), Context())
+    assert record.stats == {"around": 1}

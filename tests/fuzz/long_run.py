@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fuzzing import Way, try_ways
 from samplers import SAMPLERS, instance
-from samplers.near_misses import near_miss
+from samplers.near_misses import edited, fitted, near_miss
 from samplers.patterns import PATTERNS, chain
 from samplers.sample import Rng, pick
 from shape_oracle import deviates
@@ -54,8 +55,27 @@ _WRITING: tuple[Way, ...] = (
     {"freeze_runtime": True, "force": True},
     {"freeze_runtime": True, "pack_weights": True, "external": "always", "force": True},
     {"form": "branch", "force": True},
+    {"form": "captured", "force": True},
+    {"form": "shapeless", "force": True},
+    {"from_file": True},
+    {"verify": "fast"},
+    {"memory_budget": "activations=1KiB", "force": True, "bound": True},
+    {"bound": True},
+    {"portable": True, "device": "arm64"},
 )
 _TARGETS = ("float32", "float32", "int8", "int4", "float16", "mixed", "uint8", "bfloat16", "float8")
+_LOSSY: tuple[Way, ...] = (
+    {"prune": 0.5},
+    {"low_rank": True},
+    {"cluster": 16},
+    {"cluster": 256},
+    {"prune_tokens": True},
+    {"early_exit": 0.1},
+    {"prune": 0.3, "low_rank": True, "target": "int8"},
+    {"low_rank": True, "target": "float16"},
+)
+_NEED_OPTIONS = ("cascade", "tile", "lower")
+"""Passes that do nothing without options, or stand last."""
 
 
 class TookTooLong(Exception):
@@ -63,11 +83,21 @@ class TookTooLong(Exception):
 
 
 def way_of(r: Rng) -> Way:
-    """Draw a level, a target and how to write."""
-    way = {"level": int(r.integers(4)), "target": pick(r, *_TARGETS), **pick(r, *_WRITING)}
+    """Draw a level, a target and how to write; sometimes with data, or passes in any order."""
+    chance = r.random()
+    if chance < 0.15:
+        known = sorted(set(names()) - set(_NEED_OPTIONS))
+        chosen = [pick(r, *known) for _ in range(int(r.integers(1, 5)))]
+        return {"passes": ",".join([*chosen, "lower"]), "data": bool(r.random() < 0.5)}
+    way: Way = {"level": int(r.integers(4)), "target": pick(r, *_TARGETS)}
     if way["level"] == 0:
-        way["target"] = "float32"
-    return way
+        way = {"level": 0, "target": "float32"}
+    if chance < 0.25:
+        return {**way, "target": "float32", **pick(r, *_LOSSY), "data": True, **pick(r, {}, {"min_sqnr": 15.0})}
+    if chance < 0.45:
+        asked = pick(r, {}, {"min_sqnr": 20.0}, {"min_sqnr": 20.0, "verify": "fast"}, {"quantize_io": True})
+        return {**way, "target": pick(r, "int8", "int8", "uint8", "mixed", "int4"), "data": True, **asked}
+    return {**way, **pick(r, *_WRITING)}
 
 
 def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], list[Any], list[Way]]:
@@ -81,24 +111,28 @@ def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], li
     if family == "case":
         made = near_miss(r, only)
         name = " ".join([made.name, *made.edits])
-        return name, made.model, made.feeds, made.hard, [{"passes": f"{made.pipeline},lower"}, *ways]
+        own = {"passes": f"{made.pipeline},lower", "data": bool(r.random() < 0.4)}
+        return name, made.model, made.feeds, made.hard, [own, *ways]
     if family == "chain":
-        pattern = pick(r, *PATTERNS)
-        model, feeds = chain(pattern, r)
-        return pattern, model, feeds, [], [*ways, way_of(r)]
-    if family == "operator":
+        name = pick(r, *PATTERNS)
+        model, feeds = chain(name, r)
+        ways.append(way_of(r))
+    elif family == "operator":
         sampler = pick(r, *(s for group in SAMPLERS.values() for s in group))
         sample = sampler(r)
         if sample.random or sample.opset < 7:
             raise MemoptcError("numbers differ from run to run")
         one = instance(sample, r)
-        outputs = [onnx.helper.make_empty_tensor_value_info(o) for o in sample.nodes[-1].output if o]
-        one.model.graph.output.extend(outputs)
-        graph = read_onnx(one.model)
-        return sample.op_type, one.model, [f for f in one.feeds if not _deviates(graph, f)], [], ways
-    graph = random_graph(seed, int(r.integers(4, 24)))
-    bindings = [{"N": n, "M": m} for n, m in ((3, 5), (1, 1), (2, 7), (8, 1))]
-    return "random graph", to_proto(graph), [feeds_of_graph(graph, seed, b) for b in bindings], [], ways
+        name, model = sample.op_type, one.model
+        model.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in sample.nodes[-1].output if o)
+        graph = read_onnx(model)
+        feeds = [f for f in one.feeds if not _deviates(graph, f)]
+    else:
+        drawn = random_graph(seed, int(r.integers(4, 24)))
+        bindings = [{"N": n, "M": m} for n, m in ((3, 5), (1, 1), (2, 7), (8, 1))]
+        name, model, feeds = "random graph", to_proto(drawn), [feeds_of_graph(drawn, seed, b) for b in bindings]
+    edits = edited(model, r, int(r.integers(3)))
+    return " ".join([name, *edits]), model, fitted(model, feeds, r), [], ways
 
 
 def _deviates(graph: Any, feed: Any) -> bool:

@@ -143,6 +143,19 @@ def test_onnxruntime_keeps_no_buffers_for_others_in_a_shapeless_branch(tmp_path:
     assert predicted["shapeless"] < predicted["branch"] - saved
 
 
+def test_onnxruntime_loads_a_shapeless_branch_of_several_inputs(tmp_path: Path) -> None:
+    """Each input's extents are hidden by a node of its own, and no two nodes may have one name."""
+    value = onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("Sum", ["a", "b", "c"], ["y"])]
+    inputs = [value("a", 1, ["n", 3]), value("b", 1, ["n", 1]), value("c", 1, [])]
+    made = onnx.helper.make_graph(nodes, "sum", inputs, [value("y", 1, ["n", 3])])
+    graph = read_onnx(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8))
+    write_onnx(graph, tmp_path / "model.onnx", WritingForm("shapeless"))
+    feed = {"a": np.ones((2, 3), np.float32), "b": np.ones((2, 1), np.float32), "c": np.ones((), np.float32)}
+    np.testing.assert_array_equal(outputs(tmp_path / "model.onnx", feed)[0], np.full((2, 3), 3, np.float32))
+    assert same_structure(read_onnx(tmp_path / "model.onnx"), graph, names=True) is None
+
+
 def test_files_of_versions_without_the_mark_are_read_plain() -> None:
     proto = to_proto(branching(), WritingForm("branch"))
     del proto.metadata_props[:]

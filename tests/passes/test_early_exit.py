@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from encoders import encoder
@@ -16,6 +17,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
+from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink.early_exit import EarlyExit, disagreements, samples_for
 from memoptc.runtime.data import Data
 from memoptc.testing import run_pass
@@ -145,3 +147,37 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> N
 def test_without_data_it_asks_for_some() -> None:
     with pytest.raises(InputError, match="needs data"):
         exited(EarlyExit(), Context())
+
+
+TEXT = """<ir_version: 9, opset_import: ["" : 18]> g (float[N,4,8] x) => (float[N,3] y) {
+    f = Reshape (x, flat)  h = MatMul (f, w)  h2 = MatMul (h, w)  h3 = MatMul (h2, w)  h4 = MatMul (h3, w)
+    t = Reshape (h4, back)  m = ReduceMean <keepdims = 0> (t, one)  s = MatMul (m, last)  y = %s (s) }"""
+
+
+def of_tokens(end: str) -> onnx.ModelProto:
+    """Layers over the tokens of all sequences, one after the other."""
+    rng, model = np.random.default_rng(0), onnx.parser.parse_model(TEXT % end)
+    weights = {"w": rng.standard_normal((8, 8)), "last": rng.standard_normal((8, 3))}
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+    arrays |= {"flat": np.array([-1, 8]), "back": np.array([-1, 4, 8]), "one": np.array([1])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    return model
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_rows_that_are_no_samples_get_no_exit(hidden: bool) -> None:
+    model = of_tokens("Identity")
+    if hidden:  # what the shapes do not say, the data does
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        model.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_param")
+    graph, rng = read_onnx(model), np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 4, 8)).astype(np.float32)} for _ in range(64)]
+    stats = run_pass(EarlyExit(threshold=0.5), graph, Context(calibration=Data(feeds, {"x": graph.inputs[0].type})))
+    assert "exits" not in stats
+    assert any("left: no border" in key for key in stats)
+
+
+def test_a_softmax_over_the_batch_gives_no_probabilities_of_classes() -> None:
+    over_classes, over_batch = (read_onnx(of_tokens(f"Softmax <axis = {axis}>")) for axis in (1, 0))
+    assert class_scores(over_classes).name == "s"
+    assert class_scores(over_batch).name == "y"

@@ -7,21 +7,20 @@ it, all of it inside a branch or the body of a Loop), and gives the model with f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from memoptc.ir.infer import infer_shapes
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.testing.cases import Case, read_case
 from memoptc.testing.numbers import NOT_EMPTY, Feed, feed_of, hard_feeds
 from samplers.sample import Rng, pick
+from samplers.surroundings import SURROUNDINGS, Edit, dtypes, fresh, renamed
 
 CASES = Path(__file__).resolve().parent.parent / "cases"
 MOST_BYTES = 1 << 22
@@ -75,10 +74,7 @@ def near_miss(r: Rng, only: str = "") -> NearMiss:
     one = passes[int(r.integers(len(passes)))]  # each pass as often as any other, however many cases it has
     name, case, data = pick(r, *(c for c in choices if c[0].startswith(f"{one}/")))
     made = NearMiss(name, str(case.pipeline), onnx.ModelProto.FromString(data))
-    for _ in range(int(r.integers(4))):
-        edit = EDITS[int(r.integers(len(EDITS)))]
-        if edit(made.model, r):
-            made.edits.append(edit.__name__)
+    made.edits = edited(made.model, r, int(r.integers(4)))
     graph = read_onnx(made.model)
     symbols = [s for s in _symbols(made.model) if s not in case.dims]
     empty = not any(op.op_type in NOT_EMPTY for op in graph.walk())
@@ -89,22 +85,37 @@ def near_miss(r: Rng, only: str = "") -> NearMiss:
     return made
 
 
+def edited(model: onnx.ModelProto, r: Rng, count: int) -> list[str]:
+    """Change a model by so many edits at most; gives the names of those that did something."""
+    drawn = [EDITS[int(r.integers(len(EDITS)))] for _ in range(count)]
+    return [edit.__name__ for edit in drawn if edit(model, r)]
+
+
+def fitted(model: onnx.ModelProto, feeds: list[Feed], r: Rng) -> list[Feed]:
+    """Feeds for a model that edits have changed: of the types that it asks for now, with numbers for new inputs.
+
+    Raises:
+        InputError: an input is new, and its extents are not all known.
+    """
+    defaults = {t.name for t in model.graph.initializer}
+    found: list[Feed] = [{} for _ in feeds]
+    for value in model.graph.input:
+        if value.name in defaults or not value.type.HasField("tensor_type"):
+            continue
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        if len(shape) != len(value.type.tensor_type.shape.dim) and any(value.name not in f for f in feeds):
+            raise InputError(f"{value.name} is new and its extents are open.")
+        for number, feed in enumerate(feeds):
+            array = feed.get(value.name)
+            if array is None:
+                array = np.asarray(number % 2 == 0) if dtype == np.bool_ else r.standard_normal(shape)
+            found[number][value.name] = array if array.dtype.kind in "OU" else np.asarray(array).astype(dtype)
+    return found
+
+
 def _symbols(model: onnx.ModelProto) -> list[str]:
     return sorted({d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param})
-
-
-def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of the tensors of the main graph, as far as they are known."""
-    graph = read_onnx(model)
-    infer_shapes(graph)
-    values = [*graph.inputs, *(v for op in graph.ops for v in op.results)]
-    return {v.name: int(v.dtype) for v in values if v.dtype is not None}
-
-
-def _fresh(model: onnx.ModelProto, hint: str) -> str:
-    taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
-    taken |= {v.name for v in (*model.graph.input, *model.graph.initializer, *model.graph.output)}
-    return next(name for i in range(10_000) if (name := f"{hint}{i}") not in taken)
 
 
 # -- edits: each gives whether it did anything ------------------------------------------------------------------
@@ -112,12 +123,12 @@ def _fresh(model: onnx.ModelProto, hint: str) -> str:
 
 def op_between(model: onnx.ModelProto, r: Rng) -> bool:
     """Put an element-wise op into one edge."""
-    dtypes = _dtypes(model)
-    edges = [(i, j) for i, n in enumerate(model.graph.node) for j, x in enumerate(n.input) if dtypes.get(x) in _FLOATS]
+    types = dtypes(model)
+    edges = [(i, j) for i, n in enumerate(model.graph.node) for j, x in enumerate(n.input) if types.get(x) in _FLOATS]
     if not edges:
         return False
     i, j = edges[int(r.integers(len(edges)))]
-    node, made = model.graph.node[i], _fresh(model, "between")
+    node, made = model.graph.node[i], fresh(model, "between")
     new = helper.make_node(pick(r, *_UNARY), [node.input[j]], [made])
     node.input[j] = made
     model.graph.node.insert(i, new)
@@ -198,8 +209,8 @@ def axis_opened(model: onnx.ModelProto, r: Rng) -> bool:
 
 def ends_covered(model: onnx.ModelProto, r: Rng) -> bool:
     """Put element-wise ops before the inputs' uses and behind the outputs."""
-    op, dtypes = pick(r, *_UNARY), _dtypes(model)
-    new = {v.name: _fresh(model, f"in_{v.name}") for v in model.graph.input if dtypes.get(v.name) in _FLOATS}
+    op, types = pick(r, *_UNARY), dtypes(model)
+    new = {v.name: fresh(model, f"in_{v.name}") for v in model.graph.input if types.get(v.name) in _FLOATS}
     if not new:
         return False
     for node in model.graph.node:
@@ -214,7 +225,7 @@ def copy_beside(model: onnx.ModelProto, r: Rng) -> bool:
     """Compute everything a second time, of the same inputs and weights."""
     if not _plain(model) or any(o.name.startswith("again_") for o in model.graph.output):
         return False
-    copies = _renamed(model, "again_")
+    copies = renamed(model.graph.node, "again_")
     model.graph.node.extend(copies)
     model.graph.output.extend(helper.make_empty_tensor_value_info(f"again_{o.name}") for o in list(model.graph.output))
     return True
@@ -222,58 +233,43 @@ def copy_beside(model: onnx.ModelProto, r: Rng) -> bool:
 
 def in_branch(model: onnx.ModelProto, r: Rng) -> bool:
     """Put all ops into the branches of an If, which capture inputs and weights."""
-    if not _plain(model) or any(v.name == "flag" for v in model.graph.input):
+    if not _plain(model):
         return False
-    names = [o.name for o in model.graph.output]
+    names, flag = [o.name for o in model.graph.output], fresh(model, "flag")
     branches = {}
     for key, prefix in (("then_branch", "t_"), ("else_branch", "e_")):
         shown = [helper.make_empty_tensor_value_info(prefix + n) for n in names]
-        branches[key] = helper.make_graph(_renamed(model, prefix), key, [], shown)
+        branches[key] = helper.make_graph(renamed(model.graph.node, prefix), key, [], shown)
     del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.append(helper.make_node("If", ["flag"], names, **branches))
-    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    model.graph.node.append(helper.make_node("If", [flag], names, **branches))
+    model.graph.input.append(helper.make_tensor_value_info(flag, TensorProto.BOOL, []))
     return True
 
 
 def in_loop(model: onnx.ModelProto, r: Rng) -> bool:
     """Put all ops into the body of a Loop, which collects what they give."""
-    if not _plain(model) or any(t.name == "trips" for t in model.graph.initializer):
+    if not _plain(model):
         return False
-    names = [o.name for o in model.graph.output]
-    nodes = [*_renamed(model, "b_"), helper.make_node("Identity", ["on"], ["on_still"])]
+    names, trips = [o.name for o in model.graph.output], fresh(model, "trips")
+    nodes = [*renamed(model.graph.node, "b_"), helper.make_node("Identity", ["on"], ["on_still"])]
     inputs = [helper.make_tensor_value_info(n, t, []) for n, t in (("i", TensorProto.INT64), ("on", TensorProto.BOOL))]
     shown = [helper.make_tensor_value_info("on_still", TensorProto.BOOL, [])]
     shown += [helper.make_empty_tensor_value_info(f"b_{n}") for n in names]
     body = helper.make_graph(nodes, "body", inputs, shown)
     del model.graph.node[:], model.graph.value_info[:]
-    model.graph.initializer.append(numpy_helper.from_array(np.asarray(pick(r, 0, 1, 2), np.int64), "trips"))
-    model.graph.node.append(helper.make_node("Loop", ["trips", ""], names, body=body))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(pick(r, 0, 1, 2), np.int64), trips))
+    model.graph.node.append(helper.make_node("Loop", [trips, ""], names, body=body))
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     return True
 
 
 def _plain(model: onnx.ModelProto) -> bool:
-    """Whether ops can be copied by renaming: no subgraphs that capture, and outputs that ops make."""
+    """Whether all ops can go into a graph of their own: outputs are what ops make."""
     made = {o for n in model.graph.node for o in n.output}
-    graphs = any(a.type in (5, 10) for n in model.graph.node for a in n.attribute)
-    return not graphs and bool(made) and all(o.name in made for o in model.graph.output)
+    return bool(made) and all(o.name in made for o in model.graph.output)
 
 
-def _renamed(model: onnx.ModelProto, prefix: str) -> list[onnx.NodeProto]:
-    made = {o for n in model.graph.node for o in n.output if o}
-    copies = []
-    for node in model.graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = prefix + node.name if node.name else ""
-        copy.input[:] = [prefix + x if x in made else x for x in node.input]
-        copy.output[:] = [prefix + x if x else x for x in node.output]
-        copies.append(copy)
-    return copies
-
-
-Edit = Callable[[onnx.ModelProto, Any], bool]
 EDITS: tuple[Edit, ...] = (
     op_between,
     op_between,
@@ -286,4 +282,5 @@ EDITS: tuple[Edit, ...] = (
     copy_beside,
     in_branch,
     in_loop,
+    *SURROUNDINGS,
 )

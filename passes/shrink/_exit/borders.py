@@ -34,13 +34,16 @@ def borders(graph: Graph) -> list[Border]:
     One walk over the ops: a border is where exactly one computed float value of rank 2 or more is used later. Extents
     and other small values may be used across it.
 
+    Its rows must be those of the scores, as far as that is known.
+
     Args:
-        graph: The top graph, types inferred.
+        graph: The top graph, types inferred, with one output `[batch, classes]`.
 
     Returns:
         At most `MOST`, evenly spaced over the multiplications, first ones first.
     """
     ops = list(graph.ops)
+    batch = (graph.outputs[0].shape or (None,))[0]
     at = {op: i for i, op in enumerate(ops)}
     at[graph.terminator] = len(ops)
     last = {value: max(at[_in(graph, user)] for user in value.users) for value in _large(graph) if value.has_uses}
@@ -52,8 +55,9 @@ def borders(graph: Graph) -> list[Border]:
         alive = {v for v in alive if last[v] > i}
         if len(alive) == 1:
             (value,) = alive
-            shape = value.shape
-            if value.op is op and shape is not None and 2 <= len(shape) <= 4 and isinstance(_width(value), int):
+            shape = value.shape or ()
+            fits = value.op is op and 2 <= len(shape) <= 4 and isinstance(_width(value), int)
+            if fits and (None in (shape[0], batch) or shape[0] == batch):
                 found.append(Border(value.name, done / whole))
     found = [border for border in found if FROM <= border.done <= UNTIL]
     spread: dict[int, Border] = {}

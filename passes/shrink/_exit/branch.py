@@ -10,6 +10,7 @@ import numpy.typing as npt
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType, TensorType
+from memoptc.passes.shrink._exit.scores import gives_probabilities
 
 NEVER = 2.0
 """A threshold above every confidence."""
@@ -63,7 +64,7 @@ def write_exit(
     ends = Graph("exit")
     inside = Builder(ends, loc=b.loc)
     result = inside.Identity(scores)
-    if output.op is not None and output.op.is_a("Softmax"):
+    if gives_probabilities(graph):
         result = inside.Softmax(scores, axis=1)
     if output.dtype != DType.FLOAT:
         assert output.dtype is not None
