@@ -4,10 +4,11 @@
     python tests/fuzz/long_run.py --summary build/fuzz.jsonl                             # tables of what was tried
     python tests/fuzz/long_run.py --seed 4711 [--keep FOLDER]                            # one model again
 
-A seed decides the family (a case of a pass with edits, a chain that a pass looks for, one operator, a random graph),
-the model, and three ways: the case's own pipeline where it has one, and draws of level, target and writing options. One
-line of JSON per seed says which operators it had, which passes did something, seconds, and what was wrong. Models run
-in processes of their own, a few dozen each: what ends the process, or takes longer than it may, is a fault, too.
+A seed decides the family (a case of a pass with edits, a chain that a pass looks for, one operator, a random graph, a
+network with data), the model, and two to four ways: passes that have something to do there, and draws of level, target,
+data, lossy and writing options, or of passes in any order. One line of JSON per seed says which operators it had, which
+passes did something, seconds, and what was wrong. Models run in processes of their own, a few dozen each: what ends the
+process, or takes longer than it may, is a fault, too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fuzzing import Way, try_ways
 from samplers import SAMPLERS, instance
 from samplers.near_misses import edited, fitted, near_miss
+from samplers.networks import NETWORKS
 from samplers.patterns import PATTERNS, chain
 from samplers.sample import Rng, pick
 from shape_oracle import deviates
@@ -47,7 +49,7 @@ SECONDS = 120
 """Longest that one model may take in all its ways."""
 ENOUGH = 100
 """Times that each pass shall have done something."""
-FAMILIES = ("case", "case", "case", "case", "case", "chain", "chain", "operator", "operator", "graph")
+FAMILIES = ("case", "case", "case", "case", "chain", "chain", "operator", "operator", "graph", "network", "network")
 _WRITING: tuple[Way, ...] = (
     {},
     {},
@@ -127,6 +129,13 @@ def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], li
         model.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in sample.nodes[-1].output if o)
         graph = read_onnx(model)
         feeds = [f for f in one.feeds if not _deviates(graph, f)]
+    elif family == "network":
+        network = pick(r, *NETWORKS)
+        model, feeds, passes = network(r)
+        chosen = ",".join(pick(r, *passes) for _ in range(int(r.integers(1, 4))))
+        name, ways = network.__name__, [{"passes": f"{chosen},lower", "data": True}, ways[0]]
+        edits = edited(model, r, int(r.integers(2)))
+        return " ".join([name, *edits]), model, fitted(model, feeds, r), [], ways
     else:
         drawn = random_graph(seed, int(r.integers(4, 24)))
         bindings = [{"N": n, "M": m} for n, m in ((3, 5), (1, 1), (2, 7), (8, 1))]

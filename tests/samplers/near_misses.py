@@ -82,6 +82,9 @@ def near_miss(r: Rng, only: str = "") -> NearMiss:
         mixed = {s: int(r.choice([extent, 1, 2, 5])) if n % 2 else extent for s in symbols}
         made.feeds.append(feed_of(graph, {**case.dims, **mixed}, n))
     made.hard = hard_feeds(graph, empty=empty)[1::2]
+    for feed in (*made.feeds, *made.hard):
+        for weight in graph.defaults:  # a compile makes them constants
+            feed.pop(weight.name, None)
     return made
 
 
