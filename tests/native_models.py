@@ -21,13 +21,6 @@ def usable() -> bool:
     return True
 
 
-def version() -> tuple[int, ...]:
-    """The installed onnxruntime's version."""
-    import onnxruntime
-
-    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-
-
 def model(
     nodes: list[onnx.NodeProto],
     inputs: dict[str, tuple[int, list[Any]]],

@@ -8,12 +8,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import arena_entries
 from memoptc.runtime.options import ENUMERATIONS, RunOptions, registration
-
-_limits: list[int] = []
-"""Limits of arenas that were registered: where there is one arena, nobody else may use one with a limit."""
 
 ENVIRONMENT_KEY = "session.use_env_allocators"
 
@@ -30,26 +26,10 @@ def registered_arena(size: int, limit: int) -> Iterator[None]:
     Args:
         size: Bytes of the first chunk; 0 lets it grow as needed.
         limit: Most bytes; 0 for no limit.
-
-    Raises:
-        InputError: this onnxruntime has one arena per process, and a limit is asked for or in force.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     with registration:
-        try:
-            ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena_entries(limit or size, limit)))
-        except RuntimeError as error:
-            # onnxruntime 1.20 to 1.22: later sessions share the first arena
-            if "already been registered" not in str(error):
-                raise
-            if limit or _limits:
-                raise InputError(
-                    f"onnxruntime {ort.__version__} has one arena for all sessions of a process, so none can have "
-                    "a limit.",
-                    hint="Use memory='planned', one session per process, or a newer onnxruntime.",
-                ) from None
-        else:
-            _limits.extend([limit] if limit else [])
+        ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena_entries(limit or size, limit)))
         yield
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import pytest
 from decoders import Style, decoder
-from native_models import version
 
 from memoptc.cli.main import main
 from memoptc.runtime.contract import contract_path
@@ -124,7 +123,6 @@ def test_run_gives_the_same_outputs_in_every_way(capsys: pytest.CaptureFixture[s
     assert "guard zones are untouched" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(version() < (1, 23), reason="this onnxruntime has one arena per process")
 def test_what_cannot_be_is_refused_with_a_way_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     limit = ["--memory-limit", "64KiB", "--dim", "batch=4096"]
     for arguments, code, words in [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from native_models import usable, version
+from native_models import usable
 from zoo import ZOO, each_model
 
 from memoptc.ir.builder import Builder
@@ -119,7 +119,6 @@ KERNELS = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(version() < (1, 24), reason="the table is of newer kernels")
 @pytest.mark.parametrize(("op_type", "operands", "results", "domain", "opset", "attrs"), KERNELS)
 def test_the_workspace_of_a_kernel(
     op_type: str, operands: tuple[Any, ...], results: int, domain: str, opset: int, attrs: dict[str, Any]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from native_models import model, network, usable, version
+from native_models import model, network, usable
 from onnx import TensorProto, helper, numpy_helper
 from zoo import ZOO, each_model
 
@@ -26,7 +26,6 @@ from memoptc.runtime.session import MemoryLimit, PlanLeft, Session
 
 pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
 
-one_arena = pytest.mark.skipif(version() < (1, 23), reason="this onnxruntime has one arena per process")
 
 TIERS = ("stock", "arena", "planned")
 FLOAT = TensorProto.FLOAT
@@ -113,7 +112,6 @@ def test_strict_stops_a_run_that_leaves_its_plan_and_goes_on() -> None:
     assert same(session.run(None, {"x": few}), expected)
 
 
-@one_arena
 @pytest.mark.parametrize("tier", ["arena", "planned"])
 def test_the_limit_holds_and_the_session_lives_on(tier: Any) -> None:
     data = network()
@@ -130,7 +128,6 @@ def test_the_limit_holds_and_the_session_lives_on(tier: Any) -> None:
         Session(data, memory=tier, memory_limit=1024)
 
 
-@one_arena
 def test_a_limit_is_written_as_people_do() -> None:
     assert Session(network(), memory_limit="64MiB").memory_limit == 64 << 20
     with pytest.raises(InputError, match="no size"):
@@ -268,7 +265,6 @@ def test_a_contract_is_found_beside_the_model_and_applied(tmp_path: Path) -> Non
     assert Session(path, contract=False).contract == Contract()
 
 
-@one_arena
 def test_the_contracts_arena_suffices_and_a_smaller_one_does_not(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(network(256))

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_models import usable, version
+from native_models import usable
 
 SOAK = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "soak.py"
 MOST_GROWTH = 4 << 20
 """Bytes of resident memory from the second thousand calls to the last."""
 
-pytestmark = [
-    pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here"),
-    pytest.mark.skipif(version() < (1, 23), reason="this onnxruntime has one arena per process"),
-]
+pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
 
 
 def soak(tier: str, calls: int) -> dict[str, Any]:
