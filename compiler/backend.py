@@ -84,25 +84,32 @@ class MemoptcBackend(Backend):
     ) -> tuple[Any, ...]:
         """Run one node: wrapped into a model whose types are those of the arrays.
 
+        Args:
+            node: The node.
+            inputs: An array for each operand that is not left out; for one that is named twice, the last counts.
+            device: Ignored.
+            outputs_info: Dtype and shape of each result that is not left out.
+            kwargs: `opset_version` is that of the node's domain, the newest where not given; others are ignored.
+
         Raises:
             ValueError: `outputs_info` is missing; a model must declare its outputs' types.
         """
         if outputs_info is None:
             raise ValueError("run_node needs outputs_info: one (dtype, shape) per output")
         typed = onnx.helper.np_dtype_to_tensor_dtype
+        feed = dict(zip(filter(None, node.input), inputs, strict=True))
+        version = kwargs.get("opset_version") or (1 if node.domain else onnx.defs.onnx_opset_version())
         graph = onnx.helper.make_graph(
             [node],
             "node",
-            [
-                onnx.helper.make_tensor_value_info(n, typed(a.dtype), a.shape)
-                for n, a in zip(filter(None, node.input), inputs, strict=True)
-            ],
+            [onnx.helper.make_tensor_value_info(n, typed(a.dtype), a.shape) for n, a in feed.items()],
             [
                 onnx.helper.make_tensor_value_info(n, typed(dtype), shape)
                 for n, (dtype, shape) in zip(filter(None, node.output), outputs_info, strict=True)
             ],
         )
-        return cls.run_model(onnx.helper.make_model(graph), list(inputs), device)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(node.domain, version)])
+        return cls.run_model(model, feed, device)
 
 
 def at_level(level: int) -> type[MemoptcBackend]:

@@ -187,3 +187,18 @@ def test_what_onnxruntime_passes_passes_through_memoptc(shard: int, every: dict[
                 broken.append(f"{case.name} -O{level}: other numbers")
     assert passed > 0
     assert not broken
+
+
+def test_one_node_runs_at_the_opset_asked_for() -> None:
+    """Softmax of opset 11 flattens its operand, that of 13 does not; one operand may be named twice."""
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    backend, softmax = at_level(1), onnx.helper.make_node("Softmax", ["x"], ["y"])
+    (old,) = backend.run_node(softmax, [x], outputs_info=[(x.dtype, x.shape)], opset_version=11)
+    (new,) = backend.run_node(softmax, [x], outputs_info=[(x.dtype, x.shape)], opset_version=13)
+    np.testing.assert_allclose(old.sum((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(new.sum(2), 1, rtol=1e-6)
+    twice = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+    np.testing.assert_array_equal(backend.run_node(twice, [x, x], outputs_info=[(x.dtype, x.shape)])[0], x + x)
+    fused = onnx.helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transA=1)
+    (product,) = backend.run_node(fused, [x, x], outputs_info=[(x.dtype, (2, 3, 3))])
+    np.testing.assert_allclose(product, x.transpose(0, 2, 1) @ x)
