@@ -7,6 +7,7 @@ it, all of it inside a branch or the body of a Loop), and gives the model with f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -205,9 +206,14 @@ def axis_opened(model: onnx.ModelProto, r: Rng) -> bool:
     if not dims:
         return False
     dims[int(r.integers(len(dims)))].dim_param = pick(r, "Q", *_symbols(model))
-    for value in (*model.graph.output, *model.graph.value_info):
-        value.type.tensor_type.ClearField("shape")
+    _forget_extents((*model.graph.output, *model.graph.value_info))
     return True
+
+
+def _forget_extents(values: Iterable[onnx.ValueInfoProto]) -> None:
+    for value in values:
+        if value.type.HasField("tensor_type"):  # reading what is not there would make a type without elements
+            value.type.tensor_type.ClearField("shape")
 
 
 def ends_covered(model: onnx.ModelProto, r: Rng) -> bool:
@@ -262,8 +268,7 @@ def in_loop(model: onnx.ModelProto, r: Rng) -> bool:
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(pick(r, 0, 1, 2), np.int64), trips))
     model.graph.node.append(helper.make_node("Loop", [trips, ""], names, body=body))
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    _forget_extents(model.graph.output)
     return True
 
 

@@ -20,7 +20,7 @@ from samplers.sample import pick
 
 Edit = Callable[[ModelProto, Any], bool]
 FLOAT = int(TensorProto.FLOAT)
-NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+OTHERS = (TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _CASTS = {
     TensorProto.FLOAT16: 6,
     TensorProto.DOUBLE: 6,
@@ -115,11 +115,11 @@ def _put_before(model: ModelProto, name: str, nodes: list[NodeProto]) -> None:
 
 def retyped(model: ModelProto, r: Any) -> bool:
     """Let everything that is float32 have another float type."""
-    to = pick(r, TensorProto.FLOAT16, *NARROW)
+    to = pick(r, *OTHERS)
     array_type = helper.tensor_dtype_to_np_dtype(to)
     for graph in graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type == FLOAT:
+            if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type == FLOAT:
                 value.type.tensor_type.elem_type = to
         tensors = [*graph.initializer, *(a.t for n in graph.node for a in n.attribute if a.type == 4)]
         for tensor in tensors:
@@ -236,7 +236,7 @@ def opset_raised(model: ModelProto, r: Any) -> bool:
 
 
 def odd_names(model: ModelProto, r: Any) -> bool:
-    """Give values names of odd characters, or such as passes make, and all nodes the same name."""
+    """Give values names of odd characters, or such as passes make, and nodes none, or those of values."""
     shown = {v.name for v in (*model.graph.input, *model.graph.output)}
     inner = [o for g in graphs(model.graph) for n in g.node for o in n.output if o and o not in shown]
     inner += [t.name for t in model.graph.initializer if t.name not in shown]
@@ -247,10 +247,10 @@ def odd_names(model: ModelProto, r: Any) -> bool:
         return False
     _rename(model.graph, dict(zip(chosen, r.permutation(free).tolist(), strict=False)))
     if r.random() < 0.5:
-        name = pick(r, "", "n", *chosen)
+        free = r.permutation([*ODD, *chosen]).tolist() if r.random() < 0.5 else []
         for g in graphs(model.graph):
             for node in g.node:
-                node.name = name
+                node.name = free.pop() if free else ""
     return True
 
 
