@@ -40,7 +40,7 @@ class InlineFunctions(Pass):
 
 def _with_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
     """Name, in every call of a function, the attributes that it leaves to their defaults: the inliner forgets those."""
-    functions = {(f.domain, f.name, getattr(f, "overload", "")): f for f in model.functions}
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     for nodes in (model.graph.node, *(f.node for f in model.functions)):
         _name_defaults(nodes, functions)
     return model
@@ -50,7 +50,7 @@ def _name_defaults(
     nodes: Iterable[onnx.NodeProto], functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
 ) -> None:
     for node in nodes:
-        called = functions.get((node.domain, node.op_type, getattr(node, "overload", "")))
+        called = functions.get((node.domain, node.op_type, node.overload))
         if called is not None:
             stated = {attr.name for attr in node.attribute}
             node.attribute.extend(attr for attr in called.attribute_proto if attr.name not in stated)
