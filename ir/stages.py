@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from memoptc.ir import protos
@@ -38,7 +39,7 @@ _UNSIZED = 1 << 30
 """Bytes that a tensor of unknown rank counts as."""
 
 _NEVER = 1 << 50
-"""Cost of a value that cannot be handed over: no tensor, or of unknown type."""
+"""Cost of a value that cannot be handed over: no tensor, of unknown type, or of numbers that numpy alone has not."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def cut(graph: Graph, count: int, dims: Mapping[str, int]) -> Cut:
         if len(left) < 2 or before & after:
             break
         taken, price = _minimum_cut(ops, left, before, after, dims)
+        if price >= _NEVER:
+            break
         parts.append([ops[i] for i in left if i in taken])
         crossing.append(price)
         left = [i for i in left if i not in taken]
@@ -146,7 +149,7 @@ def _weights(op: Op) -> Iterator[Op]:
 def _bytes(value: Value, dims: Mapping[str, int]) -> int:
     """Bytes of a value at some extents."""
     type_ = value.tensor_type
-    if type_ is None:
+    if type_ is None or np.dtype(type_.dtype.numpy()).isbuiltin != 1:
         return _NEVER
     size = type_.nbytes
     if size is None:

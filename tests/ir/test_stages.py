@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from encoders import WIDTH, encoder
@@ -115,3 +116,17 @@ def test_what_cannot_be_cut_or_run_is_refused(tmp_path: Path) -> None:
         Stages(tmp_path / "out").run(None, {"x": np.zeros((1, 64), np.float32)})
     with pytest.raises(InputError, match="no output 'z'"):
         Stages(tmp_path / "out").run(["z"], {})
+
+
+def test_what_numpy_cannot_carry_does_not_cross(tmp_path: Path) -> None:
+    """Codes of 8 bits are the cheapest to hand over, but a session takes them from onnxruntime's own values only."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[4] x) => (float[4] y) {
+        a = Mul (x, u)  b = Cast <to = 17> (a)  c = Cast <to = 1> (b)  d = Mul (c, v)
+        e = Cast <to = 16> (d)  f = Cast <to = 1> (e)  y = Mul (f, w) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.full(4, 2, np.float32), name) for name in "uvw")
+    onnx.save(model, tmp_path / "m.onnx")
+    found = split(tmp_path / "m.onnx", tmp_path / "out", 2, {})
+    assert found.crossing_bytes == (16,)
+    feed = {"x": np.array([1, -2, 3.3, 0], np.float32)}
+    np.testing.assert_array_equal(Stages(tmp_path / "out").run(None, feed)[0], whole(tmp_path / "m.onnx", feed)[0])
