@@ -114,6 +114,9 @@ def main(args: list[str] | None = None) -> int:
         if as_json:
             _error_as_json(message, hint, status)
         return status
+    finally:
+        if args is None:
+            gc.freeze()  # the process ends, and what it held with it: Python need not look through that for garbage
 
 
 def _told(e: Exception) -> tuple[str, str, int]:
