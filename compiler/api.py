@@ -18,6 +18,7 @@ from memoptc.gate import check_budget, check_verification
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, ProofError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
+from memoptc.ir.mapped import detach
 from memoptc.ir.onnx_io import to_proto, write_into
 from memoptc.levels import promised_slowdown
 from memoptc.measuring import Bench, Containers
@@ -121,7 +122,9 @@ def compile(model: Any, options: Options) -> Result:
         BudgetError: the memory budget is out of reach.
     """
     with TemporaryFolder() as folder:
-        return _compile(model, options, Path(folder), Path(folder) / "candidate.onnx")
+        result = _compile(model, options, Path(folder), Path(folder) / "candidate.onnx")
+        detach(result.graph)
+        return result
 
 
 @keywords_after_two(FileOptions)

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir
-
 from memoptc.ir.core import Graph, Op, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS, FormName
 from memoptc.ir.forms import WritingForm, captured_weights, obstacle, wrap
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.mapped import lies_beside
 from memoptc.ir.onnx_io import weight_tensors, write_into
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, INLINE_LIMIT
 from memoptc.ir.tensors import nbytes
@@ -202,7 +201,7 @@ def _large(graph: Graph) -> Iterator[Tensor]:
 def _external(graph: Graph, options: Options) -> bool:
     total = _large_bytes(graph)
     if options.external == "auto":
-        return total >= EXTERNAL_FROM or any(isinstance(t, onnx_ir.ExternalTensor) for t in _large(graph))
+        return total >= EXTERNAL_FROM or any(lies_beside(t) for t in _large(graph))
     if options.external == "never" and total > INLINE_LIMIT:
         raise InputError(
             f"The model's weights ({total / 1e9:.1f} GB) do not fit into one file with it.", hint="Use --external auto."

@@ -52,7 +52,7 @@ def load(model: Any, folder: Path) -> Source:
     """
     if isinstance(model, str | os.PathLike):
         path = Path(model)
-        graph = read_onnx(path)
+        graph = read_onnx(path, lazy=True)
         return Source(graph, path, "path", _bytes_on_disk(graph, path), path)
     path = folder / "original.onnx"
     if isinstance(model, onnx.ModelProto):

@@ -15,13 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from memoptc.ir.core import Tensor
+from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.spelling import tensor_from_bytes
 from memoptc.ir.tensors import tensor_type
 
 _CHUNK = 1 << 22
 """Bytes read at once when a weight is copied or hashed."""
+
+_ALIGNMENT = 16
+"""Bytes that the start of what is mapped inside a model must be a multiple of: there nothing aligns it, and kernels may
+rely on it."""
 
 _EAGER = 1 << 16
 """Weights up to this many bytes are read and kept; larger ones are mapped for as long as an array of them lives."""
@@ -62,6 +66,8 @@ class DataFile:
 
     def _open(self) -> int:
         if self._held is not None:
+            if self._identify(self._held) != self._identity:
+                raise InputError(f"{self.path} was written anew since it was read.", hint="Read the model again.")
             return self._held
         try:
             descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -94,6 +100,15 @@ class DataFile:
         finally:
             self._close(descriptor)
 
+    def read(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
+        """Give a part of the file as an array of its own."""
+        found = np.empty(length, np.uint8)
+        at = 0
+        for piece in self.chunks(offset, length):
+            found[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+        return found
+
     def map(self, offset: int, length: int) -> npt.NDArray[np.uint8]:
         """Map a part of the file, at least one byte; the mapping lives as long as the array and its views."""
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -105,15 +120,21 @@ class DataFile:
         return np.frombuffer(raw, np.uint8, length, offset - start)
 
 
+def lies_beside(tensor: Tensor) -> bool:
+    """Whether a weight lies in a file beside its model."""
+    return isinstance(tensor, onnx_ir.ExternalTensor) and not (isinstance(tensor, MappedTensor) and tensor.inline)
+
+
 class MappedTensor(onnx_ir.ExternalTensor):
     """A weight in a `DataFile`. Nothing is read before it is asked for, and nothing large is kept.
 
     Args:
         file: The data file.
         external: Names the part of it, element type and shape.
+        inline: The file is the model itself.
     """
 
-    def __init__(self, file: DataFile, external: onnx_ir.ExternalTensor) -> None:
+    def __init__(self, file: DataFile, external: onnx_ir.ExternalTensor, *, inline: bool = False) -> None:
         super().__init__(
             external.location,
             external.offset,
@@ -126,6 +147,7 @@ class MappedTensor(onnx_ir.ExternalTensor):
             base_dir=external.base_dir,
         )
         self._file = file
+        self.inline = inline
         self._small: npt.NDArray[Any] | None = None
         self._mapped: weakref.ref[npt.NDArray[Any]] | None = None
 
@@ -137,7 +159,12 @@ class MappedTensor(onnx_ir.ExternalTensor):
         if array is None:
             size = int(self.nbytes)
             small = size <= _EAGER
-            content = np.frombuffer(self.tobytes(), np.uint8) if small else self._file.map(self.offset or 0, size)
+            aligned = not self.inline or (self.offset or 0) % _ALIGNMENT == 0
+            content = (
+                self._file.map(self.offset or 0, size)
+                if aligned and not small
+                else self._file.read(self.offset or 0, size)
+            )
             array = tensor_from_bytes(tensor_type(self), content).numpy()
             if small:
                 self._small = array
@@ -162,9 +189,29 @@ class MappedTensor(onnx_ir.ExternalTensor):
         for piece in self.chunks():
             file.write(piece)
 
+    def copied(self) -> Tensor:
+        """Give the same weight in memory."""
+        return tensor_from_bytes(tensor_type(self), self._file.read(self.offset or 0, int(self.nbytes)))
+
     def release(self) -> None:
         """Forget what was read; arrays that others hold stay as they are."""
         self._small = self._mapped = None
+
+
+def detach(graph: Graph) -> None:
+    """Read the weights that a graph has left inside its model's file, so that it may be changed."""
+    known: dict[int, Tensor] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, MappedTensor) or not tensor.inline:
+            return tensor
+        return known[id(tensor)] if id(tensor) in known else known.setdefault(id(tensor), tensor.copied())
+
+    graph.defaults = {value: copied(tensor) for value, tensor in graph.defaults.items()}
+    for op in graph.walk("const"):
+        tensor = op.attrs["value"]
+        if copied(tensor) is not tensor:
+            op.set_attr("value", copied(tensor))
 
 
 def release(tensor: Tensor) -> None:

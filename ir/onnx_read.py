@@ -22,6 +22,8 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.facts import UNSTATED
 from memoptc.ir.files import reading
 from memoptc.ir.form_names import FORMS
+from memoptc.ir.mapped import DataFile
+from memoptc.ir.onnx_inline import without_weights
 from memoptc.ir.onnx_order import Scope, broken_rule, called, in_order
 from memoptc.ir.onnx_weights import WeightReader
 from memoptc.ir.protos import DimReader
@@ -32,12 +34,16 @@ from memoptc.ir.types import DType, SparseTensorType, Type, as_tensor, is_shapel
 OPAQUE = ("training_info", "configuration")
 
 
-def read_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: str | Path = "") -> Graph:
+def read_onnx(
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: str | Path = "", *, lazy: bool = False
+) -> Graph:
     """Read a model.
 
     Args:
         source: A file, serialised bytes, or a protobuf (which the graph may go on referring to).
         folder: Where external data lies when `source` is no file.
+        lazy: Large weights inside a file stay there until somebody looks, as those beside it do. It may be replaced or
+            deleted meanwhile; looking at a weight of one that was written anew in its place raises an InputError.
 
     Returns:
         The top graph, its model's facts in `graph.model`.
@@ -53,13 +59,28 @@ def read_onnx(source: str | os.PathLike[str] | bytes | onnx.ModelProto, folder: 
         proto = _parse(source, "the model")
         return _Reader(proto, Path(folder), "the model").read(hashlib.sha256(source).hexdigest())
     path = Path(source)
-    data = _read_file(path)
-    digest = hashlib.sha256(data).hexdigest()
-    proto = _parse(data, str(path))
-    del data
-    graph = _Reader(proto, path.parent, path.name).read(digest)
+    graph = _read_lazily(path) if lazy else None
+    if graph is None:
+        data = _read_file(path)
+        digest = hashlib.sha256(data).hexdigest()
+        proto = _parse(data, str(path))
+        del data
+        graph = _Reader(proto, path.parent, path.name).read(digest)
     graph.info.source_path = str(path)
     return graph
+
+
+def _read_lazily(path: Path) -> Graph | None:
+    """Read a model whose large weights stay in its file; `None` where it has none, or cannot be read so."""
+    with reading(path, ".onnx"):
+        file = DataFile(path) if path.is_file() else None
+    data = None if file is None else without_weights(file, path.name)
+    if file is None or data is None:
+        return None
+    digest = hashlib.sha256()
+    for piece in file.chunks(0, file.size):
+        digest.update(piece)
+    return _Reader(_parse(data, str(path)), path.parent, path.name, file).read(digest.hexdigest())
 
 
 def _read_file(path: Path) -> bytes:
@@ -84,11 +105,11 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
 
 
 class _Reader:
-    def __init__(self, model: onnx.ModelProto, folder: Path, label: str) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: Path, label: str, own: DataFile | None = None) -> None:
         self.model = model
         self.label = label
         self.dims = DimReader()
-        self._weights = WeightReader(folder, label)
+        self._weights = WeightReader(folder, label, own)
 
     def read(self, digest: str) -> Graph:
         with warnings.catch_warnings():

@@ -25,10 +25,11 @@ class WeightReader:
     Args:
         folder: Where its data files lie.
         label: The model's name, for messages.
+        own: The model's own file, where weights lie in it that were left there.
     """
 
-    def __init__(self, folder: Path, label: str) -> None:
-        self.folder, self.label = folder, label
+    def __init__(self, folder: Path, label: str, own: DataFile | None = None) -> None:
+        self.folder, self.label, self.own = folder, label, own
         self._data_files: dict[str, DataFile] = {}
 
     def read(self, proto: onnx.TensorProto) -> Tensor:
@@ -41,7 +42,7 @@ class WeightReader:
             file = self._check_external(proto)
             external = serde.deserialize_tensor(proto, str(self.folder))
             assert isinstance(external, onnx_ir.ExternalTensor)
-            return MappedTensor(file, external)
+            return MappedTensor(file, external, inline=file is self.own)
         self._check_size(proto)
         return serde.deserialize_tensor(proto, str(self.folder))
 
@@ -74,6 +75,29 @@ class WeightReader:
     def _check_external(self, proto: onnx.TensorProto) -> DataFile:
         entries = {e.key: e.value for e in proto.external_data}
         location = entries.get("location", "")
+        own = self.own is not None and location == self.own.path.name
+        file = self.own if own and self.own is not None else self._data_file(proto, location)
+        dtype = self._check_type(proto)
+        need = _bytes_of(proto, dtype)
+        try:
+            offset, size = int(entries.get("offset") or 0), file.size
+            length = int(entries.get("length") or need)
+        except ValueError:
+            what = f"weight {proto.name!r} has an offset or a length that is no number"
+            raise broken_rule(self.label, what) from None
+        if length != need:
+            what = f"holds {length}" if own else f"its entry states {length}"
+            kind = f"of type {dtype.name} and shape {list(proto.dims)}"
+            raise broken_rule(self.label, f"weight {proto.name!r} {kind} needs {need} bytes but {what}")
+        if offset < 0 or offset + length > size:
+            raise InputError(
+                f"{self.label}: the external data file {location!r} is truncated: weight {proto.name!r} needs "
+                f"bytes {offset} to {offset + length}, the file has {size}.",
+                hint="Download or copy the file again.",
+            )
+        return file
+
+    def _data_file(self, proto: onnx.TensorProto, location: str) -> DataFile:
         base = self.folder.resolve()
         try:
             path = (base / location).resolve()
@@ -93,23 +117,7 @@ class WeightReader:
                     "no plain file.",
                     hint=f"Put it into {self.folder or '.'} beside the model.",
                 ) from None
-        file = self._data_files[location]
-        need = _bytes_of(proto, self._check_type(proto))
-        try:
-            offset, size = int(entries.get("offset") or 0), file.size
-            length = int(entries.get("length") or need)
-        except ValueError:
-            what = f"weight {proto.name!r} has an offset or a length that is no number"
-            raise broken_rule(self.label, what) from None
-        if length != need:
-            raise broken_rule(self.label, f"weight {proto.name!r} needs {need} bytes but its entry states {length}")
-        if offset < 0 or offset + length > size:
-            raise InputError(
-                f"{self.label}: the external data file {location!r} is truncated: weight {proto.name!r} needs "
-                f"bytes {offset} to {offset + length}, the file has {size}.",
-                hint="Download or copy the file again.",
-            )
-        return file
+        return self._data_files[location]
 
 
 def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:

@@ -95,7 +95,7 @@ def verify(
             original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every, metric, max_loss
         )
     check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None, _named(metric, data))
-    graph = read_onnx(original) if graph is None else graph
+    graph = read_onnx(original, lazy=True) if graph is None else graph
     samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
     share = math.inf if every and data is not None else EFFORTS[mode].seconds / _TURNS
     stopped = _take(check, samples, share)
