@@ -46,7 +46,7 @@ class Attempt:
         compiled: What the passes made.
         written: Its files, and what is known of it on paper.
         choice: The forms in which it is written.
-        contract: How to run it.
+        contract: How to run it; what a run allocates is in it once `Attempts.record` was called.
         kernels: Which of its nodes onnxruntime runs on integers, where it has codes.
         warnings: What the user must know of it.
         decisions: What was done, and why.
@@ -58,6 +58,7 @@ class Attempt:
         verification: Its proof against the original, where that was made.
         edit: How its pipeline differs from the first one.
         taken_back: What was taken back to make it, and the sentences that say so.
+        recorded: Whether its contract was recorded.
     """
 
     compiled: run.Compiled
@@ -75,6 +76,7 @@ class Attempt:
     verification: Verification | None = None
     edit: Edit | None = None
     taken_back: tuple[list[Decision], list[str]] = field(default_factory=lambda: ([], []))
+    recorded: bool = False
 
     @property
     def graph(self) -> Graph:
@@ -177,10 +179,10 @@ class Attempts:
         how = describe.Planning(data.dims, choice.form, compiled.artefacts.plan, recorded=options.measure)
         written = describe.figures(graph, [self.output, *(f for f in files if f != self.output)], how)
         kernels = describe.kernels_of(graph, self.output)
-        contract, unrecorded = write.contract(compilation, compiled, written)
+        contract = write.contract(compilation, compiled, written)
         contract.save(contract_path(self.output))
         warnings = [*self.warnings, *compiled.warnings]
-        warnings += [w for w in (written.warning, unrecorded) if w and w not in warnings]
+        warnings += [w for w in (written.warning,) if w and w not in warnings]
         decisions = [*self.decisions, *compiled.decisions]
         decisions += [] if choice.decision is None else [choice.decision]
         decisions += [] if kernels is None else describe.kernel_decisions(kernels)
@@ -189,3 +191,13 @@ class Attempts:
         self._last.predicted = None if fewer else written.sizes
         self._last.at_small = None if self.at_small is None else self._at_small(graph, choice.form)
         return self._last
+
+    def record(self, attempt: Attempt) -> None:
+        """Record what a run of the last attempt allocates, unless it was: what measures it runs it by that."""
+        if attempt.recorded:
+            return
+        attempt.contract, unrecorded = write.recorded_contract(self.compilation, attempt.compiled, attempt.written)
+        attempt.contract.save(contract_path(attempt.path))
+        attempt.recorded = True
+        if unrecorded and unrecorded not in attempt.warnings:
+            attempt.warnings.append(unrecorded)

@@ -206,6 +206,7 @@ class Keeper:
         """Measure what an attempt needs, unless it was; give the promises that it breaks."""
         assert self.bench is not None
         if attempt.needs is None:
+            self.attempts.record(attempt)
             attempt.needs = self.bench.needs(attempt.path, attempt.compiled.border.encode(self.bench.feed))
         return broken_needs(self.bench.before.sizes, attempt.needs.sizes)
 

@@ -45,21 +45,25 @@ _PATIENT = 1.3
 """Largest ratio of run times that leaving weights unpacked may cost, whatever the compile allows."""
 
 
-def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> tuple[Contract, str]:
-    """Say how a candidate is to be run; with `options.measure` what a run allocates is recorded.
+def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> Contract:
+    """Say how a candidate is to be run, as far as that needs no run."""
+    frugal = replace(FRUGAL, threads=compilation.options.jobs or 0)
+    if compiled.artefacts.frozen:
+        frugal = replace(frugal, optimize=False, file_order=True)
+    peaks = {} if written.planned_peak_bytes is None else {str(FILE_ORDER): written.planned_peak_bytes}
+    return Contract(frugal, peaks=peaks)
+
+
+def recorded_contract(compilation: Compilation, compiled: Compiled, written: Figures) -> tuple[Contract, str]:
+    """As `contract`, with what a run allocates.
 
     Returns:
-        The contract, and why nothing was recorded where something was to be.
+        The contract, and why nothing was recorded; `""` when something was.
     """
     options, data = compilation.options, compilation.data
     frozen, encode = compiled.artefacts.frozen, compiled.border.encode
-    frugal = replace(FRUGAL, threads=options.jobs or 0)
-    if frozen:
-        frugal = replace(frugal, optimize=False, file_order=True)
-    peaks = {} if written.planned_peak_bytes is None else {str(FILE_ORDER): written.planned_peak_bytes}
-    plain = Contract(frugal, peaks=peaks)
-    if not options.measure:
-        return plain, ""
+    plain = contract(compilation, compiled, written)
+    frugal, peaks = plain.options, dict(plain.peaks)
     wanted = judge(options, compiled.pipeline, compiled.changed, compilation.source.graph)
     choices = [frugal] if frozen else [frugal, replace(frugal, file_order=True)]
     try:
