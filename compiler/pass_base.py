@@ -207,6 +207,10 @@ class Pass:
         """What a lossy pass is held to, and its outcome is verified by; `None` for one that keeps the numbers."""
         return None
 
+    def weaker(self) -> Pass | None:
+        """Give the pass to run instead where this one makes a model larger or slower; `None` leaves it out."""
+        return None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("run")

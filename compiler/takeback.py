@@ -129,6 +129,12 @@ def fewer_copies(attempt: Attempt) -> Iterator[Edit]:
         yield Edit(replaced={i: _replaced(passes[i], decode="run") for i in copying})
 
 
+def with_weaker(edit: Edit, passes: Sequence[Pass]) -> Edit | None:
+    """Give an edit with weaker passes in place of those that are dropped; `None` where none of them has one."""
+    found = {i: weaker for i in edit.dropped if (weaker := passes[i].weaker()) is not None}
+    return replace(edit, dropped=edit.dropped - found.keys(), replaced={**edit.replaced, **found}) if found else None
+
+
 def _slowdown(pass_: Pass) -> float:
     found = getattr(pass_, "slowdown", 0.0)
     return float(found) if isinstance(found, int | float) else 0.0
@@ -304,6 +310,9 @@ class Keeper:
             edit = None if edit is None else everywhere(edit)
         if edit is None:
             raise GateError(*refusal(broken))
+        softer = with_weaker(edit, passes)
+        if softer is not None and holds(softer):
+            edit = softer
         if latest.edit != edit:
             latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form or kept)
             check(latest)

@@ -87,6 +87,8 @@ class QuantizeSearch(Pass):
         recurrent: Also code the weights of LSTM, whose products then code their left sides at run time.
         study: Measure each layer alone even when accuracy is met without.
         checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
+        weights_only: Code weights alone, as tables that onnxruntime decodes while loading: the file is small, need and
+            latency are those of float. Tried where integers need more or are slower.
     """
 
     min_sqnr: float | None = 20.0
@@ -103,6 +105,11 @@ class QuantizeSearch(Pass):
     recurrent: bool = True
     study: bool = False
     checkpoint: str = ""
+    weights_only: bool = False
+
+    def weaker(self) -> Pass | None:
+        """Weights alone."""
+        return None if self.weights_only else replace(self, weights_only=True)
 
     def run(self, graph: Graph, context: Context) -> None:
         """Quantize the top graph."""
@@ -114,6 +121,9 @@ class QuantizeSearch(Pass):
                 "static", weights=self.weights, device=self.device, exclude=self.exclude, outputs=self.outputs
             )
             plain.run(graph, context)
+            return
+        if self.weights_only:
+            self._code_weights(graph, context, rest=False)
             return
         asks_more = self.mixed or self.outputs or not self.embeddings
         if not asks_more and recognised(graph) is not None and self._in_blocks(graph, context):
@@ -138,22 +148,23 @@ class QuantizeSearch(Pass):
         else:
             context.stats["left: nothing to quantize"] += 1
         if not self.mixed:
-            self._code_rest(graph, context)
+            self._code_weights(graph, context, rest=True)
 
-    def _code_rest(self, graph: Graph, context: Context) -> None:
-        """Code weights that integers have no form for, such as those inside subgraphs, if that is accurate enough."""
-        rest = QuantizeWeights(
-            bits=8, symmetric=True, rounding=False, activations=8, decode="load", rest=True, exclude=self.exclude
+    def _code_weights(self, graph: Graph, context: Context, *, rest: bool) -> None:
+        """Code weights, or only those that integers have no form for, if that is accurate enough."""
+        coding = QuantizeWeights(
+            bits=8, symmetric=True, rounding=False, activations=8, decode="load", rest=rest, exclude=self.exclude
         )
         copy, trial = graph.clone(), Context()
-        rest.run(copy, trial)
+        coding.run(copy, trial)
         if not trial.stats["weights quantized"]:
             return
         wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
         if wanted.good(wanted.trials.full(copy)):
-            rest.run(graph, context)
+            coding.run(graph, context)
         else:
-            context.stats["left: weights inside subgraphs, for accuracy"] += trial.stats["weights quantized"]
+            left = "weights inside subgraphs" if rest else "all weights"
+            context.stats[f"left: {left}, for accuracy"] += trial.stats["weights quantized"]
 
     def _in_blocks(self, graph: Graph, context: Context) -> bool:
         """Code a decoder's weights in blocks, which a kernel reads as codes, if that is accurate enough."""

@@ -112,6 +112,16 @@ def test_a_pass_that_does_again_what_was_taken_back_goes_too(model: Path, hoard:
     assert "Concat" not in [n.op_type for n in result.model.graph.node]
 
 
+def test_of_a_pass_that_is_taken_back_a_weaker_one_stays(model: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "hoard.py"
+    plugin.write_text(
+        HOARD.replace("copies: int = 8\n", "copies: int = 8\n\n    def weaker(self):\n        return Hoard(copies=1)\n")
+    )
+    result = memoptc.compile(str(model), 1, passes=PIPELINE, plugins=(str(plugin),))
+    assert result.report.options["passes"] == "simplify,hoard{copies=1},drop-dead,plan-memory,lower"
+    assert [d.what for d in result.decisions if d.step == "taken back"] == ["hoard (now hoard{copies=1})"]
+
+
 def test_with_force_it_is_written_and_named_as_worse(
     model: Path, hoard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
