@@ -108,8 +108,8 @@ class QuantizeSearch(Pass):
     weights_only: bool = False
 
     def weaker(self) -> Pass | None:
-        """Weights alone."""
-        return None if self.weights_only else replace(self, weights_only=True)
+        """Weights alone, where layers may leave the integers."""
+        return replace(self, weights_only=True) if self.fallback and not self.weights_only else None
 
     def run(self, graph: Graph, context: Context) -> None:
         """Quantize the top graph."""

@@ -51,6 +51,15 @@ def test_the_layer_with_outliers_is_found_named_and_kept(tmp_path: Path) -> None
     assert found.report.candidate.weight_bytes < 0.35 * found.report.control.weight_bytes
 
 
+@pytest.mark.parametrize(("asked", "coded"), [("none", True), ("200.0", False)])
+def test_weights_alone_are_coded_where_that_is_accurate_enough(asked: str, coded: bool) -> None:
+    steps = f"quantize-search{{min_sqnr={asked},weights_only=true}},drop-dead,lower"
+    report = compile_model(CNN, 2, "int8", **DATA, passes=steps, measure=False).report
+    assert (report.candidate.weight_bytes < 0.35 * report.control.weight_bytes) == coded
+    reached = report.verification["outputs"][0]["sqnr_db"]  # None: the same numbers
+    assert (reached is not None and reached > 30.0) if coded else reached is None
+
+
 def test_no_fallback_ends_with_3_and_names_the_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = failing_model(tmp_path / "m.onnx"), data_for(tmp_path / "data")
     output = tmp_path / "out.onnx"
