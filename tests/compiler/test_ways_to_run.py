@@ -121,7 +121,7 @@ def test_a_tier_that_breaks_a_promise_gives_way_to_the_next_simpler_one(
     tmp_path: Path, slowdowns: dict[str, float], needs: dict[str, int], tiers: Sequence[str]
 ) -> None:
     options = SimpleNamespace(level=2, force=False)
-    attempts: Any = SimpleNamespace(compilation=SimpleNamespace(options=options))
+    attempts: Any = SimpleNamespace(compilation=SimpleNamespace(options=options), record=lambda attempt: None)
     attempt = attempt_at(tmp_path)
     assert Keeper(attempts, TierBench(slowdowns, needs)).hold_times(attempt) is attempt
     assert [d.what for d in attempt.decisions] == [f"the tier {tier} of Session" for tier in tiers]
