@@ -7,6 +7,10 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.parser import parse as parse_text
+
 
 def parse(text: str, opset: int = 17, **weights: np.ndarray) -> onnx.ModelProto:
     """Read a graph in ONNX's text form and add weights to it."""
@@ -19,6 +23,20 @@ def parse(text: str, opset: int = 17, **weights: np.ndarray) -> onnx.ModelProto:
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Standard normal float32 numbers."""
     return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def constant_text(rng: np.random.Generator, *shape: int) -> str:
+    """A constant of small normal numbers, in memoptc's text form."""
+    values = rng.standard_normal(shape).astype(np.float32).reshape(-1) / 3
+    return f"const() {{value=[{','.join(repr(float(v)) for v in values)}]}} : f32[{','.join(map(str, shape))}]"
+
+
+def from_text(text: str) -> onnx.ModelProto:
+    """Read a graph in memoptc's text form, and infer its types."""
+    graph = parse_text(text)
+    infer_shapes(graph)
+    proto: onnx.ModelProto = to_proto(graph)
+    return proto
 
 
 def mlp() -> onnx.ModelProto:

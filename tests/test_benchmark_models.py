@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from zoo import module_of
 
 from memoptc.api import compile_file
 from memoptc.ir.onnx_io import read_onnx
@@ -21,12 +21,7 @@ FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "models.py"
 
 @pytest.fixture(scope="module")
 def models() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_models", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(FILE, "benchmark_models")
 
 
 def run(path: Path, width: int) -> np.ndarray:

@@ -14,17 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("MEMOPTC_ZOO", ROOT.parent / "shared" / "models"))
 
 
-def load() -> ModuleType | None:
-    """The zoo's own module, or `None` when there is no zoo."""
-    file = FOLDER / "zoo.py"
-    if not file.exists():
-        return None
-    spec = importlib.util.spec_from_file_location("memoptc_zoo", file)
+def module_of(file: Path, name: str) -> ModuleType:
+    """Load a file that is on no import path as a module."""
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load() -> ModuleType | None:
+    """The zoo's own module, or `None` when there is no zoo."""
+    file = FOLDER / "zoo.py"
+    return module_of(file, "memoptc_zoo") if file.exists() else None
 
 
 ZOO = load()

@@ -112,14 +112,20 @@ def test_files_that_go_or_change(tmp_path: Path, held: int, monkeypatch: pytest.
             weights(graph)
 
 
-def test_written_over_its_own_file_twice(tmp_path: Path) -> None:
-    """What is read are the bytes of the file that was there, not those at the same offset of the new one."""
-    path = saved(tmp_path)
-    shutil.move(tmp_path / "m.data", tmp_path / "m.onnx.data")
+def saved_beside(folder: Path, data: str) -> Path:
+    """A model whose weights lie in a file of that name."""
+    path = saved(folder)
+    shutil.move(folder / "m.data", folder / data)
     proto = onnx.load(path, load_external_data=False)
     for tensor in proto.graph.initializer:
-        next(e for e in tensor.external_data if e.key == "location").value = "m.onnx.data"
+        next(e for e in tensor.external_data if e.key == "location").value = data
     path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_written_over_its_own_file_twice(tmp_path: Path) -> None:
+    """What is read are the bytes of the file that was there, not those at the same offset of the new one."""
+    path = saved_beside(tmp_path, "m.onnx.data")
     graph = read_onnx(path)
     first = next(graph.walk("const").__iter__())
     first.attrs["value"].release()
@@ -130,12 +136,7 @@ def test_written_over_its_own_file_twice(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_written_over_an_input(tmp_path: Path) -> None:
-    path = saved(tmp_path)
-    shutil.move(tmp_path / "m.data", tmp_path / "o.onnx.data")
-    proto = onnx.load(path, load_external_data=False)
-    for tensor in proto.graph.initializer:
-        next(e for e in tensor.external_data if e.key == "location").value = "o.onnx.data"
-    path.write_bytes(proto.SerializeToString())
+    path = saved_beside(tmp_path, "o.onnx.data")
     before = (tmp_path / "o.onnx.data").read_bytes()
     with pytest.raises(InputError, match="also an input"):
         compile_file(path, tmp_path / "o.onnx", level=1, measure=False)

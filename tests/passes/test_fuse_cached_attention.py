@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from decoder_choices import CHOICES
 from decoders import LOWEST, SHAPES, Array, Style, close, decoder, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,21 +97,8 @@ def _branch(graph: Graph, fed: dict[str, Array]) -> bool:
     st.builds(
         Style,
         layers=st.just(1),
-        heads=st.sampled_from([2, 4, 6]),
-        kv=st.sampled_from([1, 2]),
-        width=st.sampled_from([8, 16, 20]),
-        norm=st.sampled_from(["rms", "rms_reciprocal", "layer", "layer_parts"]),
-        rotary=st.sampled_from(["halves", "interleaved", "partial", "table", "none"]),
-        positions=st.sampled_from(["input", "computed", "learned"]),
         mask=st.sampled_from(["lowest", "infinite", "triangle", "causal", "positions"]),
-        cache=st.sampled_from(["concat", "stacked", "flat"]),
-        symbols=st.sampled_from(["full", "apart", "unnamed"]),
-        gated=st.booleans(),
-        qk_norm=st.booleans(),
-        tied=st.booleans(),
-        scale_keys=st.booleans(),
-        computed=st.booleans(),
-        seed=st.integers(0, 9),
+        **CHOICES,
     ),
     st.sampled_from(SHAPES),
     st.sampled_from(["", "left", "right", "all"]),

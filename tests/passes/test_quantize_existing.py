@@ -10,13 +10,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 import zoo
+from runtime_models import constant_text
+from runtime_models import from_text as model
 
 from memoptc.api import Result, compile
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import read_onnx, to_proto
-from memoptc.ir.parser import parse
+from memoptc.ir.onnx_io import read_onnx
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
@@ -32,15 +32,7 @@ def _the_same_numbers_in_any_order_of_tests() -> None:
 
 
 def constant(*shape: int) -> str:
-    values = RNG.standard_normal(shape).astype(np.float32).reshape(-1) / 3
-    return f"const() {{value=[{','.join(repr(float(v)) for v in values)}]}} : f32[{','.join(map(str, shape))}]"
-
-
-def model(text: str) -> onnx.ModelProto:
-    graph = parse(text)
-    infer_shapes(graph)
-    proto: onnx.ModelProto = to_proto(graph)
-    return proto
+    return constant_text(RNG, *shape)
 
 
 def net() -> onnx.ModelProto:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from decoder_choices import CHOICES
 from decoders import MISSES, SHAPES, Style, close, decoder, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,28 +34,15 @@ EXAMPLES = settings().max_examples if settings().max_examples > 100 else 8
 BLOCKS = st.builds(
     Style,
     layers=st.sampled_from([1, 1, 2]),
-    heads=st.sampled_from([2, 4, 6]),
-    kv=st.sampled_from([1, 2]),
-    width=st.sampled_from([8, 16, 20]),
-    norm=st.sampled_from(["rms", "rms_reciprocal", "layer", "layer_parts"]),
-    rotary=st.sampled_from(["halves", "interleaved", "partial", "table", "none"]),
-    positions=st.sampled_from(["input", "computed", "learned"]),
     mask=st.sampled_from(["lowest", "infinite", "triangle", "causal", "positions", "none"]),
-    cache=st.sampled_from(["concat", "stacked", "flat"]),
     names=st.sampled_from(["hf", "past", "legacy", "odd"]),
-    symbols=st.sampled_from(["full", "apart", "unnamed"]),
-    gated=st.booleans(),
-    qk_norm=st.booleans(),
-    tied=st.booleans(),
-    scale_keys=st.booleans(),
     window=st.sampled_from([0, 0, 3, 6]),
     softcap=st.sampled_from([0.0, 0.0, 3.0]),
     bias=st.sampled_from(["none", "none", "alibi", "t5"]),
     guarded=st.booleans(),
     flat_keys=st.booleans(),
-    computed=st.booleans(),
     packed=st.booleans(),
-    seed=st.integers(0, 9),
+    **CHOICES,
 )
 
 

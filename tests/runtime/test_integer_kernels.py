@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from runtime_models import constant_text
+from runtime_models import from_text as model
 
 from memoptc.api import compile
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.integer_kernels import IntegerRun, has_codes, integer_run, look
@@ -21,15 +22,7 @@ Feed = dict[str, npt.NDArray[Any]]
 
 
 def constant(*shape: int) -> str:
-    values = RNG.standard_normal(shape).astype(np.float32).reshape(-1) / 3
-    return f"const() {{value=[{','.join(repr(float(v)) for v in values)}]}} : f32[{','.join(map(str, shape))}]"
-
-
-def model(text: str) -> onnx.ModelProto:
-    graph = parse(text)
-    infer_shapes(graph)
-    proto: onnx.ModelProto = to_proto(graph)
-    return proto
+    return constant_text(RNG, *shape)
 
 
 def product(rows: str) -> onnx.ModelProto:
