@@ -61,10 +61,15 @@ class Held:
         way = WAYS[1 - WAYS.index(self.way)]
         return way, None if self.other is None else _counted(self.other, self.how)
 
-    def __str__(self) -> str:
+    @property
+    def sum(self) -> str:
+        """Say what `need` is made of."""
         measured = f"{size(RESOLUTION)} by which processes differ"
         more = measured if self.how == "measured" else f"{MARGIN - 1:.0%} by which predictions may be low"
-        return f"{size(self.need)} ({self.how} {size(self.bytes)}, and {more}) in {_NAMES[self.way]}"
+        return f"{self.how} {size(self.bytes)} and {more}"
+
+    def __str__(self) -> str:
+        return f"{size(self.need)} ({self.sum}) in {_NAMES[self.way]}"
 
 
 def _counted(need: int, how: str) -> int:
@@ -166,7 +171,7 @@ def check_process(attempt: Attempt, found: Held, options: Options, data: Inputs)
         message = f"The budget of {size(budget)} is out of reach: the process needs {found}{_parts(estimate)}."
         hint = _way_out(estimate, found, options)
     else:
-        why = f"{found} of {size(budget)}"
+        why = f"{found.sum}, of {size(budget)}"
         attempt.decisions.append(Decision(BUDGET, f"kept in {_NAMES[found.way]}", why))
         attempt.warnings += _where_it_is_not_kept(found, options, data, estimate)
         return
