@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dataflow import on_demand
+from memoptc.ir.forms import inline
 from memoptc.ir.ops import VIEWS
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType
@@ -37,6 +38,32 @@ def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:
         if op.metadata.get(LIKELY) in op.regions:
             return [op.regions[op.metadata[LIKELY]]]
     return list(op.regions.values())
+
+
+def as_branched(graph: Graph, dims: Mapping[str, int]) -> Graph:
+    """Give a copy of a graph in which the ops of a branch stand in place of each If of which no other branch may run.
+
+    Args:
+        graph: A top graph; it is given itself where nothing changes.
+        dims: Extents of symbolic dimensions, completed.
+    """
+    if not any(_taken(op, dims) for op in graph.ops):
+        return graph
+    copy = graph.clone()
+    todo = list(copy.ops)
+    for op in todo:  # grows by what comes out of branches
+        name = _taken(op, dims)
+        if name:
+            region = op.take_region(name)
+            todo += region.ops
+            inline(op, region, tuple(region.outputs))
+    return copy
+
+
+def _taken(op: Op, dims: Mapping[str, int]) -> str:
+    """Name the region of an If that runs where no other may; empty for others."""
+    may = branches(op, dims) if len(op.regions) > 1 else []
+    return next(name for name, region in op.regions.items() if region is may[0]) if len(may) == 1 else ""
 
 
 _Elements = tuple[int, ...] | None

@@ -8,6 +8,8 @@ graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
@@ -25,19 +27,30 @@ BLOCKED_DOMAIN = "com.microsoft.nchwc"
 
 def as_laid_out(graph: Graph) -> Graph:
     """Give a copy of a top graph with the copies between layouts as ops; the graph itself where nothing changes."""
-    if not any(is_blocked(op) for op in graph.ops):
+    if not any(is_blocked(op) for op in graph.walk()):
         return graph
     copy = graph.clone()
-    fuse_norms_and_gates(copy)
-    _Layout(copy).run()
+    for each in list(_graphs(copy)):
+        if any(is_blocked(op) for op in each.ops):
+            fuse_norms_and_gates(each)
+            _Layout(each).run()
     return copy
 
 
+def _graphs(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for op in graph.ops:
+        for region in op.regions.values():
+            yield from _graphs(region)
+
+
 def is_blocked(op: Op) -> bool:
-    """Whether a convolution runs on blocks of channels."""
+    """Whether a convolution runs on blocks of channels: its weight is a constant of the graph that it stands in."""
     if op.op_type != "Conv" or op.domain or op.operands[1].tensor is None:
         return False
     weight = op.operands[1]
+    if weight.op is not None and weight.op.graph is not op.graph:
+        return False
     shape = weight.static_shape if weight.dtype == DType.FLOAT else None
     if shape is None or len(shape) != 4:
         return False

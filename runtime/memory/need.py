@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from memoptc.ir.core import Graph
 from memoptc.runtime.memory.bfc import arena_capacity, repeated
+from memoptc.runtime.memory.branches import as_branched
 from memoptc.runtime.memory.default_arena import DefaultArena
 from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order, is_handed_out
 from memoptc.runtime.memory.extents import extents
@@ -165,6 +166,7 @@ class MemoryModel:
         how = self.configuration
         if how.optimize:
             graph = graph.analysis(as_laid_out)
+        graph = as_branched(graph, self.dims)
         if how.session == "stock":
             return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped, shapes=not how.shapeless)
         found = liveness(

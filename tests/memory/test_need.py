@@ -118,6 +118,48 @@ graph @g(%x: f32[N,256]) -> (f32[N,256], f32[N,256]) {
 """
 
 
+BRANCHED = """
+graph @g(%x: f32[N,256]) -> (f32[N,256]) {
+  %eight = const() {value=[8]} : i64[1]
+  %shape = Shape(%x) : i64[2]
+  %first = const() {value=[0]} : i64[1]
+  %l = Gather(%shape, %first) : i64[1]
+  %c = Greater(%l, %eight) : bool[1]
+  %o = If(%c) : f32[N,256]
+    region then_branch() -> (f32[N,256]) {
+      %i = If(%c) : f32[N,256]
+        region then_branch() -> (f32[N,256]) {
+          BODY
+        }
+        region else_branch() -> (f32[N,256]) {
+          %q = Neg(%x) : f32[N,256]
+          return %q
+        }
+      return %i
+    }
+    region else_branch() -> (f32[N,256]) {
+      %r = Neg(%x) : f32[N,256]
+      return %r
+    }
+  return %o
+}
+"""
+
+
+@pytest.mark.parametrize("session", ["stock", "arena", "planned"])
+def test_ops_of_a_branch_that_runs_for_sure_count_like_others(session: str) -> None:
+    """Not as one block of what is alive inside: an arena grows by each of their buffers."""
+    body = "\n".join(GATED.splitlines()[2:-1])
+    graphs = [parse(text) for text in (GATED, BRANCHED.replace("BODY", body))]
+    for graph in graphs:
+        infer_shapes(graph)
+    how = Configuration(session=session)  # type: ignore[arg-type]
+    flat, branched = (predict_need(graph, {"N": 3000}, how) for graph in graphs)
+    assert abs(flat.activations_bytes - branched.activations_bytes) < 16 << 10
+    small, other = (predict_need(graph, {"N": 8}, how) for graph in graphs)
+    assert other.activations_bytes < small.activations_bytes
+
+
 def test_each_product_that_reads_a_weight_packs_a_copy() -> None:
     one = predict_need(parse(TILES.replace("MatMul(%h, %a)", "Tanh(%h)")), {"N": 4})
     two = predict_need(parse(TILES), {"N": 4})
