@@ -40,6 +40,7 @@ SEQUENCES = 11
 CAPTURED_FROM = 1 << 16
 """Bytes from which a weight may stay outside the branch."""
 
+_BYTE = 8
 _COUNT = TensorType(DType.INT64, ())
 _SCAFFOLD = ("SequenceEmpty", "SequenceLength", "Equal", "const")
 _CAPTURABLE = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "FusedGemm": 1, "Gather": 0}
@@ -188,12 +189,14 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
 
 
 def _of_hidden_extents(graph: Graph, value: Value, zero: Value, name: str) -> Value:
-    """The same tensor, of whose extents onnxruntime knows nothing before the run; itself where it has none."""
-    if value.type is None or not value.rank:
+    """The same tensor, of whose extents onnxruntime knows nothing before the run; itself where it has none, or elements
+    of less than a byte, for which onnxruntime has no Shape."""
+    type_ = value.tensor_type
+    if type_ is None or not value.rank or (type_.dtype != DType.STRING and type_.dtype.bitwidth < _BYTE):
         return value
     extents = TensorType(DType.INT64, (value.rank,))
     target = _add(graph, "Add", [_add(graph, "Shape", [value], extents), zero], extents, name)
-    return _add(graph, "Reshape", [value, target], value.type)
+    return _add(graph, "Reshape", [value, target], type_)
 
 
 def _show_extents(graph: Graph, zero: Value) -> None:

@@ -14,9 +14,10 @@ import pytest
 from memoptc.api import compile, compile_file
 from memoptc.forms import choose_form, predicted_needs
 from memoptc.ir.diagnostics import GateError, InputError
-from memoptc.ir.forms import KEY, wrap
+from memoptc.ir.forms import KEY, WritingForm, wrap
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import read_onnx
+from memoptc.ir.onnx_io import read_onnx, write_onnx
+from memoptc.ir.parser import parse
 from memoptc.levels import pipeline_text
 from memoptc.options import Options
 from memoptc.runtime.measure import measure_need
@@ -63,6 +64,23 @@ def test_any_batch_runs_and_the_interface_is_kept(tmp_path: Path, form: str) -> 
     for ends in ("get_inputs", "get_outputs"):
         a, b = ([(v.name, v.shape, v.type) for v in getattr(s, ends)()] for s in (before, after))
         assert a == b
+
+
+def test_a_shapeless_branch_takes_inputs_of_four_bits(tmp_path: Path) -> None:
+    graph = parse("""graph @codes(%x: i4[N,4], %y: f32[N,4]) -> (f32[*]) {
+      %one = const() {value=1.0} : f32[]
+      %a = DequantizeLinear(%x, %one)
+      %z = Add(%a, %y)
+      return %z
+    }""")
+    infer_shapes(graph)
+    path = tmp_path / "codes.onnx"
+    write_onnx(graph, path, WritingForm("shapeless"))
+    assert Session(path, memory="stock").get_inputs()[0].type == "tensor(int4)"
+    (guard,) = (n for n in onnx.load(path).graph.node if n.op_type == "If")
+    (then,) = (a.g for a in guard.attribute if a.name == "then_branch")
+    assert [n.op_type for n in then.node].count("Reshape") == 1  # of %y
+    assert not any(op.is_a("If", "Reshape") for op in read_onnx(path).ops)
 
 
 def test_the_form_is_no_pass_and_chosen_from_level_2_on(tmp_path: Path) -> None:
