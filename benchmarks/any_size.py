@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from memoptc.api import compile_file
-from memoptc.cli.options import Bindings
+from memoptc.cli.options import Parsed
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.option_fields import parse_bindings
 from memoptc.runtime.measure import InSession, Way, measure_need
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import bind_shapes, make_feed
@@ -40,7 +41,7 @@ def compiled(model: Path, out: Path, level: int, dims: dict[str, int], threads: 
 
 @click.command(help=__doc__)
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--sizes", type=Bindings(), multiple=True, required=True, metavar="NAME=EXTENTS")
+@click.option("--sizes", type=Parsed(parse_bindings, "extents"), multiple=True, required=True, metavar="NAME=EXTENTS")
 @click.option("--level", default=2, show_default=True)
 @click.option("--session", is_flag=True, help="Measure in Session instead of in stock onnxruntime.")
 @click.option("--threads", default=2, show_default=True)

@@ -23,10 +23,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
-from memoptc.cli.options import Bindings
+from memoptc.cli.options import Parsed
 from memoptc.ir.dims import substitute
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.option_fields import parse_bindings
 from memoptc.runtime.configuration import AS_WRITTEN
 from memoptc.runtime.profile import AS_PLANNED, bind_shapes, make_feed, profile, record
 
@@ -71,7 +72,7 @@ def show(path: Path, points: list[dict[str, int]], console: Console) -> None:
 
 @click.command(help=__doc__)
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--dim", "dims", multiple=True, type=Bindings())
+@click.option("--dim", "dims", multiple=True, type=Parsed(parse_bindings, "extents"))
 def main(model: Path | None, dims: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
     """Run the benchmark."""
     console = Console(width=150)
