@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import textwrap
 import tomllib
@@ -173,3 +174,17 @@ def _write(found: dict[str, int], groups: dict[str, Any]) -> None:
         files = [f'"{n}" = {count}' for n, count in found.items() if homes.get(n, "to_become_traits") == key]
         lines.append("\n".join([f"[{key}]", f'why = "{group["why"]}"', f"[{key}.files]", *files]) + "\n")
     TABLE.write_text("\n".join(lines), "utf-8")
+
+
+def test_benchmarks_import_names_that_exist() -> None:
+    """They run too long for tests, so that a name that moved would be missed only by who needs a figure."""
+    missing = []
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "memoptc":
+                for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                    try:
+                        pkgutil.resolve_name(name)
+                    except (ImportError, AttributeError):
+                        missing.append(f"{path.name}: {name}")
+    assert not missing
