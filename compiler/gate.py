@@ -37,9 +37,10 @@ def check_verification(attempt: Attempt, options: Options, find_culprit: Callabl
     if options.force:
         attempt.warnings.append(f"{message} Written all the same (--force).")
         return
+    real = "judge it on real inputs with --validation, " if found.inputs == "random" else ""
     raise ProofError(
         message,
-        hint="Nothing was written; leave the pass out with --passes, keep more layers in float, or use --force.",
+        hint=f"Nothing was written; {real}leave the pass out with --passes, keep more layers in float, or use --force.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -110,8 +111,9 @@ class Inputs:
     def _settle(self, graph: Graph, wanted: DesignPoints) -> None:
         """Take smaller points until the original runs on made-up inputs there, and say so where it takes that."""
         smaller = smaller_points(graph, self._asked, wanted)
+        until = time.monotonic() + 3 * _PATIENCE
         while self.points is not None and not self._runs():
-            self.points = next(smaller, None)
+            self.points = next(smaller, None) if time.monotonic() < until else None
         if self.points is wanted:
             return
         at = ", ".join(f"{name}={wanted.check[name]}" for name in wanted.chosen)

@@ -92,7 +92,7 @@ def design_points(graph: Graph, asked: Mapping[str, int]) -> DesignPoints | None
 
 
 def smaller_points(graph: Graph, asked: Mapping[str, int], points: DesignPoints) -> Iterator[DesignPoints]:
-    """Give points at a quarter of the chosen extents each time, for a model that does not run at those.
+    """Give points at half the chosen extents each time, for a model that does not run at those.
 
     What operators require is not all that bounds a size: positions that are counted from the tokens index a table too.
     """
@@ -100,7 +100,7 @@ def smaller_points(graph: Graph, asked: Mapping[str, int], points: DesignPoints)
     wanted = dict(points.check)
     while True:
         least = {name: SMALLEST[kind] for name, kind in points.chosen.items()}
-        found = maker.consistent({n: max(e // 4, min(e, least[n])) if n in least else e for n, e in wanted.items()})
+        found = maker.consistent({n: max(e // 2, min(e, least[n])) if n in least else e for n, e in wanted.items()})
         if found is None or found == wanted:
             return
         yield DesignPoints(found, found, points.chosen)

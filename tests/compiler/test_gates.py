@@ -81,5 +81,9 @@ def test_a_failed_proof_names_the_output_and_the_pass_or_warns() -> None:
     found.verification = Verification(False, "fast", failures=("y differs by 0.5",))
     with pytest.raises(ProofError, match=r"Verification failed: y differs by 0\.5; first broken by narrow\."):
         check_verification(found, Options(), lambda: "narrow")
+    found.verification = Verification(False, "fast", inputs="random", failures=("y differs by 0.5",))
+    with pytest.raises(ProofError) as caught:
+        check_verification(found, Options(), lambda: "narrow")
+    assert "real inputs with --validation" in caught.value.hint
     check_verification(found, Options(force=True), lambda: "")
     assert found.warnings == ["Verification failed: y differs by 0.5. Written all the same (--force)."]
