@@ -24,8 +24,9 @@ ROUNDS = 4
 LESS = 0.9
 """Share of the last budget of activations that the next one is, at most."""
 
-MARGIN = 1.15
-"""What predicted needs are multiplied by before they are held against a budget: see `benchmarks/need_model.py`."""
+MARGIN = 1.2
+"""What predicted needs are multiplied by before they are held against a budget. Of `benchmarks/need_model.py`'s models,
+as exported and at -O2, the lowest prediction was 0.89 of the need in stock onnxruntime, and 0.85 in Session."""
 
 MATTERS = 0.1
 """Share of the need that smaller weights must save to be named as a way out."""
