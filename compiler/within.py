@@ -93,9 +93,9 @@ def held(sizes: Sizes, options: Options, how: str) -> Held:
 
 
 def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]) -> Attempt:
-    """Give an attempt whose process fits its budget; where none does, the one that came nearest last.
+    """Give an attempt whose process fits its budget; where none does, the one that came nearest.
 
-    Ends: at most one attempt with weights outside, and `ROUNDS` with less and less for activations.
+    Ends: at most one attempt with weights outside, `ROUNDS` with less and less for activations, and the nearest again.
 
     Args:
         attempts: Makes attempts; its options carry the budget.
@@ -112,9 +112,12 @@ def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]
         attempt = attempts.build(attempt.pipeline)
     options, calibrated = compilation.options, compilation.data.calibration is not None
     given: float = float("inf")
+    nearest, least = attempt, needs(attempt).need
     for _ in range(ROUNDS if options.passes is None else 0):
         found = needs(attempt)
-        if found.need <= budget:
+        if found.need < least:
+            nearest, least = attempt, found.need
+        if found.need <= budget or found.need > least / LESS:
             break
         given = min(given * LESS, _planned(attempt) * _share(found, attempt, budget))
         if given < 1:
@@ -127,6 +130,10 @@ def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]
                 f"The budget took the passes of -O2; -O{options.level} has none that make activations smaller. What "
                 f"-O{options.level} promises of the outputs is held all the same."
             )
+    if least < needs(attempt).need:
+        warnings = [w for w in nearest.warnings if "took the passes of" in w]
+        attempt = attempts.build(nearest.pipeline)
+        attempt.warnings += warnings
     return attempt
 
 
