@@ -21,7 +21,7 @@ from memoptc.runtime.measure import measure_need
 from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.runtime.options import STOCK
 from memoptc.runtime.sizes import RESOLUTION
-from memoptc.within import MARGIN, Held, check_process, held
+from memoptc.within import MARGIN, Held, check_process, held, reach
 
 MB = 10**6
 
@@ -136,3 +136,21 @@ def test_another_way_of_running_and_larger_extents_are_named_where_the_budget_is
         judged(None, needs, (12 * MB, 9 * MB), run_with="stock", max_slowdown=1.5)
     assert "--run-with session needs 9.26 MB; or --target int8 would take about" in refused.value.hint
     assert "--max-slowdown 1.5" in refused.value.hint
+
+
+def test_the_nearest_attempt_counts_not_the_last() -> None:
+    """Tiles that are smaller still may cost more, as nodes and copies of weights, than they save."""
+    needs, built = [30 * MB, 20 * MB, 24 * MB, 20 * MB], []
+    written = SimpleNamespace(planned_peak_bytes=9 * MB, estimates=[NeedEstimate(0, 0, 0, 30 * MB, 0, 0)] * 2)
+    compilation = SimpleNamespace(
+        options=Options(memory_budget=10 * MB, external="never"), data=SimpleNamespace(calibration=None)
+    )
+
+    def build(pipeline: Any) -> Any:
+        built.append(pipeline)
+        return SimpleNamespace(written=written, pipeline=pipeline, need=needs[len(built) - 1], warnings=[])
+
+    attempts: Any = SimpleNamespace(compilation=compilation, build=build)
+    found: Any = reach(attempts, build("first"), lambda a: Held("stock", a.need, "measured"))  # type: ignore[attr-defined]
+    assert found.need == 20 * MB
+    assert built[3] is built[1] is not built[2]
