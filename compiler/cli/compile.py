@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class CompileCommand(GroupedCommand):
         ctx.params.clear()
         rest = super().parse_args(ctx, [*words, *args])
         ctx.params["config"] = project.file
-        ctx.meta["project"], ctx.meta["words"] = project, args
+        ctx.meta["project"], ctx.meta["words"], ctx.meta["of project"] = project, args, words
         return rest
 
 
@@ -70,6 +71,8 @@ def command(
         return _compile_all(project, context.meta["words"], talk)
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
+    if context.meta.get("of project") and not (talk.quiet or talk.as_json):
+        click.echo(f"{project.file}: {shlex.join(context.meta['of project'])}", err=True)
     output = output or out or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(model, output, progress=progress, **options)

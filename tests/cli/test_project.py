@@ -58,6 +58,8 @@ def test_command_line_before_entry_before_options_before_defaults(
     assert main([str(CNN), "two.onnx", "-O1", "--dim", "batch=2", "--skip-pass", "share-common", "--json"]) == 0
     options = json.loads(capsys.readouterr().out)["options"]
     assert (options["level"], options["dims"], options["skip_passes"]) == (1, {"batch": 2}, ["share-common"])
+    assert main([str(CNN), "three.onnx", "-O1", "--skip-pass", "share-common"]) == 0
+    assert "../memoptc.toml: --no-measure --verify off --dim batch=4" in capsys.readouterr().err
     assert main([str(CNN), "--config", "none", "--print-pipeline", "--json"]) == 0
     assert "fit" in json.loads(capsys.readouterr().out)["pipeline"]
 
