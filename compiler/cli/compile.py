@@ -71,7 +71,7 @@ def command(
         return _compile_all(project, context.meta["words"], talk)
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
-    if context.meta.get("of project") and not (talk.quiet or talk.as_json):
+    if project is not None and context.meta["of project"] and not (talk.quiet or talk.as_json):
         click.echo(f"{project.file}: {shlex.join(context.meta['of project'])}", err=True)
     output = output or out or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(talk.quiet, talk.progress) as progress:
