@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import runtime_models as models
 from native_models import usable
+from zoo import ZOO
 
 import memoptc
 from memoptc.cli.main import main
@@ -178,6 +179,19 @@ def test_less_slowdown_leaves_a_larger_peak_and_small_models_stay() -> None:
     assert peaks[2] < 0.3 * before
     single = memoptc.compile(CNN, dims={"batch": 1}, level=3)
     assert not any(d.step == "fit" and "tiles" in d.what for d in single.report.decisions)
+
+
+@pytest.mark.skipif(ZOO is None, reason="no zoo of models (MEMOPTC_ZOO)")
+def test_large_partial_sums_are_not_free() -> None:
+    """Cut along its channels, the last Conv of a network that makes an image adds up as many images as tiles."""
+    assert ZOO is not None
+    source = ZOO.path("fns_candy")
+    dims = {"batch": 1, "height": 1024, "width": 1024}
+    result = memoptc.compile(source, 2, dims=dims, measure=False, verify="off", form="plain")
+    before = Counter(op.op_type for op in read_onnx(source).walk())
+    after = Counter(op.op_type for op in result.graph.walk())
+    assert after["ConvTranspose"] > before["ConvTranspose"]  # along its filters, which are whole images each
+    assert after["Conv"] == before["Conv"]
 
 
 def test_many_sequences_of_a_recurrent_operator_are_tiled() -> None:

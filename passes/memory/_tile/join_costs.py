@@ -6,7 +6,8 @@ from math import log, prod
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis, Join
-from memoptc.passes.memory._tile.costs import Costs
+from memoptc.ir.ops import Family, in_family
+from memoptc.passes.memory._tile.costs import BANDWIDTH, Costs
 from memoptc.passes.memory._tile.grid import Interval
 from memoptc.passes.memory._tile.joins import is_weighted
 from memoptc.passes.memory._tile.region import Region
@@ -24,8 +25,6 @@ CROWD = 1 << 18
 """Bytes of results of tiles that may wait until they are added up, in onnxruntime's default order."""
 SORTED = 1e-7
 """Seconds to take something in among the first so far."""
-BANDWIDTH = 30e9
-"""Bytes per second that adding moves."""
 
 
 def part_bytes(op: Op, axis: Axis, interval: Interval, costs: Costs) -> int:
@@ -44,6 +43,8 @@ def joining(op: Op, region: Region, interval: Interval, costs: Costs) -> tuple[f
     axis = region.axes[op]
     assert axis.join is not None
     moved, nodes = 3 * part_bytes(op, axis, interval, costs), NODES.get(axis.join, 1)
+    if in_family(op, Family.CONVOLUTION):
+        moved += 2 * sum(costs.nbytes(r) for r in op.results)  # out of the layout in which it was computed
     if is_weighted(op, region.axes):
         moved, nodes = moved * 2, nodes + WEIGHTING
     seconds = moved / BANDWIDTH
