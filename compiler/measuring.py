@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,20 @@ class Times:
     def slowdown_of(self, side: Measured) -> Slowdown:
         """Compare the candidate, run in one of the two ways, with the original in stock onnxruntime."""
         return Slowdown.of(self.before.turns_ms, side.turns_ms)
+
+    @property
+    def worst(self) -> Slowdown:
+        """The larger slowdown of the two ways of running."""
+        return max(map(self.slowdown_of, self._sides), key=lambda slowdown: slowdown.ratio)
+
+    def certainly_above(self, bound: float) -> bool:
+        """Whether one way of running is slower than `bound` times the original by more than noise or calls explain."""
+        most = bound * self.before.latency_ms["p50"] + MOST_CALLING_MS
+        return any(self.slowdown_of(s).above(bound) and s.latency_ms["p50"] > most for s in self._sides)
+
+    @property
+    def _sides(self) -> list[Measured]:
+        return [side for side in (self.after, self.session) if side is not None]
 
 
 @dataclass
@@ -181,13 +196,18 @@ class Bench:
         if needs.session is not None:
             paths, feeds, known = [*paths, path], [*feeds, feed], [*known, needs.session]
             ways.append(self._way())
-        before, after, *session = measure(paths, feeds, options=ways, bound=self.bound, needs=known)
-        found = Times(before, after, session[0] if session else None)
-        p50 = before.latency_ms["p50"]
+        found = self._timed(paths, feeds, ways, known)
+        if found.certainly_above(self.bound):  # some processes are slow, or fast, for as long as they live
+            found = min(found, self._timed(paths, feeds, ways, known), key=lambda times: times.worst.ratio)
+        p50 = found.before.latency_ms["p50"]
         decides = found.session is not None and found.slowdown_of(found.session).ratio > self.bound
         if decides and (self.bound - 1) * p50 < MOST_CALLING_MS:
             return replace(found, calling_ms=self.calling_ms)
         return found
+
+    def _timed(self, paths: Sequence[Path], feeds: Sequence[Feed], ways: Sequence[Way], known: Sequence[Need]) -> Times:
+        before, after, *session = measure(paths, feeds, options=ways, bound=self.bound, needs=known)
+        return Times(before, after, session[0] if session else None)
 
     @cached_property
     def calling_ms(self) -> float:
