@@ -196,9 +196,13 @@ class Bench:
         if needs.session is not None:
             paths, feeds, known = [*paths, path], [*feeds, feed], [*known, needs.session]
             ways.append(self._way())
-        found = self._timed(paths, feeds, ways, known)
-        if found.certainly_above(self.bound):  # some processes are slow, or fast, for as long as they live
-            found = min(found, self._timed(paths, feeds, ways, known), key=lambda times: times.worst.ratio)
+        # Some processes are slow, or fast, for as long as they live: two of three decide.
+        turns = [self._timed(paths, feeds, ways, known)]
+        if turns[0].certainly_above(self.bound):
+            turns.append(self._timed(paths, feeds, ways, known))
+            if not turns[1].certainly_above(self.bound):
+                turns.append(self._timed(paths, feeds, ways, known))
+        found = sorted(turns, key=lambda times: times.worst.ratio)[len(turns) // 2]
         p50 = found.before.latency_ms["p50"]
         decides = found.session is not None and found.slowdown_of(found.session).ratio > self.bound
         if decides and (self.bound - 1) * p50 < MOST_CALLING_MS:

@@ -293,14 +293,21 @@ class Keeper:
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
         latest = first
-        kept = None if first.edit is None else first.edit.form
+        start = form = None if first.edit is None else first.edit.form
+
+        def in_form(edit: Edit) -> Edit:
+            return edit if edit.form is not None else replace(edit, form=form)
 
         def holds(edit: Edit) -> bool:
-            nonlocal latest
+            nonlocal latest, form
+            edit = in_form(edit)
             self.options.progress(f"taking back {_named(passes, edit)}", None)
-            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form or kept)
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
             latest.edit = edit
-            return not check(latest)
+            if check(latest):
+                form = edit.form  # chosen anew, the form that broke the promise would break it again without passes
+                return False
+            return True
 
         simpler = SIMPLER_FORMS[first.choice.form.name] if self.options.form == "auto" else ()
         edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)))
@@ -310,11 +317,16 @@ class Keeper:
             edit = None if edit is None else everywhere(edit)
         if edit is None:
             raise GateError(*refusal(broken))
+        edit, form = in_form(edit), start
+        passes_alone = replace(edit, form=start) if (edit.dropped or edit.replaced) and edit.form != start else None
+        if passes_alone is not None and holds(passes_alone):
+            edit = passes_alone
         softer = with_weaker(edit, passes)
         if softer is not None and holds(softer):
             edit = softer
         if latest.edit != edit:
-            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form or kept)
+            latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
+            latest.edit = edit
             check(latest)
         self._tell(first, latest, broken, passes, edit)
         return latest
@@ -331,7 +343,8 @@ class Keeper:
         why = " and ".join(b.clause() for b in broken)
         told = [str(passes[i]) for i in sorted(edit.dropped)]
         told += [f"{passes[i]} (now {edit.replaced[i]})" for i in sorted(edit.replaced)]
-        told += [f"the form {first.choice.form.name} (now {edit.form})"] if edit.form else []
+        chosen = first.choice.form.name
+        told += [f"the form {chosen} (now {edit.form})"] if edit.form not in (None, chosen) else []
         text = f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same."
         decisions, warnings = first.taken_back
         new = [Decision(TAKEN_BACK, what, f"with it, {why}", gain) for what in told]

@@ -22,7 +22,7 @@ from memoptc.ir.onnx_order import used_names
 from memoptc.ir.onnx_read import read_onnx
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, proto_with_weights, weight_tensors
 from memoptc.ir.tensors import nbytes
-from memoptc.ir.types import Type
+from memoptc.ir.types import DType, Type
 
 MANIFEST = "stages.json"
 """Names the stages of a folder in order."""
@@ -149,7 +149,7 @@ def _weights(op: Op) -> Iterator[Op]:
 def _bytes(value: Value, dims: Mapping[str, int]) -> int:
     """Bytes of a value at some extents."""
     type_ = value.tensor_type
-    if type_ is None or np.dtype(type_.dtype.numpy()).isbuiltin != 1:
+    if type_ is None or type_.dtype == DType.UNDEFINED or np.dtype(type_.dtype.numpy()).isbuiltin != 1:
         return _NEVER
     size = type_.nbytes
     if size is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,26 +201,47 @@ def test_a_weaker_form_is_tried_first() -> None:
     assert find_edit([1, 2], lambda e: bool(e.replaced), iter([weak])) is weak
 
 
-@pytest.mark.parametrize(("holding", "tried"), [("branch", ["branch"]), ("plain", ["branch", "plain"])])
-def test_a_form_gives_way_to_the_next_simpler_one(holding: str, tried: list[str]) -> None:
+def attempts_that_hold(holds: Callable[[str, str], bool]) -> tuple[Any, list[str]]:
+    """Stand-in for attempts of which only those hold of which that is true, by form and pipeline; and forms written."""
     built: list[str] = []
 
-    def build(pipeline: Pipeline, *, form: str = "shapeless") -> Any:
-        need = 10 * MB if form == holding else 90 * MB
-        built.append(form)
+    def build(pipeline: Pipeline, *, form: str | None = None) -> Any:
+        name = form or "shapeless"  # what is chosen where nobody says
+        need = 10 * MB if holds(name, str(pipeline)) else 90 * MB
+        built.append(name)
         return SimpleNamespace(
-            choice=SimpleNamespace(form=SimpleNamespace(name=form)), predicted=(need, need), needs=None, edit=None,
+            choice=SimpleNamespace(form=SimpleNamespace(name=name)), predicted=(need, need), needs=None, edit=None,
             pipeline=pipeline, compiled=SimpleNamespace(changed=[0]), decisions=[], warnings=[], taken_back=([], []),
         )  # fmt: skip
 
-    attempts: Any = SimpleNamespace(
+    attempts = SimpleNamespace(
         build=build,
         compilation=SimpleNamespace(options=Options()),
         original=SimpleNamespace(sizes=(50 * MB, 50 * MB)),
     )
-    held = Keeper(attempts).hold_predictions(build(parse_pipeline("simplify")))
+    return attempts, built
+
+
+@pytest.mark.parametrize(("holding", "tried"), [("branch", ["branch"]), ("plain", ["branch", "plain"])])
+def test_a_form_gives_way_to_the_next_simpler_one(holding: str, tried: list[str]) -> None:
+    attempts, built = attempts_that_hold(lambda form, _: form == holding)
+    held = Keeper(attempts).hold_predictions(attempts.build(parse_pipeline("simplify")))
     assert built == ["shapeless", *tried]
     assert held.decisions[0].what == f"the form shapeless (now {holding})"
+
+
+@pytest.mark.parametrize(
+    ("forms", "taken_back"),
+    [
+        (("plain",), ["simplify", "the form shapeless (now plain)"]),
+        (("plain", "branch", "shapeless"), ["simplify"]),  # the form is not to blame
+    ],
+)
+def test_a_form_and_a_pass_may_both_be_to_blame(forms: Sequence[str], taken_back: list[str]) -> None:
+    attempts, built = attempts_that_hold(lambda form, pipeline: form in forms and "simplify" not in pipeline)
+    held = Keeper(attempts).hold_predictions(attempts.build(parse_pipeline("simplify,drop-dead")))
+    assert [d.what for d in held.decisions] == taken_back
+    assert built[-1] == forms[-1]
 
 
 CHAIN = '''

@@ -53,16 +53,17 @@ def test_calling_session_costs_something_with_the_original_too() -> None:
     assert [b.in_session for b in broken_latency(both, 1.05)] == [False]  # stock onnxruntime is granted nothing
 
 
-@pytest.mark.parametrize(("second", "count"), [(1.0, 0), (2.0, 1)])
-def test_what_is_slow_in_one_process_is_timed_in_another(
-    second: float, count: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("ratios", "broken"), [([1], 0), ([2, 1, 1], 0), ([2, 1, 1.5], 1), ([1.5, 2], 1)])
+def test_what_is_slow_in_one_process_is_timed_in_others(
+    ratios: list[float], broken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = iter([[measured(1), measured(2)], [measured(1), measured(second)]])
-    monkeypatch.setattr("memoptc.measuring.measure", lambda *_, **__: next(given))
+    given = [[measured(1), measured(ratio)] for ratio in ratios]
+    monkeypatch.setattr("memoptc.measuring.measure", lambda *_, **__: given.pop(0))
     bench = Bench(Path("original"), {}, 0, 1.05)
     bench.before = Needs(measured(1), None)
     times = bench.times(Path("candidate"), {}, Needs(measured(1), None))
-    assert len(broken_latency(times, 1.05)) == count
+    assert not given
+    assert len(broken_latency(times, 1.05)) == broken
 
 
 def test_nothing_is_taken_back_of_a_tiny_model_for_calling_session(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from memoptc.runtime.memory.workspace import kernel_workspace
 FLOPS = 125e9
 """Multiplications and additions per second that a product or convolution reaches on two threads.
 
-With this and the two rates of bytes, runs of 20 models of 1 to 1,500 ms are predicted within a factor of two: what a
-node costs at all is weighed against that."""
+With this and the two rates of bytes, runs of 20 of 22 models of 1 to 1,500 ms are predicted within a factor of two:
+what a node costs is weighed against that."""
 BANDWIDTH = 8e9
 """Bytes per second that an operator moves when they come from memory."""
 CACHED = 24e9
@@ -26,8 +26,8 @@ CACHED = 24e9
 CACHE = 8 << 20
 """Bytes that a cache holds."""
 RECURRENT_FLOPS = 60e9
-"""The same of a recurrent operator: its products are narrow, and its gates are computed element by element. From four
-sequences on each takes as long as among many, where all steps of all of them no longer fit a cache even longer."""
+"""The same of a recurrent operator, whose products are narrow and whose gates are computed element by element: from
+four sequences on, time grows with their number."""
 STEP = 5e-6
 """Seconds that one step of a recurrent operator costs, however few sequences there are."""
 ROWS = 14
