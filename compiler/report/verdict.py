@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from memoptc.report.facts import ReportFacts
@@ -39,7 +40,8 @@ class Worse:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.what} {self.ratio:.2f} ({self.after} instead of {self.before}): {self.why}"
+        times = f"{self.ratio:.2f}" if isfinite(self.ratio) else "from nothing"
+        return f"{self.what} {times} ({self.after} instead of {self.before}): {self.why}"
 
 
 def verdict(report: ReportFacts) -> str:

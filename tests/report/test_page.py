@@ -17,6 +17,7 @@ from memoptc.api import compile_file
 from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.report.chart import sparkline
 from memoptc.report.evidence import card
+from memoptc.report.verdict import Worse
 from memoptc.report.write import render_html, render_markdown, schema
 
 MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
@@ -177,3 +178,8 @@ def test_a_curve_in_one_line() -> None:
     assert sparkline([50, 100], top=200) == "▂▄"
     long = sparkline([1] * 999 + [1000] + [1] * 9000, width=10)
     assert long == "█" + "▁" * 9
+
+
+def test_what_grew_from_nothing_is_said_in_words() -> None:
+    grew = Worse("activations in Session", "0 B", "6.96 MB", float("inf"), "activations take 6.96 MB more")
+    assert str(grew).startswith("activations in Session from nothing (6.96 MB instead of 0 B)")
