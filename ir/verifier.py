@@ -166,7 +166,7 @@ class _Checks:
         """Check a graph; `visible` is what it may use from outside, and again when this returns."""
         own: list[Value] = []
         for index, value in enumerate(graph._inputs):
-            if value._owner is not graph or value.index != index:
+            if value._input_of is not graph or value.index != index:
                 self.fault(f"input {index} (%{value.name}) of graph {graph.name!r} does not know its place")
             own.append(value)
         visible.update(own)
@@ -246,7 +246,7 @@ class _Checks:
             self.fault(f"graph {graph.name!r} holds a return among its ops", op)
         self.operands(op, graph, visible)
         for index, result in enumerate(op._results):
-            if result._owner is not op or result.index != index:
+            if result.op is not op or result.index != index:
                 self.fault(f"result {index} of {_called(op)} does not know its place", op)
             if result.omitted and result._uses:
                 self.fault(f"result {index} of {_called(op)} is omitted but used", op)
@@ -344,9 +344,8 @@ class _Checks:
 
 
 def _why_unseen(value: Value, graph: Graph) -> str:
-    owner = value._owner
-    if isinstance(owner, Op) and owner.graph is None:
-        return f"is a result of {owner.key}, which is in no graph"
+    if value.op is not None and value.op.graph is None:
+        return f"is a result of {value.op.key}, which is in no graph"
     if value.graph.encloses(graph):
         return "is defined only later"
     return f"belongs to graph {value.graph.name!r}, which does not enclose this use"
