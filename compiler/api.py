@@ -70,7 +70,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """What came out, in one sentence: need, latency, and whether the outputs are those of the original."""
+        """The outcome in one sentence: need, latency, and whether the outputs are those of the original."""
         return self.report.verdict
 
     @property
@@ -258,7 +258,7 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
 
 
 def _measured_needs(attempt: Attempt, bench: Bench, options: Options) -> Held:
-    """What an attempt needs, as measured, to hold against a budget: near to it the most of several processes."""
+    """The measured need of an attempt, to hold against a budget: near to it the most of several processes."""
     assert attempt.needs is not None
     budget = options.budget.process
     assert budget is not None

@@ -54,12 +54,12 @@ class MemoptcBackend(Backend):
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
-        """Whether the model can be prepared: every ONNX model can be tried."""
+        """True if the model can be prepared: every ONNX model can be tried."""
         return cls.supports_device(device)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether the device is the CPU."""
+        """True if the device is the CPU."""
         return device.split(":")[0] == "CPU"
 
     @classmethod

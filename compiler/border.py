@@ -21,7 +21,7 @@ scales are a list, with `shape`."""
 
 @dataclass(frozen=True)
 class Coded:
-    """How an input or output is coded.
+    """Coding of a quantized input or output: element type, scale, zero point.
 
     Args:
         dtype: Element type that callers see.
@@ -84,7 +84,7 @@ class Coded:
 
 @dataclass
 class Border:
-    """Which inputs and outputs of a model are coded, by name."""
+    """The quantized inputs and outputs of a model, by name."""
 
     inputs: dict[str, Coded] = field(default_factory=dict)
     outputs: dict[str, Coded] = field(default_factory=dict)

@@ -185,7 +185,7 @@ def predicted_needs(
 
 
 def _only_rows(weight: Op) -> bool:
-    """Whether rows of a weight are looked up, and nothing else."""
+    """True if rows of a weight are looked up, and nothing else."""
     return all(user.is_a("Gather") for user in weight.result.users)
 
 
@@ -210,7 +210,7 @@ def _external(graph: Graph, options: Options) -> bool:
 
 
 def _breaks_budget(graph: Graph, dims: Mapping[str, int], planned: int, budget: int | None) -> bool:
-    """Whether a plan fits into the budget, and no longer does in a branch, which allocates outputs when it begins."""
+    """True if a plan fits into the budget, and no longer does in a branch, which allocates outputs when it begins."""
     return budget is not None and planned <= budget < peak(wrap(graph), dims).peak_bytes
 
 

@@ -57,7 +57,7 @@ class Point:
 
     @property
     def reached(self) -> bool:
-        """Whether the budget is kept."""
+        """True if the budget is kept."""
         return self.planned_bytes <= self.budget_bytes
 
 
@@ -173,7 +173,7 @@ def _point(model: Path, path: Path, budget: int, options: Options) -> Point:
 
 
 def _holds(path: Path, feed: dict[str, Any], budget: int, threads: int) -> bool | None:
-    """Whether three planned runs stay below the budget and what the kernels' layouts of the weights take."""
+    """True if three planned runs stay below the budget and what the kernels' layouts of the weights take."""
     try:
         native = NativeSession(path, RunOptions(threads=threads))
         packed = native.load_peak_bytes

@@ -188,7 +188,7 @@ def _check_weights(attempt: Attempt, options: Options) -> None:
 
 
 def _made_from(graph: Graph, dims: Mapping[str, int], found: PeakReport) -> str:
-    """Which nodes of the original the one at the peak stands for, where a pass made it."""
+    """The original's nodes that the node at the peak stands for, where a pass made it."""
     steps = liveness(graph, dims).steps
     loc = steps[found.step].loc
     if not loc.rules or not loc.nodes:

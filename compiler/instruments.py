@@ -186,7 +186,7 @@ class StopAfter(Instrument):
         self.limit = limit
 
     def should_run(self, index: int, pass_: Pass, graph: Graph) -> bool:
-        """Whether the limit is not reached."""
+        """True if the limit is not reached."""
         return index < self.limit
 
 

@@ -57,7 +57,7 @@ class Accuracy:
 
     @property
     def asked(self) -> bool:
-        """Whether it differs from nothing being asked."""
+        """True if it differs from nothing being asked."""
         return self != Accuracy()
 
     def options(self) -> list[str]:

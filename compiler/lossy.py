@@ -61,7 +61,7 @@ def _tables(options: Options) -> list[str]:
 
 
 def _limits(options: Options) -> list[str]:
-    """What every lossy pass is held to; where nothing is asked, its own default."""
+    """The accuracy target of every lossy pass; where none is given, each pass's own default."""
     if options.max_accuracy_loss is None:
         return [] if options.min_sqnr is None else [f"min_sqnr={float(options.min_sqnr)!r}"]
     ratio = "none" if options.min_sqnr is None else repr(float(options.min_sqnr))

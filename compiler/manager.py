@@ -23,7 +23,7 @@ class Instrument:
     """Hooks around each pass; override what you need. `index` counts passes as they run, from 0."""
 
     def should_run(self, index: int, pass_: Pass, graph: Graph) -> bool:
-        """Whether the pass runs at all."""
+        """True if the pass runs at all."""
         return True
 
     def before(self, index: int, pass_: Pass, graph: Graph) -> None:

@@ -45,7 +45,7 @@ Sizes: TypeAlias = tuple[int, int | None]
 
 @dataclass(frozen=True)
 class Needs:
-    """What one model needs in stock onnxruntime, and in `Session` by default; `None` if it does not run there."""
+    """Measured need of one model in stock onnxruntime, and in `Session` by default; `None` if it does not run there."""
 
     stock: Need
     session: Need | None
@@ -85,7 +85,7 @@ class Times:
         return max(map(self.slowdown_of, self._sides), key=lambda slowdown: slowdown.ratio)
 
     def certainly_above(self, bound: float) -> bool:
-        """Whether one way of running is slower than `bound` times the original by more than noise or calls explain."""
+        """True if one way of running is slower than `bound` times the original by more than noise or calls explain."""
         most = bound * self.before.latency_ms["p50"] + MOST_CALLING_MS
         return any(self.slowdown_of(s).above(bound) and s.latency_ms["p50"] > most for s in self._sides)
 
@@ -131,7 +131,7 @@ class Bench:
 
     @cached_property
     def before(self) -> Needs:
-        """What the original needs."""
+        """Measured need of the original."""
         return self._needs(self.original, self.feed)
 
     def needs(self, path: Path, feed: Feed) -> Needs:

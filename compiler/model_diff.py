@@ -41,7 +41,7 @@ class NodeChange:
 
 @dataclass(frozen=True)
 class ModelDiff:
-    """How two models differ.
+    """Differences between two models: nodes, weights, interface.
 
     Args:
         nodes: Nodes that differ, in the order of the models.
@@ -57,7 +57,7 @@ class ModelDiff:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """True if nothing differs."""
         return not (self.nodes or self.operators or self.ports) and len(set(self.weight_bytes)) == 1
 
 

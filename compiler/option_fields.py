@@ -34,7 +34,7 @@ MOST = 2**40
 
 @dataclass(frozen=True)
 class OptionField:
-    """How an option is written on the command line.
+    """Declaration of one option on the command line.
 
     Args:
         help: What it does, in one line of `--help`.

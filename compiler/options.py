@@ -322,7 +322,7 @@ class Options:
 
     @property
     def budget(self) -> Budget:
-        """What must fit."""
+        """Memory budget that was asked for, parsed."""
         return Budget.of(self.memory_budget)
 
     def to_json(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def _silent(text: str) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one pass may do before it counts as endless: a bound, and as much again for each op.
+    """Bound on the steps of one pass: a constant, and as much again for each op; beyond it the pass counts as endless.
 
     Args:
         steps: Changes of the graph, and what a pass counts with `Context.tick`.
@@ -91,7 +91,7 @@ class Artefacts:
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search did, to do it again to an equal graph.
+    """Replayable result of a search, to apply it again to an equal graph.
 
     Args:
         graph: The graph that came out.
@@ -204,7 +204,7 @@ class Pass:
 
     @property
     def accuracy_target(self) -> AccuracyTarget | None:
-        """What a lossy pass is held to, and its outcome is verified by; `None` for one that keeps the numbers."""
+        """Accuracy target of a lossy pass, which its outcome is verified by; `None` for one that keeps the numbers."""
         return None
 
     def weaker(self) -> Pass | None:

@@ -29,7 +29,7 @@ class Group:
 
     @property
     def rounds(self) -> int:
-        """How often it runs at most."""
+        """Most repetitions of the group."""
         return UNTIL_STABLE_LIMIT if self.limit is None else self.limit
 
     def __str__(self) -> str:

@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Project:
-    """What a project file says.
+    """Contents of a project file.
 
     Args:
         file: The file.

@@ -93,7 +93,7 @@ class Inputs:
         )
 
     def metric(self, options: Options) -> Metric | None:
-        """What passes measure accuracy with: nothing where nobody says how much of it may be lost."""
+        """Metric that passes measure accuracy with: none where nobody says how much of it may be lost."""
         if options.metric is None or options.max_accuracy_loss is None:
             return None
         return load_metric(options.metric, self._source.graph)
@@ -124,7 +124,7 @@ class Inputs:
         )
 
     def _runs(self) -> bool:
-        """Whether the original runs at the chosen extents: what operators require is not all that can be wrong."""
+        """True if the original runs at the chosen extents: what operators require is not all that can be wrong."""
         try:
             return bool(self.feed)
         except InputError:

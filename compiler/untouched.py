@@ -48,7 +48,7 @@ def check_target(attempt: Attempt, compilation: Compilation) -> None:
 
 
 def _is_narrow(graph: Graph, dtypes: frozenset[DType]) -> bool:
-    """Whether a model codes, or holds weights in such element types."""
+    """True if a model codes, or holds weights in such element types."""
     if any(op.op_type in _CODERS for op in graph.walk()):
         return True
     held = (op.attrs["value"] for op in graph.walk("const"))
@@ -56,7 +56,7 @@ def _is_narrow(graph: Graph, dtypes: frozenset[DType]) -> bool:
 
 
 def _reasons(graph: Graph, target: str) -> list[str]:
-    """Why nodes with weights stayed, grouped; those with most nodes first."""
+    """Reasons why nodes with weights stayed, grouped; those with most nodes first."""
     found = Counter((op.op_type, _reason(op, graph, target)) for op in graph.walk() if op.key in _HEAVY)
     if not found:
         return ["it has no product, convolution or recurrent layer"]

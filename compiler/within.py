@@ -37,7 +37,7 @@ _NAMES = {"stock": "stock onnxruntime", "session": "Session"}
 
 @dataclass(frozen=True)
 class Held:
-    """What an attempt needs, in the way of running that needs least of those that count.
+    """Need of an attempt, in the way of running that needs least of those that count.
 
     Args:
         way: `stock` or `session`.
@@ -219,7 +219,7 @@ def _parts(estimate: NeedEstimate) -> str:
 
 
 def _way_out(estimate: NeedEstimate, found: Held, options: Options) -> str:
-    """What would help, the nearest first."""
+    """Ways out for the user, the nearest first."""
     assert options.budget.process is not None
     ways = []
     way, need = found.elsewhere

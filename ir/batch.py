@@ -64,7 +64,7 @@ class Batch:
 
 
 class NotSeparableError(Exception):
-    """Why samples are not known to be independent of each other."""
+    """Samples are not known to be independent of each other; the message says why."""
 
 
 def separable_batch(graph: Graph) -> Batch:
@@ -266,7 +266,7 @@ def _product(dims: Sequence[Dim]) -> KnownDim:
 
 
 def _divisible(dim: Dim, symbol: str) -> bool:
-    """Whether an extent is the symbol times something."""
+    """True if an extent is the symbol times something."""
     return isinstance(dim, Sym) and all(symbol in monomial for monomial, _ in dim.terms)
 
 

@@ -55,7 +55,7 @@ class Builder:
         return Builder(region, loc=self.loc)
 
     def _is_function(self, op_type: str) -> bool:
-        """Whether the model has a function of its own of that name."""
+        """True if the model has a function of its own of that name."""
         model = self.graph.root.model
         return model is not None and any(key[:2] == ("", op_type) for key in model.functions)
 

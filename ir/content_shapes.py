@@ -117,7 +117,7 @@ def _let_empty_differ(context: Any, node: onnx_ir.Node, parts: list[onnx_ir.Valu
 
 
 def _is_too_long(target: onnx_ir.Value | None) -> bool:
-    """Whether a target shape has more extents than any shape has."""
+    """True if a target shape has more extents than any shape has."""
     if target is None or target.shape is None or len(target.shape) != 1:
         return False
     return isinstance(target.shape[0], int) and target.shape[0] > LONGEST_SHAPE
@@ -212,7 +212,7 @@ def _infer_compress(context: Any, node: onnx_ir.Node) -> None:
 
 
 def _taken(context: Any, flags: Any, extent: Extent) -> Extent:
-    """How many of the first `extent` flags are set; those behind the end do not count."""
+    """Number of set flags among the first `extent`; those behind the end do not count."""
     if flags is not None and not flags.any():
         return 0
     if flags is None or not isinstance(extent, int):

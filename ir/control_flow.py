@@ -59,7 +59,7 @@ def _infer_if(context: Any, node: onnx_ir.Node) -> None:
 
 
 def _compares_nothing(condition: onnx_ir.Value | None) -> bool:
-    """Whether a condition compares the length of an empty sequence with 0: such a branch is always taken."""
+    """True if a condition compares the length of an empty sequence with 0: such a branch is always taken."""
     equal = condition.producer() if condition is not None else None
     if equal is None or equal.op_type != "Equal" or len(equal.inputs) != 2:
         return False
@@ -107,7 +107,7 @@ def _number(value: onnx_ir.Value | None) -> int | None:
 
 
 def _runs_once(node: onnx_ir.Node) -> bool:
-    """Whether a Loop runs at least once, as far as one can see.
+    """True if a Loop runs at least once, as far as one can see.
 
     Of no iterations, onnxruntime collects values of the rank that its own inference finds: of one axis where that finds
     none, and else with every extent 0 that it does not know.
@@ -119,7 +119,7 @@ def _runs_once(node: onnx_ir.Node) -> bool:
 
 
 def _runs_to_the_end(node: onnx_ir.Node, body: onnx_ir.Graph) -> bool:
-    """Whether the condition is true from the start and stays so, as far as one can see."""
+    """True if the condition is true from the start and stays so, as far as one can see."""
     start, inside, after = node.inputs[1], body.inputs[1], body.outputs[0]
     holds = start is None or (start.const_value is not None and bool(start.const_value.numpy().all()))
     producer = after.producer()

@@ -104,7 +104,7 @@ def broadcast_extents(a: _Extent, b: _Extent) -> _Extent | None:
 
 
 def _is_cut(part: str, whole: str) -> bool:
-    """Whether `part` is `min(n, whole)` with n at least 2: up to n they agree, beyond it they do not broadcast."""
+    """True if `part` is `min(n, whole)` with n at least 2: up to n they agree, beyond it they do not broadcast."""
     found = _MIN.fullmatch(part.replace(" ", ""))
     if found is None:
         return False
@@ -156,7 +156,7 @@ def _infer_equal(context: Any, node: onnx_ir.Node) -> None:
 
 
 def _is_same(context: Any, a: _Extent, b: _Extent) -> bool | None:
-    """Whether two elements are equal; `None` where that depends. Extents of shapes are not negative."""
+    """True if two elements are equal; `None` where that depends. Extents of shapes are not negative."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     if isinstance(a, int):
@@ -260,7 +260,7 @@ _FAR = 2**31 - 1
 
 
 def _cut(context: Any, extent: onnx_ir.SymbolicDim, start: int, end: int, step: int) -> _Extent:
-    """How much of an extent that is not known lies in [start:end:step]."""
+    """Length of [start:end:step] of an extent that is not known."""
     if end >= _FAR and start == 0 and step == 1:
         return extent
     if extent.value is None:
@@ -272,7 +272,7 @@ def _cut(context: Any, extent: onnx_ir.SymbolicDim, start: int, end: int, step: 
 
 
 def _infer_cut_elements(context: Any, node: onnx_ir.Node, starts: Any, ends: Any, steps: Any) -> None:
-    """What is known of the elements of a vector that is cut; the engine errs for steps backwards."""
+    """Infer the elements of a vector that is sliced; the engine errs for negative steps."""
     data = node.inputs[0]
     elements = context.get_symbolic_value(data)
     if elements is None or len(starts) != 1 or data is None or data.shape is None or len(data.shape) != 1:

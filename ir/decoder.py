@@ -154,7 +154,7 @@ class _Reader:
         return found
 
     def _shared(self) -> bool:
-        """Whether every cache is used by one GroupQueryAttention alone, which may then write where it reads."""
+        """True if every cache is used by one GroupQueryAttention alone, which may then write where it reads."""
         return bool(self.appended) and all(
             one.op.is_a("com.microsoft::GroupQueryAttention")
             and one.op.operands[one.operand] is one.input
@@ -164,12 +164,12 @@ class _Reader:
         )
 
     def _grouped(self) -> bool:
-        """Whether attention can only be computed by GroupQueryAttention: no other branch does it for other feeds."""
+        """True if attention can only be computed by GroupQueryAttention: no other branch does it for other feeds."""
         kinds = {one.op.key for one in self.appended}
         return kinds == {"com.microsoft::GroupQueryAttention"}
 
     def _counted(self, mask: str) -> bool:
-        """Whether a mask's ones are added up to the lengths of GroupQueryAttention."""
+        """True if a mask's ones are added up to the lengths of GroupQueryAttention."""
         lengths = [one.op.input(5) for one in self.appended if one.op.is_a("com.microsoft::GroupQueryAttention")]
         todo, seen = list(lengths), set(lengths)
         while todo and len(seen) < MOST_VALUES:
@@ -278,7 +278,7 @@ class _Reader:
         return "positions" if "positions" not in known and ("mask" in known or alike) else "mask"
 
     def _masked(self, mask: Value) -> bool | None:
-        """Whether an input masks attention over the caches (or an encoder's states); `None` where it masks none."""
+        """True if an input masks attention over the caches (or an encoder's states); `None` where it masks none."""
         found = set()
         for op in ops_within_reach(mask):
             if op.op_type == "Softmax" and op in self.attention:

@@ -63,7 +63,7 @@ class Appended:
 
     @property
     def form(self) -> Form:
-        """Whether the whole is longer than the past, or a buffer of the same length."""
+        """`grown` where the whole is longer than the past; `fixed` for a buffer of the same length."""
         return "fixed" if self.op.is_a(*SCATTER) else "grown"
 
 
@@ -136,12 +136,12 @@ def queries_of(softmax: Op) -> Iterator[Value]:
 
 
 def _leads_back(value: Value, wanted: object) -> bool:
-    """Whether a value holds elements that such an op makes."""
+    """True if a value holds elements that such an op makes."""
     return any(wanted(op) for op, _ in makers(value))  # type: ignore[operator]
 
 
 def part_of(one: Appended) -> Part | None:
-    """Whether a cache holds keys or values, as far as its uses say."""
+    """The part of attention that a cache holds (`key`, `value` or `both`), as far as its uses say."""
     if one.op.key in ATTENTION:
         if one.op.is_a("com.microsoft::Attention"):
             return "both"
@@ -150,7 +150,7 @@ def part_of(one: Appended) -> Part | None:
 
 
 def part_handed_over(value: Value) -> Part | None:
-    """Whether a value is used as keys or as values of attention."""
+    """The part of attention that a value is used as: `key` or `value`."""
     for op, index in uses_behind(value, scaled=True):
         if op.key in ATTENTION and index in (1, 2):
             return "key" if index == 1 else "value"

@@ -51,7 +51,7 @@ class Cache:
 
     @property
     def layers(self) -> int:
-        """How many layers' keys (or values, or both) it holds."""
+        """Number of layers whose keys (or values, or both) it holds."""
         return max(1, self._rest // max(1, self.heads * self.width * (2 if self.part == "both" else 1)))
 
     @property

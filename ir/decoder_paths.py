@@ -49,7 +49,7 @@ def _sources(op: Op, index: int) -> list[Value]:
 
 
 def _handed_on(op: Op) -> int | None:
-    """Which operand's elements the first result holds; `None` where an op computes others."""
+    """Index of the operand whose elements the first result holds; `None` where an op computes others."""
     if op.domain:
         return None
     if op.op_type in HAND_ON or (op.op_type == "Concat" and len(op.operands) == 1):
@@ -60,7 +60,7 @@ def _handed_on(op: Op) -> int | None:
 
 
 def _is_stack(op: Op) -> bool:
-    """Whether a Concat puts several caches side by side, rather than steps behind a past."""
+    """True if a Concat puts several caches side by side, rather than steps behind a past."""
     return op.is_a("Concat") and not any(origins(op.operands[0]))
 
 
@@ -136,7 +136,7 @@ ELEMENTWISE = frozenset(
 
 
 def uses_behind(value: Value, scaled: bool = False) -> Iterator[tuple[Op, int]]:
-    """What uses a value, through what only hands elements on (and, if asked for, scales them)."""
+    """Users of a value, looking through ops that only hand elements on (and, if asked for, scale them)."""
     todo, seen = [value], {value}
     while todo and len(seen) < MOST_VALUES:
         for op, index in todo.pop().uses:
@@ -177,7 +177,7 @@ NEARBY = 64
 
 
 def is_state(value: Value) -> bool:
-    """Whether an input may hold keys or values."""
+    """True if an input may hold keys or values."""
     shape = shape_of(value)
     return shape is not None and len(shape) >= 3 and dtype_name(value) in _STATES
 
@@ -196,12 +196,12 @@ def dtype_name(value: Value) -> str:
 
 
 def constant_of(value: Value) -> Tensor | None:
-    """What a value holds that is a weight, or made by a Constant, as TorchScript writes all its numbers."""
+    """Content of a value that is a weight, or made by a Constant, as TorchScript writes all its numbers."""
     made = value.op is not None and value.op.is_a("Constant")
     held: Tensor | None = value.op.attrs.get("value") if made and value.op is not None else value.tensor
     return held
 
 
 def is_integer(value: Value) -> bool:
-    """Whether a value counts, or indexes."""
+    """True if a value counts, or indexes."""
     return value.dtype in (DType.INT32, DType.INT64)

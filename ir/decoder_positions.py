@@ -34,7 +34,7 @@ def rows_of_table(value: Value, depth: int = 0) -> int | None:
 
 
 def _is_fixed(value: Value) -> bool:
-    """Whether a value is a weight, stored as it is or in codes."""
+    """True if a value is a weight, stored as it is or in codes."""
     for _ in range(8):
         if constant_of(value) is not None:
             return True
@@ -45,7 +45,7 @@ def _is_fixed(value: Value) -> bool:
 
 
 def numbers_steps(value: Value) -> bool:
-    """Whether an input numbers steps: it is turned into angles, gives places to write to, or is compared with keys."""
+    """True if an input numbers steps: it is turned into angles, gives places to write to, or is compared with keys."""
     for op, index in uses_behind(value):
         if op.op_type == "RotaryEmbedding" and index == (1 if op.domain else 3):
             return True
@@ -60,7 +60,7 @@ def numbers_steps(value: Value) -> bool:
 
 
 def looks_up(value: Value) -> bool:
-    """Whether an input indexes a weight. Beside the ids of a decoder, that are positions; ids do so, too."""
+    """True if an input indexes a weight. Beside the ids of a decoder, that are positions; ids do so, too."""
     lookups = ("Gather", "GatherND", "GatherElements")
     return any(op.is_a(*lookups) and index == 1 and _is_fixed(op.operands[0]) for op, index in uses_behind(value))
 
@@ -71,7 +71,7 @@ _INTO_ANGLES = frozenset(
 
 
 def _turned_into_angles(start: Value) -> bool:
-    """Whether an input is multiplied into angles whose sine or cosine is taken."""
+    """True if an input is multiplied into angles whose sine or cosine is taken."""
     todo, seen = [start], {start}
     while todo and len(seen) < NEARBY:
         for op in todo.pop().users:
@@ -84,7 +84,7 @@ def _turned_into_angles(start: Value) -> bool:
 
 
 def is_rotary(graph: Graph) -> bool:
-    """Whether halves or pairs of queries and keys are turned."""
+    """True if halves or pairs of queries and keys are turned."""
     for op in graph.walk():
         if op.op_type == "RotaryEmbedding" or op.attrs.get("do_rotary") == 1:
             return True

@@ -304,7 +304,7 @@ def _extreme(name: str, a: KnownDim, b: KnownDim) -> KnownDim:
 
 
 def _is_among(a: KnownDim, b: KnownDim, name: str) -> bool:
-    """Whether `b` is `max(a, ...)`, or `min`: then it is that of both."""
+    """True if `b` is `max(a, ...)`, or `min`: then it is that of both."""
     if isinstance(b, int) or len(b.terms) != 1:
         return False
     ((atoms, factor),) = b.terms
@@ -330,7 +330,7 @@ _NUMBERS: dict[str, Callable[[int, int], int]] = {
 
 
 def is_nonnegative(dim: KnownDim) -> bool:
-    """Whether `dim >= 0` follows for all extents >= 0. `False` means "not proven"."""
+    """True if `dim >= 0` follows for all extents >= 0. `False` means "not proven"."""
     if isinstance(dim, int):
         return dim >= 0
     return all(f >= 0 and all(_atom_nonnegative(a) for a in m) for m, f in dim.terms)
@@ -350,7 +350,7 @@ def _atom_nonnegative(atom: Atom) -> bool:
 
 
 def same(a: Dim, b: Dim) -> bool:
-    """Whether two dimensions are known to be equal. Unknown ones never are."""
+    """True if two dimensions are known to be equal. Unknown ones never are."""
     return a is not None and b is not None and a == b
 
 

@@ -167,12 +167,12 @@ def written_files(output: Path, files: list[Path]) -> list[Path]:
 
 
 def stands_alone(output: Path) -> bool:
-    """Whether nothing can lie beside an output, because it is a device or a pipe."""
+    """True if nothing can lie beside an output, because it is a device or a pipe."""
     return not output.is_dir() and not _is_plain(output)
 
 
 def discards(output: Path) -> bool:
-    """Whether an output is the device that forgets what is written to it."""
+    """True if an output is the device that forgets what is written to it."""
     return os.path.exists(output) and os.path.samefile(output, os.devnull)
 
 

@@ -50,7 +50,7 @@ onnxruntime lays them out in blocks of channels only from their own graph."""
 
 @dataclass(frozen=True)
 class WritingForm:
-    """How a graph becomes a file.
+    """Way in which a graph is written to a file.
 
     Args:
         name: `plain`; `branch`, the whole model inside a branch that is always taken; `captured`, the same with the
@@ -163,7 +163,7 @@ def unwrap(graph: Graph) -> bool:
 
 
 def is_guard(op: Op) -> bool:
-    """Whether an op is the `If` that `wrap` makes: its condition compares the length of an empty sequence with 0."""
+    """True if an op is the `If` that `wrap` makes: its condition compares the length of an empty sequence with 0."""
     if not op.is_a("If"):
         return False
     equal = op.operand.op

@@ -119,7 +119,7 @@ class Graph:
         return model
 
     def encloses(self, other: Graph) -> bool:
-        """Whether `other` is this graph or lies inside one of its ops."""
+        """True if `other` is this graph or lies inside one of its ops."""
         graph: Graph | None = other
         while graph is not None:
             if graph is self:

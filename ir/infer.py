@@ -224,7 +224,7 @@ def _stable_names(graph: Graph, twin: Twin) -> dict[str, Dim]:
 
 
 def _stated(value: Value, axis: int) -> Dim:
-    """What the model says of an extent of a piece, or of what runs in a branch that computes pieces."""
+    """Extents that the model states of a tile, or of what runs in a branch that computes tiles."""
     op = value.op
     while op is not None and PIECES not in op.metadata:
         op = op.graph.parent if op.graph is not None else None

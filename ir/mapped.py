@@ -121,7 +121,7 @@ class DataFile:
 
 
 def lies_beside(tensor: Tensor) -> bool:
-    """Whether a weight lies in a file beside its model."""
+    """True if a weight lies in a file beside its model."""
     return isinstance(tensor, onnx_ir.ExternalTensor) and not (isinstance(tensor, MappedTensor) and tensor.inline)
 
 

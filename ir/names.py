@@ -47,7 +47,7 @@ class ModelNames:
 
 
 class ValueNames:
-    """How many values of one graph, those in regions not counted, have each name."""
+    """Count of each name among the values of one graph, those in regions not included."""
 
     __slots__ = ("_counts",)
 
@@ -60,7 +60,7 @@ class ValueNames:
             self._counts[name] += change
 
     def has(self, name: str, present: Callable[[], Iterable[str]]) -> bool:
-        """Whether a value has a name; `present` gives those of all values, asked the first time."""
+        """True if a value has a name; `present` gives those of all values, asked the first time."""
         if self._counts is None:
             self._counts = Counter(present())
         return bool(name) and self._counts[name] > 0

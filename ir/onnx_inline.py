@@ -22,7 +22,7 @@ LEAST = 1 << 16
 
 
 class _Malformed(Exception):
-    """What the walk does not know, or what ends too early: the parser of protobuf says what is wrong with it."""
+    """Protobuf that this walk cannot read; the real parser of protobuf then says what is wrong with it."""
 
 
 def without_weights(file: DataFile, location: str) -> bytes | None:

@@ -394,7 +394,7 @@ __all__ = ["read_onnx"]
 
 
 def _unstated(type_: Type | None) -> dict[str, str]:
-    """What a file leaves open of the type of a body's input, as a note."""
+    """Note of the part of a body input's type that the file leaves open."""
     tensor = as_tensor(type_)
     if type_ is None or (tensor is not None and tensor.dtype == DType.UNDEFINED):
         return {UNSTATED: "type"}

@@ -132,7 +132,7 @@ class _Writer:
                 _quantization_note(result, self.names.of.get(result, ""), proto)
 
     def _shown(self, type_: Type | None) -> Type | None:
-        """What is said of the type of a value that is not at the border."""
+        """Type to write for a value that is neither input nor output of the model."""
         tensor = as_tensor(type_)
         if not self.nameless or tensor is None or tensor.shape is None:
             return type_
@@ -231,7 +231,7 @@ def _spelled_otherwise(type_: Type | None) -> Iterator[str]:
 
 
 def _stated(value: Value) -> Type | None:
-    """What a file may say of the type of a body's input: what the original said, the rest being inferred."""
+    """Type of a body's input as a file may state it: what the original said, the rest being inferred."""
     unstated = value.metadata.get(UNSTATED)
     if unstated == "type":
         return None
@@ -240,7 +240,7 @@ def _stated(value: Value) -> Type | None:
 
 
 def _leaves_types_open(graph: Graph) -> bool:
-    """Whether a region, or one around it, leaves types open, or has inputs whose types the file leaves open."""
+    """True if a region, or one around it, leaves types open, or has inputs whose types the file leaves open."""
     while graph.parent is not None:
         if UNSTATED in graph.metadata or any(UNSTATED in value.metadata for value in graph.inputs):
             return True

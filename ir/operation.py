@@ -117,16 +117,16 @@ class Op:
 
     @property
     def is_return(self) -> bool:
-        """Whether this is the final op of a graph."""
+        """True if this is the final op of a graph."""
         return self.op_type == "return" and not self.domain
 
     @property
     def is_const(self) -> bool:
-        """Whether this holds a weight."""
+        """True if this holds a weight."""
         return self.op_type == "const" and not self.domain
 
     def is_a(self, *keys: str) -> bool:
-        """Whether the operator is one of `keys` (as `key` spells them)."""
+        """True if the operator is one of `keys` (as `key` spells them)."""
         return self.key in keys
 
     def input(self, index: int) -> Value | None:

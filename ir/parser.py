@@ -91,7 +91,7 @@ class _Output(NamedTuple):
 
 
 class _OpHead(NamedTuple):
-    """What an op states before its regions."""
+    """Head of an op's text: everything before its regions."""
 
     op: Op
     results: Sequence[Token]

@@ -69,7 +69,7 @@ class WeightPool:
         self._remove()
 
     def place(self, tensor: Tensor, batch: _Batch) -> Place:
-        """Where a content lies: by the object that holds it, else by its digest, else at the end of a new file."""
+        """Find a content in the files: by the object that holds it, or by its digest, else at the end of a new one."""
         holder = _holder(tensor)
         known = self._known.get(id(holder))
         if known is not None and known[0]() is holder:

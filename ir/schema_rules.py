@@ -44,7 +44,7 @@ class Signature:
     required: tuple[str, ...]
 
     def may_be_absent(self, index: int) -> bool:
-        """Whether operand `index` may be left out while a later one is given."""
+        """True if operand `index` may be left out while a later one is given."""
         return index in self.optional or (self.open_ended and index >= len(self.optional))
 
 

@@ -1,4 +1,4 @@
-"""How the atoms of `.mir` text are spelled: names, strings, numbers, dimensions, types, tensor elements.
+"""Spelling of the atoms of `.mir` text: names, strings, numbers, dimensions, types, tensor elements.
 
 Printer and parser share this file, so that what one writes the other reads.
 """

@@ -44,7 +44,7 @@ _NEVER = 1 << 50
 
 @dataclass(frozen=True)
 class Cut:
-    """How a model was cut.
+    """Stages that a model was cut into.
 
     Args:
         stages: Name of the first result of each op, by stage.

@@ -56,7 +56,7 @@ def content_digest(tensor: Tensor) -> bytes:
 
 
 def same_content(a: Tensor, b: Tensor) -> bool:
-    """Whether two constants have the same element type, shape and bytes (NaNs compared by their bits)."""
+    """True if two constants have the same element type, shape and bytes (NaNs compared by their bits)."""
     if a is b:
         return True
     if a.dtype != b.dtype or tuple(a.shape) != tuple(b.shape):

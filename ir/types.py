@@ -150,17 +150,17 @@ class Typed:
 
     @property
     def is_integer(self) -> bool:
-        """Whether this is a tensor of integers (truth values are none)."""
+        """True if this is a tensor of integers (truth values are none)."""
         return self.dtype is not None and self.dtype.is_integer()
 
     @property
     def is_floating_point(self) -> bool:
-        """Whether this is a tensor of floating-point numbers."""
+        """True if this is a tensor of floating-point numbers."""
         return self.dtype is not None and self.dtype.is_floating_point()
 
     @property
     def is_shapeless(self) -> bool:
-        """Whether this may be a tensor, of unknown rank."""
+        """True if this may be a tensor, of unknown rank."""
         return is_shapeless(self.type)
 
     @property
@@ -171,7 +171,7 @@ class Typed:
 
     @property
     def rank(self) -> int | None:
-        """How many axes a tensor has."""
+        """Number of axes of a tensor."""
         tensor = as_tensor(self.type)
         return None if tensor is None else tensor.rank
 
@@ -188,7 +188,7 @@ def as_tensor(type_: Type | None) -> TensorType | None:
 
 
 def is_shapeless(type_: Type | None) -> bool:
-    """Whether a type leaves open even the rank: it is not known, or that of a tensor without a shape."""
+    """True if a type leaves open even the rank: it is not known, or that of a tensor without a shape."""
     return type_ is None or (isinstance(type_, TensorType) and type_.shape is None)
 
 

@@ -75,7 +75,7 @@ class Value(Typed):
 
     @property
     def is_input(self) -> bool:
-        """Whether this is an input of a graph."""
+        """True if this is an input of a graph."""
         return self._input_of is not None
 
     @property
@@ -90,27 +90,27 @@ class Value(Typed):
 
     @property
     def has_uses(self) -> bool:
-        """Whether anything uses this value."""
+        """True if anything uses this value."""
         return bool(self._uses)
 
     @property
     def use_count(self) -> int:
-        """How many uses there are; cheaper than `len(value.uses)`."""
+        """Number of uses; cheaper than `len(value.uses)`."""
         return len(self._uses)
 
     @property
     def single_use(self) -> bool:
-        """Whether there is exactly one use."""
+        """True if there is exactly one use."""
         return len(self._uses) == 1
 
     @property
     def is_absent(self) -> bool:
-        """Whether this stands for an optional input that is not given."""
+        """True if this stands for an optional input that is not given."""
         return self._op is not None and self._op.op_type == "absent" and not self._op.domain
 
     @property
     def is_output(self) -> bool:
-        """Whether a `return` uses this value."""
+        """True if a `return` uses this value."""
         return any(op.is_return for op, _ in self._uses)
 
     @property

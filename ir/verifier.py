@@ -352,7 +352,7 @@ def _why_unseen(value: Value, graph: Graph) -> str:
 
 
 def _agree(type_: Type | None, tensor: Tensor) -> bool:
-    """Whether a tensor can be of a type, symbolic dimensions being free."""
+    """True if a tensor can be of a type, symbolic dimensions being free."""
     if type_ is None:
         return True
     held = tensor_type(tensor)

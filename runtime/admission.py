@@ -95,7 +95,7 @@ class BatchAxis:
     outputs: Mapping[str, int]
 
     def samples(self, shapes: Shapes) -> int:
-        """How many samples a call has; 0 where its inputs do not agree."""
+        """Number of samples in a call; 0 where its inputs do not agree."""
         counts = {shapes[name][axis] for name, axis in self.inputs.items() if axis < len(shapes.get(name, ()))}
         return counts.pop() if len(counts) == 1 else 0
 
@@ -141,7 +141,7 @@ class Admission:
         return None if found is None else self.fixed + int(found * self.factor)
 
     def parts(self, shapes: Shapes) -> list[int]:
-        """How many samples to compute in each of as few calls as fit; an empty list for one call as it is.
+        """Sizes of the sub-batches, as few as fit; an empty list for one call as it is.
 
         Raises:
             MemoryLimit: the call does not fit, and not in parts either; with the figure.

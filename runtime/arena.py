@@ -201,7 +201,7 @@ def _dtype(value: Value) -> np.dtype[Any]:
 
 
 def _is_whole(value: Value) -> bool:
-    """Whether the value is a tensor of known element type, each element whole bytes."""
+    """True if the value is a tensor of known element type, each element whole bytes."""
     if value.dtype is None or value.dtype in (DType.STRING, DType.UNDEFINED):
         return False
     return value.dtype.bitwidth >= 8

@@ -21,7 +21,7 @@ _KEPT = 4096
 
 
 class Runner(Protocol):
-    """What runs a batch."""
+    """Runs a batch of requests."""
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
         """Run once."""
@@ -138,7 +138,7 @@ class Batched:
         self.close()
 
     def _key(self, names: Sequence[str] | None, feed: Mapping[str, npt.NDArray[Any]]) -> tuple[Any, ...]:
-        """What requests must have in common to run together: inputs that all samples share, too."""
+        """Key of requests that can run together: inputs that all samples share, too."""
         parts: list[Any] = [None if names is None else tuple(names)]
         for name, value in sorted(feed.items()):
             axis = self._batch.inputs.get(name)

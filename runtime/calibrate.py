@@ -263,7 +263,7 @@ def _distributions(
 
 
 def not_finite(sample: Sample, name: str) -> InputError:
-    """What to raise about a tensor that cannot be observed."""
+    """Error about a tensor that cannot be observed."""
     return InputError(
         f"{sample.where}: the tensor {name!r} holds NaN or Inf.",
         hint="Take such samples out of the data, or leave the tensor out.",

@@ -32,8 +32,14 @@ from memoptc.runtime.verification import Verification
 
 @dataclass(frozen=True)
 class Effort:
-    """What a mode spends: made-up samples, samples of data, seconds after which no further sample is taken
-    (the first always is), and seconds on the float64 twin."""
+    """Bounds of a mode.
+
+    Args:
+        made_up: Samples where there is no data.
+        samples: Most samples of data; `None` for all.
+        seconds: After these no further sample is taken; the first always is.
+        twin_seconds: Most seconds for the float64 twin.
+    """
 
     made_up: int
     samples: int | None
@@ -203,7 +209,7 @@ class Check:
         return differing
 
     def _outcomes(self, kind: str) -> Iterator[Outcome]:
-        """What one of the models gave, as a metric takes it."""
+        """Outputs of one of the models, as a metric takes them."""
         for index in range(self.count):
             yield Outcome(self.spool.get("feed", index), self.spool.get(kind, index), self.taken[index].label)
 

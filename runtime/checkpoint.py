@@ -70,7 +70,7 @@ class Checkpoint:
         return done
 
     def finished(self, group: int) -> bool:
-        """Whether a pass had seen all samples."""
+        """True if a pass had seen all samples."""
         return bool(self.state["groups"].get(str(group), {}).get("last"))
 
     def check(self, sample: Sample) -> None:

@@ -18,7 +18,7 @@ _SMALL = 1e-3  # elements smaller than this part of the largest count relative t
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one value lies from its reference.
+    """Distance of one value from its reference.
 
     Args:
         fault: Why the two cannot be compared at all (type, shape, NaN pattern), else `""`.
@@ -90,7 +90,7 @@ def difference(reference: Any, candidate: Any, *, bits: bool = True) -> Differen
 
 
 def is_float(array: npt.NDArray[Any]) -> bool:
-    """Whether the elements are real or complex numbers with a fraction, ml_dtypes included."""
+    """True if the elements are real or complex numbers with a fraction, ml_dtypes included."""
     return array.dtype.kind in "fc" or (array.dtype.kind == "V" and array.dtype.names is None)
 
 

@@ -157,7 +157,7 @@ class _Reader:
                         yield "broadcast", a, b
 
     def _broadcasted(self, op: Op) -> Iterator[Requirement]:
-        """Where inference cannot tell which of two extents a result has, it has the larger one: the other is 1."""
+        """Of two extents of which one must be 1, the result has the larger, where inference cannot tell which."""
         shapes = self._shapes(op) if op.op_type in _BROADCAST and not op.domain else []
         if len(shapes) != 2 or len(op.operands) != 2:
             return
@@ -196,7 +196,7 @@ class _Reader:
                 yield from (("equal", a, b) for a, b in zip(updates, indices, strict=False))
 
     def _sliced(self, op: Op, data: tuple[Dim, ...]) -> Iterator[tuple[Kind, Dim, Dim]]:
-        """What is cut out between computed ends is as long as they are apart, if it lies inside."""
+        """Extent of a slice between computed ends: their distance, if they lie inside."""
         starts, ends = self._elements(op.operands[1]), self._elements(op.operands[2])
         axes = self._elements(op.operands[3]) if op.input(3) is not None else tuple(range(len(starts or ())))
         steps = self._elements(op.operands[4]) if op.input(4) is not None else (1,) * len(starts or ())

@@ -122,7 +122,7 @@ class ControlGroup:
             return 0
 
     def hits(self) -> int | None:
-        """How often the limit was reached and memory had to be taken back; `None` where the kernel does not tell."""
+        """Times the limit was reached and memory had to be taken back; `None` where the kernel does not tell."""
         try:
             if self.version == 1:
                 return int((self.path / "memory.failcnt").read_text())
@@ -227,7 +227,7 @@ def _make(parent: Path, version: int) -> ControlGroup | None:
 
 
 def _hands_down(parent: Path) -> bool:
-    """Whether groups below one of version 2 can limit memory, asking for it where that is allowed."""
+    """True if groups below one of version 2 can limit memory, asking for it where that is allowed."""
     control = parent / "cgroup.subtree_control"
     try:
         if "memory" not in (parent / "cgroup.controllers").read_text().split():

@@ -26,7 +26,7 @@ _STEPS = {"fast": (10, 6), "full": (8, 48)}
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was seen.
+    """Differences seen while both models continued texts.
 
     Args:
         output: The report's entry, as for an output.

@@ -39,7 +39,7 @@ SUFFIX = ".session.json"
 
 @dataclass(frozen=True)
 class Contract:
-    """How to run a model.
+    """Settings to run a model with.
 
     Args:
         options: What the session gets.
@@ -214,7 +214,7 @@ def arena_entries(capacity: int, limit: int = 0) -> dict[str, int]:
 
 
 def contract_path(model: str | os.PathLike[str]) -> Path:
-    """Where the contract of a model lies: beside it."""
+    """Path of a model's contract: beside it."""
     from pathlib import Path
 
     return Path(beside(model))

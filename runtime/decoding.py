@@ -290,7 +290,7 @@ class Tokens:
                 self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(_zeros(cache, batch, room or 0))
 
     def _source_length(self) -> int:
-        """How many steps the encoder gave."""
+        """Number of steps that the encoder computed."""
         axes = {c.past: c.axis for c in self._facts.caches}
         return next((v.shape[axes.get(n, 1)] for n, v in self._context.items() if v.ndim >= 3), 0)
 
@@ -378,7 +378,7 @@ class Tokens:
 
 
 def _facts(session: Session, path: str | os.PathLike[str]) -> Facts:
-    """What a compiled model's metadata says, else what analysing the graph shows."""
+    """Decoder facts from a compiled model's metadata, else from analysing its graph."""
     carried = session.get_modelmeta().custom_metadata_map.get(KEY)
     if carried:
         try:
@@ -404,7 +404,7 @@ def _zeros(cache: Cache, batch: int, room: int) -> Array:
 
 
 def first_feed(facts: Facts, ids: Array) -> dict[str, Array]:
-    """What a model takes beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
+    """Inputs of a model beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
     batch, steps = ids.shape
     feed = {c.past: _zeros(c, batch, 0) for c in facts.own}
     if facts.mask:

@@ -48,7 +48,7 @@ class Equation:
         return Equation(rest, op)
 
     def holds(self, binding: Mapping[str, int]) -> bool:
-        """Whether extents meet it; where one of its symbols has no extent, nothing contradicts it."""
+        """True if extents meet it; where one of its symbols has no extent, nothing contradicts it."""
         return not self.rest.free <= binding.keys() or self.rest.evaluate(binding) == 0
 
 

@@ -34,5 +34,5 @@ class Part(Data):
 
 
 def can_hold_out(data: Iterable[Sample]) -> bool:
-    """Whether there are enough samples for one to be held out."""
+    """True if there are enough samples for one to be held out."""
     return sum(1 for _ in islice(data, SHARE)) == SHARE

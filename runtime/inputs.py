@@ -143,7 +143,7 @@ class InputMaker:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether any extent is still open."""
+        """True if any extent is still open."""
         return any(name not in self.solution.values for name in self.classes)
 
     def bindings(self) -> Iterator[dict[str, int]]:
@@ -366,5 +366,5 @@ def _has_axes(type_: Type | None) -> TypeGuard[TensorType]:
 
 
 def _is_named(dim: Dim, made_up: str) -> TypeGuard[Sym]:
-    """Whether an extent is a symbol of the model's author, and not made up for an axis without a name."""
+    """True if an extent is a symbol of the model's author, and not made up for an axis without a name."""
     return isinstance(dim, Sym) and dim.name != made_up

@@ -61,7 +61,7 @@ class IntegerRun:
 
 
 def has_codes(graph: Graph) -> bool:
-    """Whether a model has quantized tensors or integer products at all."""
+    """True if a model has quantized tensors or integer products at all."""
     return any(in_family(op, Family.CODING) or _is_integer(op) for op in graph.walk())
 
 
@@ -98,7 +98,7 @@ def look(graph: Graph) -> IntegerRun:
 
 
 def _is_integer(op: Op) -> bool:
-    """Whether an operator computes on codes; one that only moves or compares them counts, too."""
+    """True if an operator computes on codes; one that only moves or compares them counts, too."""
     if definition(op).on_codes:
         return True
     if not in_family(op, Family.POOL) or not op.results or not op.operands:

@@ -1,4 +1,4 @@
-"""When two models count as the same: every bound that verification uses, written down once, with its reason."""
+"""Bounds within which two models count as the same: all that verification uses, each with its reason."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Judge:
 
     @property
     def coarser(self) -> bool:
-        """Whether the candidate may differ by more than noise, and is judged as onnxruntime will run it."""
+        """True if the candidate may differ by more than noise, and is judged as onnxruntime will run it."""
         return not self.bit_exact and (self.gate is not None or self.accuracy is not None)
 
 

@@ -54,7 +54,7 @@ def run_node(node: onnx.NodeProto, feed: Arrays, weights: Arrays, result: DType)
 
 @cache
 def multiplies_codes(bits: int) -> bool:
-    """Whether MatMulNBits has a kernel for codes of this many bits."""
+    """True if MatMulNBits has a kernel for codes of this many bits."""
     block, rows = 32, 4
     codes = np.full((rows, 1, block * bits // 8), 0xFF, np.uint8)
     node = onnx.helper.make_node(
@@ -67,7 +67,7 @@ def multiplies_codes(bits: int) -> bool:
 
 @cache
 def gathers_codes(bits: int) -> bool:
-    """Whether GatherBlockQuantized has a kernel for codes of this many bits in bytes."""
+    """True if GatherBlockQuantized has a kernel for codes of this many bits in bytes."""
     block, rows = 32, 4
     node = onnx.helper.make_node(
         "GatherBlockQuantized", ["w", "i", "s"], ["y"], domain=_DOMAIN,
@@ -81,7 +81,7 @@ def gathers_codes(bits: int) -> bool:
 
 @cache
 def gathers_float8() -> bool:
-    """Whether GatherBlockQuantized has a kernel for float8 (E4M3FN) with one scale per block."""
+    """True if GatherBlockQuantized has a kernel for float8 (E4M3FN) with one scale per block."""
     block, rows = 32, 4
     node = onnx.helper.make_node(
         "GatherBlockQuantized", ["w", "i", "s"], ["y"], domain=_DOMAIN,
@@ -95,7 +95,7 @@ def gathers_float8() -> bool:
 
 @cache
 def saturates() -> bool:
-    """Whether sums of uint8 * int8 products overflow 16 bits on this machine, as on x86 without VNNI."""
+    """True if sums of uint8 * int8 products overflow 16 bits on this machine, as on x86 without VNNI."""
     # Enough rows for any kernel to work in its widest registers.
     node = onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     weights: Arrays = {"w": np.full((64, 64), 127, np.int8)}

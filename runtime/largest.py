@@ -28,7 +28,7 @@ Extents = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Edge:
-    """How far one kind of axis can grow under a limit.
+    """Largest extent of one kind of axis under a limit.
 
     Args:
         kind: `batch`, `space`, `sequence`, `past` or `samples`.

@@ -117,7 +117,7 @@ class Measured(Need):
 
 @dataclass(frozen=True)
 class Slowdown:
-    """How much slower one model is than another: the median ratio of their turns, and an interval for it.
+    """Slowdown of one model against another: the median ratio of their turns, and an interval for it.
 
     Args:
         ratio: The median.
@@ -141,16 +141,16 @@ class Slowdown:
         return Slowdown(statistics.median(ratios), ratios[drop], ratios[-1 - drop])
 
     def above(self, bound: float) -> bool:
-        """Whether noise alone does not explain that the bound is exceeded."""
+        """True if noise alone does not explain that the bound is exceeded."""
         return self.low > bound
 
     def decided(self, bound: float) -> bool:
-        """Whether the interval lies on one side of the bound."""
+        """True if the interval lies on one side of the bound."""
         return self.low > bound or self.high <= bound
 
 
 def _dropped(count: int) -> int:
-    """How many ratios to leave out at each end, so that the interval still holds the median in 93 % of cases."""
+    """Number of ratios to drop at each end, so that the interval still holds the median in 93 % of cases."""
     below, drop = 0.5**count, 0
     while drop + 1 < count // 2:
         more = below + math.comb(count, drop + 1) * 0.5**count

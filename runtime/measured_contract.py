@@ -183,7 +183,7 @@ class _Trial:
 
     @property
     def maps_weights(self) -> bool:
-        """Whether weights are packed that do not lie in the model's own file, and enough of them."""
+        """True if weights are packed that do not lie in the model's own file, and enough of them."""
         packed = self.contract.measured["loaded_bytes"]
         return packed >= _WORTH and packed > Path(self.model).stat().st_size
 
@@ -277,7 +277,7 @@ def _shortest(session: NativeSession, feed: Feed) -> float | None:
 
 
 def _fewest(times: Sequence[float]) -> int:
-    """How many runs there must be at least: long ones differ by less, and the first only pays for reading weights."""
+    """Least number of runs: long ones differ by less, and the first only pays for reading weights."""
     return 2 if times and min(times) > _SECONDS else _FEWEST
 
 

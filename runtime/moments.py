@@ -27,7 +27,7 @@ ASIDE = 4
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution reads for one element of its result: channels first, then the places of its kernel.
+    """Window that a convolution reads for one element of its result: channels first, then the places of its kernel.
 
     Args:
         kernel: Extents of the kernel.
@@ -75,7 +75,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Reading:
-    """How one tensor is read.
+    """Way in which one tensor is read: as rows of channels, or as windows.
 
     Args:
         tensor: Its name.
@@ -128,7 +128,7 @@ class Aside:
 
 
 def enough(data: Iterable[Sample]) -> bool:
-    """Whether there are enough samples to keep whole ones aside."""
+    """True if there are enough samples to keep whole ones aside."""
     return sum(1 for _ in islice(data, ASIDE)) == ASIDE
 
 

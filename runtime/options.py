@@ -33,7 +33,7 @@ ENUMERATIONS = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How onnxruntime is to run a model. The defaults are onnxruntime's own, but for one thread.
+    """Settings that onnxruntime runs a model with. The defaults are onnxruntime's own, but for one thread.
 
     Args:
         optimize: Let onnxruntime optimize the graph (its default level), or run it as it is written.

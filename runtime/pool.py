@@ -212,7 +212,7 @@ class PoolSession:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is loaded."""
+        """True if it is loaded."""
         return self._session is not None
 
     @property

@@ -226,12 +226,12 @@ class Examiner:
 
     @property
     def quick_is_full(self) -> bool:
-        """Whether a quick look takes all samples, and there is no metric that a full one would measure."""
+        """True if a quick look takes all samples, and there is no metric that a full one would measure."""
         return self._metric is None and len(self._few) == self._total
 
     @property
     def samples(self) -> tuple[int, int]:
-        """How many samples a quick look and a full one take."""
+        """Number of samples of a quick look and of a full one."""
         return len(self._few), sum(1 for _ in range(0, self._total, self._step))
 
     @property

@@ -79,7 +79,7 @@ class _Place:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it holds the input's own numbers."""
+        """True if it holds the input's own numbers."""
         return (self.scale, self.shift) == (1.0, 0.0)
 
 

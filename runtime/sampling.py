@@ -13,7 +13,7 @@ from memoptc.ir.diagnostics import InputError
 
 @dataclass(frozen=True)
 class Sampler:
-    """How tokens are chosen; with neither temperature nor `top_k` nor `top_p`, the best one is taken.
+    """Choice of tokens; with neither temperature nor `top_k` nor `top_p`, the best one is taken.
 
     Args:
         temperature: What scores are divided by; 0 takes the best. 1 where only `top_k` or `top_p` is given.
@@ -39,7 +39,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether the best token is taken, so that nothing is random."""
+        """True if the best token is taken, so that nothing is random."""
         if self.temperature is None:
             return self.top_k in (0, 1) and self.top_p == 1
         return self.temperature == 0 or self.top_k == 1

@@ -320,7 +320,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
     @property
     def plans(self) -> list[RunPlan]:
-        """What was planned so far: one per set of input shapes."""
+        """Plans so far: one per set of input shapes."""
         return list(self._planned.plans.values()) if self._planned is not None else []
 
     def set_limit(self, limit: int | str | None) -> None:
@@ -383,7 +383,7 @@ for _name in _AS_IN_ONNXRUNTIME:
 
 
 def _on_host(providers: Sequence[Any] | None) -> bool:
-    """Whether all providers compute in the process's own memory; what is no provider onnxruntime will refuse."""
+    """True if all providers compute in the process's own memory; what is no provider onnxruntime will refuse."""
     named = (p[0] if isinstance(p, tuple) and p else p for p in providers or ())
     return all(name in _HOST_PROVIDERS for name in named if isinstance(name, str))
 

@@ -157,7 +157,7 @@ class Figures:
 
 
 def _apart(wanted: Any, got: Any) -> dict[str, Any]:
-    """How far two values of one output are apart: energies, and rows that agree."""
+    """Distance of two values of one output: energies, and rows that agree."""
     a, b = np.asarray(wanted), np.asarray(got)
     if a.shape != b.shape or a.dtype.kind not in "fiub" or not a.size:
         same = a.shape == b.shape and bool(np.array_equal(a, b))

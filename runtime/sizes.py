@@ -51,5 +51,5 @@ PREDICTED = 1 << 20
 
 
 def grown(before: float, after: float, resolution: int = RESOLUTION) -> bool:
-    """Whether a need is above another by more than `GROWTH`, and by more than measuring, or predicting, can tell."""
+    """True if a need is above another by more than `GROWTH`, and by more than measuring, or predicting, can tell."""
     return after > before + max((GROWTH - 1) * before, resolution)

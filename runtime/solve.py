@@ -47,7 +47,7 @@ class Solution:
         return found
 
     def holds(self, binding: Mapping[str, int]) -> bool:
-        """Whether a completed binding breaks no bound, and meets every equation."""
+        """True if a completed binding breaks no bound, and meets every equation."""
         return self.broken(binding) is None and all(e.holds(binding) for e in self.equations)
 
     def broken(self, binding: Mapping[str, int]) -> Requirement | None:

@@ -38,7 +38,7 @@ class Trial(Protocol):
     """Runs a model on one feed."""
 
     def finite(self, feed: Feed) -> bool:
-        """Whether all outputs are finite numbers.
+        """True if all outputs are finite numbers.
 
         Raises:
             MemoptcError: the model does not run on it.
@@ -65,7 +65,7 @@ def trial_runs(graph: Graph, original: Evaluator) -> Iterator[Trial]:
 
 
 def may_end_process(graph: Graph) -> bool:
-    """Whether made-up inputs may reach a kernel that checks no ranks, or one that nobody described."""
+    """True if made-up inputs may reach a kernel that checks no ranks, or one that nobody described."""
     return any(_on_trust(op) and any(_rank_open(v) for v in op.operands) for op in graph.walk())
 
 

@@ -43,7 +43,7 @@ class Verification:
 
     @property
     def failed(self) -> bool:
-        """Whether something was looked at, and may not be handed out."""
+        """True if something was looked at, and may not be handed out."""
         return self.mode != "off" and not self.passed
 
     @property

@@ -149,7 +149,7 @@ def _kept(anonymous: int | None, size: Any) -> str:
 def _edges(
     model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, say: Callable[[str], None]
 ) -> tuple[list[Edge], dict[str, int]]:
-    """How far each kind of open axis can grow, and where the others stay meanwhile."""
+    """Find the largest extent of each kind of open axis, and the extents of the others meanwhile."""
     from memoptc.ir.diagnostics import InputError
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.runtime.container import Trial, limiter

@@ -40,7 +40,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Talk:
-    """How much a command says, and in which form; every command has these."""
+    """Verbosity and form of a command's output; every command has these."""
 
     quiet: bool = option("Say nothing but results and errors.", "-q", "--quiet", default=False, group=GENERAL)
     verbose: bool = option("Say more: passes as they run, reasons.", "-v", "--verbose", default=False, group=GENERAL)

@@ -184,7 +184,7 @@ def _in_session(
 
 
 def _summary(name: str, value: Any) -> dict[str, Any]:
-    """What an output is, and its extremes and mean where it has numbers."""
+    """Type, shape, extremes and mean of an output, as far as it has numbers."""
     import numpy as np
 
     array = np.asarray(value)

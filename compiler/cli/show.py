@@ -109,7 +109,7 @@ def _note(path: Path) -> str:
 
 
 def _print_verdict(report: Report, console: Console) -> None:
-    """What came out, in words; what got worse below it, in red."""
+    """Print the verdict in words; what got worse below it, in red."""
     from rich.markup import escape
 
     sizes = planned_for(report)
@@ -124,7 +124,7 @@ def _print_verdict(report: Report, console: Console) -> None:
 
 
 def _differ(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether layers are in several states, or all in float."""
+    """True if layers are in several states, or all in float."""
     return len({row["decision"] for row in rows}) > 1 or any(row["decision"] == "float" for row in rows)
 
 

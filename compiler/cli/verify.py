@@ -82,7 +82,7 @@ def _print(found: Verification, metric: str | None) -> None:
 
 
 def _judge(bit_exact: bool, options: dict[str, Any]) -> Judge:
-    """What is asked: bits, a largest error, a least SQNR, or what the target usually keeps."""
+    """Build the judge: equal bits, a largest error, a least SQNR, or what the target usually keeps."""
     from memoptc.runtime.accuracy import AccuracyTarget
     from memoptc.runtime.judge import Judge
 

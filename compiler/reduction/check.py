@@ -31,7 +31,7 @@ class Check(Protocol):
         """Look at the whole model; gives how it fails, "" when it does not."""
 
     def fails(self, model: Path) -> bool:
-        """Whether a smaller model still fails in that way."""
+        """True if a smaller model still fails in that way."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class CommandCheck:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended.
+    """Outcome of one trial: kind, message, peak memory.
 
     Args:
         kind: `ok`, `differs`, `refused`, `fault`, `died` or `timeout`.
@@ -94,7 +94,7 @@ class Outcome:
 
     @property
     def sentence(self) -> str:
-        """What happened."""
+        """The outcome in one sentence."""
         said = {"differs": "the numbers differ", "timeout": "the compile does not end", "died": "the process dies"}
         return f"{said.get(self.kind, self.kind)}{f': {self.text}' if self.text else ''}"
 
@@ -160,7 +160,7 @@ class Trials:
 
 @dataclass
 class CompileCheck:
-    """How a compile ends.
+    """Check that compiles the model and looks for a fault in the way it ends.
 
     Args:
         trials: Runs it.

@@ -12,7 +12,7 @@ from onnx import AttributeProto, helper, numpy_helper
 
 @dataclass
 class KnownTypes:
-    """What is known of a model's values.
+    """Types of a model's values, as far as they are known.
 
     Args:
         infos: Types by name.

@@ -61,7 +61,7 @@ def _improved(report: ReportFacts) -> list[str]:
 
 
 def _risks(report: ReportFacts) -> list[str]:
-    """What the figures leave open."""
+    """Risks that the figures leave open."""
     found, risks = report.verification, []
     mode = found.get("mode", "off")
     if mode == "off":

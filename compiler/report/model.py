@@ -22,7 +22,7 @@ class Report(ReportFacts):
 
     @property
     def verdict(self) -> str:
-        """What came out, in one sentence: need, latency, and whether the outputs are those of the original."""
+        """The outcome in one sentence: need, latency, and whether the outputs are those of the original."""
         return judged.verdict(self)
 
     @property

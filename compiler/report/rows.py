@@ -66,7 +66,7 @@ def before_after(report: ReportFacts) -> list[Row]:
 
 
 def _needs(report: ReportFacts) -> list[Row]:
-    """What the process needs, in stock onnxruntime and in each tier of `Session`; each followed by its breakdown."""
+    """Rows of the need of the process: stock onnxruntime, then each tier of `Session`, each with its breakdown."""
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
         a, b = report.control.predicted_need_bytes, report.candidate.predicted_need_bytes

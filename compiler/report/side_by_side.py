@@ -43,7 +43,7 @@ def report_of(path: Path) -> dict[str, Any] | None:
 
 
 def _written_with(model: Path, report: Mapping[str, Any]) -> bool:
-    """Whether a report is that of a model: it names its hash."""
+    """True if a report is that of a model: it names its hash."""
     return any(a.get("sha256") == digest([model]) for a in report.get("artefacts") or ())
 
 

@@ -104,7 +104,7 @@ def _changed(row: Row) -> str:
 
 
 def _compared(control: Row, best: Row) -> tuple[list[str], list[str]]:
-    """What improved, and what got worse, each with both figures; intervals decide."""
+    """Compare both sides: improvements and losses, each with both figures; intervals decide."""
     better: list[str] = []
     worse: list[str] = []
     if best is control or control.need_bytes is None or best.need_bytes is None:
@@ -129,7 +129,7 @@ def _compared(control: Row, best: Row) -> tuple[list[str], list[str]]:
 
 
 def _told_apart(accuracy: dict[str, Any]) -> bool:
-    """Whether two metrics differ by more than two standard errors of a share; other metrics by anything."""
+    """True if two metrics differ by more than two standard errors of a share; other metrics by anything."""
     before, after, count = accuracy["control"], accuracy["candidate"], accuracy.get("samples") or 0
     if accuracy["metric"] != "top-1" or not count:
         return bool(before != after)
@@ -138,7 +138,7 @@ def _told_apart(accuracy: dict[str, Any]) -> bool:
 
 
 def _risks(found: Study, best: Row) -> list[str]:
-    """What the figures leave open."""
+    """Risks that the figures leave open."""
     risks = []
     if best.slowdown is not None and best.slowdown["low"] <= 1 <= best.slowdown["high"] and best.kind != "control":
         low, high = best.slowdown["low"], best.slowdown["high"]

@@ -212,7 +212,7 @@ _FIGURES = {
 
 
 def _worse_process(where: str, before: dict[str, Any], after: dict[str, Any]) -> list[Worse]:
-    """What got worse of one process; where need did, nothing that is part of it is named besides."""
+    """Figures of one process that got worse; where need did, none that is part of it is named besides."""
     before = {**before, **_stock(before)}
     found: list[Worse] = []
     for key, what in _FIGURES.items():

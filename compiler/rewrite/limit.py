@@ -21,7 +21,7 @@ def limit_rewrites(limit: int) -> Iterator[list[str]]:
 
 
 def exhausted() -> bool:
-    """Whether no further counted change may be made."""
+    """True if no further counted change may be made."""
     limit = _limit.get()
     return limit is not None and len(limit[1]) >= limit[0]
 

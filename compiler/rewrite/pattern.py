@@ -56,7 +56,7 @@ class Const:
     value: float | None = None
 
     def accepts(self, value: Value) -> bool:
-        """Whether the value is such a constant."""
+        """True if the value is such a constant."""
         tensor = value.tensor
         if tensor is None:
             return False
@@ -109,7 +109,7 @@ class OpPattern:
 
     @property
     def depth(self) -> int:
-        """How many ops lie on the longest way down."""
+        """Number of ops on the longest path from the root down to a leaf."""
         return 1 + max((o.depth for o in self.base.operands if isinstance(o, OpPattern)), default=0)
 
     def parts(self) -> Iterator[OpPattern]:
@@ -272,7 +272,7 @@ def _attrs_fit(pattern: OpPattern, op: Op) -> bool:
 
 
 def same_plain(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal; floats as float32, which is what ONNX keeps of an attribute."""
+    """True if two plain values are equal; floats as float32, which is what ONNX keeps of an attribute."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(same_plain(i, j) for i, j in zip(a, b, strict=True))
     if isinstance(a, float) and isinstance(b, int | float):

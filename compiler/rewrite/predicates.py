@@ -115,25 +115,25 @@ def _tensor(value: Value) -> TensorType | None:
 
 @predicate
 def single_use(value: Value) -> bool:
-    """Whether there is exactly one use."""
+    """True if there is exactly one use."""
     return value.single_use
 
 
 @predicate
 def is_const(value: Value) -> bool:
-    """Whether the value is a constant."""
+    """True if the value is a constant."""
     return value.tensor is not None
 
 
 @predicate
 def is_output(value: Value) -> bool:
-    """Whether a graph gives the value out."""
+    """True if a graph gives the value out."""
     return value.is_output
 
 
 @predicate
 def given(value: Value) -> bool:
-    """Whether an optional operand is given."""
+    """True if an optional operand is given."""
     return value is not None and not value.is_absent
 
 
@@ -146,7 +146,7 @@ def attr(op: Op, name: str) -> Any:
 
 @predicate
 def has_attr(op: Op, name: str) -> bool:
-    """Whether an attribute is set."""
+    """True if an attribute is set."""
     return name in op.attrs
 
 
@@ -249,5 +249,5 @@ def item(items: tuple[Any, ...], index: int) -> Any:
 
 @predicate
 def length(items: tuple[Any, ...]) -> int | None:
-    """How many items a list has."""
+    """Number of items of a list."""
     return len(items) if isinstance(items, tuple) else None

@@ -135,7 +135,7 @@ def _check_signature(rule: Rule, function: Callable[..., Any]) -> list[str]:
 
 
 def _evaluated(annotation: Any, function: Callable[..., Any]) -> Any:
-    """What an annotation stands for; `None` when there is none, or names are not known where it stands."""
+    """Evaluate an annotation; `None` when there is none, or names are not known where it stands."""
     if annotation is inspect.Parameter.empty:
         return None
     if isinstance(annotation, str):

@@ -1,4 +1,4 @@
-"""Why rules do not fit: for each op at which a rule might, the part of the pattern that is not there."""
+"""Explain near-misses of rules: for each op at which one might match, the part of the pattern that is not there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memoptc.rewrite.rule import Rule
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Why one rule does not fit at one op.
+    """The reason why one rule does not match at one op.
 
     Args:
         rule: Its name.

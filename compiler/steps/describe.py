@@ -69,7 +69,7 @@ class Figures:
 
     @property
     def warning(self) -> str:
-        """What a reader of the planned figures must know; empty where they hold."""
+        """Warning to readers of the planned figures; empty where the figures hold."""
         if not self.peak.unknown or not self.peak.peak_bytes:
             return ""
         return f"{len(self.peak.unknown)} values have no known size at these extents and count as 0 in planned figures."
@@ -167,7 +167,7 @@ def recognise_decoder(graph: Graph) -> Decoder | Decision | None:
 
 
 def describe_run(graph: Graph, decoder: Decoder | None) -> dict[str, str]:
-    """What the output says of how to run it as a decoder; nothing where the original is none."""
+    """Metadata by which the output can be run as a decoder; none where the original is no decoder."""
     if decoder is None:
         return {}
     own = recognised(graph)  # passes may have made the attention that updates a cache where it is, or undone it
@@ -175,7 +175,7 @@ def describe_run(graph: Graph, decoder: Decoder | None) -> dict[str, str]:
 
 
 def provenance(compilation: Compilation, pipeline: Pipeline) -> dict[str, str]:
-    """What the output says of where it comes from."""
+    """Metadata that says where the output comes from: version, options, digest of the source."""
     options = compilation.options
     return {
         "memoptc.version": __version__,

@@ -74,7 +74,7 @@ def _bytes_on_disk(written: Path) -> int:
 
 
 def judge(options: Options, steps: Pipeline, changed: Collection[int], original: Graph) -> Judge:
-    """What is asked of the candidate.
+    """Judge that the candidate's outputs are held to.
 
     Args:
         options: The options in force.
@@ -93,7 +93,7 @@ def judge(options: Options, steps: Pipeline, changed: Collection[int], original:
 
 
 def _rounds_between(graph: Graph) -> bool:
-    """Whether a graph computes in half floats.
+    """True if a graph computes in half floats.
 
     Few of onnxruntime's kernels do: it casts to float32 and back around the others, leaves out casts that follow each
     other, and unpacks constant operands ahead. So where it rounds changes as soon as any op goes.

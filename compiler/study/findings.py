@@ -67,12 +67,12 @@ class Row:
 
     @property
     def usable(self) -> bool:
-        """Whether it was measured and its outputs are good enough."""
+        """True if it was measured and its outputs are good enough."""
         return not self.failure and self.need_bytes is not None and self.latency_ms is not None
 
     @property
     def loss(self) -> tuple[float, float]:
-        """How far the outputs are off, more being worse: the loss of the metric, and noise over signal."""
+        """Distance of the outputs, more being worse: the loss of the metric, and noise over signal."""
         if self.kind == "control" or self.checked.get("bit_exact"):
             return 0.0, 0.0
         lost = 0.0 if self.accuracy is None else self.accuracy["control"] - self.accuracy["candidate"]

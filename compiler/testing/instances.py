@@ -314,7 +314,7 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where an operand goes: its operator, and the rank that operators above ask for."""
+    """Slot of an operand in the pattern: its operator, and the rank that operators above ask for."""
 
     op_type: str
     family: Family | None
@@ -335,12 +335,12 @@ class _Slot:
         return frozenset(d for d in found if d is not None)
 
     def alike(self, one: int, other: int) -> bool:
-        """Whether two operands have the same element type."""
+        """True if two operands have the same element type."""
         a, b = self.formal(one), self.formal(other)
         return a is None or b is None or bool(a.type_str == b.type_str)
 
     def parameter(self, index: int) -> bool:
-        """Whether the operand says what the operator does: its elements are then constants."""
+        """True if the operand says what the operator does: its elements are then constants."""
         formal = self.formal(index)
         if index == 0 or formal is None:
             return False

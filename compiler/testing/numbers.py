@@ -101,7 +101,7 @@ def run(graph: Graph, feed: Feed) -> dict[str, Any] | None:
 
 
 def bits(value: Any) -> Any:
-    """What two values share exactly when no bit differs, of NaN neither."""
+    """Key that two values share exactly when no bit differs, of NaN neither."""
     if isinstance(value, list | tuple):
         return [bits(v) for v in value]
     if value is None:

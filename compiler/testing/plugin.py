@@ -26,13 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def memoptc_update(request: pytest.FixtureRequest) -> bool:
-    """Whether expectations are written anew."""
+    """True if expectations are written anew (`--update`)."""
     return bool(request.config.getoption("--update"))
 
 
 @pytest.fixture
 def memoptc_numbers(request: pytest.FixtureRequest) -> dict[str, str]:
-    """How passes keep numbers: pass -> `exact`, `close`, `powers of two` or `sqnr DB`."""
+    """Exactness of passes: pass -> `exact`, `close`, `powers of two` or `sqnr DB`."""
     from memoptc.testing.cases import read_numbers
 
     return read_numbers(request.config.getini("memoptc_numbers"))

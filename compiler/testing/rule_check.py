@@ -59,7 +59,7 @@ def check_rule(rule: Rule, count: int = 200, *, exact: bool = False, seed: int =
 
 
 def _holds(rule: Rule, instance: Instance, exact: bool, why: Counter[str], seed: int) -> bool:
-    """Whether the rule was applied; raises `AssertionError` when that was wrong."""
+    """True if the rule was applied; raises `AssertionError` when its result is wrong."""
     graph = instance.graph
     infer_shapes(graph)
     before = graph.clone()

@@ -34,12 +34,12 @@ def facts(op: Op) -> Operator:
 
 
 def in_family(op: Op, *families: Family) -> bool:
-    """Whether an op's operator belongs to one of these families."""
+    """True if an op's operator belongs to one of these families."""
     return definition(op).family in families
 
 
 def is_pure(op: Op) -> bool:
-    """Whether the op, everything in its regions included, is a function of what it uses."""
+    """True if the op, everything in its regions included, is a function of what it uses."""
     if not definition(op).pure or _drops_out(op):
         return False
     return all(region.analysis(_all_pure) for region in op.regions.values())
@@ -50,7 +50,7 @@ def _all_pure(region: Graph) -> bool:
 
 
 def is_removable(op: Op) -> bool:
-    """Whether the op may be dropped when none of its results is used."""
+    """True if the op may be dropped when none of its results is used."""
     return definition(op).removable and all(region.analysis(_all_removable) for region in op.regions.values())
 
 
@@ -70,7 +70,7 @@ def _drops_out(op: Op) -> bool:
 
 
 def needs_own_codes(op: Op) -> bool:
-    """Whether an op decodes a weight for a product.
+    """True if an op decodes a weight for a product.
 
     onnxruntime makes one operator of both, looks for the codes in their own graph only, and refuses the model where
     they stand around it.
@@ -79,12 +79,12 @@ def needs_own_codes(op: Op) -> bool:
 
 
 def leaves_unwritten(value: Value, body: Graph) -> bool:
-    """Whether onnxruntime leaves an output of a body as it was in memory: an input of a Scan's, handed on as it is."""
+    """True if onnxruntime leaves an output of a body as it was in memory: an input of a Scan's, handed on as it is."""
     return value.is_input and body.parent is not None and body.parent.op_type == "Scan"
 
 
 def feeds_packed(value: Value) -> bool:
-    """Whether an op uses this value that rounds differently when it is a constant (see `Operator.packs_weights`)."""
+    """True if an op uses this value that rounds differently when it is a constant (see `Operator.packs_weights`)."""
     floats = value.dtype is not None and not value.is_integer
     todo, seen = [value], {value}
     while todo and floats:

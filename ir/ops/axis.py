@@ -12,7 +12,7 @@ from memoptc.ir.types import DType
 
 
 class Form(Enum):
-    """How the operator of a piece differs from that of the whole."""
+    """Difference between the operator of a tile and that of the whole."""
 
     SAME = "the same attributes"
     PADS = "attribute pads keeps what lies at the border"
@@ -25,7 +25,7 @@ class Form(Enum):
 
 
 class Join(Enum):
-    """How the results of pieces that each cover a part of an accumulating axis become the whole's."""
+    """Way in which partial results, each of a part of an accumulating axis, become the whole's."""
 
     SUM = "added up"
     REAPPLY = "concatenated, and the operator applied to them once more"
@@ -60,7 +60,7 @@ class Along:
 
     @property
     def is_identity(self) -> bool:
-        """Whether an element needs exactly the element at the same place."""
+        """True if an element needs exactly the element at the same place."""
         return self.stride == self.per == 1 and not self.low and not self.high
 
     def first(self, lo: int) -> int:
@@ -96,7 +96,7 @@ class Axis:
 
     @property
     def cuts(self) -> tuple[tuple[int | None, ...], tuple[tuple[int, int], ...]]:
-        """What tells an op's axes apart: where they lie in the results, or else in the operands."""
+        """Key that tells an op's axes apart: where they lie in the results, or else in the operands."""
         if self.join is None:
             return self.results, ()
         return self.results, tuple((i, a.axis) for i, a in enumerate(self.operands) if a is not None)
@@ -130,7 +130,7 @@ def everywhere(op: Op, axis: int) -> Axis:
 
 
 def spread(op: Op, index: int, place: int, rank: int, extent: Dim) -> Along | bool | None:
-    """Where axis `place` of a broadcast result of rank `rank` lies in operand `index`.
+    """Map axis `place` of a broadcast result of rank `rank` to operand `index`.
 
     Returns:
         Its place; `None` when the operand is repeated along it; `False` when that is not known.

@@ -20,7 +20,7 @@ ShapeOf: TypeAlias = Callable[[Value], tuple[int, ...]]
 
 
 class Arity(Enum):
-    """How many data operands an element-wise operator has."""
+    """Number of data operands of an element-wise operator."""
 
     UNARY = "one; further operands are scalars, such as Clip's bounds"
     BINARY = "two, which broadcast against each other"
@@ -28,7 +28,7 @@ class Arity(Enum):
 
 
 class IntegerKernel(Enum):
-    """Whether onnxruntime computes an operator on 8-bit codes between DequantizeLinear and QuantizeLinear."""
+    """When onnxruntime computes an operator on 8-bit integers between DequantizeLinear and QuantizeLinear."""
 
     FIRST_OPERAND = "when operand 0 is quantized"
     ALL_OPERANDS = "when all data operands are quantized"
@@ -52,7 +52,7 @@ class Family(Enum):
 
 
 class Blocked(Enum):
-    """When onnxruntime leaves a value in blocks of channels (NCHWc) through an operator."""
+    """Condition under which onnxruntime leaves a value in blocks of channels (NCHWc) through an operator."""
 
     ALWAYS = "whatever else it takes"
     ONE_RESULT = "when there is one result"
@@ -61,7 +61,7 @@ class Blocked(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """How a product, a convolution or a lookup stores its weight, attributes taken into account.
+    """Layout of the weight of a product, a convolution or a lookup, attributes taken into account.
 
     Every element of the result is a sum of `data * weight` over the weight's `input_axis` (and its taps).
 
@@ -93,7 +93,7 @@ class WeightLayout:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the result is `data x weight + bias`, nothing transposed on the data's side and nothing scaled."""
+        """True if the result is `data x weight + bias`, nothing transposed on the data's side and nothing scaled."""
         return self.scale == self.bias_scale == 1.0 and self.data_axis in (-1, 1)
 
 
@@ -187,7 +187,7 @@ class Operator:
 
     @property
     def elementwise(self) -> bool:
-        """Whether result elements depend on the elements at the same (broadcast) position only."""
+        """True if result elements depend on the elements at the same (broadcast) position only."""
         return self.arity is not None
 
     @property

@@ -23,14 +23,14 @@ _ELSEWHERE = frozenset({"Pad", "Resize", "RotaryEmbedding", "Upsample", "com.mic
 
 
 def takes_nothing(op: Op) -> bool:
-    """Whether an op runs on operands without elements."""
+    """True if an op runs on operands without elements."""
     if op.key in _ELSEWHERE:
         return False
     return definition(op).family not in _NEEDS_ELEMENTS or op.key in _TAKES_NOTHING
 
 
 def runs_on_part(op: Op, extent: Dim, *, never_alone_empty: bool = False) -> bool:
-    """Whether an op runs on a part of an axis wherever it runs on the whole, for every value that symbols can have.
+    """True if an op runs on a part of an axis wherever it runs on the whole, for every value that symbols can have.
 
     Whoever moves an op from a value to a part of it asks this.
 

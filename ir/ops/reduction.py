@@ -61,7 +61,7 @@ _JOINS = {
 
 
 def _may_be_empty(op: Op) -> bool:
-    """Whether there may be nothing to reduce: parts of what onnxruntime gives then do not fit together."""
+    """True if there may be nothing to reduce: parts of what onnxruntime gives then do not fit together."""
     return any(not isinstance(d, int) or not d for d in extents(op, 0))
 
 

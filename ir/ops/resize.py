@@ -43,7 +43,7 @@ def _resize(op: Op) -> list[Axis]:
 
 
 def _repeats(op: Op, where: str, factor: int) -> bool:
-    """Whether each element of the operand is repeated `factor` times, no more at one end than the other."""
+    """True if each element of the operand is repeated `factor` times, no more at one end than the other."""
     rounding = str(
         default_of(op, "nearest_mode") or "floor" if op.op_type == "Upsample" else default_of(op, "nearest_mode")
     )

@@ -53,5 +53,5 @@ def default_of(op: Op, attr: str) -> Any:
 
 
 def since(op: Op, version: int) -> bool:
-    """Whether the standard operators in force are at least this version; so when nobody says."""
+    """True if the standard operators in force are at least this version; so when nobody says."""
     return op.graph is None or (opset_of(op.graph) or version) >= version

@@ -77,7 +77,7 @@ def _product(dims: Sequence[Dim], axes: Sequence[int]) -> KnownDim:
 
 
 def _divides(a: KnownDim, b: KnownDim) -> bool:
-    """Whether `a` is a proper divisor of `b`, as far as one can see."""
+    """True if `a` is a proper divisor of `b`, as far as one can see."""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
     if isinstance(a, int):

@@ -47,7 +47,7 @@ class Sizes:
         return self.shape(self.op.operands[index])
 
     def has(self, index: int) -> bool:
-        """Whether an operand is given."""
+        """True if an operand is given."""
         return self.op.input(index) is not None
 
     @property

@@ -51,7 +51,7 @@ class FuseAttention(Pass):
 
 
 def pays(core: Core, dims: Mapping[str, int]) -> bool:
-    """Whether the operator needs less than the scores that it replaces.
+    """True if the operator needs less than the scores that it replaces.
 
     Beside operands and result, which are there either way, it keeps a copy of each operand; with a mask, wider keys
     are made before, and what has its heads outside is transposed. Scores are there twice where anything but Softmax is
@@ -84,7 +84,7 @@ def pays(core: Core, dims: Mapping[str, int]) -> bool:
 
 
 def _moved(core: Core) -> list[bool]:
-    """Which of queries, keys and values have to be transposed. What is taken out of a larger one is so either way."""
+    """Queries, keys and values that have to be transposed. What is taken out of a larger one is so either way."""
     sources = [source(value, axes, core.result.graph) for value, axes in _wanted(core)]
     return [at.taken is None and not is_inside(at) for at in sources]
 
@@ -142,7 +142,7 @@ def _with_mask(b: Builder, core: Core, query: Value, keys: Value) -> tuple[Value
 
 
 def _column(b: Builder, mask: Mask, keys: Value, heads: int) -> Value:
-    """What is added to each key's scores, as [batch, keys, heads, 1]."""
+    """Bias of each key's scores, as [batch, keys, heads, 1]."""
     value = mask.value
     if mask.hidden is not None:
         lowest, zero = np.asarray(LOWEST, np.float32), np.asarray(0.0, np.float32)

@@ -57,7 +57,7 @@ class FuseCachedAttention(Pass):
 
 @dataclass(frozen=True)
 class Guard:
-    """What is shared by all attention under one mask.
+    """Values that all attention under one mask shares.
 
     Args:
         owner: The graph that it stands in.
@@ -81,7 +81,7 @@ class Guard:
 
 
 def _is_fallback(graph: Graph) -> bool:
-    """Whether a graph is the branch for what the operator cannot do."""
+    """True if a graph is the branch for what the operator cannot do."""
     owner = graph.parent
     return owner is not None and owner.metadata.get(LIKELY) == "then_branch" and owner.regions["else_branch"] is graph
 
@@ -219,7 +219,7 @@ def _new_guard(b: Builder, core: Cached) -> Guard:
 
 
 def _agrees(b: Builder, core: Cached, guard: Guard) -> Value:
-    """Whether the operator computes the same here: all extents that types do not show to be equal are compared."""
+    """True if the operator computes the same here: all extents that types do not show to be equal are compared."""
     compared = [(v, axis, name) for v, axis, name in agreeing(core)]
     mine = zip(
         guard.extents, guard.dims, _dims(core), ((core.query, 0), (core.query, 2), (core.past[0], 2)), strict=True
@@ -235,7 +235,7 @@ def _agrees(b: Builder, core: Cached, guard: Guard) -> Value:
 
 
 def _origin(core: Cached) -> tuple[Value, tuple[int, int]]:
-    """What the queries' heads are split from, and its axes for batch and steps."""
+    """The value that the queries' heads are split from, and its axes for batch and steps."""
     at = source(core.query, _HEADS_INSIDE, core.query.graph)
     before = unsplit(at.value, core.heads * core.width) if is_inside(at) else None
     return (before, (0, 1)) if before is not None else (at.value, (at.axes[0], at.axes[1]))
@@ -250,7 +250,7 @@ def _extent(b: Builder, value: Value, axis: int) -> Value:
 
 
 def _bias(b: Builder, core: Cached, steps: Value, total: Value) -> Value:
-    """What is added to the scores, with all rows and keys."""
+    """Bias of the scores, with all rows and keys."""
     bias: Value | None = None
     for mask in core.masks:
         value = mask.value
@@ -276,7 +276,7 @@ def _is(a: Dim, b: Dim) -> bool:
 
 
 def _suits(b: Builder, bias: Value, steps: Value, past: Value, total: Value) -> Value:
-    """Whether all later steps are hidden, and each step is shown something."""
+    """True if all later steps are hidden, and each step is shown something."""
     rows, keys = shape_of(bias)[2:] if len(shape_of(bias)) == 4 else (None, None)
     numbers = b.Unsqueeze(b.Add(_counted(b, steps, rows), past), np.asarray([1], np.int64))
     later = b.Greater(_counted(b, total, keys), numbers)

@@ -87,7 +87,7 @@ def _batch_norm(node: Op) -> _Affine:
 
 
 def _elementwise(node: Op, produced: Value, channel_axis: int) -> _Affine:
-    """What Mul, Add, Sub or Div with a constant per channel does to the other operand."""
+    """Factor and shift that Mul, Add, Sub or Div with a constant per channel applies to the other operand."""
     _require("axis" not in node.attrs, "broadcasts as before opset 7")
     first = node.operands[0] is produced
     other = node.operands[1] if first else node.operands[0]
@@ -167,7 +167,7 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Va
 
 
 def _has_gemm(product: Op) -> bool:
-    """Whether a MatMul can as well be a Gemm with a bias."""
+    """True if a MatMul can as well be a Gemm with a bias."""
     version = ops.opset_of(product.graph) if product.graph is not None else None
     return _dtype(product.operand) in (DType.FLOAT, DType.DOUBLE) and (version is None or version >= 7)
 

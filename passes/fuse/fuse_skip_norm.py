@@ -69,7 +69,7 @@ def _replace(mean: Op, graph: Graph) -> bool:
 
 
 def _fits(total: Op, shape: tuple[object, ...]) -> bool:
-    """Whether both sides of a sum have its shape, three axes of float32."""
+    """True if both sides of a sum have its shape, three axes of float32."""
     sides = [shape_of(v) for v in total.operands]
     floats = all(v.dtype == DType.FLOAT for v in total.operands)
     alike = all(len(s) == 3 and all(same(a, b) for a, b in zip(s, sides[0], strict=True)) for s in sides)

@@ -95,7 +95,7 @@ class Fit(Pass):
         self._report(found, start.peak, context, done=done)
 
     def _found(self, graph: Graph, context: Context, start: MemoryProfile) -> _Round:
-        """What comes of a graph, the original or another that computes the same."""
+        """Outcome of fitting a graph, the original or another that computes the same."""
         if context.slowdown is not None:
             return self._measured(context.slowdown, graph, context, start)
         return self._within((self.slowdown - 1) * start.seconds, graph, context, start)
@@ -333,7 +333,7 @@ def _one_decoder_per_use(graph: Graph) -> None:
 
 
 def _key(choice: TilingEstimate) -> object:
-    """What tells a tiling from others, whatever objects it is made of."""
+    """Key that tells a tiling from others, whatever objects it is made of."""
     region = choice.region
     places = tuple((op.results[0].name, region.axes[op].cuts) for op in region.ops)
     return choice.count, choice.overcompute, places
@@ -371,7 +371,7 @@ def grid_for(region: Region, count: int, profile: MemoryProfile) -> TileGrid:
 
 
 def _peaks(profile: MemoryProfile) -> int:
-    """How many separate stretches of the run need more than half of the peak."""
+    """Number of separate stretches of the run that need more than half of the peak."""
     high = [count > profile.peak / 2 for count in profile.curve]
     return sum(now and not before for before, now in zip([False, *high], high, strict=False))
 

@@ -65,7 +65,7 @@ class Narrow(Pass):
 
 @dataclass(frozen=True)
 class _Take:
-    """What a Slice or Gather takes: along which axis of its operand, and whether that axis goes."""
+    """Part that a Slice or Gather takes: along which axis of its operand, and whether that axis goes."""
 
     axis: int
     drops: bool
@@ -78,7 +78,7 @@ class _Moved:
 
 
 def _take(op: Op) -> _Take | None:
-    """What an op takes, when that is a part of one axis."""
+    """The part that an op takes, when it is a part of one axis."""
     shape = _shape(op.operands[0])
     if shape is None or not shape:
         return None
@@ -115,7 +115,7 @@ def _slice_axes(op: Op, rank: int) -> list[int] | None:
 
 
 def _leads_on(op: Op, take: _Take) -> bool:
-    """Whether behind the other Slices and Gathers that make an op's operand, there is another op that it can pass."""
+    """True if behind the other Slices and Gathers that make an op's operand, there is another op that it can pass."""
     value, place = op.operands[0], take.axis
     for _ in range(_PASSED):
         axis = _passable(value, place, op.graph)

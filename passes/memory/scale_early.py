@@ -106,7 +106,7 @@ def _number(value: Value) -> float | None:
 
 
 def _same_rank(product: Value, factor: Value) -> bool:
-    """Whether scaling keeps the product's shape: a number of more axes would add some."""
+    """True if scaling keeps the product's shape: a number of more axes would add some."""
     shapes = [v.shape for v in (product, factor) if v.shape is not None]
     return len(shapes) == 2 and len(shapes[1]) <= len(shapes[0])
 

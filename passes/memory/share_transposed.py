@@ -60,7 +60,7 @@ class ShareTransposed(Pass):
             op.erase()
 
     def _is_read(self, op: Op) -> bool:
-        """Whether products read this transpose of a matrix."""
+        """True if products read this transpose of a matrix."""
         return self._is_matrix(op.operand) and op.attrs.get("perm", (1, 0)) == (1, 0) and _feeds_products(op.result)
 
     def _is_matrix(self, value: Value) -> bool:
@@ -106,7 +106,7 @@ def _replace_by_transpose(const: Op, twin: Op) -> None:
 
 
 def _feeds_products(value: Value) -> bool:
-    """Whether nothing but float products reads a value, as their second operand."""
+    """True if nothing but float products reads a value, as their second operand."""
     users = value.users
     return bool(users) and all(
         user.is_a("MatMul") and user.operands[1] is value and user.operands[0] is not value for user in users
@@ -138,7 +138,7 @@ def _are_transposed(one: Tensor, other: Tensor) -> bool:
 
 
 class _Corner(NamedTuple):
-    """What tells matrices apart without reading them: shape, and bits of the first row and column."""
+    """Key that tells matrices apart without reading them: shape, and bits of the first row and column."""
 
     shape: tuple[int, ...]
     row: bytes

@@ -113,7 +113,7 @@ def _as_int64(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
 
 
 def _visible(weight: Op, elsewhere: Op) -> bool:
-    """Whether a weight can be used where another one stands."""
+    """True if a weight can be used where another one stands."""
     if weight.graph is None or elsewhere.graph is None or not weight.graph.encloses(elsewhere.graph):
         return False
     return weight.graph is elsewhere.graph or not _is_decoded(elsewhere)

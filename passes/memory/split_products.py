@@ -113,7 +113,7 @@ def _way(value: Value, place: int) -> list[_Step] | None:
 
 
 def _has_columns(op: Op, place: int) -> bool:
-    """Whether an axis of an op's result is the columns of weights that may be cut."""
+    """True if an axis of an op's result is the columns of weights that may be cut."""
     if not op.is_a("Gemm", "MatMul") or op.operands[0].tensor is not None:
         return False
     weight, shape = op.operands[1], shape_of(op.result)

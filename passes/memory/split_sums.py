@@ -116,7 +116,7 @@ def _places(op: Op) -> tuple[int, list[int]] | None:
 
 
 def _saves(op: Op, dims: Mapping[str, int]) -> bool:
-    """Whether three results (two to add and their sum) need less than what is joined, twice."""
+    """True if three results (two to add and their sum) need less than what is joined, twice."""
     sizes = [value_bytes(v, dims) for v in (*_join(op).operands, op.result)]
     known = [s for s in sizes if s is not None]
     return len(known) == len(sizes) and 3 * known[-1] <= 2 * sum(known[:-1])

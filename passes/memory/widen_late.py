@@ -72,7 +72,7 @@ def _take_back(value: Value, known: Uniform) -> bool:
 
 
 def _broadcasts(op: Op) -> bool:
-    """Whether an op computes element by element, and all its operands broadcast against each other."""
+    """True if an op computes element by element, and all its operands broadcast against each other."""
     return op.op_type in BINARY | VARIADIC and op.op_type != "PRelu" and not op.domain
 
 
@@ -100,11 +100,11 @@ class _Shrink:
         self._made: dict[_Part, Value] = {}
 
     def possible(self, value: Value, axes: frozenset[int]) -> bool:
-        """Whether a value without some axes can be had from what is there."""
+        """True if a value without some axes can be had from what is there."""
         return on_demand((value, axes), self._from, self._is_possible, self._possible)
 
     def _from(self, part: _Part) -> list[_Part]:
-        """What has to be shrunk for that, of what it is made of."""
+        """Values that have to be shrunk for that, of those it is made of."""
         value, axes = part
         maker = value.op
         if not axes or maker is None or maker.is_a("ConstantOfShape") or self._known.truth(value) is not None:
@@ -154,7 +154,7 @@ class _Shrink:
 
 
 def _widens(inner: Op) -> bool:
-    """Whether a Cast's result takes more bytes than its operand, whose type all kernels that move elements have."""
+    """True if a Cast's result takes more bytes than its operand, whose type all kernels that move elements have."""
     narrow, wide = tensor_type(inner.operands[0]).dtype, tensor_type(inner.result).dtype
     return narrow in _MOVABLE and wide != DType.STRING and narrow.bitwidth < wide.bitwidth
 
@@ -182,7 +182,7 @@ def dequantize_behind_move(
 
 
 def _keeps_count(move: Op) -> bool:
-    """Whether there are no more elements behind a move than before it."""
+    """True if there are no more elements behind a move than before it."""
     if not move.is_a("Gather"):
         return True
     if tensor_type(move.operands[1]).elements == 1:

@@ -163,7 +163,7 @@ class _Search:
         return graph
 
     def least(self) -> float | None:
-        """What outputs are held to, in decibels."""
+        """Least SQNR of the outputs, in decibels."""
         bytes_ = Counter[bool]()
         for weight in self.found.chosen:
             bytes_[any(_is_table(site, self.plan) for site in weight.sites)] += weight.bytes
@@ -270,7 +270,7 @@ class _Search:
 
 
 def _names(weights: Sequence[Weight]) -> list[str]:
-    """What weights are called in tables: after the first node that reads them."""
+    """Names of weights in tables: after the first node that reads them."""
     seen: Counter[str] = Counter()
     found = []
     for weight in weights:
@@ -286,7 +286,7 @@ def _is_table(site: Site, plan: WeightFormat) -> bool:
 
 
 def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:
-    """What coding changes in a weight, in blocks of 4 bits and per channel in 8: noise to signal."""
+    """Noise-to-signal ratios of a weight's quantization, in blocks of 4 bits and per channel in 8."""
     site, content = weight.sites[0], weight.numpy()
     if _is_table(site, plan):
         found = [make_table(content, bits, plan.opset) for bits in (4, 8)]
@@ -305,7 +305,7 @@ def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:
 
 
 def _passed(pairs: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Which part of a weight's own error reaches each output: the middle of those that were measured, else all."""
+    """Share of a weight's own error that reaches each output: the median of those measured, else all."""
     used = [(error, noise) for error, noise in pairs if error > 0 and noise]
     if not used:
         return {"weights": 1.0}

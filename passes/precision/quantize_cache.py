@@ -121,7 +121,7 @@ def kept(graph: Graph) -> Iterator[Kept]:
 
 
 def _alone(graph: Graph, site: Kept) -> bool:
-    """Whether nothing else reads the past, but how long it is, and nothing but the caller the present."""
+    """True if nothing else reads the past, but how long it is, and nothing but the caller the present."""
     for value in site.past:
         shape = value.shape
         if value not in graph.inputs or value in graph.defaults or value.dtype != DType.FLOAT:

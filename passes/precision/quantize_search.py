@@ -292,7 +292,7 @@ class _Search:
 
     @staticmethod
     def options() -> Iterator[tuple[str, Callable[[Setting], list[dict[str, Any]]]]]:
-        """What is tried, in order; all of one line start from the same setting."""
+        """Settings to try, in order; all of one line start from the same setting."""
         both = (Equalize(), Smooth())
         yield "equalize, smooth", lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
         yield "split-outliers", lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]

@@ -89,5 +89,5 @@ class QuantizeWeights(Pass):
 
 
 def _left(weight: Weight, graph: Graph) -> bool:
-    """Whether `quantize` has no form for a weight."""
+    """True if `quantize` has no form for a weight."""
     return any(site.op.graph is not graph or site.op.op_type in RECURRENT for site in weight.sites)

@@ -203,7 +203,7 @@ class ToHalf(Pass):
 
 
 class _Report:
-    """What the pass says about itself."""
+    """The pass's entry in the report."""
 
     def __init__(self, pass_: ToHalf, context: Context) -> None:
         self.pass_, self.context = pass_, context
@@ -251,7 +251,7 @@ class _Report:
             decisions.append(Decision(self.pass_.name, more, "for the same reasons"))
 
     def _loaded(self, graph: Graph, decoded: int) -> str:
-        """What onnxruntime holds after loading, by asking it."""
+        """Bytes that onnxruntime holds after loading, by asking it."""
         if self.pass_.format == "float8":
             return f"{decoded} bytes of float32 are decoded in each run, one weight at a time"
         path = Path(self.context.scratch) / "loaded.onnx"

@@ -87,7 +87,7 @@ def _is_half(value: Value) -> bool:
 
 
 def _holds_half(value: Value) -> bool:
-    """Whether a value is a sequence, map or optional of float16."""
+    """True if a value is a sequence, map or optional of float16."""
     return value.type is not None and value.tensor_type is None and "FLOAT16" in repr(value.type)
 
 

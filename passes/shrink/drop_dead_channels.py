@@ -86,7 +86,7 @@ def _is_zero(cut: Cut, count: int) -> npt.NDArray[np.bool_]:
 
 
 def _keeps_zero(units: Units) -> bool:
-    """Whether every operator between the units and their readers gives zero for zero."""
+    """True if every operator between the units and their readers gives zero for zero."""
     between = {user for value in units.values for user in value.users if user not in units.readers}
     return all(_maps_zero(op) for op in between)
 

@@ -197,7 +197,7 @@ class _Exit:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What exits do on data.
+    """Effect of exits on data.
 
     Args:
         agreement: Share of samples with the likeliest class of the whole model.
@@ -240,7 +240,7 @@ def _saved(chosen: list[_Exit], heads: list[Head]) -> float:
 
 
 def _why_not(graph: Graph) -> str:
-    """Why a model can have no exits; `""` when it can."""
+    """Reason why a model can have no exits; `""` when it can."""
     if (opset_of(graph) or 0) < 18:
         return "opset below 18 (raise-opset{to=18} first)"
     if len(graph.outputs) != 1:
@@ -289,7 +289,7 @@ def _observed(
 
 
 def _held_out(graph: Graph, chosen: list[_Exit], heads: list[Head], context: Context) -> _Outcome:
-    """What the exits would do on validation data."""
+    """Effect of the exits on validation data."""
     kept, features, scores = _observed(graph, [exit_.border for exit_ in chosen], context.validation, context)
     if len(kept) < len(chosen):
         return _Outcome(0.0, (0.0,) * len(chosen), len(scores))

@@ -148,7 +148,7 @@ class PruneTokens(Pass):
         return done
 
     def _noise(self, graph: Graph, site: Site, form: str, gate: Gate) -> _Growth:
-        """How the outputs' noise grows with the tokens that go at one site."""
+        """Noise of the outputs against the share of tokens that go at one site."""
         probed = PROBED[form]
         sqnr = [gate.trials.quick(self._copy(graph, {site: Way(form, parts)})).sqnr_db for parts in probed]
         low, high = (max(10 ** (-max(min(s, 200.0), -200.0) / 10), 1e-20) for s in sqnr)
@@ -200,7 +200,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Way:
-    """What is done at a site: "drop" or "merge", and how many sixteenths of the tokens go."""
+    """Choice at a site: "drop" or "merge", and how many sixteenths of the tokens go."""
 
     form: str
     parts: int
@@ -224,7 +224,7 @@ class _Growth:
 
 
 def _attention(op: Op) -> bool:
-    """Whether an op is a softmax of tokens over tokens."""
+    """True if an op is a softmax of tokens over tokens."""
     shape = op.result.shape if op.is_a("Softmax") else None
     if shape is None or len(shape) not in (3, 4) or op.result.dtype not in FLOATS:
         return False

@@ -94,7 +94,7 @@ def _omit_unused(op: Op, stats: Counter[str]) -> None:
 
 
 def _without_unused_outputs(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value]:
-    """What a subgraph gives that nothing uses it need not compute.
+    """Drop outputs of a subgraph that nothing uses.
 
     Args:
         op: The owner; another op stands there afterwards where anything is dropped.
@@ -182,7 +182,7 @@ def _needed(op: Op, body: Graph, states: int, *, first_input: int, first_output:
 
 
 def _used_by(op: Op) -> list[Value]:
-    """What an op uses, inside its subgraphs, too."""
+    """Values that an op uses, inside its subgraphs, too."""
     return [*op.operands, *(v for region in op.regions.values() for v in region.captures())]
 
 

@@ -136,7 +136,7 @@ _SCALES = 2
 
 
 def _rounding(node: onnx.NodeProto, scales: np.ndarray[Any, Any] | None) -> str:
-    """How the Resize of opset 10 rounds to the nearest: down along axes that grow, up along those that shrink."""
+    """Rounding of the Resize of opset 10 to the nearest: down along axes that grow, up along those that shrink."""
     if not any(a.name == "mode" and a.s != b"nearest" for a in node.attribute):
         if scales is None or (scales.min() < 1 < scales.max()):
             raise MemoptcError(

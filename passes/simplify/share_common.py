@@ -53,12 +53,12 @@ def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -
 
 
 def _is_decoded(op: Op) -> bool:
-    """Whether an op is a weight that must stay in its graph, where onnxruntime looks for codes of products."""
+    """True if an op is a weight that must stay in its graph, where onnxruntime looks for codes of products."""
     return op.is_const and any(map(ops.needs_own_codes, op.result.users))
 
 
 def _key(op: Op) -> Hashable | None:
-    """What makes two ops the same; `None` for one that must not be merged."""
+    """Key that equal ops share; `None` for one that must not be merged."""
     if op.regions or op.op_type == "sparse_const" or not ops.is_pure(op):
         return None
     if op.is_const:
@@ -74,7 +74,7 @@ def _key(op: Op) -> Hashable | None:
 
 
 def _commutes(op: Op) -> bool:
-    """Whether operands may change places to the last bit: Max(0.0, -0.0) and NaN + NaN are not so for floats."""
+    """True if operands may change places to the last bit: Max(0.0, -0.0) and NaN + NaN are not so for floats."""
     exact = op.operand.is_integer or op.operand.dtype == DType.BOOL
     return ops.facts(op).commutative and (exact or op.op_type == "Equal")
 

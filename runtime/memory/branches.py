@@ -75,7 +75,7 @@ def _known(value: Value, dims: Mapping[str, int]) -> _Elements:
 
 
 def _operands(value: Value) -> tuple[Value, ...]:
-    """What a value's elements follow from."""
+    """Operands that a value's elements follow from."""
     op = value.op
     if op is None or op.domain or value.tensor is not None:
         return ()

@@ -85,7 +85,7 @@ class Tables(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the search writes to.
+    """State of the search.
 
     `state` holds the rests of n buffers, their ranks, and per section the lowest rest of those not placed; `trail`
     old values of it, as pairs of place and value. `members` is a permutation of the buffers in which every part of

@@ -222,7 +222,7 @@ def arena_use(
 
 
 def is_handed_out(storage: Storage) -> bool:
-    """Whether the caller gets it: an output of the graph lives in it."""
+    """True if the caller gets it: an output of the graph lives in it."""
     return any(v.is_output for v in storage.values)
 
 

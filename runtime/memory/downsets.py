@@ -21,7 +21,7 @@ _WIDTH = 32
 
 
 class Tables(Protocol):
-    """What a search needs to know of a graph; ops and groups are numbered as in the footprint."""
+    """Tables that a search needs of a graph; ops and groups are numbered as in the footprint."""
 
     layout: Footprint
     sizes: list[int]

@@ -166,13 +166,13 @@ class Group:
 
     @property
     def searchable(self) -> bool:
-        """Whether the search is worth trying."""
+        """True if the search is worth trying."""
         few = len(self.buffers) <= MOST_BUFFERS and self.overlaps.pairs <= MOST_PAIRS
         return few and 2 * self.problem.naive_sum // self.unit < PRIME
 
     @property
     def first_budget(self) -> int:
-        """What each order may spend on the first try: a few times what placing everything once costs."""
+        """Budget of each order on the first try: a few times what placing everything once costs."""
         return _FIRST_BUDGET * (2 * self.overlaps.pairs + len(self.buffers))
 
     def decide(self, capacity: int, effort: int) -> Answer:

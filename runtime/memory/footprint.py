@@ -94,7 +94,7 @@ def footprint(graph: Graph, *, fused: bool = True) -> Footprint:
 
 
 def is_resident(op: Op) -> bool:
-    """Whether what the op gives is a weight (or nothing at all): it runs at load time and takes no arena bytes."""
+    """True if what the op gives is a weight (or nothing at all): it runs at load time and takes no arena bytes."""
     return not op.domain and op.op_type in ("const", "absent", "sparse_const", "Constant")
 
 

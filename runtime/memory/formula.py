@@ -26,7 +26,7 @@ _SHARE = 1 << 10
 
 
 def input_axes(graph: Graph) -> dict[str, tuple[str, int]]:
-    """Where the extent of each symbol can be read off: an input and its axis."""
+    """Input and axis at which the extent of each symbol can be read off."""
     found: dict[str, tuple[str, int]] = {}
     for value in graph.inputs:
         for axis, dim in enumerate(value.shape or ()):

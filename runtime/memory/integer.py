@@ -15,7 +15,7 @@ from memoptc.ir.core import Graph, Op, Value
 
 @dataclass
 class Fused:
-    """What a graph's integer kernels do away with.
+    """Values that a graph's integer kernels do away with.
 
     Args:
         views: Results that are another view of their first operand's bytes.
@@ -58,7 +58,7 @@ def fused_pairs(graph: Graph) -> Fused:
 
 
 def _is_folded(op: Op, resident: set[Value]) -> bool:
-    """Whether onnxruntime computes an op when the model is loaded: from weights alone, and nothing that is handed out.
+    """True if onnxruntime computes an op when the model is loaded: from weights alone, and nothing that is handed out.
 
     It leaves decoders of weights for the kernels that read codes (see `fused_pairs`).
     """
@@ -81,7 +81,7 @@ def _reads_codes(op: Op) -> bool:
 
 
 def _decoded(value: Value) -> bool:
-    """Whether a value comes from codes of 8 bits, or of 32 (a bias): kernels know no others."""
+    """True if a value comes from codes of 8 bits, or of 32 (a bias): kernels know no others."""
     op = value.op
     if op is None or op.op_type != "DequantizeLinear":
         return False

@@ -45,7 +45,7 @@ def _graphs(graph: Graph) -> Iterator[Graph]:
 
 
 def is_blocked(op: Op) -> bool:
-    """Whether a convolution runs on blocks of channels: its weight is a constant of the graph that it stands in."""
+    """True if a convolution runs on blocks of channels: its weight is a constant of the graph that it stands in."""
     if op.op_type != "Conv" or op.domain or op.operands[1].tensor is None:
         return False
     weight = op.operands[1]

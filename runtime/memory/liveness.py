@@ -84,7 +84,7 @@ class Liveness:
 
     @property
     def problem(self) -> Problem:
-        """What the allocator is asked."""
+        """The problem as the allocator takes it."""
         named = enumerate(self.storages)
         return Problem(tuple(Buffer(f"{i}:{s.name}", s.size, s.first, s.last, self.alignment) for i, s in named))
 
@@ -242,7 +242,7 @@ def inner_bytes(
 
 
 def _loop_bytes(op: Op, body: int, dims: Mapping[str, int]) -> int:
-    """What a Loop needs besides its results: they are made at its end only, from slices kept one by one until then."""
+    """Bytes of a Loop besides its results: they are made at its end only, from slices kept one by one until then."""
     sizes = [value_bytes(r, dims) or 0 for r in op.results]
     states = len(op.operands) - 2
     stacked = sum(sizes[states:])
@@ -279,13 +279,13 @@ def _body_bytes(
 
 
 def _is_fixed(value: Value) -> bool:
-    """Whether a value's shape is written in the model, in numbers."""
+    """True if a value's shape is written in the model, in numbers."""
     shape = value.shape
     return shape is not None and all(isinstance(d, int) for d in shape)
 
 
 def _known(region: Graph) -> dict[object, tuple[int, tuple[str, ...]]]:
-    """What was found for a version of a body, by extents: an op is looked at again for every change around it."""
+    """Results for a version of a body, by extents: an op is looked at again for every change around it."""
     return {}
 
 

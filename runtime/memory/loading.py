@@ -162,7 +162,7 @@ def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured
 
 @dataclass(frozen=True)
 class _Packing:
-    """How a weight is packed: copies that stay, and the share of its bytes by which the heap grows besides."""
+    """Packing of a weight: copies that stay, and the share of its bytes by which the heap grows besides."""
 
     copies: float
     left: float
@@ -215,7 +215,7 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
 
 
 def _packs(weight: Weight, optimize: bool) -> _Packing | None:
-    """How kernels pack a weight; `None` where they read it as it is."""
+    """Packing of a weight by kernels; `None` where they read it as it is."""
     if (weight.value.rank or 0) < 2:
         return None
     users = [user for user in weight.users if _is_packed_by(weight.value, user)]
@@ -259,7 +259,7 @@ def _is_packed_by(value: Value, user: Op) -> bool:
 
 
 def _is_blocked(weight: Weight) -> bool:
-    """Whether a convolution lays the weight out in blocks of channels (core/optimizer/nchwc_transformer.cc)."""
+    """True if a convolution lays the weight out in blocks of channels (core/optimizer/nchwc_transformer.cc)."""
     shape = weight.value.static_shape
     if weight.value.dtype != DType.FLOAT or shape is None or len(shape) != 4:
         return False

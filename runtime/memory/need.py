@@ -91,7 +91,7 @@ class NeedEstimate:
 
     @property
     def anonymous_bytes(self) -> int:
-        """What the kernel cannot evict."""
+        """Bytes that the operating system cannot evict."""
         own = self.loading_bytes - self.code_bytes + self.weights_bytes
         return own + self.activations_bytes + self.workspace_bytes + self.ours_bytes
 

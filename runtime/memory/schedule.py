@@ -49,7 +49,7 @@ class Ordered:
 
     @property
     def proven(self) -> bool:
-        """Whether no order is better."""
+        """True if no order is better."""
         return self.peak_bytes <= self.bound_bytes
 
 
@@ -138,7 +138,7 @@ class _Problem:
 
 
 def _positions(before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) -> list[int]:
-    """How many ops have run when an op is the only one that is ready; more than there are for all others.
+    """Position at which an op is the only one ready; more than there are ops for all others.
 
     When nothing else is ready, all that has not run follows from the op. If exactly its ancestors have run by then, the
     op is a waist; counted from both ends, the two numbers then add up to all other ops, and only then.

@@ -145,7 +145,7 @@ class SpacedPlan:
 
     @property
     def access_cost(self) -> float:
-        """What all accesses cost where they find their buffers."""
+        """Cost of all accesses, where they find their buffers."""
         cost = 0.0
         for stays, accesses in zip(self.stays, self.problem.accesses, strict=True):
             for access in accesses:
@@ -155,13 +155,13 @@ class SpacedPlan:
 
     @property
     def move_cost(self) -> float:
-        """What all moves cost: a read at the source and a write at the target."""
+        """Cost of all moves: a read at the source and a write at the target."""
         per_byte = [s.cost_per_byte for s in self.spaces]
         return sum((m.bytes * (per_byte[m.source] + per_byte[m.target]) for m in self.moves), 0.0)
 
     @property
     def cost(self) -> float:
-        """What everything costs."""
+        """Cost of accesses and moves."""
         return self.access_cost + self.move_cost
 
     @property
@@ -220,7 +220,7 @@ def moves_between(problem: SpacedProblem, stays: Sequence[Sequence[Stay]]) -> tu
 
 
 def pieces(problem: SpacedProblem, stays: Sequence[Sequence[Stay]], space: int) -> list[tuple[int, int, Buffer]]:
-    """What one space has to hold: (buffer, number of its stay, what to place), with moments as steps.
+    """Content of one space: (buffer, number of its stay, what to place), with moments as steps.
 
     Moment 2t is the moves of step t, moment 2t + 1 its run. A stay that a move begins or ends occupies its place
     during that move, too.

@@ -264,7 +264,7 @@ class _Spread:
         return sum(self.paid) < before
 
     def is_better_off(self, index: int, other: int, begin: int, last: int) -> bool:
-        """Whether a buffer lies in a cheaper space than another at the first or the last of these slots it knows."""
+        """True if a buffer lies in a cheaper space than another at the first or the last of these slots it knows."""
         mine, its = self.ways[index], self.ways[other]
         begin, last = max(begin, self.first[index]), min(last, self.stop[index] - 1)
         if begin > last or mine is None or its is None:
@@ -379,7 +379,7 @@ class _Spread:
     def leave(
         self, space: int, index: int, number: int, relief: int
     ) -> tuple[float, float, int, Ban, tuple[Way, float]] | None:
-        """What it costs if a buffer gives up one of its stays: per byte that helps, and in all."""
+        """Cost of a buffer giving up one of its stays: per byte that helps, and in all."""
         way, paid = self.ways[index] or (), self.paid[index]
         _, begin, stop, _, _ = list(self.runs(index, way))[number]
         ban = (space, begin, stop)

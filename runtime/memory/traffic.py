@@ -34,7 +34,7 @@ def spaced_problem(found: Liveness) -> SpacedProblem:
 
 
 def _is_view(op: Op, storage: Storage) -> bool:
-    """Whether an op makes a view that lies in this storage, too; a view that is an output is a copy."""
+    """True if an op makes a view that lies in this storage, too; a view that is an output is a copy."""
     view = facts(op).view
     return view is not None and op.results[0] in storage.values and op.operands[view] in storage.values
 

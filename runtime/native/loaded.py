@@ -63,7 +63,7 @@ def _provider_host(shared: Path) -> int | None:
 
 
 class _Pages:
-    """Which addresses belong to a library of this process.
+    """Address ranges of a library of this process.
 
     Args:
         library: Its file.
@@ -85,7 +85,7 @@ class _Pages:
                 self._ranges.append((start, end, rights))
 
     def executable(self, address: int, size: int) -> bool:
-        """Whether code of the library lies there."""
+        """True if code of the library lies there."""
         return any(a <= address and address + size <= b and "x" in rights for a, b, rights in self._ranges)
 
     def pointer(self, address: int) -> int | None:

@@ -314,7 +314,7 @@ class _Call:
         )  # fmt: skip
 
     def addresses(self) -> dict[str, int]:
-        """Where each output lies."""
+        """Address of each output."""
         found = {}
         for name, value in zip(self.session.outputs, self.outputs, strict=True):
             if value and self._is_tensor(value):

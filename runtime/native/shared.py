@@ -30,7 +30,7 @@ class BlockHome:
 
 @dataclass(frozen=True)
 class Shared:
-    """What one session gets of it.
+    """Part of the shared memory that one session gets.
 
     Args:
         weights: Initializer -> its value.

@@ -79,7 +79,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What one run of a set of shapes allocated; planned when the shapes come again."""
+    """Allocations of one run of a set of shapes; planned when the shapes come again."""
 
     shapes: dict[str, tuple[int, ...]]
     trace: Trace
@@ -190,7 +190,7 @@ class Planned:
         return self._plans[key]
 
     def _follows(self, port: Port) -> bool:
-        """Whether an output's shape follows from the inputs' shapes."""
+        """True if an output's shape follows from the inputs' shapes."""
         return port.type not in ("", "tensor(string)") and all(
             isinstance(d, int) or d in self._symbols for d in port.shape
         )

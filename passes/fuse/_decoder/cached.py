@@ -16,7 +16,7 @@ from memoptc.passes.fuse._fuse.core import product_of, scaled_by, shape_of
 
 @dataclass(frozen=True)
 class Masking:
-    """What is done to the scores before Softmax.
+    """Masking of the scores before Softmax.
 
     Args:
         value: Numbers to add, or a condition.
@@ -149,7 +149,7 @@ def _masked(op: Op) -> tuple[Value, Masking] | None:
 
 
 def _leads_to_product(value: Value) -> bool:
-    """Whether a value is computed from a product by ops that change scores one by one."""
+    """True if a value is computed from a product by ops that change scores one by one."""
     for _ in range(8):
         op = value.op
         if op is None or op.domain:
@@ -167,7 +167,7 @@ def _leads_to_product(value: Value) -> bool:
 
 
 def _unscaled(value: Value, ops: set[Op], scores: Op) -> tuple[Value, float]:
-    """What one side of the product is before it is multiplied by a number."""
+    """One side of the product before it is multiplied by a number."""
     scale = 1.0
     while (op := value.op) is not None and op.graph is scores.graph:
         found = scaled_by(op)
@@ -263,7 +263,7 @@ _WHOLE = 8
 
 
 def _fits(c: Cached) -> bool:
-    """Whether types and shapes are what the operator takes."""
+    """True if types and shapes are what the operator takes."""
     values = (c.query, c.keys, c.values, *c.past)
     for value in values:
         if value.dtype != DType.FLOAT or len(shape_of(value)) != 4:

@@ -87,13 +87,13 @@ def _sum(op: Op) -> Rotary | None:
 
 
 def _per_step(value: Value, width: int) -> bool:
-    """Whether a value is [batch or 1, 1, steps, width], or the last axes of that."""
+    """True if a value is [batch or 1, 1, steps, width], or the last axes of that."""
     shape = (1,) * (4 - len(shape_of(value))) + shape_of(value)
     return bool(shape_of(value)) and len(shape) == 4 and shape[1] == 1 and shape[3] == width
 
 
 def _swapped(value: Value, width: int) -> tuple[Value, bool, set[Op]] | None:
-    """What a value is with halves, or pairs, swapped and the first negated."""
+    """Match a value with its halves, or pairs, swapped and the first negated; give the value."""
     op = value.op
     if op is None:
         return None
@@ -188,7 +188,7 @@ def _sliced(op: Op, rank: int) -> tuple[int, int, int] | None:
 
 
 def repeated(value: Value, pairs: bool, depth: int = 0) -> bool:
-    """Whether both halves of the last axis are known to be equal, or with `pairs` both of each pair."""
+    """True if both halves of the last axis are known to be equal, or with `pairs` both of each pair."""
     shape = shape_of(value)
     if not shape or depth > _DEPTH:
         return False

@@ -30,7 +30,7 @@ def bounds(value: Value, known: Known | None = None) -> Bounds | None:
 
 
 def _operands(value: Value) -> tuple[Value, ...]:
-    """What the bounds of a value follow from."""
+    """Operands that the bounds of a value follow from."""
     op = value.op
     if op is None or op.domain or op.regions or _of_type(value) is not None or value.tensor is not None:
         return ()
@@ -46,7 +46,7 @@ def _operands(value: Value) -> tuple[Value, ...]:
 
 
 def _of_type(value: Value) -> Bounds | None:
-    """What integers and truth values can be at all."""
+    """Bounds of an element type: those of its integers, or of truth values."""
     dtype = value.dtype or DType.UNDEFINED
     if dtype == DType.BOOL:
         return 0.0, 1.0

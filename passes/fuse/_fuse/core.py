@@ -20,7 +20,7 @@ HIDES = -1e5
 
 @dataclass(frozen=True)
 class Mask:
-    """What is added to all scores of a key.
+    """Mask that is added to all scores of a key.
 
     Args:
         value: Numbers to add, or whether a key is hidden (`hidden` says which of the two).
@@ -62,7 +62,7 @@ class Core:
 
     @property
     def result(self) -> Value:
-        """What it gives: [batch, heads, rows, width of V]."""
+        """Result of the attention: [batch, heads, rows, width of V]."""
         return self.ops[-1].result
 
     @property
@@ -150,7 +150,7 @@ def _weights_of(softmax: Op) -> tuple[Value, tuple[Op, ...]]:
 
 
 def scaled_by(op: Op) -> tuple[Value, float] | None:
-    """What an op multiplies by a number, and that number."""
+    """The value that an op multiplies by a number, and that number."""
     if op.domain or op.op_type not in ("Mul", "Div") or "axis" in op.attrs:
         return None
     for place in (0,) if op.op_type == "Div" else (0, 1):
@@ -182,7 +182,7 @@ def _masked(op: Op, known: Known | None) -> tuple[Value, Mask] | None:
 
 
 def _of_keys(mask: Value, scores: Value) -> bool:
-    """Whether a mask is the same for all heads and rows."""
+    """True if a mask is the same for all heads and rows."""
     shape, whole = shape_of(mask), shape_of(scores)
     if not shape or len(whole) != 4 or len(shape) > 4:
         return False
@@ -191,7 +191,7 @@ def _of_keys(mask: Value, scores: Value) -> bool:
 
 
 def _fits(core: Core, scores: Value) -> bool:
-    """Whether types and shapes are what the operator takes."""
+    """True if types and shapes are what the operator takes."""
     for value in (core.query, core.keys, core.values):
         if value.dtype != DType.FLOAT:
             return False

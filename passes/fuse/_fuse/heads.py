@@ -17,7 +17,7 @@ from memoptc.passes.fuse._fuse.core import shape_of
 
 @dataclass(frozen=True)
 class Source:
-    """Where the elements of a value lie before transposes, and before one part was taken.
+    """Origin of a value's elements before transposes, and before one part was taken.
 
     Args:
         value: What holds them.
@@ -69,7 +69,7 @@ def _before(at: Source, op: Op) -> Source | None:
 
 
 def _whole(at: Source, op: Op) -> Source | None:
-    """What an op that takes one place of an axis takes it of."""
+    """The value of which an op takes one index of an axis."""
     shape = shape_of(op.operand) if op.operands else ()
     if op.is_a("Gather"):
         axis = int(op.attrs.get("axis", 0)) % max(len(shape), 1)
@@ -131,7 +131,7 @@ def inside(b: Builder, at: Source) -> Value:
 
 
 def is_inside(at: Source) -> bool:
-    """Whether nothing has to be moved to put the heads inside."""
+    """True if nothing has to be moved to put the heads inside."""
     return at.taken is None and at.axes[:2] == (0, 1) and list(at.axes) == sorted(at.axes)
 
 
@@ -144,7 +144,7 @@ def _part(b: Builder, value: Value, taken: tuple[int, int]) -> Value:
 
 
 def unsplit(value: Value, width: int) -> Value | None:
-    """What a Reshape made heads of, when it had them inside already."""
+    """The value that a Reshape split into heads, when they were its innermost axes already."""
     op = value.op
     if op is None or not op.is_a("Reshape"):
         return None
@@ -160,7 +160,7 @@ def outside(b: Builder, value: Value, heads: int, width: int) -> Value:
 
 
 def merged_again(value: Value) -> list[Value]:
-    """What users of [batch, heads, rows, width] make of it when they all put the heads inside; [] otherwise."""
+    """Results that merge the heads of [batch, heads, rows, width] again, if all users do so; [] otherwise."""
     shape = shape_of(value)
     found: list[Value] = []
     if len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):

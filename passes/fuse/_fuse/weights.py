@@ -78,7 +78,7 @@ def _last(value: Value) -> int:
 
 
 def only_for(whole: Value, ops: frozenset[Op]) -> bool:
-    """Whether all that becomes of a value is moved and taken apart, for some ops only."""
+    """True if all that becomes of a value is moved and taken apart, for some ops only."""
     todo, seen = [whole], set(ops)
     while todo:
         for user in todo.pop().users:

@@ -111,7 +111,7 @@ def regions(profile: MemoryProfile, spaces: Spaces) -> Iterator[tuple[tuple[Op, 
 
 
 def _divides(op: Op, axis: Axis, profile: MemoryProfile) -> bool:
-    """Whether there is more than one tile to make."""
+    """True if there is more than one tile to make."""
     try:
         if axis.join is not None:
             return all(

@@ -67,7 +67,7 @@ class Costs:
         return self._bytes[value] or 0
 
     def is_view(self, op: Op) -> bool:
-        """Whether an op's result is another name for its first operand's bytes."""
+        """True if an op's result is another name for its first operand's bytes."""
         return facts(op).view is not None or (bool(op.results) and op.results[0] in self._fused.views)
 
     def scratch(self, op: Op) -> int:
@@ -121,7 +121,7 @@ class Costs:
 
 
 def joins_convolution(op: Op) -> bool:
-    """Whether onnxruntime makes the op part of the convolution before it."""
+    """True if onnxruntime makes the op part of the convolution before it."""
     maker = op.operands[0].op if op.operands else None
     return (
         facts(op).joins_convolution

@@ -37,14 +37,14 @@ FEWER = 8
 
 
 def is_decoded(value: Value) -> bool:
-    """Whether a value is a weight that is stored in codes."""
+    """True if a value is a weight that is stored in codes."""
     op = value.op
     return op is not None and op.op_type == "DequantizeLinear" and all(v.tensor is not None for v in op.operands)
 
 
 @dataclass
 class Tiled:
-    """What was made.
+    """Ops and values of one tiled region.
 
     Args:
         count: Tiles.

@@ -41,12 +41,12 @@ class TileOp:
 
     @property
     def interval(self) -> Interval:
-        """What it gives."""
+        """Interval of the op's axis that the tile computes."""
         return self.work.interval
 
     @property
     def need(self) -> OperandTile:
-        """What it gets of its first operand."""
+        """Interval of the first operand that the tile reads."""
         need = self.work.needs[0]
         assert need is not None
         return need
@@ -59,7 +59,7 @@ class TileOp:
 
     @property
     def static(self) -> bool:
-        """Whether extents are numbers."""
+        """True if extents are numbers."""
         return isinstance(self.grid, StaticGrid)
 
 
@@ -180,7 +180,7 @@ def _resize(p: TileOp) -> Made:
 
 
 def _transposed(p: TileOp) -> Made:
-    """What the parts' taps reach beyond the tile is cropped by the padding."""
+    """Crop what the taps of a ConvTranspose reach beyond the tile, by its padding."""
     need = p.need
     spatial = p.place - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2

@@ -84,7 +84,7 @@ class StaticGrid:
     overlaps = False
 
     def tile(self, index: int) -> dict[Value, Interval]:
-        """What a tile gives of each of the region's outputs that it gives something of."""
+        """Intervals that a tile computes of the region's outputs; those of which it computes nothing are left out."""
         found = {}
         for value in self.region.outputs:
             n, stride = self.extent(*self.region.partitioned_operand(value)), self.region.rate(_op(value)) * self.step
@@ -96,7 +96,7 @@ class StaticGrid:
         return found
 
     def need(self, along: Along, interval: Interval, operand: Value) -> OperandTile:
-        """What an interval of an op's axis needs of an operand."""
+        """Interval of an operand that an interval of an op's axis needs."""
         assert isinstance(interval.lo, int)
         assert isinstance(interval.hi, int)
         n = self.extent(operand, along.axis)
@@ -123,7 +123,7 @@ class StaticGrid:
         return self.extent(value, axis)
 
     def allows(self, hi: Bound, value: Value, axis: int) -> bool:
-        """Whether a place does not lie behind the end of an axis."""
+        """True if a place does not lie behind the end of an axis."""
         return isinstance(hi, int) and hi <= self.extent(value, axis)
 
     def length(self, interval: Interval) -> int | None:
@@ -148,7 +148,7 @@ class DynamicGrid:
 
     @cached_property
     def overlaps(self) -> bool:
-        """Whether tiles need more than their share of something: then borders matter, and how far away they are.
+        """True if tiles need more than their share of something: then borders matter, and how far away they are.
 
         Where none does, any extent will do that gives each tile something.
         """
@@ -159,7 +159,7 @@ class DynamicGrid:
         ) or any(axis.form in (Form.PADS, Form.PADDED, Form.TRANSPOSED) for axis in self.region.axes.values())
 
     def tile(self, index: int) -> dict[Value, Interval]:
-        """What a tile gives of each of the region's outputs."""
+        """Intervals that a tile computes of the region's outputs."""
         found = {}
         for value in self.region.outputs:
             rate = self.region.rate(_op(value))
@@ -169,7 +169,7 @@ class DynamicGrid:
         return found
 
     def need(self, along: Along, interval: Interval, operand: Value) -> OperandTile:
-        """What an interval of an op's axis needs of an operand."""
+        """Interval of an operand that an interval of an op's axis needs."""
         lo, before = self._first(along, interval.lo)
         self._some(operand, along.axis, lo)
         hi, after = self._end(along, interval.hi, operand)
@@ -229,7 +229,7 @@ class DynamicGrid:
         return None
 
     def allows(self, hi: Bound, value: Value, axis: int) -> bool:
-        """Whether a place does not lie behind the end of an axis: from the shortest extent on."""
+        """True if a place does not lie behind the end of an axis: from the shortest extent on."""
         if isinstance(hi, AffineBound):
             self.upper_bounds.add((value, axis, hi))
         return not isinstance(hi, int)
@@ -260,7 +260,7 @@ TileGrid: TypeAlias = StaticGrid | DynamicGrid
 
 
 def least(a: Interval, b: Interval) -> Interval:
-    """What two intervals have in common.
+    """Intersection of two intervals.
 
     Raises:
         NotTileableError: their ends cannot be compared.
@@ -287,7 +287,7 @@ def _earlier(a: Bound, b: Bound) -> Bound:
 
 
 def ends_at(grid: TileGrid, bound: Bound, value: Value, axis: int) -> bool:
-    """Whether a place is the end of a value's axis."""
+    """True if a place is the end of a value's axis."""
     return bound is None or bound == grid.end(value, axis)
 
 
@@ -297,7 +297,7 @@ def tiles(grid: TileGrid) -> Sequence[int]:
 
 
 def within(outer: Interval, inner: Interval) -> tuple[int, int]:
-    """Where an interval lies in one that holds it, as (start, end) of a Slice."""
+    """Position of an interval in one that holds it, as (start, end) of a Slice."""
     return _start(outer.lo, inner.lo), _stop(outer, inner)
 
 

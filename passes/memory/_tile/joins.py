@@ -1,4 +1,4 @@
-"""How partial results become the whole, for ops that accumulate along the axis that is cut.
+"""Joining of partial results, for ops that accumulate along the axis that is tiled.
 
 Each tile gives a partial result, which is joined to what the tiles before it gave at once: two of them are alive, not
 all. Sums are added up in another order then, as any kernel that shares its work among threads does. What is largest or
@@ -62,24 +62,24 @@ class Accumulated:
         raise NotImplementedError
 
     def finish(self) -> list[Value]:
-        """What the op as a whole would give, by result."""
+        """Results of the whole op, by result index."""
         raise NotImplementedError
 
     @property
     def latest(self) -> Value | None:
-        """What is there when the tiles so far are joined."""
+        """Accumulated value after the tiles so far."""
         return self.total
 
     @property
     def place(self) -> int:
-        """Where the axis lies in the first operand."""
+        """Index of the axis in the first operand."""
         along = self.axis.operands[0]
         assert along is not None
         return along.axis
 
     @property
     def floats(self) -> bool:
-        """Whether there are infinities and what is not a number."""
+        """True if there are infinities and what is not a number."""
         return self.op.operand.is_floating_point
 
     def bounded(self, value: Value, bound: float) -> Value:
@@ -127,7 +127,7 @@ class Sums(Accumulated):
 
     @property
     def join(self) -> Join:
-        """How tiles are joined."""
+        """Kind of join."""
         assert self.axis.join is not None
         return self.axis.join
 
@@ -144,7 +144,7 @@ class Sums(Accumulated):
         return self.emitter.made("Mul", [value, self.emitter.scalar(factor, value.dtype)], type=value.type)
 
     def finish(self) -> list[Value]:
-        """What the op as a whole would give."""
+        """Result of the whole op, from the accumulated values."""
         if self.total is None:
             raise NotTileableError("nothing to add up")
         total = self.total
@@ -196,7 +196,7 @@ class Place(Accumulated):
         return self.value
 
     def finish(self) -> list[Value]:
-        """What the op as a whole would give."""
+        """Result of the whole op, from the accumulated values."""
         if self.total is None:
             raise NotTileableError("nothing to look for")
         if self.op.attrs.get("keepdims", 1):
@@ -216,12 +216,12 @@ class Top(Accumulated):
 
     @property
     def latest(self) -> Value | None:
-        """What is there when the tiles so far are looked through."""
+        """First values of the latest tile; `None` before the first tile."""
         return self.parts[-1][0] if self.parts else None
 
     @property
     def count(self) -> int:
-        """How many are asked for."""
+        """Number of elements asked for (`k`)."""
         tensor = self.op.operands[1].tensor
         assert tensor is not None
         return int(tensor.numpy().reshape(-1)[0])
@@ -238,7 +238,7 @@ class Top(Accumulated):
         self.parts.append((values, found))
 
     def finish(self) -> list[Value]:
-        """What the op as a whole would give."""
+        """Result of the whole op, from the accumulated values."""
         if not self.parts:
             raise NotTileableError("nothing to look for")
         if len(self.parts) == 1:
@@ -259,13 +259,13 @@ class Top(Accumulated):
 
 @dataclass
 class Repeated(Accumulated):
-    """What can be applied to its own results: the logarithm of a sum of exponentials."""
+    """Joins that apply to their own results: the logarithm of a sum of exponentials."""
 
     parts: list[Value] = field(default_factory=list, init=False)
 
     @property
     def latest(self) -> Value | None:
-        """What is there when the tiles so far are computed."""
+        """Accumulated value after the tiles so far."""
         return self.parts[-1] if self.parts else None
 
     def add(self, operands: Sequence[Value], interval: Interval, index: int) -> None:
@@ -273,7 +273,7 @@ class Repeated(Accumulated):
         self.parts += self.emitter.copied(self.op, operands, {**self.op.attrs, "keepdims": 1}, index)
 
     def finish(self) -> list[Value]:
-        """What the op as a whole would give."""
+        """Result of the whole op, from the accumulated values."""
         if not self.parts:
             raise NotTileableError("nothing to add up")
         every = self.emitter.made("Concat", self.parts, {"axis": self.place})
@@ -312,7 +312,7 @@ class Weighted(Accumulated):
         self.largest = both
 
     def finish(self) -> list[Value]:
-        """What the op as a whole would give."""
+        """Result of the whole op, from the accumulated values."""
         if self.total is None or self.sum is None:
             raise NotTileableError("nothing to add up")
         return [self.emitter.made("Div", [self.total, self.sum], type=self.op.result.type)]
@@ -337,7 +337,7 @@ def exponentials(op: Op, x: Value, index: int, emitter: TileBuilder) -> Value:
 
 
 def is_weighted(op: Op, axes: Mapping[Op, Axis]) -> bool:
-    """Whether a product's first operand are a softmax's exponentials."""
+    """True if a product's first operand are a softmax's exponentials."""
     maker = op.operands[0].op
     return maker is not None and maker in axes and axes[maker].form is Form.EXPONENTIALS
 

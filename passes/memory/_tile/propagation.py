@@ -73,7 +73,7 @@ def tile_work(region: Region, grid: TileGrid, index: int, *, overcompute: bool =
 
 
 def needed_intervals(region: Region, grid: TileGrid, index: int, *, aligned: bool = False) -> dict[Op, Interval]:
-    """Which interval of its axis each op must compute for a tile."""
+    """Intervals of their axes that the ops must compute for a tile."""
     wanted: dict[Value, Interval] = dict(grid.tile(index))
     found: dict[Op, Interval] = {}
     slowest = min(map(region.rate, region.ops))
@@ -191,7 +191,7 @@ def _divided(bound: Bound, by: int) -> Bound:
 
 
 def _count(have: Interval, stride: int, reach: int, lo: Bound) -> Bound:
-    """Where a window's results end: lo + (length + reach) // stride + 1."""
+    """End of a window's results: lo + (length + reach) // stride + 1."""
     if isinstance(have.lo, int) and isinstance(have.hi, int) and isinstance(lo, int):
         return lo + (have.hi - have.lo + reach) // stride + 1
     if isinstance(have.hi, AffineBound) and have.hi.a % stride == 0:

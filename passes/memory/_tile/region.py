@@ -84,7 +84,7 @@ class Region:
 
     @cached_property
     def is_symbolic(self) -> bool:
-        """Whether an extent that is cut is known at run time only: the tiles then stand in a branch of an If."""
+        """True if an extent that is cut is known at run time only: the tiles then stand in a branch of an If."""
         return any(
             along is not None and shape is not None and not isinstance(shape[along.axis], int)
             for op in self.ops
@@ -101,7 +101,7 @@ class Region:
         )
 
     def rate(self, op: Op) -> int:
-        """How far one step of the region moves along an op's axis."""
+        """Elements of an op's axis per element of the region's."""
         assert self.rates is not None
         return self.rates[op]
 
@@ -115,7 +115,7 @@ class Region:
 
 
 class Between:
-    """Which ops lie between others: paths among a stretch of ops, as bit masks.
+    """Ops that lie between others: paths among a stretch of ops, as bit masks.
 
     Args:
         ops: The stretch, in the order in which they run.
@@ -198,7 +198,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class _Grown:
-    """What growing within a stretch reached, at most, and what became of it."""
+    """Largest region that growing within a stretch reached, and what became of it."""
 
     first: int
     last: int
@@ -384,7 +384,7 @@ def _connected(seed: Op, chosen: dict[Op, Axis]) -> dict[Op, Axis]:
 
 
 def _rates(ops: Sequence[Op], axes: Mapping[Op, Axis]) -> dict[Op, int] | None:
-    """How fast each op's axis moves, relative to the others; `None` when they cannot move together."""
+    """Rates at which the ops' axes move, relative to each other; `None` when they cannot move together."""
     found: dict[Op, Fraction] = {}
     inside = set(ops)
     for start in ops:

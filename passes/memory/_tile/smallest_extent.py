@@ -51,7 +51,7 @@ def _dim(value: Value, axis: int) -> Dim:
 
 
 def _slope(main: Dim, dim: Dim) -> Fraction:
-    """How fast an extent grows with the reference's."""
+    """Growth of an extent per element of the reference."""
     far = 720_720 * 64
     a, b = _at(main, main, far), _at(dim, main, far)
     c, d = _at(main, main, 2 * far), _at(dim, main, 2 * far)

@@ -65,7 +65,7 @@ class Uniform:
         return every.intersection(*(_through(v, len(shape), every, known[v]) for v in operands))
 
     def truth(self, value: Value) -> bool | None:
-        """What every element of a boolean value is, if that is known: constants, indices compared with their bounds."""
+        """The one value of all elements of a boolean, if known: constants, indices compared with their bounds."""
         return on_demand(value, _truth_from, self._truth_of, self._truths)
 
     def _truth_of(self, value: Value, known: dict[Value, bool | None]) -> bool | None:
@@ -160,7 +160,7 @@ def aligned(axis: int, rank: int, other: Value) -> Dim:
 
 
 def keeps(op: Op, index: int, axis: int) -> bool:
-    """Whether the result of an element-wise op is as large without one axis of an operand, since another one has it."""
+    """True if the result of an element-wise op is as large without one axis of an operand, since another one has it."""
     shape = shape_of(op.operands[index])
     if shape is None:
         return False

@@ -44,17 +44,17 @@ class Choice:
     narrow: dict[Op, Candidate] = field(default_factory=dict)
 
     def takes(self, op: Op, index: int) -> bool:
-        """Whether a use is a narrow one."""
+        """True if a use is a narrow one."""
         found = self.narrow.get(op)
         return found is not None and index in found.operands
 
     def makes(self, value: Value) -> bool:
-        """Whether a value is made narrow."""
+        """True if a value is made narrow."""
         return value.op is not None and value.op in self.narrow and value in self.narrow[value.op].results
 
 
 def is_float32(value: Value) -> bool:
-    """Whether a value is a float32 tensor."""
+    """True if a value is a float32 tensor."""
     return value.dtype == DType.FLOAT
 
 

@@ -155,7 +155,7 @@ class Rewriter:
 
 
 def is_table(value: Value) -> bool:
-    """Whether only lookups of rows read a matrix."""
+    """True if only lookups of rows read a matrix."""
     rank = len(value.tensor.shape) if value.tensor is not None else 0
     return rank == 2 and all(
         u.is_a("Gather") and i == 0 and u.attrs.get("axis", 0) == 0 and u.graph is value.graph for u, i in value.uses
@@ -163,7 +163,7 @@ def is_table(value: Value) -> bool:
 
 
 def can_look_up_float8() -> bool:
-    """Whether this onnxruntime looks rows up in float8."""
+    """True if this onnxruntime looks rows up in float8."""
     return gathers_float8()
 
 

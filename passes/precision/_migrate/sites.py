@@ -149,13 +149,13 @@ def _affine(op: Op, axis: int) -> list[Edit] | None:
 
 
 def _same_rank(op: Op, index: int) -> bool:
-    """Whether an operand has as many axes as the result, and no channel is made by broadcasting."""
+    """True if an operand has as many axes as the result, and no channel is made by broadcasting."""
     mine, result = shape_of(op.operands[index]), shape_of(op.result)
     return mine is not None and result is not None and len(mine) == len(result) and mine == result
 
 
 def _follow(value: Value, site: Site) -> bool:
-    """Whether everything that reads a value can take its factors; notes how. Each value is looked at once."""
+    """True if everything that reads a value can take its factors; notes how. Each value is looked at once."""
     todo = [value]
     while todo:
         value = todo.pop()
@@ -202,7 +202,7 @@ def _readers(value: Value, site: Site) -> list[Value] | None:
 
 
 def _independent(site: Site) -> bool:
-    """Whether products on the way are linear: just one of their operands is scaled."""
+    """True if products on the way are linear: just one of their operands is scaled."""
     for value in site.scaled:
         if value.op is not None and value.op is not site.source and value.op.key in ("Mul", "Div"):
             if sum(v in site.scaled for v in value.op.operands) != 1:

@@ -80,13 +80,13 @@ class AccuracyCheck:
         self.trials = Trials(self.examiner, pool)
 
     def good(self, quality: Quality, margin: float = 0.0) -> bool:
-        """Whether what was asked for is met, with so many decibels to spare."""
+        """True if what was asked for is met, with so many decibels to spare."""
         if self.min_sqnr is not None and quality.sqnr_db < self.min_sqnr + margin:
             return False
         return self.max_loss is None or self.loss(quality) <= self.max_loss + 1e-12
 
     def loss(self, quality: Quality) -> float:
-        """How much of the metric is lost."""
+        """Loss of the metric."""
         assert quality.metric is not None
         assert self.examiner.metric is not None
         return self.examiner.metric - quality.metric
@@ -182,7 +182,7 @@ class AccuracyCheck:
         return reached
 
     def reached(self, quality: Quality, setting: str) -> dict[str, object]:
-        """What came of it, for the report."""
+        """Outcome, for the report."""
         found: dict[str, object] = {"sqnr_db": quality.sqnr_db, "samples": quality.samples, "setting": setting}
         if quality.metric is not None:
             found |= {"metric_before": self.examiner.metric, "metric": quality.metric}

@@ -38,7 +38,7 @@ def join_biases(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> 
 
 
 def will_be_joined(op: Op) -> bool:
-    """Whether onnxruntime joins a product of more axes with the bias behind it: where it knows all extents."""
+    """True if onnxruntime joins a product of more axes with the bias behind it: where it knows all extents."""
     return op.result.static_shape is not None and _rank(op.operand) > 2
 
 

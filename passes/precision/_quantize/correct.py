@@ -18,7 +18,7 @@ from memoptc.runtime.channels import Channels
 
 @dataclass(frozen=True)
 class Correction:
-    """What is known of the channels that products and convolutions read.
+    """Statistics of the channels that products and convolutions read.
 
     Args:
         channels: What calibration saw of their left sides.
@@ -33,7 +33,7 @@ class Correction:
     codes: Mapping[Value, Codes] = field(default_factory=dict)
 
     def of(self, value: Value | None) -> Channels | None:
-        """What was seen of a value."""
+        """Statistics of a value, as calibration saw it."""
         return None if value is None else self.channels.get(value)
 
 
@@ -61,7 +61,7 @@ def spread_inputs(op: Op, figures: Floats) -> Floats | None:
 
 
 def mean_shift(op: Op, weight: npt.NDArray[np.generic], codes: Codes, mean: Floats) -> Floats | None:
-    """How far codes of weights move the mean of each output channel, `[outputs]`.
+    """Shift of each output channel's mean by rounding the weights, `[outputs]`.
 
     The error of the weights times the mean of what they read (Nagel et al., "Data-Free Quantization Through Weight
     Equalization and Bias Correction", 2019); padding of convolutions counts as if it were the mean.

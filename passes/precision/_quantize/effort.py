@@ -24,7 +24,7 @@ LEAST, PER_BYTE = 20.0, 1e-7
 
 @dataclass
 class Effort:
-    """What the looks of one search cost, and what is left for them.
+    """Cost of the measurements of one search, and what is left for them.
 
     Args:
         run: Seconds of running one sample.
@@ -76,9 +76,9 @@ class Effort:
         self.spent += seconds
 
     def affords(self, seconds: float, share: float) -> bool:
-        """Whether this much more stays within a part of what is allowed."""
+        """True if this much more stays within a part of what is allowed."""
         return self.spent + seconds <= share * self.allowed
 
     def looks(self, share: float, samples: int | None = None) -> int:
-        """How many looks stay within a part of what is allowed."""
+        """Number of measurements that stay within a part of what is allowed."""
         return max(int((share * self.allowed - self.spent) / self.look(samples)), 0)

@@ -32,7 +32,7 @@ class Existing:
     decoded: dict[Value, Value] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """True if there are any."""
         return bool(self.scales)
 
     @property
@@ -43,7 +43,7 @@ class Existing:
 
 
 def is_quantized(graph: Graph) -> bool:
-    """Whether anything in a graph or its regions is stored or passed on in codes."""
+    """True if anything in a graph or its regions is stored or passed on in codes."""
     return any(op.op_type == "DequantizeLinear" for op in graph.walk())
 
 
@@ -87,7 +87,7 @@ def without_sign(graph: Graph, stats: Counter[str]) -> None:
 
 
 def is_decoder(op: Op | None) -> bool:
-    """Whether an op is a DequantizeLinear of whole tensors or channels, in standard ONNX or in onnxruntime's domain."""
+    """True if an op is a DequantizeLinear of whole tensors or channels, in standard ONNX or in onnxruntime's domain."""
     return (
         op is not None
         and op.op_type == "DequantizeLinear"

@@ -33,7 +33,7 @@ def magnitude_of(tensor: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Scale:
-    """How a whole tensor of activations is coded: `real = scale * (code - zero_point)`."""
+    """Quantization of a whole tensor of activations: `real = scale * (code - zero_point)`."""
 
     scale: float
     zero_point: int
@@ -117,7 +117,7 @@ def weight_codes(
 
 
 def _clipped(w: Floats, magnitude: Floats, energy: Floats, top: int, axis: int) -> Floats:
-    """Where to clip each channel for the least weighted squared error."""
+    """Clipping of each channel for the least weighted squared error."""
     spread = [-1 if i == axis else 1 for i in range(w.ndim)]
     others = tuple(i for i in range(w.ndim) if i != axis)
     best, least = magnitude, np.full(magnitude.shape, np.inf)

@@ -22,7 +22,7 @@ ROOM = 192 << 20
 
 
 def columns_of(op: Op) -> int:
-    """How many numbers a product or convolution sums up for one element of its result."""
+    """Number of terms that a product or convolution sums up for one element of its result."""
     shape, layout = _shape(op), layout_of(op)
     return shape[layout.input_axis] * prod(shape[axis] for axis in layout.taps)
 
@@ -45,7 +45,7 @@ def why_not(op: Op, graph: Graph) -> str:
 
 
 def window_of(op: Op) -> Window | None:
-    """How a convolution reads; `None` for products."""
+    """Window of a convolution; `None` for products."""
     if op.op_type != "Conv":
         return None
     kernel = _shape(op)[2:]

@@ -30,7 +30,7 @@ _PANEL = 128
 
 @dataclass(frozen=True)
 class Grid:
-    """What each weight can become: `step * level` for whole levels from `low` to `high`.
+    """Grid of values that a weight can take: `step * level` for whole levels from `low` to `high`.
 
     Args:
         step: Float64, broadcast to the weights.

@@ -120,7 +120,7 @@ def _weight_in(op: Op) -> Tensor | None:
 
 
 def _rounding_noise(tensor: Tensor, axis: int) -> dict[str, float]:
-    """What rounding changes in a weight, noise to signal: by channels of 8 bits, and by blocks of 4."""
+    """Noise-to-signal ratios of a weight's rounding: by channels of 8 bits, and by blocks of 4."""
     content = np.asarray(tensor.numpy())
     rows = (
         np.moveaxis(content, axis, 0).reshape(content.shape[axis], -1) if content.ndim > 1 else content.reshape(1, -1)
@@ -143,7 +143,7 @@ def _rounding_noise(tensor: Tensor, axis: int) -> dict[str, float]:
 
 
 def _activation_noise(seen: Range) -> float:
-    """What a code of 8 bits changes in an activation, noise to the signal without its outliers."""
+    """Noise-to-signal ratio of an activation in 8 bits, the signal without its outliers."""
     if seen.histogram is None or not seen.count:
         return 0.0
     histogram = seen.histogram
@@ -157,14 +157,14 @@ def _activation_noise(seen: Range) -> float:
 
 
 def _part(noise: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
-    """What the weights' part of a layer's noise makes of it, where that is not worth a look."""
+    """Estimate a layer's noise from the weights' part of it, where that is not worth a measurement."""
     whole = own.get(INTEGER, 0.0)
     share = min(own.get(WEIGHTS, 0.0) / whole, 1.0) if math.isfinite(whole) and whole > 0 else 1.0
     return {key: n * share for key, n in noise.items()}
 
 
 def _scaled(own: float, measured: Iterable[tuple[float, dict[str, float]]]) -> dict[str, float]:
-    """What reaches the outputs of a layer's own noise: as of the middle one of those that were measured."""
+    """Scale a layer's own noise to the outputs, by the median ratio of those that were measured."""
     pairs = [(n, found) for n, found in measured if n > 0 and found]
     if not pairs:
         return {}

@@ -71,7 +71,7 @@ class Choice:
         return after.result if after is not None else op.result
 
     def quantized(self, op: Op | None) -> bool:
-        """Whether the op runs on integers."""
+        """True if the op runs on integers."""
         if op is None:
             return False
         absorbed = op.op_type in self.device.absorbed and op.operand in self.absorbed
@@ -136,7 +136,7 @@ def _absorb(op: Op, choice: Choice) -> None:
 
 
 def is_float32(value: Value | None) -> bool:
-    """Whether a value is a float32 tensor."""
+    """True if a value is a float32 tensor."""
     return value is not None and value.dtype == DType.FLOAT
 
 
@@ -268,7 +268,7 @@ class StaticQuantizer:
             self.stats["kept: quantized already"] += len(kept)
 
     def _complete(self, op: Op) -> bool:
-        """Whether an op was on codes all around when it came."""
+        """True if an op was on codes all around when it came."""
         after = self.choice.result_of(op)
         may_be_float = ops.definition(op).integer is ops.IntegerKernel.FLOAT_RESULT
         return all(reads_codes(op)) and (may_be_float or after in self.existing.decoded)

@@ -77,7 +77,7 @@ def every_step(graph: Graph) -> tuple[Graph, dict[Value, Value]] | None:
 
 
 def _leaves_last_step(op: Op) -> bool:
-    """Whether an op that moves elements takes [:, -1:] of [batch, steps, channels]: by starts, ends and axes."""
+    """True if an op that moves elements takes [:, -1:] of [batch, steps, channels]: by starts, ends and axes."""
     bounds = [ints(v.tensor) for v in op.operands[1:]]
     return (
         op.operand.rank == 3

@@ -73,7 +73,7 @@ class StateChange:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Where all layers start, and the moves from there.
+    """Starting setting of all layers, and the moves from there.
 
     Args:
         start: Layer -> its cheapest state.
@@ -149,7 +149,7 @@ def _share(noise: float, total: float) -> float:
 
 
 def needed(layers: Sequence[Layer], steps: Ladder, limit: float) -> int:
-    """How many moves it takes until the noise of every output, added up over layers, stays below a limit."""
+    """Number of moves until the noise of every output, added up over layers, stays below a limit."""
     by_name = {layer.name: layer for layer in layers}
     state = dict(steps.start)
     sums: dict[str, float] = {}

@@ -58,7 +58,7 @@ WORK = 3e11
 
 @dataclass(frozen=True)
 class Setting:
-    """How codes are chosen.
+    """Setting by which scales and zero points are chosen.
 
     Args:
         recoveries: Passes that prepare the graph.
@@ -149,7 +149,7 @@ class Variant:
 
     @cached_property
     def ranges(self) -> dict[Value, Range]:
-        """What calibration saw of each activation."""
+        """Ranges of activations, as calibration saw them."""
         wanted = [v for v in self.choice.tensors if is_float32(v)]
         data, kept = self.context.calibration, self.checkpoint
 
@@ -160,7 +160,7 @@ class Variant:
 
     @cached_property
     def channels(self) -> dict[Value, Channels]:
-        """What the channels hold that products and convolutions read."""
+        """Statistics of the channels that products and convolutions read."""
         axes = {op.operand: read_axis(op) for op in self.choice.heavy if is_float32(op.operand)}
 
         def look(path: Path, names: dict[str, Value]) -> dict[str, Channels]:
@@ -178,7 +178,7 @@ class Variant:
                 del self.memo[key]
 
     def was_rounded(self, clip: bool) -> bool:
-        """Whether `rounded` has been asked for these."""
+        """True if `rounded` has been asked for these."""
         return clip in self._rounded
 
     def rounded(self, clip: bool) -> dict[Value, Codes]:
@@ -358,7 +358,7 @@ def _plan(graph: Graph) -> WeightFormat:
 
 
 def _tied(weight: Weight, graph: Graph) -> bool:
-    """Whether lookups and products of the top graph share a weight, which then has one code."""
+    """True if lookups and products of the top graph share a weight, which then has one code."""
     kinds = {site.op.op_type for site in weight.sites}
     top = all(site.op.graph is graph for site in weight.sites)
     return top and GATHER in kinds and len(kinds) > 1 and not weight.obstacle

@@ -54,7 +54,7 @@ _CODED_ACTIVATIONS = 4
 
 @dataclass
 class WeightFormat:
-    """How weights are written.
+    """Format that weights are quantized to.
 
     Args:
         bits: 4 or 8.
@@ -409,7 +409,7 @@ class Writer:
 
 
 def _reads_as_table(site: Site) -> bool:
-    """Whether a product reads a weight in the orientation in which a lookup does."""
+    """True if a product reads a weight in the orientation in which a lookup does."""
     return site.op.op_type in PRODUCTS and site.columns == 1 and site.factor == 1.0
 
 

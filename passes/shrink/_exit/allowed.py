@@ -30,5 +30,5 @@ def disagreements(share: float, samples: int) -> int | None:
 
 
 def samples_for(share: float) -> int:
-    """How many samples without a disagreement show that there is at most a share of them."""
+    """Number of samples that, all in agreement, bound the share of disagreements."""
     return math.ceil(math.log(DOUBT) / math.log(1 - share)) if share > 0 else sys.maxsize

@@ -12,6 +12,6 @@ def class_scores(graph: Graph) -> Value:
 
 
 def gives_probabilities(graph: Graph) -> bool:
-    """Whether the only output, `[batch, classes]`, is a Softmax over the classes."""
+    """True if the only output, `[batch, classes]`, is a Softmax over the classes."""
     op = graph.outputs[0].op
     return op is not None and op.is_a("Softmax") and op.attrs.get("axis", -1) in (-1, 1)

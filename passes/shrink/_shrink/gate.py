@@ -132,7 +132,7 @@ class Gate:
         self.trials = Trials(self.examiner, pool)
 
     def holds(self, graph: Graph) -> bool:
-        """Whether a copy is good enough."""
+        """True if a copy is good enough."""
         if self.min_sqnr is not None and self.trials.quick(graph).sqnr_db < self.min_sqnr - _QUICK:
             return False
         quality = self.trials.full(graph)
@@ -141,7 +141,7 @@ class Gate:
         return self.max_loss is None or self.loss(quality) <= self.max_loss + 1e-12
 
     def loss(self, quality: Quality) -> float:
-        """How much of the metric is lost."""
+        """Loss of the metric."""
         assert self.examiner.metric is not None
         assert quality.metric is not None
         return self.examiner.metric - quality.metric

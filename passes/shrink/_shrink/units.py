@@ -160,7 +160,7 @@ def _readers(value: Value, axis: int, each: int, found: Units) -> list[_Onward] 
 
 
 def _flattens(op: Op) -> bool:
-    """Whether a result keeps the batch and has all else in a row, whatever the number of units."""
+    """True if a result keeps the batch and has all else in a row, whatever the number of units."""
     if op.op_type == "Flatten":
         return int(op.attrs.get("axis", 1)) == 1
     target = op.operands[1].tensor

@@ -24,7 +24,7 @@ _FIRST = np.inf
 
 @dataclass(frozen=True)
 class Drop:
-    """How many tokens go behind one hidden state.
+    """Number of tokens that are dropped behind one hidden state.
 
     Args:
         parts: So many sixteenths of the tokens.
@@ -93,7 +93,7 @@ def drop_tokens(region: TokenRegion, drop: Drop, sizes: Sizes, rule: str) -> Non
 
 
 def _pairs(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Pairs:
-    """Which tokens are merged, with how many go."""
+    """Pair tokens to merge, as many as go (`count` stay)."""
     gone = b.Sub(b.Slice(b.Shape(region.value), *map(integers, (1, 2, 0))), count)
     received = None
     if drop.probabilities is not None:
@@ -117,19 +117,19 @@ def _averaged(b: Builder, value: Value, pairs: Pairs, sizes: Sizes, taker: _Take
 
 
 def _dim_kept(extent: Dim, parts: int) -> KnownDim:
-    """How many tokens stay."""
+    """Number of tokens that stay."""
     assert extent is not None
     return extent - _dim_gone(extent, parts)
 
 
 def _dim_gone(extent: Dim, parts: int) -> KnownDim:
-    """How many tokens go."""
+    """Number of tokens that go."""
     assert extent is not None
     return floordiv(extent * parts, PARTS)
 
 
 def _count(b: Builder, region: TokenRegion, parts: int) -> Value:
-    """How many tokens stay, int64 `[1]`."""
+    """Number of tokens that stay, int64 `[1]`."""
     if isinstance(region.extent, int):
         return b.const(np.array([_dim_kept(region.extent, parts)], np.int64), "kept")
     whole = b.Slice(b.Shape(region.value), *map(integers, (1, 2, 0)))
@@ -139,7 +139,7 @@ def _count(b: Builder, region: TokenRegion, parts: int) -> Value:
 
 
 def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
-    """Which tokens stay, int64 `[batch, kept]`, ascending."""
+    """Indices of the tokens that stay, int64 `[batch, kept]`, ascending."""
     score = _scores(b, region.value, drop)
     if region.keeps_first:
         first, rest = (b.Slice(score, *map(integers, bounds)) for bounds in ((0, 1, 1), (1, _TO_END, 1)))
@@ -154,7 +154,7 @@ def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
 
 
 def _scores(b: Builder, value: Value, drop: Drop) -> Value:
-    """How much each token matters, float32 `[batch, tokens]`."""
+    """Importance of each token, float32 `[batch, tokens]`."""
     given = drop.probabilities
     if given is None:
         found = b.ReduceL2(b.Cast(value, to=int(DType.FLOAT)), integers(2), keepdims=0)

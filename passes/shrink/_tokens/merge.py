@@ -27,7 +27,7 @@ _PADDING = np.array(4, np.float32)
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which tokens are merged into which: `sources` and `targets`, int64 `[batch, merged]`."""
+    """Pairs of tokens to merge: `sources` into `targets`, int64 `[batch, merged]`."""
 
     sources: Value
     targets: Value
@@ -35,7 +35,7 @@ class Pairs:
 
 @dataclass
 class Sizes:
-    """How many tokens of the model each of those that go on stands for, carried from one layer to the next.
+    """Token counts: how many original tokens each remaining one stands for, carried from layer to layer.
 
     Args:
         value: float32 `[batch, tokens, 1]`; `None` as long as each stands for itself.

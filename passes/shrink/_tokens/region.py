@@ -115,7 +115,7 @@ def _follow(op: Op, region: TokenRegion) -> str:
 
 
 def _takes_first(op: Op, region: TokenRegion) -> bool:
-    """Whether an op reads token 0 and no other."""
+    """True if an op reads token 0 and no other."""
     axes = region.carried.get(op.operands[0])
     if axes is None or len(axes) != 1:
         return False
@@ -165,7 +165,7 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
 
 
 def _same_batch(op: Op, side: Value, region: TokenRegion) -> bool:
-    """Whether rows of an operand are those of the hidden state, or one for all: heads may stand in the batch, too."""
+    """True if rows of an operand are those of the hidden state, or one for all: heads may stand in the batch, too."""
     shape = side.shape or ()
     if len(shape) < len(op.results[0].shape or ()):
         return True
@@ -179,7 +179,7 @@ def _own_axis(op: Op) -> list[Axis]:
 
 
 def _one_to_one(op: Op, axis: Axis, region: TokenRegion) -> bool:
-    """Whether each token of the operands belongs to the same one of the results."""
+    """True if each token of the operands belongs to the same one of the results."""
     if axis.grain != 1 or any(along is not None and not along.is_identity for along in axis.operands):
         return False
     places = [(op.operands[i], along.axis) for i, along in enumerate(axis.operands) if along is not None]

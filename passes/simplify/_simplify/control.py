@@ -77,7 +77,7 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
 
 
 def _shows_weight(value: Value, place: Value) -> bool:
-    """Whether a kernel would see a constant where it saw a computed value, and round otherwise."""
+    """True if a kernel would see a constant where it saw a computed value, and round otherwise."""
     return value.tensor is not None and feeds_packed(place)
 
 

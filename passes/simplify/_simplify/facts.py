@@ -32,13 +32,13 @@ def shape_of(value: Value) -> tuple[Dim, ...]:
 
 
 def same_shape(a: Value, b: Value) -> bool:
-    """Whether two values are known to have the same shape at run time."""
+    """True if two values are known to have the same shape at run time."""
     x, y = shape_of(a), shape_of(b)
     return len(x) == len(y) and all(same(i, j) for i, j in zip(x, y, strict=True))
 
 
 def same_type(a: Value, b: Value) -> bool:
-    """Whether two values are known to have the same element type and shape."""
+    """True if two values are known to have the same element type and shape."""
     return tensor_type(a).dtype == tensor_type(b).dtype and same_shape(a, b)
 
 

@@ -42,7 +42,7 @@ def simplify_joins(graph: Graph, stats: Counter[str]) -> None:
 
 
 def _hides(source: tuple[list[Value], int, int]) -> bool:
-    """Whether no constant becomes visible to a kernel that would round otherwise then."""
+    """True if no constant becomes visible to a kernel that would round otherwise then."""
     return all(v.tensor is None for v in source[0])
 
 

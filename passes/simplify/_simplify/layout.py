@@ -120,7 +120,7 @@ _SMALL = 4096
 
 @rewrite(op.Concat(rest("parts"), bind="node"))
 def concat_with_constant(b: Builder, parts: tuple[Value, ...], node: Op) -> Value:
-    """What only adds equal elements before or after something is a Pad, which needs no tensor of them."""
+    """Write a Concat with equal elements as a Pad, which needs no tensor of them."""
     require(opset(node) >= 11 and tensor_type(node.result).dtype in _PADDED, "Pad does not take this type")
     splats = [splat_of(p) for p in parts]
     others = [i for i, s in enumerate(splats) if s is None]
@@ -193,7 +193,7 @@ def transpose_of_merged_axes(b: Builder, x: Value, inner: Op, node: Op, outer: O
 
 
 def _computed(*views: Op) -> bool:
-    """Whether a view is a Reshape to a computed shape."""
+    """True if a view is a Reshape to a computed shape."""
     return any(v.is_a("Reshape") and "shape" not in v.attrs and v.operands[1].tensor is None for v in views)
 
 

@@ -59,7 +59,7 @@ def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
 
 
 def keeps_some(op: Op) -> bool:
-    """Whether a Slice or Gather takes something wherever there is something."""
+    """True if a Slice or Gather takes something wherever there is something."""
     cut = bounds(op)
     if op.is_a("Gather"):
         index = shape_of(op.operands[1])
@@ -70,7 +70,7 @@ def keeps_some(op: Op) -> bool:
 
 
 def interval(start: int, end: int, extent: int) -> tuple[int, int]:
-    """What a start and an end mean for an extent."""
+    """Resolve a start and an end against an extent."""
     lo, hi = (min(max(x + extent if x < 0 else x, 0), extent) for x in (start, end))
     return lo, max(lo, hi)
 

@@ -27,7 +27,7 @@ def simplify_shapes(graph: Graph, context: Context) -> None:
 
 
 def _some_unknown(graph: Graph) -> bool:
-    """Whether shape inference may find more than it did before."""
+    """True if shape inference may find more than it did before."""
     values = (r for op in graph.walk() for r in op.results if not (r.omitted or r.is_absent))
     return any(v.is_shapeless for v in values)
 

@@ -32,7 +32,7 @@ def drop_zero_states(graph: Graph, stats: Counter[str]) -> None:
 
 
 def _is_zero(value: Value) -> bool:
-    """Whether every element is 0.0 (not -0.0) for sure."""
+    """True if every element is 0.0 (not -0.0) for sure."""
     while value.op is not None and value.op.key in _MOVING:
         value = value.op.operand
     splat = splat_of(value)
