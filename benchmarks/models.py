@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, ModelInfo, Value
-from memoptc.ir.dims import parse_dim
+from memoptc.ir.dim_text import parse_dim
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.types import DType, TensorType
 

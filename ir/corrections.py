@@ -23,7 +23,8 @@ from onnx_shape_inference import _broadcast, _constraints, registry
 from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
 from memoptc.ir import content_shapes, contrib, experimental, monomials, window_shapes
-from memoptc.ir.dims import LONGEST_SHAPE, is_nonnegative, parse_dim
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import LONGEST_SHAPE, is_nonnegative
 
 _Extent = int | onnx_ir.SymbolicDim
 

@@ -9,12 +9,11 @@ therefore taken to be >= 0.
 
 from __future__ import annotations
 
-import ast
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TypeAlias, Union
 
 LONGEST_SHAPE = 1024
@@ -50,7 +49,7 @@ class Sym:
     """An immutable symbolic dimension, such as `N`, `2*N+1` or `(H+1)//2`.
 
     Args:
-        name: The symbol. Use `parse_dim` for expressions.
+        name: The symbol. Use `memoptc.ir.dim_text.parse_dim` for expressions.
         spelling: How the source file spells this dimension when that differs from `str(self)`; `""` when
             the file gives it no name at all, `None` when there is no other spelling. It is kept for
             writing and takes no part in equality.
@@ -382,66 +381,3 @@ def product(dims: Iterable[KnownDim]) -> KnownDim:
     for dim in dims:
         total = total * dim
     return total
-
-
-@lru_cache(maxsize=4096)
-def parse_dim(text: str) -> KnownDim:
-    """Read an expression: names, integers, `+ - * / // %`, `floor ceil ceiling min max Mod` and parentheses.
-
-    A bare `a/b` means `floor(a/b)`, which for an extent it must equal.
-
-    Raises:
-        ValueError: the text is not such an expression.
-    """
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, RecursionError, MemoryError) as e:
-        raise ValueError(f"not a dimension: {text!r}") from e
-    num, den = _rational(tree.body, text)
-    return num if den == 1 else floordiv(num, den)
-
-
-def _rational(node: ast.expr, text: str) -> tuple[KnownDim, KnownDim]:
-    """Read an expression as a fraction, so that `floor(H/2 + 1/2)` becomes exact."""
-    match node:
-        case ast.Constant(value=int(v)) if not isinstance(v, bool):
-            return v, 1
-        case ast.Name(id=name):
-            return Sym(name), 1
-        case ast.UnaryOp(op=ast.USub(), operand=x):
-            n, d = _rational(x, text)
-            return n * -1, d
-        case ast.BinOp(left=left, op=op, right=right):
-            (n1, d1), (n2, d2) = _rational(left, text), _rational(right, text)
-            match op:
-                case ast.Add() | ast.Sub():
-                    sign = 1 if isinstance(op, ast.Add) else -1
-                    if d1 == d2:
-                        return n1 + n2 * sign, d1
-                    return n1 * d2 + n2 * d1 * sign, d1 * d2
-                case ast.Mult():
-                    return n1 * n2, d1 * d2
-                case ast.Div():
-                    return n1 * d2, d1 * n2
-                case ast.FloorDiv():
-                    return floordiv(n1 * d2, d1 * n2), 1
-                case ast.Mod():
-                    return mod(floordiv(n1, d1), floordiv(n2, d2)), 1
-                case ast.Pow() if d2 == 1 and isinstance(n2, int) and 0 <= n2 <= 8:
-                    return product([n1] * n2), product([d1] * n2)
-        case ast.Call(func=ast.Name(id=func), args=args, keywords=[]) if args:
-            parts = [_rational(a, text) for a in args]
-            if func == "floor" and len(parts) == 1:
-                return floordiv(*parts[0]), 1
-            if func in ("ceil", "ceiling") and len(parts) == 1:
-                return ceildiv(*parts[0]), 1
-            wholes = [n if d == 1 else floordiv(n, d) for n, d in parts]
-            if func == "Mod" and len(wholes) == 2:
-                return mod(wholes[0], wholes[1]), 1
-            if func in ("min", "Min", "max", "Max"):
-                fold = minimum if func in ("min", "Min") else maximum
-                total = wholes[0]
-                for dim in wholes[1:]:
-                    total = fold(total, dim)
-                return total, 1
-    raise ValueError(f"not a dimension: {text!r}")

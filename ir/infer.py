@@ -22,7 +22,8 @@ from memoptc.ir import ops
 from memoptc.ir.control_flow import install, unstable_state
 from memoptc.ir.convert import Twin
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, Sym, free_symbols, parse_dim, substitute
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import Dim, Sym, free_symbols, substitute
 from memoptc.ir.types import (
     DType,
     OptionalType,

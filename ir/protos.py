@@ -13,7 +13,8 @@ from onnx_ir import serde
 
 from memoptc.ir.core import AttrRef, EmptyList, Tensor
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.dims import Dim, Sym, parse_dim
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.types import (
     DType,
     MapType,

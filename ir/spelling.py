@@ -19,7 +19,8 @@ import numpy.typing as npt
 import onnx_ir
 
 from memoptc.ir.core import Tensor
-from memoptc.ir.dims import Dim, KnownDim, Sym, parse_dim, substitute
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import Dim, KnownDim, Sym, substitute
 from memoptc.ir.types import (
     DType,
     MapType,

@@ -50,7 +50,7 @@ class RunBytes:
 
     @cached_property
     def _parsed(self) -> list[KnownDim]:
-        from memoptc.ir.dims import parse_dim  # only sessions with a limit pay for it
+        from memoptc.ir.dim_text import parse_dim  # only sessions with a limit pay for it
 
         try:
             found = [parse_dim(text) for text in self.expressions]

@@ -1,4 +1,4 @@
-"""The comparison of two models, sample by sample."""
+"""Run two models on the same samples, one loaded at a time, and compare their outputs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
 from memoptc.ir.files import staged
 from memoptc.ir.ops.double import NoDouble
-from memoptc.runtime.compare import Difference, Totals, deciles, difference, flatten
+from memoptc.runtime.compare import Difference
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator, ModelSource
-from memoptc.runtime.example import farthest
+from memoptc.runtime.findings import Findings
 from memoptc.runtime.float64 import Float64
-from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
+from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.ports import Refused, check_ports
@@ -72,10 +71,10 @@ class _Distances:
 
 
 class Check:
-    """The comparison under way.
+    """The runs of both models on the same samples; `Findings` holds what their outputs come to.
 
     One model is loaded at a time: the original runs on all samples, then the candidate, then the float64 twin, then
-    both models with onnxruntime's optimizer switched the other way. What they give lies on disk in between.
+    both models with onnxruntime's optimizer switched the other way. Their outputs lie on disk in between.
 
     Args:
         original: The model as the user gave it.
@@ -101,7 +100,7 @@ class Check:
         metric: tuple[str, Metric] | None = None,
     ) -> None:
         self.source, self.source_candidate = original, candidate
-        self.metric, self.measured = metric, [0.0, 0.0]
+        self.metric = metric
         self.judge, self.mode, self.threads, self.keep = judge, mode, threads, keep
         self.effort = EFFORTS[mode]
         off, on = _options(threads, optimize=False), _options(threads, optimize=True)
@@ -112,16 +111,8 @@ class Check:
         self.spool = Spool()
         self.taken: list[_Taken] = []
         self.broken: MemoptcError | None = None
-        self.evidence: dict[str, Evidence] = {}
-        self.other_evidence: dict[str, Evidence] = {}
-        self.random: set[str] = set()
-        self.failures: list[str] = []
-        self.notes: list[str] = []
-        self.count = 0
-        self.worst = 0.0
-        self.example: dict[str, Any] | None = None
+        self.findings = Findings(judge, None if metric is None else metric[0])
         self.twin_left = self.effort.twin_seconds
-        self.hits = [0, 0, 0]  # labelled rows; right by the original; right by the candidate
         self.written = False
 
     def take(self, sample: Sample) -> bool:
@@ -135,8 +126,7 @@ class Check:
             return False
         seconds = time.perf_counter() - started
         if not self.taken:
-            again = self.original.run(sample.feed)
-            self.random = {n for n in wanted if not all(d.exact for d in _pairs(n, wanted[n], again[n]))}
+            self.findings.repeated(wanted, self.original.run(sample.feed))
         self.spool.put("feed", len(self.taken), sample.feed)
         self.spool.put("wanted", len(self.taken), wanted)
         self.taken.append(_Taken(sample.label, sample.where, seconds))
@@ -156,9 +146,9 @@ class Check:
         trim()
         differing = self._run_candidate(seconds)
         trim()
-        if self.broken is not None and self.count == len(self.taken) and not self.failures:
+        if self.broken is not None and self.findings.count == len(self.taken) and not self.findings.failures:
             raise self.broken
-        complete = range(self.count - bool(self.failures))
+        complete = range(self.findings.count - bool(self.findings.failures))
         distances = self._run_twin(differing)
         trim()
         both = set(complete) if self.mode == "full" else set(complete[:1])
@@ -183,7 +173,7 @@ class Check:
         error: MemoptcError | None = None
         started = time.perf_counter()
         for index in range(len(self.taken)):
-            self.count += 1
+            self.findings.count += 1
             try:
                 self.spool.put("got", index, candidate.run(self.spool.get("feed", index)))
             except MemoptcError as failure:
@@ -194,23 +184,22 @@ class Check:
         del candidate
         trim()
         differing = []
-        for index in range(self.count - (error is not None)):
+        for index in range(self.findings.count - (error is not None)):
             sample, wanted, got = self._sample(index), self.spool.get("wanted", index), self.spool.get("got", index)
             if self._compare(sample, wanted, got):
                 differing.append(index)
-            self._labels(sample, wanted, got)
         if self.metric is not None and not error:
             for place, kind in enumerate(("wanted", "got")):
-                self.measured[place] = float(self.metric[1](self._outcomes(kind)))
+                self.findings.measured[place] = float(self.metric[1](self._outcomes(kind)))
         if error is not None:
-            sample = self._sample(self.count - 1)
-            self.failures.append(f"{sample.where}: {error.message}")
-            self._write(sample, self.spool.get("wanted", self.count - 1), {})
+            sample = self._sample(self.findings.count - 1)
+            self.findings.failures.append(f"{sample.where}: {error.message}")
+            self._write(sample, self.spool.get("wanted", self.findings.count - 1), {})
         return differing
 
     def _outcomes(self, kind: str) -> Iterator[Outcome]:
         """Outputs of one of the models, as a metric takes them."""
-        for index in range(self.count):
+        for index in range(self.findings.count):
             yield Outcome(self.spool.get("feed", index), self.spool.get(kind, index), self.taken[index].label)
 
     @property
@@ -218,26 +207,10 @@ class Check:
         return not self.judge.bit_exact and not self.judge.coarser and self.judge.max_error is None
 
     def _compare(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> bool:
-        differs, score = False, 0.0
-        for name in wanted:
-            for key, a, b in _leaves(name, wanted[name], got[name]):
-                evidence = self.evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
-                found = difference(a, b)
-                if name in self.random:
-                    if found.fault and "shape" not in found.fault and "type" not in found.fault:
-                        continue
-                    evidence.totals.samples += 1
-                    evidence.totals.faults += [found.fault] if found.fault else []
-                    continue
-                evidence.totals.add(found)
-                evidence.pairs.append(found)
-                differs = differs or not found.exact
-                relative = found.max_abs / found.scale if found.scale else found.max_abs
-                score = max(score, math.inf if found.fault else relative)
-        if score > self.worst or (differs and self.example is None):
-            self.worst = max(self.worst, score)
-            self.example = farthest(os.path.basename(sample.where), wanted, got)
+        differs, worst = self.findings.compare(sample, wanted, got)
+        if worst:
             self._write(sample, wanted, got)
+        self.findings.compare_labels(sample, wanted, got)
         return differs
 
     def _write(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
@@ -249,18 +222,6 @@ class Check:
             save_feed(inner, {f"{part}/{n}": v for part, values in parts.items() for n, v in values.items()})
         self.written = True
 
-    def _labels(self, sample: Sample, wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
-        if sample.label is None:
-            return
-        labels = np.atleast_1d(sample.label).reshape(-1)
-        for name, value in wanted.items():
-            fits = isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == labels.size
-            if fits and value.shape[1] > 1 and labels.dtype.kind in "iu":
-                self.hits[0] += int(labels.size)
-                for place, scores in ((1, value), (2, got[name])):
-                    self.hits[place] += int((np.argmax(np.asarray(scores), 1) == labels).sum())
-                return
-
     def _run_twin(self, differing: Sequence[int]) -> dict[int, _Distances]:
         """Measure how far both models lie from float64 on samples where they differ, while time is left."""
         found: dict[int, _Distances] = {}
@@ -270,7 +231,7 @@ class Check:
             started = time.perf_counter()
             if self.twin_left < TWIN_COST * self.taken[index].seconds:
                 if self.twin_left > 0 and twin is None:
-                    self.notes.append("a float64 run of the original would take too long; tolerances judge")
+                    self.findings.notes.append("a float64 run of the original would take too long; tolerances judge")
                     self.twin_left = 0.0
                 continue
             try:
@@ -279,34 +240,23 @@ class Check:
                     sizes = {i: twin.excess_bytes(self.spool.get("feed", i)) for i in differing}
                 if sizes[index] > TWIN_BYTES:
                     where, size = self.taken[index].where, sizes[index] / 1e6
-                    self.notes.append(f"{where}: no float64 run, which would take {size:.0f} MB more than the original")
+                    self.findings.notes.append(
+                        f"{where}: no float64 run, which would take {size:.0f} MB more than the original"
+                    )
                     continue
                 wanted, got = self.spool.get("wanted", index), self.spool.get("got", index)
                 exact = twin.run(self.spool.get("feed", index), list(wanted))
             except (NoDouble, MemoptcError) as error:
                 self._no_twin(error)
                 break
-            distances = found[index] = _Distances()
-            for name in wanted:
-                if name not in self.random:
-                    for key, reference, b in _leaves(name, exact[name], got[name]):
-                        distances.errors.append((key, difference(reference, b, bits=False)))
-            distances.noise += self._noise(exact, wanted)
+            measured = self.findings.distances
+            found[index] = _Distances(measured(exact, {n: got[n] for n in wanted}), measured(exact, wanted))
             self.spool.put("exact", index, exact)
             self.twin_left -= time.perf_counter() - started
         return found
 
     def _no_twin(self, error: Exception) -> None:
-        self.notes.append(f"no float64 reference: {str(error).splitlines()[0]}; tolerances judge")
-
-    def _noise(self, exact: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, Difference]]:
-        """Distances of one run of the original from float64."""
-        return [
-            (key, difference(reference, a, bits=False))
-            for name in run
-            if name not in self.random
-            for key, reference, a in _leaves(name, exact[name], run[name])
-        ]
+        self.findings.notes.append(f"no float64 reference: {str(error).splitlines()[0]}; tolerances judge")
 
     def _run_original_other_way(self, samples: Sequence[int]) -> dict[int, MemoptcError]:
         """Run the original with onnxruntime's optimizer switched the other way; give the samples where it fails."""
@@ -330,11 +280,8 @@ class Check:
             if index in failed:
                 self._no_twin(failed[index])
                 break
-            found.noise += self._noise(self.spool.get("exact", index), self.spool.get("other", index))
-            for key, error in found.errors:
-                self.evidence[key].errors.append(error)
-            for key, noise in found.noise:
-                self.evidence[key].noise.append(noise)
+            other = self.findings.distances(self.spool.get("exact", index), self.spool.get("other", index))
+            self.findings.add_distances(found.errors, found.noise + other)
 
     def _run_candidate_other_way(self, samples: Sequence[int]) -> None:
         """The same comparison with onnxruntime's optimizer switched the other way."""
@@ -346,88 +293,21 @@ class Check:
                 self.spool.put("got", index, candidate.run(self.spool.get("feed", index)))
                 ran.append(index)
             except MemoptcError as error:
-                state = "on" if self.second.optimize else "off"
-                self.failures.append(f"with onnxruntime's optimizer {state}: {error.message}")
+                self.findings.failures.append(f"with onnxruntime's optimizer {self._other_state}: {error.message}")
         candidate = None
         trim()
         for index in ran:
             got = self.spool.get("got", index)
-            first, wanted = self.spool.get("wanted", index), self.spool.get("other", index)
-            for name in wanted:
-                if name not in self.random:
-                    for key, a, b in _leaves(name, wanted[name], got[name]):
-                        evidence = self.other_evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
-                        found = difference(a, b)
-                        evidence.totals.add(found)
-                        evidence.pairs.append(found)
-                    for key, a, b in _leaves(name, first[name], wanted[name]):
-                        self.evidence[key].own.append(difference(a, b))
+            self.findings.compare_other_way(self.spool.get("wanted", index), self.spool.get("other", index), got)
 
     def result(self, kind: str, notes: Sequence[str]) -> Verification:
         """Judge what was seen."""
-        failures, judged = [], {}
-        for key, evidence in self.evidence.items():
-            if key.split("[")[0].split("{")[0] in self.random:
-                judged[key] = "structure (nondeterministic)"
-                fault = evidence.totals.faults[0] if evidence.totals.faults else ""
-            else:
-                fault, judged[key] = judge_output(evidence, self.judge)
-            if fault:
-                failures.append((-evidence.totals.max_abs, f"output {key!r}: {fault}"))
-        failures.sort(key=lambda item: item[0])
-        found = self.failures + [text for _, text in failures]
-        if not found:
-            found += self._judge_other_way()
-        accuracy = self._accuracy()
-        target = self.judge.accuracy
-        if target is not None:
-            lost_more = target.loss_fault(accuracy) if not self.failures else ""
-            found += [lost_more] if lost_more else []
-        elif accuracy and self.judge.gate is not None:
-            lost = accuracy["control"] - accuracy["candidate"]
-            if lost > self.judge.gate.accuracy_loss + 1 / accuracy["samples"]:
-                found.append(f"accuracy fell from {accuracy['control']:.4f} to {accuracy['candidate']:.4f}")
-        notes = [*notes, *self.notes]
-        if self.random:
-            names = ", ".join(repr(name) for name in sorted(self.random))
-            notes.append(f"the original is not deterministic: {names} compared by shape and type only")
-        return Verification(
-            passed=not found,
-            mode=self.mode,
-            inputs=kind,
-            samples=self.count,
-            outputs=tuple(
-                {**evidence.totals.to_json(), "error_deciles": deciles(evidence.pairs)}
-                for evidence in self.evidence.values()
-            ),
-            worst_sample=str(self.keep) if self.written else None,
-            judged_by=judged,
-            failures=tuple(found),
-            notes=tuple(dict.fromkeys(notes)),
-            nondeterministic=bool(self.random),
-            accuracy=accuracy,
-            example=self.example,
-            target=None if target is None else str(target),
-        )
+        kept = self.keep if self.written else None
+        return self.findings.judged(self.mode, kind, notes, other_state=self._other_state, kept=kept)
 
-    def _judge_other_way(self) -> list[str]:
-        """Both models with onnxruntime's optimizer switched the other way."""
-        state = "on" if self.second.optimize else "off"
-        failures = []
-        for key, evidence in self.other_evidence.items():
-            fault = judge_other_way(evidence, self.evidence.get(key), self.judge)
-            if fault:
-                failures.append(f"output {key!r} with onnxruntime's optimizer {state}: {fault}")
-        return failures
-
-    def _accuracy(self) -> dict[str, Any] | None:
-        if self.metric is not None:
-            control, candidate = self.measured
-            return {"metric": self.metric[0], "control": control, "candidate": candidate, "samples": self.count}
-        rows, control, candidate = self.hits
-        if not rows:
-            return None
-        return {"control": control / rows, "candidate": candidate / rows, "samples": rows}
+    @property
+    def _other_state(self) -> str:
+        return "on" if self.second.optimize else "off"
 
 
 def _options(threads: int, *, optimize: bool) -> RunOptions:
@@ -438,15 +318,3 @@ def _options(threads: int, *, optimize: bool) -> RunOptions:
 def _evaluator(model: ModelSource, options: RunOptions, label: str) -> Evaluator:
     name = "" if isinstance(model, bytes | onnx.ModelProto) else Path(os.fspath(model)).name
     return Evaluator(model, options, label=name or label)
-
-
-def _leaves(name: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Give the arrays of both values side by side; where their structure differs, the whole as a fault."""
-    left, right = dict(flatten(name, a)), dict(flatten(name, b))
-    for key in {**left, **right}:
-        yield key, left.get(key), right.get(key)
-
-
-def _pairs(name: str, a: Any, b: Any) -> Iterator[Any]:
-    for _, x, y in _leaves(name, a, b):
-        yield difference(x, y)

@@ -104,8 +104,8 @@ def verify(
         check.finish(share)
     except Refused as refused:
         return Verification(False, mode, failures=(str(refused),))
-    if stopped or (check.count < len(check.taken) and not check.failures):
-        notes.append(f"stopped after {check.count} samples, which took long; mode full takes all")
+    if stopped or (check.findings.count < len(check.taken) and not check.findings.failures):
+        notes.append(f"stopped after {check.findings.count} samples, which took long; mode full takes all")
     found = check.result(kind, notes)
     if metric == PERPLEXITY and data is not None and check.taken:
         found = _with_perplexity(found, graph, check, data, EFFORTS[mode].samples, max_loss)

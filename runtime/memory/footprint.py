@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, parse_dim, same
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import Dim, same
 from memoptc.ir.facts import OBSERVED
 from memoptc.ir.types import DType, TensorType
 from memoptc.runtime.memory.integer import Fused, fused_pairs

@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memoptc.ir.dims import (
-    KnownDim,
-    Sym,
-    ceildiv,
-    floordiv,
-    is_nonnegative,
-    maximum,
-    minimum,
-    mod,
-    parse_dim,
-    same,
-)
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import KnownDim, Sym, ceildiv, floordiv, is_nonnegative, maximum, minimum, mod, same
 
 NAMES = ("N", "H", "W")
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from memoptc.ir.core import AttrRef, EmptyList, Function, Graph, Loc, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InputError, SourceError
-from memoptc.ir.dims import Sym, maximum, minimum, parse_dim
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import Sym, maximum, minimum
 from memoptc.ir.equality import same_structure
 from memoptc.ir.mir import print_graph, read_mir, write_mir
 from memoptc.ir.onnx_io import read_onnx, write_onnx

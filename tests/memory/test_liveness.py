@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import free_symbols, parse_dim
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import free_symbols
 from memoptc.ir.parser import parse
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.extents import extents
