@@ -28,7 +28,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.types import DType, OptionalType, TensorType, Type, as_tensor
-from memoptc.runtime.npz import ArrayFile, load_feed, one_line, save_feed
+from memoptc.runtime.npz import KINDS, ArrayFile, load_feed, one_line, save_feed
 
 Feeds: TypeAlias = Iterable[Mapping[str, Any]]
 DataSource: TypeAlias = "str | os.PathLike[str] | Feeds | Callable[[], Feeds]"
@@ -168,7 +168,10 @@ class Data:
 
     def _file(self, path: Path, *, split: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         with ArrayFile(path, self._only_input()) as file:
-            yield from _walk_file(file, self._inputs, split=split)
+            if KINDS not in file.headers:
+                yield from _walk_file(file, self._inputs, split=split)
+                return
+        yield from _unstack_all([(str(path), load_feed(path))], self._inputs)
 
     def _only_input(self) -> str:
         required = [name for name in self._inputs if name not in self._optional]

@@ -16,7 +16,8 @@ from memoptc.ir.archives import UNREADABLE, npy_header
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 
-_KINDS = "__kinds__"
+KINDS = "__kinds__"
+"""Member of an `.npz` that says which of its arrays make up which value, where a value is no plain array."""
 _EXOTIC: dict[str, np.dtype[Any]] = {
     dtype.numpy().name: dtype.numpy()
     for dtype in (
@@ -35,7 +36,7 @@ def save_feed(path: Path, feed: Mapping[str, Any]) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {}
     kinds = {name: _take_apart(name, value, arrays) for name, value in feed.items()}
     if any(not isinstance(kind, str) or kind != name for name, kind in kinds.items()):
-        arrays[_KINDS] = np.frombuffer(json.dumps(kinds).encode(), np.uint8)
+        arrays[KINDS] = np.frombuffer(json.dumps(kinds).encode(), np.uint8)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         for name, array in arrays.items():
             with file.open(f"{name}.npy", "w", force_zip64=True) as stream:
@@ -46,7 +47,7 @@ def load_feed(path: Path) -> dict[str, Any]:
     """Read what `save_feed` wrote.
 
     Raises:
-        InputError: the file is no `.npz`.
+        InputError: the file is no `.npz`, or what `__kinds__` says of its arrays does not fit them.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -55,10 +56,13 @@ def load_feed(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is no .npz file.", hint="Write one with numpy.savez(FILE, INPUT=array, ...)."
         ) from error
-    kinds = arrays.pop(_KINDS, None)
+    kinds = arrays.pop(KINDS, None)
     if kinds is None:
         return arrays
-    return {name: _put_together(kind, arrays) for name, kind in json.loads(kinds.tobytes()).items()}
+    try:
+        return {name: _put_together(kind, arrays) for name, kind in json.loads(kinds.tobytes()).items()}
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: its member {KINDS!r} does not describe its arrays.") from error
 
 
 def _take_apart(key: str, value: Any, arrays: dict[str, npt.NDArray[Any]]) -> Any:

@@ -210,6 +210,17 @@ def test_feeds_of_every_kind_survive_a_file(tmp_path: Path) -> None:
     assert back["map"] == {1: 0.5, 7: 2.5}
 
 
+def test_files_of_values_that_numpy_cannot_store_are_data(tmp_path: Path) -> None:
+    types = {"text": TensorType(DType.STRING, (N,)), "b": TensorType(DType.BFLOAT16, (N,))}
+    save_feed(tmp_path / "f.npz", {"text": np.array(["x", "yy"], object), "b": np.ones(2, ml_dtypes.bfloat16)})
+    (sample,) = Data(str(tmp_path), types)
+    assert list(sample.feed["text"]) == ["x", "yy"]
+    assert sample.feed["b"].dtype == ml_dtypes.bfloat16
+    np.savez(tmp_path / "f.npz", __kinds__=np.frombuffer(b'{"text": ["nothing"]}', np.uint8))
+    with pytest.raises(InputError, match="damaged"):
+        list(Data(str(tmp_path), types))
+
+
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 9), batch=st.integers(1, 3), compressed=st.booleans(), fortran=st.booleans())
 def test_pieces_put_together_are_the_file(
