@@ -245,7 +245,8 @@ def summary(log: Path) -> str:
     fired = {name: total[f"pass {name}"] for name in sorted(names())}
     compiles = sum(count for key, count in total.items() if key.startswith("way "))
     lines = [
-        f"{total['models']} models, {total['refused']} refused by onnxruntime, {total['ends onnxruntime']} end it, {compiles} compiles, {len(faults)} "
+        f"{total['models']} models, {total['refused']} refused by onnxruntime, {total['ends onnxruntime']} end it, "
+        f"{compiles} compiles, {len(faults)} "
         f"faults, {total['ended early']} passes ended early; slowest model {slowest[0]} s (seed {slowest[1]})",
         "ways: " + ", ".join(f"{w} {n}" for w, n in sorted(ways.items())),
         "passes: " + ", ".join(f"{p} {n}" for p, n in fired.items() if n >= ENOUGH),
