@@ -104,13 +104,7 @@ def pipeline_text(
     Raises:
         InputError: there is no such target, or it cannot be held to an accuracy.
     """
-    if target not in TARGETS:
-        raise InputError(f"There is no target {target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
-    if accuracy.asked and not lossy and (target not in INTEGERS or not calibrated):
-        raise InputError(
-            f"An accuracy can be asked of lossy passes, and of --target {', '.join(INTEGERS)} with --calibration only.",
-            hint="Hold other targets to --max-error." if calibrated else "Give data with --calibration.",
-        )
+    _check_target(target, calibrated, asked=accuracy.asked and not lossy)
     parts = list(lossy.first)
     if level >= 2:
         parts.append("raise-opset" if target in ("int8", "uint8") else "raise-opset{needed=false}")
@@ -126,18 +120,7 @@ def pipeline_text(
         parts.append(_DECODER)
     if level >= 2 and target == "float32":
         parts.append(_SPLIT)
-    if target in _WEIGHTS:
-        parts += [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
-    elif target == "int4" or (target == "mixed" and not calibrated):
-        options = accuracy.options() if target == "int4" else ["min_sqnr=20.0", 'by="weights"']
-        options += ["tables_sqnr=none"] if target == "int4" and accuracy.asked else []
-        parts += ["scale-columns", _spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
-    elif target != "float32":
-        parts += [
-            *(["raise-opset"] if level < 2 else []),
-            _quantize(target, calibrated, device, quantize_io, accuracy),
-            "drop-dead,drop-notes",
-        ]
+    parts += _numbers(level, target, calibrated, device, quantize_io, accuracy)
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")
         parts.append("drop-dead")
@@ -156,6 +139,33 @@ def pipeline_text(
         parts.append("share-transposed")  # what knows products by name has run
     parts.append(_PLACE)
     return ",".join(parts)
+
+
+def _check_target(target: str, calibrated: bool, *, asked: bool) -> None:
+    """Refuse a target that does not exist, or that cannot be held to the accuracy that is asked of it."""
+    if target not in TARGETS:
+        raise InputError(f"There is no target {target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
+    if asked and (target not in INTEGERS or not calibrated):
+        raise InputError(
+            f"An accuracy can be asked of lossy passes, and of --target {', '.join(INTEGERS)} with --calibration only.",
+            hint="Hold other targets to --max-error." if calibrated else "Give data with --calibration.",
+        )
+
+
+def _numbers(
+    level: int, target: str, calibrated: bool, device: str, quantize_io: bool, accuracy: Accuracy
+) -> list[str]:
+    """Passes that write the numbers of a target; none for float32."""
+    if target == "float32":
+        return []
+    if target in _WEIGHTS:
+        return [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
+    if target == "int4" or (target == "mixed" and not calibrated):
+        options = accuracy.options() if target == "int4" else ["min_sqnr=20.0", 'by="weights"']
+        options += ["tables_sqnr=none"] if target == "int4" and accuracy.asked else []
+        return ["scale-columns", _spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
+    raised = ["raise-opset"] if level < 2 else []
+    return [*raised, _quantize(target, calibrated, device, quantize_io, accuracy), "drop-dead,drop-notes"]
 
 
 def _fit(level: int, budget: int | None, slowdown: float | None) -> str:

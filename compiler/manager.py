@@ -12,7 +12,7 @@ from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.tensors import nbytes
-from memoptc.overrun import Rollback, bounded, describe
+from memoptc.overrun import Rollback, Watch, bounded, describe
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Group, Pipeline
 from memoptc.report.model import PassRecord
@@ -74,6 +74,7 @@ class _Run:
     instruments: Sequence[Instrument]
     peak: Callable[[Graph], int | None]
     records: list[PassRecord]
+    watch: Watch
     index: int = 0
     changed: list[str] = field(default_factory=list)
     endless: set[str] = field(default_factory=set)
@@ -133,7 +134,7 @@ class _Run:
         try:
             self.rollback.before()
             try:
-                with bounded(self.graph, self.context, nodes):
+                with bounded(self.graph, self.context, nodes, self.watch):
                     self.counted(pass_, stats)
             except (PassOverrun, RulesWithoutEnd) as e:
                 did = str(e) if isinstance(e, RulesWithoutEnd) else describe(e, stats)
@@ -193,8 +194,9 @@ def run_pipeline(
         PassFailed: a pass raised, or a hook found what it left to be wrong.
         MemoptcError: what a pass says about the input.
     """
-    run = _Run(graph, context or Context(), instruments, peak, [])
-    run.items(pipeline.items)
+    with Watch() as watch:
+        run = _Run(graph, context or Context(), instruments, peak, [], watch)
+        run.items(pipeline.items)
     return run.records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 import time
 import traceback
@@ -26,7 +27,7 @@ _SHOWN = 3
 
 
 @contextmanager
-def bounded(graph: Graph, context: Context, nodes: int) -> Iterator[None]:
+def bounded(graph: Graph, context: Context, nodes: int, watch: Watch) -> Iterator[None]:
     """End what runs inside when it takes more steps or seconds than `context.limits` allows for a program of this size.
 
     Changes of `graph` and of what it contains are steps; so is what `context.tick()` counts. Seconds are watched from
@@ -37,10 +38,9 @@ def bounded(graph: Graph, context: Context, nodes: int) -> Iterator[None]:
         PassOverrun: it took too many.
     """
     meter = graph.meter = context.meter = Meter(context.limits.steps_for(nodes))
-    watch = _Watch(context.limits.seconds_for(nodes, context))
     try:
         try:
-            watch.start()
+            watch.start(context.limits.seconds_for(nodes, context))
             yield
         finally:
             watch.stop()
@@ -52,33 +52,64 @@ def bounded(graph: Graph, context: Context, nodes: int) -> Iterator[None]:
         meter.most = 0
 
 
-class _Watch:
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._target = threading.get_ident()
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-        self._fired = False
+class Watch:
+    """A thread that ends passes of the thread that made it when their seconds are over: one for a whole pipeline.
 
-    def start(self) -> None:
-        threading.Thread(target=self._wait, name="memoptc-watch", daemon=True).start()
+    The thread waits for the end of the pass that runs, and looks at a later one only when that time has come: passes
+    that end by themselves do not wake it. Its messages come through a queue in C, which an exception cannot interrupt
+    half-way.
+    """
+
+    def __init__(self) -> None:
+        self._target = threading.get_ident()
+        self._messages: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._end: float | None = None
+        self._fired = False
+        self._thread = threading.Thread(target=self._wait, name="memoptc-watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._messages.put(None)
+        self._thread.join()
+
+    def start(self, seconds: float) -> None:
+        """Let an exception come when so many seconds are over."""
+        with self._lock:
+            self._fired = False
+            self._end = time.monotonic() + seconds
+        self._messages.put(self._end)
 
     def stop(self) -> None:
         """Let no exception come from here on."""
         with self._lock:
-            self._over.set()
+            self._end = None
             if self._fired:
                 _raise_in(self._target, None)
 
     def _wait(self) -> None:
-        pause = self._seconds
-        while not self._over.wait(pause):
-            with self._lock:
-                if self._over.is_set():
-                    return
-                self._fired = True
-                _raise_in(self._target, PassOverrun)
-            pause = REPEAT
+        look: float | None = None
+        while True:
+            try:
+                end = self._messages.get(timeout=None if look is None else max(0.0, look - time.monotonic()))
+            except queue.Empty:
+                look = self._fire()
+                continue
+            if end is None:
+                return
+            look = end if look is None else min(look, end)
+
+    def _fire(self) -> float | None:
+        """Raise the exception if the pass is over its time; give the time to look again."""
+        with self._lock:
+            if self._end is None or time.monotonic() < self._end:
+                return self._end
+            self._fired = True
+            _raise_in(self._target, PassOverrun)
+        return time.monotonic() + REPEAT
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

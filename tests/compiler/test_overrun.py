@@ -19,7 +19,7 @@ from memoptc.ir.equality import same_structure
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.manager import run_pipeline
-from memoptc.overrun import bounded
+from memoptc.overrun import Watch, bounded
 from memoptc.pass_base import Artefacts, Context, Limits, Pass
 from memoptc.pipeline import parse as pipeline
 from memoptc.rewrite import RulePass, op, rewrite
@@ -197,7 +197,7 @@ def test_no_watch_is_left_and_no_exception_comes_late() -> None:
         assert len(context.warnings) == 1
     for _ in range(200_000):
         pass
-    assert not [t for t in threading.enumerate() if t.name == "memoptc-watch" and t.is_alive() and not t.daemon]
+    assert not [t for t in threading.enumerate() if t.name == "memoptc-watch" and t.is_alive()]
 
 
 def test_an_endless_group_ends_with_a_warning() -> None:
@@ -234,7 +234,7 @@ def test_compile_goes_on_and_the_numbers_are_right(monkeypatch: pytest.MonkeyPat
     graph, recipe = read_any(Path("memoptc-reproducer-spin.mir"))
     assert recipe.pipeline == "spin"
     assert same_structure(graph, parse(TEXT)) is None
-    with pytest.raises(PassOverrun), bounded(graph, Context(limits=FEW), 3):
+    with pytest.raises(PassOverrun), Watch() as watch, bounded(graph, Context(limits=FEW), 3, watch):
         run_pass(Spin(), graph)
 
 
