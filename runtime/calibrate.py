@@ -105,19 +105,20 @@ def calibrate(
     seen: dict[str, Accumulator] = {}
     for index, group in enumerate(passes):
         seen |= (_extremes if method == "minmax" else _distributions)(probe, group, samples, index, kept)
-    found = {}
-    for name in names:
-        if not seen[name].count:
-            continue
-        (low, high), chosen = (seen[name].low, seen[name].high), "minmax"
-        histogram = None
-        if method != "minmax":
-            histogram = seen[name].histogram()
-            (low, high), chosen = covered_range(histogram, (low, high), method, percentile)
-        found[name] = Range(low, high, seen[name].count, histogram, chosen, (seen[name].low, seen[name].high))
+    found = {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count}
     if kept is not None:
         kept.done()
     return found
+
+
+def _range_of(seen: Accumulator, method: str, percentile: float) -> Range:
+    """Choose the range of one tensor from its extremes, or from its distribution."""
+    extremes = (seen.low, seen.high)
+    if method == "minmax":
+        return Range(*extremes, seen.count, None, "minmax", extremes)
+    histogram = seen.histogram()
+    (low, high), chosen = covered_range(histogram, extremes, method, percentile)
+    return Range(low, high, seen.count, histogram, chosen, extremes)
 
 
 def _walk(

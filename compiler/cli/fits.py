@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def command(
     from memoptc.ir.diagnostics import BudgetError
     from memoptc.report.rows import size
     from memoptc.runtime.container import Unavailable
-    from memoptc.runtime.measure import InSession, Way, measure_need
+    from memoptc.runtime.measure import InSession, Way
     from memoptc.runtime.npz import load_feed
     from memoptc.runtime.options import RunOptions
 
@@ -68,9 +69,7 @@ def command(
     feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
     in_session: dict[str, Any] = {"threads": threads} if threads else {}
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
-    where = "Session" if run_with == "session" else "stock onnxruntime"
-    told: dict[str, Any] = {"model": model, "run_with": run_with, "limit_bytes": limit}
-    lines: list[str] = []
+    answer = _Answer({"model": model, "run_with": run_with, "limit_bytes": limit})
     try:
         with Progress(talk.quiet, talk.progress) as progress:
 
@@ -78,64 +77,94 @@ def command(
                 progress(f"trying {text}", None)
 
             if sizes and limit is not None:
-                edges, point = _edges(model, limit, way, options["dims"], seed, trying)
-                told |= {"edges": edges, "others": point}
-                lines += [f"largest sizes that run in {size(limit)} ({where}), the others at {_spelled(point)}:"]
-                lines += [f"  {_told(edge)}" for edge in edges]
-                problem = "at any size that was tried" if any(edge.largest is None for edge in edges) else ""
-                hint = "Give a larger --limit, smaller sizes with --dim, or compile it for less."
+                _find_largest(answer, model, limit, way, options["dims"], seed, trying)
             else:
-                told["inputs"] = {name: list(v.shape) for name, v in feed.items() if hasattr(v, "shape")}
-                if inputs is None:
-                    lines.append(f"inputs: {_shapes(told['inputs'])}")
-                need = measure_need(model, feed, options=way)
-                told["need"] = need
-                lines.append(f"need in {where}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
-                problem, line = _container(model, feed, way, limit, seconds, trying, told)
-                lines.append(line)
-                hint = "Leave --limit out to find the smallest limit, or compile it for less."
+                shapes = {name: list(v.shape) for name, v in feed.items() if hasattr(v, "shape")}
+                answer.told["inputs"] = shapes
+                answer.lines += [f"inputs: {_shapes(shapes)}"] if inputs is None else []
+                _find_container(answer, model, feed, way, limit, seconds, trying)
     except Unavailable as missing:
         click.echo(f"memoptc: {missing.message}\n{missing.hint}", err=True)
-        told["unavailable"], problem = missing.message, ""
+        answer.told["unavailable"] = missing.message
+    told, problem = answer.told, answer.problem
     if problem and limit is not None:
-        told["error"] = f"{model.name} does not run in {size(limit)} ({where}): {problem}."
-    talk.tell(told, lambda: click.echo("\n".join(filter(None, lines))), always=True)
+        told["error"] = f"{model.name} does not run in {size(limit)} ({_called(way)}): {problem}."
+    talk.tell(told, lambda: click.echo("\n".join(answer.lines)), always=True)
     if not problem:
         return 0
+    smaller = "Give a larger --limit, smaller sizes with --dim, or compile it for less."
+    hint = smaller if sizes else "Leave --limit out to find the smallest limit, or compile it for less."
     if talk.as_json:
         report_error(told["error"], hint)  # stdout has it already
         return BudgetError.exit_code
     raise BudgetError(told["error"], hint=hint)
 
 
-def _container(
+@dataclass
+class _Answer:
+    """Answer of the command: facts for `--json`, lines for people, and why it does not run; `""` where it does."""
+
+    told: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+    problem: str = ""
+
+
+def _find_largest(
+    answer: _Answer, model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, trying: Callable[[str], None]
+) -> None:
+    """Find the largest sizes that run in the limit."""
+    from memoptc.report.rows import size
+
+    edges, point = _edges(model, limit, way, dims, seed, trying)
+    answer.told |= {"edges": edges, "others": point}
+    answer.lines += [f"largest sizes that run in {size(limit)} ({_called(way)}), the others at {_spelled(point)}:"]
+    answer.lines += [f"  {_told(edge)}" for edge in edges]
+    if any(edge.largest is None for edge in edges):
+        answer.problem = "at any size that was tried"
+
+
+def _find_container(
+    answer: _Answer,
     model: Path,
     feed: Mapping[str, Any],
     way: Any,
     limit: int | None,
     seconds: float,
     trying: Callable[[str], None],
-    told: dict[str, Any],
-) -> tuple[str, str]:
-    """Try the limit, or find the smallest one: why it does not run in it, and what to say; adds the figures."""
+) -> None:
+    """Measure the need, then try the limit, or find the smallest one."""
     from memoptc.report.rows import size
     from memoptc.runtime.container import limiter, smallest_container
+    from memoptc.runtime.measure import measure_need
 
+    need = measure_need(model, feed, options=way)
+    answer.told["need"] = need
+    answer.lines.append(f"need in {_called(way)}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
     if limit is None:
         found = smallest_container(model, feed, way=way, seconds=seconds, say=trying)
-        told["smallest"] = found
+        answer.told["smallest"] = found
         close = "" if found.below_bytes * 1.04 > found.limit_bytes else f" (not in {size(found.below_bytes)})"
-        return "", (
+        answer.lines.append(
             f"smallest container: {size(found.limit_bytes)}{close}, {found.latency_ms:.3g} ms there, "
             f"{found.free_ms:.3g} ms without a limit"
         )
+        return
     with limiter(model, feed, way) as tries:
         tries.free()
         trial = tries.run(limit)
-    told |= {"trial": trial, "free_ms": tries.free_ms}
-    if not trial.fits:
-        return trial.why, ""
-    return "", f"runs in {size(limit)}: {trial.latency_ms:.3g} ms, {tries.free_ms:.3g} ms without a limit"
+    answer.told |= {"trial": trial, "free_ms": tries.free_ms}
+    if trial.fits:
+        figures = f"{trial.latency_ms:.3g} ms, {tries.free_ms:.3g} ms without a limit"
+        answer.lines.append(f"runs in {size(limit)}: {figures}")
+    else:
+        answer.problem = trial.why
+
+
+def _called(way: Any) -> str:
+    """The name of a way of running."""
+    from memoptc.runtime.measure import InSession
+
+    return "Session" if isinstance(way, InSession) else "stock onnxruntime"
 
 
 def _shapes(inputs: Mapping[str, list[int]]) -> str:

@@ -13,6 +13,10 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from memoptc.manager import Instrument
+    from memoptc.report.model import PassRecord
     from memoptc.rewrite.trace import Mismatch, Trace
 
 
@@ -45,11 +49,10 @@ def command(
 ) -> None:
     """Run passes on FILE and print the graph; statistics go to stderr."""
     from memoptc import registry
-    from memoptc.instruments import PrintAfter, PrintChanged, VerifyEach
     from memoptc.ir.mir import write_mir
     from memoptc.ir.onnx_io import write_onnx
     from memoptc.ir.printer import print_graph
-    from memoptc.manager import Instrument, run_pipeline
+    from memoptc.manager import run_pipeline
     from memoptc.pass_base import Context
     from memoptc.pipeline import parse
     from memoptc.rewrite.trace import Trace
@@ -61,11 +64,7 @@ def command(
     calibration = None
     if recipe.calibration is not None:
         calibration = Data(recipe.calibration, {v.name: v.type for v in graph.inputs}, [v.name for v in graph.defaults])
-    instruments: list[Instrument] = [] if no_verify_each else [VerifyEach(types=True)]
-    if print_after is not None:
-        instruments.append(PrintAfter(_to_stderr, [n for n in print_after.split(",") if n != "all"]))
-    if print_changed:
-        instruments.append(PrintChanged(_to_stderr))
+    instruments = _instruments(not no_verify_each, print_after, print_changed)
     with TemporaryFolder() as scratch:
         context = Context(
             level=recipe.level,
@@ -82,12 +81,7 @@ def command(
             parse(recipe.pipeline if options["passes"] is None else options["passes"]), graph, context, instruments
         )
     if not talk.quiet:
-        for warning in context.warnings:
-            click.echo(f"warning: {warning}", err=True)
-        for record in records:
-            did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
-            took = f" ({record.seconds:.2f} s)" if talk.verbose else ""
-            click.echo(f"{record.name}: {did}{took}", err=True)
+        _report_passes(context.warnings, records, with_times=talk.verbose)
     if trace is not None:
         _report_trace(trace, traced)
     if talk.as_json:
@@ -102,6 +96,28 @@ def command(
         write_onnx(graph, output)
     else:
         write_mir(graph, output)
+
+
+def _instruments(verify: bool, print_after: str | None, print_changed: bool) -> list[Instrument]:
+    """Make the hooks that the options ask for."""
+    from memoptc.instruments import PrintAfter, PrintChanged, VerifyEach
+
+    found: list[Instrument] = [VerifyEach(types=True)] if verify else []
+    if print_after is not None:
+        found.append(PrintAfter(_to_stderr, [n for n in print_after.split(",") if n != "all"]))
+    if print_changed:
+        found.append(PrintChanged(_to_stderr))
+    return found
+
+
+def _report_passes(warnings: Sequence[str], records: Sequence[PassRecord], *, with_times: bool) -> None:
+    """Show warnings, and what each pass did."""
+    for warning in warnings:
+        _to_stderr(f"warning: {warning}")
+    for record in records:
+        did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
+        took = f" ({record.seconds:.2f} s)" if with_times else ""
+        _to_stderr(f"{record.name}: {did}{took}")
 
 
 def _report_trace(trace: Trace, traced: tuple[str, ...]) -> None:
