@@ -65,6 +65,12 @@ class Options:
     """Data that quantization observes: a path, `module:function`, or an iterable of feeds."""
     validation: Any = option("As --calibration; to verify and to measure accuracy with.", metavar="DATA", group=DATA)
     """The calibration data when not given."""
+    checkpoint: Path | None = option(
+        "A folder in which searches keep what they measure and code; killed and run again, they go on from there.",
+        parse=Path,
+        metavar="FOLDER",
+        group=DATA,
+    )
     quantize_io: bool = option(
         "Inputs and outputs as codes (int8, uint8) or half (float16), too.", default=False, group=NUMBERS
     )

@@ -127,6 +127,7 @@ class Context:
         say: Tells the user where a long pass stands.
         warnings: What the user must know; passes append.
         decisions: What was done and why; passes append.
+        checkpoint: A folder in which searches keep what they measured and coded, or `None`.
         searched: What searches did in earlier attempts at the same compile, by search and content of the graph.
         artefacts: What passes make besides the graph.
         weights: The pool that models are written to at the moment, if passes share one.
@@ -150,6 +151,7 @@ class Context:
     decisions: list[Decision] = field(default_factory=list)
     artefacts: Artefacts = field(default_factory=Artefacts)
     weights: WeightPool | None = None
+    checkpoint: Path | None = None
     searched: dict[str, Searched] = field(default_factory=dict)
     limits: Limits = Limits()
     meter: Meter | None = field(default=None, repr=False)

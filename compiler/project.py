@@ -32,7 +32,7 @@ NAME = "memoptc.toml"
 
 _PATHS = ("calibration", "validation", "device", "plugins", "metric")
 """Fields that may name a file of the project, or something else."""
-_WRITTEN = ("reports", "dump_dir")
+_WRITTEN = ("reports", "dump_dir", "checkpoint")
 """Fields that name files to write."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import weakref
@@ -64,11 +65,16 @@ class WeightPool:
         path.write_bytes(proto.SerializeToString(deterministic=True))
         return path
 
+    def digest(self, graph: Graph) -> str:
+        """Digest of a model that was written here: equal for equal models, wherever their weights lie."""
+        proto = proto_with_weights(graph, _Checksums(self), EXTERNAL_THRESHOLD)
+        return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+
     def remove(self) -> None:
         """Delete the folder with all models and weights, as happens at the latest when the pool goes."""
         self._remove()
 
-    def place(self, tensor: Tensor, batch: _Batch) -> Place:
+    def place(self, tensor: Tensor, batch: _Batch | None) -> Place:
         """Find a content in the files: by the object that holds it, or by its digest, else at the end of a new one."""
         holder = _holder(tensor)
         known = self._known.get(id(holder))
@@ -76,6 +82,7 @@ class WeightPool:
             return known[1]
         digest = content_digest(tensor)
         if digest not in self._places:
+            assert batch is not None, "the model was not written here"
             self._places[digest] = Place(batch.name, batch.append(tensor), digest.hex())
         self._known[id(holder)] = (weakref.ref(holder), self._places[digest])
         return self._places[digest]
@@ -85,6 +92,16 @@ def _holder(tensor: Tensor) -> Any:
     """The object that a content belongs to: graphs wrap the same array in a tensor of their own each."""
     raw = getattr(tensor, "raw", None)
     return raw if isinstance(raw, np.ndarray) and raw.shape == tuple(tensor.shape.numpy()) else tensor
+
+
+class _Checksums:
+    """What each weight of a model holds, and nothing of where."""
+
+    def __init__(self, pool: WeightPool) -> None:
+        self._pool = pool
+
+    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
+        return onnx.TensorProto(name=name, doc_string=self._pool.place(tensor, None).checksum)
 
 
 class _Batch:

@@ -78,7 +78,7 @@ def calibrate(
         folder: Where external data lies when `model` is no path.
         budget: Bytes of activations that one run hands out at most; a larger tensor comes out alone.
         checkpoint: A folder for a file with what was seen so far. A later call with the same model, tensors and data
-            goes on from there, and finds the same ranges. The file goes when all is seen.
+            goes on from there, and finds the same ranges.
 
     Returns:
         Tensor name -> range. Tensors that were empty in every sample are left out.
@@ -105,10 +105,7 @@ def calibrate(
     seen: dict[str, Accumulator] = {}
     for index, group in enumerate(passes):
         seen |= (_extremes if method == "minmax" else _distributions)(probe, group, samples, index, kept)
-    found = {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count}
-    if kept is not None:
-        kept.done()
-    return found
+    return {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count}
 
 
 def _range_of(seen: Accumulator, method: str, percentile: float) -> Range:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import atomic_write
 from memoptc.runtime.data import Sample
 from memoptc.runtime.histogram import Accumulator
+from memoptc.runtime.kept import add_sample
 
 FILE = "calibration.json"
 
@@ -75,13 +75,7 @@ class Checkpoint:
 
     def check(self, sample: Sample) -> None:
         """Note that a sample was seen, now or before the interruption."""
-        for name, value in sorted(sample.feed.items()):
-            self._digest.update(name.encode())
-            if isinstance(value, np.ndarray) and value.dtype != object:
-                self._digest.update(f"{value.dtype}{value.shape}".encode())
-                self._digest.update(value.tobytes())
-            else:
-                self._digest.update(repr(value).encode())
+        add_sample(self._digest, sample)
         self._done += 1
 
     def same(self, name: str) -> None:
@@ -112,8 +106,3 @@ class Checkpoint:
         }
         atomic_write(self.file, json.dumps({**self.state, "what": self.what}).encode())
         self._written = time.monotonic()
-
-    def done(self) -> None:
-        """Remove the file: everything is seen."""
-        if self.file.exists():
-            os.unlink(self.file)

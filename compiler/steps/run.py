@@ -210,6 +210,7 @@ def context_of(compilation: Compilation) -> Context:
         metric=data.metric(options),
         force=options.force,
         scratch=compilation.scratch,
+        checkpoint=None if options.checkpoint is None else Path(options.checkpoint),
         searched=data.searched,
     )
 

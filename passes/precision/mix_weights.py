@@ -20,6 +20,7 @@ from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
+from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, DECODED, Site, Weight
 from memoptc.passes.precision._quantize.replay import searched_once
 from memoptc.passes.precision._quantize.rounding import Rounded
@@ -193,7 +194,6 @@ class _Search:
         states: Mapping[str, str] = dict.fromkeys(self.names, BLOCKS)
         quality, layers = wanted.trials.full(self.copy(states)), []
         if not wanted.good(quality) or asked.study:
-            self.context.say("each weight alone")
             layers = self.sensitivities(wanted)
         if not wanted.good(quality):
             if not asked.fallback:
@@ -221,7 +221,10 @@ class _Search:
         effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
         count = EXACT if self.asked.study else min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
         exact = sorted(self.names, key=lambda name: -errors[BLOCKS][name])[:count]
-        noise = {name: wanted.trials.quick(self.copy({**everywhere, name: BLOCKS}), SAMPLES).noise for name in exact}
+        noise, pace = {}, Pace(len(exact))
+        for number, name in enumerate(exact):
+            self.context.say(f"each weight alone, {pace.at(number)}")
+            noise[name] = wanted.trials.quick(self.copy({**everywhere, name: BLOCKS}), SAMPLES).noise
         return self.layers({BLOCKS: noise, WEIGHTS: {}}, errors)
 
     def layers(

@@ -16,7 +16,7 @@ from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
 from memoptc.passes.precision._quantize.existing import is_quantized, without_sign
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
-from memoptc.passes.precision._quantize.observe import observe
+from memoptc.passes.precision._quantize.observe import checkpoint_of, observe
 from memoptc.passes.precision._quantize.places import RECURRENT
 from memoptc.passes.precision._quantize.static import Choice, StaticQuantizer, choose, is_float32, share_scales
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
@@ -56,7 +56,6 @@ class Quantize(Pass):
             in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
         embeddings: Also code the tables of Gather, per column.
         outputs: Also code outputs of the model, in the static form, where they come from integers (see `quantize-io`).
-        checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
     """
 
     form: str = "auto"
@@ -69,7 +68,6 @@ class Quantize(Pass):
     convolutions: str = "weights"
     embeddings: bool = True
     outputs: bool = False
-    checkpoint: str = ""
 
     def run(self, graph: Graph, context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
@@ -142,7 +140,7 @@ class Quantize(Pass):
                 context.calibration,
                 method,
                 percentile=self.percentile,
-                checkpoint=self.checkpoint or None,
+                checkpoint=checkpoint_of(context, self.name),
             )
             return {name: activation_scale(r.min, r.max, dtype) for name, r in ranges.items()}
 

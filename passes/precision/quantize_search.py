@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from memoptc.ir.core import Graph, Op
@@ -16,6 +15,7 @@ from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
+from memoptc.passes.precision._quantize.observe import checkpoint_of
 from memoptc.passes.precision._quantize.replay import searched_once, take
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.tradeoff import (
@@ -86,7 +86,6 @@ class QuantizeSearch(Pass):
         embeddings: Also code the tables of Gather, per column.
         recurrent: Also code the weights of LSTM, whose products then code their left sides at run time.
         study: Measure each layer alone even when accuracy is met without.
-        checkpoint: A folder to keep in what calibration has seen: interrupted, it goes on from there.
         weights_only: Code weights alone, as tables that onnxruntime decodes while loading: the file is small, need and
             latency are those of float. Tried where integers need more or are slower.
     """
@@ -104,7 +103,6 @@ class QuantizeSearch(Pass):
     embeddings: bool = True
     recurrent: bool = True
     study: bool = False
-    checkpoint: str = ""
     weights_only: bool = False
 
     def weaker(self) -> Pass | None:
@@ -214,8 +212,7 @@ class _Search:
             for pass_ in recoveries:
                 pass_.run(graph, replace(self.context, stats=stats, decisions=[], warnings=[]))
             codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
-            kept = Path(self.asked.checkpoint) / "-".join(["search", *(p.name for p in recoveries)])
-            checkpoint = kept if self.asked.checkpoint else None
+            checkpoint = checkpoint_of(self.context, self.asked.name, *(p.name for p in recoveries))
             # tensors of the graph itself outlive all variants, so that their codes hold in each
             memo = dict(self.variants[()].memo) if recoveries else {}
             self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats, memo)

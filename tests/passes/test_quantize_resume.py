@@ -1,69 +1,75 @@
-"""Calibration of a whole compile: interrupted and resumed, the model is the same; memory does not grow with data."""
+"""Searches of a whole compile: killed and run again, the model is the same; memory does not grow with data."""
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from memoptc.api import compile as compile_model
-from memoptc.runtime import checkpoint
+from memoptc.runtime import kept
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "models"
 CNN = EXAMPLES / "digits_cnn.onnx"
 
 
-class Interrupted(BaseException):
-    """What stands for a process that was stopped."""
+def compiles(folder: Path, *options: str) -> list[str]:
+    """The command of a compile that searches for numbers by layer, and writes into a folder."""
+    data, output = EXAMPLES / "digits_calibration.npz", folder / "out.onnx"
+    passes = "--passes", "quantize-search{mixed=true},drop-dead,lower"
+    given = ("--calibration", str(data), *passes, "--no-measure", "--verify", "off", "-q", "-o", str(output))
+    return [sys.executable, "-m", "memoptc", str(CNN), *given, *options]
 
 
-class Samples:
-    """The example's own samples, up to where the power fails.
-
-    Args:
-        left: How many samples may be walked in all.
-    """
-
-    def __init__(self, left: int) -> None:
-        with np.load(EXAMPLES / "digits_calibration.npz") as data:
-            self.images = data["image"][:12]
-        self.left = left
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        for image in self.images:
-            if self.left <= 0:
-                raise Interrupted
-            self.left -= 1
-            yield {"image": image[np.newaxis]}
+def looks(folder: Path) -> list[str]:
+    """Keys of what a search has measured so far."""
+    file = folder / kept.FILE
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
+    return [json.loads(line)[0] for line in whole.splitlines() if line]
 
 
-def test_interrupted_and_resumed_gives_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    passes = "quantize-search{checkpoint=%s},drop-dead,lower"
-    whole = compile_model(CNN, 2, "int8", calibration=Samples(10**9), passes=passes % '""', verify="off")
-    kept = tmp_path / "kept"
-    count, tries, seen = len(Samples(0).images), 0, False
-    for left in range(count + count // 3, 100 * count, count):
-        tries += 1
-        data = Samples(left)
-        try:
-            resumed = compile_model(
-                CNN, 2, "int8", calibration=data, passes=passes % f'"{kept.as_posix()}"', verify="off"
-            )
-        except Interrupted:
-            seen = seen or any(kept.rglob(checkpoint.FILE))
-            continue
-        break
-    assert tries > 3
-    assert seen
-    first, second = whole.model, resumed.model
-    for model in (first, second):
-        del model.metadata_props[:]  # names the pipeline, and hence the folder
-    assert first.SerializeToString() == second.SerializeToString()
+def test_killed_and_run_again_measures_and_codes_nothing_twice(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    subprocess.run(compiles(first, "--checkpoint", str(first)), check=True)
+    wanted = looks(first)
+    assert len(wanted) == len(set(wanted)) > 8
+    process = subprocess.Popen(compiles(second, "--checkpoint", str(second)))
+    while process.poll() is None and len(looks(second)) < len(wanted) // 2:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (second / "out.onnx").exists()
+    before, coded = looks(second), {f.name: f.stat().st_mtime_ns for f in second.glob("*.npz")}
+    subprocess.run(compiles(second, "--checkpoint", str(second)), check=True)
+    assert looks(second) == wanted  # each once, those before the kill included
+    assert wanted[: len(before)] == before
+    assert {f.name: f.stat().st_mtime_ns for f in second.glob("*.npz")}.items() >= coded.items()
+    assert (first / "out.onnx").read_bytes() == (second / "out.onnx").read_bytes()
+
+
+def test_what_was_kept_holds_for_the_same_data_only(tmp_path: Path) -> None:
+    with np.load(EXAMPLES / "digits_calibration.npz") as data:
+        images = data["image"]
+    found = []
+    for part, labels in ((images[:8], None), (images[8:16], None), (images[:8], None), (images[:8], np.arange(8))):
+        feeds = [{"image": x[None]} | ({} if labels is None else {"labels": labels[:1]}) for x in part]
+        passes = "mix-weights{smallest=1024},drop-dead,lower"
+        how: dict[str, Any] = {"calibration": feeds, "passes": passes, "verify": "off", "measure": False}
+        done = compile_model(CNN, 2, "int4", checkpoint=tmp_path, **how)
+        assert done.model == compile_model(CNN, 2, "int4", **how).model
+        found.append((len(looks(tmp_path)), len(list(tmp_path.glob("*.npz"))), done.model.SerializeToString()))
+    assert found[0][:2] < found[1][:2] == found[2][:2]
+    assert found[0][2] == found[2][2]
+    assert found[3][0] > found[2][0]  # labels belong to a metric
 
 
 MEASURE = """

@@ -145,12 +145,11 @@ def test_interrupted_and_resumed_is_the_same(
         patch.setattr(probes.Probe, "load", load)
         with pytest.raises(Stopped) if stopped else nullcontext():
             calibrate(mlp(), names, FEEDS, method, budget=1, checkpoint=tmp_path)
-    assert (tmp_path / "calibration.json").exists() == (stopped and after > 0)
+    assert (tmp_path / "calibration.json").exists() == (after > 0)
     runs, after = 0, 1000
     with monkeypatch.context() as patch:
         patch.setattr(probes.Probe, "load", load)
         resumed = calibrate(mlp(), names, FEEDS, method, budget=1, checkpoint=tmp_path)
-    assert not list(tmp_path.iterdir())
     assert [summary(r) for r in resumed.values()] == [summary(r) for r in whole.values()]
 
 

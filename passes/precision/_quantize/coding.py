@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize.kept_codes import KeptCodes
 from memoptc.passes.precision._quantize.numerics import magnitude_of
+from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Site, Weight, find_weights
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.precision._quantize.weight_only import WINDOW, WeightFormat, Writer
@@ -86,14 +89,14 @@ def write_all(graph: Graph, weights: Sequence[Weight], writer: Writer, context: 
     if weights and writer.plan.bits == 4:
         graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
     with one_thread():
-        for weight, moments in _observed(graph, weights, context):
+        for weight, moments in _observed(graph, weights, writer, context):
             yield writer.write(weight, moments)
 
 
 def _observed(
-    graph: Graph, weights: Sequence[Weight], context: Context | None
+    graph: Graph, weights: Sequence[Weight], writer: Writer, context: Context | None
 ) -> Iterable[tuple[Weight, Mapping[int, Moments]]]:
-    """Give weights with the moments of what they meet, group by group.
+    """Give weights with the moments of what they meet, group by group; without, where their codes were kept.
 
     A group is observed when those before it are coded: it makes up for what their codes have shifted.
     """
@@ -101,17 +104,29 @@ def _observed(
     if context is None or context.calibration is None or not any(needs):
         yield from ((weight, {}) for weight in weights)
         return
+    keeps = context.checkpoint is not None and writer.memo is not None
+    kept = KeptCodes(graph, writer, context) if keeps else None
+    pace, done = Pace(len(weights)), 0
     for group in in_groups([[site.op for site in sites] for sites in needs], single=True):
-        seen = moments_of(graph, [site.op for i in group for site in needs[i]], context, single=True)
-        for i in group:
-            found: dict[int, Moments] = {}
-            for site in needs[i]:
-                if site.op in seen:
-                    at = WINDOW if site.op.op_type in CONVOLUTIONS else site.columns
-                    found[at] = found[at].add(seen[site.op]) if at in found else seen[site.op]
-            looked_up = len(needs[i]) < len(weights[i].sites)
-            yield weights[i], {at: _with_rows(weights[i], m) for at, m in found.items()} if looked_up else found
-        del seen  # before the next are added up
+        members = [weights[i] for i in group]
+        key = kept.read(members) if kept is not None else ""
+        if kept is not None and not key:
+            yield from ((weight, {}) for weight in members)
+            done += len(group)
+            continue
+        with kept.keeping(key, members) if kept is not None else nullcontext():
+            seen = moments_of(graph, [site.op for i in group for site in needs[i]], context, single=True)
+            for i in group:
+                context.say(f"rounding weights, {pace.at(done)}")
+                found: dict[int, Moments] = {}
+                for site in needs[i]:
+                    if site.op in seen:
+                        at = WINDOW if site.op.op_type in CONVOLUTIONS else site.columns
+                        found[at] = found[at].add(seen[site.op]) if at in found else seen[site.op]
+                looked_up = len(needs[i]) < len(weights[i].sites)
+                yield weights[i], {at: _with_rows(weights[i], m) for at, m in found.items()} if looked_up else found
+                done += 1
+            del seen  # before the next are added up
 
 
 def _readers(weight: Weight, graph: Graph) -> list[Site]:

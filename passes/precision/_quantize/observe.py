@@ -11,6 +11,7 @@ from memoptc.ir.core import Graph, Value
 from memoptc.ir.onnx_names import Names
 from memoptc.ir.pool import WeightPool
 from memoptc.pass_base import Context
+from memoptc.runtime.kept import fingerprint
 
 T = TypeVar("T")
 
@@ -32,6 +33,13 @@ def shared_weights(context: Context) -> Iterator[WeightPool]:
 def pool_of(context: Context) -> WeightPool:
     """The pool that is shared now, else a new one that goes with its last user."""
     return context.weights or WeightPool(Path(context.scratch))
+
+
+def checkpoint_of(context: Context, *parts: str) -> Path | None:
+    """Folder for what calibration sees in one step of a compile, on its data; `None` where nothing is kept."""
+    if context.checkpoint is None:
+        return None
+    return context.checkpoint / "-".join(["ranges", *parts, fingerprint(context.calibration)[:16]])
 
 
 def observe(

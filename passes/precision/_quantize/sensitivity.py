@@ -13,6 +13,7 @@ from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.passes.precision._migrate.sites import WEIGHTED
 from memoptc.passes.precision._quantize.correct import output_axis
+from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, WEIGHTS, Layer
 from memoptc.passes.precision._quantize.trial import Setting, Trials, Variant
 from memoptc.runtime.calibrate import Range
@@ -60,8 +61,9 @@ def sensitivities(
         return trials.quick(variant.quantized(setting, {**everywhere, name: state}), SAMPLES).noise
 
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in layers}
+    pace = Pace(len(chosen))
     for number, name in enumerate(chosen):
-        variant.context.say(f"each layer alone, {number + 1} of {len(chosen)}")
+        variant.context.say(f"each layer alone, {pace.at(number)}")
         for state in _measured(name, layers[name], variant):
             found[name][state] = alone(name, state)
     loud = _FAINT * max((max(n.values(), default=0.0) for f in found.values() for n in f.values()), default=0.0)

@@ -33,6 +33,7 @@ from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
 from memoptc.runtime.channels import Channels, channel_statistics
 from memoptc.runtime.devices import Device
+from memoptc.runtime.kept import Kept
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import covered_range
@@ -276,25 +277,34 @@ class Trials:
     Args:
         examiner: Holds them against the graph in float.
         pool: Where a copy lies while it runs, with the weights that it has in common with others.
+        kept: Where outcomes are kept for a compile that begins anew, if anywhere.
+        about: What they follow from besides the copy: graph, data, metric.
     """
 
-    def __init__(self, examiner: Examiner, pool: WeightPool) -> None:
-        self.examiner, self._pool = examiner, pool
+    def __init__(self, examiner: Examiner, pool: WeightPool, kept: Kept | None = None, about: str = "") -> None:
+        self.examiner, self._pool, self._kept, self._about = examiner, pool, kept, about
         self.count = 0
 
     def quick(self, graph: Graph, most: int | None = None) -> Quality:
         """Compare on few samples."""
-        return self._with(graph, lambda path: self.examiner.quick(path, most))
+        return self._with(graph, lambda path: self.examiner.quick(path, most), f"quick {most}")
 
     def full(self, graph: Graph) -> Quality:
         """Compare on all, and measure the metric."""
-        return self._with(graph, self.examiner.full)
+        return self._with(graph, self.examiner.full, "full")
 
-    def _with(self, graph: Graph, look: Callable[[Path], Quality]) -> Quality:
+    def _with(self, graph: Graph, look: Callable[[Path], Quality], how: str) -> Quality:
         self.count += 1
         path = self._pool.write(graph, "trial.onnx")
         try:
-            return look(path)
+            if self._kept is None:
+                return look(path)
+            key = Kept.key(self._about, how, self._pool.digest(graph))
+            known = self._kept.record(key)
+            if known is None:
+                known = vars(look(path))
+                self._kept.note(key, known)
+            return Quality(**known)
         except MemoptcError:  # what onnxruntime does not run is no candidate
             return Quality({"": math.inf}, 0, -math.inf)
         finally:

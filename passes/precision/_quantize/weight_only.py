@@ -112,6 +112,7 @@ class Writer:
         rounded: What rounding by data gained, for each matrix where moments were at hand.
         memo: Codes to use and to add to, for many copies of one graph; `None` keeps them for one weight only.
         tables: The same for tables, by the tensor's identity and bits of an index.
+        dampings: What rounding earlier weights has shown.
     """
 
     plan: WeightFormat
@@ -121,8 +122,8 @@ class Writer:
     rounded: list[Rounded] = field(default_factory=list)
     memo: Memo | None = None
     tables: dict[tuple[int, int], Table] | None = None
+    dampings: Dampings = field(default_factory=Dampings)
     _moments: Mapping[int, Moments] = field(default_factory=dict)
-    _dampings: Dampings = field(default_factory=Dampings)
     _codes: Memo = field(default_factory=dict)
     _values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
     _counted: set[tuple[Any, ...]] = field(default_factory=set)
@@ -202,7 +203,7 @@ class Writer:
                 known = np.diag(moments.fit)
                 other = encode(rows, plan.bits, block, symmetric=plan.symmetric, importance=known)
                 blocks = nearer(rows, blocks, other, moments)
-            blocks, gained = round_blocks(results, blocks, moments, self._dampings)
+            blocks, gained = round_blocks(results, blocks, moments, self.dampings)
             self.rounded.append(gained)
         return blocks, *error_of(rows, blocks)
 
