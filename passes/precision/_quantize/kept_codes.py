@@ -93,7 +93,8 @@ class KeptCodes:
             part = {key.removeprefix(f"{name} "): array for key, array in found.items() if key.startswith(f"{name} ")}
             signal, noise = map(float, part["energy"])
             if kind == "blocks":
-                blocks = Blocks(**{name: part[name] if part[name].ndim else part[name].item() for name in _BLOCKS})
+                parts: dict[str, Any] = {name: part[name] if part[name].ndim else part[name].item() for name in _BLOCKS}
+                blocks = Blocks(**parts)
                 assert writer.memo is not None
                 writer.memo[id(tensor), int(rest[0]), float(rest[1])] = (blocks, signal, noise)
             else:
