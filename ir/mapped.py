@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +18,8 @@ import onnx_ir
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.spelling import tensor_from_bytes
-from memoptc.ir.tensors import tensor_type
+from memoptc.ir.tensors import from_array, tensor_type
+from memoptc.ir.types import DType
 
 _CHUNK = 1 << 22
 """Bytes read at once when a weight is copied or hashed."""
@@ -193,9 +194,29 @@ class MappedTensor(onnx_ir.ExternalTensor):
         """Give the same weight in memory."""
         return tensor_from_bytes(tensor_type(self), self._file.read(self.offset or 0, int(self.nbytes)))
 
+    def reshaped(self, shape: Sequence[int]) -> MappedTensor:
+        """Give the same part of the file as a tensor of another shape."""
+        external = onnx_ir.ExternalTensor(
+            self.location,
+            self.offset,
+            self.length,
+            self.dtype,
+            shape=onnx_ir.Shape(shape),
+            name=self.name,
+            base_dir=self.base_dir,
+        )
+        return MappedTensor(self._file, external, inline=self.inline)
+
     def release(self) -> None:
         """Forget what was read; arrays that others hold stay as they are."""
         self._small = self._mapped = None
+
+
+def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Give a constant's elements in another shape; what is mapped stays mapped."""
+    if isinstance(tensor, MappedTensor):
+        return tensor.reshaped(shape)
+    return from_array(tensor.numpy().reshape(shape), tensor.name or "", DType(tensor.dtype))
 
 
 def detach(graph: Graph) -> None:

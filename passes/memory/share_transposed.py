@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Tensor, Value
-from memoptc.ir.mapped import release
-from memoptc.ir.tensors import nbytes
+from memoptc.ir.mapped import release, reshaped
+from memoptc.ir.tensors import nbytes, tensor_type
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 
@@ -30,17 +31,28 @@ class ShareTransposed(Pass):
     contract to fold no constants: then onnxruntime reads `w` where it is mapped, by `FusedMatMul(x, w, transB=1)`.
 
     Where onnxruntime's optimizer has run already (freeze-runtime), nothing would fold the Transpose: the products
-    become FusedMatMul here, whose kernel packs the same layout from `w` itself. The bits are the same in all forms.
+    become FusedMatMul here, whose kernel packs the same layout from `w` itself. The bits are the same in these forms.
+
+    A large table whose rows are looked up, too, is read by its products where it lies: with a leading axis of one
+    extent onnxruntime packs no copy of it, which would be as large as the table. Products of few rows then take up to
+    a third longer, as they lay out the table piece by piece; sums are added up in another order.
+
     Only float32 products, the operators that have this kernel.
 
     Args:
         least: Bytes from which a weight is looked at.
+        unpacked: Bytes from which a table whose rows are looked up is read where it lies; `None` for never.
     """
 
     least: int = 65536
+    unpacked: int | None = 1 << 20
+
+    def weaker(self) -> Pass | None:
+        """Give the pass that leaves every product to packed weights."""
+        return None if self.unpacked is None else replace(self, unpacked=None)
 
     def run(self, graph: Graph, context: Context) -> None:
-        """First pairs of weights, then, in a frozen graph, the products that read a transpose."""
+        """First pairs of weights, then tables, then, in a frozen graph, the products that read a transpose."""
         corners: dict[_Corner, list[Op]] = defaultdict(list)
         for op in graph.walk("const"):
             if self._is_matrix(op.result):
@@ -53,6 +65,13 @@ class ShareTransposed(Pass):
                 if twin is not None:
                     context.stats["bytes saved"] += nbytes(const.attrs["value"])
                     _replace_by_transpose(const, twin)
+        for const in list(graph.walk("const")):
+            if (
+                self.unpacked is not None
+                and self._is_matrix(const.result)
+                and nbytes(const.attrs["value"]) >= self.unpacked
+            ):
+                self._read_in_place(const, context.stats)
         read = [op for op in graph.walk("Transpose") if self._is_read(op)]
         context.artefacts.transposed = bool(read) and not context.artefacts.frozen
         for op in read if context.artefacts.frozen else ():
@@ -71,6 +90,30 @@ class ShareTransposed(Pass):
             and nbytes(value.tensor) >= self.least
         )
 
+    def _read_in_place(self, table: Op, stats: Counter[str]) -> None:
+        """Give a table a leading axis, if its rows are looked up and nothing else but products reads its transpose."""
+        users = list(dict.fromkeys(table.result.users))
+        lookups = [op for op in users if _looks_up_rows(op, table.result)]
+        transposes = [op for op in users if op.is_a("Transpose") and self._is_read(op)]
+        products = [op for transpose in transposes for op in transpose.result.users]
+        stacked = all((op.operands[0].rank or 0) > 2 for op in products)  # a matrix would come out as a stack
+        if not lookups or not products or not stacked or len(lookups) + len(transposes) < len(users):
+            return
+        weight = table.attrs["value"]
+        table.set_attr("value", reshaped(weight, (1, *weight.shape.numpy())))
+        table.result.type = tensor_type(table.attrs["value"])
+        for op in lookups:
+            assert op.graph is not None
+            builder = Builder(op.graph, before=op, loc=op.loc.union(rule="share-transposed"))
+            rows = builder.op("Gather", op.operands, {"axis": 1}).result
+            old = (ops.opset_of(op.graph) or 0) < 13
+            made = builder.op("Squeeze", [rows] if old else [rows, np.array([0])], {"axes": [0]} if old else {})
+            _take_place(op, made)
+        for op in transposes:
+            self._read_transposed(op.result, table.result, stats)
+            op.erase()
+        stats["tables"] += 1
+
     def _read_transposed(self, value: Value, weight: Value, stats: Counter[str]) -> None:
         for op in dict.fromkeys(value.users):
             assert op.graph is not None
@@ -80,15 +123,28 @@ class ShareTransposed(Pass):
                 [op.operands[0], weight],
                 {"transB": 1},
                 domain=ops.MICROSOFT,
-                name=op.result.name,
                 type=op.result.type,
             )
-            made.name = op.name
-            op.result.replace_by(made.result)
-            name = op.result.name
-            op.erase()
-            made.result.name = name
+            _take_place(op, made)
             stats["products"] += 1
+
+
+def _take_place(op: Op, made: Op) -> None:
+    """Put an op in place of another one, under its name."""
+    made.name, name = op.name, op.result.name
+    op.result.replace_by(made.result)
+    op.erase()
+    made.result.name = name
+
+
+def _looks_up_rows(op: Op, table: Value) -> bool:
+    """True if an op gives rows of a matrix."""
+    return (
+        op.is_a("Gather")
+        and op.operands[0] is table
+        and op.operands[1] is not table
+        and int(op.attrs.get("axis", 0)) in (0, -2)
+    )
 
 
 def _replace_by_transpose(const: Op, twin: Op) -> None:

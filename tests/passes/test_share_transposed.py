@@ -68,3 +68,18 @@ def test_without_packing_the_table_is_read_where_it_is_mapped(tmp_path: Path) ->
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
     nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
     assert [n.op_type for n in nodes] == ["Gather", "Tanh", "FusedMatMul"]
+
+
+def test_a_large_table_is_read_by_lookups_and_products_where_it_lies(tmp_path: Path) -> None:
+    source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(tied("stored", rows=8000), source)
+    assert compile_file(source, out, level=2, measure=False).report.verification["passed"]
+    assert sorted(n.op_type for n in onnx.load(out).graph.node) == ["FusedMatMul", "Gather", "Squeeze", "Tanh"]
+    sessions = [ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (source, out)]
+    for shape in ((1, 1), (5, 1), (3, 40), (0, 4)):
+        ids = np.random.default_rng(1).integers(0, 8000, shape)
+        before, after = (s.run(None, {"ids": ids})[0] for s in sessions)
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    loaded = [make_contract(p, {"ids": np.zeros((1, 1), np.int64)}).measured["loaded_bytes"] for p in (source, out)]
+    assert loaded[0] >= 8000 * WIDTH * 4
+    assert loaded[1] < 8000 * WIDTH
