@@ -122,6 +122,7 @@ class Operator:
         packs_weights: onnxruntime re-packs a constant operand at load time and runs another kernel than for a computed
             one, whose sums differ in the last bits: making such an operand constant is no exact change.
         packed: Operands that onnxruntime's CPU kernel packs while a session loads, when they are constants.
+        packs_matrices: Of these it packs matrices only, and reads stacks of matrices as they are.
         blocked: When its result stays in blocks of channels, as onnxruntime lays out convolutions.
         loses_symbols: onnxruntime's own shape inference does not carry symbolic extents through it.
         rounds_by_position: onnxruntime's kernel rounds an element by where it lies: whole vector registers otherwise
@@ -164,6 +165,7 @@ class Operator:
     affine_axis: int = -1
     packs_weights: bool = False
     packed: tuple[int, ...] = ()
+    packs_matrices: bool = False
     blocked: Blocked | None = None
     loses_symbols: bool = False
     rounds_by_position: bool = False

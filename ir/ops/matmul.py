@@ -289,6 +289,8 @@ OPERATORS = also(
     MICROSOFT,
     packed=(1,),
 )
+OPERATORS = also(OPERATORS, "MatMul", packs_matrices=True)
+OPERATORS = also(OPERATORS, "FusedMatMul", MICROSOFT, packs_matrices=True)
 OPERATORS = also(OPERATORS, "QLinearMatMul", packed=(3,))
 OPERATORS = also(OPERATORS, "QGemm", MICROSOFT, packed=(3,))
 OPERATORS = also(OPERATORS, "MatMulInteger QLinearMatMul", on_codes=True)

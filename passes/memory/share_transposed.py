@@ -65,14 +65,15 @@ class ShareTransposed(Pass):
                 if twin is not None:
                     context.stats["bytes saved"] += nbytes(const.attrs["value"])
                     _replace_by_transpose(const, twin)
+        read = [op for op in graph.walk("Transpose") if self._is_read(op)]
         for const in list(graph.walk("const")):
             if (
                 self.unpacked is not None
                 and self._is_matrix(const.result)
                 and nbytes(const.attrs["value"]) >= self.unpacked
             ):
-                self._read_in_place(const, context.stats)
-        read = [op for op in graph.walk("Transpose") if self._is_read(op)]
+                self._read_in_place(const, read, context.stats)
+        read = [op for op in read if op.graph is not None]
         context.artefacts.transposed = bool(read) and not context.artefacts.frozen
         for op in read if context.artefacts.frozen else ():
             self._read_transposed(op.result, op.operand, context.stats)
@@ -90,11 +91,11 @@ class ShareTransposed(Pass):
             and nbytes(value.tensor) >= self.least
         )
 
-    def _read_in_place(self, table: Op, stats: Counter[str]) -> None:
+    def _read_in_place(self, table: Op, reading: list[Op], stats: Counter[str]) -> None:
         """Give a table a leading axis, if its rows are looked up and nothing else but products reads its transpose."""
         users = list(dict.fromkeys(table.result.users))
         lookups = [op for op in users if _looks_up_rows(op, table.result)]
-        transposes = [op for op in users if op.is_a("Transpose") and self._is_read(op)]
+        transposes = [op for op in users if op in reading]
         products = [op for transpose in transposes for op in transpose.result.users]
         stacked = all((op.operands[0].rank or 0) > 2 for op in products)  # a matrix would come out as a stack
         if not lookups or not products or not stacked or len(lookups) + len(transposes) < len(users):

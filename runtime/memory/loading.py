@@ -51,8 +51,6 @@ _FILLED = 0.5
 """Share of the room that folded tensors leave which runs fill."""
 _ANOTHER = 0.7
 """What each further user of a packed weight adds, over the packed weight."""
-_PACKING_MATRICES = ("MatMul", "FusedMatMul")
-"""Products that pack an operand only if it is a matrix: they read stacks of matrices as they are."""
 _AROUND = 64 << 10
 """Bytes of a mapped file that the kernel brings in around one that is read (Linux: `fault_around_bytes`)."""
 _BLOCK_OF_CHANNELS = 4
@@ -257,7 +255,7 @@ def further_copy_bytes(op: Op, cut: Collection[int] = ()) -> int:
 
 
 def _is_packed_by(value: Value, user: Op) -> bool:
-    if user.op_type in _PACKING_MATRICES and (value.rank or 0) > 2:
+    if definition(user).packs_matrices and (value.rank or 0) > 2:
         return False
     return any(user.input(i) is value for i in definition(user).packed)
 
