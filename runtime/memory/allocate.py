@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from memoptc.ir.diagnostics import InputError, InternalError
-from memoptc.runtime.memory.overlap import Overlaps
+from memoptc.runtime.memory.overlap import FewOverlaps, Overlaps, overlaps_of
 from memoptc.runtime.memory.placement import Failed, by_time, first_fit, lowest_first
 from memoptc.runtime.memory.plan import Plan, check
 from memoptc.runtime.memory.problem import Buffer, Problem
@@ -88,7 +88,7 @@ class _Portfolio:
         self.enough = enough
         self.buffers = problem.buffers
         self.floor = problem.floor
-        self.overlaps = Overlaps(problem)
+        self.overlaps = overlaps_of(problem)
         self.cost = 2 * self.overlaps.pairs + len(self.buffers)
         self.left = effort
         self.offsets: Sequence[int] = problem.apart
@@ -179,9 +179,11 @@ _SURRENDER = 800
 """Failed steps in a row after which the search ends."""
 
 
-def _orders(buffers: Sequence[Buffer], overlaps: Overlaps) -> Iterator[tuple[str, Callable[[int], tuple[int, ...]]]]:
-    load = overlaps.busiest().tolist()
-    length = (overlaps.last - overlaps.first + 1).tolist()
+def _orders(
+    buffers: Sequence[Buffer], overlaps: Overlaps | FewOverlaps
+) -> Iterator[tuple[str, Callable[[int], tuple[int, ...]]]]:
+    load = overlaps.busiest()
+    length = [b.last - b.first + 1 for b in buffers]
     size = [b.size for b in buffers]
     yield "size", lambda i: (-size[i], -length[i], i)
     yield "load and length", lambda i: (-load[i], -length[i], i)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from memoptc.runtime.memory.problem import Problem
+from memoptc.runtime.memory.problem import FEW_BUFFERS, Problem
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +76,7 @@ class Overlaps:
             self._table = begin, members
         return self._table
 
-    def busiest(self) -> Ints:
+    def busiest(self) -> list[int]:
         """For each buffer the most bytes alive at any step of its range. O(n log n) by a table of range maxima."""
         points = _distinct(self.first)
         # Bytes alive only grow where something begins, so the steps at which something does are enough.
@@ -93,7 +93,56 @@ class Overlaps:
         for h in _distinct(height):
             at = height == h
             most[at] = np.maximum(level[h][low[at]], level[h][high[at] - (1 << int(h))])
-        return most
+        found: list[int] = most.tolist()
+        return found
+
+
+class FewOverlaps:
+    """The same for few buffers, in plain Python.
+
+    Each function of numpy that a process calls for the first time brings in pages of its code, together a megabyte:
+    more than many a run takes that is planned at run time.
+
+    Args:
+        problem: The buffers.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        buffers = self._buffers = problem.buffers
+        self._rows: list[list[int]] = [[] for _ in buffers]
+        self._alive: dict[int, int] = {}  # step at which something begins -> bytes alive
+        living: list[int] = []
+        for index in sorted(range(len(buffers)), key=lambda i: buffers[i].first):
+            first = buffers[index].first
+            living = [other for other in living if buffers[other].last >= first]
+            self._rows[index] += living
+            for other in living:
+                self._rows[other].append(index)
+            living.append(index)
+            self._alive[first] = sum(buffers[other].size for other in living)
+        self.pairs = sum(map(len, self._rows)) // 2
+        """How many pairs there are."""
+
+    def neighbours(self, index: int) -> Sequence[int]:
+        """Buffers alive together with this one."""
+        return self._rows[index]
+
+    def lists(self) -> Sequence[Sequence[int]]:
+        """The neighbours of every buffer."""
+        return self._rows
+
+    def busiest(self) -> list[int]:
+        """For each buffer the most bytes alive at any step of its range."""
+        begins = [b.first for b in self._buffers]
+        return [
+            max(self._alive[begins[o]] for o in (index, *row) if begins[o] >= begins[index])
+            for index, row in enumerate(self._rows)
+        ]
+
+
+def overlaps_of(problem: Problem) -> Overlaps | FewOverlaps:
+    """Find the pairs in the way that suits their number."""
+    return FewOverlaps(problem) if len(problem.buffers) <= FEW_BUFFERS else Overlaps(problem)
 
 
 def _distinct(values: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memoptc.runtime.memory.overlap import Overlaps
+from memoptc.runtime.memory.overlap import FewOverlaps, Overlaps
 from memoptc.runtime.memory.problem import Buffer
 
 FEW = 48
@@ -29,7 +29,7 @@ class Failed(Exception):
 
 def first_fit(
     buffers: Sequence[Buffer],
-    overlaps: Overlaps,
+    overlaps: Overlaps | FewOverlaps,
     order: Sequence[int],
     *,
     tightest: bool = False,
@@ -50,12 +50,14 @@ def first_fit(
         Failed: one would end above the cap.
     """
     offset, end = [-1] * len(buffers), [0] * len(buffers)
-    offsets, ends = np.full(len(buffers), -1, np.int64), np.zeros(len(buffers), np.int64)
+    few = isinstance(overlaps, FewOverlaps)
+    offsets, ends = np.full(0 if few else len(buffers), -1, np.int64), np.zeros(0 if few else len(buffers), np.int64)
     lists = overlaps.lists() if overlaps.pairs <= KEEP_LISTS else None
 
     def put(index: int, start: int) -> None:
-        offset[index] = offsets[index] = start
-        end[index] = ends[index] = start + buffers[index].size
+        offset[index], end[index] = start, start + buffers[index].size
+        if not few:
+            offsets[index], ends[index] = offset[index], end[index]
 
     for index, b in enumerate(buffers):
         if b.offset is not None:
@@ -64,7 +66,7 @@ def first_fit(
         if offset[index] >= 0:
             continue
         near = lists[index] if lists is not None else overlaps.neighbours(index)
-        if len(near) <= FEW:
+        if few or len(near) <= FEW:
             taken = sorted([(offset[j], end[j]) for j in near if offset[j] >= 0])
             start = _gap(taken, buffers[index].size, buffers[index].alignment, tightest)
         else:
@@ -109,7 +111,7 @@ def _gap_vectorised(
     return int(starts[chosen])
 
 
-def lowest_first(buffers: Sequence[Buffer], overlaps: Overlaps, order: Sequence[int]) -> list[int]:
+def lowest_first(buffers: Sequence[Buffer], overlaps: Overlaps | FewOverlaps, order: Sequence[int]) -> list[int]:
     """Always place the buffer that can lie lowest, on top of what is placed; `order` breaks ties.
 
     Offsets then never fall from one placement to the next. Some best placement can be had that way (let every
@@ -129,7 +131,7 @@ def lowest_first(buffers: Sequence[Buffer], overlaps: Overlaps, order: Sequence[
             continue
         done[index], offset[index] = True, start
         end = start + buffers[index].size
-        for other in lists[index] if lists is not None else overlaps.neighbours(index).tolist():
+        for other in lists[index] if lists is not None else map(int, overlaps.neighbours(index)):
             if not done[other] and lowest[other] < end:
                 unit = buffers[other].alignment
                 lowest[other] = -(-end // unit) * unit

@@ -20,6 +20,9 @@ from memoptc.ir.diagnostics import InputError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+FEW_BUFFERS = 512
+"""Up to so many buffers plain Python is about as fast as numpy, and brings in no pages of its code."""
+
 ALIGNMENT = 64
 """Bytes to which onnxruntime's allocators align, and so does a plan."""
 
@@ -99,11 +102,27 @@ class Problem:
         """
         if not self.buffers:
             return 0
-        first, last, size = self.arrays
         unit = gcd(*(b.alignment for b in self.buffers))
-        rounded = -(-size // unit) * unit
-        most = max(max_alive(first, last, size), max_alive(first, last, rounded) - int((rounded - size).max()))
+        if len(self.buffers) <= FEW_BUFFERS:
+            padding = [-b.size % unit for b in self.buffers]
+            most = max(self._most_alive([0] * len(padding)), self._most_alive(padding) - max(padding))
+        else:
+            first, last, size = self.arrays
+            rounded = -(-size // unit) * unit
+            most = max(max_alive(first, last, size), max_alive(first, last, rounded) - int((rounded - size).max()))
         return max(most, max((b.offset + b.size for b in self.buffers if b.offset is not None), default=0))
+
+    def _most_alive(self, padding: Sequence[int]) -> int:
+        """Most bytes alive at once, with so many more for each buffer."""
+        alive = most = 0
+        for _, change in sorted(
+            (step, change)
+            for b, more in zip(self.buffers, padding, strict=True)
+            for step, change in ((b.first, b.size + more), (b.last + 1, -b.size - more))
+        ):
+            alive += change
+            most = max(most, alive)
+        return most
 
     @cached_property
     def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:

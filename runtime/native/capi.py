@@ -10,9 +10,9 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from memoptc.ir.diagnostics import InputError
@@ -135,7 +135,7 @@ class Api:
         Unavailable: it is none, or too old.
     """
 
-    def __init__(self, library: Path | int) -> None:
+    def __init__(self, library: str | int) -> None:
         self.shared = isinstance(library, int)
         """It is the library that Python's sessions run in: environment and allocators are theirs, too."""
         base = _Base.from_address(library) if isinstance(library, int) else _base_of(library)
@@ -147,7 +147,7 @@ class Api:
         self._message = function(_S, _P)(table[_GET_ERROR_MESSAGE])
         self._code = function(_I, _P)(table[_GET_ERROR_CODE])
         self.release = {n: function(None, _P)(table[i]) for n, i in _RELEASES.items()}
-        self._calls = {n: self._checked(function(_P, *types)(table[i])) for n, (i, types) in _CALLS.items()}
+        self._table = table
         self.env = self.new("CreateEnv", 3, b"memoptc")
         self.memory_info = self.new("CreateMemoryInfo", b"Cpu", 0, 0, 0)  # OrtDeviceAllocator, device 0, default
         self.allocator = self.new("GetAllocatorWithDefaultOptions")
@@ -155,10 +155,11 @@ class Api:
         self.heap_alloc, self.heap_free = heap.Alloc, heap.Free
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        try:
-            return self.__dict__["_calls"][name]  # type: ignore[no-any-return]
-        except KeyError:
-            raise AttributeError(name) from None
+        if name not in _CALLS:
+            raise AttributeError(name)
+        index, types = _CALLS[name]
+        call = self.__dict__[name] = self._checked(function(_P, *types)(self._table[index]))
+        return call
 
     def _checked(self, raw: Callable[..., Any]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
@@ -173,17 +174,17 @@ class Api:
     def new(self, name: str, *arguments: Any) -> Pointer:
         """Call a function whose last argument gets a pointer, and give that."""
         out = ctypes.c_void_p()
-        self._calls[name](*arguments, ctypes.byref(out))
+        getattr(self, name)(*arguments, ctypes.byref(out))
         return out
 
 
-def _base_of(path: Path) -> _Base:
+def _base_of(path: str) -> _Base:
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(path)
         library.OrtGetApiBase.restype = ctypes.POINTER(_Base)
         found: _Base = library.OrtGetApiBase().contents
     except (OSError, AttributeError) as error:
-        raise Unavailable(f"{path.name} offers no C interface: {error}.") from None
+        raise Unavailable(f"{os.path.basename(path)} offers no C interface: {error}.") from None
     return found
 
 
@@ -198,6 +199,8 @@ def api() -> Api:
     if loaded is not None:
         with contextlib.suppress(Unavailable, OrtError):
             return Api(loaded)
+    from pathlib import Path  # a second library costs more than that
+
     spec = importlib.util.find_spec("onnxruntime")
     folder = Path(spec.origin).parent / "capi" if spec is not None and spec.origin else Path()
     patterns = {"win32": ["onnxruntime.dll"], "darwin": ["libonnxruntime*.dylib"]}.get(
@@ -205,7 +208,7 @@ def api() -> Api:
     )
     for pattern in patterns:
         for path in sorted(folder.glob(pattern), reverse=True):
-            return Api(path)
+            return Api(str(path))
     raise Unavailable(
         "The installed onnxruntime ships no shared library with a C interface.",
         hint="Install onnxruntime from its official wheel for this platform.",

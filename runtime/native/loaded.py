@@ -14,7 +14,6 @@ import contextlib
 import ctypes
 import os
 import sys
-from pathlib import Path
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
@@ -28,9 +27,9 @@ def loaded_api_base() -> int | None:
     """Give the address of the loaded onnxruntime's `OrtApiBase`; `None` where it cannot be had safely."""
     if sys.platform != "linux" or not hasattr(ort_state, "register_execution_provider_library"):
         return None
-    library = Path(ort_state.__file__)
+    library = str(ort_state.__file__)
     try:
-        host = _provider_host(library.with_name(_SHARED))
+        host = _provider_host(os.path.join(os.path.dirname(library), _SHARED))
         pages = _Pages(library)
     except (OSError, AttributeError, ValueError):
         return None
@@ -50,14 +49,15 @@ def loaded_api_base() -> int | None:
     return base if version == ort.__version__.encode() else None
 
 
-def _provider_host(shared: Path) -> int | None:
+def _provider_host(shared: str) -> int | None:
     """Give the object that provider libraries call back into; onnxruntime sets it when it looks for one of them."""
-    library = ctypes.CDLL(str(shared))
+    library = ctypes.CDLL(shared)
     library.Provider_GetHost.restype = ctypes.c_void_p
     found: int | None = library.Provider_GetHost()
     if not found:
         with contextlib.suppress(Exception):  # always: there is no such library, which is the point
-            ort_state.register_execution_provider_library("memoptc", str(shared.with_name("memoptc_none")))
+            none = os.path.join(os.path.dirname(shared), "memoptc_none")
+            ort_state.register_execution_provider_library("memoptc", none)
         found = library.Provider_GetHost()
     return found
 
@@ -72,9 +72,9 @@ class _Pages:
         OSError: the kernel does not tell.
     """
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: str) -> None:
         self._ranges: list[tuple[int, int, str]] = []
-        size = library.stat()
+        size = os.stat(library)
         with open("/proc/self/maps", encoding="utf-8") as maps:
             for line in maps:
                 addresses, rights, _, device, inode, *_ = line.split(maxsplit=5)

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from memory_problems import problems
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.memory.overlap import Overlaps
+from memoptc.runtime.memory.overlap import FewOverlaps, Overlaps
 from memoptc.runtime.memory.placement import by_time, first_fit, lowest_first
 from memoptc.runtime.memory.plan import Plan, check
 from memoptc.runtime.memory.problem import Buffer, Problem
@@ -41,6 +42,14 @@ def test_the_same_problem_gives_the_same_plan(problem: Problem) -> None:
     assert allocate(problem, effort=20_000) == allocate(problem, effort=20_000)
 
 
+@given(problems(alignments=(1, 3, 4, 64)))
+def test_the_floor_is_the_same_for_few_and_many_buffers(problem: Problem) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memoptc.runtime.memory.problem.FEW_BUFFERS", 0)
+        many = Problem(problem.buffers).floor
+    assert many == problem.floor
+
+
 @settings(max_examples=60)
 @given(problems(most=6, steps=5, largest=6))
 def test_few_buffers_are_placed_as_well_as_can_be(problem: Problem) -> None:
@@ -57,11 +66,15 @@ def test_every_way_to_place_is_valid(problem: Problem) -> None:
     assume(problem.buffers)
     order = list(range(len(problem.buffers)))
     random.Random(len(order)).shuffle(order)
-    overlaps = Overlaps(problem)
+    many, few = Overlaps(problem), FewOverlaps(problem)
+    ways = [
+        (first_fit(problem.buffers, overlaps, order), first_fit(problem.buffers, overlaps, order, tightest=True),
+         lowest_first(problem.buffers, overlaps, order))
+        for overlaps in (many, few)
+    ]  # fmt: skip
+    assert ways[0] == ways[1]
     for offsets in (
-        first_fit(problem.buffers, overlaps, order),
-        first_fit(problem.buffers, overlaps, order, tightest=True),
-        lowest_first(problem.buffers, overlaps, order),
+        *ways[0],
         by_time(problem.buffers),
         by_time(problem.buffers, backwards=True),
     ):
@@ -78,9 +91,9 @@ def test_first_fit_by_offset_never_needs_more(problem: Problem) -> None:
     assert all(new <= old for new, old in zip(again, offsets, strict=True))
 
 
-@given(problems(most=40, steps=20))
-def test_overlaps_and_loads(problem: Problem) -> None:
-    overlaps = Overlaps(problem)
+@given(problems(most=40, steps=20), st.sampled_from([Overlaps, FewOverlaps]))
+def test_overlaps_and_loads(problem: Problem, way: type[Overlaps | FewOverlaps]) -> None:
+    overlaps = way(problem)
     buffers = problem.buffers
     pairs = {
         (i, j)
@@ -92,7 +105,7 @@ def test_overlaps_and_loads(problem: Problem) -> None:
     assert overlaps.pairs * 2 == len(pairs)
     if buffers:
         load = [sum(b.size for b in buffers if b.first <= t <= b.last) for t in range(20)]
-        assert overlaps.busiest().tolist() == [max(load[b.first : b.last + 1]) for b in buffers]
+        assert overlaps.busiest() == [max(load[b.first : b.last + 1]) for b in buffers]
 
 
 def test_many_neighbours_are_searched_the_same_way() -> None:

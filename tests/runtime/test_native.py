@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.native.allocator import Block, Script, Trace
+from memoptc.runtime.native.allocator import RELEASED, Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED
@@ -187,3 +187,42 @@ def test_a_trace_without_some_allocations() -> None:
     assert trace.without(frozenset({0})) == Trace((20, 30, -1), {"y": 1})
     assert trace.without(frozenset({2})) == Trace((10, 20, -1, -2), {})
     assert [(b.size, b.first, b.last) for b in trace.problem().buffers] == [(64, 0, 1), (64, 1, 3), (64, 3, 4)]
+
+
+def test_an_output_takes_the_place_of_pages_that_the_run_is_done_with() -> None:
+    """A block of 6 MB, of which 3 are dead when the output of 1 MB is made; what still is read stays."""
+    rows, rng = 512, np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((rows, rows), np.float32), "from": np.array([7]), "to": np.array([7 + rows])}
+    nodes = [
+        helper.make_node("Concat", ["x", "x", "x"], ["three"], axis=0),
+        helper.make_node("MatMul", ["three", "w"], ["product"]),
+        helper.make_node("Slice", ["product", "from", "to"], ["y"]),
+    ]
+    shape = [rows, rows]
+    data = model(nodes, {"x": (TensorProto.FLOAT, shape)}, {"y": (TensorProto.FLOAT, shape)}, weights)
+    feed = {"x": rng.standard_normal(shape, np.float32)}
+    session = NativeSession(data, AS_PLANNED)
+    expected, trace = session.record(feed)
+    apart = frozenset(trace.outputs.values())
+    plan = allocate(trace.without(apart).problem())
+    script = Script(trace, plan.offsets, Block(plan.arena_bytes), apart=apart, poison=True)
+    (ranges,) = script.done.values()
+    assert sum(end - start for start, end in ranges) == expected["y"].nbytes == RELEASED
+    for _ in range(3):
+        found, left = session.replay(script, feed)
+        assert left == ""
+        assert found["y"].tobytes() == expected["y"].tobytes()
+
+
+def test_pages_that_later_allocations_use_stay() -> None:
+    size = 4 * RELEASED
+    block = Block(3 * size)
+    # The output is made while 1 is alive; 2 comes after it, in the first half of the place of 0.
+    trace = Trace((size, size, -1, RELEASED, -2, size // 2, -4), {"y": 2})
+    script = Script(trace, [0, size, 0], block, apart=frozenset({2}))
+    (ranges,) = script.done.values()
+    assert sum(end - start for start, end in ranges) == RELEASED
+    free = [(block.base + size // 2, block.base + size), (block.base + 2 * size, block.base + 3 * size)]
+    assert all(any(low <= start and end <= high for low, high in free) for start, end in ranges)
+    small = Trace((size, -1, RELEASED - 1), {"y": 1})
+    assert Script(small, [0], block, apart=frozenset({1})).done == {}
