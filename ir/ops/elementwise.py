@@ -86,10 +86,10 @@ def _mod_sample(r: Rng) -> Sample:
 
 
 _UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot CastLike Ceil Cos Cosh Exp Floor IsInf IsNaN "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Exp Floor IsInf IsNaN "
     "Log Neg Not Reciprocal Round Sign Sin Sinh Sqrt Tan"
 )
-_UNARY_IN_PLACE = "Cast Celu Shrink Tanh ThresholdedRelu"
+_UNARY_IN_PLACE = "Cast CastLike Celu Shrink Tanh ThresholdedRelu"
 _COMMUTATIVE = "And BitwiseAnd BitwiseOr BitwiseXor Equal Or Xor"
 _BINARY = "BitShift Div Greater GreaterOrEqual Less LessOrEqual Mod Pow Sub"
 _UNARY_FACTS: dict[str, Any] = {"arity": Arity.UNARY, "space": broadcast_axes}
