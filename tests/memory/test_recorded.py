@@ -146,8 +146,8 @@ def _recorded(g: Graph, feed: dict[str, Any]) -> int:
 def test_a_sample_allocates_what_its_definition_says(key: str) -> None:
     """To the byte: results in place or not, views, workspace.
 
-    Operands that may be overwritten are results of other ops, which die here, and float results are reduced to a number: then one buffer more,
-    or less, moves the peak.
+    Operands that may be overwritten are results of other ops, which die here, and float results are reduced to a
+    number: then one buffer more, or less, moves the peak.
     """
     for seed in range(3):
         op, feed = built(key, drawn(key, seed))
