@@ -49,16 +49,6 @@ def reshape(r: Rng) -> Sample:
     return one("Reshape", [floats(r, *shape), param(*target)], opset=opset, allowzero=allow)
 
 
-def transpose(r: Rng) -> Sample:
-    rank = int(r.integers(1, 5))
-    return one("Transpose", [floats(r, *extents(r, rank))], perm=maybe(r, [int(p) for p in r.permutation(rank)], 0.8))
-
-
-def flatten(r: Rng) -> Sample:
-    rank = int(r.integers(1, 5))
-    return one("Flatten", [floats(r, *extents(r, rank))], axis=maybe(r, int(r.integers(-rank, rank + 1)), 0.8))
-
-
 def squeeze(r: Rng) -> Sample:
     shape = tuple(1 if r.random() < 0.5 else extent(r) for _ in range(int(r.integers(1, 5))))
     ones = [i - (len(shape) if r.random() < 0.4 else 0) for i, e in enumerate(shape) if e == 1 and r.random() < 0.7]
@@ -88,11 +78,6 @@ def expand(r: Rng) -> Sample:
         if shape[-i] != 1 and target[-i] != 1:
             target[-i] = shape[-i]
     return one("Expand", [floats(r, *shape), param(*target)])
-
-
-def tile(r: Rng) -> Sample:
-    shape = extents(r, int(r.integers(1, 4)))
-    return one("Tile", [floats(r, *shape), param(*(int(r.integers(0, 4)) for _ in shape))])
 
 
 def concat(r: Rng) -> Sample:
@@ -278,11 +263,6 @@ def constant_of_shape(r: Rng) -> Sample:
     return one("ConstantOfShape", [param(*extents(r, int(r.integers(0, 4))))], value=value)
 
 
-def trilu(r: Rng) -> Sample:
-    k = maybe(r, Operand(np.asarray(int(r.integers(-3, 4)), np.int64), param=True))
-    return one("Trilu", [floats(r, *extents(r, int(r.integers(2, 4)))), k], upper=maybe(r, 0))
-
-
 def eye_like(r: Rng) -> Sample:
     return one("EyeLike", [floats(r, *extents(r, 2))], k=maybe(r, 1), dtype=maybe(r, pick(r, 1, 7)))
 
@@ -308,12 +288,9 @@ def tensor_scatter(r: Rng) -> Sample:
 SAMPLERS: tuple[Sampler, ...] = (
     reshape,
     reshape,
-    transpose,
-    flatten,
     squeeze,
     unsqueeze,
     expand,
-    tile,
     concat,
     split,
     split,
@@ -331,7 +308,6 @@ SAMPLERS: tuple[Sampler, ...] = (
     one_hot,
     range_,
     constant_of_shape,
-    trilu,
     eye_like,
     reverse_sequence,
     nms,

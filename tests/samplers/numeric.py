@@ -8,14 +8,12 @@ import numpy as np
 
 from samplers.sample import (
     Array,
-    Operand,
     Rng,
     Sample,
     Sampler,
     axis_of,
     extent,
     extents,
-    flags,
     floats,
     maybe,
     one,
@@ -24,60 +22,6 @@ from samplers.sample import (
     weight,
     whole,
 )
-
-UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish Identity IsInf "
-    "IsNaN LeakyRelu Log Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus "
-    "Softsign Sqrt Tan Tanh ThresholdedRelu"
-).split()
-
-
-def unary(r: Rng) -> Sample:
-    return one(pick(r, *UNARY), [floats(r, *extents(r, int(r.integers(0, 5))))], opset=pick(r, 18, 20))
-
-
-def _broadcasts(r: Rng, count: int) -> list[tuple[int, ...]]:
-    shape = extents(r, int(r.integers(0, 4)))
-    found = []
-    for _ in range(count):
-        part = tuple(1 if r.random() < 0.3 else e for e in shape)
-        found.append(part[int(r.integers(0, len(part) + 1)) if r.random() < 0.3 else 0 :])
-    return found
-
-
-def binary(r: Rng) -> Sample:
-    a, b = _broadcasts(r, 2)
-    kind = int(r.integers(4))
-    if kind == 0:
-        return one(pick(r, "And", "Or", "Xor"), [flags(r, *a), flags(r, *b)], opset=pick(r, 7, 13))
-    if kind == 1:
-        x, y = whole(r, 1, 9, *a), whole(r, 1, 9, *b)
-        name = pick(
-            r, "Add", "Sub", "Mul", "Div", "Mod", "Pow", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Less"
-        )
-        return one(name, [x, y])
-    if kind == 2:
-        name = pick(r, "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "PRelu")
-        if name == "PRelu":
-            b = tuple(1 if r.random() < 0.5 else e for e in a)
-        return one(name, [floats(r, *a), floats(r, *b)], opset=16)
-    return one(pick(r, "Add", "Sub", "Mul", "Div", "Pow"), [floats(r, *a), floats(r, *b)], opset=pick(r, 7, 13, 18))
-
-
-def shift(r: Rng) -> Sample:
-    a, b = _broadcasts(r, 2)
-    x, y = whole(r, 0, 9, *a, dtype=np.uint32), whole(r, 0, 3, *b, dtype=np.uint32)
-    return one("BitShift", [x, y], direction=pick(r, "LEFT", "RIGHT"))
-
-
-def variadic(r: Rng) -> Sample:
-    shapes = _broadcasts(r, int(r.integers(1, 4)))
-    return one(pick(r, "Max", "Min", "Sum", "Mean"), [floats(r, *s) for s in shapes], opset=pick(r, 8, 13))
-
-
-def where(r: Rng) -> Sample:
-    c, a, b = _broadcasts(r, 3)
-    return one("Where", [flags(r, *c), floats(r, *a), floats(r, *b)])
 
 
 def cast(r: Rng) -> Sample:
@@ -91,20 +35,6 @@ def clip(r: Rng) -> Sample:
     x = floats(r, *extents(r, int(r.integers(0, 4))))
     ends = [maybe(r, weight(np.asarray(v, np.float32))) for v in (-0.5, 0.5)]
     return one("Clip", [x, *ends], opset=pick(r, 11, 13)) if r.random() < 0.8 else one("Clip", [x], opset=6, min=0.0)
-
-
-def logical_not(r: Rng) -> Sample:
-    return one("Not", [flags(r, *extents(r, int(r.integers(0, 4))))])
-
-
-def gelu(r: Rng) -> Sample:
-    return one("Gelu", [floats(r, *extents(r, 3))], opset=20, approximate=maybe(r, "tanh"))
-
-
-def cumsum(r: Rng) -> Sample:
-    rank = int(r.integers(1, 4))
-    axis = Operand(np.asarray(axis_of(r, rank), np.int64), param=True)
-    return one("CumSum", [floats(r, *extents(r, rank)), axis], exclusive=maybe(r, 1), reverse=maybe(r, 1))
 
 
 def reduction(r: Rng) -> Sample:
@@ -232,18 +162,8 @@ def dynamic_quantize(r: Rng) -> Sample:
 
 
 SAMPLERS: tuple[Sampler, ...] = (
-    unary,
-    unary,
-    binary,
-    binary,
-    shift,
-    variadic,
-    where,
     cast,
     clip,
-    logical_not,
-    gelu,
-    cumsum,
     reduction,
     reduction,
     arg,

@@ -113,11 +113,6 @@ def pool_of_bytes(r: Rng) -> Sample:
     return one("MaxPool", [x], opset=12, kernel_shape=kernel, ceil_mode=int(r.integers(2)), **attrs, **_pads(r, 2, 0))
 
 
-def global_pool(r: Rng) -> Sample:
-    op_type = pick(r, "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-    return one(op_type, [floats(r, *extents(r, int(r.integers(3, 6))))])
-
-
 def unpool(r: Rng) -> Sample:
     h, w = 1 + extent(r), 1 + extent(r)
     x = floats(r, 1, 1, h, w)
@@ -236,7 +231,6 @@ SAMPLERS: tuple[Sampler, ...] = (
     pool,
     pool,
     pool_of_bytes,
-    global_pool,
     unpool,
     resize,
     resize,
