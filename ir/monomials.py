@@ -20,10 +20,11 @@ _MONOMIAL = re.compile(r"(-)?(?:([1-9]\d*)\*)?([^\W\d]\w*)")
 
 def install() -> None:
     """Answer where that is simple, in place of onnx-ir's operators; the others are still theirs."""
-    for name, of in _OPERATORS.items():
+    for name in _REPEATED:
         original = getattr(SymbolicDim, name)
         if not hasattr(original, "simple"):
-            setattr(SymbolicDim, name, _first(of, original))
+            known = _remembered(original)
+            setattr(SymbolicDim, name, _first(_OPERATORS[name], known) if name in _OPERATORS else known)
     if not hasattr(SymbolicDim.free_symbols, "simple"):
         setattr(SymbolicDim, "free_symbols", _free_symbols(SymbolicDim.free_symbols))  # noqa: B010
     if not hasattr(_utils.max_dim, "simple"):
@@ -39,7 +40,28 @@ def _first(of: Callable[[int, Any], int | None], original: Callable[..., Any]) -
             factor = of(parts[0], *operands)
             if factor:
                 return SymbolicDim(_spelled(factor, parts[1]))
+        if of is _quotient and operands == (1,) and self.value is not None and "/" not in self.value:
+            return self + 0  # of whole numbers, which sympy takes milliseconds to find out
         return original(self, *operands)
+
+    operator.simple = True  # type: ignore[attr-defined]
+    return operator
+
+
+def _remembered(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an operator that asks sympy once for the same extents, by how they are spelled: layers repeat."""
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def operator(self: SymbolicDim, *operands: Any) -> Any:
+        key = tuple(o.value if type(o) is SymbolicDim else o for o in (self, *operands))
+        if any(type(part) not in (str, int) for part in key):
+            return original(self, *operands)
+        found = known.get(key)
+        if found is None:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            found = known[key] = original(self, *operands)
+        return found
 
     operator.simple = True  # type: ignore[attr-defined]
     return operator
@@ -79,11 +101,21 @@ def _spelled(factor: int, symbol: str) -> str:
     return f"{sign}{symbol}" if size == 1 else f"{sign}{size}*{symbol}"
 
 
+def _quotient(factor: int, number: int) -> int | None:
+    return None if not number or factor % number else factor // number
+
+
+_REMEMBERED = 1 << 14
+"""Answers that are kept for one operator."""
+
+_REPEATED = ("__add__", "__sub__", "__rsub__", "__mul__", "__floordiv__", "__truediv__", "__mod__", "__neg__")
+"""Operators of which answers are kept; sympy takes up to milliseconds for one."""
+
 _OPERATORS: dict[str, Callable[..., int | None]] = {
     "__add__": lambda factor, number: None if number else factor,
     "__sub__": lambda factor, number: None if number else factor,
     "__mul__": lambda factor, number: factor * number,
-    "__floordiv__": lambda factor, number: None if not number or factor % number else factor // number,
+    "__floordiv__": _quotient,
     "__neg__": lambda factor: -factor,
 }
 """The factor that an operator with a number leaves; nothing, or 0, where it leaves no monomial."""

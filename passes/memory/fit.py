@@ -12,7 +12,7 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.choose import tilings
 from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
-from memoptc.passes.memory._tile.estimate import MemoryProfile, TilingEstimate
+from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
 from memoptc.passes.memory._tile.joined import equate_joined
 from memoptc.passes.memory._tile.region import MARK, REMATERIALISED, Region, Spaces
@@ -78,12 +78,12 @@ class Fit(Pass):
         start = MemoryProfile(graph, Costs(graph, context.dims))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
-        found = self._found(graph, context, start)
+        found = self._found(_Start(graph, context, start))
         split = graph.clone()
         sums: Counter[str] = Counter()
         SplitSums().run(split, replace(context, stats=sums))
         if sums:
-            other = self._found(split, context, start)
+            other = self._found(_Start(split, context, start))
             other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
             found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
         done = bool(found.moves or found.sums) and found.peak <= start.peak * (1 - self.worth)
@@ -94,68 +94,55 @@ class Fit(Pass):
             original.info.states_types = True
         self._report(found, start.peak, context, done=done)
 
-    def _found(self, graph: Graph, context: Context, start: MemoryProfile) -> _Round:
+    def _found(self, start: _Start) -> _Round:
         """Outcome of fitting a graph, the original or another that computes the same."""
-        if context.slowdown is not None:
-            return self._measured(context.slowdown, graph, context, start)
-        return self._within((self.slowdown - 1) * start.seconds, graph, context, start)
+        if start.context.slowdown is not None:
+            return self._measured(start.context.slowdown, start)
+        return self._within((self.slowdown - 1) * start.profile.seconds, start)
 
-    def _measured(
-        self,
-        slowdown: Callable[[Graph], float],
-        graph: Graph,
-        context: Context,
-        start: MemoryProfile,
-    ) -> _Round:
+    def _measured(self, slowdown: Callable[[Graph], float], start: _Start) -> _Round:
         """Tile boldly, measure, and be less bold until the run time is right."""
         tried: set[int] = set()
         for boldness in BOLDNESS:
-            found = self._within((self.slowdown - 1) * start.seconds * boldness, graph, context, start)
+            found = self._within((self.slowdown - 1) * start.profile.seconds * boldness, start)
             if not found.moves:
                 return found
             if found.peak in tried:
                 continue
             tried.add(found.peak)
             found.measured = slowdown(found.graph)
-            context.say(f"{found.peak:,} bytes, {found.measured:.2f} times the run time")
+            start.context.say(f"{found.peak:,} bytes, {found.measured:.2f} times the run time")
             if found.measured <= self.slowdown:
                 return found
-            context.stats["taken back: slower than predicted"] += 1
-        return _Round(graph, peak=start.peak, holder=_holder(start))
+            start.context.stats["taken back: slower than predicted"] += 1
+        return _Round(start.graph, peak=start.profile.peak, holder=_holder(start.profile))
 
-    def _within(self, allowance: float, graph: Graph, context: Context, start: MemoryProfile) -> _Round:
+    def _within(self, allowance: float, start: _Start) -> _Round:
         """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
         if not self.budget:
-            first = self._search(graph, context, allowance, self.ignore)
-            return self._cheapest(first, graph, context, allowance, start)
+            return self._cheapest(self._search(start, allowance, self.ignore), start, allowance)
         # What costs most tells whether the budget can be reached at all.
-        least = self._search(graph, context, allowance, self.budget)
+        least = self._search(start, allowance, self.budget)
         if least.peak > self.budget:
-            lower = self._search(graph, context, allowance, self.ignore)
+            lower = self._search(start, allowance, self.ignore)
             least = lower if lower.peak < least.peak else least
             if least.peak > self.budget:
                 return least
         for share in LADDER:
-            if share * start.seconds < min(allowance, least.seconds):
+            given = share * start.profile.seconds
+            if given < min(allowance, least.seconds):
                 for goal in dict.fromkeys((self.budget, self.ignore)):
-                    found = self._search(graph, context, share * start.seconds, goal)
+                    found = self._search(start, given, goal)
                     if found.peak <= self.budget:
-                        return self._cheapest(found, graph, context, share * start.seconds, start)
-        return self._cheapest(least, graph, context, allowance, start)
+                        return self._cheapest(found, start, given)
+        return self._cheapest(least, start, allowance)
 
-    def _cheapest(
-        self,
-        found: _Round,
-        graph: Graph,
-        context: Context,
-        allowance: float,
-        start: MemoryProfile,
-    ) -> _Round:
+    def _cheapest(self, found: _Round, start: _Start, allowance: float) -> _Round:
         """Do it once more with the cheapest tilings that reach the same peak."""
-        if not found.moves or start.peak * (1 - self.worth) < found.peak:
+        if not found.moves or start.profile.peak * (1 - self.worth) < found.peak:
             return found
         target = max(self.budget, found.peak, self._worthwhile(found))
-        second = self._round(graph.clone(), context, target, allowance, len(found.remats))
+        second = self._round(start, target, allowance, len(found.remats))
         fewer = target > found.peak or second.seconds <= found.seconds
         return second if second.peak <= target * 1.01 and fewer else found
 
@@ -166,28 +153,29 @@ class Fit(Pass):
         totals = [(self.node_weight * nodes + peak, peak) for peak, nodes in found.course]
         return min(totals)[1] if totals else 0
 
-    def _search(self, graph: Graph, context: Context, allowance: float, goal: int) -> _Round:
+    def _search(self, start: _Start, allowance: float, goal: int) -> _Round:
         """Tile until the peak is down to `goal`: as it is, and with more and more rematerialised while that helps."""
-        best = self._round(graph.clone(), context, goal, allowance, 0)
+        best = self._round(start, goal, allowance, 0)
         for count in range(1, self.max_remat + 1):
             if best.peak <= goal:
                 break
-            found = self._round(graph.clone(), context, goal, allowance, count)
+            found = self._round(start, goal, allowance, count)
             if len(found.remats) < count or found.peak > best.peak * (1 - self.worth):
                 break
             best = found
         return best
 
-    def _round(self, graph: Graph, context: Context, goal: int, allowance: float, count: int) -> _Round:
+    def _round(self, start: _Start, goal: int, allowance: float, count: int) -> _Round:
         """Rematerialise the `count` most promising values, then tile until the peak fits.
 
         Ends: a turn makes one of at most `moves` tilings, or refuses one more of the finitely many on offer.
         """
+        graph = start.graph.clone()
         with lasting_symbols(graph):
-            return self._tiled(_Round(graph), context, goal, allowance, count)
+            return self._tiled(_Round(graph), start, goal, allowance, count)
 
-    def _tiled(self, found: _Round, context: Context, goal: int, allowance: float, count: int) -> _Round:
-        graph = found.graph
+    def _tiled(self, found: _Round, start: _Start, goal: int, allowance: float, count: int) -> _Round:
+        graph, context = found.graph, start.context
         for _ in range(count):
             values = remat_candidates(MemoryProfile(graph, Costs(graph, context.dims)), allowance - found.seconds)
             if not values:
@@ -206,7 +194,7 @@ class Fit(Pass):
             if profile.peak <= goal or len(found.moves) >= self.moves:
                 return self._checked(found)
             slight = SLIGHT * profile.seconds
-            offered = (e for e in tilings(profile, spaces, goal) if _key(e) not in refused)
+            offered = (e for e in tilings(profile, spaces, goal, start.known) if _key(e) not in refused)
             ranked = self._ranked(offered, profile, goal, allowance - found.seconds, slight)
             if not ranked:
                 return self._checked(found)
@@ -253,11 +241,21 @@ class Fit(Pass):
             added = NODE_BYTES * choice.nodes + (choice.count - 1) * choice.region.copied_bytes
             return choice.inside + round(self.node_weight * peaks * added)
 
-        fair = [e for e in every if size(e) <= peak * (1 - self.worth) and e.seconds <= allowance]
-        if not fair:
-            return []
-        least = max(min(map(size, fair)), target)
-        enough = target if least <= target else least * 1.08
+        def settled() -> bool:
+            """Whether what needs at least as much as this choice does can no longer be among those that are given."""
+            fewer = NODE_BYTES * len(choice.region.ops)  # at most all of its nodes are gone
+            floor = bound(choice.region, profile)[2] - round(self.node_weight * peaks * fewer)
+            return enough < floor and any(enough < size(e) <= floor for e in fair)
+
+        fair: list[TilingEstimate] = []
+        enough = float("inf")
+        for choice in every:
+            if settled():
+                break
+            if size(choice) <= peak * (1 - self.worth) and choice.seconds <= allowance:
+                fair.append(choice)
+                least = max(size(choice), target)
+                enough = min(enough, target if least <= target else least * 1.08)
         near = [e for e in fair if size(e) <= enough]
         # Gains of time are not relied on: of what costs next to nothing, the fewest nodes.
         near.sort(key=lambda e: (e.seconds if e.seconds > slight else 0.0, e.nodes, e.inside))
@@ -337,6 +335,17 @@ def _key(choice: TilingEstimate) -> object:
     region = choice.region
     places = tuple((op.results[0].name, region.axes[op].cuts) for op in region.ops)
     return choice.count, choice.overcompute, places
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The graph that every round starts from, and what rounds tell each other."""
+
+    graph: Graph
+    context: Context
+    profile: MemoryProfile
+    """Live bytes of the graph that the pass was given: what comes out is compared with them."""
+    known: KnownTilings = field(default_factory=KnownTilings)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
-from memoptc.passes.memory._tile.estimate import MemoryProfile, TilingEstimate, bound, estimates
+from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound, estimates
 from memoptc.passes.memory._tile.grid import NotTileableError
 from memoptc.passes.memory._tile.region import Between, Growth, Region, Spaces
 
@@ -29,28 +29,30 @@ CLEARLY = 0.9
 """Share of the bytes alive at the last place that the next one must be below."""
 
 
-def tilings(profile: MemoryProfile, spaces: Spaces, target: int = 0) -> Iterator[TilingEstimate]:
+def tilings(
+    profile: MemoryProfile, spaces: Spaces, target: int = 0, known: KnownTilings | None = None
+) -> Iterator[TilingEstimate]:
     """Give tilings of regions around the peak, those first that could need least.
 
     Args:
         profile: The graph.
         spaces: Iteration spaces of its ops.
         target: Bytes that suffice: regions that could do with less are all looked at.
+        known: Costs of tilings that were looked at before, in this graph or one of which it is a clone.
     """
+    known = known or KnownTilings()
     every = [
         _Offer(kind, max(bound(region, profile)[2], target), i, region)
         for i, (kind, region) in enumerate(regions(profile, spaces))
     ]
     for region in _skyline(every):
-        if region.rates is None:
-            continue
         last = 1
         inside = 0
         for count in (*COUNTS, *MORE):
             if count > COUNTS[-1] and inside <= max(STILL_LARGE, target):
                 break
             try:
-                found = list(estimates(region, count, profile, profile.costs.extent))
+                found = list(estimates(region, count, profile, known))
             except NotTileableError:
                 break
             inside = found[-1].inside

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, facts, in_family
@@ -54,6 +55,16 @@ class MemoryProfile:
         return sum(self.costs.seconds(op) + OVERHEAD for op in self.ops)
 
     @cached_property
+    def before(self) -> list[int]:
+        """Per step the most bytes alive at any earlier one."""
+        return [0, *accumulate(self.curve, max)]
+
+    @cached_property
+    def behind(self) -> list[int]:
+        """Per step the most bytes alive at any later one."""
+        return [*accumulate(reversed(self.curve), max, initial=self.end)][-2::-1]
+
+    @cached_property
     def users(self) -> list[list[int]]:
         """Per group the ops that use it."""
         found: list[list[int]] = [[] for _ in self.layout.groups]
@@ -98,23 +109,62 @@ class TilingEstimate:
     ordered: bool
 
 
-def estimates(
-    region: Region, count: int, profile: MemoryProfile, extent: Callable[[Value, int], int]
-) -> Iterator[TilingEstimate]:
-    """Look at a region cut into `count` tiles: exactly, and loosely where that saves cropping.
+@dataclass(frozen=True)
+class TileCosts:
+    """What a tiling takes, whatever else is alive beside it.
 
-    Raises:
-        NotTileableError: it cannot be.
+    Args:
+        count: Tiles.
+        tile: Bytes alive at most inside one of them.
+        seconds: Time that all take longer than the whole.
+        nodes: Nodes that they add.
+        overcompute: As in `TilingEstimate`.
+        ordered: As in `TilingEstimate`.
     """
-    grid = StaticGrid(region, count, extent)
-    costs = profile.costs
-    base, outputs, floor = bound(region, profile)
+
+    count: int
+    tile: int
+    seconds: float
+    nodes: int
+    overcompute: bool
+    ordered: bool
+
+
+class KnownTilings:
+    """Costs of tilings, each worked out once: further rounds begin with clones of the same graph, and meet many of the
+    same regions again, as does each step of a round."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, int], list[TileCosts] | NotTileableError] = {}
+
+    def of(self, region: Region, count: int, costs: Costs) -> list[TileCosts]:
+        """Give the costs of a region cut into `count` tiles: exactly, and loosely where that saves cropping.
+
+        Raises:
+            NotTileableError: it cannot be.
+        """
+        key = region.identity, count
+        found = self._known.get(key)
+        if found is None:
+            try:
+                found = list(_tile_costs(region, count, costs))
+            except NotTileableError as reason:
+                found = reason
+            self._known[key] = found
+        if isinstance(found, NotTileableError):
+            raise found
+        return found
+
+
+def _tile_costs(region: Region, count: int, costs: Costs) -> Iterator[TileCosts]:
+    if region.rates is None:
+        raise NotTileableError("its operators do not move together")
+    grid = StaticGrid(region, count, costs.extent)
     overhead = CONVOLUTION_OVERHEAD if any(in_family(op, Family.CONVOLUTION) for op in region.ops) else OVERHEAD
     whole = sum(costs.seconds(op) + overhead for op in region.ops)
-    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
     borders, border_nodes = _borders(region, grid.count, costs)
     waits = must_wait(region, grid.count, costs)
-    outside = max((*profile.curve[:first], *profile.curve[last + 1 :], profile.end), default=0)
+    moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
     for overcompute in (False, True):
         try:
             plan = tile_work(region, grid, grid.count // 2, overcompute=overcompute)
@@ -123,13 +173,26 @@ def estimates(
                 raise
             return
         tile, seconds, nodes, crops = simulate_tile(region, plan, grid, costs)
-        inside = max(base + outputs + tile, floor)
-        moved = 2 * sum(costs.nbytes(v) for v in region.outputs if v in region.cut)
         more = (seconds + (nodes + border_nodes + waits) * overhead) * grid.count + moved / BANDWIDTH + borders - whole
-        added = nodes * grid.count - len(region.ops)
-        yield TilingEstimate(region, grid.count, max(inside, outside), inside, more, added, overcompute, waits > 0)
+        yield TileCosts(grid.count, tile, more, nodes * grid.count - len(region.ops), overcompute, waits > 0)
         if not crops:
             return
+
+
+def estimates(region: Region, count: int, profile: MemoryProfile, known: KnownTilings) -> Iterator[TilingEstimate]:
+    """Look at a region cut into `count` tiles: exactly, and loosely where that saves cropping.
+
+    Raises:
+        NotTileableError: it cannot be.
+    """
+    every = known.of(region, count, profile.costs)
+    base, outputs, floor = bound(region, profile)
+    first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
+    outside = max(profile.before[first], profile.behind[last])
+    for c in every:
+        inside = max(base + outputs + c.tile, floor)
+        peak = max(inside, outside)
+        yield TilingEstimate(region, c.count, peak, inside, c.seconds, c.nodes, c.overcompute, c.ordered)
 
 
 def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:

@@ -27,6 +27,7 @@ class Spaces:
     def __init__(self) -> None:
         self._known: dict[Op, list[Axis]] = {}
         self._sums: dict[Op, list[Axis]] = {}
+        self._every: dict[Op, list[Axis]] = {}
 
     def __getitem__(self, op: Op) -> list[Axis]:
         """The axes of an op; none for one that belongs to a tile already, or is computed when the model is loaded."""
@@ -45,9 +46,12 @@ class Spaces:
 
     def every(self, op: Op) -> list[Axis]:
         """All axes of an op, those along which it is cut only together with what uses its result included."""
-        weights = None if _is_settled(op) else weights_axis(op)
-        own = [weights] if weights is not None and _has_known_extent(op, weights) else []
-        return [*self[op], *own, *self.sums(op)]
+        found = self._every.get(op)
+        if found is None:
+            weights = None if _is_settled(op) else weights_axis(op)
+            own = [weights] if weights is not None and _has_known_extent(op, weights) else []
+            found = self._every[op] = [*self[op], *own, *self.sums(op)]
+        return found
 
 
 def _has_known_extent(op: Op, axis: Axis) -> bool:
@@ -81,6 +85,19 @@ class Region:
         """Per op, how far one step of the region moves along its axis, in whole numbers; `None` when ops cannot move
         together."""
         return _rates(self.ops, self.axes)
+
+    @cached_property
+    def identity(self) -> object:
+        """What tells the region from others of the same model, also when another graph holds copies of its ops.
+
+        Names of its ops, their axes, and how the ops around use what crosses its border.
+        """
+        outside = [v.op for op in self.ops for v in op.operands if v not in self.cut]
+        return (
+            tuple((op.results[0].name, self.axes[op].cuts) for op in self.ops),
+            tuple(None if op is None else op.op_type for op in outside),
+            tuple((v.name, tuple((u.op_type, u in self.axes) for u, _ in v.uses)) for v in self.outputs),
+        )
 
     @cached_property
     def is_symbolic(self) -> bool:
@@ -174,6 +191,7 @@ class Growth:
     def __init__(self, seed: Op, axis: Axis, spaces: Spaces, between: Between) -> None:
         self._seed, self._axis, self._spaces, self._between = seed, axis, spaces, between
         self._known: list[_Grown] = []
+        self._free: _Reached | None = None
 
     def within(self, first: int, last: int) -> Region | None:
         """Grow a region through neighbours that can be cut at the same places.
@@ -189,11 +207,22 @@ class Growth:
         for known in self._known:
             if known.first <= first <= known.lowest and known.highest <= last <= known.last:
                 return known.region
-        reached = _reach(self._seed, self._axis, _Stretch(self._between.place, first, last), self._spaces)
+        reached = self._reached(range(first, last + 1))
         places = [self._between.place[op] for op in reached]
         region = _region(self._seed, reached, self._spaces, self._between)
         self._known.append(_Grown(first, last, min(places), max(places), region))
         return region
+
+
+    def _reached(self, stretch: range) -> dict[Op, Axis]:
+        """Ops of a stretch that are reached; a part of those of a larger one that was reached without a choice."""
+        free, place = self._free, self._between.place
+        if free is not None and free.stretch[0] <= stretch[0] and stretch[-1] <= free.stretch[-1]:
+            return free.within(self._seed, stretch, place)
+        reached = _reach(self._seed, self._axis, place, stretch, self._spaces)
+        if reached.free and free is None:
+            self._free = reached
+        return reached.axes
 
 
 @dataclass(frozen=True)
@@ -271,48 +300,80 @@ def _needs(op: Op, index: int, chosen: Mapping[Op, Axis]) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """The ops of a stretch between two places, as a set."""
+class _Reached:
+    """Ops that growing within a stretch reached.
 
-    place: Mapping[Op, int]
-    first: int
-    last: int
+    Args:
+        stretch: Places that it stayed in.
+        axes: The ops, and the axis along which each is cut.
+        free: Whether each op could be taken in, along one axis only, when it was reached. Then nothing depends on the
+            way there: what growing reaches within a smaller stretch is what hangs together of these ops.
+    """
 
-    def __contains__(self, op: Op) -> bool:
-        return self.first <= self.place.get(op, -1) <= self.last
+    stretch: range
+    axes: dict[Op, Axis]
+    free: bool
+
+    @cached_property
+    def near(self) -> dict[Op, list[Op]]:
+        """Per op those that growing goes on to from there."""
+        found: dict[Op, list[Op]] = {op: [] for op in self.axes}
+        for op in self.axes:
+            for operand, along in zip(op.operands, self.axes[op].operands, strict=True):
+                maker = operand.op
+                if along is None or maker is None or maker not in found:
+                    continue
+                if self.axes[maker].results[maker.results.index(operand)] is not None:
+                    found[op].append(maker)
+                    found[maker].append(op)
+        return found
+
+    def within(self, seed: Op, stretch: range, place: Mapping[Op, int]) -> dict[Op, Axis]:
+        """Give what hangs together with an op in a smaller stretch."""
+        reached = {seed: self.axes[seed]}
+        todo = [seed]
+        while todo:
+            for other in self.near[todo.pop()]:
+                if other not in reached and place[other] in stretch:
+                    reached[other] = self.axes[other]
+                    todo.append(other)
+        return reached
 
 
-def _reach(seed: Op, axis: Axis, allowed: _Stretch, spaces: Spaces) -> dict[Op, Axis]:
+def _reach(seed: Op, axis: Axis, place: Mapping[Op, int], stretch: range, spaces: Spaces) -> _Reached:
+    """Go from op to op, along values that are cut, as far as places in a stretch are not left."""
     chosen = {seed: axis}
     places: dict[Value, int] = {r: a for r, a in zip(seed.results, axis.results, strict=True) if a is not None}
-    todo = [seed]
+    todo, free = [seed], True
     while todo:
         op = todo.pop()
         for operand, along in zip(op.operands, chosen[op].operands, strict=True):
-            producer = operand.op
-            if along is not None and producer is not None and producer in allowed and producer not in chosen:
+            if along is None or (producer := operand.op) is None or producer in chosen:
+                continue
+            if place.get(producer, -1) in stretch:
                 index = producer.results.index(operand)
                 found = [a for a in spaces.every(producer) if a.results[index] == along.axis]
-                _join(producer, found, chosen, places, todo)
-        for result, place in zip(op.results, chosen[op].results, strict=True):
-            if place is None:
+                free &= _join(producer, found, chosen, places, todo)
+        for result, where in zip(op.results, chosen[op].results, strict=True):
+            if where is None:
                 continue
             for user, index in result.uses:
-                if user in allowed and user not in chosen:
+                if user not in chosen and place.get(user, -1) in stretch:
                     every = spaces.every(user)
-                    found = [a for a in every if (p := a.operands[index]) is not None and p.axis == place]
-                    _join(user, found, chosen, places, todo)
-    return chosen
+                    found = [a for a in every if (p := a.operands[index]) is not None and p.axis == where]
+                    free &= _join(user, found, chosen, places, todo)
+    return _Reached(stretch, chosen, free)
 
 
-def _join(op: Op, axes: Sequence[Axis], chosen: dict[Op, Axis], places: dict[Value, int], todo: list[Op]) -> None:
-    """Take an op in along the first axis that fits everything taken in before."""
+def _join(op: Op, axes: Sequence[Axis], chosen: dict[Op, Axis], places: dict[Value, int], todo: list[Op]) -> bool:
+    """Take an op in along the first axis that fits everything taken in before; give whether nothing was to choose."""
     for axis in axes:
         if _fits(op, axis, chosen, places):
             chosen[op] = axis
             places.update((r, a) for r, a in zip(op.results, axis.results, strict=True) if a is not None)
             todo.append(op)
-            return
+            return len(axes) == 1
+    return not axes
 
 
 def _fits(op: Op, axis: Axis, chosen: Mapping[Op, Axis], places: Mapping[Value, int]) -> bool:
@@ -400,29 +461,33 @@ def _rates(ops: Sequence[Op], axes: Mapping[Op, Axis]) -> dict[Op, int] | None:
                 if other not in found:
                     found[other] = rate
                     todo.append(other)
-                elif found[other] != rate:
+                elif found[other] is not rate and found[other] != rate:
                     return None
     scale = lcm(*(r.denominator for r in found.values()))
     for op, rate in found.items():
-        whole = int(rate * scale)
+        whole = rate.numerator * scale // rate.denominator
         wanted = axes[op].grain
         for along in axes[op].operands:
             if along is not None and (whole * along.stride) % along.per:
                 wanted = lcm(wanted, along.per)
         if whole % wanted:
             scale *= wanted // gcd(whole, wanted)
-    return {op: int(rate * scale) for op, rate in found.items()}
+    return {op: rate.numerator * scale // rate.denominator for op, rate in found.items()}
 
 
 def _neighbours(op: Op, rate: Fraction, axes: Mapping[Op, Axis], inside: set[Op]) -> list[tuple[Op, Fraction]]:
     found = []
     for operand, along in zip(op.operands, axes[op].operands, strict=True):
         if along is not None and operand.op in inside and operand.op is not None:
-            found.append((operand.op, rate * along.stride / along.per))
+            found.append((operand.op, _times(rate, along.stride, along.per)))
     for result in op.results:
         for user, index in result.uses:
             if user in inside:
                 along = axes[user].operands[index]
                 if along is not None:
-                    found.append((user, rate * along.per / along.stride))
+                    found.append((user, _times(rate, along.per, along.stride)))
     return found
+
+
+def _times(rate: Fraction, up: int, down: int) -> Fraction:
+    return rate if up == down else rate * Fraction(up, down)  # most axes move alike, and fractions are slow
