@@ -25,7 +25,8 @@ from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed, RunOptions
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
-_MOST_ROUNDS = 36  # until an interval leaves the bound that is asked about
+_MOST_ROUNDS = 60  # until an interval leaves the bound that is asked about
+_TURN_SECONDS = 0.2  # then a turn takes about so long: many short turns tell more than few long ones
 _APART_ROUNDS = 5  # where each turn loads its model anew
 _APART_SHARE = 2  # times the seconds for runs: what these turns may take, loading included
 _MOST_RUNS = 100  # per turn
@@ -202,8 +203,8 @@ def measure(
         feed: The inputs: the same for all, or one per model.
         options: How to run: one for all, or one per model.
         seconds: About how long all timed runs together may take. Every model runs at least 3 times.
-        bound: Take more turns, up to three times `seconds`, until it is decided on which side of the bound the
-            slowdown of each other model against the first lies.
+        bound: Take short turns, and more of them, up to three times `seconds`, until it is decided on which side of
+            the bound the slowdown of each other model against the first lies.
         needs: What `measure_need` gave for each of the cases, where that is known already.
 
     Raises:
@@ -296,10 +297,13 @@ def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[
         workers = [stack.enter_context(start_worker(*case)) for case in cases]
         for ask in workers:
             ask(do="load")
-        warm = sum(ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers)
-        rounds = max(3, min(_ROUNDS, int(seconds / max(warm, 1e-6))))
-        count = max(1, min(_MOST_RUNS, int(seconds / rounds / max(warm, 1e-6))))
-        most = min(_MOST_ROUNDS, 3 * rounds) if bound is not None and len(cases) > 1 else rounds
+        warm = max(1e-6, sum(ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers))
+        rounds = most = max(3, min(_ROUNDS, int(seconds / warm)))
+        turn = seconds / rounds
+        if bound is not None and len(cases) > 1:
+            turn = min(turn, _TURN_SECONDS * len(cases))
+            most = max(rounds, min(_MOST_ROUNDS, int(3 * seconds / max(turn, warm))))
+        count = max(1, min(_MOST_RUNS, int(turn / warm)))
         found: list[list[list[float]]] = [[] for _ in workers]
         while len(found[0]) < most:
             for ask, turns in zip(workers, found, strict=True):
