@@ -287,6 +287,27 @@ def test_dynamic(seed: int, size: int) -> None:
     check(tileable_graph(seed, size, MOVES, symbols=True), seed)
 
 
+def test_growing_again_in_a_smaller_stretch_gives_what_growing_there_does() -> None:
+    """What was reached without a choice is taken from the larger stretch instead."""
+    rng, taken = random.Random(3), 0
+    for seed in range(12):
+        graph = tileable_graph(seed, 12, MOVES)
+        infer_shapes(graph)
+        ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
+        spaces, between = Spaces(), Between(ops)
+        for op, axis in [(op, axis) for op in ops for axis in spaces.every(op)][::3]:
+            place, once = ops.index(op), Growth(op, axis, spaces, between)
+            once.within(0, len(ops) - 1)
+            for _ in range(4):
+                first, last = rng.randint(0, place), rng.randint(place, len(ops) - 1)
+                again = Growth(op, axis, spaces, between).within(first, last)
+                found = once.within(first, last)
+                taken += found is not None
+                assert (found and found.axes) == (again and again.axes)
+    assert taken > 100
+
+
+
 @pytest.mark.parametrize("symbols", [False, True], ids=["static", "dynamic"])
 def test_most_graphs_are_tiled(symbols: bool) -> None:
     """The properties above look at something."""
