@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import same
 from memoptc.ir.ops import Family, definition, in_family
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
@@ -107,28 +107,25 @@ def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
         found: What is alive when without that.
         known: Values whose shapes can be compared.
     """
-    free: list[Storage] = []
+    free: defaultdict[object, list[Storage]] = defaultdict(list)
     kept: list[Storage] = []
-    busy: list[Storage] = []
-    for storage in sorted(found.storages, key=lambda s: s.first):
-        ended = sorted((s for s in busy if s.last < storage.first), key=lambda s: s.last)
-        free.extend(ended)
-        busy = [s for s in busy if s.last >= storage.first]
-        if not storage.values or is_handed_out(storage) or storage.values[0] not in known:
+    busy: list[tuple[int, int, object, Storage]] = []
+    for index, storage in enumerate(sorted(found.storages, key=lambda s: s.first)):
+        while busy and busy[0][0] < storage.first:
+            _, _, shape, ended = heappop(busy)
+            free[shape].append(ended)
+        shape = _shape(storage.values[0]) if storage.values and storage.values[0] in known else None
+        if shape is None or is_handed_out(storage):
             kept.append(storage)
             continue
-        taken = next((s for s in reversed(free) if _same_shape(s.values[0], storage.values[0])), None)
-        if taken is None:
-            copy = Storage(
-                storage.name, storage.size, storage.first, storage.last, list(storage.values), storage.extent
-            )
-            kept.append(copy)
-            busy.append(copy)
+        if free[shape]:
+            buffer = free[shape].pop()
+            buffer.last = storage.last
+            buffer.values.extend(storage.values)
         else:
-            free.remove(taken)
-            taken.last = storage.last
-            taken.values.extend(storage.values)
-            busy.append(taken)
+            buffer = replace(storage, values=list(storage.values))
+            kept.append(buffer)
+        heappush(busy, (buffer.last, index, shape, buffer))
     return Liveness(kept, found.steps, found.unknown, found.alignment)
 
 
@@ -226,11 +223,8 @@ def is_handed_out(storage: Storage) -> bool:
     return any(v.is_output for v in storage.values)
 
 
-def _same_shape(a: Value, b: Value) -> bool:
-    if a.dtype is None or b.dtype is None or DType.STRING in (a.dtype, b.dtype):
-        return False
-    if a.shape is None or b.shape is None:
-        return False
-    if a.dtype.bitwidth != b.dtype.bitwidth or len(a.shape) != len(b.shape):
-        return False
-    return all(same(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+def _shape(value: Value) -> object:
+    """Bits of an element, and extents: values of which these are the same may share a buffer; `None` if not known."""
+    if value.dtype is None or value.dtype == DType.STRING or value.shape is None or None in value.shape:
+        return None
+    return value.dtype.bitwidth, value.shape
