@@ -18,7 +18,22 @@ from memoptc.ir import monomials
 monomials.install()
 SYMPY: Any = importlib.import_module("sympy")  # of the engine, none of memoptc's
 
-TEXTS = ("batch", "-batch", "96*batch", "-6*batch", "_d1", "été", "N.x", "and", "batch + 1", "Max(0, batch)", "floor(h/2) + 1", "h/2", "a*b + c", None)
+TEXTS = (
+    "batch",
+    "-batch",
+    "96*batch",
+    "-6*batch",
+    "_d1",
+    "été",
+    "N.x",
+    "and",
+    "batch + 1",
+    "Max(0, batch)",
+    "floor(h/2) + 1",
+    "h/2",
+    "a*b + c",
+    None,
+)
 NUMBERS = (0, 1, -1, 2, 3, 96, 192)
 
 

@@ -295,7 +295,7 @@ def test_growing_again_in_a_smaller_stretch_gives_what_growing_there_does() -> N
         infer_shapes(graph)
         ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
         spaces, between = Spaces(), Between(ops)
-        for op, axis in [(op, axis) for op in ops for axis in spaces.every(op)][::3]:
+        for op, axis in [(o, a) for o in ops for a in spaces.every(o)][::3]:
             place, once = ops.index(op), Growth(op, axis, spaces, between)
             once.within(0, len(ops) - 1)
             for _ in range(4):
@@ -305,7 +305,6 @@ def test_growing_again_in_a_smaller_stretch_gives_what_growing_there_does() -> N
                 taken += found is not None
                 assert (found and found.axes) == (again and again.axes)
     assert taken > 100
-
 
 
 @pytest.mark.parametrize("symbols", [False, True], ids=["static", "dynamic"])

@@ -213,7 +213,6 @@ class Growth:
         self._known.append(_Grown(first, last, min(places), max(places), region))
         return region
 
-
     def _reached(self, stretch: range) -> dict[Op, Axis]:
         """Ops of a stretch that are reached; a part of those of a larger one that was reached without a choice."""
         free, place = self._free, self._between.place
