@@ -34,7 +34,7 @@ from memoptc.source import files_of
 from memoptc.steps import prepare, prove, run
 from memoptc.steps.describe import Figures
 from memoptc.steps.reporting import report_of
-from memoptc.takeback import Keeper
+from memoptc.takeback import Keeper, with_proof
 from memoptc.untouched import check_target
 from memoptc.version import __version__
 from memoptc.within import Held, check_process, held, reach
@@ -250,7 +250,7 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
     except InputError:
         _prove(attempts, attempt)  # says more about a model that does not run
         raise
-    attempt = _proven(attempts, attempt)
+    attempt = keeper.hold_needs(_proven(attempts, attempt))
     options.progress("measuring", 0.8)
     attempt = _proven(attempts, keeper.hold_times(attempt))
     keeper.finish(attempt)
@@ -269,19 +269,20 @@ def _measured_needs(attempt: Attempt, bench: Bench, options: Options) -> Held:
 
 
 def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:
-    """Prove an attempt; as a plain graph where it fails in the form in which it was written.
+    """Prove an attempt; as a plain graph, then with weaker passes, where it fails in the form in which it was written.
 
     onnxruntime only warns of a shape that it infers wrongly, except where a branch gives it: then the run ends.
     """
     options = attempts.compilation.options
-    if attempt.choice.form.name == "plain" or options.form != "auto" or options.force:
+    if options.force:
         _prove(attempts, attempt)
         return attempt
     found = _verify(attempts, attempt)
-    if found.failed:
+    if found.failed and attempt.choice.form.name != "plain" and options.form == "auto":
         why = f"inside a branch its proof fails: {found.worst}"
         attempt = attempts.build(attempt.pipeline, form="plain")
         attempt.decisions.append(Decision("form", "written as a plain graph", why))
+    attempt = with_proof(attempts, attempt, lambda a: _verify(attempts, a))
     _prove(attempts, attempt)
     return attempt
 

@@ -25,6 +25,7 @@ from memoptc.report.model import Decision
 from memoptc.report.verdict import TAKEN_BACK
 from memoptc.runtime.contract import Tier, contract_path
 from memoptc.runtime.sizes import PREDICTED
+from memoptc.runtime.verification import Verification
 from memoptc.targets import HALF_FLOATS
 
 KEPT = ("lower", "plan-memory", "inline-functions", "freeze-runtime", "quantize-io")
@@ -351,6 +352,36 @@ class Keeper:
         last.taken_back = ([*decisions, *new], [*warnings, text])
         last.decisions += last.taken_back[0]
         last.warnings += last.taken_back[1]
+
+
+def with_proof(attempts: Attempts, first: Attempt, verify: Callable[[Attempt], Verification]) -> Attempt:
+    """Give an attempt whose proof holds: weaker passes stand in place of those that have any, as often as that helps.
+
+    Args:
+        attempts: Makes attempts.
+        first: What failed, perhaps.
+        verify: Compares an attempt with the original.
+
+    Returns:
+        The attempt, with what was taken back; `first`, whose files may be gone, where no weaker passes hold.
+    """
+    latest, form = first, None if first.edit is None else first.edit.form
+    decisions, warnings = list(first.taken_back[0]), list(first.taken_back[1])
+    while (found := verify(latest)).failed:
+        passes = list(latest.pipeline.passes())
+        weaker = {i: pass_ for i in latest.compiled.changed if (pass_ := passes[i].weaker()) is not None}
+        if not weaker:
+            return first
+        told = [f"{passes[i]} (now {pass_})" for i, pass_ in weaker.items()]
+        why = f"verification fails: {found.worst}"
+        decisions += [Decision(TAKEN_BACK, what, f"with it, {why}") for what in told]
+        warnings.append(f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same.")
+        latest = attempts.build(latest.pipeline.without((), weaker), form=form)
+        latest.edit, latest.taken_back = first.edit, (decisions, warnings)
+    if latest is not first:
+        latest.decisions += decisions
+        latest.warnings += warnings
+    return latest
 
 
 @dataclass(frozen=True)

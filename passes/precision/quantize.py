@@ -56,6 +56,8 @@ class Quantize(Pass):
             in float; "integer" computes in integers, too, which onnxruntime has only slow kernels for.
         embeddings: Also code the tables of Gather, per column.
         outputs: Also code outputs of the model, in the static form, where they come from integers (see `quantize-io`).
+        weights_only: Code weights alone, as tables that onnxruntime decodes while loading: the file is small, need and
+            latency are those of float. Tried where activations in codes err too much, need more or are slower.
     """
 
     form: str = "auto"
@@ -68,6 +70,11 @@ class Quantize(Pass):
     convolutions: str = "weights"
     embeddings: bool = True
     outputs: bool = False
+    weights_only: bool = False
+
+    def weaker(self) -> Pass | None:
+        """Weights alone."""
+        return None if self.weights_only else replace(self, weights_only=True)
 
     def run(self, graph: Graph, context: Context) -> None:
         """Quantize the top graph; what lies inside subgraphs stays in float and is counted."""
@@ -75,6 +82,10 @@ class Quantize(Pass):
         device = load_device(self.device)
         dtype, bits = DTYPES[self.weights], device.weight_bits(self.weights)
         form = self.form if self.form != "auto" else ("static" if context.calibration is not None else "dynamic")
+        if self.weights_only and not is_quantized(graph):
+            coding = QuantizeWeights(bits=8, symmetric=True, rounding=False, decode="load", exclude=self.exclude)
+            coding.run(graph, context)
+            return
         if is_quantized(graph):
             if not device.signed:
                 without_sign(graph, context.stats)

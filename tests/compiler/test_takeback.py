@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from runtime_models import parse
 
 import memoptc
@@ -282,3 +284,21 @@ def test_growth_at_small_extents_is_taken_back(weighs: bool, tmp_path: Path) -> 
     assert decision.what == ("chain (now chain{node_weight=8.0})" if weighs else "chain")
     nodes = len([op for op in result.graph.walk() if op.op_type == "Abs"])
     assert nodes == (251 if weighs else 1)
+
+
+def test_codes_that_fail_the_proof_give_way_to_weaker_ones(tmp_path: Path) -> None:
+    """A column of 1e4 that no weight reads leaves no codes for the others."""
+    rng = np.random.default_rng(3)
+    gain, weight = np.ones(64, np.float32), rng.normal(size=(64, 64)).astype(np.float32)
+    gain[7], weight[7] = 1e4, 0.0
+    model = parse("g (float[N, 64] x) => (float[N, 64] y) { s = Mul (x, gain) y = MatMul (s, w) }")
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in (("gain", gain), ("w", weight)))
+    onnx.save(model, tmp_path / "m.onnx")
+    result = memoptc.compile(tmp_path / "m.onnx", 2, "int8", measure=False)
+    (told,) = (warning for warning in result.report.warnings if warning.startswith("Taken back"))
+    assert "weights_only=true" in told
+    assert "verification fails" in told
+    stored = [
+        t for t in result.model.graph.initializer if t.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+    ]
+    assert sum(np.prod(t.dims) for t in stored) >= 64 * 64
