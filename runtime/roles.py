@@ -16,7 +16,8 @@ import numpy.typing as npt
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.decoder import appended_inputs, numbers_steps, recognised
 from memoptc.ir.dims import Dim, KnownDim, Sym
-from memoptc.ir.ops import VIEWS, Family, in_family, names_where
+from memoptc.ir.ops import VIEWS, Family, definition, in_family, names_where
+from memoptc.ir.ops.parameters import Below, Index, IndexRows, Length, Mask, Parameter, Setting
 from memoptc.ir.types import DType
 
 _CARRY_FIRST = names_where(lambda o: o.moves) | frozenset(
@@ -162,45 +163,53 @@ def _onward(op: Op, index: int, place: _Place, graph: Graph) -> Iterator[_Place]
 
 def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
     """Note what `op` says about its operand `index`."""
-    kind = op.op_type
-    if index == 1 and kind in (
-        "Gather",
-        "GatherElements",
-        "ScatterElements",
-        "Scatter",
-        "GatherBlockQuantized",
-    ):
-        axis = op.attrs.get("axis", op.attrs.get("gather_axis", 0))
-        _bound(role, _extent(op.operands[0], axis), place)
-    elif index == 1 and kind in ("GatherND", "ScatterND"):
-        _bound_tuple(role, op, place)
-    elif kind == "EmbedLayerNormalization":
-        tables = {0: 2, 1: 4, 8: 3}
-        table = op.input(tables[index]) if index in tables else None
-        if table is not None:
-            _bound(role, _extent(table, 0), place)
-    elif kind == "OneHot" and index == 0:
-        depth = _scalar(op.operands[1])
-        _bound(role, None if depth is None else int(depth), place)
-    elif in_family(op, Family.RECURRENT) and index == 4:
-        role.lengths.append(_extent(op.operands[0], 1 if op.attrs.get("layout") else 0))
-    elif kind == "ReverseSequence" and index == 1:
-        role.lengths.append(_extent(op.operands[0], op.attrs.get("time_axis", 0)))
+    parameter = definition(op).parameters.get(index)
+    if parameter is not None:
+        _take(role, op, parameter, place)
     elif in_family(op, Family.COMPARISON) and len(op.operands) == 2:
         _compared(role, op, index, place)
-    elif kind in ("Where", "Not", "And", "Or", "Xor", "If") and index == 0:
+    elif op.op_type == "Cast" and DType(op.attrs.get("to", 0)) == DType.BOOL:
         role.mask = True
-    elif kind == "Cast" and DType(op.attrs.get("to", 0)) == DType.BOOL:
+    elif op.op_type == "Sub" and index == 1 and place.is_plain and _scalar(op.operands[0]) == 1.0:
         role.mask = True
-    elif kind == "Sub" and index == 1 and place.is_plain and _scalar(op.operands[0]) == 1.0:
-        role.mask = True
-    elif kind in ("LabelEncoder", "TfIdfVectorizer", "CategoryMapper", "OneHotEncoder"):
-        _known_words(role, op)
-    elif kind in ("Sub", "Mul", "Div", "Add", "BatchNormalization") and place.near:
+    elif op.op_type in ("Sub", "Mul", "Div", "Add", "BatchNormalization") and place.near:
         _number_range(role, op, index)
-    elif kind == "GroupQueryAttention":
+    elif op.op_type == "GroupQueryAttention":
         _attention(role, op, index, place)
-    role.fixed.extend(_structural(op, index))
+    for key in _VOCABULARIES & op.attrs.keys():
+        role.words.extend(w if isinstance(w, str) else w.decode() for w in op.attrs[key])
+
+
+_VOCABULARIES = {"keys_strings", "pool_strings", "cats_strings"}
+"""Attributes that list the strings an operator knows."""
+
+
+def _take(role: Role, op: Op, parameter: Parameter, place: _Place) -> None:
+    """Note what an operand that says what its operator does may hold."""
+    match parameter:
+        case Index(table, axis):
+            value = op.input(table)
+            if value is not None:
+                _bound(role, _extent(value, op.attrs.get(axis, 0)), place)
+        case IndexRows():
+            _bound_tuple(role, op, place)
+        case Below(bound):
+            depth = _scalar(op.operands[bound])
+            _bound(role, None if depth is None else int(depth), place)
+        case Length(axis_of):
+            role.lengths.append(_extent(op.operands[0], axis_of(op)))
+        case Mask():
+            role.mask = True
+        case Setting():
+            role.fixed.extend(_settings(op, parameter))
+
+
+def _settings(op: Op, parameter: Setting) -> Iterator[tuple[int | float, ...]]:
+    """Values that suit a setting, surest first."""
+    like = op.result if parameter.as_result and op.results else op.operand if parameter.as_operand else None
+    if like is not None and like.static_shape is not None:
+        yield like.static_shape
+    yield parameter.values
 
 
 def _attention(role: Role, op: Op, index: int, place: _Place) -> None:
@@ -258,44 +267,6 @@ def _number_range(role: Role, op: Op, index: int) -> None:
         size = 0.0 if other is None or not other.size or other.dtype.kind not in "iuf" else np.abs(other).max()
         large = 0 < float(size) < 1 / 64 if op.op_type == "Mul" else float(size) > 16
     role.bytes_range = role.bytes_range or large
-
-
-def _structural(op: Op, index: int) -> Iterator[tuple[int | float, ...]]:
-    """Values for an operand that shapes its result, surest first."""
-    kind = op.op_type
-    if op.domain:
-        return
-    static = op.result.static_shape if op.results else None
-    if kind in ("Reshape", "Expand", "ConstantOfShape") and index == (0 if kind == "ConstantOfShape" else 1):
-        if static is not None:
-            yield static
-        yield {"Reshape": (-1, 1, 1, 1, 1, 1, 1, 1), "Expand": (1,), "ConstantOfShape": (2,)}[kind]
-    elif kind == "Slice" and index:
-        yield {1: (0,), 2: (1 << 30,), 3: (0, 1, 2, 3, 4, 5), 4: (1,)}[index]
-    elif kind in ("Squeeze", "Unsqueeze") and index == 1:
-        yield (0, 1, 2, 3, 4, 5)
-    elif kind == "CumSum" and index == 1:
-        yield (0,)
-    elif kind.startswith("Reduce") and index == 1:
-        yield (-1, -2, -3, -4)
-    elif kind == "Range":
-        yield {0: (0,), 1: (5,), 2: (1,)}[index]
-    elif (kind == "Resize" and index in (2, 3)) or (kind == "Upsample" and index == 1):
-        source = op.operand.static_shape
-        if index == 3 and source is not None:
-            yield source
-        yield (1.0,)
-    elif (kind, index) in (("Loop", 0), ("TopK", 1), ("Tile", 1), ("OneHot", 1), ("NonMaxSuppression", 2)):
-        yield {"Loop": (3,), "TopK": (1,), "Tile": (1,), "OneHot": (4,), "NonMaxSuppression": (3,)}[kind]
-    elif (kind == "Pad" and index == 1) or (kind in ("SequenceAt", "SequenceErase", "Trilu") and index == 1):
-        yield (0,)
-    elif kind in ("Split", "SplitToSequence") and index == 1:
-        yield (1,)
-
-
-def _known_words(role: Role, op: Op) -> None:
-    for key in ("keys_strings", "pool_strings", "cats_strings"):
-        role.words.extend(w if isinstance(w, str) else w.decode() for w in op.attrs.get(key, ()))
 
 
 def _extent(value: Value, axis: int) -> Dim:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import onnx.defs
 from memoptc.ir.core import Op, Value
 from memoptc.ir.ops.axis import Axis
 from memoptc.ir.ops.double import Lowering
+from memoptc.ir.ops.parameters import Parameter
 from memoptc.ir.ops.sample import Sampler, broadcasting
 from memoptc.ir.ops.sizes import Sizes
 
@@ -148,6 +149,7 @@ class Operator:
         stays_float32: What it computes is defined by rounding to few bits, or by a choice among elements: it stays in
             float32, between casts.
         float32_operands: Operands that are float32 even in the operator's float64 form.
+        parameters: Operands that say what it does, by index: what their values mean.
         sample: Draws random valid instances; property tests hold every other fact against onnxruntime on them.
     """
 
@@ -185,6 +187,7 @@ class Operator:
     double: Lowering | None = None
     stays_float32: bool = False
     float32_operands: tuple[int, ...] = ()
+    parameters: Mapping[int, Parameter] = field(default_factory=dict, hash=False)
     sample: Sampler | None = None
 
     @property

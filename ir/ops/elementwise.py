@@ -12,6 +12,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.ops import double_elementwise as double
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
 from memoptc.ir.ops.definition import Arity, Blocked, Family, IntegerKernel, Operator, also, define
+from memoptc.ir.ops.parameters import Mask
 from memoptc.ir.ops.sample import Rng, Sample, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
@@ -159,3 +160,4 @@ OPERATORS = also(OPERATORS, "Mean", double=double.mean)
 OPERATORS = also(OPERATORS, "Sinh", double=double.sinh)
 OPERATORS = also(OPERATORS, "Tan", double=double.tan)
 OPERATORS = also(OPERATORS, "ThresholdedRelu", double=double.thresholded_relu)
+OPERATORS = also(OPERATORS, "And Not Or Where Xor", parameters={0: Mask()})

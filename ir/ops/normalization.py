@@ -13,6 +13,7 @@ from memoptc.ir.dims import same
 from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.double import OpBuilder, f64, i64, rank_of, reduced
+from memoptc.ir.ops.parameters import Index
 from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of
@@ -176,3 +177,4 @@ OPERATORS: tuple[Operator, ...] = (
     ),
 )
 OPERATORS = also(OPERATORS, "Softmax", arithmetic=4.5)
+OPERATORS = also(OPERATORS, "EmbedLayerNormalization", MICROSOFT, parameters={0: Index(2), 1: Index(4), 8: Index(3)})

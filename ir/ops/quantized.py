@@ -5,6 +5,7 @@ from __future__ import annotations
 from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, extents, given
 from memoptc.ir.ops.definition import Family, Operator, also, define
+from memoptc.ir.ops.parameters import Index
 from memoptc.ir.ops.schema import MICROSOFT
 
 
@@ -42,3 +43,4 @@ OPERATORS = also(
     MICROSOFT,
     on_codes=True,
 )
+OPERATORS = also(OPERATORS, "GatherBlockQuantized", MICROSOFT, parameters={1: Index(axis="gather_axis")})

@@ -9,6 +9,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
 from memoptc.ir.ops.double_recurrent import recurrent
+from memoptc.ir.ops.parameters import Length
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 
@@ -76,3 +77,4 @@ OPERATORS: tuple[Operator, ...] = (
 OPERATORS = also(OPERATORS, "GRU LSTM", packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, on_codes=True)
+OPERATORS = also(OPERATORS, "GRU LSTM RNN", parameters={4: Length(lambda op: 1 if op.attrs.get("layout") else 0)})

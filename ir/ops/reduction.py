@@ -10,6 +10,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import SUMMED, WHOLE, Along, Axis, Join, accumulated, dtype_of, everywhere, extents, given
 from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.normalization import all_but_axis
+from memoptc.ir.ops.parameters import Setting
 from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, since
@@ -136,3 +137,6 @@ OPERATORS: tuple[Operator, ...] = (
     *define("ReduceSumInteger", MICROSOFT, **_FACTS),
 )
 OPERATORS = also(OPERATORS, "TopK", loses_symbols=True)
+OPERATORS = also(OPERATORS, _SUMS, parameters={1: Setting((-1, -2, -3, -4))})
+OPERATORS = also(OPERATORS, "CumSum", parameters={1: Setting((0,))})
+OPERATORS = also(OPERATORS, "TopK", parameters={1: Setting((1,))})

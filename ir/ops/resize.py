@@ -8,6 +8,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
 from memoptc.ir.ops.definition import Blocked, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double_resize import resize
+from memoptc.ir.ops.parameters import Setting
 from memoptc.ir.ops.sample import Rng, Sample, Sampler, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of
@@ -164,3 +165,6 @@ OPERATORS: tuple[Operator, ...] = (
 )
 OPERATORS = also(OPERATORS, "Resize Upsample", blocked=Blocked.ALWAYS)
 OPERATORS = also(OPERATORS, "Pad Resize Upsample", loses_symbols=True)
+OPERATORS = also(OPERATORS, "Resize", parameters={2: Setting((1.0,)), 3: Setting((1.0,), as_operand=True)})
+OPERATORS = also(OPERATORS, "Upsample", parameters={1: Setting((1.0,))})
+OPERATORS = also(OPERATORS, "Pad", parameters={1: Setting((0,))})

@@ -11,6 +11,7 @@ from memoptc.ir.dims import Dim, KnownDim, Sym, same
 from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double import OpBuilder
+from memoptc.ir.ops.parameters import Below, Index, IndexRows, Length, Setting
 from memoptc.ir.ops.sample import Rng, Sample, axis_of, floats
 from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT
@@ -303,3 +304,22 @@ OPERATORS = also(OPERATORS, "Slice", sample=_slice_sample)
 OPERATORS = also(OPERATORS, "Expand", sample=_expand_sample)
 OPERATORS = also(OPERATORS, "Tile", sample=_tile_sample)
 OPERATORS = also(OPERATORS, "GatherElements", sample=_elements_sample)
+OPERATORS = also(OPERATORS, "Gather GatherElements Scatter ScatterElements", parameters={1: Index()})
+OPERATORS = also(OPERATORS, "GatherND ScatterND", parameters={1: IndexRows()})
+OPERATORS = also(OPERATORS, "GatherND", MICROSOFT, parameters={1: IndexRows()})
+OPERATORS = also(OPERATORS, "ReverseSequence", parameters={1: Length(lambda op: int(op.attrs.get("time_axis", 0)))})
+OPERATORS = also(OPERATORS, "OneHot", parameters={0: Below(1), 1: Setting((4,))})
+OPERATORS = also(OPERATORS, "Reshape", parameters={1: Setting((-1, *[1] * 7), as_result=True)})
+OPERATORS = also(OPERATORS, "Expand", parameters={1: Setting((1,), as_result=True)})
+OPERATORS = also(OPERATORS, "ConstantOfShape", parameters={0: Setting((2,), as_result=True)})
+OPERATORS = also(OPERATORS, "Squeeze Unsqueeze", parameters={1: Setting((0, 1, 2, 3, 4, 5))})
+OPERATORS = also(
+    OPERATORS,
+    "Slice",
+    parameters={1: Setting((0,)), 2: Setting((1 << 30,)), 3: Setting((0, 1, 2, 3, 4, 5)), 4: Setting((1,))},
+)
+OPERATORS = also(OPERATORS, "Range", parameters={0: Setting((0,)), 1: Setting((5,)), 2: Setting((1,))})
+OPERATORS = also(OPERATORS, "Split Tile", parameters={1: Setting((1,))})
+OPERATORS = also(OPERATORS, "Trilu", parameters={1: Setting((0,))})
+OPERATORS = also(OPERATORS, "Trilu", MICROSOFT, parameters={1: Setting((0,))})
+OPERATORS = also(OPERATORS, "NonMaxSuppression", parameters={2: Setting((3,))})

@@ -84,3 +84,12 @@ def test_a_new_operator_is_one_entry() -> None:
         assert key in SAMPLED
         assert key not in MOVES
         assert TABLE[key].space is not None
+
+
+def test_numbers_that_a_sample_fixes_are_parameters() -> None:
+    """Axes, shapes and counts have values that suit them, which made-up inputs then hold."""
+    for key in SAMPLED:
+        for seed in range(5):
+            sample = drawn(key, seed)
+            fixed = {i for i in sample.weights if np.asarray(sample.operands[i]).dtype == np.int64}
+            assert fixed <= TABLE[key].parameters.keys(), key
