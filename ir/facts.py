@@ -19,7 +19,8 @@ OBSERVED = "memoptc.observed_bytes"
 """Metadata of a value: its bytes as an expression, as runs showed it and nobody proved; never written to a file."""
 
 UNSTATED = "memoptc.unstated"
-"""Metadata of a body's input: what of its type the file leaves open, `type` or `shape`; never written to a file.
+"""Metadata of a body's input, or of a value in one: what of its type the file leaves open, `type`, `shape` or
+`extents`, which states the rank; never written to a file.
 
 Of what a Loop collects, onnxruntime takes the extents from its own inference where there are no trips: a type that we
 inferred and wrote into the body would change that output.

@@ -100,7 +100,7 @@ def wrap(graph: Graph, *, captured: bool = False, shapeless: bool = False) -> Gr
     Args:
         graph: Stays as it is.
         captured: Leave `captured_weights` outside of the branch.
-        shapeless: Hide the inputs' extents from the branch, and state no types inside of it.
+        shapeless: Hide the inputs' extents from the branch, and state no types inside of it but their ranks.
     """
     outer = Graph(graph.name, graph.model)
     outer.doc, outer.metadata = graph.doc, dict(graph.metadata)
@@ -190,13 +190,19 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
 
 def _of_hidden_extents(graph: Graph, value: Value, zero: Value, name: str) -> Value:
     """The same tensor, of whose extents onnxruntime knows nothing before the run; itself where it has none, or elements
-    of less than a byte, for which onnxruntime has no Shape."""
+    of less than a byte, for which onnxruntime has no Shape.
+
+    The rank is stated: from it and from weights follow numbers of channels, without which onnxruntime would copy what
+    it pools out of its layout in blocks of channels, and back.
+    """
     type_ = value.tensor_type
     if type_ is None or not value.rank or (type_.dtype != DType.STRING and type_.dtype.bitwidth < _BYTE):
         return value
     extents = TensorType(DType.INT64, (value.rank,))
     target = _add(graph, "Add", [_add(graph, "Shape", [value], extents), zero], extents, name)
-    return _add(graph, "Reshape", [value, target], type_)
+    hidden = _add(graph, "Reshape", [value, target], type_)
+    hidden.metadata[UNSTATED] = "extents"
+    return hidden
 
 
 def _show_extents(graph: Graph, zero: Value) -> None:

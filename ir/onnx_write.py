@@ -111,10 +111,12 @@ class _Writer:
                 continue
             self._node(op, proto.node.add())
             for result in op.results:
+                ranked = result.metadata.get(UNSTATED) == "extents"
                 stated = self.graph.info.states_types and result.type is not None and not _is_untyped(result)
                 described = bool(result.doc or result.metadata.keys() - {OBSERVED})
                 if not result.omitted and ((stated and not inferred) or described) and result not in returned:
-                    self._value(result, proto.value_info.add(), None if inferred else self._shown(result.type))
+                    type_ = _ranked(result) if ranked else None if inferred else self._shown(result.type)
+                    self._value(result, proto.value_info.add(), type_)
         self._tail(graph, proto)
 
     def _tail(self, graph: Graph, proto: onnx.GraphProto) -> None:
@@ -237,6 +239,12 @@ def _stated(value: Value) -> Type | None:
         return None
     tensor = value.tensor_type
     return value.type if tensor is None or not unstated else replace(tensor, shape=None)
+
+
+def _ranked(value: Value) -> Type | None:
+    """Its type without extents."""
+    tensor = value.tensor_type
+    return None if tensor is None else replace(tensor, shape=(None,) * (value.rank or 0))
 
 
 def _leaves_types_open(graph: Graph) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,29 @@ def test_onnxruntime_keeps_no_buffers_for_others_in_a_shapeless_branch(tmp_path:
     saved = 2 * 4 * rows * rows
     assert needs["shapeless"] < needs["branch"] - saved
     assert predicted["shapeless"] < predicted["branch"] - saved
+
+
+def test_pools_in_a_shapeless_branch_read_blocks_of_channels(tmp_path: Path) -> None:
+    """Where onnxruntime did not know how many channels there are, it would copy what is pooled, and back."""
+    weights = [onnx.numpy_helper.from_array(np.ones((16, 16, 3, 3), np.float32), f"w{i}") for i in range(2)]
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w0"], ["a"]),
+        onnx.helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[2, 2]),
+        onnx.helper.make_node("Conv", ["b", "w1"], ["y"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", 16, f"{name}h", f"{name}w"]) for name in "xy"]
+    made = onnx.helper.make_graph(nodes, "pooling", [ends[0]], [ends[1]], weights)
+    path = tmp_path / "model.onnx"
+    graph = read_onnx(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8))
+    write_onnx(graph, path, WritingForm("shapeless"))
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    guard = next(n for n in onnx.load(options.optimized_model_filepath).graph.node if n.op_type == "If")
+    branch = next(a.g for a in guard.attribute if a.name == "then_branch")
+    kinds = Counter(n.op_type for n in branch.node)
+    assert kinds["ReorderOutput"] <= 1, kinds  # the graph's output
 
 
 def test_onnxruntime_loads_a_shapeless_branch_of_several_inputs(tmp_path: Path) -> None:
