@@ -9,6 +9,7 @@ shortest such tail is found, whose first pass is to blame; and the passes behind
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -34,6 +35,10 @@ KEPT = ("lower", "plan-memory", "inline-functions", "freeze-runtime", "quantize-
 MOST_ATTEMPTS = 16
 """Compiles after which the search settles for the best that is known to hold."""
 
+PATIENCE, PATIENT_SECONDS = 8.0, 120.0
+"""The same, in time: how often what measuring the first attempt took, and at least how long. What is predicted only is
+not held to it, so that it does not depend on the machine."""
+
 _HALFWAY = 0.5
 
 _SIMPLER: Mapping[str, Tier] = {"planned": "arena", "arena": "stock"}
@@ -41,7 +46,11 @@ _SIMPLER: Mapping[str, Tier] = {"planned": "arena", "arena": "stock"}
 
 
 def find_edit(
-    changed: Sequence[int], holds: Callable[[Edit], bool], weaker: Iterable[Edit], most: int = MOST_ATTEMPTS
+    changed: Sequence[int],
+    holds: Callable[[Edit], bool],
+    weaker: Iterable[Edit],
+    most: int = MOST_ATTEMPTS,
+    late: Callable[[], bool] = lambda: False,
 ) -> Edit | None:
     """Find an edit of a pipeline after which a promise holds, and that drops few passes.
 
@@ -52,6 +61,8 @@ def find_edit(
         holds: Whether the promise holds after an edit; called at most once for each, and about `most` times in all.
         weaker: Edits to try before any pass is dropped.
         most: When to stop looking for a smaller edit than is known.
+        late: Whether to stop for another reason, such as time; while nothing is known that holds, all passes are
+            dropped at once then.
 
     Returns:
         The edit; `None` when not even dropping all passes helps.
@@ -77,11 +88,11 @@ def find_edit(
         while not without(tail(high)):
             if high >= len(rest):
                 return None
-            low, high = high, min(max(1, 2 * high), len(rest))
-        while high - low > 1 and len(known) < most:
+            low, high = high, len(rest) if late() else min(max(1, 2 * high), len(rest))
+        while high - low > 1 and len(known) < most and not late():
             middle = (low + high) // 2
             low, high = (low, middle) if without(tail(middle)) else (middle, high)
-        if high == 0 or len(known) >= most:
+        if high == 0 or len(known) >= most or late():
             return Edit(tail(high))
         culprits |= {rest[len(rest) - high]}
 
@@ -289,8 +300,14 @@ class Keeper:
         check: Callable[[Attempt], list[Broken]],
         weaker: Callable[[Sequence[Broken]], Iterator[Edit]],
     ) -> Attempt:
+        begun = time.monotonic()
         if self.options.level < 1 or self.options.force or not (broken := check(first)):
             return first
+        end = time.monotonic() + max(PATIENT_SECONDS, PATIENCE * (time.monotonic() - begun))
+
+        def late() -> bool:
+            return self.bench is not None and time.monotonic() > end
+
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
         latest = first
@@ -311,25 +328,27 @@ class Keeper:
             return True
 
         simpler = SIMPLER_FORMS[first.choice.form.name] if self.options.form == "auto" else ()
-        edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)))
+        edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)), late=late)
         if edit is None:  # what is taken back of one pass a later one does again, which had nothing left to do
             everywhere = _Everywhere(passes)
-            edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()))
+            edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()), late=late)
             edit = None if edit is None else everywhere(edit)
         if edit is None:
             raise GateError(*refusal(broken))
         edit, form = in_form(edit), start
         passes_alone = replace(edit, form=start) if (edit.dropped or edit.replaced) and edit.form != start else None
-        if passes_alone is not None and holds(passes_alone):
+        if passes_alone is not None and not late() and holds(passes_alone):
             edit = passes_alone
         softer = with_weaker(edit, passes)
-        if softer is not None and holds(softer):
+        if softer is not None and not late() and holds(softer):
             edit = softer
         if latest.edit != edit:
             latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
             latest.edit = edit
             check(latest)
         self._tell(first, latest, broken, passes, edit)
+        if late():
+            latest.warnings.append("The search for less to take back was ended after a while; what is written holds.")
         return latest
 
     def _tell(

@@ -32,6 +32,10 @@ LADDER = (0.05, 0.3, 1.0, 10.0)
 MISSES = 6
 """Tilings in a row that may turn out worse than predicted before a peak is left as it is."""
 
+EFFORT, EFFORT_PER_OP = 1_000_000, 1_000
+"""Ops that a search may look at, as such and for each op of the graph; a million take about half a minute. The number,
+not the clock, so that the same model always gives the same result."""
+
 WORSE = "more was alive than predicted"
 
 NODE_BYTES = 4 << 10
@@ -97,8 +101,11 @@ class Fit(Pass):
     def _found(self, start: _Start) -> _Round:
         """Outcome of fitting a graph, the original or another that computes the same."""
         if start.context.slowdown is not None:
-            return self._measured(start.context.slowdown, start)
-        return self._within((self.slowdown - 1) * start.profile.seconds, start)
+            found = self._measured(start.context.slowdown, start)
+        else:
+            found = self._within((self.slowdown - 1) * start.profile.seconds, start)
+        found.ended_early = start.is_spent
+        return found
 
     def _measured(self, slowdown: Callable[[Graph], float], start: _Start) -> _Round:
         """Tile boldly, measure, and be less bold until the run time is right."""
@@ -191,7 +198,7 @@ class Fit(Pass):
             found.peak = profile.peak
             found.course.append((profile.peak, sum(NODE_BYTES + further_copy_bytes(op) for op in profile.ops)))
             found.holder = _holder(profile)
-            if profile.peak <= goal or len(found.moves) >= self.moves:
+            if profile.peak <= goal or len(found.moves) >= self.moves or start.is_spent:
                 return self._checked(found)
             slight = SLIGHT * profile.seconds
             offered = (e for e in tilings(profile, spaces, goal, start.known) if _key(e) not in refused)
@@ -199,6 +206,7 @@ class Fit(Pass):
             if not ranked:
                 return self._checked(found)
             for choice in ranked:
+                start.known.effort += 4 * len(profile.ops)  # a copy, and what is alive in it
                 before = graph.clone()
                 move = self._make(graph, choice, profile, context)
                 if isinstance(move, _Tiling):
@@ -308,6 +316,8 @@ class Fit(Pass):
         peak = found.peak if done else before
         if peak > self.budget:
             why = "no tiling that helps fits the slowdown allowed" if self.budget else "nothing else is worth its time"
+            if found.ended_early:
+                why = "the search ended with the best so far: it had looked at as much as a graph of this size is worth"
             context.decisions.append(
                 Decision(self.name, f"stopped at {peak:,} bytes, at {found.holder}", why, 0, "none")
             )
@@ -347,6 +357,11 @@ class _Start:
     """Live bytes of the graph that the pass was given: what comes out is compared with them."""
     known: KnownTilings = field(default_factory=KnownTilings)
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether the search is to end with the best that is known."""
+        return self.known.effort > EFFORT + EFFORT_PER_OP * len(self.profile.ops)
+
 
 @dataclass
 class _Tiling:
@@ -372,6 +387,7 @@ class _Round:
     peak: int = 0
     holder: str = ""
     sums: int = 0
+    ended_early: bool = False
 
 
 def grid_for(region: Region, count: int, profile: MemoryProfile) -> TileGrid:

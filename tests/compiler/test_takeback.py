@@ -194,6 +194,19 @@ def test_with_few_attempts_left_the_known_tail_is_taken() -> None:
     assert {3, 70, 90} <= found.dropped
 
 
+def test_out_of_time_all_is_dropped_at_once_and_nothing_smaller_looked_for() -> None:
+    asked: list[frozenset[int]] = []
+
+    def holds(edit: Edit) -> bool:
+        asked.append(edit.dropped)
+        return 7 in edit.dropped
+
+    found = find_edit(list(range(20)), holds, iter(()), late=lambda: True)
+    assert found == Edit(frozenset(range(20)))
+    assert len(asked) == 1
+    assert find_edit([1, 2], lambda e: False, iter(()), late=lambda: True) is None
+
+
 def test_nothing_helps() -> None:
     assert find_edit([1, 2, 3], lambda e: False, iter(())) is None
 

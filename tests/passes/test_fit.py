@@ -167,6 +167,18 @@ def test_a_budget_out_of_reach_is_refused_with_what_holds_it(
         memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget="activations=200000")
 
 
+def test_a_search_that_goes_on_for_long_ends_with_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memoptc.passes.memory.fit.EFFORT_PER_OP", 0)
+    peaks = []
+    for effort in (-1, 700, 10**6):
+        monkeypatch.setattr("memoptc.passes.memory.fit.EFFORT", effort)
+        result = memoptc.compile(CNN, passes="fit{slowdown=3}", dims={"batch": 256}, form="plain", measure=False)
+        peaks.append(result.report.candidate.planned_peak_bytes)
+        assert any("the search ended" in d.why for d in result.decisions) == (effort < 10**6)
+    assert peaks[0] >= peaks[1] >= peaks[2]
+    assert peaks[0] > peaks[2]
+
+
 def test_less_slowdown_leaves_a_larger_peak_and_small_models_stay() -> None:
     peaks = []
     for slowdown in (1.0, 1.05, 3.0):

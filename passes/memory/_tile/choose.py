@@ -45,6 +45,7 @@ def tilings(
         _Offer(kind, max(bound(region, profile)[2], target), i, region)
         for i, (kind, region) in enumerate(regions(profile, spaces))
     ]
+    known.effort += sum(len(offer.region.ops) for offer in every)
     for region in _skyline(every):
         last = 1
         inside = 0

@@ -135,6 +135,8 @@ class KnownTilings:
     same regions again, as does each step of a round."""
 
     def __init__(self) -> None:
+        self.effort = 0
+        """Ops looked at so far: in regions, in tilings, and in graphs that tilings were made in."""
         self._known: dict[tuple[object, int], list[TileCosts] | NotTileableError] = {}
 
     def of(self, region: Region, count: int, costs: Costs) -> list[TileCosts]:
@@ -146,6 +148,7 @@ class KnownTilings:
         key = region.identity, count
         found = self._known.get(key)
         if found is None:
+            self.effort += 2 * len(region.ops)
             try:
                 found = list(_tile_costs(region, count, costs))
             except NotTileableError as reason:
