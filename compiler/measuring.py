@@ -13,7 +13,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.options import ProgressCallback
 from memoptc.report import Report, Side
 from memoptc.runtime.container import Unavailable, smallest_container
-from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need
+from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need, side_by_side
 from memoptc.runtime.options import Feed, RunOptions
 from memoptc.runtime.sizes import grown
 
@@ -253,7 +253,7 @@ class Bench:
             slowdown = self._slowdown_json(times.before, times.session) | {"calling_ms": times.calling_ms}
             figures = {"container_bytes": containers.session, "slowdown": slowdown}
             candidate.session[times.session.tier] = measured_json(times.session, candidate) | figures
-        if "planned" not in candidate.session and (other := self._planned(path, feed)):
+        if "planned" not in candidate.session and (other := self._planned(path, feed, times)):
             first, found = other
             slowdown = self._slowdown_json(first, found)
             candidate.session[found.tier] = measured_json(found, candidate) | {"slowdown": slowdown}
@@ -285,8 +285,13 @@ class Bench:
             found.problem = problem.message
         return found
 
-    def _planned(self, path: Path, feed: Feed) -> tuple[Measured, Measured] | None:
-        """Time the original and the tier `planned`; `None` without the C interface, or where what runs is no tensor."""
+    def _planned(self, path: Path, feed: Feed, times: Times) -> tuple[Measured, Measured] | None:
+        """Time the original and the tier `planned`; `None` without the C interface, or where what runs is no tensor.
+
+        Nor for models that are loaded anew for each turn: nothing depends on what another tier than their own takes.
+        """
+        if not side_by_side([self.before.stock, times.after]):
+            return None
         planned = self._way("planned")
         ways: list[Way] = [RunOptions(threads=self.threads), planned]
         try:

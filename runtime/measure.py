@@ -214,9 +214,13 @@ def measure(
     with _feeds(models, feed) as files:
         cases = list(zip(models, each, files, strict=True))
         needs = [_need(*case, seconds) for case in cases] if needs is None else needs
-        together = sum(n.need_bytes for n in needs) <= _TOGETHER
-        times = _times(cases, seconds, bound) if together else _times_apart(cases, seconds)
+        times = _times(cases, seconds, bound) if side_by_side(needs) else _times_apart(cases, seconds)
     return [_result(need, turns) for need, turns in zip(needs, times, strict=True)]
+
+
+def side_by_side(needs: Sequence[Need]) -> bool:
+    """Whether models need so little that all are held loaded while they are timed against each other."""
+    return sum(need.need_bytes for need in needs) <= _TOGETHER
 
 
 def measure_need(
