@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.core import AttrRef, Graph, Op, Value
 from memoptc.ir.decoder import appended_inputs, numbers_steps, recognised
 from memoptc.ir.dims import Dim, KnownDim, Sym
 from memoptc.ir.ops import VIEWS, Family, definition, in_family, names_where
@@ -163,6 +163,8 @@ def _onward(op: Op, index: int, place: _Place, graph: Graph) -> Iterator[_Place]
 
 def _restrict(role: Role, op: Op, index: int, place: _Place) -> None:
     """Note what `op` says about its operand `index`."""
+    if any(isinstance(attr, AttrRef) for attr in op.attrs.values()):
+        return  # in the body of a function: every call says it anew
     parameter = definition(op).parameters.get(index)
     if parameter is not None:
         _take(role, op, parameter, place)

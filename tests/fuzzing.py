@@ -134,6 +134,7 @@ def try_ways(
     jumps, coded = _has(model.graph, JUMPS), _has(model.graph, {"DequantizeLinear"})
     counts["models"] += 1
     narrow = _is_narrow(model)
+    replaceable = not {i.name for i in model.graph.input}.isdisjoint(w.name for w in model.graph.initializer)
     for way in ways:
         text = " ".join(f"{key}={value}" for key, value in way.items())
         counts[f"way {text}"] += 1
@@ -175,10 +176,11 @@ def try_ways(
                     compiled = Evaluator(result.model, UNOPTIMIZED)
             except MemoptcError as e:
                 return f"{text}: does not load: {e.message}"
-            if way.get("quantize_io") or "quantize-cache" in way.get("passes", ""):
+            if way.get("quantize_io") or any(p in way.get("passes", "") for p in ("quantize-io", "quantize-cache")):
                 continue  # other dtypes at the border: that it loads is what is looked at
             exact = "passes" not in way and way.get("level", 2) < 2 and way.get("target", "float32") == "float32"
-            exact = exact and not way.get("freeze_runtime") and not LOSING & way.keys()
+            # A weight that was an input becomes a constant, which other kernels multiply by.
+            exact = exact and not replaceable and not way.get("freeze_runtime") and not LOSING & way.keys()
             noise = NOISE.get(way.get("target", ""), LOOSE if any(p in way.get("passes", "") for p in CODING) else None)
             noise = LOOSE if way.get("freeze_runtime") and coded else noise  # its optimizer computes on the codes
             noise = max(noise or 0.0, NOISE[narrow]) if narrow and not exact else noise

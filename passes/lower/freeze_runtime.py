@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, write_into
 from memoptc.ir.tensors import same_content
+from memoptc.ir.types import DType
 from memoptc.manager import count_nodes, weight_bytes
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
@@ -45,6 +49,7 @@ class FreezeRuntime(Pass):
         context.stats["weights new"] = sum(1 for _ in frozen.walk("const")) - context.stats["weights kept"]
         assert graph.model is not None
         assert frozen.model is not None
+        _constant_scales(frozen)
         graph.become(frozen)
         graph.model.opset_imports.update(frozen.model.opset_imports)
         context.stats["nodes before"], context.stats["nodes after"] = before, count_nodes(graph)
@@ -56,6 +61,23 @@ class FreezeRuntime(Pass):
                 "with its optimizer off, onnxruntime keeps our order and plan",
             )
         )
+
+
+def _constant_scales(graph: Graph) -> None:
+    """Compute what a Cast makes of MatMulNBits' constant operands: they are packed while loading, so 0 is read else.
+
+    onnxruntime leaves such Casts where it computes float16 in float32, and folds them in its next optimization only.
+    """
+    for op in graph.walk("com.microsoft::MatMulNBits"):
+        for index, value in enumerate(op.operands[1:], 1):
+            cast = value.op
+            if cast is None or not cast.is_a("Cast") or cast.operands[0].tensor is None:
+                continue
+            wide = np.asarray(cast.operands[0].tensor.numpy()).astype(DType(cast.attrs["to"]).numpy())
+            assert op.graph is not None
+            op.set_operand(index, Builder(op.graph, before=op).const(wide))
+            if not cast.result.has_uses:
+                cast.erase()
 
 
 def _keep_weights(graph: Graph, frozen: Graph) -> int:

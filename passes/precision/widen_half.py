@@ -8,7 +8,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.facts import Tensor
+from memoptc.ir.facts import Output, Tensor
 from memoptc.ir.tensors import from_array, nbytes
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
@@ -37,6 +37,8 @@ class WidenHalf(Pass):
         if other:
             context.stats[f"left: {other[0]} works on float16"] += 1
             return
+        pairs = zip(graph.outputs, graph.outputs_info, strict=True)
+        given = [_is_half(value) or _is_half(info) for value, info in pairs]
         for op in list(graph.walk()):
             self._widen(op, context)
         for inner in (graph, *(region for op in graph.walk() for region in op.regions.values())):
@@ -47,7 +49,7 @@ class WidenHalf(Pass):
                 for info in inner.outputs_info:
                     if info.tensor_type is not None and info.tensor_type.dtype == DType.FLOAT16:
                         info.type = TensorType(DType.FLOAT, info.shape)
-        self._border(graph)
+        self._border(graph, given)
 
     def _widen(self, op: Op, context: Context) -> None:
         """Widen an op's attributes and results."""
@@ -59,8 +61,8 @@ class WidenHalf(Pass):
                 result.type = TensorType(DType.FLOAT, result.shape)
                 context.stats["widened"] += 1
 
-    def _border(self, graph: Graph) -> None:
-        """Let callers hand in and get float16 as before."""
+    def _border(self, graph: Graph, given: list[bool]) -> None:
+        """Let callers hand in and get float16 as before; outputs, too, whose type is only inferred."""
         first = next((op for op in graph.ops if not op.is_const and not op.is_a("absent")), None)
         for value in graph.inputs:
             uses = list(value.uses)
@@ -72,9 +74,8 @@ class WidenHalf(Pass):
                 for user, index in uses:
                     user.set_operand(index, wide)
         outputs, builder = list(graph.outputs), Builder(graph)
-        for index, info in enumerate(graph.outputs_info):
-            value = outputs[index]
-            if info.tensor_type is not None and info.tensor_type.dtype == DType.FLOAT16 and not _is_half(value):
+        for index, value in enumerate(outputs):
+            if given[index] and not _is_half(value):
                 type_ = TensorType(DType.FLOAT16, value.shape)
                 narrow = builder.op("Cast", [value], {"to": int(DType.FLOAT16)}, domain="", type=type_).result
                 narrow.name, value.name = value.name, narrow.name
@@ -82,8 +83,8 @@ class WidenHalf(Pass):
         graph.set_outputs(outputs, graph.outputs_info)
 
 
-def _is_half(value: Value) -> bool:
-    return value.dtype == DType.FLOAT16
+def _is_half(of: Value | Output) -> bool:
+    return of.tensor_type is not None and of.tensor_type.dtype == DType.FLOAT16
 
 
 def _holds_half(value: Value) -> bool:

@@ -72,3 +72,22 @@ def test_nothing_worth_packing(tmp_path: Path) -> None:
     write_onnx(model, tmp_path / "m.onnx")
     compile_file(tmp_path / "m.onnx", tmp_path / "o.onnx", level=1, freeze_runtime=True, pack_weights=True)
     assert Session(tmp_path / "o.onnx").run(None, {"x": -np.ones((2, 4), np.float32)})[0].max() == 0
+
+
+def test_half_scales_of_packed_products_are_constants(tmp_path: Path) -> None:
+    """Packing while loading reads them: through a Cast that nothing folds any more, it would read 0."""
+    text = """
+model {opset={""=21}}
+
+graph @g(%x: f16[N,2]) -> (f16[N,2]) {
+  %codes = const() {value=[1,-2,3,-4]} : i8[2,2]
+  %scale = const() {value=0.5} : f16[]
+  %w = DequantizeLinear(%codes, %scale) : f16[2,2]
+  %y = MatMul(%x, %w) : f16[N,2]
+  return %y
+}
+"""
+    write_onnx(parse(text), tmp_path / "half.onnx")
+    compile_file(tmp_path / "half.onnx", tmp_path / "y.onnx", passes="freeze-runtime,lower", measure=False)
+    (found,) = Session(tmp_path / "y.onnx").run(None, {"x": np.eye(2, dtype=np.float16)})
+    assert np.array_equal(found, np.float16([[0.5, -1.0], [1.5, -2.0]]))

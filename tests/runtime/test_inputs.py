@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from decoders import Style, decoder
+from onnx import TensorProto, helper
 from runtime_models import convolutions, mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
@@ -67,6 +68,24 @@ def test_indices_are_followed_into_subgraphs() -> None:
         table=normal(4, 3),
     )
     assert all(found.feed["ids"].max() < 4 for found in feeds(model, 6))
+
+
+def test_attributes_that_calls_of_a_function_give_restrict_nothing_in_its_body() -> None:
+    body = [helper.make_node("Gather", ["table", "ids"], ["y"]), helper.make_node("Cast", ["y"], ["z"])]
+    for node, name, kind in zip(body, ("axis", "to"), (onnx.AttributeProto.INT,) * 2, strict=True):
+        node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))
+    function = helper.make_function(
+        "local", "Look", ["table", "ids"], ["z"], body, [helper.make_opsetid("", 21)], ["axis", "to"]
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Look", ["table", "ids"], ["z"], domain="local", axis=0, to=TensorProto.INT64)],
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.INT64, [n]) for n in ("table", "ids")],
+        [helper.make_tensor_value_info("z", TensorProto.INT64, ["ids"])],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("local", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function])
+    assert set(InputMaker(read_onnx(model)).make({"table": 2, "ids": 3})) == {"table", "ids"}
 
 
 def test_an_index_less_one_may_reach_the_extent() -> None:
