@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,7 +42,8 @@ class EarlyExit(Pass):
     least at the threshold; else the rest of the model, in a branch of an If, runs as before. The threshold is the
     lowest at which the calibration samples, each judged by a head that was fitted without it, show that the likeliest
     class is another than the model's for at most `max_disagreement` of all inputs of their kind (see `disagreements`).
-    On validation data the agreement has to hold, too.
+    On validation data the agreement has to hold, too; the threshold is then one for which these show it as well, where
+    they are enough for that.
 
     The exit whose expected saving is largest is taken, and a second one where that saves more. What it saves depends on
     the data: run time falls where inputs are easy and rises by the head where they are not.
@@ -100,7 +101,7 @@ class EarlyExit(Pass):
                 f": give {2 * samples_for(self.max_disagreement)} or more with --calibration, or allow more."
             )
             return
-        heads = [fit_head(each, scores) for each in features]
+        heads = {i: fit_head(each, scores) for i, each in enumerate(features)}
         chosen = self._chosen(found, heads)
         if not chosen:
             context.stats["left: no exit is sure enough to pay"] += 1
@@ -108,12 +109,11 @@ class EarlyExit(Pass):
                 Decision(self.name, "no exit", f"none saves {WORTH:.0%} at {self.max_disagreement:.2%} disagreement")
             )
             return
-        calibrated = _outcome(
-            chosen, [h.confidence for h in _of(heads, chosen)], [h.agrees for h in _of(heads, chosen)]
-        )
+        calibrated = _outcome_of(chosen, heads)
         held = None
         if context.validation is not None and context.validation is not context.calibration:
-            held = _held_out(graph, chosen, heads, context)
+            seen = _on_validation(graph, chosen, heads, context)
+            held = _outcome_of(chosen, seen)
             if held.agreement < 1 - self.max_disagreement and self.threshold is None:
                 context.stats["left: agreement does not hold on validation data"] += 1
                 context.warnings.append(
@@ -122,6 +122,11 @@ class EarlyExit(Pass):
                     "of the same kind, or a smaller max_disagreement, helps."
                 )
                 return
+            chosen = self._as_sure_as(chosen, found, seen)
+            if not chosen or _saved(chosen, seen) <= WORTH:
+                context.stats["left: no exit pays that is sure enough on validation data"] += 1
+                return
+            calibrated, held = _outcome_of(chosen, heads), _outcome_of(chosen, seen)
         values = {r.name: r for op in graph.ops for r in op.results}
         # The last one first: the first exit's branch then holds the second.
         for exit_ in reversed(chosen):
@@ -130,27 +135,41 @@ class EarlyExit(Pass):
         context.stats["exits"] += len(chosen)
         self._report(chosen, calibrated, held, context)
 
-    def _chosen(self, found: list[Border], heads: list[Head]) -> list[_Exit]:
+    def _chosen(self, found: list[Border], heads: Mapping[int, Head]) -> list[_Exit]:
         """The exits that save most on the calibration data."""
         if self.threshold is not None:
             return [_Exit(0, found[0], self.threshold)]
         # What is best on some samples looks better there than it is: which exits are taken is decided on the one half,
         # how sure they have to be on the other.
-        even = [head.part(slice(0, None, 2)) for head in heads]
+        even = {i: head.part(slice(0, None, 2)) for i, head in heads.items()}
         best: tuple[float, list[_Exit]] = (WORTH, [])
         for i in range(len(heads)):
             for others in ([], *([j] for j in range(i + 1, len(heads)) if self.most > 1)):
                 exits = self._calibrated([i, *others], found, even)
                 best = max(best, (_saved(exits, even), exits), key=lambda pair: pair[0])
-        odd = [head.part(slice(1, None, 2)) for head in heads]
+        odd = {i: head.part(slice(1, None, 2)) for i, head in heads.items()}
         exits = self._calibrated([exit_.index for exit_ in best[1]], found, odd)
         return exits if _saved(exits, odd) > WORTH else []
 
-    def _calibrated(self, indices: list[int], found: list[Border], heads: list[Head]) -> list[_Exit]:
+    def _as_sure_as(self, chosen: list[_Exit], found: list[Border], seen: Mapping[int, Head]) -> list[_Exit]:
+        """The exits with thresholds that validation samples allow, too, where these are enough to show anything.
+
+        Calibration data are often what the model was trained on, of which it is surer than of other inputs.
+        """
+        if (
+            self.threshold is not None
+            or disagreements(self.max_disagreement, len(next(iter(seen.values())).agrees)) is None
+        ):
+            return chosen
+        least = {e.index: e.threshold for e in self._calibrated([exit_.index for exit_ in chosen], found, seen)}
+        return [replace(e, threshold=max(e.threshold, least[e.index])) for e in chosen if e.index in least]
+
+    def _calibrated(self, indices: list[int], found: list[Border], heads: Mapping[int, Head]) -> list[_Exit]:
         """The exits with the lowest thresholds that the samples allow; without those that nobody leaves by."""
-        samples = len(heads[0].agrees)
+        samples = len(heads[indices[0]].agrees) if indices else 0
         allowed = disagreements(self.max_disagreement, samples)
-        assert allowed is not None
+        if allowed is None:
+            return []
         stays, exits = np.ones(samples, np.bool_), []
         for number, index in enumerate(indices):
             share = allowed // (len(indices) - number)
@@ -210,8 +229,9 @@ class _Outcome:
     samples: int
 
 
-def _of(heads: list[Head], chosen: list[_Exit]) -> list[Head]:
-    return [heads[exit_.index] for exit_ in chosen]
+def _outcome_of(chosen: list[_Exit], heads: Mapping[int, Head]) -> _Outcome:
+    mine = [heads[exit_.index] for exit_ in chosen]
+    return _outcome(chosen, [head.confidence for head in mine], [head.agrees for head in mine])
 
 
 def _outcome(chosen: list[_Exit], confidence: Iterable[Floats], agrees: Iterable[np.ndarray]) -> _Outcome:
@@ -231,12 +251,11 @@ def _saving(chosen: list[_Exit], shares: tuple[float, ...]) -> float:
     return sum(share * (1 - exit_.border.done) for exit_, share in zip(chosen, shares, strict=True))
 
 
-def _saved(chosen: list[_Exit], heads: list[Head]) -> float:
+def _saved(chosen: list[_Exit], heads: Mapping[int, Head]) -> float:
     """Share of the multiplications saved."""
     if not chosen:
         return 0.0
-    mine = _of(heads, chosen)
-    return _saving(chosen, _outcome(chosen, [h.confidence for h in mine], [h.agrees for h in mine]).shares)
+    return _saving(chosen, _outcome_of(chosen, heads).shares)
 
 
 def _why_not(graph: Graph) -> str:
@@ -288,10 +307,17 @@ def _observed(
     return found, list(features), whole
 
 
-def _held_out(graph: Graph, chosen: list[_Exit], heads: list[Head], context: Context) -> _Outcome:
-    """Effect of the exits on validation data."""
+def _on_validation(graph: Graph, chosen: list[_Exit], heads: Mapping[int, Head], context: Context) -> dict[int, Head]:
+    """The heads of the exits, with their confidence and agreement on validation data."""
     kept, features, scores = _observed(graph, [exit_.border for exit_ in chosen], context.validation, context)
-    if len(kept) < len(chosen):
-        return _Outcome(0.0, (0.0,) * len(chosen), len(scores))
-    given = [each @ head.weight + head.bias for each, head in zip(features, _of(heads, chosen), strict=True)]
-    return _outcome(chosen, map(confidence_of, given), [g.argmax(1) == scores.argmax(1) for g in given])
+    seen = {}
+    for exit_ in chosen:
+        head = heads[exit_.index]
+        if exit_.border not in kept:  # its rows are not those of the scores there
+            silent = np.zeros(len(scores))
+            seen[exit_.index] = replace(head, confidence=silent + 1, agrees=silent > 0)
+            continue
+        given = features[kept.index(exit_.border)] @ head.weight + head.bias
+        agrees = given.argmax(1) == scores.argmax(1)
+        seen[exit_.index] = replace(head, confidence=confidence_of(given), agrees=agrees)
+    return seen

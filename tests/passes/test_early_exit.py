@@ -131,6 +131,24 @@ def test_validation_data_on_which_agreement_does_not_hold_take_it_back() -> None
     assert all(node.op_type != "If" for node in model.graph.node)
 
 
+def test_exits_are_as_sure_as_validation_data_ask_for() -> None:
+    options, limit = EarlyExit(max_disagreement=0.45), 0.45
+    early, _ = exited(options, Context(calibration=data(300)))
+    samples: dict[bool, list[Floats]] = {True: [], False: []}
+    for seed in range(1000, 1600):
+        x = inputs(1, seed)
+        samples[bool(run(early, x).argmax() == run(MODEL, x).argmax())].append(x)
+    wrong = len(samples[False])
+    chosen = [*samples[False], *samples[True][: int(wrong / 0.43) - wrong]]  # within the limit, but not surely
+    allowed = disagreements(limit, len(chosen))
+    assert allowed is not None
+    assert allowed < wrong <= limit * len(chosen)
+    held = Data([{"x": x} for x in chosen], {value.name: value.type for value in read_onnx(MODEL).inputs})
+    model, stats = exited(options, Context(calibration=data(300), validation=held))
+    assert stats["exits"] >= 1
+    assert sum(run(model, x).argmax() != run(MODEL, x).argmax() for x in chosen) <= allowed
+
+
 @pytest.mark.parametrize(
     ("share", "samples", "allowed"), [(0.02, 114, 0), (0.02, 113, None), (0.5, 10, 2), (0.0, 99, None)]
 )

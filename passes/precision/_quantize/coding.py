@@ -113,6 +113,7 @@ def _observed(
         if kept is not None and not key:
             yield from ((weight, {}) for weight in members)
             done += len(group)
+            pace.skip(len(group))
             continue
         with kept.keeping(key, members) if kept is not None else nullcontext():
             seen = moments_of(graph, [site.op for i in group for site in needs[i]], context, single=True)

@@ -13,12 +13,16 @@ class Pace:
     """
 
     def __init__(self, total: int) -> None:
-        self._total, self._start = total, time.monotonic()
+        self._total, self._skipped, self._start = total, 0, time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """Note steps that took no time."""
+        self._skipped += count
 
     def at(self, done: int) -> str:
         """Where it stands when so many steps are done and the next begins."""
         told = f"{done + 1} of {self._total}"
-        if not done:
+        if done <= self._skipped:
             return told
-        left = (time.monotonic() - self._start) / done * (self._total - done)
+        left = (time.monotonic() - self._start) / (done - self._skipped) * (self._total - done)
         return f"{told}, about {left:.0f} s left" if left < 100 else f"{told}, about {left / 60:.0f} min left"
