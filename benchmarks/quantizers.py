@@ -234,19 +234,27 @@ def shown(line: Line) -> str:
     return f"{line['sqnr_db']:.1f} dB"
 
 
+def original_row(name: str, line: Line | None) -> str:
+    """The row of a model as it is; its figures stand in the lines of tools whose results were measured."""
+    if line is None:
+        return f"| **{name}** | float32 | | | | | | | |"
+    accuracy = "".join(f"{key} {value:.4f}" for key, value in line["before"].items())
+    return (
+        f"| **{name}** | float32 | {accuracy} | | {line['bytes_before'] / 1e6:.2f} MB "
+        f"| {line['need_before_mb']:.1f} | {line['ms_before']:.3g} | | |"
+    )
+
+
 def table(lines: Sequence[Line]) -> Iterator[str]:
     """Give the lines of one table of Markdown, by model."""
     yield "| model | tool | accuracy | SQNR dB | file | need MB | p50 ms | took s | peak MB |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|"
+    measured = {line["model"]: line for line in lines if "ms_before" in line}
     seen = set()
     for line in lines:
-        if line["model"] not in seen and "ms_before" in line:
+        if line["model"] not in seen:
             seen.add(line["model"])
-            accuracy = "".join(f"{key} {value:.4f}" for key, value in line["before"].items())
-            yield (
-                f"| **{line['model']}** | float32 | {accuracy} | | {line['bytes_before'] / 1e6:.2f} MB "
-                f"| {line['need_before_mb']:.1f} | {line['ms_before']:.3g} | | |"
-            )
+            yield original_row(line["model"], measured.get(line["model"]))
         cost = f"{line.get('took_s', 0):.1f} | {line.get('peak_mb', 0)}" if "took_s" in line else " | "
         if "fault" in line:
             yield f"| | {line['tool']} | {line['fault'].replace('|', '/')[:70]} | | | | | {cost} |"

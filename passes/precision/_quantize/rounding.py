@@ -102,8 +102,9 @@ def round_to(
     """Round a matrix for the least error of its product, if that shows on rows that were kept aside.
 
     Frantar et al., "GPTQ: Accurate Post-Training Quantization", 2022: columns are rounded one after the other, those
-    first that meet the largest numbers, and the error goes on to the columns not yet rounded as the inverse of X^T X
-    says. Scales are not touched. Several dampings are tried, without the rows kept aside; what is no better on those
+    first that meet the largest numbers (its act-order), and the error goes on to the columns not yet rounded as the
+    inverse of X^T X says. Scales are not touched: they belong to blocks of neighbours, as MatMulNBits has them, so that
+    no column has to move. Several dampings are tried, without the rows kept aside; what is no better on those
     than `given` gives `given`. With the damping that is best there, all rows then count: they are few for so many
     columns.
 
