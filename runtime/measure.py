@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -30,6 +31,8 @@ _TURN_SECONDS = 0.2  # then a turn takes about so long: many short turns tell mo
 _APART_ROUNDS = 5  # where each turn loads its model anew
 _APART_SHARE = 2  # times the seconds for runs: what these turns may take, loading included
 _MOST_RUNS = 100  # per turn
+_UNSURE = 0.07
+"""Share of cases in which the interval of a slowdown may miss the true one."""
 _TOGETHER = 256 << 20
 """Bytes that all models of one comparison may need together; larger ones are loaded one at a time."""
 
@@ -118,11 +121,11 @@ class Measured(Need):
 
 @dataclass(frozen=True)
 class Slowdown:
-    """Slowdown of one model against another: the median ratio of their turns, and an interval for it.
+    """Slowdown of one model against another: the middle of the ratios of their turns, and an interval for it.
 
     Args:
-        ratio: The median.
-        low: Lower end of the interval that holds the true median in at least 93 % of cases.
+        ratio: The middle of the ratios' means in pairs (Hodges and Lehmann's estimate).
+        low: Lower end of the interval that holds the true middle in at least 93 % of cases.
         high: Its upper end.
     """
 
@@ -132,14 +135,17 @@ class Slowdown:
 
     @staticmethod
     def of(before: Sequence[float], after: Sequence[float]) -> Slowdown:
-        """Compare two models whose turns alternated.
+        """Compare two models whose turns alternated: Wilcoxon's signed-rank test on the logarithms of their ratios.
 
-        The ends are order statistics of the ratios: the true median lies below all of n ratios, or above, with a
-        probability of 0.5**n each, whatever the noise looks like.
+        What disturbs turns meets both models alike, so these lie symmetrically around the true one, whatever the noise
+        looks like otherwise. The ends are order statistics of the geometric means of all pairs of ratios.
         """
-        ratios = sorted(b / a for a, b in zip(before, after, strict=True))
+        ratios = [b / a for a, b in zip(before, after, strict=True)]
+        means = sorted(
+            a if i == j else math.sqrt(a * b) for i, a in enumerate(ratios) for j, b in enumerate(ratios[: i + 1])
+        )
         drop = _dropped(len(ratios))
-        return Slowdown(statistics.median(ratios), ratios[drop], ratios[-1 - drop])
+        return Slowdown(statistics.median(means), means[drop], means[-1 - drop])
 
     def above(self, bound: float) -> bool:
         """True if noise alone does not explain that the bound is exceeded."""
@@ -150,14 +156,21 @@ class Slowdown:
         return self.low > bound or self.high <= bound
 
 
+@functools.cache
 def _dropped(count: int) -> int:
-    """Number of ratios to drop at each end, so that the interval still holds the median in 93 % of cases."""
-    below, drop = 0.5**count, 0
-    while drop + 1 < count // 2:
-        more = below + math.comb(count, drop + 1) * 0.5**count
-        if 2 * more > 0.07:
-            break
-        below, drop = more, drop + 1
+    """Number of means to drop at each end, so that the interval still holds the middle in 93 % of cases.
+
+    Of the 2**count ways to choose among the ranks 1 ... count, those with a sum of at most n make up the probability
+    that the true middle lies below the mean number n + 1.
+    """
+    ways = [1]  # by sum
+    for rank in range(1, count + 1):
+        longer = ways + [0] * rank
+        ways = [n + (longer[i - rank] if i >= rank else 0) for i, n in enumerate(longer)]
+    below, drop = ways[0], 0
+    while 2 * (below + ways[drop + 1]) <= _UNSURE * 2**count:
+        drop += 1
+        below += ways[drop]
     return drop
 
 

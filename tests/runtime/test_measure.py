@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 import time
@@ -140,6 +142,18 @@ def test_a_slowdown_is_decided_by_its_interval() -> None:
     assert slower.above(1.05)
     assert slower.decided(1.05)
     assert Slowdown.of([1.0] * 3, [1.0, 1.0, 5.0]).high == 5.0  # of three, all count
+    # The second smallest ratio lies below the bound; that the others lie so far above decides.
+    assert Slowdown.of([1.0] * 9, [1.06, 1.18, 1.02, 1.15, 1.12, 1.09, 1.2, 1.04, 1.13]).above(1.05)
+    assert Slowdown.of([1.0] * 2, [1.0, 2.0]) == Slowdown(math.sqrt(2), 1.0, 2.0)
+
+
+def test_the_interval_of_a_slowdown_misses_as_often_as_it_says() -> None:
+    """Ratios that lie symmetrically around 1 on a logarithmic scale: all ways to choose their signs are as likely."""
+    sizes = [math.exp(0.01 * 1.3**i) for i in range(7)]
+    signs = list(itertools.product((-1, 1), repeat=len(sizes)))
+    found = [Slowdown.of([1.0] * len(sizes), [a**s for a, s in zip(sizes, one, strict=True)]) for one in signs]
+    missed = sum(1 for slowdown in found if not slowdown.low <= 1 <= slowdown.high)
+    assert 0.04 < missed / len(signs) <= 0.07
 
 
 WATCHED = """
