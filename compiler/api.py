@@ -19,11 +19,12 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, ProofError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.mapped import detach
-from memoptc.ir.onnx_io import to_proto, write_into
+from memoptc.ir.onnx_io import to_proto
 from memoptc.levels import promised_slowdown
 from memoptc.measuring import Bench, Containers
 from memoptc.option_fields import keywords_after_one, keywords_after_two, words_of
 from memoptc.options import FileOptions, Options
+from memoptc.packing import write_in_form
 from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
@@ -98,9 +99,9 @@ class Result:
             The files written.
         """
         path = Path(path)
-        with staged(path) as inner:
+        with staged(path) as inner, TemporaryFolder() as scratch:
             form = self._choice.inline if stands_alone(path) else self._choice.form
-            files = write_into(self.graph, inner, form)
+            files = write_in_form(self.graph, inner, form, Path(scratch))
             self.contract.save(contract_path(inner))
         return written_files(path, [*files, contract_path(inner)])
 

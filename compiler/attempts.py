@@ -12,8 +12,8 @@ from memoptc.ir.core import Graph
 from memoptc.ir.decoder import Decoder
 from memoptc.ir.form_names import FormName
 from memoptc.ir.forms import WritingForm
-from memoptc.ir.onnx_io import write_into
 from memoptc.measuring import Needs, Sizes, Times
+from memoptc.packing import write_in_form
 from memoptc.pass_base import Pass
 from memoptc.pipeline import Pipeline
 from memoptc.report.model import Decision
@@ -172,8 +172,10 @@ class Attempts:
             file.unlink(missing_ok=True)
         # Measured once: what later attempts take back changes need, hardly what the forms make of it.
         choice = write.choose_form(compilation, compiled, self._last is None)
-        files = write_into(graph, self.output, choice.form)
-        if options.pack_weights:
+        packing = write.choose_packing(compilation, compiled, choice)
+        choice = replace(choice, form=replace(choice.form, packed=packing is not None))
+        files = write_in_form(graph, self.output, choice.form, compilation.scratch)
+        if options.pack_weights and compiled.artefacts.frozen:
             files = write.pack_weights(self.output, files, compilation.scratch)
         self._files = files
         how = describe.Planning(data.dims, choice.form, compiled.artefacts.plan, recorded=options.measure)
@@ -184,7 +186,7 @@ class Attempts:
         warnings = [*self.warnings, *compiled.warnings]
         warnings += [w for w in (written.warning,) if w and w not in warnings]
         decisions = [*self.decisions, *compiled.decisions]
-        decisions += [] if choice.decision is None else [choice.decision]
+        decisions += [d for d in (choice.decision, packing) if d is not None]
         decisions += [] if kernels is None else describe.kernel_decisions(kernels)
         self._last = Attempt(compiled, written, choice, contract, kernels, warnings, decisions)
         fewer = len(written.estimates[0].unknown) < len(self.original.estimates[0].unknown)
@@ -196,7 +198,10 @@ class Attempts:
         """Record what a run of the last attempt allocates, unless it was: what measures it runs it by that."""
         if attempt.recorded:
             return
-        attempt.contract, unrecorded = write.recorded_contract(self.compilation, attempt.compiled, attempt.written)
+        packed = attempt.choice.form.packed
+        attempt.contract, unrecorded = write.recorded_contract(
+            self.compilation, attempt.compiled, attempt.written, packed
+        )
         attempt.contract.save(contract_path(attempt.path))
         attempt.recorded = True
         if unrecorded and unrecorded not in attempt.warnings:

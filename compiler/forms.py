@@ -105,7 +105,7 @@ def choose_form(
             raise InputError(f"The model cannot be written in form {name!r}: {why_not}.", hint="Use --form plain.")
         return Choice(WritingForm(name, external), WritingForm(name, False))
     plain = Choice(WritingForm("plain", external), WritingForm("plain", False))
-    if why_not or frozen or options.level < FIRST_LEVEL:
+    if why_not or frozen or options.pack_weights or options.level < FIRST_LEVEL:
         return plain
     infer_shapes(graph)
     planned = peak(graph, dims).peak_bytes
@@ -201,7 +201,7 @@ def _large(graph: Graph) -> Iterator[Tensor]:
 def _external(graph: Graph, options: Options) -> bool:
     total = _large_bytes(graph)
     if options.external == "auto":
-        return total >= EXTERNAL_FROM or any(lies_beside(t) for t in _large(graph))
+        return options.pack_weights or total >= EXTERNAL_FROM or any(lies_beside(t) for t in _large(graph))
     if options.external == "never" and total > INLINE_LIMIT:
         raise InputError(
             f"The model's weights ({total / 1e9:.1f} GB) do not fit into one file with it.", hint="Use --external auto."

@@ -172,7 +172,7 @@ class Options:
         "Make onnxruntime's own optimization part of the model; keeps our order.", default=False, group=WRITING
     )
     pack_weights: bool = option(
-        "With --freeze-runtime: weights beside the model, laid out for this machine, mapped when loading.",
+        "Weights beside the model, in this machine's layout, too, mapped when loading; chosen where it spares much.",
         default=False,
         group=WRITING,
     )
@@ -274,9 +274,10 @@ class Options:
             raise InputError("A pipeline of your own says all that runs.", hint="Put quantize-io into --passes.")
         if self.cache != "float32":
             self._check_cache()
-        if self.pack_weights and not self.freeze_runtime:
+        if self.pack_weights and self.form not in ("auto", "plain"):
             raise InputError(
-                "Weights are packed for a graph that onnxruntime runs as it is.", hint="Add --freeze-runtime."
+                "Weights are packed for the model itself, not for a branch of it.",
+                hint=f"Leave out --form {self.form}.",
             )
         if self.container and not self.measure:
             raise InputError("A container is measured.", hint="Leave --no-measure out, or --container.")

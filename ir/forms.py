@@ -58,10 +58,12 @@ class WritingForm:
             `shapeless`, such a branch whose inputs come through a Reshape to computed extents.
         external: Weights lie in a file of their own beside the model, which onnxruntime maps; where they lay in the
             original, or do not fit into one protobuf message, when `None`.
+        packed: They are in that file in the kernels' own layout, too (`memoptc.runtime.pack_ahead` adds it).
     """
 
     name: FormName = "plain"
     external: bool | None = None
+    packed: bool = False
 
 
 def obstacle(graph: Graph) -> str:

@@ -62,18 +62,33 @@ def write_packed(model: str | os.PathLike[str], output: Path) -> Path:
         InputError: onnxruntime cannot load it.
     """
     data = output.with_name(f"{output.name}.data")
-    config = {
-        "session.optimized_model_external_initializers_file_name": data.name,
-        "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALL),
-        "session.save_external_prepacked_constant_initializers": "1",
-    }
-    options = session_options({"graph_optimization_level": "ORT_DISABLE_ALL", "log_severity_level": 4}, config)
-    _save(model, output, options, ())
+    save_packed(model, output, data.name, optimize=False)
     packed = onnx.load(output, load_external_data=False)
     aligned = data.exists() and align_parts(packed, data)
     if _restore_order(Path(model), packed) or aligned:
         output.write_bytes(packed.SerializeToString(deterministic=True))
     return data
+
+
+def save_packed(model: str | os.PathLike[str], output: Path, data: str, *, optimize: bool) -> None:
+    """Let onnxruntime write a model as it runs it, with what its kernels pack of weights in a file beside it.
+
+    Args:
+        model: Path of the model.
+        output: Where to.
+        data: Name of the file beside it.
+        optimize: Optimize the model as a session does by default.
+
+    Raises:
+        InputError: onnxruntime cannot load it.
+    """
+    config = {
+        "session.optimized_model_external_initializers_file_name": data,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALL),
+        "session.save_external_prepacked_constant_initializers": "1",
+    }
+    level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
+    _save(model, output, session_options({"graph_optimization_level": level, "log_severity_level": 4}, config), ())
 
 
 def _restore_order(original: Path, model: onnx.ModelProto) -> bool:

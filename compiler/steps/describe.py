@@ -139,7 +139,8 @@ def predict(
             arena of its size. Without, it is an arena that grows by what is asked for.
     """
     # What lies outside of a branch is predicted as if it lay inside: then nothing is gained on paper that is not there.
-    how = Configuration(external=bool(form.external), branch=form.name != "plain", shapeless=form.name == "shapeless")
+    branch, shapeless = form.name != "plain", form.name == "shapeless"
+    how = Configuration(external=bool(form.external), branch=branch, shapeless=shapeless, packed=form.packed)
     stock, arena = (predict_need(graph, dims, replace(how, session=kind, sized=recorded)) for kind in _KINDS)
     if not recorded:
         return stock, arena

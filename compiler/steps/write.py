@@ -11,6 +11,8 @@ from memoptc.compilation import Compilation
 from memoptc.ir.batch import Batch, NotSeparableError, separable_batch
 from memoptc.ir.diagnostics import InputError
 from memoptc.levels import promised_slowdown
+from memoptc.packing import packing
+from memoptc.report.model import Decision
 from memoptc.runtime.configuration import FILE_ORDER
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.freeze import write_packed
@@ -28,6 +30,14 @@ def choose_form(compilation: Compilation, compiled: Compiled, measured: bool) ->
     measured = measured and options.measure and options.form == "auto"
     feed = compiled.border.encode(data.feed) if measured else None
     return forms.choose_form(compiled.graph, data.dims, options, frozen=compiled.artefacts.frozen, feed=feed)
+
+
+def choose_packing(compilation: Compilation, compiled: Compiled, choice: forms.Choice) -> Decision | None:
+    """Decide if weights are packed ahead; not where onnxruntime's optimizer has run, which writes them itself."""
+    if compiled.artefacts.frozen:
+        return None
+    data = compilation.data
+    return packing(compiled.graph, {**data.dims, **(data.check or {})}, compilation.options, choice.form)
 
 
 def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:
@@ -54,8 +64,10 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
     return Contract(frugal, peaks=peaks)
 
 
-def recorded_contract(compilation: Compilation, compiled: Compiled, written: Figures) -> tuple[Contract, str]:
-    """As `contract`, with what a run allocates.
+def recorded_contract(
+    compilation: Compilation, compiled: Compiled, written: Figures, packed: bool
+) -> tuple[Contract, str]:
+    """As `contract`, with what a run allocates; where weights are packed ahead, doing without packing is not tried.
 
     Returns:
         The contract, and why nothing was recorded; `""` when something was.
@@ -73,7 +85,7 @@ def recorded_contract(compilation: Compilation, compiled: Compiled, written: Fig
             threads=frugal.threads,
             candidates=choices,
             timed=lambda: [encode(one) for one in data.timed()],
-            slowdown=0.0 if wanted.bit_exact else min(promised_slowdown(options), _PATIENT),
+            slowdown=0.0 if wanted.bit_exact or packed else min(promised_slowdown(options), _PATIENT),
             transposed=compiled.artefacts.transposed,
             isolate=written.file_bytes > IN_PROCESS_BYTES,
             batch=_batch(compiled),

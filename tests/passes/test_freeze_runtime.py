@@ -60,7 +60,7 @@ def test_packed_weights_give_the_same_bits_and_keep_the_order(tmp_path: Path) ->
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="packed"):
-        compile_file(CNN, tmp_path / "x.onnx", pack_weights=True)
+        compile_file(CNN, tmp_path / "x.onnx", pack_weights=True, form="branch")
     with pytest.raises(InputError, match="no level 'most'"):
         compile_file(CNN, tmp_path / "x.onnx", passes='freeze-runtime{level="most"}')
     assert list(tmp_path.iterdir()) == []
