@@ -175,7 +175,7 @@ _RECORDS = 16 << 10
 
 
 def _worse_file(report: ReportFacts) -> list[Worse]:
-    """A file that grew: by nodes, or by weights."""
+    """A file that grew: by nodes, by weights, or by a second layout of them."""
     control, candidate = report.control, report.candidate
     a, b = control.file_bytes, candidate.file_bytes
     if not grown(a, b, _RECORDS):
@@ -184,6 +184,9 @@ def _worse_file(report: ReportFacts) -> list[Worse]:
     why = f"{candidate.nodes} nodes instead of {control.nodes}"
     if 2 * weights > b - a:
         why = f"weights take {size(weights)} more"
+    packing = [d for d in report.decisions if d.step == "packing"]
+    if packing:
+        why = packing[-1].what
     return [Worse("file", size(a), size(b), b / a, why)]
 
 
