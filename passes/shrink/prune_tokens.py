@@ -12,6 +12,8 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import same
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS
+from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
@@ -24,6 +26,9 @@ STEPS = {"drop": (1, 2, 3, 4, 6, 8, 10, 12), "merge": (1, 2, 3, 4, 5, 6, MOST_ME
 
 PROBED = {"drop": (4, 10), "merge": (3, 6)}
 """Of those, what the outputs' noise is measured at, one layer at a time; it is taken to grow by a power between."""
+
+SECONDS, FEWEST = 60.0, 4
+"""Nominal seconds for these measurements of all layers, and samples that each of them takes in any case."""
 
 WORTH = 0.02
 """Share of the model's multiplications that has to lie behind a layer for tokens to be dropped there."""
@@ -99,8 +104,12 @@ class PruneTokens(Pass):
         forms = tuple(STEPS) if self.form == "auto" else (self.form,)
         ways = [Way(form, parts) for form in forms for parts in STEPS[form]]
         curves = []
-        for site in sites:
-            noise = {form: self._noise(graph, site, form, gate) for form in forms}
+        run = sum(map(multiplications, graph.ops)) / MULTIPLICATIONS
+        samples = max(FEWEST, int(SECONDS / max(run * sum(len(PROBED[form]) for form in forms) * len(sites), 1e-9)))
+        pace = Pace(len(sites))
+        for number, site in enumerate(sites):
+            context.say(f"each layer alone, {pace.at(number)}")
+            noise = {form: self._noise(graph, site, form, gate, samples) for form in forms}
             curves.append([Level(noise[way.form](way.parts), site.share * way.parts / PARTS) for way in ways])
 
         def make(levels: Levels) -> Graph:
@@ -147,10 +156,10 @@ class PruneTokens(Pass):
             done += 1
         return done
 
-    def _noise(self, graph: Graph, site: Site, form: str, gate: Gate) -> _Growth:
-        """Noise of the outputs against the share of tokens that go at one site."""
+    def _noise(self, graph: Graph, site: Site, form: str, gate: Gate, samples: int) -> _Growth:
+        """Noise of the outputs against the share of tokens that go at one site, on so many samples at most."""
         probed = PROBED[form]
-        sqnr = [gate.trials.quick(self._copy(graph, {site: Way(form, parts)})).sqnr_db for parts in probed]
+        sqnr = [gate.trials.quick(self._copy(graph, {site: Way(form, parts)}), samples).sqnr_db for parts in probed]
         low, high = (max(10 ** (-max(min(s, 200.0), -200.0) / 10), 1e-20) for s in sqnr)
         return _Growth(low, max(high, low), probed)
 

@@ -17,8 +17,11 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
+from memoptc.passes.shrink import prune_tokens
 from memoptc.passes.shrink.prune_tokens import PruneTokens, Way
 from memoptc.runtime.data import Data
+from memoptc.runtime.evaluate import ModelSource
+from memoptc.runtime.quality import Examiner, Quality
 from memoptc.testing import run_pass
 
 Floats = npt.NDArray[np.float32]
@@ -235,6 +238,27 @@ def test_data_says_how_many() -> None:
     same, stats = pruned(model, PruneTokens(min_sqnr=60.0), Context(calibration=data, validation=data))
     assert stats["left: outputs need all tokens"] == 1
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
+
+
+@pytest.mark.parametrize(("seconds", "samples"), [(60.0, 8), (0.0, prune_tokens.FEWEST)])
+def test_large_models_are_measured_on_few_samples(
+    seconds: float, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    quick = Examiner.quick
+
+    def counted(self: Examiner, candidate: ModelSource, most: int | None = None) -> Quality:
+        found = quick(self, candidate, most)
+        if most is not None:
+            seen.append(found.samples)
+        return found
+
+    monkeypatch.setattr(Examiner, "quick", counted)
+    monkeypatch.setattr(prune_tokens, "SECONDS", seconds)
+    model = encoder(2, "tokens", readout="first", masked=True)
+    data = masked_data(model, 8)
+    pruned(model, PruneTokens(min_sqnr=60.0), Context(calibration=data, validation=data))
+    assert set(seen) == {samples}
 
 
 def test_it_is_taken_back_where_it_does_not_pay() -> None:
