@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from memoptc.ir.decoder_facts import KEY, Cache
+from memoptc.ir.decoder_facts import KEY
 from memoptc.ir.decoder_facts import Decoder as Facts
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.decoder_feeds import Ids, empty_cache, padded_ids
 from memoptc.runtime.errors import MemoryLimit
 from memoptc.runtime.sampling import Sampler
 from memoptc.runtime.session import Session
 
 if TYPE_CHECKING:
     Array: TypeAlias = npt.NDArray[Any]
-
-Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Array"
 
 _SMALLEST_CHUNK = 1
 
@@ -151,7 +150,7 @@ class Tokens:
             InputError: the ids do not suit the model, or are more than it holds.
             MemoryLimit: even one token at a time takes more than the limit.
         """
-        rows, shown = _padded(ids)
+        rows, shown = padded_ids(ids)
         if not shown.all() and (not self._facts.mask or self._facts.counted):
             why = "counts keys instead of masking them" if self._facts.mask else "has no mask"
             raise InputError(
@@ -168,7 +167,7 @@ class Tokens:
             Scores of the vocabulary after each token but the last, `[tokens - 1, vocabulary]`. A model that scores the
             last step only gets its tokens one by one.
         """
-        rows, _ = _padded(ids)
+        rows, _ = padded_ids(ids)
         if len(rows) != 1 or rows.shape[1] < 2:
             raise InputError("Scores are of one sequence of two tokens or more.")
         self._start(1, context or {})
@@ -206,7 +205,7 @@ class Tokens:
 
     def extend(self, ids: Ids) -> Array:
         """Add several tokens to each sequence, as many to each; gives what `step` gives."""
-        rows, shown = _padded(ids)
+        rows, shown = padded_ids(ids)
         if not self.batch or len(rows) != self.batch or not shown.all():
             raise InputError(f"{self.batch} sequences take as many rows of equally many tokens.")
         return self._extend(rows, shown)
@@ -287,7 +286,7 @@ class Tokens:
         self._caches = {}
         for cache in facts.caches:
             if cache.past not in self._context:
-                self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(_zeros(cache, batch, room or 0))
+                self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(empty_cache(cache, batch, room or 0))
 
     def _source_length(self) -> int:
         """Number of steps that the encoder computed."""
@@ -392,55 +391,3 @@ def _facts(session: Session, path: str | os.PathLike[str]) -> Facts:
     from memoptc.ir.onnx_io import read_onnx
 
     return recognise(read_onnx(path))
-
-
-def _zeros(cache: Cache, batch: int, room: int) -> Array:
-    """A cache without a past: of no steps, or with room for so many."""
-    shape = list(cache.shape)
-    shape[cache.batch] = batch
-    if shape[cache.axis] < 0 or room:
-        shape[cache.axis] = room
-    return np.zeros(shape, _numpy_dtype(cache.dtype))
-
-
-def first_feed(facts: Facts, ids: Array) -> dict[str, Array]:
-    """Inputs of a model beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
-    batch, steps = ids.shape
-    feed = {c.past: _zeros(c, batch, 0) for c in facts.own}
-    if facts.mask:
-        held = facts.own[0].shape[facts.own[0].axis] if facts.own[0].form == "fixed" else steps
-        feed[facts.mask] = np.pad(np.ones((batch, steps), np.int64), ((0, 0), (0, max(0, held - steps))))
-    if facts.positions:
-        counted = np.arange(steps)
-        feed[facts.positions] = np.tile(counted, (batch, 1)) if facts.positions_rank == 2 else counted
-    if facts.lengths:
-        feed[facts.lengths] = np.full(batch, steps - 1)
-    return {name: value.astype(facts.dtypes.get(name, value.dtype)) for name, value in feed.items()}
-
-
-def _numpy_dtype(name: str) -> Any:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return np.dtype(name)
-
-
-def _padded(ids: Ids) -> tuple[Array, Array]:
-    """Rows of equally many ids, and which of them are no padding; shorter ones are padded at the left."""
-    try:
-        one = len(ids) > 0 and np.ndim(ids[0]) == 0
-        rows = [np.asarray(row) for row in ([ids] if one else ids)]
-    except TypeError:
-        raise InputError("Ids are numbers of tokens, or rows of them.") from None
-    if not rows or any(row.ndim != 1 or not row.size for row in rows):
-        raise InputError("There are no ids to start from.", hint="Give at least one token for each sequence.")
-    if any(row.dtype.kind not in "iu" for row in rows):
-        raise InputError(f"Ids are whole numbers, not {next(r.dtype for r in rows if r.dtype.kind not in 'iu')}.")
-    longest = max(row.size for row in rows)
-    padded = np.zeros((len(rows), longest), np.int64)
-    shown = np.zeros((len(rows), longest), np.int64)
-    for at, row in enumerate(rows):
-        padded[at, longest - row.size :] = row
-        shown[at, longest - row.size :] = 1
-    return padded, shown

@@ -14,7 +14,8 @@ from memoptc.ir.decoder import Decoder as Facts
 from memoptc.ir.decoder import recognise, recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.data import Sample
-from memoptc.runtime.decoding import Decoder, first_feed
+from memoptc.runtime.decoder_feeds import first_feed
+from memoptc.runtime.decoding import Decoder
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.options import RunOptions
 

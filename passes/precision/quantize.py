@@ -18,7 +18,8 @@ from memoptc.passes.precision._quantize.existing import is_quantized, without_si
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import checkpoint_of, observe
 from memoptc.passes.precision._quantize.places import RECURRENT
-from memoptc.passes.precision._quantize.static import Choice, StaticQuantizer, choose, is_float32, share_scales
+from memoptc.passes.precision._quantize.static import StaticQuantizer
+from memoptc.passes.precision._quantize.static_choice import Choice, choose, is_float32, share_scales
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate

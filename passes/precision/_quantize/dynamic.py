@@ -13,7 +13,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import layout_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.numerics import weight_codes
-from memoptc.passes.precision._quantize.static import choose
+from memoptc.passes.precision._quantize.static_choice import choose
 from memoptc.runtime.devices import Device
 
 Shared: TypeAlias = dict[tuple[Value, int], tuple[Value, ...]]

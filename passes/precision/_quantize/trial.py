@@ -25,7 +25,8 @@ from memoptc.passes.precision._quantize.places import GATHER, PRODUCTS, Weight, 
 from memoptc.passes.precision._quantize.reading import columns_of, in_groups, moments_of, why_not
 from memoptc.passes.precision._quantize.recurrent import quantize_recurrent, recurrent
 from memoptc.passes.precision._quantize.rounding import Dampings, round_channels
-from memoptc.passes.precision._quantize.static import Choice, Memo, StaticQuantizer, choose, is_float32, share_scales
+from memoptc.passes.precision._quantize.static import Memo, StaticQuantizer
+from memoptc.passes.precision._quantize.static_choice import Choice, choose, is_float32, share_scales
 from memoptc.passes.precision._quantize.tradeoff import BLOCKS, FLOAT, WEIGHTS
 from memoptc.passes.precision._quantize.weight_only import Memo as BlockMemo
 from memoptc.passes.precision._quantize.weight_only import WeightFormat, Writer

@@ -1,0 +1,176 @@
+"""Choose what the static form quantizes: products and convolutions, and the operators between them that can follow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memoptc.ir import ops
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.ops import layout_of
+from memoptc.ir.tensors import nbytes
+from memoptc.ir.types import DType
+from memoptc.passes.precision._quantize.existing import Existing, decoded_weight, find_existing
+from memoptc.passes.precision._quantize.numerics import Scale, magnitude_of
+from memoptc.runtime.devices import Device
+
+KEPT_TWICE = 4096
+"""Bytes of a weight from which its codes are not worth keeping beside it."""
+
+
+@dataclass
+class Choice:
+    """Tensors and operators to quantize.
+
+    Args:
+        heavy: Products and convolutions, in order.
+        light: Operators between them that can follow.
+        tensors: Activations that get a code, in order of definition.
+        absorbed: Relu and Clip that vanish into the code of their result, by operand.
+        kept: Products and convolutions whose weights are codes already, in order.
+        existing: Codes that the model brought along.
+        device: What has integer kernels.
+        decoded: Products and convolutions in float whose weights are stored as integers.
+    """
+
+    device: Device
+
+    heavy: dict[Op, None] = field(default_factory=dict)
+    light: dict[Op, None] = field(default_factory=dict)
+    tensors: dict[Value, None] = field(default_factory=dict)
+    absorbed: dict[Value, Op] = field(default_factory=dict)
+    kept: dict[Op, None] = field(default_factory=dict)
+    existing: Existing = field(default_factory=Existing)
+    decoded: dict[Op, None] = field(default_factory=dict)
+
+    def result_of(self, op: Op) -> Value:
+        """The op's result, behind an absorbed activation."""
+        after = self.absorbed.get(op.result)
+        return after.result if after is not None else op.result
+
+    def quantized(self, op: Op | None) -> bool:
+        """True if the op runs on integers."""
+        if op is None:
+            return False
+        absorbed = op.op_type in self.device.absorbed and op.operand in self.absorbed
+        return absorbed or op in self.light or op in self.heavy or op in self.kept
+
+
+def choose(
+    graph: Graph,
+    excluded: frozenset[str],
+    stats: Counter[str],
+    device: Device,
+    *,
+    outputs: bool = False,
+    decoded: frozenset[str] = frozenset(),
+) -> Choice:
+    """Decide what to quantize in the top graph; reasons for leaving something go into `stats`.
+
+    Args:
+        graph: The graph.
+        excluded: Node names and operators to leave in float.
+        stats: Gets the reasons.
+        device: What has integer kernels.
+        outputs: Whether outputs shall be codes, too, where an operator with an integer kernel makes them.
+        decoded: Names of nodes that compute in float, with weights stored as integers.
+    """
+    choice = Choice(device, existing=find_existing(graph))
+    choice.tensors = dict.fromkeys(choice.existing.scales)
+    for op in graph.ops:
+        if op.key not in device.heavy:
+            continue
+        if decoded_weight(op.input(1)) is not None and is_float32(op.operand) and op.operand.tensor is None:
+            choice.kept[op] = None
+            continue
+        reason = "excluded by name" if op.name in excluded or op.key in excluded else _why_not(op, device)
+        if reason:
+            stats[f"left {op.op_type}: {reason}"] += 1
+        elif op.name in decoded:
+            choice.decoded[op] = None
+        else:
+            choice.heavy[op] = None
+    for op in graph.ops:
+        if op in choice.heavy or op in choice.kept:
+            choice.tensors[op.operand] = None
+            if op.op_type == "Conv":
+                _absorb(op, choice)
+                choice.tensors[choice.result_of(op)] = None
+            elif outputs and op.result.is_output:
+                choice.tensors[op.result] = None
+        elif (outputs or not (op.results and op.result.is_output)) and _can_follow(op, choice, excluded):
+            choice.light[op] = None
+            if op.op_type in ("Add", "Mul"):
+                _absorb(op, choice)
+            choice.tensors[choice.result_of(op)] = None
+    return choice
+
+
+def _absorb(op: Op, choice: Choice) -> None:
+    if op.result.single_use:
+        (after,) = op.result.users
+        if after.key in choice.device.absorbed and after.graph is op.graph and after.operand is op.result:
+            choice.absorbed[op.result] = after
+
+
+def is_float32(value: Value | None) -> bool:
+    """True if a value is a float32 tensor."""
+    return value is not None and value.dtype == DType.FLOAT
+
+
+def _why_not(op: Op, device: Device) -> str:
+    weight, bias = op.input(1), op.input(2)
+    if weight is None or weight.tensor is None:
+        return "weights are computed"
+    if not is_float32(op.operand) or weight.tensor.dtype != DType.FLOAT or op.operand.tensor is not None:
+        return "no float32"
+    if not weight.tensor.size:
+        return "an extent is 0"
+    for other, _ in weight.uses if nbytes(weight.tensor) >= KEPT_TWICE else ():
+        if other.key not in device.heavy or other.graph is not op.graph:
+            return f"{other.op_type} needs the weight in float, so that its codes would come on top"
+    if not np.isfinite(magnitude_of(weight.tensor)):
+        return "weights are not finite"
+    if bias is not None and bias.tensor is None:
+        return "bias is computed"
+    if op.op_type == "Gemm":
+        one = op.attrs.get("alpha", 1.0) == 1.0 and op.attrs.get("beta", 1.0) == 1.0
+        if op.attrs.get("transA", 0) or not one:
+            return "form of Gemm"
+        if bias is not None and bias.tensor is not None:
+            columns = weight.tensor.shape.numpy()[layout_of(op).output_axis]
+            if bias.tensor.size not in (1, columns):
+                return "bias has rows"
+    if op.op_type == "MatMul" and len(weight.tensor.shape) != 2:
+        return "weights are no matrix"
+    return ""
+
+
+def _can_follow(op: Op, choice: Choice, excluded: frozenset[str]) -> bool:
+    if op.domain or op.name in excluded or op.op_type in excluded or not op.results or not is_float32(op.result):
+        return False
+    if op.graph is None:
+        return False
+    if op.op_type in choice.device.same_scale:
+        version = ops.opset_of(op.graph) or 0
+        nearest = op.op_type != "Resize" or op.attrs.get("mode", "nearest") in ("nearest", b"nearest")
+        one_result = all(not r.has_uses for r in op.results[1:])
+        fits = version >= choice.device.same_scale[op.op_type] and nearest and one_result
+        return fits and op.operand in choice.tensors
+    if op.op_type not in choice.device.light:
+        return False
+    if op.op_type == "AveragePool" and op.attrs.get("ceil_mode", 0):
+        return False
+    operands = [v for v in op.operands if not v.is_absent]
+    coded = [v in choice.tensors or (v.tensor is not None and op.op_type in ("Add", "Mul")) for v in operands]
+    return all(coded) and any(v in choice.tensors for v in operands)
+
+
+def share_scales(choice: Choice, scales: dict[Value, Scale]) -> None:
+    """Give the result of an operator that only moves elements the code of its operand."""
+    for op in choice.light:
+        result = choice.result_of(op)
+        if op.op_type in choice.device.same_scale and op.operand in scales and result not in choice.existing.scales:
+            scales[result] = scales[op.operand]
