@@ -12,17 +12,18 @@ from memoptc.runtime.devices import USUAL
 from memoptc.targets import INTEGERS, TARGETS
 
 _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,share-weights"
-"""Groups end: what is in this one makes ops, uses of computed values or results fewer, and puts nothing back. That in
-`_FUSE` moves what shrinks towards the inputs (narrow, scale-early) or folds it into weights, and what grows towards the
-outputs (widen-late); each of these has a measure of its own, none undoes another. The manager bounds rounds anyway."""
+"""Why groups reach a fixed point: passes of this one make ops, uses of computed values or results fewer, and put
+nothing back. Those of `_FUSE` move what shrinks towards the inputs (narrow, scale-early) or fold it into weights, and
+what grows towards the outputs (widen-late); each of them has a measure of its own, none undoes another. The manager
+bounds rounds anyway."""
 _FUSE = (
     "(fold-constants{exact=false},fuse-conv-bn,drop-dead-channels,narrow,widen-late,scale-early,simplify,share-common,"
     "drop-dead)*"
 )
 _OPEN_WEIGHTS = "widen-half,fold-constants{exact=false,weights=true}"
-"""What makes weights constants in float32, which codes need."""
+"""Passes that make weights constants in float32, which quantization needs."""
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
-"""Where numbers stay floats: codes would need another scale for each product and sum."""
+"""Only where numbers stay floats: quantized ones would need another scale for each product and sum."""
 _DECODER = "fuse-rotary,fuse-skip-norm,fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
 _ATTENTION = "fuse-attention,share-common,drop-dead"
 _WEIGHTS = {
@@ -32,9 +33,9 @@ _WEIGHTS = {
 }
 """Targets that need no data. Operators of int4 are in onnxruntime's own domain; Cast knows float16 at any opset."""
 
-_PLACE = "plan-memory,lower"
+_LAST = "plan-memory,lower"
 SLOWDOWN = {2: 1.05, 3: 1.3}
-"""What a level may make of the run time to save memory, where nobody says otherwise."""
+"""Largest ratio of run times that a level accepts for saving memory, where nobody says otherwise."""
 ANY_SLOWDOWN = 1000.0
 """A slowdown that stands for none being too much: a budget was given, and no other limit."""
 
@@ -137,7 +138,7 @@ def pipeline_text(
         parts.append("freeze-runtime,drop-dead,order")
     if level >= 2:
         parts.append("share-transposed")  # what knows products by name has run
-    parts.append(_PLACE)
+    parts.append(_LAST)
     return ",".join(parts)
 
 

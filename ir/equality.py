@@ -14,7 +14,8 @@ from memoptc.ir.spelling import type_text
 from memoptc.ir.tensors import same_content
 from memoptc.ir.types import Type
 
-_PLACE = frozenset({"source_path", "source_sha256", "form"})
+_ORIGIN = frozenset({"source_path", "source_sha256", "form"})
+"""Facts of a model that say where it came from: compared with locations."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class _Comparison:
     def info(self, a: ModelInfo, b: ModelInfo) -> None:
         self.same(a.opset_imports, b.opset_imports, "model: opset imports")
         for field in fields(ModelInfo):
-            wanted = self.locations if field.name in _PLACE else self.notes
+            wanted = self.locations if field.name in _ORIGIN else self.notes
             if wanted and field.name not in ("functions", "opset_imports"):
                 self.same(getattr(a, field.name), getattr(b, field.name), f"model: {field.name}")
 

@@ -25,11 +25,11 @@ from memoptc.runtime.options import FRUGAL, PACKING_KEY, Feed, RunOptions
 from memoptc.runtime.same_samples import with_samples
 
 PLANNED_BYTES = 3 << 19
-"""What a planned session takes beside its block, about 1.1 MB over the tier arena, and what it must gain at least."""
+"""Bytes that a planned session takes beside its block (about 1.1 MB over the tier arena), and that it must gain."""
 LIBRARY_BYTES = 24 << 20
 """The same where the C interface comes from a second library of onnxruntime, with its pages and registers."""
 CALL_SECONDS = 1.5e-6
-"""What an allocation served by our own allocator takes longer."""
+"""Seconds by which an allocation takes longer in our own allocator."""
 UNSEEN_SECONDS = 6e-6
 """The same in a run of shapes that did not run before, which is recorded; free shapes may be new in every run."""
 CALLS_SHARE = 0.02

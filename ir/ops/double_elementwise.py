@@ -105,6 +105,11 @@ def mish(b: OpBuilder, op: Op) -> Sequence[Value]:
     return [b.Mul(op.operand, b.Tanh(softplus_of(b, op.operand)))]
 
 
+def quick_gelu(b: OpBuilder, op: Op) -> Sequence[Value]:
+    """x times the sigmoid of alpha x."""
+    return [b.Mul(op.operand, b.Sigmoid(b.Mul(op.operand, f64(op.attrs.get("alpha", 1.702)))))]
+
+
 def hard_sigmoid(b: OpBuilder, op: Op) -> Sequence[Value]:
     """HardSigmoid."""
     return [hard_sigmoid_of(b, op.operand, op.attrs.get("alpha", 0.2), op.attrs.get("beta", 0.5))]

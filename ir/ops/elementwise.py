@@ -86,6 +86,10 @@ def _mod_sample(r: Rng) -> Sample:
     return Sample(tuple(np.asarray(r.integers(1, 9, shape), np.int64) for _ in range(2)))
 
 
+def _quick_gelu_sample(r: Rng) -> Sample:
+    return Sample((floats(r, *drawn_extents(r, 1, 4)),), {"alpha": float(np.float32(r.uniform(0.5, 2)))})
+
+
 _UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Exp Floor IsInf IsNaN "
     "Log Neg Not Reciprocal Round Sign Sin Sinh Sqrt Tan"
@@ -131,7 +135,8 @@ OPERATORS: tuple[Operator, ...] = (
     *define("Dropout", space=_elementwise_first),
     *define("BitCast SwiGLU"),
     *define("Affine ParametricSoftplus ScaledTanh", **_UNARY_FACTS),  # experimental ones, which onnxruntime still runs
-    *define("Gelu QuickGelu", MICROSOFT, **_UNARY_FACTS),
+    *define("Gelu", MICROSOFT, **_UNARY_FACTS),
+    *define("QuickGelu", MICROSOFT, sample=_quick_gelu_sample, double=double.quick_gelu, **_UNARY_FACTS),
     *define("BiasGelu FastGelu", MICROSOFT, arity=Arity.UNARY, space=_bias_gelu, workspace=_one_result),
     *define("BiasAdd BiasSplitGelu ComplexMul ComplexMulConj", MICROSOFT),
 )

@@ -17,7 +17,7 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.blocks import encode, error_of
-from memoptc.passes.precision._quantize.coding import SMALLEST, Found, find, report, write_all
+from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.pace import Pace
@@ -134,7 +134,7 @@ class _Search:
         self.tables: dict[tuple[int, int], Table] = {}
         self.rounded: list[Rounded] = []
 
-    def find(self, graph: Graph) -> Found:
+    def find(self, graph: Graph) -> CodableWeights:
         """The weights of the graph or of a copy; the same ones in the same order."""
         return find(graph, self.plan, self.asked.smallest, frozenset(self.asked.exclude))
 

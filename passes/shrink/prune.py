@@ -33,7 +33,7 @@ FEW = 10
 ROUNDS = 64
 """Times that units are looked at anew while all of them would go: of units that say the same, one has to stay."""
 
-WHOLE = 4
+MULTIPLE = 4
 """Units are left in multiples of this, for the kernels' sake."""
 
 
@@ -208,8 +208,8 @@ def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float)
     kept, found = np.arange(units.count), []
     weights = [rows for rows, _, _ in readers]
     for part in range(1, PARTS):
-        goal = units.count - int(most * units.count * part / (PARTS - 1) / WHOLE) * WHOLE
-        if goal >= len(kept) or goal < WHOLE:
+        goal = units.count - int(most * units.count * part / (PARTS - 1) / MULTIPLE) * MULTIPLE
+        if goal >= len(kept) or goal < MULTIPLE:
             continue
         states = []
         for (_, _, each), weight, whole, (signal, _) in zip(readers, weights, damped, signals, strict=True):

@@ -80,7 +80,7 @@ def test_every_operator_that_claims_something_has_instances() -> None:
 
 def test_a_new_operator_is_one_entry() -> None:
     """Its definition alone brings it into the tests of types, iteration spaces, text and float64 forms."""
-    for key in ("RMSNormalization", "RotaryEmbedding", "com.microsoft::Trilu"):
+    for key in ("RMSNormalization", "RotaryEmbedding", "com.microsoft::Trilu", "com.microsoft::QuickGelu"):
         assert key in SAMPLED
         assert key not in MOVES
         assert TABLE[key].space is not None

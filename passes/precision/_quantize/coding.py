@@ -1,4 +1,4 @@
-"""Coding the weights of a graph in blocks: which can be, what they are multiplied with, one after the other."""
+"""Quantize the weights of a graph in blocks, one after the other, with data for the products that read them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _LISTED = 20
 
 
 @dataclass
-class Found:
-    """The weights of a graph.
+class CodableWeights:
+    """Weights of a graph that can be quantized, and those that cannot.
 
     Args:
         chosen: Those that can be coded, in the order of the graph.
@@ -50,9 +50,9 @@ class Found:
     small: int = 0
 
 
-def find(graph: Graph, plan: WeightFormat, smallest: int, excluded: frozenset[str]) -> Found:
+def find(graph: Graph, plan: WeightFormat, smallest: int, excluded: frozenset[str]) -> CodableWeights:
     """Find the weights of a graph that can be coded."""
-    found = Found(smallest)
+    found = CodableWeights(smallest)
     for weight in find_weights(graph, excluded):
         if weight.bytes < smallest:
             found.small += 1
@@ -155,7 +155,9 @@ def _with_rows(weight: Weight, moments: Moments) -> Moments:
     return Moments(sum_of_both(moments.fit), sum_of_both(moments.check), moments.rows)
 
 
-def report(name: str, context: Context, writer: Writer, found: Found, count: int, sums: tuple[int, int]) -> None:
+def report(
+    name: str, context: Context, writer: Writer, found: CodableWeights, count: int, sums: tuple[int, int]
+) -> None:
     """Say what was coded in blocks, how well, and what stays and why.
 
     Args:

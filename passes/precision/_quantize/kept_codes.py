@@ -27,7 +27,7 @@ _BLOCKS = tuple(field.name for field in fields(Blocks))
 
 
 class KeptCodes:
-    """Codes of one group of weights after the other.
+    """Cache of weight codes on disk, one entry for each group of weights.
 
     A group's codes follow from the graph, in which those before it are coded already, from how codes are written, from
     the data, and from what dampings were best so far.
