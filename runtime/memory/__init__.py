@@ -1,1 +1,1 @@
-"""memoptc."""
+"""The memory model: live ranges, plans and their check, workspace and loading, need of a process."""
