@@ -14,7 +14,7 @@ from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
-from memoptc.runtime.sizes import GROWTH, RESOLUTION, grown
+from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
 
 
 def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -96,8 +96,8 @@ def broken_needs(before: Sizes, after: Sizes, how: str = "", resolution: int = R
     return found
 
 
-SMALL = 2 << 20
-"""Bytes by which the need at small extents may grow: what 500 nodes take, which save many times that at large ones."""
+SMALL = PREDICTED
+"""Bytes by which the need at small extents may grow: those are what many a user runs, whatever large ones save."""
 
 
 def broken_at_small(before: Sizes, after: Sizes, extents: Mapping[str, int]) -> list[Broken]:

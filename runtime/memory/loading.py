@@ -120,7 +120,7 @@ def _nodes_bytes(graph: Graph, depth: int) -> int:
     """Bytes of the structures of a graph's nodes, those of its regions included."""
     each = NODE_BYTES + depth * NESTED_BYTES
     within = sum(_nodes_bytes(region, depth + 1) for op in graph.ops for region in op.regions.values())
-    return within + each * sum(1 for op in graph.ops if not op.is_const)
+    return within + each * sum(1 for op in graph.ops if not _is_weight(op))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
     """Give a graph's weights, those of its regions and those that onnxruntime folds included; shared ones once."""
     resident = fused_pairs(graph).resident if graph.parent is None else set()
     for op in graph.walk():
-        if op.is_const or op.op_type == "Constant":
+        if _is_weight(op):
             tensor = op.attrs.get("value")
             nbytes = int(getattr(tensor, "nbytes", 0) or 0)
             if nbytes and op.results[0].has_uses:
@@ -212,6 +212,11 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
         nbytes = _static_bytes(value)
         if nbytes and value.op is not None and value.op.op_type != "DequantizeLinear":
             yield Weight(value, nbytes, tuple(value.users), False, folded=True)
+
+
+def _is_weight(op: Op) -> bool:
+    """Whether onnxruntime holds an op as an initializer by the time that it makes kernels."""
+    return op.is_const or op.op_type == "Constant"
 
 
 def _packs(weight: Weight, optimize: bool) -> _Packing | None:
