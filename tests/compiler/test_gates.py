@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
+import onnx.parser
 import pytest
 
+import memoptc
 from memoptc.budget import Budget
 from memoptc.gate import Broken, broken_needs, check_budget, check_verification, refusal
 from memoptc.ir.diagnostics import BudgetError, ProofError
@@ -87,3 +90,22 @@ def test_a_failed_proof_names_the_output_and_the_pass_or_warns() -> None:
     assert "real inputs with --validation" in caught.value.hint
     check_verification(found, Options(force=True), lambda: "")
     assert found.warnings == ["Verification failed: y differs by 0.5. Written all the same (--force)."]
+
+
+def test_the_original_is_predicted_with_the_bodies_of_its_functions() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 21, "local": 1]>
+        g (float[1024, 64] x) => (float[1024, 64] y) { y = local.F (x) }
+        <domain: "local", opset_import: ["": 21]> F (x) => (y)
+        {
+            n = Constant <value_ints = [16, 1, 1]> ()
+            wide = Expand (x, n)
+            more = Exp (wide)
+            axes = Constant <value_ints = [0]> ()
+            y = ReduceSum <keepdims = 0> (more, axes)
+        }"""
+    )
+    result = memoptc.compile(model, 1, measure=False, verify="off")
+    before, after = (side.predicted_need_bytes for side in (result.report.control, result.report.candidate))
+    assert after <= before
+    assert before > 2 * 16 * 1024 * 64 * 4
