@@ -132,7 +132,8 @@ class Attempts:
         original = describe.figures_of_original(compilation, prepared.graph)
         whole = _with_bodies(compilation, prepared.graph)
         if whole is not prepared.graph:
-            original = replace(original, estimates=describe.figures_of_original(compilation, whole).estimates)
+            within = describe.figures_of_original(compilation, whole)
+            original = replace(original, peak=within.peak, plan=within.plan, estimates=within.estimates)
         warnings = [*prepared.warnings, *compilation.data.warnings, *([original.warning] if original.warning else [])]
         decoder = describe.recognise_decoder(prepared.graph)
         known, decisions = (None, [decoder]) if isinstance(decoder, Decision) else (decoder, [])
