@@ -1,4 +1,4 @@
-"""What a program is: types, values, ops and graphs, the operators, text, and ONNX in and out."""
+"""A program: types, values, ops and graphs, the operators, text, and ONNX in and out."""
 
 from memoptc.ir import deferred
 

@@ -95,7 +95,7 @@ def _holder(tensor: Tensor) -> Any:
 
 
 class _Checksums:
-    """What each weight of a model holds, and nothing of where."""
+    """Digests of a model's weights in place of them: equal content is equal, wherever it lies."""
 
     def __init__(self, pool: WeightPool) -> None:
         self._pool = pool

@@ -232,7 +232,7 @@ def measure(
 
 
 def side_by_side(needs: Sequence[Need]) -> bool:
-    """Whether models need so little that all are held loaded while they are timed against each other."""
+    """True if models need so little that all are held loaded while they are timed against each other."""
     return sum(need.need_bytes for need in needs) <= _TOGETHER
 
 

@@ -29,7 +29,7 @@ class Arity(Enum):
 
 
 class IntegerKernel(Enum):
-    """When onnxruntime computes an operator on 8-bit integers between DequantizeLinear and QuantizeLinear."""
+    """Condition for an 8-bit integer kernel of onnxruntime between DequantizeLinear and QuantizeLinear."""
 
     FIRST_OPERAND = "when operand 0 is quantized"
     ALL_OPERANDS = "when all data operands are quantized"

@@ -20,7 +20,7 @@ class Pace:
         self._skipped += count
 
     def at(self, done: int) -> str:
-        """Where it stands when so many steps are done and the next begins."""
+        """Progress when so many steps are done and the next begins, and the time left."""
         told = f"{done + 1} of {self._total}"
         if done <= self._skipped:
             return told
