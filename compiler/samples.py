@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from memoptc.runtime.options import RunOptions
 from memoptc.runtime.perplexity import Completed
 from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
+from memoptc.runtime.trials import Trial, trial_runs
 from memoptc.source import Source
 
 _PATIENCE = 10.0
@@ -55,6 +56,7 @@ class Inputs:
         self.searched: dict[str, Searched] = {}
         """What searches did in earlier attempts."""
         self._asked = dict(options.dims) | dict(options.freeze)
+        self._loaded: tuple[Evaluator, Trial] | None = None
 
         def samples(given: Any) -> Data | None:
             return None if given is None else Data(given, types, optional, Completed(graph))
@@ -76,7 +78,8 @@ class Inputs:
             self.points = design_points(graph, self._asked)
         runs = options.measure or options.verify != "off"
         if self.points is not None and runs:
-            self._settle(graph, self.points)
+            with self._one_original():
+                self._settle(graph, self.points)
         self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph, runs)
 
     def _hold_out(self, raw: Any, data: Data) -> None:
@@ -151,14 +154,26 @@ class Inputs:
             return self.first
         dims = self._asked | dict(self.check or {})
         seconds = _PATIENCE if self.check is not None else math.inf
-        return self._made_up(self._source.graph, dims, seconds)
+        return self._made_up(dims, seconds)
 
-    def _made_up(self, graph: Graph, dims: Mapping[str, int] | None, seconds: float) -> dict[str, Any]:
-        """Make up a feed on which the original runs; it is loaded for that long, and holds no more than is alive."""
+    def _made_up(self, dims: Mapping[str, int] | None, seconds: float) -> dict[str, Any]:
+        """Make up a feed on which the original runs."""
+        with self._one_original() as (original, trial):
+            return find_feeds(self._source.graph, original, count=1, dims=dims, seconds=seconds, trial=trial)[0].feed
+
+    @contextlib.contextmanager
+    def _one_original(self) -> Iterator[tuple[Evaluator, Trial]]:
+        """Load the original, once for all feeds that are made up meanwhile; it holds no more than is alive."""
+        if self._loaded is not None:
+            yield self._loaded
+            return
         original = Evaluator(self._source.path, RunOptions(arena=False, mem_pattern=False), label="the original")
         try:
-            return find_feeds(graph, original, count=1, dims=dims, seconds=seconds)[0].feed
+            with trial_runs(InputMaker(self._source.graph).typed, original) as trial:
+                self._loaded = original, trial
+                yield self._loaded
         finally:
+            self._loaded = None
             del original
             trim(collect=False)
 
@@ -179,7 +194,7 @@ class Inputs:
         graph = self._source.graph
         feeds = [self.feed]
         with contextlib.suppress(InputError):
-            feeds.append(self._made_up(graph, None, _PATIENCE))
+            feeds.append(self._made_up(None, _PATIENCE))
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
     def timed(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ def find_feeds(
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
     seconds: float = math.inf,
+    trial: Trial | None = None,
 ) -> list[Generated]:
     """Find feeds on which the original runs; with open dimensions, over several extents.
 
@@ -56,6 +58,7 @@ def find_feeds(
         dims: Extents that are decided.
         seed: Seed of all random values.
         seconds: Trials end after so long; a trial under way is not broken off.
+        trial: What `trial_runs` gave for the same model, where it is searched for feeds several times.
 
     Returns:
         `count` feeds. Their extents differ as far as the model runs with several.
@@ -64,7 +67,8 @@ def find_feeds(
         InputError: no inputs were found on which the model runs.
     """
     maker = InputMaker(graph, dims, seed)
-    with trial_runs(maker.typed, original) as trial:
+    with nullcontext(trial) if trial is not None else trial_runs(maker.typed, original) as trial:
+        trial.restart()
         return _found(graph, maker, trial, count, time.monotonic() + seconds)
 
 

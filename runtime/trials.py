@@ -35,7 +35,10 @@ _ENDED = 3
 
 
 class Trial(Protocol):
-    """Runs a model on one feed."""
+    """Runs a model on one feed after another."""
+
+    def restart(self) -> None:
+        """Begin another search, which is not held to what ended in those before."""
 
     def finite(self, feed: Feed) -> bool:
         """True if all outputs are finite numbers.
@@ -83,6 +86,9 @@ class _Here:
     def __init__(self, original: Evaluator) -> None:
         self._original = original
 
+    def restart(self) -> None:
+        """Nothing that runs here ends."""
+
     def finite(self, feed: Feed) -> bool:
         return all(_finite(value) for value in self._original.run(feed).values())
 
@@ -94,6 +100,10 @@ class _Apart:
         self._original, self._folder = original, folder
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ended = 0
+
+    def restart(self) -> None:
+        """Count anew how many workers end."""
         self._ended = 0
 
     def finite(self, feed: Feed) -> bool:
