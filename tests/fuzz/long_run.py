@@ -30,7 +30,7 @@ import onnx
 from onnx import helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fuzzing import Way, try_ways
+from fuzzing import UNOPTIMIZED, Way, try_ways
 from samplers import SAMPLERS, instance
 from samplers.near_misses import edited, fitted, near_miss
 from samplers.networks import NETWORKS
@@ -41,7 +41,7 @@ from shape_oracle import deviates
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.registry import names
-from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.testing.graphs import feeds as feeds_of_graph
 from memoptc.testing.graphs import random_graph
 
@@ -190,11 +190,14 @@ def try_seed(seed: int, only: str = "", keep: Path | None = None) -> dict[str, A
 
 
 def load(seed: int) -> None:
-    """Run the model of a seed as it is, optimized as onnxruntime does by default: some end the process there."""
-    _, model, feeds, *_ = draw(seed)
-    for feed in feeds:
+    """Run the model of a seed as it is, without onnxruntime's optimizer and with it: some end the process there."""
+    _, model, feeds, hard, _ = draw(seed)
+    for options in (UNOPTIMIZED, RunOptions()):
         with contextlib.suppress(MemoptcError):
-            Evaluator(model).run(feed)
+            original = Evaluator(model, options)
+            for feed in (*feeds, *hard):
+                with contextlib.suppress(MemoptcError):
+                    original.run(feed)
 
 
 def run(seeds: range, log: Path, minutes: float, only: str = "") -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import sympy  # noqa: F401  (imported where extents need it: its own memory is none of a file's)
 from attacks import Rng, damaged, edited, models
 from onnx import TensorProto, helper, numpy_helper
 
