@@ -10,6 +10,7 @@ from memoptc.compilation import Compilation
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import Decoder
+from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.form_names import FormName
 from memoptc.ir.forms import WritingForm
 from memoptc.measuring import Needs, Sizes, Times
@@ -177,9 +178,7 @@ class Attempts:
             file.unlink(missing_ok=True)
         # Measured once: what later attempts take back changes need, hardly what the forms make of it.
         choice = write.choose_form(compilation, compiled, self._last is None)
-        packing = write.choose_packing(compilation, compiled, choice)
-        choice = replace(choice, form=replace(choice.form, packed=packing is not None))
-        files = write_in_form(graph, self.output, choice.form, compilation.scratch)
+        choice, packing, files = self._write(compiled, choice)
         if options.pack_weights and compiled.artefacts.frozen:
             files = write.pack_weights(self.output, files, compilation.scratch)
         self._files = files
@@ -198,6 +197,19 @@ class Attempts:
         self._last.predicted = None if fewer else written.sizes
         self._last.at_small = None if self.at_small is None else self._at_small(graph, choice.form)
         return self._last
+
+    def _write(self, compiled: run.Compiled, choice: Choice) -> tuple[Choice, Decision | None, list[Path]]:
+        """Write a graph; give the choice with what became of packing, its decision, and the files."""
+        scratch, unpacked = self.compilation.scratch, choice
+        packing = write.choose_packing(self.compilation, compiled, choice)
+        choice = replace(choice, form=replace(choice.form, packed=packing is not None))
+        try:
+            return choice, packing, write_in_form(compiled.graph, self.output, choice.form, scratch)
+        except MemoptcError as error:
+            if packing is None or self.compilation.options.pack_weights:
+                raise
+            packing = Decision("packing", "weights are not packed ahead", error.message)
+            return unpacked, packing, write_in_form(compiled.graph, self.output, unpacked.form, scratch)
 
     def record(self, attempt: Attempt) -> None:
         """Record what a run of the last attempt allocates, unless it was: what measures it runs it by that."""

@@ -45,7 +45,7 @@ def packing(graph: Graph, dims: Mapping[str, int], options: Options, form: Writi
     spared = before.anonymous_bytes - after.anonymous_bytes
     unasked = options.level >= FIRST_LEVEL and options.target == "float32"
     worth = unasked and spared >= max(PACKED_FROM, SHARE * before.need_bytes)
-    if not worth and not options.pack_weights:
+    if not worth and not (options.pack_weights and spared > 0):
         return None
     return Decision(
         step="packing",

@@ -184,7 +184,7 @@ def _worse_file(report: ReportFacts) -> list[Worse]:
     why = f"{candidate.nodes} nodes instead of {control.nodes}"
     if 2 * weights > b - a:
         why = f"weights take {size(weights)} more"
-    packing = [d for d in report.decisions if d.step == "packing"]
+    packing = [d for d in report.decisions if d.step == "packing" and d.gain_bytes]
     if packing:
         why = packing[-1].what
     return [Worse("file", size(a), size(b), b / a, why)]

@@ -12,6 +12,7 @@ import pytest
 
 from memoptc import packing
 from memoptc.api import compile_file
+from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.pack_ahead import append_packed
 from memoptc.runtime.session import Session
@@ -88,3 +89,21 @@ def test_a_compile_packs_where_copies_are_much_of_need(tmp_path: Path, monkeypat
     result.save(tmp_path / "saved.onnx")
     assert outputs(tmp_path / "saved.onnx") == outputs(plain)
     assert loaded_bytes(tmp_path / "saved.onnx") == loaded_bytes(out)
+
+
+def test_weights_that_cannot_be_packed_ahead_are_packed_while_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: Path, scratch: Path) -> int:
+        raise InputError("there is no room")
+
+    monkeypatch.setattr(packing, "PACKED_FROM", WEIGHT_BYTES)
+    monkeypatch.setattr(packing, "SHARE", 0.01)
+    monkeypatch.setattr(packing, "pack_ahead", refuse)
+    source, out = chain(tmp_path / "model.onnx"), tmp_path / "out.onnx"
+    result = compile_file(source, out, level=2, measure=False)
+    assert [d.why for d in result.report.decisions if d.step == "packing"] == ["there is no room"]
+    assert outputs(out) == outputs(source)
+    with pytest.raises(InputError, match="there is no room"):
+        compile_file(source, tmp_path / "asked.onnx", level=2, measure=False, pack_weights=True)
+    assert not (tmp_path / "asked.onnx").exists()
