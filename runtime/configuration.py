@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from memoptc.ir.core import Graph
+from memoptc.ir.functions import as_loaded
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import Liveness, PeakReport, liveness, peak_of
 from memoptc.runtime.memory.workspace import kernel_workspace, no_workspace
@@ -79,6 +80,7 @@ def planned(
         configuration: `FILE_ORDER` or `AS_WRITTEN`.
         workspace: Count the scratch of kernels.
     """
+    graph = graph.analysis(as_loaded)
     full = extents(graph, dims)
     scratch = (
         kernel_workspace(full, configuration.options.threads, fused=configuration.fused) if workspace else no_workspace

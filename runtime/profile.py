@@ -11,6 +11,7 @@ from typing import Any
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim
+from memoptc.ir.functions import as_loaded
 from memoptc.runtime.configuration import AS_WRITTEN, FILE_ORDER, Configuration, planned
 from memoptc.runtime.design_points import design_points
 from memoptc.runtime.evaluate import Evaluator
@@ -144,6 +145,7 @@ def profile(
         configuration: What the figures are for.
     """
     configuration = configuration.on(threads)
+    graph = graph.analysis(as_loaded)
     found = planned(graph, dims, configuration)
     curve = found.curve
     step = max(range(len(curve)), key=curve.__getitem__)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memoptc.ir.core import Graph
+from memoptc.ir.functions import as_loaded
 from memoptc.runtime.memory.bfc import arena_capacity, repeated
 from memoptc.runtime.memory.branches import as_branched
 from memoptc.runtime.memory.default_arena import DefaultArena
@@ -137,9 +138,9 @@ class MemoryModel:
     """
 
     def __init__(self, graph: Graph, dims: Mapping[str, int], configuration: Configuration) -> None:
-        self.graph, self.configuration = graph, configuration
-        self.dims = extents(graph, dims)
-        self._known = graph.analysis(_Estimates)
+        self.graph, self.configuration = graph.analysis(as_loaded), configuration
+        self.dims = extents(self.graph, dims)
+        self._known = self.graph.analysis(_Estimates)
 
     @property
     def need(self) -> NeedEstimate:

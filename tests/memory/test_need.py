@@ -15,13 +15,14 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.types import TensorType
+from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
 from memoptc.runtime.memory.default_session import default_order
 from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import Configuration, predict_need
 from memoptc.runtime.native.session import NativeSession
-from memoptc.runtime.profile import AS_PLANNED
+from memoptc.runtime.profile import AS_PLANNED, profile
 
 MLP = """graph @g(%x: f32[N,256]) -> (f32[N,256]) {
   %a = const() {value=splat(1)} : f32[256,1024]
@@ -252,3 +253,34 @@ def test_any_graph_has_an_estimate(seed: int) -> None:
     infer_shapes(graph)
     found = predict_need(graph, graphs.BINDINGS)
     assert sum(found.to_json()["parts"].values()) == found.need_bytes
+
+
+def test_bodies_of_functions_count_as_if_they_stood_where_they_are_called() -> None:
+    called = parse("""
+graph @g(%x: f32[n,64]) -> (f32[n,64]) {
+  %y = local::Twice(%x) : f32[n,64]
+  return %y
+}
+function local::Twice(%a) opset{""=21} {
+  %b = Exp(%a)
+  %c = Tanh(%b)
+  %d = Add(%b, %c)
+  return %d
+}
+""")
+    stated = parse("""
+graph @g(%x: f32[n,64]) -> (f32[n,64]) {
+  %b = Exp(%x) : f32[n,64]
+  %c = Tanh(%b) : f32[n,64]
+  %d = Add(%b, %c) : f32[n,64]
+  return %d
+}
+""")
+    for graph in (called, stated):
+        infer_shapes(graph)
+    dims = {"n": 4096}
+    sizes = [predict_need(graph, dims).need_bytes for graph in (called, stated)]
+    assert sizes[0] == sizes[1]
+    assert sizes[1] > 10_000_000 + 3 * 4096 * 64 * 4
+    assert planned_peak(called, dims).curve == planned_peak(stated, dims).curve
+    assert profile(called, dims).planned_peak_bytes == profile(stated, dims).planned_peak_bytes
