@@ -171,7 +171,7 @@ class StaticQuantizer:
         parts = [codes, *codes.op.operands[1:]]
         real = self._op(builder, "DequantizeLinear", parts, value.type, f"{name}_dq")
         for user, index in users:
-            if integer_producer or self.choice.quantized(user):
+            if (integer_producer or self.choice.quantized(user)) and not _is_moved_into_region(user):
                 user.set_operand(index, real)
         self.stats["tensors coded"] += 1
 
@@ -291,3 +291,22 @@ class StaticQuantizer:
             self._zero(builder, scale, value.name),
         ]
         return self._op(builder, "DequantizeLinear", operands, value.type, f"{value.name}_dq")
+
+
+def _is_moved_into_region(op: Op) -> bool:
+    """True if a region reads what an operator that moves elements gives, or what others like it make of that.
+
+    onnxruntime's optimizer moves a DequantizeLinear behind such operators, and ends the process (1.32) where it meets
+    an operand that is none of the owner's own.
+    """
+    todo, seen = [op], {op}
+    while todo:
+        current = todo.pop()
+        if not ops.definition(current).moves:
+            continue
+        users = {user for result in current.results for user in result.users}
+        if any(user.graph is not op.graph for user in users):
+            return True
+        todo += users - seen
+        seen |= users
+    return False
