@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memoptc.attempts import Attempt
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, ProofError
-from memoptc.measuring import Sizes, Times
+from memoptc.measuring import Needs, Sizes, Times
 from memoptc.options import Options
 from memoptc.report.rows import size
 from memoptc.report.verdict import TICK_MS
@@ -94,6 +94,18 @@ def broken_needs(before: Sizes, after: Sizes, how: str = "", resolution: int = R
         if grown(most, after[1], resolution):
             found.append(Broken(f"{how}need in Session", most, after[1], GROWTH, "bytes", in_session=True))
     return found
+
+
+OWN = 1 << 20
+"""Bytes by which need in `Session` may exceed that in stock onnxruntime: what importing it takes."""
+
+
+def more_in_session(needs: Needs) -> list[Broken]:
+    """Compare what a model needs in `Session` with what the same one needs in stock onnxruntime."""
+    stock, session = needs.sizes
+    if session is None or not grown(stock, session, OWN):
+        return []
+    return [Broken("need in Session", stock, session, GROWTH, "bytes", in_session=True)]
 
 
 SMALL = PREDICTED

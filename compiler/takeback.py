@@ -17,7 +17,7 @@ from typing import Any
 
 from memoptc.attempts import Attempt, Attempts, Edit
 from memoptc.forms import SIMPLER_FORMS
-from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, refusal
+from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, more_in_session, refusal
 from memoptc.ir.diagnostics import GateError
 from memoptc.measuring import Bench, Times
 from memoptc.options import Options
@@ -269,8 +269,11 @@ class Keeper:
         return self._hold(attempt, check, weaker)
 
     def _in_tiers(self, attempt: Attempt, check: Callable[[Attempt], list[Broken]]) -> list[Broken]:
-        """Check an attempt; as long as only `Session` breaks a promise, again in its next simpler tier."""
-        while (broken := check(attempt)) and all(b.in_session for b in broken):
+        """Check an attempt; as long as only `Session` breaks a promise, again in its next simpler tier.
+
+        So it is, too, where that needs more than stock onnxruntime, which the tier `"stock"` never does.
+        """
+        while (broken := check(attempt) or self._more_in_tier(attempt)) and all(b.in_session for b in broken):
             needs = attempt.needs
             simpler = None if needs is None or needs.session is None else _SIMPLER.get(needs.session.tier)
             if simpler is None or self.options.level < 1 or self.options.force:
@@ -285,6 +288,11 @@ class Keeper:
             attempt.warnings.append(f"{text}; --force writes it all the same.")
             attempt.needs = attempt.largest = attempt.times = None
         return broken
+
+    def _more_in_tier(self, attempt: Attempt) -> list[Broken]:
+        needs = attempt.needs
+        found = None if needs is None else needs.session
+        return more_in_session(needs) if needs is not None and found is not None and found.tier in _SIMPLER else []
 
     def finish(self, attempt: Attempt) -> Times:
         """Measure what was not yet; with `--force`, say which promises are broken."""

@@ -127,7 +127,8 @@ def attempt_at(folder: Path) -> Any:
         ({"planned": 1.17, "arena": 1.0}, {}, ["planned"]),
         ({"planned": 1.17, "arena": 1.2, "stock": 1.0}, {}, ["planned", "arena"]),
         ({"planned": 1.0, "arena": 1.0}, {"planned": 80 * MB}, ["planned"]),
-        ({"planned": 1.04}, {}, []),
+        ({"planned": 1.0, "arena": 1.0, "stock": 1.0}, {"planned": 53 * MB, "arena": 52 * MB}, ["planned", "arena"]),
+        ({"planned": 1.04}, {"planned": 51 * MB}, []),
     ],
 )
 def test_a_tier_that_breaks_a_promise_gives_way_to_the_next_simpler_one(
