@@ -201,15 +201,13 @@ class Inputs:
         """Feeds to time choices of how to run with, the commonest first.
 
         For a decoder that is one step behind `feed`: as many runs as a text has tokens. For other models it is `feed`,
-        then a larger one where nobody decided its extents: four times as much, or twice along each where several are
-        open. More rows than that hardly change a ratio, and take minutes.
+        then one of four times its extents where nobody decided them.
         """
         if self.step is not None:
             return [self.step, self.feed]
         graph = self._source.graph
         extents = bind_shapes(graph, self.feed)
-        free = {name: extent for name, extent in extents.items() if name not in self._asked}
-        wanted = {name: (4 if len(free) == 1 else 2) * extent for name, extent in free.items()}
+        wanted = {name: 4 * extent for name, extent in extents.items() if name not in self._asked}
         return [self.feed, *(self._at(InputMaker(graph, self._asked), wanted) if wanted else ())]
 
     @cached_property
