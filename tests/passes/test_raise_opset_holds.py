@@ -23,7 +23,7 @@ from memoptc.runtime.evaluate import Evaluator, RunOptions
 from memoptc.testing import run_pass
 
 UNOPTIMIZED = RunOptions(optimize=False)
-SEEDS, NIGHTLY_SEEDS = 4, 60
+SEEDS, NIGHTLY_SEEDS, NIGHTLY_INSTANCES = 4, 60, 600
 FROM, TO = range(7, 24), (11, 13, 15, 18, 19, 21, 22, 23, 24)
 """Opsets that models come from and go to."""
 FAMILIES = sorted(SAMPLERS.keys() - {"contrib"})
@@ -84,7 +84,8 @@ def _hold(family: str, seeds: range) -> Counter[str]:
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", FAMILIES)
 def test_conversions_hold(family: str) -> None:
-    counts = _hold(family, range(1000, 1000 + NIGHTLY_SEEDS))
+    seeds = min(NIGHTLY_SEEDS, NIGHTLY_INSTANCES // len(SAMPLERS[family]))
+    counts = _hold(family, range(1000, 1000 + seeds))
     assert counts["raised"] > counts["stayed"]
 
 
