@@ -114,7 +114,8 @@ class _Reader:
 
     def _of(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
         kind = op.op_type
-        shapes = self._shapes(op)
+        shapes = self._shapes(op)  # known ones: an index says nothing of which operand it is
+        first, second = (self._shape(op.input(i)) for i in (0, 1))
         if op.domain == "com.microsoft":
             yield from self._contrib(op)
         elif op.domain:
@@ -127,22 +128,21 @@ class _Reader:
                 for at, (a, b) in enumerate(zip(shapes[0], other, strict=False)):
                     if at != axis % max(1, len(other)):
                         yield "equal", a, b
-        elif kind in ("MatMul", "Gemm") and len(shapes) >= 2 and shapes[0] and shapes[1]:
-            first, second = shapes[:2]
+        elif kind in ("MatMul", "Gemm") and first and second:
             inner = first[0 if op.attrs.get("transA") else -1]
             yield "equal", inner, second[-1 if op.attrs.get("transB") or len(second) == 1 else -2]
             yield from self._broadcast(first[:-2], second[:-2])
         elif kind == "Expand":
-            yield from self._broadcast(*shapes[:1], self._elements(op.operands[1]) or ())
-        elif kind == "Reshape" and shapes:
+            yield from self._broadcast(*([] if first is None else [first]), self._elements(op.operands[1]) or ())
+        elif kind == "Reshape" and first is not None:
             target = self._elements(op.operands[1])
-            sizes = [d for d in (*shapes[0], *(target or ())) if isinstance(d, Sym) or (d is not None and d > 0)]
-            if target and len(sizes) == len(shapes[0]) + len(target):
-                yield "equal", product(sizes[: len(shapes[0])]), product(sizes[len(shapes[0]) :])
+            sizes = [d for d in (*first, *(target or ())) if isinstance(d, Sym) or (d is not None and d > 0)]
+            if target and len(sizes) == len(first) + len(target):
+                yield "equal", product(sizes[: len(first)]), product(sizes[len(first) :])
         elif kind in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "TensorScatter"):
             yield from self._indexed(op)
-        elif kind == "Slice" and len(op.operands) >= 3 and shapes:
-            yield from self._sliced(op, shapes[0])
+        elif kind == "Slice" and len(op.operands) >= 3 and first is not None:
+            yield from self._sliced(op, first)
         elif kind == "Attention" and len(op.operands) >= 3:
             yield from self._attention(op)
         elif kind == "Einsum" and len(shapes) == len(op.operands):

@@ -88,6 +88,16 @@ def test_attributes_that_calls_of_a_function_give_restrict_nothing_in_its_body()
     assert set(InputMaker(read_onnx(model)).make({"table": 2, "ids": 3})) == {"table", "ids"}
 
 
+def test_an_operand_of_unknown_shape_requires_nothing() -> None:
+    model = parse(
+        """g (float[B, H, W] x) => (float[B, h, w] y) {
+             s = SequenceConstruct (x, x) t = SequenceAt (s, at) y = Slice (t, starts, ends, axes)
+           }""",
+        at=np.array(0), starts=np.array([1, 1]), ends=np.array([-1, -1]), axes=np.array([1, 2]),
+    )  # fmt: skip
+    assert feeds(model, 1)[0].feed["x"].ndim == 3
+
+
 def test_an_index_less_one_may_reach_the_extent() -> None:
     model = parse(
         "g (int64[B] ids) => (float[B, 3] y) { a = Sub(ids, one) b = Max(a, zero) y = Gather(table, b) }",
