@@ -15,9 +15,8 @@ from memoptc.ir.form_names import FormName
 from memoptc.ir.forms import WritingForm
 from memoptc.measuring import Needs, Sizes, Times
 from memoptc.packing import write_in_form
-from memoptc.pass_base import Context, Pass
+from memoptc.pass_base import Pass
 from memoptc.pipeline import Pipeline
-from memoptc.registry import find
 from memoptc.report.model import Decision
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.integer_kernels import IntegerRun
@@ -131,15 +130,11 @@ class Attempts:
             output: Where to write.
         """
         original = describe.figures_of_original(compilation, prepared.graph)
-        whole = _with_bodies(compilation, prepared.graph)
-        if whole is not prepared.graph:
-            within = describe.figures_of_original(compilation, whole)
-            original = replace(original, peak=within.peak, plan=within.plan, estimates=within.estimates)
         warnings = [*prepared.warnings, *compilation.data.warnings, *([original.warning] if original.warning else [])]
         decoder = describe.recognise_decoder(prepared.graph)
         known, decisions = (None, [decoder]) if isinstance(decoder, Decision) else (decoder, [])
         found = Attempts(compilation, original, output, known, warnings, decisions)
-        found.at_small = found._at_small(whole, WritingForm("plain", len(original.files) > 1))
+        found.at_small = found._at_small(prepared.graph, WritingForm("plain", len(original.files) > 1))
         return found
 
     def _at_small(self, graph: Graph, form: WritingForm) -> Sizes | None:
@@ -223,12 +218,3 @@ class Attempts:
         attempt.recorded = True
         if unrecorded and unrecorded not in attempt.warnings:
             attempt.warnings.append(unrecorded)
-
-
-def _with_bodies(compilation: Compilation, graph: Graph) -> Graph:
-    """Give the graph, or a copy with functions put where they are called: a call says nothing of what it needs."""
-    if graph.model is None or not graph.model.functions:
-        return graph
-    copy = prepare.prepare(compilation).graph
-    find("inline-functions")().run(copy, Context())
-    return copy
