@@ -36,7 +36,9 @@ def test_a_log_becomes_tables(tmp_path: Path) -> None:
         '{"seed": 2, "name": "", "fault": "", "counts": {"refused": 1}}\n'
     )
     text = summary(log)
-    assert text.startswith("2 models, 1 refused by onnxruntime, 0 end it, 2 compiles, 1 faults, 0 passes ended early; slowest")
+    assert text.startswith(
+        "2 models, 1 refused by onnxruntime, 0 end it, 2 compiles, 1 faults, 0 passes ended early; slowest"
+    )
     assert "ways: external=always 1, level=1 1, own pipeline 1\npasses: narrow 120\nless than 100:" in text
     assert "order 3" in text
     assert "1 operators: Relu 1\n1 b: y differs" in text
