@@ -230,9 +230,12 @@ def _worse_process(where: str, before: dict[str, Any], after: dict[str, Any]) ->
 
 
 def _figure(process: dict[str, Any], key: str) -> int | None:
-    """A figure of a process; of runs without mapped weights, which they read in and the kernel can evict."""
+    """A figure of a process; of runs without mapped weights, which they read in and the kernel can evict.
+
+    `None` where it is not known: what runs take is not where it stays below what loading gave back.
+    """
     if key == "run_peak_bytes":
-        return int(process["parts"]["activations"] + process["parts"]["workspace"])
+        return int(process["parts"]["activations"] + process["parts"]["workspace"]) or None
     found: int | None = process.get(key)
     return found
 
