@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import onnx
@@ -12,9 +12,8 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
+from memoptc.runtime.node_events import node_events
 from memoptc.runtime.options import Feed, RunOptions, clean_message
-
-_SUFFIX = "_kernel_time"
 
 
 def executed_order(model: str | os.PathLike[str], feed: Feed, options: RunOptions) -> list[str]:
@@ -45,10 +44,9 @@ def executed_order(model: str | os.PathLike[str], feed: Feed, options: RunOption
             session.run(None, dict(feed))
         except Exception as error:
             raise InputError(f"onnxruntime cannot run the model: {clean_message(error)}.") from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)]
-    kernels.sort(key=lambda e: int(e["ts"]) + int(e["dur"]))
-    return [e["name"].removesuffix(_SUFFIX) for e in kernels]
+        ended = [(int(e["ts"]) + int(e["dur"]), name) for name, e in node_events(session.end_profiling())]
+    ended.sort(key=itemgetter(0))
+    return [name for _, name in ended]
 
 
 def first_difference(model: str | os.PathLike[str], executed: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ symbol, where all runs agree with that. The value's type stays as it was: nothin
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -25,9 +24,10 @@ from memoptc.ir.types import DType
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.memory.extents import bind_shapes, extents
 from memoptc.runtime.memory.footprint import evaluate, is_resident, value_size
+from memoptc.runtime.node_events import node_events
 from memoptc.runtime.options import FOLDER_KEY, Feed, RunOptions, clean_message
+from memoptc.runtime.spool import trim
 
-_SUFFIX = "_kernel_time"
 _WIDTHS = {"bool": 8, "float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int4": 4, "uint4": 4}
 
 
@@ -106,13 +106,16 @@ def observed_values(graph: Graph) -> list[str]:
 
 
 def _run(model: ModelSource, feed: Feed) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Value name -> bits of an element, shape; from onnxruntime's profiler, which keeps nothing alive."""
+    """Value name -> bits of an element, shape; from onnxruntime's profiler, which keeps nothing alive.
+
+    Without an arena the run holds no more than is alive, and leaves nothing behind.
+    """
     proto, folder = _proto(model)
     outputs = {}
     for index, node in enumerate(proto.graph.node):
         node.name = f"memoptc.{index}"
         outputs[node.name] = list(node.output)
-    options = RunOptions(optimize=False).session_options()
+    options = RunOptions(optimize=False, arena=False, mem_pattern=False).session_options()
     options.enable_profiling = True
     if folder is not None:
         options.add_session_config_entry(FOLDER_KEY, str(folder))
@@ -123,16 +126,15 @@ def _run(model: ModelSource, feed: Feed) -> dict[str, tuple[int, tuple[int, ...]
             session.run(None, dict(feed))
         except Exception as error:
             raise InputError(f"onnxruntime cannot run the model: {clean_message(error)}.") from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found: dict[str, tuple[int, tuple[int, ...]]] = {}
-    for event in events:
-        names = outputs.get(str(event.get("name", "")).removesuffix(_SUFFIX))
-        if names is None or event.get("cat") != "Node" or not event["name"].endswith(_SUFFIX):
-            continue
-        shapes: list[dict[str, Any]] = event["args"].get("output_type_shape", [])
-        for name, described in zip([n for n in names if n], shapes, strict=False):
-            for kind, shape in described.items():
-                found[name] = _bits(kind), tuple(int(d) for d in shape)
+        events = session.end_profiling()
+        del session
+        trim(collect=False)
+        found: dict[str, tuple[int, tuple[int, ...]]] = {}
+        for node, event in node_events(events):
+            shapes: list[dict[str, Any]] = event["args"].get("output_type_shape", [])
+            for name, described in zip([n for n in outputs.get(node, ()) if n], shapes, strict=False):
+                for kind, shape in described.items():
+                    found[name] = _bits(kind), tuple(int(d) for d in shape)
     return found
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -13,6 +17,7 @@ from memoptc.ir.parser import parse
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import predict_need
 from memoptc.runtime.memory.observed import observe_sizes, observed_values
+from memoptc.runtime.node_events import node_events
 
 TEXT = """graph @g(%x: f32[N,64], %s: i64[2]) -> (f32[N,64]) {
   %r = Reshape(%x, %s)
@@ -75,3 +80,17 @@ def test_a_compile_plans_with_them_and_says_so() -> None:
     proto = to_proto(parse(text.replace("f32[N,64]) {", "f32[M,64]) {").replace(": f32[N,64]\n", ": f32[M,64]\n")))
     result = memoptc.compile(proto, level=1, dims={"N": 64}, measure=False, verify="off")
     assert any("observed in" in warning for warning in result.report.warnings)
+
+
+def test_rounds_of_a_loop_are_read_one_at_a_time(tmp_path: Path) -> None:
+    lines = ['{"cat" : "Node","name" :"memoptc.0_kernel_time","args" : {"output_type_shape" : [{"float":[2,3]}]}}']
+    lines += ['{"cat" : "Node","name" :"body_kernel_time","args" : {"output_type_shape" : [{"float":[1]}]}}'] * 50_000
+    profile = tmp_path / "run.json"
+    profile.write_text("[\n" + ",\n".join(['{"cat" : "Session","name" :"load"}', *lines]) + "\n]\n")
+    tracemalloc.start()
+    first, *rest = (name for name, _ in islice(node_events(profile), 3))
+    total = sum(1 for _ in node_events(profile))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (first, rest, total) == ("memoptc.0", ["body", "body"], 50_001)
+    assert peak < 1 << 20
