@@ -97,6 +97,10 @@ def find_edit(
         culprits |= {rest[len(rest) - high]}
 
 
+NODE_WEIGHTS = (8.0, 64.0, 512.0)
+"""How much more the bytes of nodes shall count, tried one after the other."""
+
+
 def weaker_forms(passes: Sequence[Pass], changed: Sequence[int], asked: float, found: float) -> Iterator[Edit]:
     """Give edits that let passes slow a model down by less, where they take a bound on that.
 
@@ -110,12 +114,13 @@ def weaker_forms(passes: Sequence[Pass], changed: Sequence[int], asked: float, f
     if bounded and asked > 1:
         share = min(_HALFWAY, (asked - 1) / max(found - 1, 1e-6))
         yield Edit(replaced={i: _with_slowdown(p, 1 + share * (_slowdown(p) - 1)) for i, p in bounded.items()})
-    if bounded:
-        yield Edit(replaced={i: _with_slowdown(p, 1.0) for i, p in bounded.items()})
-
-
-NODE_WEIGHTS = (8.0, 64.0, 512.0)
-"""How much more the bytes of nodes shall count, tried one after the other."""
+    free = {i: _with_slowdown(p, 1.0) for i, p in bounded.items()}
+    if free:
+        yield Edit(replaced=free)
+    for factor in NODE_WEIGHTS[:2]:  # what costs nothing on paper does in fact: fewer of it
+        lighter = _weighing(free, factor)
+        if lighter:
+            yield Edit(replaced={**free, **lighter})
 
 
 def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -> Iterator[Edit]:
@@ -126,11 +131,16 @@ def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -
         changed: Positions of those that changed the graph.
         excess: Growth over the growth that is allowed; weights below are not tried.
     """
-    weighing = {i: getattr(p, "node_weight", None) for i, p in enumerate(passes) if i in changed}
     for factor in (w for w in NODE_WEIGHTS if w >= min(excess, NODE_WEIGHTS[-1])):
-        known = {i: w for i, w in weighing.items() if isinstance(w, int | float)}
-        if known:
-            yield Edit(replaced={i: _replaced(passes[i], node_weight=factor * w) for i, w in known.items()})
+        lighter = _weighing({i: p for i, p in enumerate(passes) if i in changed}, factor)
+        if lighter:
+            yield Edit(replaced=lighter)
+
+
+def _weighing(passes: Mapping[int, Pass], factor: float) -> dict[int, Pass]:
+    """Give those passes that take a weight of nodes, with so many times theirs."""
+    weights = {i: getattr(p, "node_weight", None) for i, p in passes.items()}
+    return {i: _replaced(passes[i], node_weight=factor * w) for i, w in weights.items() if isinstance(w, int | float)}
 
 
 def fewer_copies(attempt: Attempt) -> Iterator[Edit]:

@@ -20,7 +20,7 @@ from memoptc.cli.main import main
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.pipeline import parse as parse_pipeline
-from memoptc.takeback import Keeper, find_edit
+from memoptc.takeback import Keeper, find_edit, weaker_forms
 
 MB = 1 << 20
 
@@ -209,6 +209,18 @@ def test_out_of_time_all_is_dropped_at_once_and_nothing_smaller_looked_for() -> 
 
 def test_nothing_helps() -> None:
     assert find_edit([1, 2, 3], lambda e: False, iter(())) is None
+
+
+def test_of_a_slow_tiling_less_is_tried_before_it_is_dropped() -> None:
+    """Less time on paper, none, and then fewer nodes: what costs nothing on paper may cost time in fact."""
+    passes = list(parse_pipeline("fit{slowdown=1.05},lower").passes())
+    assert [str(edit.replaced[0]) for edit in weaker_forms(passes, [0], 1.05, 1.1)] == [
+        "fit{slowdown=1.025}",
+        "fit{slowdown=1.0}",
+        "fit{slowdown=1.0,node_weight=8.0}",
+        "fit{slowdown=1.0,node_weight=64.0}",
+    ]
+    assert not list(weaker_forms(passes, [1], 1.05, 1.1))
 
 
 def test_a_weaker_form_is_tried_first() -> None:
