@@ -11,12 +11,14 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.tensors import tensor_type
 
 
 def inlined(graph: Graph) -> Graph:
     """Give a copy of a top graph with the bodies of its model's functions where they are called, types not inferred.
 
-    ONNX's own inliner makes it. Functions that it leaves, of another opset than the model say, stay.
+    ONNX's own inliner makes it. Functions that it leaves, of another opset than the model say, stay. Weights of the top
+    graph are not copied: those that are mapped stay so.
 
     Args:
         graph: A top graph of a model that has functions.
@@ -24,7 +26,13 @@ def inlined(graph: Graph) -> Graph:
     Raises:
         MemoptcError: what the inliner makes of it is no valid model.
     """
-    return read_onnx(onnx.inliner.inline_local_functions(_with_defaults(to_proto(graph))))
+    copy = read_onnx(onnx.inliner.inline_local_functions(_with_defaults(to_proto(graph))))
+    weights = {op.result.name: op.attrs["value"] for op in graph.ops if op.is_a("const")}
+    for op in copy.ops:
+        known = weights.get(op.result.name) if op.is_a("const") else None
+        if known is not None and tensor_type(known) == tensor_type(op.attrs["value"]):
+            op.set_attr("value", known)
+    return copy
 
 
 def as_loaded(graph: Graph) -> Graph:

@@ -34,8 +34,9 @@ class ShareTransposed(Pass):
     become FusedMatMul here, whose kernel packs the same layout from `w` itself. The bits are the same in these forms.
 
     A large table whose rows are looked up, too, is read by its products where it lies: with a leading axis of one
-    extent onnxruntime packs no copy of it, which would be as large as the table. Products of few rows then take up to
-    a third longer, as they lay out the table piece by piece; sums are added up in another order.
+    extent onnxruntime packs no copy of it, which would be as large as the table. Such a product lays out the table
+    piece by piece: for one to 32 rows it takes 1.3 to 1.9 times as long, for 128 rows 1.1 times (SmolLM2-135M's head,
+    two cores, onnxruntime 1.32). Sums are added up in another order.
 
     Only float32 products, the operators that have this kernel.
 

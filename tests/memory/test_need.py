@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native_models import usable
 
+from memoptc.ir.functions import inlined
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
@@ -284,3 +285,23 @@ graph @g(%x: f32[n,64]) -> (f32[n,64]) {
     assert sizes[1] > 10_000_000 + 3 * 4096 * 64 * 4
     assert planned_peak(called, dims).curve == planned_peak(stated, dims).curve
     assert profile(called, dims).planned_peak_bytes == profile(stated, dims).planned_peak_bytes
+
+
+def test_inlining_functions_copies_no_weight() -> None:
+    graph = parse("""
+graph @g(%x: f32[n,64]) -> (f32[n,64]) {
+  %w = const() {value=rand(1)} : f32[64,64]
+  %y = local::Twice(%x, %w) : f32[n,64]
+  return %y
+}
+function local::Twice(%a, %b) opset{""=21} {
+  %c = MatMul(%a, %b)
+  %d = MatMul(%c, %b)
+  return %d
+}
+""")
+    (weight,) = [op.attrs["value"] for op in graph.ops if op.is_a("const")]
+    copy = inlined(graph)
+    assert [op.op_type for op in copy.ops if not op.is_a("const")] == ["MatMul", "MatMul"]
+    assert [op.attrs["value"] for op in copy.ops if op.is_a("const")] == [weight]
+    assert next(op.attrs["value"] for op in copy.ops if op.is_a("const")) is weight
