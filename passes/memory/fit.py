@@ -14,8 +14,10 @@ from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
 from memoptc.passes.memory._tile.joined import equate_joined
-from memoptc.passes.memory._tile.region import MARK, REMATERIALISED, Region, Spaces
+from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
+from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise
 from memoptc.passes.memory.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision
@@ -192,7 +194,7 @@ class Fit(Pass):
             rematerialise(values[0])
         refused: set[object] = set()
         misses = 0
-        spaces = Spaces()
+        spaces = IterationSpaces()
         profile = MemoryProfile(graph, Costs(graph, context.dims))
         while True:
             found.peak = profile.peak
@@ -225,13 +227,13 @@ class Fit(Pass):
                         return self._checked(found)
                     # It had to be made to be seen: back to what was before, whose ops are others.
                     graph.become(before)
-                    spaces = Spaces()
+                    spaces = IterationSpaces()
                     profile = MemoryProfile(graph, Costs(graph, context.dims))
                     break
 
     def _checked(self, found: _Round) -> _Round:
         """Refuse copies that were not tiled: onnxruntime's common-subexpression elimination would merge them."""
-        if any(REMATERIALISED in op.metadata and MARK not in op.metadata for op in found.graph.ops):
+        if any(REMATERIALISED in op.metadata and TILED not in op.metadata for op in found.graph.ops):
             found.peak = sys.maxsize
         return found
 

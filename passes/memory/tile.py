@@ -10,7 +10,9 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid
-from memoptc.passes.memory._tile.region import Between, Growth, Spaces
+from memoptc.passes.memory._tile.growth import Growth
+from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.reachability import Reachability
 
 
 class Tile(Pass):
@@ -39,10 +41,10 @@ class Tile(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         """Tile the first region that can be, and say why the others cannot."""
         ops = [op for op in graph.ops if not op.is_const and op.op_type != "absent"]
-        extent, between = Costs(graph, context.dims).extent, None
+        extent, reach = Costs(graph, context.dims).extent, None
         for op, axis, spaces in self._seeds(ops):
-            between = between or Between(ops)
-            region = Growth(op, axis, spaces, between).within(0, len(ops) - 1)
+            reach = reach or Reachability(ops)
+            region = Growth(op, axis, spaces, reach).within(0, len(ops) - 1)
             if region is None or region.rates is None:
                 context.stats["declined: nothing sound can be tiled there"] += 1
                 continue
@@ -55,9 +57,9 @@ class Tile(Pass):
             context.stats["regions"], context.stats["tiles"] = 1, made.count
             return
 
-    def _seeds(self, ops: list[Op]) -> Iterator[tuple[Op, Axis, Spaces]]:
+    def _seeds(self, ops: list[Op]) -> Iterator[tuple[Op, Axis, IterationSpaces]]:
         """The operators to start from, last first, with the axis asked for."""
-        spaces = Spaces()
+        spaces = IterationSpaces()
         for op in reversed(ops):
             if op.results and (not self.at or any(r.name == self.at for r in op.results)):
                 found = self._sum(op, spaces) if self.sums else self._axis(op, spaces)
@@ -66,12 +68,12 @@ class Tile(Pass):
                     if not self.at:
                         return
 
-    def _axis(self, op: Op, spaces: Spaces) -> Axis | None:
+    def _axis(self, op: Op, spaces: IterationSpaces) -> Axis | None:
         index = next((i for i, r in enumerate(op.results) if r.name == self.at), 0)
         rank = op.results[index].rank
         return next((a for a in spaces[op] if rank and a.results[index] == self.axis % rank), None)
 
-    def _sum(self, op: Op, spaces: Spaces) -> Axis | None:
+    def _sum(self, op: Op, spaces: IterationSpaces) -> Axis | None:
         rank = op.operand.rank if op.operands else None
         along = ((axis, axis.operands[0]) for axis in spaces.sums(op))
         return next((a for a, first in along if rank and first is not None and first.axis == self.axis % rank), None)

@@ -29,7 +29,11 @@ from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
-from memoptc.passes.memory._tile.region import MARK, Between, Growth, Region, Spaces
+from memoptc.passes.memory._tile.growth import Growth
+from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.marks import TILED
+from memoptc.passes.memory._tile.reachability import Reachability
+from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.simplify._simplify.control import simplify_control
 from memoptc.runtime.compare import difference
 from memoptc.runtime.evaluate import Evaluator
@@ -59,7 +63,7 @@ class Tiling:
 
     def __init__(self, graph: Graph, seed: int) -> None:
         self.graph, self.random = graph, random.Random(seed)
-        self.spaces = Spaces()
+        self.spaces = IterationSpaces()
         self.done: list[str] = []
         self.refused: list[str] = []
         self.joined: set[str] = set()
@@ -93,7 +97,7 @@ class Tiling:
             self.refused.append(str(reason))
             assert print_graph(self.graph) == before, "a refusal leaves the graph as it was"
             return
-        self.spaces = Spaces()
+        self.spaces = IterationSpaces()
         self.reordered.update(touched)
         kind = "static" if isinstance(grid, StaticGrid) else "dynamic"
         self.done.append(f"{kind}, {'overcompute' if overcompute else 'exact'}, {made.count} tiles of {len(changed)}")
@@ -118,7 +122,7 @@ class Tiling:
         first, last = 0, len(ops) - 1
         if self.random.random() < 0.4:
             first, last = self.random.randint(0, place), self.random.randint(place, last)
-        region = Growth(seed, axis, self.spaces, Between(ops)).within(first, last)
+        region = Growth(seed, axis, self.spaces, Reachability(ops)).within(first, last)
         if region is None or region.rates is None or (len(region.ops) < 2 and self.random.random() < 0.8):
             return None
         return region
@@ -234,10 +238,10 @@ def types_hold(graph: Graph, seed: int) -> None:
     """What types the tiles' results say is what comes out, those of tiles in branches included."""
     every = graph.clone()
     for op in list(every.walk("If")):
-        if MARK in op.metadata:
+        if TILED in op.metadata:
             op.set_operand(0, Builder(every, before=op).const(np.asarray(True)))
     simplify_control(every, Counter())
-    made = [op for op in every.ops if MARK in op.metadata and not op.is_const]
+    made = [op for op in every.ops if TILED in op.metadata and not op.is_const]
     shown = [r for op in made for r in op.results if not r.omitted and dims(r)]
     every.set_outputs(shown, [Output(f"shown{i}", v.type) for i, v in enumerate(shown)])
     found = Evaluator(to_proto(every), UNOPTIMIZED).run(feed_of(graph, PLANNED, seed))
@@ -294,13 +298,13 @@ def test_growing_again_in_a_smaller_stretch_gives_what_growing_there_does() -> N
         graph = tileable_graph(seed, 12, MOVES)
         infer_shapes(graph)
         ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
-        spaces, between = Spaces(), Between(ops)
+        spaces, reach = IterationSpaces(), Reachability(ops)
         for op, axis in [(o, a) for o in ops for a in spaces.every(o)][::3]:
-            place, once = ops.index(op), Growth(op, axis, spaces, between)
+            place, once = ops.index(op), Growth(op, axis, spaces, reach)
             once.within(0, len(ops) - 1)
             for _ in range(4):
                 first, last = rng.randint(0, place), rng.randint(place, len(ops) - 1)
-                again = Growth(op, axis, spaces, between).within(first, last)
+                again = Growth(op, axis, spaces, reach).within(first, last)
                 found = once.within(first, last)
                 taken += found is not None
                 assert (found and found.axes) == (again and again.axes)

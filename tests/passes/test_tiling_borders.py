@@ -15,7 +15,10 @@ from memoptc.ir.printer import print_graph
 from memoptc.ir.verifier import verify
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
-from memoptc.passes.memory._tile.region import Between, Growth, Region, Spaces
+from memoptc.passes.memory._tile.growth import Growth
+from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.reachability import Reachability
+from memoptc.passes.memory._tile.region import Region
 from memoptc.runtime.evaluate import Evaluator
 
 PLANNED = {"S": 40, "H": 12}
@@ -38,9 +41,9 @@ def region_of(graph: Graph, op_type: str, axis: int) -> Region:
     """All that can be cut together with the first op of a type along an axis of its result."""
     ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
     seed = next(op for op in ops if op.op_type == op_type)
-    spaces = Spaces()
+    spaces = IterationSpaces()
     along = next(a for a in spaces[seed] if a.results[0] == axis)
-    region = Growth(seed, along, spaces, Between(ops)).within(0, len(ops) - 1)
+    region = Growth(seed, along, spaces, Reachability(ops)).within(0, len(ops) - 1)
     assert region is not None
     return region
 

@@ -22,7 +22,10 @@ from memoptc.ir.types import TensorType
 from memoptc.ir.verifier import verify
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.grid import NotTileableError, StaticGrid
-from memoptc.passes.memory._tile.region import Between, Growth, Region, Spaces
+from memoptc.passes.memory._tile.growth import Growth
+from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.reachability import Reachability
+from memoptc.passes.memory._tile.region import Region
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import record
@@ -51,8 +54,8 @@ def region_of(graph: Graph, op_type: str) -> Region:
 def grow_from(graph: Graph, seed: Op) -> Region:
     """All that can be cut together with an op along the first axis that it accumulates along."""
     ops = [op for op in graph.ops if op.op_type not in ("const", "absent", "return")]
-    spaces = Spaces()
-    region = Growth(seed, spaces.sums(seed)[0], spaces, Between(ops)).within(0, len(ops) - 1)
+    spaces = IterationSpaces()
+    region = Growth(seed, spaces.sums(seed)[0], spaces, Reachability(ops)).within(0, len(ops) - 1)
     assert region is not None
     return region
 
@@ -159,7 +162,7 @@ def test_sums_of_integers_are_exact_and_those_of_halves_are_left_alone() -> None
       return %a, %b
     }"""
     graph = typed(text)
-    sums = {op.result.name: Spaces().sums(op) for op in graph.walk("ReduceSum")}
+    sums = {op.result.name: IterationSpaces().sums(op) for op in graph.walk("ReduceSum")}
     assert not sums["b"]
     assert not sums["a"][0].reorders
     assert sums["a"][0].join is Join.SUM
@@ -326,7 +329,7 @@ graph @g(%x: i64[3,64]) -> (i64[*]) {{
   %y = ReduceMax(%x) {{axes=[1]}}
   return %y
 }}""")
-    assert bool(Spaces().sums(next(graph.walk("ReduceMax")))) == (version == 12)
+    assert bool(IterationSpaces().sums(next(graph.walk("ReduceMax")))) == (version == 12)
 
 
 @pytest.mark.parametrize("version", [7, 8])
@@ -348,7 +351,7 @@ graph @g(%x: f32[3,64]) -> (f32[*]) {{
   %y = ReduceSum(%x, %axes) {{noop_with_empty_axes={nothing}}}
   return %y
 }}""")
-    assert bool(Spaces().sums(next(graph.walk("ReduceSum")))) == (not nothing)
+    assert bool(IterationSpaces().sums(next(graph.walk("ReduceSum")))) == (not nothing)
 
 
 CHANNELS = """graph @decoder(%x: f32[1,6,5,7], %w: f32[6,12,3,3], %b: f32[12], %scale: f32[12], %shift: f32[12],

@@ -12,7 +12,8 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, floordiv
 from memoptc.ir.types import DType, TensorType, Type
 from memoptc.passes.memory._tile.grid import TO_END, AffineBound, Bound, Interval, NotTileableError, TileGrid
-from memoptc.passes.memory._tile.region import MARK, REMATERIALISED, Region
+from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
+from memoptc.passes.memory._tile.region import Region
 
 
 class TileBuilder:
@@ -55,7 +56,7 @@ class TileBuilder:
     ) -> Value:
         """Make an op with one result, as part of the tiles."""
         made = self.b.op(op_type, operands, dict(attrs or {}), type=type)
-        made.metadata[MARK] = "1"
+        made.metadata[TILED] = "1"
         return made.result
 
     def copied(

@@ -9,7 +9,10 @@ from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
 from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound, estimates
 from memoptc.passes.memory._tile.grid import NotTileableError
-from memoptc.passes.memory._tile.region import Between, Growth, Region, Spaces
+from memoptc.passes.memory._tile.growth import Growth
+from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.reachability import Reachability
+from memoptc.passes.memory._tile.region import Region
 
 COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MORE = (384, 512, 768, 1024)
@@ -30,7 +33,7 @@ CLEARLY = 0.9
 
 
 def tilings(
-    profile: MemoryProfile, spaces: Spaces, target: int = 0, known: KnownTilings | None = None
+    profile: MemoryProfile, spaces: IterationSpaces, target: int = 0, known: KnownTilings | None = None
 ) -> Iterator[TilingEstimate]:
     """Give tilings of regions around the peak, those first that could need least.
 
@@ -84,20 +87,20 @@ def _skyline(every: Sequence[_Offer]) -> list[Region]:
     return [offer.region for offer in found[:REGIONS]]
 
 
-def regions(profile: MemoryProfile, spaces: Spaces) -> Iterator[tuple[tuple[Op, Axis], Region]]:
+def regions(profile: MemoryProfile, spaces: IterationSpaces) -> Iterator[tuple[tuple[Op, Axis], Region]]:
     """Give regions that hold the op at the peak, or what makes its operands; each with what it was grown from."""
     peak = max(range(len(profile.curve)), key=profile.curve.__getitem__, default=None)
     if peak is None:
         return
     starts = _bounds(profile.curve, range(peak, max(-1, peak - FAR), -1))
     ends = _bounds(profile.curve, range(peak, min(peak + FAR, len(profile.curve))))
-    between = Between(profile.ops[starts[0] : ends[-1] + 1])
+    reach = Reachability(profile.ops[starts[0] : ends[-1] + 1])
     seen: set[frozenset[tuple[Op, Axis]]] = set()
     for seed, axis in _seeds(profile, peak, spaces):
         place = profile.position[seed]
         if not _divides(seed, axis, profile):
             continue
-        growth = Growth(seed, axis, spaces, between)
+        growth = Growth(seed, axis, spaces, reach)
         for start in starts:
             if start > place:
                 break
@@ -126,7 +129,7 @@ def _divides(op: Op, axis: Axis, profile: MemoryProfile) -> bool:
         return False
 
 
-def _seeds(profile: MemoryProfile, peak: int, spaces: Spaces) -> Iterator[tuple[Op, Axis]]:
+def _seeds(profile: MemoryProfile, peak: int, spaces: IterationSpaces) -> Iterator[tuple[Op, Axis]]:
     """The op at the peak, else the makers and users of the largest values alive there."""
     near: list[Op] = [profile.ops[peak]]
     near += [v.op for v in profile.ops[peak].operands if v.op is not None and v.op in profile.position]

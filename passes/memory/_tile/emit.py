@@ -25,8 +25,9 @@ from memoptc.passes.memory._tile.grid import (
     within,
 )
 from memoptc.passes.memory._tile.joins import Accumulated, accumulated, exponentials
+from memoptc.passes.memory._tile.marks import TILED
 from memoptc.passes.memory._tile.propagation import TileWork, tile_work
-from memoptc.passes.memory._tile.region import MARK, Region
+from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.memory._tile.smallest_extent import smallest_extent
 
 LARGE = 1 << 16
@@ -333,7 +334,7 @@ class Emitter(TileBuilder):
 
     def _replace(self, found: Tiled) -> None:
         for op in self.b.made:
-            op.metadata[MARK] = "1"
+            op.metadata[TILED] = "1"
         found.ops = [op for op in self.b.made if not op.is_const]
         inside = set(self.region.ops)
         renamed = []

@@ -1,0 +1,57 @@
+"""Which ops of a stretch depend on which, as bit masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from memoptc.ir.core import Op
+from memoptc.runtime.memory.footprint import used_values
+
+
+class Reachability:
+    """Which ops of a stretch a result reaches, and from which it is reached: the transitive closure, as bit masks.
+
+    Args:
+        ops: The stretch, in the order in which they run; bit `i` of a mask stands for `ops[i]`.
+
+    Attributes:
+        index: Each op's index in the stretch.
+        ancestors: Per op the ops that it needs, directly or through others.
+        descendants: Per op the ops that need it.
+    """
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self.ops = ops
+        self.index = {op: i for i, op in enumerate(ops)}
+        self.ancestors = [0] * len(ops)
+        self.descendants = [0] * len(ops)
+        for i, op in enumerate(ops):
+            for need in {self.index[v.op] for v in used_values(op) if v.op in self.index}:
+                self.ancestors[i] |= self.ancestors[need] | (1 << need)
+        for i in range(len(ops) - 1, -1, -1):
+            bits = self.descendants[i] | (1 << i)
+            for need in self.indices(self.ancestors[i]):
+                self.descendants[need] |= bits
+
+    def mask(self, ops: Iterable[Op]) -> int:
+        """The mask of some ops."""
+        mask = 0
+        for op in ops:
+            mask |= 1 << self.index[op]
+        return mask
+
+    def indices(self, mask: int) -> list[int]:
+        """Indices of the ops in a mask, ascending."""
+        found = []
+        while mask:
+            lowest = mask & -mask
+            found.append(lowest.bit_length() - 1)
+            mask ^= lowest
+        return found
+
+    def union(self, masks: Sequence[int], indices: Iterable[int]) -> int:
+        """Union of `ancestors` or `descendants` over some ops."""
+        mask = 0
+        for index in indices:
+            mask |= masks[index]
+        return mask
