@@ -223,6 +223,20 @@ class Op:
                 if graph._defines(result.name):
                     result.name = graph.fresh_name(result.name)
 
+    def replace_by(self, *values: Value) -> None:
+        """Let other values take the place of this op's results, under their names, and erase the op.
+
+        Args:
+            values: One for each result: it takes over the result's uses, name, doc and metadata.
+        """
+        taken = [(new, old.name) for old, new in zip(self._results, values, strict=True)]
+        for old, new in zip(self._results, values, strict=True):
+            new.doc, new.metadata, new.omitted = old.doc, dict(old.metadata), old.omitted
+            old.replace_by(new)
+        self.erase()
+        for new, name in taken:
+            new.name = name
+
     def erase(self) -> None:
         """Take this op out of its graph for good.
 

@@ -169,12 +169,8 @@ def _move(op: Op, take: _Take) -> _Moved | None:
     result.type = result.type or _narrowed(value, take.axis, _extent(op, take))
     if take.drops:
         result = _without(result, take.axis, b)
-    name = op.result.name
-    result.doc, result.metadata = op.result.doc, dict(op.result.metadata)
-    op.result.replace_by(result)
-    op.erase()
+    op.replace_by(result)
     maker.erase()
-    result.name = name
     return _Moved(made.op_type, [made, *taken] if made.is_a("Slice", "Gather") else taken)
 
 

@@ -77,11 +77,7 @@ def _drop(op: Op) -> bool:
     for user, index in weights:
         _scale(b, user, index, found[1])
         user.loc = user.loc.union(op.loc, rule="scale-early")
-    value, name = op.operands[found[0]], op.result.name
-    op.result.replace_by(value)
-    value.doc, value.metadata = op.result.doc, dict(op.result.metadata)
-    op.erase()
-    value.name = name
+    op.replace_by(op.operands[found[0]])
     return True
 
 
@@ -124,11 +120,7 @@ def _move(op: Op, product: Op, side: int, factor: float) -> bool:
         assert type_ is not None
         by = np.array(factor, type_.dtype.numpy())
         product.set_operand(side, b.op("Mul", [operand, by], type=type_).result)
-    name = op.result.name
-    op.result.replace_by(product.result)
-    product.result.doc, product.result.metadata = op.result.doc, dict(op.result.metadata)
-    op.erase()
-    product.result.name = name
+    op.replace_by(product.result)
     return not weights
 
 

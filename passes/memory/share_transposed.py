@@ -110,7 +110,8 @@ class ShareTransposed(Pass):
             rows = builder.op("Gather", op.operands, {"axis": 1}).result
             old = (ops.opset_of(op.graph) or 0) < 13
             made = builder.op("Squeeze", [rows] if old else [rows, np.array([0])], {"axes": [0]} if old else {})
-            _take_place(op, made)
+            made.name = op.name
+            op.replace_by(made.result)
         for op in transposes:
             self._read_transposed(op.result, table.result, stats)
             op.erase()
@@ -127,16 +128,9 @@ class ShareTransposed(Pass):
                 domain=ops.MICROSOFT,
                 type=op.result.type,
             )
-            _take_place(op, made)
+            made.name = op.name
+            op.replace_by(made.result)
             stats["products"] += 1
-
-
-def _take_place(op: Op, made: Op) -> None:
-    """Put an op in place of another one, under its name."""
-    made.name, name = op.name, op.result.name
-    op.result.replace_by(made.result)
-    op.erase()
-    made.result.name = name
 
 
 def _looks_up_rows(op: Op, table: Value) -> bool:
@@ -156,11 +150,7 @@ def _replace_by_transpose(const: Op, twin: Op) -> None:
     if (first := twin.graph.first) is not None:
         twin.move_before(first)
     builder = Builder(const.graph, before=const, loc=const.loc.union(rule="share-transposed"))
-    name, type_ = const.result.name, const.result.type
-    made = builder.op("Transpose", [twin.result], {"perm": [1, 0]}, type=type_)
-    const.result.replace_by(made.result)
-    const.erase()
-    made.result.name = name
+    const.replace_by(builder.op("Transpose", [twin.result], {"perm": [1, 0]}, type=const.result.type).result)
 
 
 def _feeds_products(value: Value) -> bool:

@@ -144,12 +144,8 @@ def _split(op: Op | None) -> None:
         plain = total is None or op.op_type == "Gemm"
         total = made.result if plain else b.op("Add", [total, made.result], type=op.result.type).result
     assert total is not None
-    name = op.result.name
-    op.result.replace_by(total)
-    total.doc, total.metadata = op.result.doc, dict(op.result.metadata)
     whole = op.operands[1].op
-    op.erase()
+    op.replace_by(total)
     join.erase()
     if whole is not None and not whole.result.has_uses:
         whole.erase()  # its parts are there now
-    total.name = name

@@ -120,9 +120,7 @@ class Factorize(Pass):
             attrs = {k: v for k, v in op.attrs.items() if k != "transB"}
             made = builder.op(op.op_type, [thin, second, op.input(2)], attrs, type=op.result.type)
         made.name = op.name
-        op.result.replace_by(made.result)
-        made.result.name, op.result.name = op.result.name, made.result.name
-        op.erase()
+        op.replace_by(made.result)
 
 
 @dataclass(frozen=True)

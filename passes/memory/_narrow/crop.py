@@ -48,10 +48,7 @@ def crop(op: Op) -> bool:
     attrs = {k: v for k, v in maker.attrs.items() if k != "auto_pad"}
     attrs["pads"] = tuple(int(x) + y for x, y in zip(own, pads, strict=True))
     made = b.op("ConvTranspose", maker.operands, attrs, type=op.result.type)
-    made.name, name = maker.name, op.result.name
-    made.result.doc, made.result.metadata = op.result.doc, dict(op.result.metadata)
-    op.result.replace_by(made.result)
-    op.erase()
+    made.name = maker.name
+    op.replace_by(made.result)
     maker.erase()
-    made.result.name = name
     return True

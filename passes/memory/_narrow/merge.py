@@ -48,13 +48,9 @@ def merge(op: Op, *, same_axis: bool = False) -> bool:
         written = [np.array(numbers, np.int64) for numbers in (starts, ends, axes)]
         made = b.op("Slice", [first.operands[0], *written])
     made.result.type = op.result.type or made.result.type
-    name = op.result.name
     made.name = op.name
-    made.result.doc, made.result.metadata = op.result.doc, dict(op.result.metadata)
-    op.result.replace_by(made.result)
-    op.erase()
+    op.replace_by(made.result)
     first.erase()
-    made.result.name = name
     return True
 
 

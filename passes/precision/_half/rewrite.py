@@ -149,9 +149,7 @@ class Rewriter:
             builder = Builder(graph, before=op, loc=op.loc.union(rule=RULE))
             operands = [parts[0], op.operands[1], parts[1]]
             made = builder.op("GatherBlockQuantized", operands, attrs, domain=ops.MICROSOFT, type=op.result.type).result
-            op.result.replace_by(made)
-            made.name, op.result.name = op.result.name, made.name
-            op.erase()
+            op.replace_by(made)
 
 
 def is_table(value: Value) -> bool:

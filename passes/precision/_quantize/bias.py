@@ -30,9 +30,7 @@ def join_biases(graph: Graph, excluded: frozenset[str], stats: Counter[str]) -> 
         content = builder.const(np.asarray(row.tensor.numpy()).reshape(-1), row.name)
         made = builder.op("Gemm", [*op.operands, content], type=add.result.type)
         made.name = op.name
-        add.result.replace_by(made.result)
-        made.result.name, add.result.name = add.result.name, made.result.name
-        add.erase()
+        add.replace_by(made.result)
         op.erase()
         stats["biases joined"] += 1
 

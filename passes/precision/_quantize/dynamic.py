@@ -56,10 +56,8 @@ def quantize_dynamically(
         if made is None:
             continue
         made.type = op.result.type
-        op.result.replace_by(made)
-        made.name, op.result.name = op.result.name, made.name
         stats[f"quantized {op.op_type}"] += 1
-        op.erase()
+        op.replace_by(made)
 
 
 def _codes(builder: Builder, weight: Value, axis: int, dtype: DType, bits: int, shared: Shared) -> tuple[Value, ...]:

@@ -62,6 +62,4 @@ def _quantize(op: Op, domain: str, memo: Memo) -> None:
     zeros = builder.const(codes.zero_points, f"{table.name}_zp")
     attrs = {"axis": rank - 1 if rank > 0 else -1}
     real = builder.op("DequantizeLinear", [looked_up, scales, zeros], attrs, domain=domain, type=op.result.type).result
-    op.result.replace_by(real)
-    real.name, op.result.name = op.result.name, real.name
-    op.erase()
+    op.replace_by(real)

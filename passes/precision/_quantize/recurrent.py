@@ -52,8 +52,4 @@ def quantize_recurrent(op: Op) -> None:
         type=[r.type for r in op.results],
     )
     made.name = op.name
-    for old, new in zip(op.results, made.results, strict=True):
-        new.omitted = old.omitted
-        old.replace_by(new)
-        new.name, old.name = old.name, new.name
-    op.erase()
+    op.replace_by(*made.results)

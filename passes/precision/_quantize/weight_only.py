@@ -166,11 +166,9 @@ class Writer:
 
     def _replace(self, op: Op, made: Value) -> None:
         made.type = op.result.type
-        op.result.replace_by(made)
-        made.name, op.result.name = op.result.name, made.name
         if made.op is not None:
             made.op.name = op.name
-        op.erase()
+        op.replace_by(made)
 
     # -- codes ----------------------------------------------------------------------------------------
 
