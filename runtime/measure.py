@@ -46,12 +46,13 @@ class Need:
 
     Args:
         need_bytes: Highest resident bytes: loading, weights in every copy, activations, workspace, our own code.
-        anonymous_bytes: Highest anonymous bytes: those that the kernel cannot evict; `None` where unknown.
+        anonymous_bytes: Highest anonymous bytes: those that the kernel cannot evict; `None` where unknown. More than
+            `need_bytes` where `Session` gave back more pages of onnxruntime's library than the model reads.
         load_peak_bytes: Highest resident bytes while loading.
-        loaded_bytes: Resident bytes once loaded.
+        loaded_bytes: Resident bytes once loaded; negative where `Session` gave back pages that importing brought in.
         run_peak_bytes: Highest resident bytes during the runs, over the loaded model.
         ours_bytes: What importing `memoptc.runtime.session` took; 0 in plain onnxruntime.
-        run_mapped_bytes: Mapped bytes that came in during the runs: weights read when first used.
+        run_mapped_bytes: Mapped bytes that came in during the runs: weights and code read when first used.
         load_seconds: Time to load, imports not counted.
         memory_runs: Runs during which memory was watched.
         method: How memory was measured (see `memoptc.runtime.worker.PeakMeter`).
@@ -81,15 +82,16 @@ class Need:
         Args:
             activations: Bytes of activations planned for a run; all of what runs take when not known.
         """
-        runs = max(0, min(self.need_bytes - self.loaded_bytes, self.run_peak_bytes))
-        mapped = min(runs, self.run_mapped_bytes)
-        ours = min(self.ours_bytes, self.loaded_bytes)
-        used = runs - mapped if activations is None else min(runs - mapped, activations)
+        mapped = min(self.run_peak_bytes, self.run_mapped_bytes)
+        kept = max(0, self.loaded_bytes + mapped)
+        runs = max(0, min(self.need_bytes - kept, self.run_peak_bytes - mapped))
+        ours = min(self.ours_bytes, kept)
+        used = runs if activations is None else min(runs, activations)
         return {
-            "loading": self.need_bytes - self.loaded_bytes - runs,
-            "weights": self.loaded_bytes - ours + mapped,
+            "loading": self.need_bytes - kept - runs,
+            "weights": kept - ours,
             "activations": used,
-            "workspace": runs - mapped - used,
+            "workspace": runs - used,
             "ours": ours,
         }
 
@@ -294,7 +296,7 @@ def need_of(found: Mapping[str, Any]) -> Need:
         need_bytes=max(0, found["need"]),
         anonymous_bytes=found["anonymous"],
         load_peak_bytes=max(0, found["load_peak"]),
-        loaded_bytes=min(max(0, found["loaded"]), max(0, found["need"])),
+        loaded_bytes=min(found["loaded"], max(0, found["need"])),
         run_peak_bytes=max(0, found["peak"]),
         ours_bytes=found["ours"],
         run_mapped_bytes=found["mapped_in_runs"],

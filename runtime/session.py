@@ -15,6 +15,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
 from memoptc.runtime.in_flight import in_flight
+from memoptc.runtime.library_pages import library_pages_returned
 from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
 from memoptc.runtime.sizes import as_bytes
 from memoptc.runtime.tiers.arena import combined, registered_arena
@@ -136,15 +137,16 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
     def _open_any(self, on_host: bool) -> None:
         """Load the model in the chosen tier; in the next simpler one where `"auto"` chose one that cannot be had."""
-        if self.memory == "planned":
-            try:
-                self._open_planned()
-            except InputError:
-                if self._chosen == "planned":
-                    raise
-                self.memory = "arena"
-        if self._planned is None:
-            self._open(on_host)
+        with library_pages_returned():
+            if self.memory == "planned":
+                try:
+                    self._open_planned()
+                except InputError:
+                    if self._chosen == "planned":
+                        raise
+                    self.memory = "arena"
+            if self._planned is None:
+                self._open(on_host)
 
     def _open(self, on_host: bool = True) -> None:
         """Load the model into onnxruntime's Python session."""

@@ -133,13 +133,15 @@ def _find_container(
     trying: Callable[[str], None],
 ) -> None:
     """Measure the need, then try the limit, or find the smallest one."""
-    from memoptc.report.rows import size
+    from memoptc.report.rows import evictable, size
     from memoptc.runtime.container import limiter, smallest_container
     from memoptc.runtime.measure import measure_need
 
     need = measure_need(model, feed, options=way)
     answer.told["need"] = need
-    answer.lines.append(f"need in {_called(way)}: {size(need.need_bytes)}{_kept(need.anonymous_bytes, size)}")
+    answer.lines.append(
+        f"need in {_called(way)}: {size(need.need_bytes)}{evictable(need.need_bytes, need.anonymous_bytes)}"
+    )
     if limit is None:
         found = smallest_container(model, feed, way=way, seconds=seconds, say=trying)
         answer.told["smallest"] = found
@@ -169,10 +171,6 @@ def _called(way: Any) -> str:
 
 def _shapes(inputs: Mapping[str, list[int]]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in inputs.items())
-
-
-def _kept(anonymous: int | None, size: Any) -> str:
-    return "" if anonymous is None else f", {size(anonymous)} of them not evictable"
 
 
 def _edges(

@@ -81,6 +81,16 @@ def _needs(report: ReportFacts) -> list[Row]:
     return rows
 
 
+def evictable(need: int, anonymous: int | None) -> str:
+    """Say how much of a need the kernel cannot evict; nothing where that is not known.
+
+    All of it where a session gave back more pages of onnxruntime's library than it reads.
+    """
+    if anonymous is None:
+        return ""
+    return f", {size(anonymous) if anonymous < need else 'all'} of them not evictable"
+
+
 def _breakdown(before: dict[str, Any], after: dict[str, Any], *anonymous: int | None) -> list[Row]:
     rows = []
     for part in PARTS:

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from memoptc.report.facts import ReportFacts
-from memoptc.report.rows import size
+from memoptc.report.rows import evictable, size
 from memoptc.runtime.sizes import GROWTH, grown
 
 TAKEN_BACK = "taken back"
@@ -69,8 +69,7 @@ def _memory(report: ReportFacts) -> str:
         text = f"Needs {size(b)} instead of {size(a)} in stock onnxruntime ({_ratio(a, b)})"
         session, kept = after["need_bytes"]["session"], after["anonymous_bytes"]["session"]
         if session is not None:
-            text += f", {size(session)} in Session"
-            text += f", {size(kept)} of them not evictable" if kept is not None else ""
+            text += f", {size(session)} in Session{evictable(session, kept)}"
         return text
     a, b = report.control.predicted_need_bytes, report.candidate.predicted_need_bytes
     if a is None or b is None:

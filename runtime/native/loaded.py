@@ -18,6 +18,8 @@ import sys
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from memoptc.runtime.library_pages import LibraryPages
+
 _SHARED = "libonnxruntime_providers_shared.so"
 _LONGEST = 16
 """Bytes of the function that are looked at."""
@@ -30,7 +32,7 @@ def loaded_api_base() -> int | None:
     library = str(ort_state.__file__)
     try:
         host = _provider_host(os.path.join(os.path.dirname(library), _SHARED))
-        pages = _Pages(library)
+        pages = LibraryPages(library)
     except (OSError, AttributeError, ValueError):
         return None
     if not host:
@@ -60,40 +62,6 @@ def _provider_host(shared: str) -> int | None:
             ort_state.register_execution_provider_library("memoptc", none)
         found = library.Provider_GetHost()
     return found
-
-
-class _Pages:
-    """Address ranges of a library of this process.
-
-    Args:
-        library: Its file.
-
-    Raises:
-        OSError: the kernel does not tell.
-    """
-
-    def __init__(self, library: str) -> None:
-        self._ranges: list[tuple[int, int, str]] = []
-        size = os.stat(library)
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            for line in maps:
-                addresses, rights, _, device, inode, *_ = line.split(maxsplit=5)
-                major, minor = (int(n, 16) for n in device.split(":"))
-                if (int(inode), (major << 8) | minor) != (size.st_ino, (size.st_dev >> 8 << 8) | (size.st_dev & 0xFF)):
-                    continue
-                start, end = (int(a, 16) for a in addresses.split("-"))
-                self._ranges.append((start, end, rights))
-
-    def executable(self, address: int, size: int) -> bool:
-        """True if code of the library lies there."""
-        return any(a <= address and address + size <= b and "x" in rights for a, b, rights in self._ranges)
-
-    def pointer(self, address: int) -> int | None:
-        """Read a pointer of the library; `None` where the address is none of its readable ones."""
-        size = ctypes.sizeof(ctypes.c_void_p)
-        if address % size or not any(a <= address and address + size <= b and "r" in r for a, b, r in self._ranges):
-            return None
-        return ctypes.c_void_p.from_address(address).value
 
 
 def _returned_address(code: bytes, address: int) -> int | None:

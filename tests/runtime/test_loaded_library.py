@@ -14,8 +14,9 @@ from native_models import network, usable
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from memoptc.runtime import Session
+from memoptc.runtime.library_pages import LibraryPages
 from memoptc.runtime.native import capi
-from memoptc.runtime.native.loaded import _Pages, _returned_address, loaded_api_base
+from memoptc.runtime.native.loaded import _returned_address, loaded_api_base
 
 X86 = bytes.fromhex("488d05f0ffffffc3") + bytes(8)  # lea rax, [rip-16]; ret
 ARM = bytes.fromhex("000000b000400491c0035fd6") + bytes(4)  # adrp x0, +1 page; add x0, x0, #0x110; ret
@@ -53,7 +54,7 @@ def test_any_other_function_is_refused(monkeypatch: pytest.MonkeyPatch, name: st
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="the kernel tells no mappings")
 def test_addresses_of_others_are_no_pointers_of_the_library() -> None:
 
-    pages = _Pages(Path(ort_state.__file__))
+    pages = LibraryPages(Path(ort_state.__file__))
     own = ctypes.create_string_buffer(64)
     assert pages.pointer(ctypes.addressof(own)) is None
     assert not pages.executable(ctypes.addressof(own), 1)
