@@ -138,12 +138,20 @@ def broken_latency(times: Times, bound: float) -> list[Broken]:
     return found
 
 
-def refusal(broken: Sequence[Broken]) -> tuple[str, str]:
-    """Give the message, and how to go on, where nothing that could be taken back helps."""
+def refusal(broken: Sequence[Broken], kept: Sequence[str] = ()) -> tuple[str, str]:
+    """Give the message, and how to go on, where nothing that could be taken back helps.
+
+    Args:
+        broken: What is worse than promised.
+        kept: Names of passes that changed the model and are never taken back, since they were asked for.
+    """
     what = "; ".join(b.clause() for b in broken)
+    those, leave = "", ""
+    if kept:
+        those, leave = f" but {', '.join(kept)}", f"leave {', '.join(kept)} out, "
     return (
-        f"The result is worse than the original: {what}, also with every pass taken back.",
-        "Nothing was written; use the original as it is, allow more (--max-slowdown), or use --force.",
+        f"The result is worse than the original: {what}, also with every pass taken back{those}.",
+        f"Nothing was written; {leave}use the original as it is, allow more (--max-slowdown), or use --force.",
     )
 
 

@@ -29,8 +29,9 @@ from memoptc.runtime.sizes import PREDICTED
 from memoptc.runtime.verification import Verification
 from memoptc.targets import HALF_FLOATS
 
-KEPT = ("lower", "plan-memory", "inline-functions", "freeze-runtime", "quantize-io")
-"""Passes that are not taken back: without them there is no file, or not the interface that was asked for."""
+ASKED_FOR = ("freeze-runtime", "quantize-io")
+KEPT = ("lower", "plan-memory", "inline-functions", *ASKED_FOR)
+"""Passes that are not taken back: without them there is no file, or not what was asked for by name."""
 
 MOST_ATTEMPTS = 16
 """Compiles after which the search settles for the best that is known to hold."""
@@ -352,7 +353,8 @@ class Keeper:
             edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()), late=late)
             edit = None if edit is None else everywhere(edit)
         if edit is None:
-            raise GateError(*refusal(broken))
+            kept = {passes[i].name: None for i in first.compiled.changed if passes[i].name in ASKED_FOR}
+            raise GateError(*refusal(broken, list(kept)))
         edit, form = in_form(edit), start
         passes_alone = replace(edit, form=start) if (edit.dropped or edit.replaced) and edit.form != start else None
         if passes_alone is not None and not late() and holds(passes_alone):

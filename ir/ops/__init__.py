@@ -16,8 +16,8 @@ from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, na
 __all__ = [
     "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Blocked", "Family",
     "IntegerKernel", "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of",
-    "domain_of", "facts", "feeds_packed", "in_family", "is_pure", "is_removable", "layout_of", "leaves_unwritten",
-    "names_where", "needs_own_codes", "opset_of", "schema", "schema_of", "weight_layout",
+    "domain_of", "facts", "feeds_packed", "in_family", "is_pure", "is_removable", "keeps_kernels", "layout_of",
+    "leaves_unwritten", "names_where", "needs_own_codes", "opset_of", "schema", "schema_of", "weight_layout",
 ]  # fmt: skip
 
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)
@@ -96,6 +96,24 @@ def feeds_packed(value: Value) -> bool:
                 seen.update(fresh)
                 todo.extend(fresh)
     return False
+
+
+def keeps_kernels(constant: Op, graph: Graph) -> bool:
+    """True if `graph`, which lies around a constant's own, may hold it without any kernel losing its layout.
+
+    onnxruntime looks for codes of products, and for weights that it lays out in blocks of channels, in the kernel's own
+    graph only; for weights that it packs also in the graph right around that. Unpacked ones are slower and round
+    differently.
+    """
+    home = constant.graph
+    for user in constant.result.users if graph is not home else ():
+        around = user.graph.parent.graph if user.graph is not None and user.graph.parent is not None else None
+        if needs_own_codes(user) or in_family(user, Family.CONVOLUTION):
+            if user.graph is home:
+                return False
+        elif definition(user).packs_weights and home in (user.graph, around) and graph is not around:
+            return False
+    return True
 
 
 def domain_of(op_type: str) -> str:

@@ -28,8 +28,8 @@ class ShareWeights(Pass):
     content is read one weight at a time, and only of those that have a candidate twin (same element type,
     size and a few bytes). Transposed twins stay: a Transpose at run time would need the memory again; so do
     reshaped ones of MatMul, Conv and the like, which onnxruntime packs only when they are constants. Of twins in
-    two branches or bodies one moves to the graph around both, unless a convolution uses it, which onnxruntime
-    lays out better from its own graph.
+    two branches or bodies one moves to the graph around both, where kernels that pack it or lay it out still see a
+    constant there.
     """
 
     reshape_from: int = 65536
@@ -116,19 +116,11 @@ def _visible(weight: Op, elsewhere: Op) -> bool:
     """True if a weight can be used where another one stands."""
     if weight.graph is None or elsewhere.graph is None or not weight.graph.encloses(elsewhere.graph):
         return False
-    return weight.graph is elsewhere.graph or not _is_decoded(elsewhere)
-
-
-def _is_decoded(codes: Op) -> bool:
-    return any(ops.needs_own_codes(user) for user in codes.result.users)
+    return ops.keeps_kernels(elsewhere, weight.graph)
 
 
 def _meet(weight: Op, twin: Op) -> bool:
     """Move a weight out to the smallest graph around its twin, too, if that is better for both."""
-    if any(user.op_type in ("Conv", "ConvTranspose") for op in (weight, twin) for user in op.result.users):
-        return False
-    if _is_decoded(weight) or _is_decoded(twin):
-        return False
     assert weight.graph is not None
     assert twin.graph is not None
     graph = weight.graph
@@ -137,7 +129,7 @@ def _meet(weight: Op, twin: Op) -> bool:
             return False
         graph = graph.parent.graph
     first = graph.first
-    if first is None:
+    if first is None or not (ops.keeps_kernels(weight, graph) and ops.keeps_kernels(twin, graph)):
         return False
     weight.move_before(first)
     return True

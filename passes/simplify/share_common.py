@@ -40,7 +40,7 @@ def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -
         if key is None:
             continue
         twin = next((t[key] for t in tables if key in t), None)
-        if twin is None or (twin.graph is not op.graph and _is_decoded(op)):
+        if twin is None or (op.is_const and not ops.keeps_kernels(op, _graph(twin))):
             table[key] = op
             continue
         for result, other in zip(op.results, twin.results, strict=True):
@@ -52,9 +52,9 @@ def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -
         stats["merged"] += 1
 
 
-def _is_decoded(op: Op) -> bool:
-    """True if an op is a weight that must stay in its graph, where onnxruntime looks for codes of products."""
-    return op.is_const and any(map(ops.needs_own_codes, op.result.users))
+def _graph(op: Op) -> Graph:
+    assert op.graph is not None
+    return op.graph
 
 
 def _key(op: Op) -> Hashable | None:

@@ -50,6 +50,9 @@ def test_a_refusal_names_each_figure_and_the_ways_out() -> None:
     assert "--max-slowdown" in hint
     assert "--force" in hint
     assert broken[-1].sentence().startswith("Latency is 5 ms")
+    message, hint = refusal(broken, ["freeze-runtime"])
+    assert "every pass taken back but freeze-runtime." in message
+    assert "leave freeze-runtime out" in hint
 
 
 @pytest.mark.parametrize(

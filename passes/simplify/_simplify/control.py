@@ -9,7 +9,7 @@ import numpy as np
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.forms import inline
-from memoptc.ir.ops import feeds_packed
+from memoptc.ir.ops import definition, feeds_packed
 from memoptc.ir.tensors import scalar
 
 
@@ -40,6 +40,8 @@ def _inline_if(op: Op, stats: Counter[str]) -> bool:
     name = "then_branch" if taken else "else_branch"
     if any(_shows_weight(v, r) for v, r in zip(op.regions[name].outputs, op.results, strict=True)):
         return False
+    if _brings_weights_near(op, op.regions[name]):
+        return False
     region = op.take_region(name)
     _inline(op, region, region.outputs)
     stats["branches inlined"] += 1
@@ -66,6 +68,8 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
         return True
     if count != 1 or starts is not True:
         return False
+    if _brings_weights_near(op, op.regions["body"]):
+        return False
     body = op.take_region("body")
     builder = Builder(_graph(op), before=op, loc=op.loc.union(rule="inline-loop"))
     entry = (builder.const(np.zeros((), np.int64)), builder.const(np.ones((), np.bool_)), *states)
@@ -79,6 +83,15 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
 def _shows_weight(value: Value, place: Value) -> bool:
     """True if a kernel would see a constant where it saw a computed value, and round otherwise."""
     return value.tensor is not None and feeds_packed(place)
+
+
+def _brings_weights_near(op: Op, region: Graph) -> bool:
+    """True if kernels two graphs inside the op's would see its weights from one graph inside, pack them and round otherwise
+    (see `memoptc.ir.ops.keeps_kernels`).
+    """
+    within = (inner for around in region.ops for deeper in around.regions.values() for inner in deeper.ops)
+    packing = (inner for inner in within if definition(inner).packs_weights)
+    return any(v.tensor is not None and v.op is not None and v.op.graph is op.graph for i in packing for v in i.operands)
 
 
 def _same_kind(a: Value, b: Value) -> bool:
