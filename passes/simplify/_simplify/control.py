@@ -86,12 +86,13 @@ def _shows_weight(value: Value, place: Value) -> bool:
 
 
 def _brings_weights_near(op: Op, region: Graph) -> bool:
-    """True if kernels two graphs inside the op's would see its weights from one graph inside, pack them and round otherwise
-    (see `memoptc.ir.ops.keeps_kernels`).
+    """True if kernels two graphs inside the op's would see its weights from one graph inside, and so pack them.
+
+    See `memoptc.ir.ops.keeps_kernels`.
     """
     within = (inner for around in region.ops for deeper in around.regions.values() for inner in deeper.ops)
-    packing = (inner for inner in within if definition(inner).packs_weights)
-    return any(v.tensor is not None and v.op is not None and v.op.graph is op.graph for i in packing for v in i.operands)
+    read = (v for inner in within if definition(inner).packs_weights for v in inner.operands)
+    return any(v.tensor is not None and v.op is not None and v.op.graph is op.graph for v in read)
 
 
 def _same_kind(a: Value, b: Value) -> bool:
