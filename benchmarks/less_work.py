@@ -12,7 +12,6 @@ taking turns: original, -O2 without either, and with. A line of JSON per model a
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 import time
@@ -31,12 +30,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
-from memoptc.api import compile_file, pipeline_for
+from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
-from memoptc.ir.onnx_io import read_onnx, to_proto
-from memoptc.options import Options
-from memoptc.pass_base import Context
-from memoptc.passes.shrink.prune_tokens import PruneTokens
+from memoptc.ir.onnx_io import to_proto
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.measure import measure_need
 from memoptc.runtime.options import RunOptions
@@ -53,8 +49,7 @@ class Case:
 
     Args:
         path: The model.
-        option: `prune_tokens`, `early_exit`, or `keep`: the same share of tokens merged behind each layer, the largest
-            of a few for which validation data lose no more; the search by layer takes hours of such a model.
+        option: `prune_tokens` or `early_exit`.
         calibration: Feeds with labels; also what thresholds are set on.
         validation: What a compile is held to.
         held_out: What no compile sees.
@@ -71,8 +66,8 @@ class Case:
     metric: Metric | None = None
 
 
-def digits(name: str, option: str) -> Case:
-    """Digits of 8 by 8; shifted by a pixel, with noise."""
+def digits(name: str, option: str, batch: int = 1) -> Case:
+    """Digits of 8 by 8, so many at a time; shifted by a pixel, with noise."""
     assert zoo.ZOO is not None
     with np.load(zoo.FOLDER / "data" / "feeds" / "digits_train.npz") as train:
         known = [{"image": x, "labels": y} for x, y in zip(train["in0"], train["labels"], strict=True)]
@@ -82,7 +77,20 @@ def digits(name: str, option: str) -> Case:
     unseen = [{**f, "labels": y} for f, y in zip(feeds, labels, strict=True)]
     other = [{"image": x, "labels": y} for x, y in zip(shifted, labels, strict=True)]
     # Labels of calibration data are right by training; the validation data are a third of what was not trained on.
-    return Case(zoo.ZOO.path(name), option, known, unseen[::3], unseen[1::3] + unseen[2::3], other[1::3] + other[2::3])
+    parts = known, unseen[::3], unseen[1::3] + unseen[2::3], other[1::3] + other[2::3]
+    return Case(zoo.ZOO.path(name), option, *(in_batches(part, batch) for part in parts))
+
+
+def in_batches(feeds: Sequence[Feed], batch: int) -> Sequence[Feed]:
+    """Put so many samples of one row into one; what is left over goes."""
+    if batch == 1:
+        return feeds
+    ends = range(batch, len(feeds) + 1, batch)
+    groups = [feeds[end - batch : end] for end in ends]
+    return [
+        {"image": np.concatenate([f["image"] for f in group]), "labels": np.array([int(f["labels"]) for f in group])}
+        for group in groups
+    ]
 
 
 def spearman(outcomes: Iterable[Any]) -> float:
@@ -124,7 +132,7 @@ def pictures(folder: Path) -> Case:
     """Which picture a crop is from; shifted by noise and half the light. The head is fitted by least squares."""
     from PIL import Image
 
-    files = sorted((zoo.FOLDER / "data" / "images").iterdir())
+    files = sorted((zoo.FOLDER / "data" / "images").glob("inet_*"))
     rng = np.random.default_rng(0)
     opened = [Image.open(f).convert("RGB") for f in files]
 
@@ -157,9 +165,9 @@ def pictures(folder: Path) -> Case:
         if tensor.name in heads:
             tensor.CopyFrom(onnx.numpy_helper.from_array(heads[tensor.name].astype(np.float32), tensor.name))
     onnx.save(model, path)
-    held = draw(2)
+    held = draw(4)
     shifted = [{**f, "image": f["image"] * 0.5 + rng.normal(0, 0.3, f["image"].shape).astype(np.float32)} for f in held]
-    return Case(path, "keep", fitted[: len(files)], draw(1), held, shifted)
+    return Case(path, "prune_tokens", fitted[: len(files)], draw(2), held, shifted)
 
 
 def sounds(name: str, option: str) -> Case:
@@ -187,6 +195,7 @@ def sounds(name: str, option: str) -> Case:
 
 CASES: dict[str, Callable[[Path], Case]] = {
     "digits_vit": lambda folder: digits("digits_vit", "prune_tokens"),
+    "digits_vit, 64 at a time": lambda folder: digits("digits_vit", "prune_tokens", 64),
     "minilm_l6": lambda folder: sentences(),
     "vit_s": pictures,
     "digits_cnn": lambda folder: digits("digits_cnn", "early_exit"),
@@ -216,7 +225,7 @@ def metric_of(case: Case, found: Sequence[_Outcome]) -> float | None:
         return case.metric(found)
     if found[0].label is None:
         return None
-    return float(np.mean([next(iter(o.outputs.values()))[0].argmax() == int(o.label) for o in found]))
+    return float(np.mean([next(iter(o.outputs.values())).argmax(-1) == np.ravel(o.label) for o in found]))
 
 
 def agreement(a: Sequence[_Outcome], b: Sequence[_Outcome]) -> float:
@@ -260,20 +269,14 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
     line: dict[str, Any] = {"name": name, "option": case.option, "loss": loss}
     bare = {k: v for k, v in case.held_out[0].items() if k != "labels"}
     paths = [case.path, folder / "plain.onnx", folder / "less.onnx"]
-    if case.option == "keep":
-        limits = {"passes": merged_evenly(case, loss, folder, line)}
-        data = {}
     start = time.perf_counter()
     try:
         compile_file(case.path, paths[1], level=2, measure=False, verify="off")
-        verify = "off" if case.option == "keep" else "fast"
-        result = compile_file(case.path, paths[2], level=2, measure=False, verify=verify, **limits, **data)
+        result = compile_file(case.path, paths[2], level=2, measure=False, verify="fast", **limits, **data)
     except MemoptcError as problem:
         return line | {"failed": problem.message}
     line["seconds"] = time.perf_counter() - start
-    line["did"] = line.get("did", []) + [
-        f"{d.what}; {d.why}" for d in result.report.decisions if d.step in ("prune-tokens", "early-exit")
-    ]
+    line["did"] = [f"{d.what}; {d.why}" for d in result.report.decisions if d.step in ("prune-tokens", "early-exit")]
     line["stats"] = {p.name: dict(p.stats) for p in result.report.passes if p.name in ("prune-tokens", "early-exit")}
     line["warnings"] = [w for w in result.report.warnings if "prune-tokens" in w or "early-exit" in w]
     line["need_mb"] = [measure_need(p, bare, options=RunOptions(threads=2)).need_bytes / 1e6 for p in paths]
@@ -289,27 +292,6 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
             "samples": len(before),
         }
     return line | {"data": seen}
-
-
-def merged_evenly(case: Case, loss: float, folder: Path, line: dict[str, Any]) -> str:
-    """The pipeline of -O2 with the largest share of tokens merged at every layer that costs no more than the loss."""
-    whole = pipeline_for(Options(level=2, prune_tokens=True, calibration="data.npz", max_accuracy_loss=loss))
-    asked = re.search(r"prune-tokens\{[^}]*\}", whole)
-    assert asked is not None
-    before = metric_of(case, list(outcomes(Evaluator(case.path, RunOptions(), label="whole"), case.validation)))
-    for parts in (3, 2, 1):
-        graph = read_onnx(case.path)
-        PruneTokens(keep=1 - parts / 16, form="merge").run(graph, Context())
-        onnx.save(to_proto(graph), folder / "trial.onnx")
-        after = metric_of(
-            case, list(outcomes(Evaluator(folder / "trial.onnx", RunOptions(), label="t"), case.validation))
-        )
-        assert before is not None
-        assert after is not None
-        if before - after <= loss:
-            break
-    line["did"] = [f"{parts}/16 of the tokens merged behind every layer; validation {before:.4f} -> {after:.4f}"]
-    return whole.replace(asked.group(), f'prune-tokens{{keep={1 - parts / 16!r},form="merge"}}')
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> Table:
@@ -334,7 +316,7 @@ def summary(lines: Sequence[dict[str, Any]]) -> Table:
             f"{times[2]['p50'] / times[0]['p50']:.2f} ({times[2]['p50'] / times[1]['p50']:.2f})",
             "" if before is None else f"{before:.4f} -> {after:.4f}",
             " / ".join(f"{data[k]['agreement']:.2%}" for k in ("validation", "held_out", "shifted")),
-            "; ".join(line["did"]) or str(line["stats"]),
+            "; ".join(line["did"] or line["warnings"]) or str(line["stats"]),
         )
     return table
 

@@ -16,6 +16,9 @@ def call_statistics(value: Any) -> dict[str, float] | None:
     array = np.asarray(value)
     if array.dtype.kind not in "fiub" or not array.size:
         return None
-    numbers = array.astype(np.float64)
-    found = dict(zip(STATISTICS, (numbers.mean(), numbers.std(), numbers.min(), numbers.max()), strict=True))
+    numbers = array.astype(np.float64).ravel()
+    mean = numbers.sum() / numbers.size
+    apart = numbers - mean
+    deviation = math.sqrt(apart.dot(apart) / numbers.size)  # as `std`, which takes three times as long for a small call
+    found = dict(zip(STATISTICS, (mean, deviation, numbers.min(), numbers.max()), strict=True))
     return {k: float(v) if math.isfinite(v) else 0.0 for k, v in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import threading
@@ -54,6 +55,7 @@ class Shadow:
         if not 0 <= rate <= 1:
             raise InputError(f"rate={rate!r} is no share of calls.", hint="Give a number from 0 to 1.")
         self.control, self.candidate = (s if hasattr(s, "run") else Session(s) for s in (control, candidate))
+        self._names = [output.name for output in self.control.get_outputs()]
         self.rate, self._log = rate, None if log is None else Path(log)
         self._random, self._lock = random.Random(seed), threading.Lock()
         self.figures = Figures()
@@ -82,7 +84,7 @@ class Shadow:
             line["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
             line["latency_s"] = {"control": between - started, "candidate": time.perf_counter() - between}
-            names = output_names or [p.name for p in self.control.get_outputs()]
+            names = output_names or self._names
             line["outputs"] = {n: _apart(a, b) for n, a, b in zip(names, outputs, others, strict=True)}
         line["inputs"] = {name: found for name, v in input_feed.items() if (found := call_statistics(v)) is not None}
         line["resident_bytes"] = _resident_bytes()
@@ -100,8 +102,9 @@ class Shadow:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._log is not None:
-            with open(self._log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            # Opened for each line: logs are moved away under a process that runs. Unbuffered, a line is one write.
+            with open(self._log, "ab", buffering=0) as file:
+                file.write(f"{json.dumps(line)}\n".encode())
 
 
 class Figures:
@@ -167,15 +170,20 @@ def _apart(wanted: Any, got: Any) -> dict[str, Any]:
         agrees = x.argmax(-1) == y.argmax(-1)
     else:
         agrees = a == b if a.dtype.kind != "f" else np.ones(0, np.bool_)
-    finite = np.isfinite(x) & np.isfinite(y)
-    energies = float(np.square(x[finite]).sum()), float(np.square((x - y)[finite]).sum())
-    return {"rows": int(agrees.size), "agreeing": int(agrees.sum()), "signal": energies[0], "noise": energies[1]}
+    x, y = x.ravel(), y.ravel()
+    apart = x - y
+    signal, noise = float(x.dot(x)), float(apart.dot(apart))
+    if not math.isfinite(signal + noise):
+        finite = np.isfinite(x) & np.isfinite(y)
+        signal, noise = (float(np.square(v[finite]).sum()) for v in (x, apart))
+    return {"rows": int(agrees.size), "agreeing": int(agrees.sum()), "signal": signal, "noise": noise}
 
 
 def _resident_bytes() -> int | None:
     """Bytes of this process in memory now; `None` where the system does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            pages = int(file.read().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         return None

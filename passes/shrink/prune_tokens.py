@@ -12,9 +12,9 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import same
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS
+from memoptc.passes.memory._tile.estimate import run_seconds
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels, put
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
 from memoptc.passes.shrink._tokens.merge import MOST_MERGED, Sizes
@@ -27,8 +27,13 @@ STEPS = {"drop": (1, 2, 3, 4, 6, 8, 10, 12), "merge": (1, 2, 3, 4, 5, 6, MOST_ME
 PROBED = {"drop": (4, 10), "merge": (3, 6)}
 """Of those, what the outputs' noise is measured at, one layer at a time; it is taken to grow by a power between."""
 
-SECONDS, FEWEST = 60.0, 4
-"""Nominal seconds for these measurements of all layers, and samples that each of them takes in any case."""
+SECONDS, FEWEST = 15.0, 4
+"""Predicted seconds for these measurements of all layers, and samples that each of them takes in any case."""
+
+GAIN = 0.1
+"""Share of the run time that has to be saved on paper: predictions miss by as much."""
+
+UNPAID, LONGER = "choosing tokens takes as long as it saves", "longer inputs gain more: plan for them with --dim"
 
 WORTH = 0.02
 """Share of the model's multiplications that has to lie behind a layer for tokens to be dropped there."""
@@ -53,8 +58,9 @@ class PruneTokens(Pass):
     counts an average as often as tokens went into it, and outputs per token take the row of the average.
 
     How many tokens go at which layer, and in which of the two forms, is searched on data: layers whose tokens cost the
-    outputs least for the multiplications saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside.
-    With `keep` nothing is searched: every layer keeps that share.
+    outputs least for the run time saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside. That
+    time is predicted at the planned extents, with the ops that choose tokens: where they take more than is saved, the
+    model is left alone. With `keep` nothing is searched: every layer keeps that share.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
@@ -101,41 +107,50 @@ class PruneTokens(Pass):
             context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
-        forms = tuple(STEPS) if self.form == "auto" else (self.form,)
-        ways = [Way(form, parts) for form in forms for parts in STEPS[form]]
-        curves = []
-        run = sum(map(multiplications, graph.ops)) / MULTIPLICATIONS
-        samples = max(FEWEST, int(SECONDS / max(run * sum(len(PROBED[form]) for form in forms) * len(sites), 1e-9)))
-        pace = Pace(len(sites))
-        for number, site in enumerate(sites):
-            context.say(f"each layer alone, {pace.at(number)}")
-            noise = {form: self._noise(graph, site, form, gate, samples) for form in forms}
-            curves.append([Level(noise[way.form](way.parts), site.share * way.parts / PARTS) for way in ways])
+        ways, curves = self._curves(graph, sites, gate, context)
+        if not any(level.saved > 0 for levels in curves for level in levels):
+            context.stats[f"left: {UNPAID} ({LONGER})"] += 1
+            return
 
         def make(levels: Levels) -> Graph:
             return self._copy(graph, {sites[i]: ways[level] for i, level in levels.items()})
 
-        before = None if context.slowdown is None else context.slowdown(graph)
-        untouched = graph.clone()
-        chosen = gate.search(graph, curves, make)
+        chosen = gate.choose(curves, make)
         context.stats["trials"] = gate.trials.count
         if not chosen:
             context.stats["left: outputs need all tokens"] += 1
             return
-        if before is not None and context.slowdown is not None:
-            after = context.slowdown(graph)
-            if after >= before:
-                graph.become(untouched)
-                context.stats["left: it does not pay"] += 1
-                context.warnings.append(
-                    f"prune-tokens would drop tokens in {len(chosen)} layers, but the model is no faster for it "
-                    f"({after:.2f} of the original's run time instead of {before:.2f}); it was left alone. "
-                    "Longer inputs gain more."
-                )
-                return
+        done = make(chosen)
+        ratio, how = _run_time(graph, done, context)
+        if ratio >= (1.0 if how == "measured" else 1 - GAIN):
+            context.stats[f"left: {UNPAID} ({how} run time {ratio:.2f} of what it is without; {LONGER})"] += 1
+            return
+        put(done, graph)
         context.stats["layers that drop tokens"] += len(chosen)
         left = ", ".join(f"{sites[i].name}: {ways[level]}" for i, level in sorted(chosen.items()))
-        gate.decide(graph, f"tokens go in {len(chosen)} of {len(sites)} layers; each keeps, {left}", 0, context)
+        what = f"tokens go in {len(chosen)} of {len(sites)} layers; each keeps, {left}"
+        gate.decide(graph, f"{what}; {how} run time {ratio:.2f} of what it was", 0, context)
+
+    def _curves(
+        self, graph: Graph, sites: Sequence[Site], gate: Gate, context: Context
+    ) -> tuple[list[Way], list[list[Level]]]:
+        """The ways to let tokens go; for each site and each of these, the noise that comes, and the seconds saved."""
+        forms = tuple(STEPS) if self.form == "auto" else (self.form,)
+        ways = [Way(form, parts) for form in forms for parts in STEPS[form]]
+        whole = run_seconds(graph, context.dims)
+        looks = len(sites) * sum(len(PROBED[form]) for form in forms)
+        samples = max(FEWEST, int(SECONDS / max(whole * looks, 1e-9)))
+        curves, pace = [], Pace(len(sites))
+        for number, site in enumerate(sites):
+            context.say(f"each layer alone, {pace.at(number)}")
+            probes = {}
+            for form in forms:
+                copies = [self._copy(graph, {site: Way(form, parts)}) for parts in PROBED[form]]
+                sqnr = [gate.trials.quick(copy, samples).sqnr_db for copy in copies]
+                seconds = [run_seconds(copy, context.dims) for copy in copies]
+                probes[form] = _Probes(PROBED[form], sqnr, seconds)
+            curves.append([Level(probes[w.form].noise(w.parts), whole - probes[w.form].seconds(w.parts)) for w in ways])
+        return ways, curves
 
     def _copy(self, graph: Graph, ways: Mapping[Site, Way]) -> Graph:
         copy = graph.clone()
@@ -156,13 +171,6 @@ class PruneTokens(Pass):
             done += 1
         return done
 
-    def _noise(self, graph: Graph, site: Site, form: str, gate: Gate, samples: int) -> _Growth:
-        """Noise of the outputs against the share of tokens that go at one site, on so many samples at most."""
-        probed = PROBED[form]
-        sqnr = [gate.trials.quick(self._copy(graph, {site: Way(form, parts)}), samples).sqnr_db for parts in probed]
-        low, high = (max(10 ** (-max(min(s, 200.0), -200.0) / 10), 1e-20) for s in sqnr)
-        return _Growth(low, max(high, low), probed)
-
     def sites(self, graph: Graph, stats: Counter[str]) -> Iterator[Site]:
         """Attention layers, each with the first hidden state behind it that all later ones depend on."""
         ops = list(graph.ops)
@@ -179,7 +187,7 @@ class PruneTokens(Pass):
                     continue
                 share = sum(map(multiplications, region.ops)) / whole
                 if share >= WORTH:
-                    yield Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name, share)
+                    yield Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name)
                     reason = ""
                 else:
                     reason = "hardly anything is computed behind it"
@@ -197,14 +205,12 @@ class Site:
         name: Of its softmax's node.
         hidden: Name of the hidden state behind it.
         probabilities: Name of the softmax's result.
-        share: Share of the model's multiplications that is done per token behind the hidden state.
     """
 
     order: int
     name: str
     hidden: str
     probabilities: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -218,18 +224,36 @@ class Way:
         return f"{PARTS - self.parts}/{PARTS}{', the rest merged' if self.form == 'merge' else ''}"
 
 
-@dataclass(frozen=True)
-class _Growth:
-    """Noise to signal of the outputs, a power of the tokens that go, through two measured points."""
+class _Probes:
+    """Outcome of letting two shares of the tokens go at one site, and what others are taken to do.
 
-    low: float
-    high: float
-    parts: tuple[int, int]
+    Args:
+        parts: The sixteenths that went.
+        sqnr: Signal over noise of the outputs then, in decibels; noise grows by a power of the tokens that go.
+        seconds: Predicted run time then; it falls evenly.
+    """
 
-    def __call__(self, parts: int) -> float:
-        first, second = self.parts
-        exponent = math.log(self.high / self.low) / math.log(second / first)
-        return float(self.low * (parts / first) ** exponent)
+    def __init__(self, parts: tuple[int, int], sqnr: Sequence[float], seconds: Sequence[float]) -> None:
+        low, high = (max(10 ** (-max(min(s, 200.0), -200.0) / 10), 1e-20) for s in sqnr)
+        self._first, self._low = parts[0], low
+        self._exponent = math.log(max(high, low) / low) / math.log(parts[1] / parts[0])
+        self._slope = (seconds[1] - seconds[0]) / (parts[1] - parts[0])
+        self._start = seconds[0] - self._slope * parts[0]
+
+    def noise(self, parts: int) -> float:
+        """Noise over signal of the outputs."""
+        return float(self._low * (parts / self._first) ** self._exponent)
+
+    def seconds(self, parts: int) -> float:
+        """Predicted run time."""
+        return self._start + self._slope * parts
+
+
+def _run_time(before: Graph, after: Graph, context: Context) -> tuple[float, str]:
+    """Run time over what it was: measured where the compile measures graphs between passes, else predicted."""
+    if context.slowdown is not None:
+        return context.slowdown(after) / context.slowdown(before), "measured"
+    return run_seconds(after, context.dims) / run_seconds(before, context.dims), "predicted"
 
 
 def _attention(op: Op) -> bool:

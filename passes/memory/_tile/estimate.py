@@ -26,6 +26,12 @@ CROP = 4
 """How often a byte that is cropped inside is moved: by the slice, and into and out of the runtime's layouts."""
 
 
+def run_seconds(graph: Graph, dims: Mapping[str, int]) -> float:
+    """Predicted time of one run of a graph at planned extents."""
+    costs = Costs(graph, dims)
+    return sum(costs.seconds(op) + OVERHEAD for op in graph.ops if not is_resident(op))
+
+
 @dataclass
 class MemoryProfile:
     """Live bytes of a graph at each step, at its planned extents.

@@ -33,7 +33,7 @@ class Level:
 
     Args:
         noise: Noise to signal expected in the site's own result.
-        saved: Bytes that go.
+        saved: Bytes that go, or seconds.
     """
 
     noise: float
@@ -47,7 +47,7 @@ class Step:
     Args:
         site: Which site.
         level: Index of the new level.
-        price: Noise that comes, per byte that goes.
+        price: Noise that comes, per byte or second that goes.
     """
 
     site: int
@@ -94,6 +94,13 @@ def furthest(ordered: Sequence[Step], good: Callable[[Levels], bool]) -> dict[in
 
 def _levels(chosen: Sequence[Step]) -> dict[int, int]:
     return {step.site: step.level for step in chosen}
+
+
+def put(copy: Graph, graph: Graph) -> None:
+    """Put what a copy has become into the graph that it was made from."""
+    imports = dict(copy.info.opset_imports)
+    graph.become(copy)
+    graph.info.opset_imports.update(imports)
 
 
 class Gate:
@@ -154,13 +161,14 @@ class Gate:
             curves: The levels of each site.
             make: Gives a copy of the graph at some levels.
         """
-        chosen = furthest(steps(curves), lambda levels: self.holds(make(levels)))
+        chosen = self.choose(curves, make)
         if chosen:
-            done = make(chosen)
-            imports = dict(done.info.opset_imports)
-            graph.become(done)
-            graph.info.opset_imports.update(imports)
+            put(make(chosen), graph)
         return chosen
+
+    def choose(self, curves: Sequence[Sequence[Level]], make: Callable[[Levels], Graph]) -> Levels:
+        """Choose levels, as `search`; the graph stays as it is."""
+        return furthest(steps(curves), lambda levels: self.holds(make(levels)))
 
     def decide(self, graph: Graph, what: str, saved: int, context: Context) -> None:
         """Tell the report what was done, and what came of it."""
