@@ -80,6 +80,10 @@ class FoldConstants(Pass):
             if op.op_type == "Constant" and not op.domain:
                 # onnxruntime makes these weights at load time itself, whatever its options.
                 _inline_constant(op, stats)
+            elif not self.exact and op.is_a("Identity") and op.operand.tensor is not None and not op.result.is_output:
+                op.result.replace_by(op.operand)  # equal parameters, which torch's exporter stores once
+                op.erase()
+                stats["folded"] += 1
             elif self._foldable(op, chosen, stats, asked):
                 held += _held(op)
                 if held > self.max_bytes:
