@@ -21,7 +21,7 @@ from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, 
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, DECODED, Site, Weight
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Site, Weight
 from memoptc.passes.precision._quantize.replay import searched_once
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
@@ -150,7 +150,7 @@ class _Search:
         fine = Writer(replace(self.plan, bits=8, block=DECODER_BLOCK, symmetric=True), writer.stats)
         for i, weight in enumerate(chosen):
             if state[i] == WEIGHTS:
-                in_blocks = self.decodes and not any(site.op.op_type in DECODED for site in weight.sites)
+                in_blocks = self.decodes and not any(site.decoded for site in weight.sites)
                 after += fine.write(weight) if in_blocks else writer.write(weight, channels=True)
         writer.signal, writer.noise = writer.signal + fine.signal, writer.noise + fine.noise
         return before, after
@@ -285,7 +285,7 @@ def _names(weights: Sequence[Weight]) -> list[str]:
 
 
 def _is_table(site: Site, plan: WeightFormat) -> bool:
-    return plan.decode == "load" and site.op.op_type in DECODED
+    return plan.decode == "load" and site.decoded
 
 
 def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
 from memoptc.passes.precision._quantize.existing import is_quantized, without_sign
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import checkpoint_of, observe
-from memoptc.passes.precision._quantize.places import RECURRENT
+from memoptc.passes.precision._quantize.places import GATHER, RECURRENT
 from memoptc.passes.precision._quantize.static import StaticQuantizer
 from memoptc.passes.precision._quantize.static_choice import Choice, choose, is_float32, share_scales
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
@@ -105,8 +105,9 @@ class Quantize(Pass):
         if self.embeddings:
             embedding.quantize_tables(graph, frozenset(self.exclude), context.stats)
         if form == "dynamic":
+            tables = () if self.embeddings else (GATHER,)
             QuantizeWeights(
-                bits=8, symmetric=True, activations=8, decode="load", rest=not self.embeddings, exclude=self.exclude
+                bits=8, symmetric=True, activations=8, decode="load", exclude=(*self.exclude, *tables)
             ).run(graph, replace(context, calibration=None, decisions=[]))
         _count_left(graph, context.stats, device)
         _decide(form, context)

@@ -16,6 +16,7 @@ from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
 from memoptc.passes.precision._quantize.observe import checkpoint_of
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER
 from memoptc.passes.precision._quantize.replay import searched_once, take
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.tradeoff import (
@@ -88,6 +89,8 @@ class QuantizeSearch(Pass):
         study: Measure each layer alone even when accuracy is met without.
         weights_only: Code weights alone, as tables that onnxruntime decodes while loading: the file is small, need and
             latency are those of float. Tried where integers need more or are slower.
+        decode: Whether weights that no kernel takes in codes are stored so all the same, and decoded while onnxruntime
+            "load"s them; with "run" they stay in float.
     """
 
     min_sqnr: float | None = 20.0
@@ -104,6 +107,7 @@ class QuantizeSearch(Pass):
     recurrent: bool = True
     study: bool = False
     weights_only: bool = False
+    decode: str = "load"
 
     def weaker(self) -> Pass | None:
         """Weights alone, where layers may leave the integers."""
@@ -145,13 +149,20 @@ class QuantizeSearch(Pass):
             searched_once(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
         else:
             context.stats["left: nothing to quantize"] += 1
-        if not self.mixed:
-            self._code_weights(graph, context, rest=True)
+        self._code_weights(graph, context, rest=True, chosen=(*layers, *(() if self.embeddings else (GATHER,))))
 
-    def _code_weights(self, graph: Graph, context: Context, *, rest: bool) -> None:
-        """Code weights, or only those that integers have no form for, if that is accurate enough."""
+    def _code_weights(self, graph: Graph, context: Context, *, rest: bool, chosen: Sequence[str] = ()) -> None:
+        """Code weights in 8 bits, if that is accurate enough; all, or only those that the search left.
+
+        Args:
+            graph: The graph.
+            context: Of the compile.
+            rest: Whether a search has run.
+            chosen: Names of nodes that it has chosen a state for.
+        """
+        exclude = (*self.exclude, *chosen, *(() if self.decode == "load" else CONVOLUTIONS))
         coding = QuantizeWeights(
-            bits=8, symmetric=True, rounding=False, activations=8, decode="load", rest=rest, exclude=self.exclude
+            bits=8, symmetric=True, rounding=False, activations=8, decode=self.decode, rest=rest, exclude=exclude
         )
         copy, trial = graph.clone(), Context()
         coding.run(copy, trial)
@@ -161,7 +172,7 @@ class QuantizeSearch(Pass):
         if wanted.good(wanted.trials.full(copy)):
             coding.run(graph, context)
         else:
-            left = "weights inside subgraphs" if rest else "all weights"
+            left = "weights without integer kernels" if rest else "all weights"
             context.stats[f"left: {left}, for accuracy"] += trial.stats["weights quantized"]
 
     def _in_blocks(self, graph: Graph, context: Context) -> bool:

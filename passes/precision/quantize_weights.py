@@ -9,7 +9,6 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.coding import SMALLEST, find, report, write_all
-from memoptc.passes.precision._quantize.places import RECURRENT, Weight
 from memoptc.passes.precision._quantize.weight_only import WeightFormat, Writer
 
 BLOCKS = (16, 32, 64, 128, 256)
@@ -40,7 +39,7 @@ class QuantizeWeights(Pass):
             bits only that has a fast kernel; products of a single row are up to ten times slower without it.
         decode: When weights of convolutions are decoded: in each "run", or while onnxruntime "load"s them, from tables,
             as `mix-weights` does; then those of recurrent operators are coded, too.
-        rest: Only weights that `quantize` has no form for: those inside subgraphs, and of recurrent operators.
+        rest: Code what another pass has left, which tells of what stays in float.
         exclude: Node names or operators to leave in float.
     """
 
@@ -77,7 +76,7 @@ class QuantizeWeights(Pass):
         )
         found = find(graph, plan, self.smallest, frozenset(self.exclude))
         if self.rest:
-            found = replace(found, chosen=[w for w in found.chosen if _left(w, graph)], left=[], small=0)
+            found = replace(found, left=[], small=0)
         writer = Writer(plan, context.stats)
         before = sum(weight.bytes for weight in found.chosen)
         after = sum(write_all(graph, found.chosen, writer, context if self.rounding else None))
@@ -86,8 +85,3 @@ class QuantizeWeights(Pass):
         context.stats["weights quantized"] += len(found.chosen)
         if found.chosen or not self.rest:
             report(self.name, context, writer, found, len(found.chosen), (before, after))
-
-
-def _left(weight: Weight, graph: Graph) -> bool:
-    """True if `quantize` has no form for a weight."""
-    return any(site.op.graph is not graph or site.op.op_type in RECURRENT for site in weight.sites)

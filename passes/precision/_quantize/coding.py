@@ -135,7 +135,7 @@ def _readers(weight: Weight, graph: Graph) -> list[Site]:
     products = [site for site in weight.sites if site.op.op_type != GATHER]
     if len(products) < len(weight.sites) and any(site.columns != 1 for site in products):
         return []
-    return [] if any(why_not(site.op, graph) for site in products) else products
+    return [] if any(site.whole or why_not(site.op, graph) for site in products) else products
 
 
 def _with_rows(weight: Weight, moments: Moments) -> Moments:

@@ -18,14 +18,18 @@ from memoptc.ir.types import DType
 PRODUCTS = ("MatMul", "Gemm")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
-DECODED = (*CONVOLUTIONS, *sorted(RECURRENT))
-"""Operators that have no kernel for codes: their weights are decoded, in each run or while loading."""
-GATHER = "Gather"
+GATHER, EINSUM = "Gather", "Einsum"
 
 SHORTEST = 16
 """Numbers in a row of a table below which a scale for it costs what the codes save."""
 
-_WEIGHTS_AT = {**dict.fromkeys((*PRODUCTS, *CONVOLUTIONS), (1,)), GATHER: (0,), **dict.fromkeys(RECURRENT, (1, 2))}
+_WEIGHTS_AT = {
+    **dict.fromkeys(PRODUCTS, (0, 1)),
+    **dict.fromkeys(CONVOLUTIONS, (1,)),
+    GATHER: (0,),
+    EINSUM: tuple(range(8)),
+    **dict.fromkeys(RECURRENT, (1, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,19 @@ class Site:
             convolutions, whose weights are taken as rows of one output channel (or input channel) each.
         factor: What the matrix is multiplied by (`alpha` of Gemm).
         index: Which operand of the op the weight is.
+        whole: Why no kernel takes the weight in codes here; it is decoded as a whole then, while loading. Else `""`.
     """
 
     op: Op
     columns: int = 1
     factor: float = 1.0
     index: int = 1
+    whole: str = ""
+
+    @property
+    def decoded(self) -> bool:
+        """True if there is no kernel for codes: the weight is decoded, in each run or while loading."""
+        return bool(self.whole) or self.op.op_type in CONVOLUTIONS
 
 
 @dataclass
@@ -85,6 +96,9 @@ def find_weights(graph: Graph, excluded: frozenset[str]) -> Iterator[Weight]:
             weight = Weight(value)
             for user, index in value.uses:
                 _add(weight, user, index, excluded)
+            apart = next((site for site in weight.sites if site.decoded), None)
+            if apart is not None and not all(site.decoded for site in weight.sites):
+                weight.obstacle = weight.obstacle or f"{label(apart.op)} would need other codes than the rest"
             yield weight
 
 
@@ -94,7 +108,7 @@ def _add(weight: Weight, user: Op, index: int, excluded: frozenset[str]) -> None
         if tuple(user.attrs.get("perm", (1, 0))) == (1, 0):
             for after, at in user.result.uses:
                 reason = _why_not(weight.value, after, at, excluded)
-                if not reason and after.op_type not in PRODUCTS:
+                if not reason and (after.op_type not in PRODUCTS or _whole(weight.value, after, at)):
                     reason = f"{after.op_type} reads it transposed"
                 _note(weight, after, reason, 1 - _columns(after), at)
             return
@@ -106,7 +120,7 @@ def _note(weight: Weight, op: Op, reason: str, columns: int, index: int) -> None
         weight.obstacle = weight.obstacle or f"{label(op)}: {reason}"
         return
     factor = float(op.attrs.get("alpha", 1.0)) if op.op_type == "Gemm" else 1.0
-    weight.sites.append(Site(op, columns, factor, index))
+    weight.sites.append(Site(op, columns, factor, index, _whole(weight.value, op, index)))
 
 
 def _columns(op: Op) -> int:
@@ -133,23 +147,34 @@ def _why_not(weight: Value, op: Op, index: int, excluded: frozenset[str]) -> str
     rank = len(tensor.shape)
     if not tensor.size:
         return "an extent is 0"
-    if op.op_type in RECURRENT:
-        return ""
     if op.op_type in CONVOLUTIONS:
         return "" if rank >= 3 else "the weight has no window"
-    if rank != 2:
-        return f"the weight has {rank} axes"
     if op.op_type == GATHER:
+        if rank != 2:
+            return f"the weight has {rank} axes"
         if tensor.shape.numpy()[1] < SHORTEST:
             return f"its rows hold fewer than {SHORTEST} numbers"
         return "" if op.attrs.get("axis", 0) == 0 else "it looks up along another axis than the first"
-    left = op.operand
-    if left.dtype != DType.FLOAT:
+    if op.op_type in PRODUCTS and op.operands[1 - index].dtype != DType.FLOAT:
         return "its other operand is not known to be float32"
+    return "" if np.isfinite(op.attrs.get("alpha", 1.0)) else "alpha is not finite"
+
+
+def _whole(weight: Value, op: Op, index: int) -> str:
+    """Say why no kernel multiplies by the codes of a weight; `""` where one does, or decodes them in each run."""
+    if op.op_type in RECURRENT:
+        return "recurrent, decoded in each run"
+    if op.op_type == EINSUM:
+        return "Einsum has no kernel for codes"
+    if op.op_type not in PRODUCTS:
+        return ""
+    if index == 0:
+        return "the weight is its left operand"
+    rank = None if weight.tensor is None else len(weight.tensor.shape)
+    if rank != 2:
+        return f"the weight has {rank} axes"
     if op.op_type == "MatMul":
-        return "" if left.rank is not None and left.rank >= 2 else "its other operand is no matrix"
+        return "" if op.operand.rank is not None and op.operand.rank >= 2 else "its other operand is no matrix"
     if op.attrs.get("transA", 0):
         return "it transposes its other operand"
-    if op.graph is not None and (ops.opset_of(op.graph) or 0) < 7:
-        return "before opset 7 its bias has a form of its own"
-    return "" if np.isfinite(op.attrs.get("alpha", 1.0)) else "alpha is not finite"
+    return "" if op.graph is None or (ops.opset_of(op.graph) or 0) >= 7 else "before opset 7 its bias has another form"

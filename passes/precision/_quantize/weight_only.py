@@ -19,10 +19,8 @@ from memoptc.passes.precision._quantize.blocks import Blocks, encode, error_of, 
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.places import (
     CONVOLUTIONS,
-    DECODED,
     GATHER,
     PRODUCTS,
-    RECURRENT,
     Site,
     Weight,
 )
@@ -79,9 +77,9 @@ class WeightFormat:
 
     def why_not(self, weight: Weight, site: Site) -> str:
         """Say why a site cannot be written in this form; `""` when it can."""
-        if site.op.op_type in RECURRENT and self.decode == "run":
-            return "recurrent, decoded in each run"
-        if site.op.op_type in DECODED or site.op.op_type == GATHER:
+        if site.whole and self.decode == "run":
+            return site.whole
+        if site.decoded or site.op.op_type == GATHER:
             return ""
         tensor = weight.value.tensor
         if tensor is not None and self._bytes(tuple(tensor.shape.numpy()), site.columns) >= weight.bytes:
@@ -147,7 +145,7 @@ class Writer:
             if op.graph is None:
                 raise InternalError(f"{op.key} is in no graph")
             builder = Builder(op.graph, before=op, loc=op.loc.union(rule=RULE))
-            if op.op_type in DECODED and self.plan.decode == "load":
+            if site.decoded and self.plan.decode == "load":
                 op.set_operand(site.index, self._table(builder, weight, site, 8 if channels else self.plan.bits))
             elif channels and op.op_type != GATHER:
                 self._decode_channels(builder, weight, site)
