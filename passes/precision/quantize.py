@@ -106,9 +106,9 @@ class Quantize(Pass):
             embedding.quantize_tables(graph, frozenset(self.exclude), context.stats)
         if form == "dynamic":
             tables = () if self.embeddings else (GATHER,)
-            QuantizeWeights(
-                bits=8, symmetric=True, activations=8, decode="load", exclude=(*self.exclude, *tables)
-            ).run(graph, replace(context, calibration=None, decisions=[]))
+            QuantizeWeights(bits=8, symmetric=True, activations=8, decode="load", exclude=(*self.exclude, *tables)).run(
+                graph, replace(context, calibration=None, decisions=[])
+            )
         _count_left(graph, context.stats, device)
         _decide(form, context)
 
