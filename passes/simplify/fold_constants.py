@@ -80,7 +80,7 @@ class FoldConstants(Pass):
             if op.op_type == "Constant" and not op.domain:
                 # onnxruntime makes these weights at load time itself, whatever its options.
                 _inline_constant(op, stats)
-            elif not self.exact and op.is_a("Identity") and op.operand.tensor is not None and not op.result.is_output:
+            elif not self.exact and _changes_nothing(op) and not op.result.is_output:
                 op.result.replace_by(op.operand)  # equal parameters, which torch's exporter stores once
                 op.erase()
                 stats["folded"] += 1
@@ -134,6 +134,12 @@ class FoldConstants(Pass):
             stats["kept: too large to compute here"] += 1
             return False
         return True
+
+
+def _changes_nothing(op: Op) -> bool:
+    """True if the result of an op is a constant that it reads, bytes and shape alike."""
+    source = op.operand.tensor if op.operands and ops.definition(op).view == 0 and ops.is_pure(op) else None
+    return source is not None and tensor_type(source) == op.result.type
 
 
 def _weight_makers(graph: Graph) -> frozenset[Op]:

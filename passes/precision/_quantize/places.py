@@ -119,8 +119,7 @@ def _note(weight: Weight, op: Op, reason: str, columns: int, index: int) -> None
     if reason:
         weight.obstacle = weight.obstacle or f"{label(op)}: {reason}"
         return
-    factor = float(op.attrs.get("alpha", 1.0)) if op.op_type == "Gemm" else 1.0
-    weight.sites.append(Site(op, columns, factor, index, _whole(weight.value, op, index)))
+    weight.sites.append(Site(op, columns, float(op.attrs.get("alpha", 1.0)), index, _whole(weight.value, op, index)))
 
 
 def _columns(op: Op) -> int:
