@@ -20,11 +20,12 @@ from memoptc.ir.diagnostics import InputError, ProofError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.mapped import detach
 from memoptc.ir.onnx_io import to_proto
-from memoptc.levels import promised_slowdown
+from memoptc.levels import SLOWDOWN, promised_slowdown
 from memoptc.measuring import Bench, Containers
 from memoptc.option_fields import keywords_after_one, keywords_after_two, words_of
 from memoptc.options import FileOptions, Options
 from memoptc.packing import write_in_form
+from memoptc.reach import reach, slowdown_where_slow
 from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
@@ -38,7 +39,7 @@ from memoptc.steps.reporting import report_of
 from memoptc.takeback import Keeper, with_proof
 from memoptc.untouched import check_target
 from memoptc.version import __version__
-from memoptc.within import Held, check_process, held, reach
+from memoptc.within import Held, check_process, held
 
 
 class Result:
@@ -246,7 +247,11 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
                 keeper.measure_needs(attempt)
                 return _measured_needs(attempt, bench, options)
 
-            attempt = reach(attempts, attempt, measured)
+            def slow(attempt: Attempt, way: str) -> float | None:
+                bound = SLOWDOWN.get(options.level, SLOWDOWN[2])
+                return slowdown_where_slow(attempt, way, bench.held_to(bound))
+
+            attempt = reach(attempts, attempt, measured, slow)
         attempt = keeper.hold_needs(attempt)
     except InputError:
         _prove(attempts, attempt)  # says more about a model that does not run

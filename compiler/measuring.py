@@ -134,6 +134,12 @@ class Bench:
         """Measured need of the original."""
         return self._needs(self.original, self.feed)
 
+    def held_to(self, bound: float) -> Bench:
+        """The same with another bound, and what is known of the original."""
+        other = replace(self, bound=bound)
+        other.before = self.before
+        return other
+
     def needs(self, path: Path, feed: Feed) -> Needs:
         """Measure what a candidate needs; what exceeds the original's by little is measured again, both of them.
 

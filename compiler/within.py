@@ -1,12 +1,11 @@
-"""Reaching a budget of the whole process: weights beside the model, then less and less for activations."""
+"""A budget of the whole process: in which way of running it is kept, and what holds it where it is not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from memoptc.attempts import Attempt, Attempts
+from memoptc.attempts import Attempt
 from memoptc.ir.diagnostics import BudgetError
 from memoptc.measuring import Sizes
 from memoptc.options import Options
@@ -16,13 +15,6 @@ from memoptc.report.verdict import BUDGET
 from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.runtime.sizes import RESOLUTION
 from memoptc.samples import Inputs
-from memoptc.steps import run
-
-ROUNDS = 4
-"""Pipelines with a budget of activations that are tried: what a process takes besides is only known afterwards."""
-
-LESS = 0.9
-"""Share of the last budget of activations that the next one is, at most."""
 
 MARGIN = 1.2
 """What predicted needs are multiplied by before they are held against a budget. Of `benchmarks/need_model.py`'s models,
@@ -92,63 +84,8 @@ def held(sizes: Sizes, options: Options, how: str) -> Held:
     return Held(way, known[way], how, known.get(WAYS[1 - WAYS.index(way)]))
 
 
-def reach(attempts: Attempts, attempt: Attempt, needs: Callable[[Attempt], Held]) -> Attempt:
-    """Give an attempt whose process fits its budget; where none does, the one that came nearest.
-
-    Ends: at most one attempt with weights outside, `ROUNDS` with less and less for activations, and the nearest again.
-
-    Args:
-        attempts: Makes attempts; its options carry the budget.
-        attempt: The first one.
-        needs: Tells what an attempt needs.
-    """
-    budget = attempts.compilation.options.budget.process
-    if budget is None or needs(attempt).need <= budget:
-        return attempt
-    compilation = attempts.compilation
-    if compilation.options.external == "auto" and not attempt.choice.form.external:
-        compilation = replace(compilation, options=replace(compilation.options, external="always"))
-        attempts.compilation = compilation
-        attempt = attempts.build(attempt.pipeline)
-    options, calibrated = compilation.options, compilation.data.calibration is not None
-    given: float = float("inf")
-    nearest, least = attempt, needs(attempt).need
-    for _ in range(ROUNDS if options.passes is None else 0):
-        found = needs(attempt)
-        if found.need < least:
-            nearest, least = attempt, found.need
-        if found.need <= budget or found.need > least / LESS:
-            break
-        given = min(given * LESS, _planned(attempt) * _share(found, attempt, budget))
-        if given < 1:
-            break
-        options.progress(f"fitting activations into {size(int(given))}", None)
-        asked = replace(options, level=max(options.level, 2), memory_budget=f"activations={int(given)}", run_with=None)
-        attempt = attempts.build(run.pipeline(asked, calibrated))
-        if asked.level > options.level:
-            attempt.warnings.append(
-                f"The budget took the passes of -O2; -O{options.level} has none that make activations smaller. What "
-                f"-O{options.level} promises of the outputs is held all the same."
-            )
-    if least < needs(attempt).need:
-        warnings = [w for w in nearest.warnings if "took the passes of" in w]
-        attempt = attempts.build(nearest.pipeline)
-        attempt.warnings += warnings
-    return attempt
-
-
-def _planned(attempt: Attempt) -> int:
-    return attempt.written.planned_peak_bytes or 0
-
-
-def _share(found: Held, attempt: Attempt, budget: int) -> float:
-    """The part of the activations' bytes that may stay: sessions hold more than the plan, by a factor of their own."""
-    estimate = _estimate(found, attempt)
-    activations = min(found.need, estimate.activations_bytes + estimate.workspace_bytes)
-    return 1 - (found.need - budget) / activations if activations else 0.0
-
-
-def _estimate(found: Held, attempt: Attempt) -> NeedEstimate:
+def estimate_of(found: Held, attempt: Attempt) -> NeedEstimate:
+    """The prediction for the way of running in which a budget is held."""
     return attempt.written.estimates[WAYS.index(found.way)]
 
 
@@ -167,7 +104,7 @@ def check_process(attempt: Attempt, found: Held, options: Options, data: Inputs)
     budget = options.budget.process
     if budget is None:
         return
-    estimate = _estimate(found, attempt)
+    estimate = estimate_of(found, attempt)
     unknown = estimate.unknown if found.how == "predicted" else ()
     if unknown:
         message = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,12 @@ from memoptc.budget import Budget
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import BudgetError, InputError
 from memoptc.options import Options
+from memoptc.reach import reach
 from memoptc.runtime.measure import measure_need
 from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.runtime.options import STOCK
 from memoptc.runtime.sizes import RESOLUTION
-from memoptc.within import MARGIN, Held, check_process, held, reach
+from memoptc.within import MARGIN, Held, check_process, held
 
 MB = 10**6
 
@@ -138,19 +139,69 @@ def test_another_way_of_running_and_larger_extents_are_named_where_the_budget_is
     assert "--max-slowdown 1.5" in refused.value.hint
 
 
-def test_the_nearest_attempt_counts_not_the_last() -> None:
-    """Tiles that are smaller still may cost more, as nodes and copies of weights, than they save."""
-    needs, built = [30 * MB, 20 * MB, 24 * MB, 20 * MB], []
-    written = SimpleNamespace(planned_peak_bytes=9 * MB, estimates=[NeedEstimate(0, 0, 0, 30 * MB, 0, 0)] * 2)
+@dataclass
+class FakeAttempt:
+    """What `reach` reads of an attempt."""
+
+    pipeline: Any
+    form: str
+    need: int
+    slowdown: float | None
+    planned: int
+
+    def __post_init__(self) -> None:
+        self.warnings: list[str] = []
+        self.choice = SimpleNamespace(form=SimpleNamespace(name=self.form, external=True))
+        estimates = [NeedEstimate(0, 0, 0, 30 * MB, 0, 0)] * 2
+        self.written = SimpleNamespace(planned_peak_bytes=self.planned, estimates=estimates)
+
+
+def reached(script: list[tuple[int, float | None]], **options: Any) -> tuple[FakeAttempt, list[FakeAttempt]]:
+    """Search with attempts that need so much (MB) and are so slow, one after the other; give the best, and all."""
+    built: list[FakeAttempt] = []
     compilation = SimpleNamespace(
-        options=Options(memory_budget=10 * MB, external="never"), data=SimpleNamespace(calibration=None)
+        options=Options(memory_budget=10 * MB, external="never", **options), data=SimpleNamespace(calibration=None)
     )
 
-    def build(pipeline: Any) -> Any:
-        built.append(pipeline)
-        return SimpleNamespace(written=written, pipeline=pipeline, need=needs[len(built) - 1], warnings=[])
+    def build(pipeline: Any, form: str = "auto") -> Any:
+        need, slowdown = script[len(built)]
+        built.append(FakeAttempt(pipeline, form, need * MB, slowdown, need * MB))
+        return built[-1]
 
     attempts: Any = SimpleNamespace(compilation=compilation, build=build)
-    found: Any = reach(attempts, build("first"), lambda a: Held("stock", a.need, "measured"))  # type: ignore[attr-defined]
-    assert found.need == 20 * MB
-    assert built[3] is built[1] is not built[2]
+    best: Any = reach(
+        attempts,
+        build("first", "branch"),
+        lambda a: Held("stock", a.need, "measured"),  # type: ignore[attr-defined]
+        lambda a, way: a.slowdown,  # type: ignore[attr-defined]
+    )
+    return best, built
+
+
+def budget_of(attempt: FakeAttempt) -> int:
+    """Bytes that the activations of an attempt were to fit into."""
+    return next(p.budget for p in attempt.pipeline.passes() if p.name == "fit")
+
+
+def test_the_nearest_attempt_counts_not_the_last() -> None:
+    """Tiles that are smaller still may cost more, as nodes and copies of weights, than they save."""
+    best, built = reached([(30, None), (20, None), (24, None), (20, None)])
+    assert best is built[3]
+    assert best.pipeline is built[1].pipeline is not built[2].pipeline
+    assert best.form == built[1].form
+
+
+def test_a_slow_result_gets_the_memory_that_is_left() -> None:
+    """The fastest that fits is taken; what became no faster ends the search, and what is fast enough needs none."""
+    best, built = reached([(4, 1.5), (7, 1.2), (12, None), (8, 1.19), (7, 1.2)])
+    assert [budget_of(a) > 4 * MB for a in built[1:4]] == [True] * 3
+    assert 7 * MB < budget_of(built[3]) < 12 * MB
+    assert best.pipeline is built[1].pipeline
+    assert len(built) == 5
+    assert len(reached([(4, None)])[1]) == 1
+
+
+def test_a_budget_far_out_of_reach_is_told_how_far_down_it_goes() -> None:
+    best, built = reached([(80, None), (60, None)])
+    assert budget_of(built[1]) == 1
+    assert best is built[1]
