@@ -51,7 +51,7 @@ MODELS = {
 
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 UNUSED, FAST = 0.15, 1.05
-"""Part of a budget that may be left unused, at half of the models; ratio of latencies up to which nothing is lost by it:
+"""Part of a budget that may be left unused, at half of the models; ratio of latencies up to which that loses nothing:
 what makes a model smaller at equal speed is done whatever the budget."""
 
 Line = dict[str, Any]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 
 import memoptc
+from memoptc.runtime.contract import arena_entries
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 MODULES = Path(os.environ.get("MEMOPTC_NODE_MODULES", EXAMPLES / "loaders" / "node_modules"))
@@ -24,23 +26,64 @@ def test_loaders_are_short() -> None:
     assert all(len(file.read_text().splitlines()) <= 60 for file in files)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the loaders, a compiled and measured model, and an input for it."""
+    folder = tmp_path_factory.mktemp("loaders")
+    shutil.copytree(EXAMPLES / "loaders", folder, ignore=shutil.ignore_patterns("node_modules"), dirs_exist_ok=True)
+    memoptc.compile(EXAMPLES / "models" / "digits_cnn.onnx", measure=False, freeze={"batch": 32}).save(
+        folder / "small.onnx"
+    )
+    np.random.default_rng(0).random((32, 1, 8, 8), np.float32).tofile(folder / "image.bin")
+    return folder
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command there; give what it prints."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def logits(folder: Path) -> np.ndarray:
+    """What the original gives for the input."""
+    image = np.fromfile(folder / "image.bin", np.float32).reshape(32, 1, 8, 8)
+    session = onnxruntime.InferenceSession(EXAMPLES / "models" / "digits_cnn.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": image})
+    return np.asarray(found[0])
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.skipif(
     not (MODULES / "onnxruntime-node").is_dir(),
     reason="onnxruntime-node is not installed (npm install onnxruntime-node, MEMOPTC_NODE_MODULES=.../node_modules)",
 )
-def test_javascript_runs_a_compiled_model_by_its_contract(tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "loaders" / "load.mjs", tmp_path)
-    (tmp_path / "node_modules").symlink_to(MODULES.resolve())
-    memoptc.compile(EXAMPLES / "models" / "digits_cnn.onnx", measure=False).save(tmp_path / "small.onnx")
-    image = np.random.default_rng(0).random((1, 1, 8, 8), np.float32)
-    (tmp_path / "image.bin").write_bytes(image.tobytes())
-    command = ["node", "load.mjs", "small.onnx", "image=image.bin"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    (wanted,) = onnxruntime.InferenceSession(
-        EXAMPLES / "models" / "digits_cnn.onnx", providers=["CPUExecutionProvider"]
-    ).run(None, {"image": image})
-    assert found["dims"] == [1, 10]
-    np.testing.assert_allclose(found["first"], wanted[0], rtol=1e-4, atol=1e-5)
+def test_javascript_runs_a_compiled_model_by_its_contract(folder: Path) -> None:
+    (folder / "node_modules").symlink_to(MODULES.resolve())
+    found = json.loads(run(folder, "node", "load.mjs", "small.onnx", "image=image.bin"))
+    assert found["dims"] == [32, 10]
+    np.testing.assert_allclose(found["first"], logits(folder), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+@pytest.mark.skipif(sys.platform != "linux", reason="the wheel's library has another name there")
+def test_cpp_runs_a_compiled_model_in_a_sized_arena(folder: Path) -> None:
+    """Its library is the one of Python's wheel, its arena the one of the contract: one that is too small is refused."""
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.1.*")
+    (folder / "libonnxruntime.so.1").symlink_to(library)
+    run(folder, "g++", "-std=c++17", "load.cpp", "libonnxruntime.so.1", "-Wl,-rpath,.", "-o", "load")
+    contract = folder / "small.session.json"
+    written = json.loads(contract.read_text())
+
+    def load(arena_bytes: int) -> subprocess.CompletedProcess[str]:
+        arena = arena_entries(arena_bytes, arena_bytes)
+        contract.write_text(json.dumps(written | {"arena": arena}, indent=2))
+        command = ["./load", "small.onnx", "image=image.bin"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+    name, _, numbers = load(1 << 23).stdout.partition(":")
+    assert name == "logits"
+    np.testing.assert_allclose(np.array(numbers.split(), float), logits(folder), rtol=1e-4, atol=1e-5)
+    refused = load(1 << 16)
+    assert refused.returncode == 1
+    assert "Available memory" in refused.stderr
