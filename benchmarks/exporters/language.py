@@ -1,16 +1,22 @@
 """Decoders of transformers with keys and values of the past as inputs and outputs, with random weights.
 
-`DECODERS` maps a name to a builder of a `Case`, as `MODULES` of `modules.py` does: GPT-2, Llama, Qwen3, and decoders of
-T5 and Whisper, whose keys and values of the encoder come in, too. Needs transformers.
+`DECODERS` maps a name to a builder of a `Case`, as `MODULES` of `modules.py` does: GPT-2, Llama, Qwen3, decoders of T5
+and Whisper, whose keys and values of the encoder come in, too, and more that differ in what surrounds attention
+(`_ALIKE`). Weights are large enough for tokens to differ. Needs transformers.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from modules import Case, Input
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
     DynamicCache,
     EncoderDecoderCache,
     GPT2Config,
@@ -135,6 +141,78 @@ def whisper_decoder(wide: float) -> Case:
     return seq2seq(WhisperForConditionalGeneration(config), False, 2, 4, w // 4)
 
 
+_WIDTH, _HEADS, _LAYERS = 32, 4, 2
+_COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS, "num_key_value_heads": 2, "head_dim": _WIDTH // _HEADS, "initializer_range": 0.3,
+    "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_MIX = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": _WIDTH}
+_ALIKE: dict[str, tuple[str, dict[str, Any], int]] = {
+    # softcap of scores and logits, a window in every other layer, norms on both sides
+    "gemma2": ("gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 8}, 2),
+    # norms of queries and keys, windows with a rotary base of their own
+    "gemma3": ("gemma3_text", {"sliding_window": 4, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}, 2),
+    "phi3": ("phi3", {}, 2),  # queries, keys and values packed, gate and up packed
+    "phi3_window": ("phi3", {"sliding_window": 4}, 2),
+    "olmo2": ("olmo2", {}, 2),  # norms behind, of queries and keys over all heads
+    "falcon_alibi": ("falcon", {"alibi": True, "new_decoder_architecture": False, "multi_query": False}, _HEADS),
+    "falcon": ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+    "mpt": ("mpt", {"d_model": _WIDTH, "n_heads": _HEADS, "n_layers": _LAYERS, "max_seq_len": 128}, _HEADS),
+    "neox": ("gpt_neox", {"rotary_pct": 0.5, "use_parallel_residual": True}, _HEADS),
+    "bloom": ("bloom", {"n_head": _HEADS, "n_layer": _LAYERS}, _HEADS),
+    "mistral": ("mistral", {"sliding_window": 4}, 2),
+    "mixtral": ("mixtral", _MIX, 2),
+    "qwen3_moe": ("qwen3_moe", {**_MIX, "decoder_sparse_step": 1}, 2),
+    "granite": ("granite", {"attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0}, 2),
+    "cohere": ("cohere", {"logit_scale": 0.5}, 2),  # interleaved rotary, parallel residual
+    "starcoder2": ("starcoder2", {"sliding_window": None}, 2),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}, 2),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}, 2),  # a layer without rotary
+    "gpt_oss": ("gpt_oss", {**_MIX, "sliding_window": 4}, 2),  # sinks
+    "opt": ("opt", {"ffn_dim": 2 * _WIDTH, "word_embed_proj_dim": _WIDTH}, _HEADS),
+    "gptj": ("gptj", {"n_embd": _WIDTH, "n_head": _HEADS, "n_layer": _LAYERS, "rotary_dim": 4, "n_positions": 128}, 4),
+    "glm4": ("glm4", {"partial_rotary_factor": 0.5}, 2),  # interleaved partial rotary, four norms
+    "nemotron": ("nemotron", {"partial_rotary_factor": 0.5}, 2),
+    "exaone4": ("exaone4", {"sliding_window": 4, "sliding_window_pattern": "LG"}, 2),
+    "llama3_scaled": (
+        "llama",
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                             "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+        2,
+    ),
+}  # fmt: skip
+"""Name -> kind of model, what its configuration has besides `_COMMON`, and key/value heads."""
+
+
+def alike(name: str) -> Callable[[float], Case]:
+    """Builder of a decoder of `_ALIKE`; its width is that of `_COMMON`."""
+
+    def build(wide: float) -> Case:
+        kind, own, groups = _ALIKE[name]
+        known = set(inspect.signature(CONFIG_MAPPING[kind]).parameters)
+        config = AutoConfig.for_model(kind, **{k: v for k, v in _COMMON.items() if k in known}, **own)
+        config._attn_implementation = "eager"
+        return causal(AutoModelForCausalLM.from_config(config), _LAYERS, groups, _WIDTH // _HEADS)
+
+    return build
+
+
+def deepseek(wide: float) -> Case:
+    """Keys and values made from a narrow latent; keys are wider than values."""
+    config = AutoConfig.for_model(
+        "deepseek_v3", **{**_COMMON, "num_key_value_heads": _HEADS}, **_MIX, n_routed_experts=4, n_group=1,
+        topk_group=1, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+        first_k_dense_replace=2,
+    )  # fmt: skip
+    case = causal(AutoModelForCausalLM.from_config(config), _LAYERS, _HEADS, 16)
+    for given in case.inputs:
+        if given.name.endswith(".value"):
+            given.dims[3] = 8
+    return case
+
+
 DECODERS: dict[str, Callable[[float], Case]] = {
     "gpt2": gpt2, "llama": llama, "qwen3": qwen3, "t5": t5, "whisper_decoder": whisper_decoder,
+    "deepseek": deepseek, **{name: alike(name) for name in _ALIKE},
 }  # fmt: skip

@@ -114,11 +114,11 @@ def _scores(softmax: Op, ops: set[Op]) -> tuple[Op, float, float, list[Masking]]
         if scaled is not None:
             value, factor = scaled
             if op.op_type != "Tanh" and value.op is not None and value.op.is_a("Tanh") and value.single_use:
-                inner = scaled_by(value.op.operand.op) if value.op.operand.op is not None else None
-                if inner is None or softcap or scale != 1.0 or not np.isclose(inner[1] * factor, 1.0, rtol=1e-6):
+                if softcap or scale != 1.0 or factor < 0:
                     return None
-                ops |= {op, value.op, value.op.operand.op}  # type: ignore[arg-type]
-                value, softcap = inner[0], factor
+                # cap * tanh(s) is cap * tanh(cap * s / cap), whatever part of the scale was moved before the product
+                ops |= {op, value.op}
+                value, softcap, scale = value.op.operand, factor, factor
                 continue
             scale *= factor
         elif masked is not None and scale == 1.0 and not softcap:
