@@ -41,7 +41,9 @@ class PreparedModel(BackendRep):
         if isinstance(inputs, dict):
             feed = dict(inputs)
         elif isinstance(inputs, list | tuple):
-            feed = dict(zip(names, inputs, strict=False))
+            if len(inputs) > len(names):
+                raise ValueError(f"{len(inputs)} inputs were given to a model of {len(names)}")
+            feed = dict(zip(names, inputs, strict=False))  # those with a default may be left out
         else:
             feed = {names[0]: inputs}
         return tuple(self._evaluator.run(feed).values())
@@ -98,7 +100,7 @@ class MemoptcBackend(Backend):
             raise ValueError("run_node needs outputs_info: one (dtype, shape) per output")
         typed = onnx.helper.np_dtype_to_tensor_dtype
         feed = dict(zip(filter(None, node.input), inputs, strict=True))
-        version = kwargs.get("opset_version") or (1 if node.domain else onnx.defs.onnx_opset_version())
+        version = kwargs.get("opset_version") or _newest_opset(node.domain)
         graph = onnx.helper.make_graph(
             [node],
             "node",
@@ -110,6 +112,13 @@ class MemoptcBackend(Backend):
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(node.domain, version)])
         return cls.run_model(model, feed, device)
+
+
+def _newest_opset(domain: str) -> int:
+    if domain in ("", "ai.onnx"):
+        return onnx.defs.onnx_opset_version()
+    known = [s.since_version for s in onnx.defs.get_all_schemas_with_history() if s.domain == domain]
+    return max(known, default=1)
 
 
 def at_level(level: int) -> type[MemoptcBackend]:

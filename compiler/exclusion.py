@@ -42,7 +42,9 @@ def excluding(steps: Pipeline, graph: Graph, patterns: Sequence[str]) -> Pipelin
 def _matching(graph: Graph, pattern: str) -> list[str]:
     """Names of the nodes that a pattern matches, and of the weights that they read."""
     ops = [op for op in graph.walk() if not op.is_const]
-    found = [op for op in ops if fnmatchcase(op.name, pattern) or fnmatchcase(op.key, pattern)]
+    # A name as it stands comes first: `block[0]/MatMul` is one, though its brackets are a pattern.
+    found = [op for op in ops if op.name == pattern]
+    found = found or [op for op in ops if fnmatchcase(op.name, pattern) or fnmatchcase(op.key, pattern)]
     if not found:
         types = ", ".join(sorted({op.op_type for op in ops}))
         raise InputError(

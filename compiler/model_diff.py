@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -64,13 +66,14 @@ class ModelDiff:
 def diff_models(before: Graph, after: Graph) -> ModelDiff:
     """Compare two models node by node; nodes are the same where their names are, and else their first outputs'."""
     old, new = _by_name(before), _by_name(after)
+    kept = _value_names(before) & _value_names(after)
     counts = [Counter(op.key for op in ops.values()) for ops in (old, new)]
     nodes = [NodeChange(name, op.key, None) for name, op in old.items() if name not in new]
     for name, op in new.items():
         origin = ", ".join(dict.fromkeys((*op.loc.nodes, *op.loc.rules))) if op.loc.rules else ""
         if name not in old:
             nodes.append(NodeChange(name, None, op.key, origin=origin))
-        elif what := _changes(old[name], op):
+        elif what := _changes(old[name], op, kept):
             nodes.append(NodeChange(name, old[name].key, op.key, what, origin))
     operators = {k: (counts[0][k], counts[1][k]) for k in sorted(counts[0] | counts[1]) if counts[0][k] != counts[1][k]}
     return ModelDiff(nodes, operators, (_weight_bytes(before), _weight_bytes(after)), _ports(before, after))
@@ -85,18 +88,39 @@ def _by_name(graph: Graph) -> dict[str, Op]:
     return found
 
 
-def _changes(a: Op, b: Op) -> str:
+def _value_names(graph: Graph) -> set[str]:
+    return {v.name for v in graph.inputs} | {r.name for op in graph.walk() for r in op.results}
+
+
+def _changes(a: Op, b: Op, kept: Set[str]) -> str:
+    """What differs between two forms of a node; operands that only one model has are told by the nodes that make them.
+
+    Args:
+        a: The node in the first model.
+        b: The node in the second model.
+        kept: Names of values that both models have.
+    """
     found = [f"was {a.key}"] if a.key != b.key else []
     names = [
         n for n in (*a.attrs, *(n for n in b.attrs if n not in a.attrs)) if not _same(a.attrs.get(n), b.attrs.get(n))
     ]
     found += [f"{n} {_short(a.attrs.get(n))} -> {_short(b.attrs.get(n))}" for n in names]
-    types = [str(op.results[0].type) for op in (a, b)]
-    found += [f"gives {types[1]} instead of {types[0]}"] if types[0] != types[1] and "None" not in types else []
+    for x, y in zip_longest(a.results, b.results):
+        types = [None if v is None else v.type for v in (x, y)]
+        if types[0] != types[1] and None not in types:
+            found.append(f"gives {types[1]} instead of {types[0]}")
+    read = [[v.name for v in op.operands if v.tensor is None and not v.is_absent] for op in (a, b)]
+    rewired = [(x, y) for x, y in zip(*read, strict=False) if x != y and {x, y} <= kept]
+    found += [f"reads %{y} instead of %{x}" for x, y in rewired]
+    if len(read[0]) != len(read[1]):
+        found.append(f"reads {len(read[1])} values instead of {len(read[0])}")
     weights = [[v.tensor for v in op.operands if v.tensor is not None] for op in (a, b)]
     sizes = [list(map(nbytes, tensors)) for tensors in weights]
+    dtypes = [[t.dtype for t in tensors] for tensors in weights]
     if sizes[0] != sizes[1]:
         found.append(f"{sum(sizes[1])} bytes of weights instead of {sum(sizes[0])}")
+    elif dtypes[0] != dtypes[1]:
+        found.append(f"weights of {', '.join(map(str, dtypes[1]))} instead of {', '.join(map(str, dtypes[0]))}")
     elif not all(map(_same, *weights)):
         found.append("other values of weights")
     return "; ".join(found)
@@ -106,7 +130,9 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Graph) and isinstance(b, Graph):
         return True  # the nodes inside are compared by themselves
     if hasattr(a, "numpy") and hasattr(b, "numpy"):
-        return bool(np.array_equal(a.numpy(), b.numpy()))
+        x, y = (np.ascontiguousarray(side.numpy()) for side in (a, b))
+        # Bytes, so that NaN is itself, and 0.0 is not -0.0; the elements of strings are no bytes.
+        return a.dtype == b.dtype and bool(np.array_equal(x, y) if x.dtype == object else x.tobytes() == y.tobytes())
     return bool(type(a) is type(b) and a == b)
 
 
@@ -126,4 +152,6 @@ def _ports(before: Graph, after: Graph) -> list[str]:
         for name in dict.fromkeys((*old, *new)):
             if old.get(name) != new.get(name):
                 found.append(f"{what} {name}: {old.get(name, 'none')} -> {new.get(name, 'none')}")
+        if set(old) == set(new) and list(old) != list(new):
+            found.append(f"{what}s are in another order: {', '.join(new)}")
     return found

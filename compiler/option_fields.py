@@ -82,6 +82,32 @@ def options_of(kind: type) -> dict[str, tuple[Field[Any], OptionField]]:
     return {f.name: (f, f.metadata[_KEY]) for f in fields(kind) if _KEY in f.metadata}
 
 
+def check_values(options: Any) -> None:
+    """Hold the values of options against their words and bounds, as the command line does.
+
+    Args:
+        options: An instance of a dataclass with options.
+
+    Raises:
+        InputError: a word that is not among the choices, NaN, or a number outside of its bounds.
+    """
+    for name, (f, how) in options_of(type(options)).items():
+        given = getattr(options, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if how.choices and value != f.default and value not in how.choices:
+                raise InputError(f"{name}={value!r} is unknown.", hint=f"Use {' or '.join(how.choices)}.")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                _check_bounds(name, value, how)
+
+
+def _check_bounds(name: str, value: float, how: OptionField) -> None:
+    low, high = how.least, how.most
+    inside = (low is None or value >= low) and (high is None or value <= high)
+    if not inside or value != value:
+        bounds = [f"at least {low:g}"] * (low is not None) + [f"at most {high:g}" for _ in [0] if high is not None]
+        raise InputError(f"{name} cannot be {value!r}.", hint=f"Give a number, {' and '.join(bounds) or 'not NaN'}.")
+
+
 def default_of(f: Field[Any]) -> Any:
     """Give the default of a field."""
     return f.default_factory() if f.default_factory is not MISSING else f.default
@@ -130,7 +156,7 @@ def parse_binding(text: str) -> tuple[str, int]:
         ValueError: it is something else.
     """
     name, equals, extent = text.rpartition("=")
-    if not equals or not name or not extent.strip().isdigit():
+    if not equals or not name or not extent.strip().isdecimal():
         raise ValueError(f"{text!r} binds no dimension; write one like N=8")
     if int(extent) > MOST:
         raise ValueError(f"{extent} is more than a dimension can have: {MOST}")
@@ -145,7 +171,7 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     """
     name, colon, extents = text.rpartition(":")
     parts = [e.strip() for e in extents.split(",")] if extents.strip() else []
-    if not colon or not name or not all(p.isdigit() and int(p) <= MOST for p in parts):
+    if not colon or not name or not all(p.isdecimal() and int(p) <= MOST for p in parts):
         raise InputError(f"{text!r} is no shape of an input.", hint="Write one like --input-shape x:1,3,224,224.")
     return name.strip(), tuple(int(p) for p in parts)
 
@@ -158,7 +184,7 @@ def parse_bindings(text: str) -> tuple[str, tuple[int, ...]]:
     """
     name, equals, extents = text.rpartition("=")
     parts = [e.strip() for e in extents.split(",")]
-    if not equals or not name or not all(p.isdigit() for p in parts):
+    if not equals or not name or not all(p.isdecimal() for p in parts):
         raise ValueError(f"{text!r} binds no dimension; write one like N=1,2,4,8")
     if any(int(p) > MOST for p in parts):
         raise ValueError(f"{extents} is more than a dimension can have: {MOST}")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from memoptc.budget import Budget, BudgetLike
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS
-from memoptc.option_fields import GENERAL, MOST, option, options_of, parse_binding, parse_input_shape
+from memoptc.option_fields import (
+    GENERAL,
+    MOST,
+    check_values,
+    option,
+    parse_binding,
+    parse_input_shape,
+)
 from memoptc.targets import CODED_BORDERS, TARGETS
 
 MEMORY, NUMBERS, LOSSY, DATA, WRITING, PIPELINE, PROOF = (
@@ -31,11 +39,6 @@ LOSSY_OPTIONS = ("prune", "low_rank", "cluster", "prune_tokens", "early_exit")
 """Options that lose accuracy on purpose."""
 
 ProgressCallback = Callable[[str, float | None], None]
-
-
-def _listed(words: Sequence[str]) -> str:
-    """Join words: a, b or c."""
-    return " or ".join([", ".join(words[:-1]), words[-1]])
 
 
 def _silent(step: str, share: float | None = None) -> None:
@@ -256,10 +259,7 @@ class Options:
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
         if self.target not in TARGETS:
             raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
-        for name, (f, how) in options_of(Options).items():
-            value = getattr(self, name)
-            if how.choices and value != f.default and value not in how.choices:
-                raise InputError(f"{name}={value!r} is unknown.", hint=f"Use {_listed(how.choices)}.")
+        check_values(self)
         if self.run_with is not None and Budget.of(self.memory_budget).process is None:
             raise InputError(
                 "A way of running is chosen for a budget of the whole process, and there is none.",
@@ -294,11 +294,11 @@ class Options:
         for text in self.input_shapes:
             parse_input_shape(text)
         for name, extent in (*self.dims.items(), *self.freeze.items()):
-            if not isinstance(extent, int) or not 0 <= extent <= MOST:
+            if isinstance(extent, bool) or not isinstance(extent, Integral) or not 0 <= int(extent) <= MOST:
                 raise InputError(f"Dimension {name} cannot be {extent!r}.", hint=f"Give a whole number up to {MOST}.")
 
     def _check_lossy(self) -> None:
-        asked = [n for n in LOSSY_OPTIONS if getattr(self, n) not in (None, False)]
+        asked = [n for n in LOSSY_OPTIONS if (value := getattr(self, n)) is not None and value is not False]
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
         if self.prune is not None and not 0 < self.prune < 1:
             raise InputError(f"No {self.prune:g} of the units can be pruned.", hint="Give a part such as --prune 0.3.")

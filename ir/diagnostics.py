@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; of one that says nothing, its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class MemoptcError(Exception):
     """Base of every error that memoptc raises on purpose.
 

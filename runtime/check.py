@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError, first_line
 from memoptc.ir.files import staged
 from memoptc.ir.ops.double import NoDouble
 from memoptc.runtime.compare import Difference
@@ -256,7 +256,7 @@ class Check:
         return found
 
     def _no_twin(self, error: Exception) -> None:
-        self.findings.notes.append(f"no float64 reference: {str(error).splitlines()[0]}; tolerances judge")
+        self.findings.notes.append(f"no float64 reference: {first_line(error)}; tolerances judge")
 
     def _run_original_other_way(self, samples: Sequence[int]) -> dict[int, MemoptcError]:
         """Run the original with onnxruntime's optimizer switched the other way; give the samples where it fails."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import Decoder as Facts
 from memoptc.ir.decoder import recognised
-from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError, first_line
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.decoding import Decoder
 from memoptc.runtime.evaluate import Evaluator, ModelSource
@@ -135,5 +135,5 @@ def _decoded(
     except MemoptcError:
         raise
     except Exception as error:  # onnxruntime's own, which are of many classes
-        raise blame(f"{evaluator.label}: onnxruntime cannot run it: {str(error).splitlines()[0]}") from error
+        raise blame(f"{evaluator.label}: onnxruntime cannot run it: {first_line(error)}") from error
     return np.stack(steps), whole

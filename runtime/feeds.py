@@ -15,7 +15,7 @@ from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.input_values import STYLES
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.trials import TooManyEnded, Trial, trial_runs
+from memoptc.runtime.trials import TooManyCrashes, Trial, trial_runs
 
 _ATTEMPTS = 72
 _LARGEST_FEED = 16 << 20
@@ -119,7 +119,7 @@ def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generat
                     return fallback, error
                 try:
                     found = _attempt(maker, trial, binding, style, 0, choice)
-                except TooManyEnded:
+                except TooManyCrashes:
                     return fallback, error
                 if isinstance(found, str):
                     error = error or found
@@ -136,7 +136,7 @@ def _attempt(
     feed = maker.make(binding, style, seed, choice)
     try:
         finite = trial.finite(feed)
-    except TooManyEnded:
+    except TooManyCrashes:
         raise
     except MemoptcError as error:
         return error.message

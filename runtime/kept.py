@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -49,8 +50,9 @@ class Kept:
 
     @staticmethod
     def key(*parts: object) -> str:
-        """Digest of these, which tell apart by their `repr`, and of the onnxruntime that ran."""
-        return hashlib.sha256(repr((onnxruntime.__version__, *parts)).encode()).hexdigest()
+        """Digest of these, which tell apart by their `repr`, and of the versions that made the results."""
+        versions = onnxruntime.__version__, importlib.metadata.version("memoptc")
+        return hashlib.sha256(repr((*versions, *parts)).encode()).hexdigest()
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a key, if there is one."""
@@ -86,7 +88,16 @@ def add_sample(digest: hashlib._Hash, sample: Sample) -> None:
             digest.update(f"{value.dtype}{value.shape}".encode())
             digest.update(value.tobytes())
         else:
-            digest.update(repr(value).encode())
+            digest.update(_listed(value).encode())
+
+
+def _listed(value: Any) -> str:
+    """Every element of strings, sequences and optionals; the `repr` of a long array leaves most of them out."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{value.tolist()}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_listed, value))}]"
+    return repr(value)
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memoptc.ir.diagnostics import InputError
+from memoptc.ir.diagnostics import InputError, first_line
 from memoptc.runtime.call_statistics import call_statistics
 from memoptc.runtime.session import Session
 
@@ -81,7 +81,7 @@ class Shadow:
         try:
             others = self.candidate.run(output_names, input_feed)
         except Exception as error:  # whatever it is, it must not reach a caller that the control has served
-            line["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+            line["error"] = f"{type(error).__name__}: {first_line(error)}"
         else:
             line["latency_s"] = {"control": between - started, "candidate": time.perf_counter() - between}
             names = output_names or self._names

@@ -28,17 +28,21 @@ from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import Feed, RunOptions
 
-_LONGEST = 30.0
+_RUN_SECONDS = 30.0
 """Seconds that one run in a worker may take."""
-_ENDED = 3
-"""Workers that may end before trials are given up: each costs about a second."""
+_LOAD_SECONDS = 600.0
+"""Seconds that a worker may take to start and to load the model."""
+_MOST_CRASHES = 3
+"""Workers that may crash, or be stopped, before trials are given up: each costs about a second."""
+_ANSWER = "memoptc: "
+"""What an answer of a worker begins with."""
 
 
 class Trial(Protocol):
     """Runs a model on one feed after another."""
 
     def restart(self) -> None:
-        """Begin another search, which is not held to what ended in those before."""
+        """Begin another search, which is not held to the crashes of those before."""
 
     def finite(self, feed: Feed) -> bool:
         """True if all outputs are finite numbers.
@@ -48,7 +52,7 @@ class Trial(Protocol):
         """
 
 
-class TooManyEnded(InputError):
+class TooManyCrashes(InputError):
     """Runs ended the process so often that no more are tried."""
 
 
@@ -61,18 +65,18 @@ def trial_runs(graph: Graph, original: Evaluator) -> Iterator[Trial]:
         original: The same model in onnxruntime.
     """
     if not may_end_process(graph):
-        yield _Here(original)
+        yield _InProcess(original)
         return
-    with TemporaryFolder("memoptc-trial-") as folder, contextlib.closing(_Apart(original, Path(folder))) as trial:
+    with TemporaryFolder("memoptc-trial-") as folder, contextlib.closing(_InWorker(original, Path(folder))) as trial:
         yield trial
 
 
 def may_end_process(graph: Graph) -> bool:
     """True if made-up inputs may reach a kernel that checks no ranks, or one that nobody described."""
-    return any(_on_trust(op) and any(_rank_open(v) for v in op.operands) for op in graph.walk())
+    return any(_checks_no_ranks(op) and any(_rank_open(v) for v in op.operands) for op in graph.walk())
 
 
-def _on_trust(op: Op) -> bool:
+def _checks_no_ranks(op: Op) -> bool:
     return facts(op).unchecked_ranks or bool(op.domain)
 
 
@@ -82,7 +86,7 @@ def _rank_open(value: Value) -> bool:
     return value.is_shapeless
 
 
-class _Here:
+class _InProcess:
     def __init__(self, original: Evaluator) -> None:
         self._original = original
 
@@ -93,43 +97,50 @@ class _Here:
         return all(_finite(value) for value in self._original.run(feed).values())
 
 
-class _Apart:
-    """A worker, started for the first trial and again after one that ended it."""
+class _InWorker:
+    """A worker process, started for the first trial and again after one that crashed it."""
 
     def __init__(self, original: Evaluator, folder: Path) -> None:
         self._original, self._folder = original, folder
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._ended = 0
+        self._crashes = 0
 
     def restart(self) -> None:
-        """Count anew how many workers end."""
-        self._ended = 0
+        """Count crashes anew."""
+        self._crashes = 0
 
     def finite(self, feed: Feed) -> bool:
-        if self._ended >= _ENDED:
-            raise TooManyEnded("Runs on made-up inputs ended onnxruntime's process too often to try more.")
+        if self._crashes >= _MOST_CRASHES:
+            raise TooManyCrashes("Runs on made-up inputs ended onnxruntime's process too often to try more.")
         path = self._folder / "feed.npz"
         save_feed(path, feed)
-        process = self._process or self._start()
+        process = self._process
+        if process is None:
+            process = self._start()
+            self._answer(_LOAD_SECONDS, "loading")
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.write(f"{path}\n")
             process.stdin.flush()
+        return bool(self._answer(_RUN_SECONDS, "a run")["finite"])
+
+    def _answer(self, seconds: float, what: str) -> dict[str, Any]:
+        """The worker's next answer; without one, or with one that says that it did not load, the worker is stopped."""
         try:
-            answer = self._answers.get(timeout=_LONGEST)
+            answer, why = self._answers.get(timeout=seconds), f"{what} ends onnxruntime's process"
         except queue.Empty:
-            answer, why = "", f"a run takes longer than {_LONGEST:g} seconds"
-        else:
-            why = "a run ends onnxruntime's process"
+            answer, why = "", f"{what} takes longer than {seconds:g} seconds"
         if not answer:
             self.close()
-            self._ended += 1
+            self._crashes += 1
             raise InputError(f"{self._original.label}: {why}.")
-        found = json.loads(answer)
+        found: dict[str, Any] = json.loads(answer)
+        if found.get("ended"):
+            self.close()
         if "error" in found:
             raise InputError(found["error"])
-        return bool(found["finite"])
+        return found
 
     def _start(self) -> subprocess.Popen[str]:
         request = {
@@ -146,7 +157,9 @@ class _Apart:
             text=True,
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
+        with contextlib.suppress(OSError):  # it has crashed while it was starting; its answer, which is none, says so
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         self._answers = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
         return self._process
@@ -163,19 +176,20 @@ class _Apart:
 
 
 def _read(process: subprocess.Popen[str], answers: queue.SimpleQueue[str]) -> None:
-    """Pass lines on; an empty one says that the process has ended."""
+    """Pass answers on; an empty one says that the process has ended. What operators print besides is no answer."""
     assert process.stdout is not None
     with contextlib.suppress(ValueError, OSError):
         for line in process.stdout:
-            answers.put(line)
+            if line.startswith(_ANSWER):
+                answers.put(line.removeprefix(_ANSWER))
     answers.put("")
 
 
 def _finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(_finite(item) for item in value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fc":
-        return bool(np.isfinite(value).all())
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fcV":  # V: bfloat16 and the kinds of float8
+        return bool(np.isfinite(value if value.dtype.kind != "V" else value.astype(np.float32)).all())
     return True
 
 
@@ -186,15 +200,20 @@ def _main() -> None:
         options = RunOptions(**asked["options"])
         original = Evaluator(asked["model"], options, folder=asked["folder"], label=asked["label"])
     except MemoptcError as error:
-        print(json.dumps({"error": error.message}), flush=True)
+        _say({"error": error.message, "ended": True})
         return
-    here = _Here(original)
+    _say({})
+    runs = _InProcess(original)
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = {"finite": here.finite(load_feed(Path(line.rstrip(os.linesep))))}
+            answer: dict[str, Any] = {"finite": runs.finite(load_feed(Path(line.rstrip(os.linesep))))}
         except MemoptcError as error:
             answer = {"error": error.message}
-        print(json.dumps(answer), flush=True)
+        _say(answer)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,16 @@ def read_prompts(path: Path) -> list[list[int]]:
             array = np.asarray(loaded if path.suffix == ".npy" else loaded[loaded.files[0]])
             if array.dtype.kind not in "iu" or not array.size:
                 raise ValueError(f"it holds {array.dtype} {array.shape}")
-            rows = np.squeeze(array.reshape(-1, array.shape[-1])) if array.ndim != 1 else array
-            return [[int(n) for n in row] for row in np.atleast_2d(rows)]
+            rows = np.atleast_1d(array)
+            return [[int(n) for n in row] for row in rows.reshape(-1, rows.shape[-1])]
         lines = path.read_text().replace(",", " ").splitlines()
-        return [[int(word) for word in line.split()] for line in lines if line.strip()]
+        prompts = [[int(word) for word in line.split()] for line in lines if line.strip()]
+        if not prompts:
+            raise ValueError("it is empty")
+        return prompts
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}.") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} holds no token numbers: {error}.", hint="Write whole numbers, the prompts in lines of their own."
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.option_fields import option
+from memoptc.option_fields import check_values, option
 from memoptc.targets import TARGETS
 
 FUSION = (
@@ -63,6 +63,9 @@ class Asked:
         metavar="ADDRESS",
     )
     only: tuple[str, ...] = option("Try this row only, e.g. --only=-O2; may be repeated.", default=(), metavar="ROW")
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def shared(self) -> list[str]:
         """Arguments of every compile: all rows are compared on the same data, and none is hidden."""

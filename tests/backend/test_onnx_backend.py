@@ -200,5 +200,10 @@ def test_one_node_runs_at_the_opset_asked_for() -> None:
     twice = onnx.helper.make_node("Add", ["x", "x"], ["y"])
     np.testing.assert_array_equal(backend.run_node(twice, [x, x], outputs_info=[(x.dtype, x.shape)])[0], x + x)
     fused = onnx.helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transA=1)
+    labels = onnx.helper.make_node(
+        "LabelEncoder", ["x"], ["y"], domain="ai.onnx.ml", keys_floats=[1.0], values_floats=[2.0], default_float=0.0
+    )
+    encoded = backend.run_node(labels, [np.ones(1, np.float32)], outputs_info=[(np.dtype(np.float32), (1,))])[0]
+    assert encoded.tolist() == [2.0]  # an operator of version 2: the newest is taken, as for ONNX's own
     (product,) = backend.run_node(fused, [x, x], outputs_info=[(x.dtype, (2, 3, 3))])
     np.testing.assert_allclose(product, x.transpose(0, 2, 1) @ x)

@@ -161,9 +161,16 @@ def test_run_generates_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path
     np.save(tmp_path / "p.npy", np.asarray([80, 41, 9]))
     assert main([*asked[:4], str(tmp_path / "p.npy"), *asked[5:], "-q"]) == 0
     assert capsys.readouterr().out == " ".join(map(str, rows[1])) + "\n"
+    np.save(tmp_path / "column.npy", np.asarray([[80], [41], [9]]))  # three prompts of a token each, not one of three
+    assert main([*asked[:4], str(tmp_path / "column.npy"), *asked[5:], "-q"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04")
     for wrong, why in (
         (["run", str(model), "--generate"], "go together"),
         ([*asked[:4], str(CNN), *asked[5:]], "no token"),
+        *(([*asked[:4], str(tmp_path / n), *asked[5:]], "no token") for n in ("empty.txt", "empty.npy", "broken.npz")),
     ):
         assert main(wrong) == 2
         assert why in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +17,7 @@ import memoptc
 from memoptc.api import compile_file
 from memoptc.cli.compile import command as compile_command
 from memoptc.cli.options import GroupedCommand, takes
+from memoptc.ir.diagnostics import InputError
 from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding, words_of
 from memoptc.options import FileOptions, Options
 
@@ -109,3 +111,22 @@ def test_the_words_of_options_give_these_options_again(given: FileOptions) -> No
 
 def test_what_no_words_can_stand_for_is_named_by_its_type() -> None:
     assert words_of(FileOptions(calibration=[{}], measure=True)) == ["--calibration", "<list>"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("jobs", 0), ("max_error", -1.0), ("max_slowdown", float("nan")), ("form", "round")]
+)
+def test_keywords_are_held_to_what_the_command_line_takes(keyword: str, value: object) -> None:
+    with pytest.raises(InputError, match=keyword):
+        Options(**{keyword: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_extents_and_truth_is_none() -> None:
+    assert Options(dims={"n": np.int64(8)}).dims == {"n": 8}
+    with pytest.raises(InputError, match="cannot be True"):
+        Options(dims={"n": True})
+
+
+def test_an_early_exit_that_gives_up_nothing_needs_data_too() -> None:
+    with pytest.raises(InputError, match="--early-exit: data"):
+        Options(early_exit=0.0)

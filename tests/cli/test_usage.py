@@ -62,6 +62,9 @@ def test_what_nothing_matches_is_an_error() -> None:
     first = next(graph.walk("Conv"))
     (changed,) = (p for p in excluding(pipeline, graph, (first.name,)).passes() if p.name == "factorize")
     assert changed.exclude[0] == first.name  # type: ignore[attr-defined]
+    first.name = "block[0]/Conv"  # a name, though its brackets are a pattern
+    (changed,) = (p for p in excluding(pipeline, graph, (first.name,)).passes() if p.name == "factorize")
+    assert changed.exclude[0] == first.name  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"--exclude conv\* matches no node"):
         excluding(pipeline, graph, ("conv*",))
     with pytest.raises(InputError, match="No pass of this compile"):

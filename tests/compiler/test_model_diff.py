@@ -9,6 +9,7 @@ import pytest
 from accuracy_models import CNN
 
 from memoptc.cli.main import main
+from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import read_onnx, write_into
 from memoptc.ir.parser import parse
 from memoptc.model_diff import diff_models
@@ -39,6 +40,21 @@ def test_nodes_are_gone_new_or_changed() -> None:
         for w in (1.0, 2.0)
     ]  # fmt: skip
     assert [str(node) for node in diff_models(*other).nodes] == ["~ Add y: other values of weights"]
+
+
+def test_operands_order_of_ports_and_nans_count() -> None:
+    def model(reads: str, returned: str = "%y, %z") -> Graph:
+        return parse(
+            "graph @g(%a: f32[2], %b: f32[2]) -> (f32[2], f32[2]) {\n %w = const() {value=[nan,-0.0]} : f32[2]\n"
+            f" %y = Sub({reads}) : f32[2]\n %z = Add(%y, %w) : f32[2]\n return {returned}\n}}"
+        )
+
+    first = model("%a, %b")
+    assert diff_models(first, model("%a, %b")).same
+    assert [str(node) for node in diff_models(first, model("%b, %a")).nodes] == [
+        "~ Sub y: reads %b instead of %a; reads %a instead of %b"
+    ]
+    assert diff_models(first, model("%a, %b", "%z, %y")).ports == ["outputs are in another order: z, y"]
 
 
 def test_the_command_compares_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,14 @@ def test_a_worker_goes_on_after_a_refusal() -> None:
         assert not trial.finite({**good, "x": np.full((3, 2), np.nan, np.float32)})
 
 
+def test_a_worker_answers_for_numbers_of_every_format() -> None:
+    model = _model("Cast", [_open("x")], to=onnx.TensorProto.BFLOAT16)
+    graph = InputMaker(read_onnx(model)).typed
+    with trial_runs(graph, Evaluator(model)) as trial:
+        assert trial.finite({"x": np.ones(3, np.float32)})
+        assert not trial.finite({"x": np.array([np.inf], np.float32)})
+
+
 def test_open_axes_do_not_multiply_into_gigabytes() -> None:
     x = helper.make_tensor_value_info("x", 1, ["a", "b", "b", "c"])
     model = _model("Reshape", [x, helper.make_tensor_value_info("s", 7, [4])], 13)
