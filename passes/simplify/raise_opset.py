@@ -11,7 +11,7 @@ import onnx.numpy_helper
 import onnx.version_converter
 
 from memoptc.ir import ops
-from memoptc.ir.core import Graph
+from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.pass_base import Context, Pass
@@ -46,7 +46,7 @@ class RaiseOpset(Pass):
         try:
             _refuse(graph, self.to)
             before = to_proto(graph)
-            after = _converted(before, self.to, version, {v.name for v in graph.inputs})
+            after = _converted(_of_last_axes(graph, before), self.to, version, {v.name for v in graph.inputs})
             why = outputs_differ(graph, before, after, CLOSE)
         except Exception as e:  # the converter raises whatever its C++ throws
             why = " ".join(str(e).split())[:200]
@@ -69,14 +69,35 @@ def _refuse(graph: Graph, to: int) -> None:
     """Raise where the converter's result would not run for every extent that the model runs for."""
     for op in graph.walk(*_BY_ROWS):
         shape = op.operands[0].shape
-        last = shape is not None and int(op.attrs.get("axis", 1)) in (-1, len(shape) - 1)
         known = shape is not None and all(isinstance(d, int) and d > 0 for d in shape)
-        if to >= _SOFTMAX_BY_AXIS and not last and not known:
+        if to >= _SOFTMAX_BY_AXIS and not _takes_last(op) and not known:
             raise MemoptcError(
                 f"{op.op_type} {op.name!r} takes several axes for one, which later opsets only say by reshaping, which "
                 "fails for extents of 0",
                 hint="Leave raise-opset away.",
             )
+
+
+def _takes_last(op: Op) -> bool:
+    """True if a Softmax or its like takes the last axis alone."""
+    shape = op.operands[0].shape
+    return shape is not None and int(op.attrs.get("axis", 1)) in (-1, len(shape) - 1)
+
+
+def _of_last_axes(graph: Graph, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give a copy in which the last axis is -1: the converter knows fewer ranks, and would reshape."""
+    last = {op.result.name for op in graph.walk(*_BY_ROWS) if _takes_last(op)}
+    if not last:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for inner in (copy.graph, *(body for _, body in _bodies(copy.graph))):
+        for node in inner.node:
+            if node.op_type in _BY_ROWS and node.output[0] in last:
+                kept = [a for a in node.attribute if a.name != "axis"]
+                del node.attribute[:]
+                node.attribute.extend([*kept, onnx.helper.make_attribute("axis", -1)])
+    return copy
 
 
 _SOFTMAX_BY_AXIS = 13

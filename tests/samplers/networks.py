@@ -124,11 +124,11 @@ def _model(c: Chain, last: str, shape: tuple[int | str, ...]) -> onnx.ModelProto
 
 
 def _feeds(model: onnx.ModelProto, r: Rng) -> list[Feed]:
-    """Feeds; symbols share an extent, but for the batch."""
+    """Feeds; symbols share an extent, but for the batch: that of the first is large, so that outputs show noise."""
     graph = read_onnx(model)
     symbols = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
     batch = {s for s in symbols if s in ("n", "batch", "batch_size", "N")}
-    bindings = [dict.fromkeys(symbols, e) | dict.fromkeys(batch, n) for e, n in ((6, 1), (6, 3), (1, 2), (9, 1))]
+    bindings = [dict.fromkeys(symbols, e) | dict.fromkeys(batch, n) for e, n in ((6, 8), (6, 3), (1, 2), (9, 1))]
     return [feed_of(graph, binding, int(r.integers(1000))) for binding in bindings]
 
 
