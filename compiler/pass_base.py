@@ -213,6 +213,10 @@ class Pass:
         """Give the pass to run instead where this one makes a model larger or slower; `None` leaves it out."""
         return None
 
+    def stricter(self) -> Pass | None:
+        """Give the pass to run instead where a model fails its proof, which keeps more of the numbers; else `None`."""
+        return None
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("run")

@@ -394,7 +394,7 @@ class Keeper:
 
 
 def with_proof(attempts: Attempts, first: Attempt, verify: Callable[[Attempt], Verification]) -> Attempt:
-    """Give an attempt whose proof holds: weaker passes stand in place of those that have any, as often as that helps.
+    """Give an attempt whose proof holds: with stricter passes where there are any, once, then with weaker ones.
 
     Args:
         attempts: Makes attempts.
@@ -406,9 +406,14 @@ def with_proof(attempts: Attempts, first: Attempt, verify: Callable[[Attempt], V
     """
     latest, form = first, None if first.edit is None else first.edit.form
     decisions, warnings = list(first.taken_back[0]), list(first.taken_back[1])
+    stricter = frozenset[int]()
     while (found := verify(latest)).failed:
         passes = list(latest.pipeline.passes())
-        weaker = {i: pass_ for i in latest.compiled.changed if (pass_ := passes[i].weaker()) is not None}
+        changed = [i for i in latest.compiled.changed if i not in stricter]
+        weaker = {i: pass_ for i in changed if (pass_ := passes[i].stricter()) is not None}
+        stricter |= weaker.keys()
+        if not weaker:
+            weaker = {i: pass_ for i in latest.compiled.changed if (pass_ := passes[i].weaker()) is not None}
         if not weaker:
             return first
         told = [f"{passes[i]} (now {pass_})" for i, pass_ in weaker.items()]

@@ -15,7 +15,7 @@ from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass, Precision
-from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
+from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
 from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
@@ -94,6 +94,11 @@ class MixWeights(Pass):
             raise InputError(f"mix-weights has no decode={self.decode!r}.", hint="There are: load, run.")
         if self.by == "weights" and (self.min_sqnr is None or self.max_loss is not None):
             raise InputError("Errors of weights say nothing of a metric.", hint="Give min_sqnr, and no max_loss.")
+
+    def stricter(self) -> Pass | None:
+        """With more layers in float: as data held out showed, what was searched on says too little."""
+        more = self.fallback and self.by == "outputs" and self.min_sqnr is not None
+        return replace(self, min_sqnr=(self.min_sqnr or 0.0) + STRICTER) if more else None
 
     def run(self, graph: Graph, context: Context) -> None:
         """Code the weights of the graph."""

@@ -15,6 +15,7 @@ from memoptc.passes.precision._quantize import embedding
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
 from memoptc.passes.precision._quantize.existing import is_quantized, without_sign
+from memoptc.passes.precision._quantize.few_left import left_in_float
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import checkpoint_of, observe
 from memoptc.passes.precision._quantize.places import GATHER, RECURRENT
@@ -29,6 +30,8 @@ DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
 """Element types of weight codes, by their names as options."""
 STATIC_OPSET = 10
 """The first opset that has the integer convolutions and products which onnxruntime makes of coded operands."""
+_MEASURED = 20.0
+"""Decibels that the dynamic form keeps where it failed the proof as a whole."""
 _ACTIVATIONS = {"uint8": DType.UINT8, "int8": DType.INT8, "uint16": DType.UINT16, "int16": DType.INT16}
 
 
@@ -59,6 +62,8 @@ class Quantize(Pass):
         outputs: Also code outputs of the model, in the static form, where they come from integers (see `quantize-io`).
         weights_only: Code weights alone, as tables that onnxruntime decodes while loading: the file is small, need and
             latency are those of float. Tried where activations in codes err too much, need more or are slower.
+        min_sqnr: In the dynamic form: leave those few layers in float without which every output keeps so many decibels
+            of signal to difference, on data or on made-up inputs. Not measured unless given.
     """
 
     form: str = "auto"
@@ -72,6 +77,12 @@ class Quantize(Pass):
     embeddings: bool = True
     outputs: bool = False
     weights_only: bool = False
+    min_sqnr: float | None = None
+
+    def stricter(self) -> Pass | None:
+        """With the few layers that hurt most in float."""
+        measured = self.weights_only or self.min_sqnr is not None
+        return replace(self, min_sqnr=_MEASURED) if self.form == "dynamic" and not measured else None
 
     def weaker(self) -> Pass | None:
         """Weights alone."""
@@ -98,17 +109,10 @@ class Quantize(Pass):
             context.warnings.append(f"{kept}, and what they leave in float is completed.")
         if form == "static":
             self._static(graph, dtype, bits, device, context)
+            if self.embeddings:
+                embedding.quantize_tables(graph, frozenset(self.exclude), context.stats)
         else:
-            whole = self.convolutions == "integer"
-            excluded = frozenset(self.exclude)
-            quantize_dynamically(graph, excluded, dtype, bits, context.stats, device, integer_convolutions=whole)
-        if self.embeddings:
-            embedding.quantize_tables(graph, frozenset(self.exclude), context.stats)
-        if form == "dynamic":
-            tables = () if self.embeddings else (GATHER,)
-            QuantizeWeights(bits=8, symmetric=True, activations=8, decode="load", exclude=(*self.exclude, *tables)).run(
-                graph, replace(context, calibration=None, decisions=[])
-            )
+            self._dynamic(graph, device, context)
         _count_left(graph, context.stats, device)
         _decide(form, context)
 
@@ -121,6 +125,34 @@ class Quantize(Pass):
         ):
             if value not in known:
                 raise InputError(f"quantize has no {name} {value!r}.", hint=f"There are: {', '.join(known)}.")
+
+    def _dynamic(self, graph: Graph, device: Device, context: Context) -> None:
+        """Without ranges: products code what they read at run time, all other weights are stored as codes."""
+
+        def quantize(graph: Graph, left: frozenset[str], context: Context) -> None:
+            excluded = left | frozenset(self.exclude)
+            quantize_dynamically(
+                graph,
+                excluded,
+                DTYPES[self.weights],
+                device.weight_bits(self.weights),
+                context.stats,
+                device,
+                integer_convolutions=self.convolutions == "integer",
+            )
+            if self.embeddings:
+                embedding.quantize_tables(graph, excluded, context.stats)
+            stored = (*excluded, *(() if self.embeddings else (GATHER,)))
+            QuantizeWeights(bits=8, symmetric=True, activations=8, decode="load", exclude=stored).run(
+                graph, replace(context, calibration=None, decisions=[])
+            )
+
+        left = frozenset[str]()
+        if self.min_sqnr is not None:
+            left = left_in_float(
+                self.name, graph, context, self.min_sqnr, lambda copy, left: quantize(copy, left, Context())
+            )
+        quantize(graph, left, context)
 
     def _static(self, graph: Graph, dtype: DType, bits: int, device: Device, context: Context) -> None:
         if context.calibration is None:

@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph, Op
 from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass, Precision
-from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
+from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
@@ -108,6 +108,11 @@ class QuantizeSearch(Pass):
     study: bool = False
     weights_only: bool = False
     decode: str = "load"
+
+    def stricter(self) -> Pass | None:
+        """With more layers in float: as data held out showed, what was searched on says too little."""
+        more = self.fallback and not self.weights_only and self.min_sqnr is not None
+        return replace(self, min_sqnr=(self.min_sqnr or 0.0) + STRICTER) if more else None
 
     def weaker(self) -> Pass | None:
         """Weights alone, where layers may leave the integers."""

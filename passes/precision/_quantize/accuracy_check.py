@@ -23,6 +23,9 @@ from memoptc.runtime.quality import Examiner, Quality, decibels, top1
 MADE_UP = 6
 """Feeds to make up where there is no data to measure with."""
 
+STRICTER = 10.0
+"""Decibels by which more is asked for where a model fails its proof on other data: a third of the error."""
+
 _EXAMINED = 4
 """How many choices are examined on all data."""
 
