@@ -1,8 +1,9 @@
-"""A target that changed nothing, and why: asked for coarser numbers, a compile does not stay silent about none."""
+"""What a target left as it was, and why: asked for coarser numbers, a compile is not silent about floats that stay."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from memoptc.attempts import Attempt
 from memoptc.compilation import Compilation
@@ -22,10 +23,14 @@ _RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
 _HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", *_RECURRENT)
 _MOST = 5
 """Reasons that a warning lists."""
+_PART, _WORTH = 0.1, 1 << 16
+"""Part of a model's weights, and bytes, from which it is worth a warning that they stay in float."""
+_SMALL = 8192
+"""Bytes of a weight below which codes save nothing."""
 
 
 def check_target(attempt: Attempt, compilation: Compilation) -> None:
-    """Say so where a target left every number as it was, and why.
+    """Say so where a target left every number as it was, or many weights in float, and why.
 
     Args:
         attempt: The compiled model; gets the warning.
@@ -39,6 +44,8 @@ def check_target(attempt: Attempt, compilation: Compilation) -> None:
         return
     narrow = _CODES if options.target in _INTEGERS else _HALF
     if _is_narrow(graph, narrow) or _is_narrow(original, narrow):
+        if options.target in _INTEGERS:
+            attempt.warnings += _floats_left(graph, original, options.target)
         return
     message = f"--target {options.target} changed nothing: {'; '.join(_reasons(graph, options.target))}."
     if options.fallback or options.force:
@@ -55,11 +62,31 @@ def _is_narrow(graph: Graph, dtypes: frozenset[DType]) -> bool:
     return any(DType(t.dtype) in dtypes and nbytes(t) for t in held)
 
 
+def _floats_left(graph: Graph, original: Graph, target: str) -> list[str]:
+    """Warn of weights that stay in float, where these are a large part of what the model had."""
+    left: dict[Op, list[Value]] = {}
+    for op in graph.walk():
+        floats = [v for v in op.operands if v.tensor is not None and v.dtype == DType.FLOAT]
+        weights = [v for v in floats if v.tensor is not None and nbytes(v.tensor) >= _SMALL]
+        if op.key in _HEAVY and weights:
+            left[op] = weights
+    stays = sum(nbytes(v.tensor) for v in {v for found in left.values() for v in found} if v.tensor is not None)
+    whole = sum(nbytes(op.attrs["value"]) for op in original.walk("const"))
+    if stays < max(_PART * whole, _WORTH):
+        return []
+    why = "; ".join(_grouped((op.op_type, _reason(op, graph, target)) for op in left))
+    return [f"--target {target} left {stays / 1e6:.1f} of {whole / 1e6:.1f} MB of weights in float: {why}."]
+
+
 def _reasons(graph: Graph, target: str) -> list[str]:
-    """Reasons why nodes with weights stayed, grouped; those with most nodes first."""
-    found = Counter((op.op_type, _reason(op, graph, target)) for op in graph.walk() if op.key in _HEAVY)
-    if not found:
-        return ["it has no product, convolution or recurrent layer"]
+    """Reasons why nodes with weights stayed."""
+    found = [(op.op_type, _reason(op, graph, target)) for op in graph.walk() if op.key in _HEAVY]
+    return _grouped(found) if found else ["it has no product, convolution or recurrent layer"]
+
+
+def _grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Group reasons by operator; those with most nodes first."""
+    found = Counter(reasons)
     grouped = [f"{count} {kind}: {why}" for (kind, why), count in found.most_common(_MOST)]
     rest = sum(found.values()) - sum(n for _, n in found.most_common(_MOST))
     return [*grouped, *([f"{rest} more"] if rest else [])]
@@ -72,12 +99,14 @@ def _reason(op: Op, graph: Graph, target: str) -> str:
     for _, value in weights:
         if (dtype := _dtype(value)) != DType.FLOAT and dtype is not None:
             return f"its weights are {dtype.name.lower()}"
+        if (other := next((u for u in value.users if u.key not in _HEAVY), None)) is not None:
+            return f"{other.op_type} reads its weight, too"
     if op.graph is not graph:
         return "it lies inside a subgraph"
     if op.op_type in _RECURRENT:
         return "recurrent, errors would add up"
     if target in _INTEGERS and op.op_type in ("ConvTranspose", "Einsum"):
-        return "onnxruntime has no integer kernel for it"
+        return "onnxruntime has no integer kernel for it, and decoded while loading its weights cost too much"
     if op.op_type in ("MatMul", "Gemm"):
         if [i for i, _ in weights] == [0]:
             return "the weight is its left operand"

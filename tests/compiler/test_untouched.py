@@ -67,3 +67,16 @@ def test_what_changed_or_was_not_asked_for_says_nothing(target: str) -> None:
         source, target=target, calibration=data(source) if target == "int8" else None, measure=False
     )
     assert not [w for w in result.report.to_json()["warnings"] if "changed nothing" in w]
+
+
+def test_weights_that_stay_in_float_are_told_of() -> None:
+    """A product's weight that an Add reads, too, stays beside one that is coded."""
+    source = model("MatMul", ["x", "w"], ["n", 160], numbers(160, 160))
+    source.graph.node[0].output[0] = "p"
+    source.graph.node.append(helper.make_node("MatMul", ["p", "v"], ["q"]))
+    source.graph.node.append(helper.make_node("Add", ["q", "v"], ["y"]))
+    source.graph.initializer.append(numpy_helper.from_array(numbers(160, 160), "v"))
+    source.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 160
+    result = memoptc.compile(source, target="int8", measure=False)
+    (warning,) = (w for w in result.report.to_json()["warnings"] if "of weights in float" in w)
+    assert warning == "--target int8 left 0.1 of 0.2 MB of weights in float: 1 MatMul: Add reads its weight, too."
