@@ -50,6 +50,11 @@ class Entry:
     output: Path | None
     options: Mapping[str, list[str]]
 
+    @property
+    def files(self) -> set[Path]:
+        """The model and, where it is named, the output."""
+        return {file.resolve() for file in (self.model, self.output) if file is not None}
+
 
 @dataclass(frozen=True)
 class Project:
@@ -66,8 +71,8 @@ class Project:
     models: tuple[Entry, ...] = ()
 
     def options_for(self, model: Path | None) -> dict[str, list[str]]:
-        """Give the words for a model, by field: those of its entry before those of all."""
-        same = [e for e in self.models if model is not None and e.model.resolve() == model.resolve()]
+        """Give the words for a model, or what is compiled of it, by field: those of its entry before those of all."""
+        same = [e for e in self.models if model is not None and model.resolve() in e.files]
         return {**self.options, **(same[0].options if same else {})}
 
 

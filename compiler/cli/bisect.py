@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
 
 
-@click.command("bisect", cls=GroupedCommand)
+@click.command("bisect", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--reduce",

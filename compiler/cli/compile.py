@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks
+from memoptc.cli.options import Talk, print_json, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.options import FileOptions
 
@@ -16,28 +16,7 @@ if TYPE_CHECKING:
     from memoptc.project import Project
 
 
-class CompileCommand(GroupedCommand):
-    """A command whose options may stand in a project file, too; those on the command line go first."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line, then once more with what the project file says in front of it."""
-        rest = super().parse_args(ctx, list(args))
-        project = _project(ctx.params["config"])
-        if project is None:
-            return rest
-        said = {n for n in ctx.params if ctx.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
-        model, words = ctx.params["model"], []
-        for name, found in project.options_for(model).items():
-            if name not in said or name in ("dims", "freeze"):  # these name what they bind
-                words += found
-        ctx.params.clear()
-        rest = super().parse_args(ctx, [*words, *args])
-        ctx.params["config"] = project.file
-        ctx.meta["project"], ctx.meta["words"], ctx.meta["of project"] = project, args, words
-        return rest
-
-
-@click.command("compile", cls=CompileCommand)
+@click.command("compile", cls=ProjectCommand)
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; MODEL.opt.onnx if not given.")
@@ -71,8 +50,6 @@ def command(
         return _compile_all(project, context.meta["words"], talk)
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
-    if project is not None and context.meta["of project"] and not (talk.quiet or talk.as_json):
-        click.echo(f"{project.file}: {shlex.join(context.meta['of project'])}", err=True)
     output = output or out or model.with_name(f"{model.stem}.opt.onnx")
     with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(model, output, progress=progress, **options)
@@ -112,12 +89,3 @@ def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
     if talk.as_json:
         print_json({"models": told})
     return code
-
-
-def _project(config: Path | None) -> Project | None:
-    from memoptc.project import find_project, read_project
-
-    if config is not None and str(config) == "none":
-        return None
-    file = config or find_project(Path())
-    return None if file is None else read_project(file)

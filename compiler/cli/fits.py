@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import BYTES, GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import BYTES, Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.runtime.largest import Edge
 
 
-@click.command("fits", cls=GroupedCommand)
+@click.command("fits", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--limit", type=BYTES, help="Say whether it runs in this, e.g. 256MiB; exit code 4 when not.")
 @click.option("--sizes", is_flag=True, help="With --limit: the largest sizes of the open axes that run in it.")

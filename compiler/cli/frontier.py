@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.frontier import Frontier
 
 
-@click.command("frontier", cls=GroupedCommand)
+@click.command("frontier", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--points", default=10, show_default=True, type=click.IntRange(min=1), help="Most budgets to try.")
 @click.option("--seconds", default=10.0, show_default=True, help="Timed runs in all; 0 measures nothing.")

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 
-@click.command("show", cls=GroupedCommand)
+@click.command("show", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Page to write, .html; nothing if not given.")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="Nodes to list, largest first.")

@@ -102,7 +102,8 @@ def takes(into: str, kind: type, *names: str, **changes: Mapping[str, Any]) -> C
         for name, (f, how) in reversed(chosen.items()):
             default = default_of(f)
             how = replace(how, **changes.get(name, {}))
-            decorated = click.option(*flags_of(name, default, how), name, cls=Grouped, **_how(default, how))(decorated)
+            told = {"cls": Grouped, "kind": kind, **_how(default, how)}
+            decorated = click.option(*flags_of(name, default, how), name, **told)(decorated)
         wrapped: F = decorated
         return wrapped
 
@@ -121,13 +122,18 @@ def talks(function: F) -> F:
 
 
 class Grouped(click.Option):
-    """An option that stands below a heading in `--help`."""
+    """An option that stands below a heading in `--help`.
 
-    group = ""
+    Args:
+        args: As for any option.
+        group: The heading.
+        kind: Dataclass whose field of the same name it is for.
+        kwargs: As for any option.
+    """
 
-    def __init__(self, *args: Any, group: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, group: str = "", kind: type | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.group = group
+        self.group, self.kind = group, kind
 
 
 class GroupedCommand(click.Command):

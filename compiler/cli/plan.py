@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 FORMS = (".json", ".csv", ".h", ".svg")
 
 
-@click.command("plan", cls=GroupedCommand)
+@click.command("plan", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--save",

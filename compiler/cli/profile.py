@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.option_fields import parse_bindings
 from memoptc.options import Options
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from memoptc.runtime.profile import Profile, Recorded
 
 
-@click.command("profile", cls=GroupedCommand)
+@click.command("profile", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--top", default=10, show_default=True, help="How many tensors to list at the peak.")
 @click.option("--static", is_flag=True, help="Plan only: run nothing.")

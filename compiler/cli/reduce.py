@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Parsed, Talk, takes, talks
+from memoptc.cli.options import Parsed, Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 from memoptc.runtime.sizes import parse_bytes
 
@@ -19,7 +20,7 @@ MEGABYTES = Parsed(lambda text: parse_bytes(f"{text}MB" if text.strip().isdigit(
 """A size; a number alone is in megabytes."""
 
 
-@click.command("reduce", cls=GroupedCommand)
+@click.command("reduce", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o",

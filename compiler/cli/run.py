@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import BYTES, GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import BYTES, Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 
-@click.command("run", cls=GroupedCommand)
+@click.command("run", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--inputs",

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 
-@click.command("stages", cls=GroupedCommand)
+@click.command("stages", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--count", type=click.IntRange(min=2), default=2, show_default=True, help="How many stages.")

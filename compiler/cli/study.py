@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks
+from memoptc.cli.options import Talk, print_json, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 from memoptc.study.changes import Asked
 from memoptc.targets import INTEGERS
@@ -15,7 +16,7 @@ from memoptc.targets import INTEGERS
 ACCURACY = ("min_sqnr", "max_accuracy_loss", "metric", "fallback")
 
 
-@click.command("study", cls=GroupedCommand)
+@click.command("study", cls=ProjectCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; MODEL.study if not given.")
 @click.option("--layers", is_flag=True, help="Measure each layer alone in smaller numbers instead; writes nothing.")

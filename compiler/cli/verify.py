@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.project import ProjectCommand
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from memoptc.runtime.verification import Verification
 
 
-@click.command("verify", cls=GroupedCommand)
+@click.command("verify", cls=ProjectCommand)
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
 @click.option("--bit-exact", is_flag=True, help="Ask for the same bits, in onnxruntime with its optimizer off.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,32 @@ def test_command_line_before_entry_before_options_before_defaults(
     assert "../memoptc.toml: --no-measure --verify off --dim batch=4" in capsys.readouterr().err
     assert main([str(CNN), "--config", "none", "--print-pipeline", "--json"]) == 0
     assert "fit" in json.loads(capsys.readouterr().out)["pipeline"]
+
+
+def test_other_commands_read_what_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the options of a compile, those that a command has: for the model, and for what was compiled of it."""
+    (tmp_path / "memoptc.toml").write_text(f"""
+[options]
+prune-tokens = true
+[[models]]
+model = "{CNN}"
+output = "small.onnx"
+dim = {{ batch = 3 }}
+""")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CNN, "small.onnx")
+    for model in (str(CNN), "small.onnx"):
+        assert main(["run", model]) == 0
+        assert "memoptc.toml: --dim batch=3\n" in capsys.readouterr().err
+    assert main(["plan", "small.onnx", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dims"] == {"batch": 3}
+    assert main(["plan", "small.onnx", "--json", "--dim", "batch=2"]) == 0
+    assert json.loads(capsys.readouterr().out)["dims"] == {"batch": 2}
+    assert main(["run", "small.onnx", "--config", "none"]) == 0
+    assert "memoptc.toml" not in capsys.readouterr().err
+    assert main(["run", "small.onnx", "--config", "missing.toml"]) == 2
 
 
 @pytest.mark.parametrize(
