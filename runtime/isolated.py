@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]
         stderr=subprocess.PIPE,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # data may be `module:function`
     )
     if not answered.exists():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

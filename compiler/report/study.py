@@ -188,7 +188,7 @@ def _outputs(row: Row) -> str:
         parts.append(f"largest difference {row.max_abs:.2g}")
     if row.accuracy is not None:
         parts.append(_accuracy(row))
-    return ", ".join(parts) or "not compared"
+    return "; ".join([", ".join(parts) or "not compared", *(text.rstrip(".") for text in row.unchanged)])
 
 
 def _flipped(row: Row) -> str:

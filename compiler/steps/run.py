@@ -98,6 +98,10 @@ class Compiled:
     decisions: list[Decision]
 
 
+IDLE = "changed nothing:"
+"""What warnings say of a lossy pass that was asked for and left the model alone; the reason follows."""
+
+
 def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) -> Compiled:
     """Run a pipeline on a prepared graph, in place.
 
@@ -150,7 +154,7 @@ def _idle(steps: Pipeline, changed: list[int], records: list[PassRecord]) -> lis
         if pass_.accuracy_target is not None and index not in changed:
             stats = [name for record in records if record.name == pass_.name for name in record.stats]
             reasons = [name.removeprefix("left: ") for name in stats if name.startswith("left: ")]
-            found.append(f"{pass_.name} changed nothing: {'; '.join(reasons) or 'there is nothing it applies to'}.")
+            found.append(f"{pass_.name} {IDLE} {'; '.join(reasons) or 'there is nothing it applies to'}.")
     return found
 
 

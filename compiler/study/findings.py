@@ -63,6 +63,7 @@ class Row:
     worst_example: str | None = None
     flipped: list[int] = field(default_factory=list)
     passes: dict[str, dict[str, int]] = field(default_factory=dict)
+    unchanged: list[str] = field(default_factory=list)
     pareto: bool = False
 
     @property

@@ -28,6 +28,7 @@ from memoptc.runtime.session import Session
 from memoptc.samples import Inputs
 from memoptc.source import files_of, load
 from memoptc.steps.reporting import environment
+from memoptc.steps.run import IDLE
 from memoptc.study.changes import Asked, Change, changes
 from memoptc.study.elsewhere import Job, run_all
 from memoptc.study.fault import failure_check
@@ -168,7 +169,7 @@ def _compile_missing(tried: Sequence[Change], model: Path, partial: Path, key: s
     first = {change.arguments: change for change in reversed(tried)}  # rows may differ by the runtime only
     for arguments, change in reversed(first.items()):
         output, report, mark = _files(change, partial)
-        if arguments is not None and not (mark.exists() and mark.read_text() == key):
+        if arguments is not None and not (mark.exists() and mark.read_text() == key and _lasts(mark)):
             jobs.append(Job([str(model), *arguments, *asked.shared()], output, report))
 
     ended = 0
@@ -182,6 +183,12 @@ def _compile_missing(tried: Sequence[Change], model: Path, partial: Path, key: s
 
     say("compiling", 0.0)
     run_all(jobs, model, asked.processes, asked.cluster, asked.patience, done)
+
+
+def _lasts(mark: Path) -> bool:
+    """False for a compile that ended by a fault or was killed: the study that goes on tries it again."""
+    failure = mark.with_suffix(".failure").read_text()
+    return re.match(r"exit code (?![234]\b)", failure) is None
 
 
 def _files(change: Change, partial: Path) -> tuple[Path, Path, Path]:
@@ -217,6 +224,7 @@ def _read(row: Row, report: dict[str, Any]) -> None:
     row.accuracy = report["accuracy"] or None
     row.worst_example = proof.get("worst_sample")
     row.flipped = sorted({number for o in numbers for number in o.get("flipped", ())})
+    row.unchanged = [w for w in report["warnings"] if IDLE in w]
     row.passes = {p["name"]: p["stats"] for p in report["passes"] if p["stats"]}
     if proof.get("passed") is False and not row.failure:
         row.failure = f"outputs differ by more than allowed: {proof.get('worst') or 'see its report'}"

@@ -113,20 +113,13 @@ class EarlyExit(Pass):
         held = None
         if context.validation is not None and context.validation is not context.calibration:
             seen = _on_validation(graph, chosen, heads, context)
-            held = _outcome_of(chosen, seen)
-            if held.agreement < 1 - self.max_disagreement and self.threshold is None:
-                context.stats["left: agreement does not hold on validation data"] += 1
-                context.warnings.append(
-                    f"early-exit agrees with the whole model on {calibrated.agreement:.2%} of the calibration samples, "
-                    f"but on {held.agreement:.2%} of the validation samples: no exit was added. More calibration data "
-                    "of the same kind, or a smaller max_disagreement, helps."
-                )
-                return
+            before, least = _outcome_of(chosen, seen), 0.0 if self.threshold is not None else 1 - self.max_disagreement
             chosen = self._as_sure_as(chosen, found, seen)
-            if not chosen or _saved(chosen, seen) <= WORTH:
-                context.stats["left: no exit pays that is sure enough on validation data"] += 1
+            held = _outcome_of(chosen, seen) if chosen else before
+            if held.agreement < least or _saved(chosen, seen) <= WORTH:
+                self._tell_why(calibrated, before, least, context)
                 return
-            calibrated, held = _outcome_of(chosen, heads), _outcome_of(chosen, seen)
+            calibrated = _outcome_of(chosen, heads)
         values = {r.name: r for op in graph.ops for r in op.results}
         # The last one first: the first exit's branch then holds the second.
         for exit_ in reversed(chosen):
@@ -134,6 +127,18 @@ class EarlyExit(Pass):
             write_exit(graph, values[exit_.border.name], head.weight, head.bias, exit_.threshold, self.name)
         context.stats["exits"] += len(chosen)
         self._report(chosen, calibrated, held, context)
+
+    def _tell_why(self, calibrated: _Outcome, held: _Outcome, least: float, context: Context) -> None:
+        """Say why validation data allow no exit."""
+        if held.agreement >= least:
+            context.stats["left: no exit pays that is sure enough on validation data"] += 1
+            return
+        context.stats["left: agreement does not hold on validation data"] += 1
+        context.warnings.append(
+            f"early-exit agrees with the whole model on {calibrated.agreement:.2%} of the calibration samples, but on "
+            f"{held.agreement:.2%} of the validation samples: no exit was added. More calibration data of the same "
+            "kind helps, and so does validation data, which can show how sure an exit has to be."
+        )
 
     def _chosen(self, found: list[Border], heads: Mapping[int, Head]) -> list[_Exit]:
         """The exits that save most on the calibration data."""
