@@ -9,9 +9,21 @@ from typing import Any
 from memoptc.ir.core import Graph
 from memoptc.option_fields import parse_input_shape
 from memoptc.options import Options
+from memoptc.runtime.devices import load_device
 from memoptc.runtime.inputs import by_shapes, by_symbol
 from memoptc.samples import Inputs
 from memoptc.source import Source, load, with_control
+
+
+def for_device(options: Options) -> Options:
+    """Write as the device's runtime needs it, unless a form was asked for.
+
+    Raises:
+        InputError: there is no such device, or the options ask for what it does not load.
+    """
+    if options.device == "auto" or not load_device(options.device).plain:
+        return options
+    return replace(options, form="plain" if options.form == "auto" else options.form, portable=True)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Compilation:
         source = load(model, scratch)
         dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
         dims |= by_shapes(source.graph, dict(map(parse_input_shape, options.input_shapes)))
-        options = replace(options, dims=dims, freeze=freeze)
+        options = for_device(replace(options, dims=dims, freeze=freeze))
         return Compilation(source, options, Inputs(source, options), scratch)
 
     def with_control(self, prepared: Graph) -> Compilation:

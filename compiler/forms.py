@@ -20,6 +20,7 @@ from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
 from memoptc.options import Options
 from memoptc.report.model import Decision
+from memoptc.runtime.devices import load_device
 from memoptc.runtime.measure import measure_need, measure_need_up_to
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import peak
@@ -201,12 +202,20 @@ def _large(graph: Graph) -> Iterator[Tensor]:
 def _external(graph: Graph, options: Options) -> bool:
     total = _large_bytes(graph)
     if options.external == "auto":
-        return options.pack_weights or total >= EXTERNAL_FROM or any(lies_beside(t) for t in _large(graph))
+        wanted = options.pack_weights or total >= EXTERNAL_FROM or any(lies_beside(t) for t in _large(graph))
+        return wanted and loads_beside(graph, options)
     if options.external == "never" and total > INLINE_LIMIT:
         raise InputError(
             f"The model's weights ({total / 1e9:.1f} GB) do not fit into one file with it.", hint="Use --external auto."
         )
     return options.external == "always"
+
+
+def loads_beside(graph: Graph, options: Options) -> bool:
+    """True if the device's runtime finds weights in a file of their own: some do not from inside a subgraph."""
+    if options.device == "auto" or not load_device(options.device).plain:
+        return True
+    return all(op.graph is graph for op in graph.walk("const") if nbytes(op.attrs["value"]) >= EXTERNAL_THRESHOLD)
 
 
 def _breaks_budget(graph: Graph, dims: Mapping[str, int], planned: int, budget: int | None) -> bool:

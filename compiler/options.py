@@ -86,7 +86,9 @@ class Options:
     )
     """int8 changes the dtype of past and present; scales stand in the model's metadata (`memoptc.io`)."""
     device: str = option(
-        "Profile to quantize for: x86-vnni, x86-avx2, arm64, or a .toml file.", default="auto", group=NUMBERS
+        "Profile to write and quantize for: x86-vnni, x86-avx2, arm64, wasm, or a .toml file.",
+        default="auto",
+        group=NUMBERS,
     )
     """A name (`memoptc.runtime.devices`), a `.toml` file, or `auto` for that of this machine."""
     memory_budget: BudgetLike = option(

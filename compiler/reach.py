@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from memoptc.attempts import Attempt, Attempts
+from memoptc.forms import loads_beside
 from memoptc.ir.form_names import FormName
 from memoptc.measuring import Bench
 from memoptc.options import Options
@@ -100,7 +101,8 @@ class _Search:
     def run(self, attempt: Attempt) -> Attempt:
         self._note(attempt, math.inf)
         compilation = self.attempts.compilation
-        if not self._fitting and compilation.options.external == "auto" and not attempt.choice.form.external:
+        inside = compilation.options.external == "auto" and not attempt.choice.form.external
+        if not self._fitting and inside and loads_beside(attempt.graph, compilation.options):
             compilation = replace(compilation, options=replace(compilation.options, external="always"))
             self.attempts.compilation = compilation
             attempt = self.attempts.build(attempt.pipeline)

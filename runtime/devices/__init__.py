@@ -20,7 +20,7 @@ from memoptc.runtime.kernels import saturates
 USUAL = "x86-vnni"
 """The profile that passes take when nobody names one."""
 
-_FLAGS = ("saturates", "signed")
+_FLAGS = ("saturates", "signed", "plain")
 _INTEGER = ("heavy", "light", "absorbed", "same_scale")
 _HALF = ("float16", "bfloat16")
 _ENDING = ".toml"
@@ -39,6 +39,8 @@ class Device:
         light: Other operators with integer kernels that rescale.
         absorbed: Operators that vanish into the range of what they follow.
         same_scale: Operators that only move or choose elements -> first opset with 8-bit types.
+        plain: Whether models are written as plain graphs, without anything laid out for this machine's processor: its
+            runtime does not find weights in files of their own from inside a subgraph.
         half: "float16" or "bfloat16" -> operator -> first opset of a kernel.
     """
 
@@ -46,6 +48,7 @@ class Device:
     description: str
     saturates: bool
     signed: bool
+    plain: bool
     heavy: frozenset[str]
     light: frozenset[str]
     absorbed: frozenset[str]
@@ -120,6 +123,7 @@ def _device(name: str, found: dict[str, Any]) -> Device:
             description=str(found.get("description", "")),
             saturates=found.get("saturates", False),
             signed=found.get("signed", False),
+            plain=found.get("plain", False),
             heavy=_operators(integer, "heavy"),
             light=_operators(integer, "light"),
             absorbed=_operators(integer, "absorbed"),

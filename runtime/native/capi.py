@@ -165,9 +165,10 @@ class Api:
         def call(*arguments: Any) -> None:
             status = raw(*arguments)
             if status:
-                error = OrtError(self._message(status).decode(errors="replace"), self._code(status))
+                message, code = self._message(status).decode(errors="replace"), self._code(status)
                 self.release["ReleaseStatus"](status)
-                raise error
+                # No local name for it: its frame would refer to it, and keep what callers handed in until a collection.
+                raise OrtError(message, code)
 
         return call
 

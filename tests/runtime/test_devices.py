@@ -12,10 +12,13 @@ import pytest
 
 from memoptc import levels
 from memoptc.api import compile
+from memoptc.compilation import for_device
+from memoptc.forms import loads_beside
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
+from memoptc.options import Options
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.devices import USUAL, detect, load_device, names
 from memoptc.runtime.kernels import saturates
@@ -51,7 +54,7 @@ def largest_code(device: str, target: str = "int8") -> int:
 
 
 def test_built_in_profiles() -> None:
-    assert names() == ["arm64", "cpu", "x86-avx2", "x86-vnni"]
+    assert names() == ["arm64", "cpu", "wasm", "x86-avx2", "x86-vnni"]
     assert USUAL in names()
     for name in names():
         found = load_device(name)
@@ -119,3 +122,37 @@ def test_the_pipeline_names_every_other_device_than_the_usual() -> None:
 def test_unknown_devices_are_refused() -> None:
     with pytest.raises(InputError, match="no device 'abacus'"):
         compile(net(), 1, "int8", device="abacus")
+
+
+def test_for_webassembly_models_are_plain_and_portable() -> None:
+    """onnxruntime-web 1.30 does not load weights that lie in a file of their own inside a branch."""
+    asked = for_device(Options(level=2, device="wasm"))
+    assert (asked.form, asked.portable) == ("plain", True)
+    assert for_device(Options(level=2, device="wasm", form="branch")).form == "branch"
+    assert for_device(Options(level=2, device="arm64")).form == "auto"
+    with pytest.raises(InputError, match="portable model's are not"):
+        for_device(Options(level=2, device="wasm", pack_weights=True))
+
+
+@pytest.mark.parametrize(("nested", "beside"), [(True, False), (False, True)])
+def test_for_webassembly_weights_of_subgraphs_stay_in_the_model(nested: bool, beside: bool) -> None:
+    weight = f"const() {{value=[{','.join(['0.5'] * 4096)}]}} : f32[64,64]"
+    branch = f"%w = {weight}\n %p = MatMul(%x, %w)" if nested else "%p = Neg(%x)"
+    graph = parse(
+        f"""graph @g(%c: bool[], %x: f32[N,64]) -> (f32[*]) {{
+          %v = {weight}
+          %z = MatMul(%x, %v)
+          %y = If(%c)
+            region then_branch() -> (f32[*]) {{
+              {branch}
+              return %p
+            }}
+            region else_branch() -> (f32[*]) {{
+              %q = Exp(%z)
+              return %q
+            }}
+          return %y
+        }}"""
+    )
+    assert loads_beside(graph, Options(device="wasm")) == beside
+    assert loads_beside(graph, Options(device="arm64"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,22 @@ def test_the_limit_holds_and_the_session_lives_on(tier: Any) -> None:
         Session(data, memory=tier, memory_limit=weights, threads=1).run(None, feed(8))
     with pytest.raises(InputError, match="too small"):
         Session(data, memory=tier, memory_limit=1024)
+
+
+@pytest.mark.parametrize("tier", ["arena", "planned"])
+def test_a_refused_call_keeps_nothing_that_was_handed_in(tier: Any) -> None:
+    """Inputs that only the cycle collector gives back are memory that no limit knows of."""
+    session = Session(network(), memory=tier, memory_limit=1 << 20, threads=1)
+    too_many = feed(4096)["x"].view(type("Watched", (np.ndarray,), {}))
+    watched = weakref.ref(too_many)
+    gc.disable()
+    try:
+        with pytest.raises(MemoryLimit) as refused:
+            session.run(None, {"x": too_many})
+        del too_many, refused
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 def test_a_limit_is_written_as_people_do() -> None:
