@@ -49,7 +49,15 @@ def configuration(path: Path, session: SessionKind, feed: Mapping[str, Any]) -> 
     shapes = {name: tuple(value.shape) for name, value in feed.items()}
     sized = contract is not None and contract.arena_bytes > 0 and dict(contract.inputs) == shapes
     external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(proto.graph))
-    return Configuration(session, external, form == "branch", form == "captured", sized=sized, threads=THREADS)
+    return Configuration(
+        session,
+        external,
+        branch=form != "plain",
+        captured=form == "captured",
+        shapeless=form == "shapeless",
+        sized=sized,
+        threads=THREADS,
+    )
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

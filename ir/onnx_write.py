@@ -14,7 +14,7 @@ from onnx_ir import serde
 from memoptc.ir import forms, ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.dims import Sym
+from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.facts import OBSERVED, UNSTATED
 from memoptc.ir.files import staged, written_files
 from memoptc.ir.forms import WritingForm
@@ -41,8 +41,7 @@ class _Writer:
         self.threshold = threshold
         self.names = Names()
         self.written: dict[Op, onnx.TensorProto] = {}
-        self.nameless = frozenset(name for value in graph.inputs for name in _spelled_otherwise(value.type))
-        """Symbols that the inputs do not spell: said of inner values, onnxruntime would report them of outputs."""
+        self.nameless = nameless_symbols(graph)
 
     def model(self) -> onnx.ModelProto:
         info = self.graph.info
@@ -138,9 +137,8 @@ class _Writer:
         tensor = as_tensor(type_)
         if not self.nameless or tensor is None or tensor.shape is None:
             return type_
-        hidden = [isinstance(d, Sym) and d.spelling is None and bool(d.free & self.nameless) for d in tensor.shape]
-        shape = tuple(None if h else d for h, d in zip(hidden, tensor.shape, strict=True))
-        return replace(tensor, shape=shape) if any(hidden) else type_
+        shape = tuple(d if is_named(d, self.nameless) else None for d in tensor.shape)
+        return type_ if shape == tensor.shape else replace(tensor, shape=shape)
 
     def _value(self, value: Value, proto: onnx.ValueInfoProto, type_: Type | None) -> None:
         proto.name = self.names.of[value]
@@ -223,6 +221,18 @@ class _Writer:
         for source, name in self.names.identities[body]:
             proto.node.add(op_type="Identity", input=[source], output=[name])
         proto.output.extend(self.names.outputs[body])
+
+
+def nameless_symbols(graph: Graph) -> frozenset[str]:
+    """Symbols that the inputs do not spell: said of inner values, onnxruntime would report them of outputs."""
+    return frozenset(name for value in graph.inputs for name in _spelled_otherwise(value.type))
+
+
+def is_named(dim: Dim, nameless: frozenset[str]) -> bool:
+    """True if a file states this extent of an inner value: a number, or a symbol that can be told from others."""
+    if isinstance(dim, Sym):
+        return bool(dim.spelling) if dim.spelling is not None else not dim.free & nameless
+    return dim is not None
 
 
 def _spelled_otherwise(type_: Type | None) -> Iterator[str]:

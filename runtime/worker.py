@@ -95,6 +95,7 @@ class Watch:
         self._page = os.sysconf("SC_PAGE_SIZE") if self.known else 0
         self._base = (0, 0)
         self._anonymous = self.mapped_peak = 0
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -112,10 +113,17 @@ class Watch:
 
     def now(self) -> tuple[int, int]:
         """Give anonymous and mapped bytes of this moment, over those at `start`."""
-        anonymous, mapped = self._read()
-        found = anonymous - self._base[0], mapped - self._base[1]
-        self._anonymous, self.mapped_peak = max(self._anonymous, found[0]), max(self.mapped_peak, found[1])
+        with self._lock:
+            anonymous, mapped = self._read()
+            found = anonymous - self._base[0], mapped - self._base[1]
+            self._anonymous, self.mapped_peak = max(self._anonymous, found[0]), max(self.mapped_peak, found[1])
         return found
+
+    def new_mapped_peak(self, start: int) -> int:
+        """Let `mapped_peak` begin anew, at `start` bytes; give the one so far."""
+        with self._lock:
+            before, self.mapped_peak = self.mapped_peak, start
+        return before
 
     def _sample(self) -> None:
         while not self._stopped.wait(0.002):
@@ -242,6 +250,7 @@ class _Worker:
         loading = time.perf_counter() - started
         load_peak, loaded = meter.stop(), watch.now()
         resident = meter.start(trim=False)
+        mapped_in_loading = watch.new_mapped_peak(loaded[1])
         started, done = time.perf_counter(), 0
         while done < runs:
             self.kept = self.run_once()
@@ -250,6 +259,8 @@ class _Worker:
                 runs = min(runs, 2)
         peak = meter.stop()
         watch.stop()
+        mapped_in_runs = watch.mapped_peak - loaded[1]
+        watch.mapped_peak = max(watch.mapped_peak, mapped_in_loading)
         need = max(load_peak, peak) - base
         return {
             "tier": tier,
@@ -259,7 +270,7 @@ class _Worker:
             "peak": peak - resident,
             "anonymous": watch.anonymous_peak(need),
             "ours": max(0, sum(ours)) if "session" in self.request else 0,
-            "mapped_in_runs": max(0, watch.mapped_peak - loaded[1]),
+            "mapped_in_runs": mapped_in_runs,
             "load_seconds": loading,
             "run_seconds": time.perf_counter() - started,
             "runs": done,

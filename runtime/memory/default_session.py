@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.onnx_write import is_named, nameless_symbols
 from memoptc.ir.ops import Family, definition, in_family
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
@@ -81,7 +82,12 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
     They are in numbers, or the file states them, or they follow from the inputs without an operator that loses symbols.
     Tensors in blocks of channels are no file's.
     """
-    known, blocked = set(graph.inputs), set[Value]()
+    nameless = nameless_symbols(graph)
+
+    def named(value: Value) -> bool:
+        return value.shape is not None and all(is_named(d, nameless) for d in value.shape)
+
+    known, blocked = {value for value in graph.inputs if named(value)}, set[Value]()
     for op in graph.ops:
         if op.op_type != "ReorderOutput" and (op.domain == BLOCKED_DOMAIN or any(v in blocked for v in op.operands)):
             blocked.update(op.results)
@@ -90,7 +96,7 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
         loses = definition(op).loses_symbols or computes
         carried = not loses and all(v in known for v in op.operands if not v.is_absent)
         for value in op.results:
-            stated = graph.info.states_types and value not in blocked
+            stated = graph.info.states_types and value not in blocked and named(value)
             type_ = value.tensor_type
             if type_ is not None and (stated or carried or op.is_const or type_.static_shape is not None):
                 known.add(value)

@@ -32,7 +32,7 @@ def as_laid_out(graph: Graph) -> Graph:
     copy = graph.clone()
     for each in list(_graphs(copy)):
         if any(is_blocked(op) for op in each.ops):
-            fuse_norms_and_gates(each)
+            fuse_around_convolutions(each)
             _Layout(each).run()
     return copy
 
@@ -60,14 +60,14 @@ def is_blocked(op: Op) -> bool:
     return shape[0] % ALIGNED == 0 and (depthwise or shape[1] % BLOCK == 0)
 
 
-def fuse_norms_and_gates(graph: Graph) -> None:
-    """Do away with what onnxruntime fuses: a normalization after its convolution, x * Sigmoid(x)."""
+def fuse_around_convolutions(graph: Graph) -> None:
+    """Do away with what onnxruntime fuses: a normalization or an activation after its convolution, x * Sigmoid(x)."""
     for op in list(graph.ops):
-        if op.is_a("BatchNormalization"):
+        if op.is_a("BatchNormalization") or definition(op).joins_convolution:
             before = op.operands[0].op
-            training = any(r.has_uses for r in op.results[1:])
-            fuses = before is not None and before.is_a("Conv") and op.operands[0].single_use and not training
-            if fuses and op.results[0].has_uses:
+            alone = op.results[0].has_uses and not any(r.has_uses for r in op.results[1:])  # not in training
+            constants = all(v.is_absent or (v.op is not None and v.op.is_const) for v in op.operands[1:])
+            if before is not None and before.is_a("Conv") and op.operands[0].single_use and alone and constants:
                 op.results[0].replace_by(op.operands[0])
                 op.erase()
         elif op.is_a("Mul") and len(op.operands) == 2:

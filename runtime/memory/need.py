@@ -28,6 +28,10 @@ SessionKind = Literal["stock", "arena", "planned"]
 OURS: Mapping[SessionKind, int] = {"stock": 0, "arena": 1_000_000, "planned": 1_700_000}
 """Bytes that making a `memoptc.runtime.Session` adds to making onnxruntime's own, imports not counted."""
 
+RETURNED_BEFORE, RETURNED_AFTER = 4_700_000, 13_500_000
+"""Bytes of onnxruntime's library that a process has fewer in `Session`, while it loads a model and while it runs: pages
+that importing or loading used and that are given back, less those that come in again."""
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -70,7 +74,8 @@ class NeedEstimate:
         activations_bytes: Tensors of a run, and the arena around them: bytes it holds unused, its packed block.
         workspace_bytes: Kernels' scratch at the peak.
         ours_bytes: What our own session adds.
-        code_bytes: Of loading, pages of onnxruntime's library, which are no anonymous memory.
+        code_bytes: Of loading, pages of onnxruntime's library, which are no anonymous memory. Both are negative where
+            `Session` gives back more of those that importing had brought in.
         unknown: Values of unknown size, counted as nothing.
         notes: Assumptions, one sentence each.
     """
@@ -160,8 +165,11 @@ class MemoryModel:
         use = self._use(seen, wrapped)
         loaded = weights.code_bytes + weights.loaded_bytes
         running = loaded + RUN_BYTES + max(0, use.steady_bytes - weights.reusable_bytes)
-        need = max(weights.code_bytes + weights.peak_bytes, running) + OURS[how.session]
-        return self._parts(need, weights, use)
+        loading = weights.code_bytes + weights.peak_bytes
+        before, after = (0, 0) if how.session == "stock" else (RETURNED_BEFORE, RETURNED_AFTER)
+        returned = before if loading - before >= running - after else after
+        need = max(loading - before, running - after) + OURS[how.session]
+        return self._parts(need, weights, weights.code_bytes - returned, use)
 
     def _use(self, graph: Graph, wrapped: bool) -> ArenaUse:
         how = self.configuration
@@ -188,14 +196,14 @@ class MemoryModel:
         held = sum(s.size for s in found.storages if is_handed_out(s))
         return ArenaUse(peak, peak + held, peak + held, scratch, tuple(dict.fromkeys(found.unknown)))
 
-    def _parts(self, need: int, weights: LoadedWeights, use: ArenaUse) -> NeedEstimate:
+    def _parts(self, need: int, weights: LoadedWeights, code: int, use: ArenaUse) -> NeedEstimate:
         ours = OURS[self.configuration.session]
-        room = need - ours - weights.code_bytes - weights.anonymous_bytes - weights.mapped_bytes
+        room = need - ours - code - weights.anonymous_bytes - weights.mapped_bytes
         workspace = min(use.workspace_bytes, max(room, 0))
         activations = max(0, min(use.steady_bytes - use.workspace_bytes, room - workspace))
         return NeedEstimate(
-            code_bytes=weights.code_bytes,
-            loading_bytes=weights.code_bytes + room - workspace - activations,
+            code_bytes=code,
+            loading_bytes=code + room - workspace - activations,
             weights_bytes=weights.anonymous_bytes,
             mapped_bytes=weights.mapped_bytes,
             activations_bytes=activations,

@@ -18,7 +18,7 @@ from memoptc.ir.parser import parse
 from memoptc.ir.types import TensorType
 from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
-from memoptc.runtime.memory.default_session import default_order
+from memoptc.runtime.memory.default_session import default_order, shapes_onnxruntime_knows
 from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import Configuration, predict_need
@@ -305,3 +305,32 @@ function local::Twice(%a, %b) opset{""=21} {
     assert [op.op_type for op in copy.ops if not op.is_a("const")] == ["MatMul", "MatMul"]
     assert [op.attrs["value"] for op in copy.ops if op.is_a("const")] == [weight]
     assert next(op.attrs["value"] for op in copy.ops if op.is_a("const")) is weight
+
+
+CONVOLUTIONS = """
+graph @g(%x: f32[1,32,H,W]) -> (f32[1,32,H,W]) {
+  %w = const() {value=splat(1)} : f32[32,32,1,1]
+  %a = Conv(%x, %w) : f32[1,32,H,W]
+  %b = Relu(%a) : f32[1,32,H,W]
+  %y = Conv(%b, %w) : f32[1,32,H,W]
+  return %y
+}
+"""
+
+
+def test_activations_are_computed_inside_their_convolutions() -> None:
+    """Only those whose operand nobody else reads: where no shapes are known, the others have memory of their own."""
+    fused, kept = (
+        as_laid_out(parse(text)).walk("Relu")
+        for text in (CONVOLUTIONS, CONVOLUTIONS.replace("%y = Conv(%b, %w)", "%y = Add(%a, %b)"))
+    )
+    assert len(list(fused)) == 0
+    assert len(list(kept)) == 1
+
+
+@pytest.mark.parametrize(("rows", "known"), [("N", True), ('N:""', False), ('N:"batch size"', True)])
+def test_only_extents_that_a_file_names_are_compared(rows: str, known: bool) -> None:
+    graph = parse(
+        f"graph @g(%x: f32[{rows},4]) -> (f32[{rows},4]) {{\n  %y = Tanh(%x) : f32[{rows},4]\n  return %y\n}}"
+    )
+    assert bool(shapes_onnxruntime_knows(graph)) == known
