@@ -230,7 +230,10 @@ def _packs(weight: Weight, optimize: bool) -> _Packing | None:
 
 
 def _read_bytes(weight: Weight, dims: Mapping[str, int]) -> int:
-    """Bytes of a mapped weight that a run reads: all, or pages around the rows that are looked up."""
+    """Bytes of a mapped weight that a run reads: all, or pages around the rows that are looked up.
+
+    Rows are taken to lie anywhere: the more there are, the more often some lie around the same page.
+    """
     rows = 0
     for user in weight.users:
         if not user.is_a("Gather") or user.operands[0] is not weight.value or int(user.attrs.get("axis", 0)):
@@ -244,7 +247,8 @@ def _read_bytes(weight: Weight, dims: Mapping[str, int]) -> int:
             return weight.nbytes
         if None in indices.shape:
             return weight.nbytes
-    return rows * _AROUND
+    places = max(1.0, weight.nbytes / _AROUND)
+    return int(places * (1 - (1 - 1 / places) ** rows) * _AROUND)
 
 
 def further_copy_bytes(op: Op, cut: Collection[int] = ()) -> int:

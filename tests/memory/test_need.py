@@ -179,8 +179,8 @@ graph @g(%x: i64[N]) -> (f32[N,64]) {
 
 def test_of_a_mapped_table_only_rows_that_are_looked_up_are_read() -> None:
     few, many = (predict_need(parse(LOOKUP), {"N": n}, Configuration(external=True)) for n in (8, 100_000))
-    assert few.mapped_bytes == 8 << 16
-    assert many.mapped_bytes == 100_000 * 64 * 4
+    assert 7.9 * (1 << 16) < few.mapped_bytes <= 8 << 16
+    assert many.mapped_bytes == pytest.approx(100_000 * 64 * 4, rel=1e-6)
 
 
 def test_the_arena_doubles_and_keeps_a_book() -> None:
