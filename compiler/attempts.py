@@ -21,6 +21,7 @@ from memoptc.report.model import Decision
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.integer_kernels import IntegerRun
 from memoptc.runtime.verification import Verification
+from memoptc.snapshots import Snapshots
 from memoptc.steps import describe, prepare, run, write
 
 
@@ -119,6 +120,7 @@ class Attempts:
     at_small: Sizes | None = None
     _files: list[Path] = field(default_factory=list)
     _last: Attempt | None = None
+    _snapshots: Snapshots = field(default_factory=Snapshots)
 
     @staticmethod
     def at(compilation: Compilation, prepared: prepare.Prepared, output: Path) -> Attempts:
@@ -164,7 +166,7 @@ class Attempts:
         options, data = compilation.options, compilation.data
         if self._last is not None:
             self._last.compiled.graph = Graph("released")  # one graph at a time is in memory
-        compiled = run.run_passes(compilation, prepared or prepare.prepare(compilation), pipeline)
+        compiled = run.run_passes(compilation, prepared, pipeline, self._snapshots)
         graph = compiled.graph
         graph.info.metadata.update(describe.provenance(compilation, pipeline))
         graph.info.metadata.update(describe.describe_run(graph, self.decoder))

@@ -158,12 +158,13 @@ class Changes(Instrument):
 
     Args:
         pipeline: What runs.
+        known: Positions of those that did before, where only the rest of it runs.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, known: Collection[int] = ()) -> None:
         self._position = {id(pass_): i for i, pass_ in enumerate(pipeline.passes())}
         self._before = -1
-        self._found: set[int] = set()
+        self._found = set(known)
 
     def before(self, index: int, pass_: Pass, graph: Graph) -> None:
         """Remember the version."""

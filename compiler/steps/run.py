@@ -34,10 +34,11 @@ from memoptc.report.model import Decision, PassRecord
 from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.devices import USUAL, detect, load_device
 from memoptc.runtime.measure import measure as measure_models
-from memoptc.runtime.memory.extents import extents, open_symbols
+from memoptc.runtime.memory.extents import covers, extents
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import verify as verify_models
+from memoptc.snapshots import Snapshots
 from memoptc.steps.prepare import Prepared, prepare
 from memoptc.textfile import Recipe
 
@@ -102,22 +103,37 @@ IDLE = "changed nothing:"
 """What warnings say of a lossy pass that was asked for and left the model alone; the reason follows."""
 
 
-def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) -> Compiled:
+def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipeline, snapshots: Snapshots) -> Compiled:
     """Run a pipeline on a prepared graph, in place.
+
+    Args:
+        compilation: The compile.
+        prepared: The graph; prepared anew when not given.
+        steps: The pipeline.
+        snapshots: Those of an earlier pipeline: where both begin alike, this one goes on from there.
 
     Raises:
         InputError: nodes to exclude are none of the model's, or no pass leaves any out.
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
     """
-    options, data, graph = compilation.options, compilation.data, prepared.graph
+    options, data = compilation.options, compilation.data
     steps = excluding(steps, compilation.source.graph, options.exclude)
     context = context_of(compilation)
+    if options.dump_dir is not None or options.check_each:
+        snapshots = Snapshots()  # who asked for that wants to see each pass run
+    known = snapshots.before(steps)
     progress = _Progress(options, len(list(steps.passes())))
     context.say = progress.say
     if options.tune:
         context.slowdown = lambda g: _slowdown(g, compilation)
-    context.keep_shapes(graph, prepared.shapes)
-    changes = Changes(steps)
+    if known is None:
+        prepared = prepared or prepare(compilation)
+        graph = prepared.graph
+        context.keep_shapes(graph, prepared.shapes)
+    else:
+        graph = known.restore(context)
+    ran, before = (len(known.items), known.records) if known else (0, ())
+    changes = Changes(steps, known.changed if known else ())
     named = options.calibration if isinstance(options.calibration, str) else None
     plugins = "".join(f" --plugin {p}" for p in options.plugins)
     instruments: list[Instrument] = [
@@ -126,14 +142,16 @@ def run_passes(compilation: Compilation, prepared: Prepared, steps: Pipeline) ->
         KeepsInterface(),
         progress,
         ReproduceEndless(lambda t: Recipe(t, options.level, options.target, dict(data.dims), named), options=plugins),
+        *snapshots.recorder(steps, context, changes),
     ]
     if options.dump_dir is not None:
         instruments.append(Dump(Path(options.dump_dir)))
     if options.check_each:
         instruments.append(CheckEach(lambda g: _error(g, compilation)))
     try:
-        passes = run_pipeline(steps, graph, context, instruments, _Peaks(data.dims))
+        passes = [*before, *run_pipeline(Pipeline(steps.items[ran:]), graph, context, instruments, _Peaks(data.dims))]
     except PassFailed as failure:
+        failure.index += len(before)
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
         original = prepare(compilation).graph
         write_reproducer(path, original, steps, failure, lambda: context_of(compilation), named)
@@ -167,10 +185,10 @@ class _Peaks:
     """
 
     def __init__(self, dims: Mapping[str, int]) -> None:
-        self._dims = self._known = dict(dims)
+        self._dims = self._known = dims
 
     def __call__(self, graph: Graph) -> int:
-        if not open_symbols(graph) <= self._known.keys():
+        if not covers(graph, self._known):
             self._known = extents(graph, self._dims)
         return planned_peak(graph, self._known).peak_bytes
 

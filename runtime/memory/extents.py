@@ -16,29 +16,54 @@ from memoptc.ir.dims import Sym, free_symbols
 from memoptc.ir.infer import infer_shapes
 
 
-def extents(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+class Extents(dict[str, int]):
+    """Extents of symbols, and the symbols whose extents inference could not tell: it need not be asked again.
+
+    Args:
+        known: Extents by symbol.
+        unknown: The symbols that stayed open.
+    """
+
+    def __init__(self, known: Mapping[str, int], unknown: frozenset[str] = frozenset()) -> None:
+        super().__init__(known)
+        self.unknown = unknown
+
+    def copy(self) -> Extents:
+        """Give another one that may be changed."""
+        return Extents(self, self.unknown)
+
+
+def extents(graph: Graph, dims: Mapping[str, int]) -> Extents:
     """Complete extents: those given, and every symbol's whose extent follows from them.
 
     Where the given ones leave a symbol open, shapes are inferred once more, on a copy of the graph with the given
-    extents put in; the answer is kept until the graph changes.
+    extents put in; the answer is kept until the graph changes. Extents that were completed before are taken as they
+    are, also for a copy of the graph, as long as it has no new symbols.
 
     Args:
         graph: A top graph. A region's symbols are among its top graph's, so for a region nothing is added.
         dims: Extents of symbolic dimensions.
     """
-    if graph.parent is not None or graph.model is None or open_symbols(graph) <= dims.keys():
-        return dict(dims)
+    unknown = dims.unknown if isinstance(dims, Extents) else frozenset()
+    if graph.parent is not None or graph.model is None or covers(graph, dims):
+        return Extents(dims, unknown)
     key = frozenset(dims.items())
     lasting = _LASTING.get(graph)
     if lasting is not None:
         seen = lasting.get(key)
         if seen is None or not open_symbols(graph) <= seen[0]:
             seen = lasting[key] = open_symbols(graph), _complete(graph, dims)
-        return dict(seen[1])
+        return seen[1].copy()
     known = graph.analysis(_Completions)
     if key not in known:
         known[key] = _complete(graph, dims)
-    return dict(known[key])
+    return known[key].copy()
+
+
+def covers(graph: Graph, dims: Mapping[str, int]) -> bool:
+    """True if inference has nothing to add to extents: each symbol of a graph has one, or was found to have none."""
+    missing = open_symbols(graph) - dims.keys()
+    return not missing or (isinstance(dims, Extents) and missing <= dims.unknown)
 
 
 def open_symbols(graph: Graph) -> frozenset[str]:
@@ -60,7 +85,7 @@ def lasting_symbols(graph: Graph) -> Iterator[None]:
         _LASTING.pop(graph, None)
 
 
-_LASTING: WeakKeyDictionary[Graph, dict[frozenset[tuple[str, int]], tuple[frozenset[str], dict[str, int]]]] = (
+_LASTING: WeakKeyDictionary[Graph, dict[frozenset[tuple[str, int]], tuple[frozenset[str], Extents]]] = (
     WeakKeyDictionary()
 )
 """Per graph under `lasting_symbols` and given extents: the symbols that were there, and what follows."""
@@ -83,7 +108,7 @@ def bind_shapes(graph: Graph, feed: Mapping[str, Any]) -> dict[str, int]:
     return dims
 
 
-class _Completions(dict[frozenset[tuple[str, int]], dict[str, int]]):
+class _Completions(dict[frozenset[tuple[str, int]], Extents]):
     """Answers for one version of a graph."""
 
     def __init__(self, graph: Graph) -> None:
@@ -95,7 +120,7 @@ def _symbols(graph: Graph) -> frozenset[str]:
     return frozenset(name for shape in shapes for dim in shape or () for name in free_symbols(dim))
 
 
-def _complete(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
+def _complete(graph: Graph, dims: Mapping[str, int]) -> Extents:
     twins: dict[Value, Value] = {}
     copy = graph.clone(twins)
     for value in twins.values():
@@ -107,4 +132,4 @@ def _complete(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
         for dim, extent in zip(value.shape or (), twin.shape or (), strict=False):
             if isinstance(dim, Sym) and dim.name is not None and isinstance(extent, int):
                 found.setdefault(dim.name, extent)
-    return found
+    return Extents(found, open_symbols(graph) - found.keys())
