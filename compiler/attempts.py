@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from memoptc.allowance import Allowance
 from memoptc.compilation import Compilation
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
@@ -61,6 +62,7 @@ class Attempt:
         edit: How its pipeline differs from the first one.
         taken_back: What was taken back to make it, and the sentences that say so.
         recorded: Whether its contract was recorded.
+        content: Key that attempts share which are written alike, whatever their pipelines: one measurement says all.
     """
 
     compiled: run.Compiled
@@ -79,6 +81,7 @@ class Attempt:
     edit: Edit | None = None
     taken_back: tuple[list[Decision], list[str]] = field(default_factory=lambda: ([], []))
     recorded: bool = False
+    content: str = ""
 
     @property
     def graph(self) -> Graph:
@@ -109,6 +112,7 @@ class Attempts:
         decisions: What was decided before them.
         at_small: What the original is predicted to need at the smallest extents to expect; `None` where these are not
             known, or those that the model is measured at.
+        allowance: What time attempts may take that are made to find out what to take back.
     """
 
     compilation: Compilation
@@ -118,6 +122,7 @@ class Attempts:
     warnings: list[str]
     decisions: list[Decision]
     at_small: Sizes | None = None
+    allowance: Allowance = field(default_factory=lambda: Allowance.of(0))
     _files: list[Path] = field(default_factory=list)
     _last: Attempt | None = None
     _snapshots: Snapshots = field(default_factory=Snapshots)
@@ -136,6 +141,7 @@ class Attempts:
         decoder = describe.recognise_decoder(prepared.graph)
         known, decisions = (None, [decoder]) if isinstance(decoder, Decision) else (decoder, [])
         found = Attempts(compilation, original, output, known, warnings, decisions)
+        found.allowance = Allowance.of(original.nodes)
         found.at_small = found._at_small(prepared.graph, WritingForm("plain", len(original.files) > 1))
         return found
 
@@ -193,6 +199,7 @@ class Attempts:
         fewer = len(written.estimates[0].unknown) < len(self.original.estimates[0].unknown)
         self._last.predicted = None if fewer else written.sizes
         self._last.at_small = None if self.at_small is None else self._at_small(graph, choice.form)
+        self._last.content = describe.content_key(graph, choice.form)
         return self._last
 
     def _write(self, compiled: run.Compiled, choice: Choice) -> tuple[Choice, Decision | None, list[Path]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from memoptc.allowance import CUT
 from memoptc.attempts import Attempt, Attempts, Edit
 from memoptc.forms import SIMPLER_FORMS
 from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, more_in_session, refusal
@@ -35,10 +36,6 @@ KEPT = ("lower", "plan-memory", "inline-functions", *ASKED_FOR)
 
 MOST_ATTEMPTS = 16
 """Compiles after which the search settles for the best that is known to hold."""
-
-PATIENCE, PATIENT_SECONDS = 8.0, 120.0
-"""The same, in time: how often what measuring the first attempt took, and at least how long. What is predicted only is
-not held to it, so that it does not depend on the machine."""
 
 _HALFWAY = 0.5
 
@@ -322,14 +319,29 @@ class Keeper:
         begun = time.monotonic()
         if self.options.level < 1 or self.options.force or not (broken := check(first)):
             return first
-        end = time.monotonic() + max(PATIENT_SECONDS, PATIENCE * (time.monotonic() - begun))
+        allowance = self.attempts.allowance
+        if self.bench is not None:
+            allowance.grant(time.monotonic() - begun)
+        with allowance.search(measured=self.bench is not None) as late:
+            return self._search(first, check, weaker, broken, late)
 
-        def late() -> bool:
-            return self.bench is not None and time.monotonic() > end
+    def _search(
+        self,
+        first: Attempt,
+        check: Callable[[Attempt], list[Broken]],
+        weaker: Callable[[Sequence[Broken]], Iterator[Edit]],
+        broken: Sequence[Broken],
+        late: Callable[[], bool],
+    ) -> Attempt:
+        """Give an attempt that keeps the promise, without the first that broke it.
 
+        Raises:
+            GateError: there is none.
+        """
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
         latest = first
+        failed = {first.content}
         start = form = None if first.edit is None else first.edit.form
 
         def in_form(edit: Edit) -> Edit:
@@ -341,7 +353,8 @@ class Keeper:
             self.options.progress(f"taking back {_named(passes, edit)}", None)
             latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
             latest.edit = edit
-            if check(latest):
+            if latest.content in failed or check(latest):
+                failed.add(latest.content)
                 form = edit.form  # chosen anew, the form that broke the promise would break it again without passes
                 return False
             return True
@@ -368,7 +381,7 @@ class Keeper:
             check(latest)
         self._tell(first, latest, broken, passes, edit)
         if late():
-            latest.warnings.append("The search for less to take back was ended after a while; what is written holds.")
+            latest.warnings.append(CUT)
         return latest
 
     def _tell(

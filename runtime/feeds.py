@@ -87,7 +87,7 @@ def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: flo
     if maker.is_dynamic:
         twice = {n: 2 if e == 1 and n not in maker.dims else e for n, e in first[0].dims.items()}
         for binding in (*itertools.islice(maker.bindings(), 12), twice):
-            if len(found) >= count:
+            if len(found) >= count or time.monotonic() > until:
                 break
             if binding not in sizes:
                 more = _attempt(maker, trial, binding, first[0].style, len(found), choice)

@@ -218,8 +218,8 @@ def measure(
         feed: The inputs: the same for all, or one per model.
         options: How to run: one for all, or one per model.
         seconds: About how long all timed runs together may take. Every model runs at least 3 times.
-        bound: Take short turns, and more of them, up to three times `seconds`, until it is decided on which side of
-            the bound the slowdown of each other model against the first lies.
+        bound: Take short turns, and more of them, up to three times `seconds`, until it is decided that the slowdown
+            of one other model against the first lies above the bound, or of none.
         needs: What `measure_need` gave for each of the cases, where that is known already.
 
     Raises:
@@ -327,7 +327,7 @@ def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[
         while len(found[0]) < most:
             for ask, turns in zip(workers, found, strict=True):
                 turns.append(ask(do="time", runs=count)["ms"])
-            if len(found[0]) >= rounds and (bound is None or all(s.decided(bound) for s in _slowdowns(found))):
+            if len(found[0]) >= rounds and (bound is None or _is_decided(_slowdowns(found), bound)):
                 break
     return found
 
@@ -336,6 +336,11 @@ def _slowdowns(found: Sequence[Sequence[Sequence[float]]]) -> list[Slowdown]:
     """Compare every model with the first."""
     before, *others = ([statistics.median(turn) for turn in turns] for turns in found)
     return [Slowdown.of(before, after) for after in others]
+
+
+def _is_decided(slowdowns: Sequence[Slowdown], bound: float) -> bool:
+    """True if one model is slower than the bound allows, which is enough to know, or none is."""
+    return any(s.above(bound) for s in slowdowns) or all(s.decided(bound) for s in slowdowns)
 
 
 def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float]]]:

@@ -209,7 +209,8 @@ def _samples(
         return limited, kind, []
     dims, point = extents
     assert check.original is not None
-    feeds = find_feeds(graph, check.original, count=effort.made_up, dims=dims, seed=seed)
+    seconds = effort.seconds / _TURNS
+    feeds = find_feeds(graph, check.original, count=effort.made_up, dims=dims, seed=seed, seconds=seconds)
     if point is not None:
         with suppress(InputError):  # the model does not run there: there is nothing to compare
             feeds[1:1] = find_feeds(graph, check.original, count=1, dims={**point, **(dims or {})}, seed=seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from memoptc.ir.decoder import KEY as DECODER
 from memoptc.ir.decoder import Decoder, appended_inputs, recognise, recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.forms import WritingForm
+from memoptc.ir.printer import print_graph
 from memoptc.manager import count_nodes, weight_bytes
 from memoptc.pipeline import Pipeline
 from memoptc.report import Curve, Side
@@ -183,6 +185,15 @@ def provenance(compilation: Compilation, pipeline: Pipeline) -> dict[str, str]:
         "memoptc.options": f"-O{options.level} --target {options.target} --passes '{pipeline}'",
         "memoptc.source_sha256": compilation.source.graph.info.source_sha256,
     }
+
+
+def content_key(graph: Graph, form: WritingForm) -> str:
+    """Give a key that graphs of one compile share if they are the same, however they came about.
+
+    What large weights contain is not looked at: neither need nor latency depends on it.
+    """
+    text = print_graph(graph, weights="elide", notes=False)
+    return hashlib.sha256(f"{form}\n{text}".encode()).hexdigest()
 
 
 def kernels_of(graph: Graph, written: Path) -> IntegerRun | None:
