@@ -16,7 +16,7 @@ from memoptc.ir.dims import Sym
 from memoptc.options import Options
 from memoptc.pass_base import Searched
 from memoptc.runtime.data import Data
-from memoptc.runtime.design_points import DesignPoints, design_points, smaller_points
+from memoptc.runtime.design_points import DesignPoints, design_points, effort, smaller_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.held_out import SHARE, Part, can_hold_out
@@ -30,6 +30,8 @@ from memoptc.runtime.spool import trim
 from memoptc.runtime.trials import Trial, trial_runs
 from memoptc.source import Source
 
+_LARGER = 8.0
+"""How often a run at larger extents may take what is affordable: a gigabyte, or some seconds."""
 _PATIENCE = 10.0
 """Seconds after which no more inputs are tried where the compile goes on without: at chosen sizes, for observation."""
 
@@ -201,14 +203,16 @@ class Inputs:
         """Feeds to time choices of how to run with, the commonest first.
 
         For a decoder that is one step behind `feed`: as many runs as a text has tokens. For other models it is `feed`,
-        then one of four times its extents where nobody decided them.
+        then one of four times its extents where nobody decided them and a run at those is affordable.
         """
         if self.step is not None:
             return [self.step, self.feed]
         graph = self._source.graph
         extents = bind_shapes(graph, self.feed)
         wanted = {name: 4 * extent for name, extent in extents.items() if name not in self._asked}
-        return [self.feed, *(self._at(InputMaker(graph, self._asked), wanted) if wanted else ())]
+        maker = InputMaker(graph, self._asked)
+        larger = wanted and effort(maker, wanted) <= max(_LARGER, effort(maker, extents))
+        return [self.feed, *(self._at(maker, wanted) if larger else ())]
 
     @cached_property
     def step(self) -> dict[str, Any] | None:

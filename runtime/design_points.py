@@ -131,6 +131,12 @@ def _largest(
         wanted = smaller
 
 
+def effort(maker: InputMaker, dims: Mapping[str, int]) -> float:
+    """Give what a run takes, in bytes planned or multiplications, as a share of what is affordable; the larger one."""
+    work = multiplications(maker.typed, dims) / AFFORDABLE_WORK
+    return max(peak(maker.typed, dims).peak_bytes / AFFORDABLE, work)
+
+
 def multiplications(graph: Graph, dims: Mapping[str, int]) -> float:
     """Count the multiplications of one run; extents that stay unknown count as 1, the body of a loop runs once."""
     known = extents(graph, dims)

@@ -12,6 +12,7 @@ from typing import Any
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.input_values import STYLES
 from memoptc.runtime.inputs import InputMaker
@@ -20,6 +21,8 @@ from memoptc.runtime.trials import TooManyCrashes, Trial, trial_runs
 _ATTEMPTS = 72
 _LARGEST_FEED = 16 << 20
 """Bytes of inputs above which extents are not tried where smaller ones are to be had: several open axes multiply."""
+_MOST_EFFORT = 16.0
+"""How often a run may take what is affordable, where the model runs at no smaller extents: 2 GB, some ten seconds."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,11 @@ def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: flo
     sizes = [first[0].dims]
     if maker.is_dynamic:
         twice = {n: 2 if e == 1 and n not in maker.dims else e for n, e in first[0].dims.items()}
+        most = max(1.0, effort(maker, first[0].dims)) if count > 1 else 0.0
         for binding in (*itertools.islice(maker.bindings(), 12), twice):
             if len(found) >= count or time.monotonic() > until:
                 break
-            if binding not in sizes:
+            if binding not in sizes and effort(maker, binding) <= most:
                 more = _attempt(maker, trial, binding, first[0].style, len(found), choice)
                 if isinstance(more, Generated) and (more.finite or not first[0].finite):
                     found.append(more)
@@ -108,7 +112,7 @@ def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generat
     fallback: tuple[Generated, int] | None = None
     error = ""
     attempts = 0
-    bindings = list(maker.bindings())
+    bindings = _affordable_first(maker, list(maker.bindings()))
     sizes = [maker.nbytes(binding) for binding in bindings]
     bound = max(_LARGEST_FEED, min(sizes, default=0))
     for style in STYLES:
@@ -128,6 +132,16 @@ def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generat
                 elif fallback is None:
                     fallback = found, choice
     return fallback, error
+
+
+def _affordable_first(maker: InputMaker, bindings: list[dict[str, int]]) -> list[dict[str, int]]:
+    """Move extents at which a run takes much behind the others, and leave out those at which it takes far too much."""
+    if len(bindings) < 2 or effort(maker, max(bindings, key=maker.nbytes)) <= 1:
+        return bindings
+    efforts = [effort(maker, binding) for binding in bindings]
+    most = max(_MOST_EFFORT, min(efforts))
+    order = sorted(range(len(bindings)), key=lambda i: max(1.0, efforts[i]))  # of what is affordable, as they came
+    return [bindings[i] for i in order if efforts[i] <= most]
 
 
 def _attempt(
