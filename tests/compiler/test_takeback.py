@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from runtime_models import parse
 
 import memoptc
+from memoptc.allowance import CUT, Allowance
 from memoptc.attempts import Edit
 from memoptc.cli.main import main
 from memoptc.options import Options
@@ -228,23 +229,29 @@ def test_a_weaker_form_is_tried_first() -> None:
     assert find_edit([1, 2], lambda e: bool(e.replaced), iter([weak])) is weak
 
 
-def attempts_that_hold(holds: Callable[[str, str], bool]) -> tuple[Any, list[str]]:
-    """Stand-in for attempts of which only those hold of which that is true, by form and pipeline; and forms written."""
+def attempts_that_hold(holds: Callable[[str, str], bool], seconds: float = 60.0) -> tuple[Any, list[str]]:
+    """Stand-in for attempts of which only those hold of which that is true, by form and pipeline; and forms written.
+
+    Of several passes named `simplify`, one does all that they do. There is an allowance of so many seconds.
+    """
     built: list[str] = []
 
     def build(pipeline: Pipeline, *, form: str | None = None) -> Any:
         name = form or "shapeless"  # what is chosen where nobody says
         need = 10 * MB if holds(name, str(pipeline)) else 90 * MB
+        changed = [i for i, p in enumerate(pipeline.passes()) if p.name == "simplify"]
         built.append(name)
         return SimpleNamespace(
             choice=SimpleNamespace(form=SimpleNamespace(name=name)), predicted=(need, need), needs=None, edit=None,
-            pipeline=pipeline, compiled=SimpleNamespace(changed=[0]), decisions=[], warnings=[], taken_back=([], []),
+            pipeline=pipeline, compiled=SimpleNamespace(changed=changed), decisions=[], warnings=[],
+            taken_back=([], []), content=f"{name} {'simplify' in str(pipeline)}",
         )  # fmt: skip
 
     attempts = SimpleNamespace(
         build=build,
         compilation=SimpleNamespace(options=Options()),
         original=SimpleNamespace(sizes=(50 * MB, 50 * MB)),
+        allowance=Allowance(seconds),
     )
     return attempts, built
 
@@ -269,6 +276,45 @@ def test_a_form_and_a_pass_may_both_be_to_blame(forms: Sequence[str], taken_back
     held = Keeper(attempts).hold_predictions(attempts.build(parse_pipeline("simplify,drop-dead")))
     assert [d.what for d in held.decisions] == taken_back
     assert built[-1] == forms[-1]
+
+
+def test_what_is_written_alike_is_judged_once() -> None:
+    attempts, built = attempts_that_hold(lambda _, pipeline: "simplify" not in pipeline)
+    looks: list[Any] = []
+
+    class Counting(Keeper):
+        def _hold(self, first: Any, check: Any, weaker: Any) -> Any:
+            return super()._hold(first, lambda a: looks.append(a) or check(a), weaker)
+
+    first = attempts.build(parse_pipeline("simplify,simplify,simplify"), form="plain")
+    held = Counting(attempts).hold_predictions(first)
+    assert len(held.decisions) == 3
+    # With two of the three left, and with one, what is written is what broke the promise already.
+    broken = [a.content for a in looks if a.content.endswith("True")]
+    assert broken == ["plain True", "shapeless True"]
+    assert len(built) > len(looks)
+
+
+def test_when_the_allowance_is_spent_all_is_taken_back_at_once() -> None:
+    attempts, built = attempts_that_hold(lambda _, pipeline: "simplify" not in pipeline, seconds=-1.0)
+    held = Keeper(attempts).hold_predictions(attempts.build(parse_pipeline("simplify,simplify,simplify"), form="plain"))
+    assert len(built) == 2
+    assert held.warnings[-1] == CUT
+
+
+def test_searches_share_one_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("memoptc.allowance.time", SimpleNamespace(monotonic=lambda: now[0]))
+    allowance = Allowance(20.0)
+    for _ in range(2):
+        with allowance.search(measured=True) as spent:
+            assert not spent()
+            now[0] += 12
+    now[0] += 1000  # what other steps take counts for nothing
+    with allowance.search(measured=True) as spent:
+        assert spent()
+        allowance.grant(1.0)
+        assert not spent()
 
 
 CHAIN = '''
