@@ -210,9 +210,7 @@ class Inputs:
         graph = self._source.graph
         extents = bind_shapes(graph, self.feed)
         wanted = {name: 4 * extent for name, extent in extents.items() if name not in self._asked}
-        maker = InputMaker(graph, self._asked)
-        larger = wanted and effort(maker, wanted) <= max(_LARGER, effort(maker, extents))
-        return [self.feed, *(self._at(maker, wanted) if larger else ())]
+        return [self.feed, *(self._at(InputMaker(graph, self._asked), wanted, _LARGER) if wanted else ())]
 
     @cached_property
     def step(self) -> dict[str, Any] | None:
@@ -228,11 +226,13 @@ class Inputs:
         return next(iter(self._at(maker, wanted)), None)
 
     @staticmethod
-    def _at(maker: InputMaker, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
-        """A feed of the extents wanted, as far as they agree; none where it cannot be made up."""
+    def _at(maker: InputMaker, wanted: Mapping[str, int], most: float = math.inf) -> list[dict[str, Any]]:
+        """A feed of the extents wanted, as far as they agree; none where it cannot be made up, or takes too much."""
         try:
             found = maker.consistent(wanted)
-            return [] if found is None else [maker.make(found)]
+            if found is None or (most < math.inf and effort(maker, found) > most):
+                return []
+            return [maker.make(found)]
         except InputError:
             return []
 
