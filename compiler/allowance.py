@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 SECONDS, SECONDS_PER_NODE = 60.0, 0.05
 """Seconds for any model, and for each node of it."""
-MEASURINGS = 8.0
+MEASURINGS = 5.0
 """How often measuring one attempt may take its time besides, which is some fifty runs of the model."""
 
 CUT = "The search for less to take back was ended after a while; what is written holds."

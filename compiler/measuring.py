@@ -35,6 +35,9 @@ _CONTAINER_SECONDS = 90.0
 _NEAR = 1.1
 """Up to this ratio a need above the bound is measured again, before anything is taken back for it."""
 
+_CLEAR = 1.02
+"""Times the bound: the slowdown above which a candidate among others is not given a second chance."""
+
 _REPEATS = 2
 """Further fresh processes then, of each model; the one in the middle counts."""
 
@@ -194,8 +197,15 @@ class Bench:
         session = None if needs.session is None else most(needs.session, self._way())
         return most(needs.stock, RunOptions(threads=self.threads)), session
 
-    def times(self, path: Path, feed: Feed, needs: Needs) -> Times:
-        """Time a candidate against the original."""
+    def times(self, path: Path, feed: Feed, needs: Needs, *, searching: bool = False) -> Times:
+        """Time a candidate against the original.
+
+        Args:
+            path: The candidate.
+            feed: What to run it with.
+            needs: What it needs.
+            searching: It is one of several that are tried: one that is clearly too slow is not timed again.
+        """
         stock = RunOptions(threads=self.threads)
         paths, feeds, known = [self.original, path], [self.feed, feed], [self.before.stock, needs.stock]
         ways: list[Way] = [stock, stock]
@@ -204,7 +214,7 @@ class Bench:
             ways.append(self._way())
         # Some processes are slow, or fast, for as long as they live: two of three decide.
         turns = [self._timed(paths, feeds, ways, known)]
-        if turns[0].certainly_above(self.bound):
+        if turns[0].certainly_above(self.bound) and not (searching and turns[0].certainly_above(_CLEAR * self.bound)):
             turns.append(self._timed(paths, feeds, ways, known))
             if not turns[1].certainly_above(self.bound):
                 turns.append(self._timed(paths, feeds, ways, known))

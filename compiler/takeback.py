@@ -244,7 +244,8 @@ class Keeper:
         assert attempt.needs is not None
         if attempt.times is None:
             encode = attempt.compiled.border.encode
-            attempt.times = self.bench.times(attempt.path, encode(self.bench.feed), attempt.needs)
+            searching = attempt.edit is not None
+            attempt.times = self.bench.times(attempt.path, encode(self.bench.feed), attempt.needs, searching=searching)
             if self.bench.step is not None:
                 step = self.bench.step_times(attempt.path, encode(self.bench.step), attempt.needs)
                 attempt.times = replace(attempt.times, step=step)
