@@ -108,7 +108,7 @@ class TierBench(Bench):
     def needs(self, path: Path, feed: Any) -> Needs:
         return Needs(measured(1), self._session(path))
 
-    def times(self, path: Path, feed: Any, needs: Needs) -> Times:
+    def times(self, path: Path, feed: Any, needs: Needs, *, searching: bool = False) -> Times:
         return Times(measured(1), measured(1), self._session(path))
 
 
