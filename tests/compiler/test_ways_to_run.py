@@ -53,15 +53,25 @@ def test_calling_session_costs_something_with_the_original_too() -> None:
     assert [b.in_session for b in broken_latency(both, 1.05)] == [False]  # stock onnxruntime is granted nothing
 
 
-@pytest.mark.parametrize(("ratios", "broken"), [([1], 0), ([2, 1, 1], 0), ([2, 1, 1.5], 1), ([1.5, 2], 1)])
+@pytest.mark.parametrize(
+    ("ratios", "broken", "searching"),
+    [
+        ([1], 0, False),
+        ([2, 1, 1], 0, False),
+        ([2, 1, 1.5], 1, False),
+        ([1.5, 2], 1, False),
+        ([2], 1, True),  # one of many that are tried
+        ([1.06, 1, 1], 0, True),  # near the bound all the same
+    ],
+)
 def test_what_is_slow_in_one_process_is_timed_in_others(
-    ratios: list[float], broken: int, monkeypatch: pytest.MonkeyPatch
+    ratios: list[float], broken: int, searching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [[measured(1), measured(ratio)] for ratio in ratios]
     monkeypatch.setattr("memoptc.measuring.measure", lambda *_, **__: given.pop(0))
     bench = Bench(Path("original"), {}, 0, 1.05)
     bench.before = Needs(measured(1), None)
-    times = bench.times(Path("candidate"), {}, Needs(measured(1), None))
+    times = bench.times(Path("candidate"), {}, Needs(measured(1), None), searching=searching)
     assert not given
     assert len(broken_latency(times, 1.05)) == broken
 
@@ -118,7 +128,7 @@ def attempt_at(folder: Path) -> Any:
     contract.save(contract_path(path))
     border = SimpleNamespace(encode=lambda feed: feed)
     return SimpleNamespace(path=path, contract=contract, needs=None, times=None, decisions=[], warnings=[],
-                           compiled=SimpleNamespace(border=border))  # fmt: skip
+                           compiled=SimpleNamespace(border=border), edit=None)  # fmt: skip
 
 
 @pytest.mark.parametrize(
