@@ -25,7 +25,8 @@ class QuantizeWeights(Pass):
     stays is named, with the reason, in the report's decisions.
 
     Args:
-        bits: 4 or 8.
+        bits: 4, 8, or 2: of products and lookups only, in the form "nbits", best with activations of 8 bits, since other
+            kernels for it are slow.
         block: Weights that share a scale: 16, 32, 64, 128 or 256. Convolutions take the nearest size that divides
             the weights of a channel.
         symmetric: Code 0 as the middle code everywhere, which saves the zero points and costs about half a decibel.
@@ -57,7 +58,7 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("bits", self.bits, (4, 8)),
+            ("bits", self.bits, (2, 4, 8) if self.form == "nbits" else (4, 8)),
             ("block", self.block, BLOCKS),
             ("form", self.form, FORMS),
             ("activations", self.activations, (8, 32)),

@@ -56,7 +56,7 @@ def decisions(found: Graph, **options: object) -> tuple[Counter[str], list[str]]
 
 
 @given(
-    st.integers(0, 2**32 - 1), st.sampled_from([4, 8]), st.sampled_from([16, 27, 32]), st.booleans(),
+    st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 8]), st.sampled_from([16, 27, 32]), st.booleans(),
     st.sampled_from([1e-20, 1e-3, 1.0, 1e30]),
 )  # fmt: skip
 def test_the_search_is_never_worse_than_rounding(
@@ -92,6 +92,7 @@ def test_integers_in_range_are_exact() -> None:
 
 def test_packing() -> None:
     assert pack(np.array([[1, 2, 3]], np.uint8), 4).tolist() == [[0x21, 0x03]]
+    assert pack(np.array([[1, 2, 3, 0, 2]], np.uint8), 2).tolist() == [[0x39, 0x02]]
     assert pack(np.array([[1, 2]], np.uint8), 8).tolist() == [[1, 2]]
 
 
@@ -100,7 +101,9 @@ def test_windows_are_cut_without_a_rest() -> None:
 
 
 @pytest.mark.parametrize("rows", [48, 50, 257])
-@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"bits": 8}, {"form": "dq"}, {"form": "dq", "bits": 8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"symmetric": True}, {"bits": 8}, {"bits": 2}, {"form": "dq"}, {"form": "dq", "bits": 8}]
+)
 def test_onnxruntime_computes_what_the_codes_say(rows: int, options: dict[str, object]) -> None:
     weight = RNG.standard_normal((rows, 24)).astype(np.float32)
     found = graph(product(weight))

@@ -13,7 +13,11 @@ Bytes = npt.NDArray[np.uint8]
 SMALLEST = 1e-30
 """Blocks whose largest magnitude lies below this count as zero: their squares and scales would be subnormal."""
 
-SHRINKS = {4: tuple(1.0 - i / 24 for i in range(12)), 8: (1.0, 0.995, 0.99, 0.98, 0.97, 0.95)}
+SHRINKS = {
+    2: tuple(1.0 - i / 20 for i in range(14)),
+    4: tuple(1.0 - i / 24 for i in range(12)),
+    8: (1.0, 0.995, 0.99, 0.98, 0.97, 0.95),
+}
 """By bits: parts of a block's range to try. Clipping pays where few bits make rounding dear: beyond half of the range
 in 4 bits, beyond a twentieth in 8, it never won on trained weights."""
 
@@ -32,7 +36,7 @@ class Blocks:
         codes: uint8 of shape (rows, blocks * block), each below 2^bits; behind the last column stands the code of 0.
         scales: float32 of shape (rows, blocks), never 0; negative ones occur.
         zeros: uint8 of shape (rows, blocks): the code of 0.
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         block: Columns that share a scale.
         columns: Columns that are meant; the last block may reach beyond them.
         symmetric: Whether every zero is `2^(bits - 1)`, and need not be stored.
@@ -58,7 +62,7 @@ class Blocks:
         return np.ascontiguousarray(real.reshape(len(scales), -1)[:, : self.columns])
 
     def packed(self) -> Bytes:
-        """Give the codes as bytes of shape (rows, blocks, block * bits / 8), lower half of a byte first."""
+        """Give the codes as bytes of shape (rows, blocks, block * bits / 8), lowest bits of a byte first."""
         rows, count = self.scales.shape
         return pack(self.codes, self.bits).reshape(rows, count, self.block * self.bits // 8)
 
@@ -68,12 +72,14 @@ class Blocks:
 
 
 def pack(codes: Bytes, bits: int) -> Bytes:
-    """Pack codes along the last axis, lower half of a byte first; an odd one out fills its byte with 0."""
-    if bits == 8:
-        return codes
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
-    return np.ascontiguousarray(codes[..., ::2] | codes[..., 1::2] << 4)
+    """Pack codes along the last axis, lowest bits of a byte first; what lacks of the last byte is filled with 0."""
+    each = 8 // bits
+    if rest := -codes.shape[-1] % each:
+        codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], rest), np.uint8)], axis=-1)
+    packed = codes[..., ::each].copy()
+    for i in range(1, each):
+        packed |= codes[..., i::each] << (bits * i)
+    return packed
 
 
 def encode(
@@ -100,7 +106,7 @@ def encode(
 
     Args:
         weight: Finite float32 of shape (rows, columns).
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         block: Columns that share a scale; the last block of a row may be shorter, and is filled with zeros.
         symmetric: Whether 0 has the same code in every block.
         search: Look for good scales, or round plainly.

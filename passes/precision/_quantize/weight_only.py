@@ -55,7 +55,7 @@ class WeightFormat:
     """Format that weights are quantized to.
 
     Args:
-        bits: 4 or 8.
+        bits: 2, 4 or 8.
         block: Weights that share a scale.
         symmetric: Whether 0 always has the middle code.
         form: "nbits" or "dq".
@@ -80,7 +80,7 @@ class WeightFormat:
         if site.whole and self.decode == "run":
             return site.whole
         if site.decoded or site.op.op_type == GATHER:
-            return ""
+            return "no operator that decodes weights as a whole knows 2 bits" if self.bits == 2 and site.decoded else ""
         tensor = weight.value.tensor
         if tensor is not None and self._bytes(tuple(tensor.shape.numpy()), site.columns) >= weight.bytes:
             return f"in blocks of {self.block} its codes would take as many bytes"
