@@ -17,7 +17,7 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
 from memoptc.passes.precision._quantize.blocks import encode, error_of
-from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, report, write_all
+from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, obstacle, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.pace import Pace
@@ -29,11 +29,13 @@ from memoptc.passes.precision._quantize.tables import Table, make_table
 from memoptc.passes.precision._quantize.tradeoff import (
     BLOCKS,
     FLOAT,
+    NARROW,
     WEIGHTS,
     Layer,
     ladder,
     layer_row,
     needed,
+    within,
 )
 from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK, Memo, WeightFormat, Writer, near_divisor
 from memoptc.report.model import Decision
@@ -41,6 +43,9 @@ from memoptc.runtime.quality import Quality, decibels
 
 _ALONE, _FEWEST = 0.5, 4
 """Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
+
+_MOST = 10.0
+"""Noise to signal above which more says nothing."""
 
 
 class MixWeights(Pass):
@@ -54,6 +59,9 @@ class MixWeights(Pass):
     Of a decoder with a cache, kernels code activations as they go: a step then takes three quarters of the time, and
     the products err a tenth of what 4 bits cost them. Weights in 8 bits are in blocks there, too, which are read as
     codes at every step.
+
+    With a `size`, bytes decide instead: products and lookups may then take 2 bits, too, and what their weights cost at
+    the outputs (measured in groups of neighbours) says which get more.
 
     By "weights" nothing is run: what coding changes in each weight, as a part of it, is added up over the model as if
     all of it reached the outputs. That is an estimate, and for most models a cautious one.
@@ -73,6 +81,7 @@ class MixWeights(Pass):
             each "run", from blocks, which takes less memory and more time, of convolutions only.
         exclude: Node names or operators to leave in float.
         study: Measure each weight alone even when accuracy is met without.
+        size: Bytes of the weights with their scales, at most, as a part of those in float; no accuracy is asked for.
     """
 
     min_sqnr: float | None = 10.0
@@ -86,6 +95,7 @@ class MixWeights(Pass):
     decode: str = "load"
     exclude: tuple[str, ...] = ()
     study: bool = False
+    size: float | None = None
 
     def __post_init__(self) -> None:
         if self.by not in ("outputs", "weights"):
@@ -94,10 +104,14 @@ class MixWeights(Pass):
             raise InputError(f"mix-weights has no decode={self.decode!r}.", hint="There are: load, run.")
         if self.by == "weights" and (self.min_sqnr is None or self.max_loss is not None):
             raise InputError("Errors of weights say nothing of a metric.", hint="Give min_sqnr, and no max_loss.")
+        if self.size is not None and (self.by == "weights" or not self.size > 0):
+            raise InputError(
+                f"mix-weights has no size={self.size} by {self.by}.", hint='Give a part above 0, by="outputs".'
+            )
 
     def stricter(self) -> Pass | None:
         """With more layers in float: as data held out showed, what was searched on says too little."""
-        more = self.fallback and self.by == "outputs" and self.min_sqnr is not None
+        more = self.fallback and self.by == "outputs" and self.min_sqnr is not None and self.size is None
         return replace(self, min_sqnr=(self.min_sqnr or 0.0) + STRICTER) if more else None
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -115,7 +129,12 @@ class MixWeights(Pass):
         states = search.by_weights() if self.by == "weights" else search.by_outputs()
         writer = Writer(search.plan, context.stats, memo=search.memo, tables=search.tables, rounded=search.rounded)
         before, after = search.write(graph, states, writer)
-        for state, what in ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "kept in float")):
+        for state, what in (
+            (NARROW, "in 2 bits"),
+            (BLOCKS, "in 4 bits"),
+            (WEIGHTS, "in 8 bits"),
+            (FLOAT, "kept in float"),
+        ):
             count = sum(found == state for found in states.values())
             if count:
                 context.stats[f"weights {what}"] += count
@@ -136,6 +155,8 @@ class _Search:
         self.found = self.find(graph)
         self.names = _names(self.found.chosen)
         self.memo: Memo = {}
+        self.narrow = replace(self.plan, bits=2, activations=8)
+        self.narrow_memo: Memo = {}
         self.tables: dict[tuple[int, int], Table] = {}
         self.rounded: list[Rounded] = []
 
@@ -152,12 +173,16 @@ class _Search:
         # rounded by data once, and known from then on
         observed = self.context if self.asked.rounding and not (self.memo or self.tables) else None
         after = sum(write_all(graph, blocks, writer, observed))
+        narrow = [weight for i, weight in enumerate(chosen) if state[i] == NARROW]
+        coarse = Writer(self.narrow, writer.stats, memo=self.narrow_memo, rounded=writer.rounded)
+        after += sum(write_all(graph, narrow, coarse, observed))
         fine = Writer(replace(self.plan, bits=8, block=DECODER_BLOCK, symmetric=True), writer.stats)
         for i, weight in enumerate(chosen):
             if state[i] == WEIGHTS:
                 in_blocks = self.decodes and not any(site.decoded for site in weight.sites)
                 after += fine.write(weight) if in_blocks else writer.write(weight, channels=True)
-        writer.signal, writer.noise = writer.signal + fine.signal, writer.noise + fine.noise
+        writer.signal += fine.signal + coarse.signal
+        writer.noise += fine.noise + coarse.noise
         return before, after
 
     def copy(self, states: Mapping[str, str]) -> Graph:
@@ -196,6 +221,8 @@ class _Search:
                 raise
             self.context.warnings.append(f"{error.message} What 4 bits cost is estimated from the weights alone.")
             return self.by_weights()
+        if asked.size is not None:
+            return self.by_size(asked.size, wanted)
         states: Mapping[str, str] = dict.fromkeys(self.names, BLOCKS)
         quality, layers = wanted.trials.full(self.copy(states)), []
         if not wanted.good(quality) or asked.study:
@@ -209,6 +236,43 @@ class _Search:
         setting += ", activations coded by the kernel" if self.plan.activations == 8 else ""
         self.note(layers, states, setting, wanted, quality)
         return dict(states)
+
+    def by_size(self, size: float, wanted: AccuracyCheck) -> dict[str, str]:
+        """Choose what fits into so much of the bytes."""
+        errors, narrow = self.errors(), {}
+        for name, weight in zip(self.names, self.found.chosen, strict=True):
+            if not obstacle(weight, self.narrow):
+                narrow[name] = _errors(weight, self.narrow)[0]
+        group = -(-len(narrow) // EXACT) or 1
+        members, noise, pace = list(narrow), dict[str, dict[str, float]](), Pace(-(-len(narrow) // group))
+        for number, start in enumerate(range(0, len(members), group)):
+            self.context.say(f"weights in 2 bits, {pace.at(number)}")
+            together, graph = members[start : start + group], self.graph.clone()
+            writer, named = Writer(self.narrow, Counter()), dict(zip(self.names, self.find(graph).chosen, strict=True))
+            for name in together:
+                writer.write(named[name])
+            whole = sum(narrow[name] for name in together) or 1.0
+            for key, n in wanted.trials.quick(graph, SAMPLES).noise.items():
+                for name in together:
+                    noise.setdefault(name, {})[key] = min(n, _MOST) * narrow[name] / whole
+        layers, passed = [], _passed([(narrow[name], found) for name, found in noise.items()])
+        for name, weight in zip(self.names, self.found.chosen, strict=True):
+            own = {NARROW: narrow.get(name), BLOCKS: errors[BLOCKS][name], WEIGHTS: errors[WEIGHTS][name]}
+            part = {k: noise[name][k] / max(narrow[name], 1e-30) if name in noise else p for k, p in passed.items()}
+            found = {s: {k: p * e for k, p in part.items()} for s, e in own.items() if e is not None}
+            layers.append(Layer(name, weight.sites[0].op.op_type, weight.bytes, 0.0, found, name in noise))
+        sizes, parts = {layer.name: layer.nbytes for layer in layers}, self.parts()
+        room = int(size * sum(sizes.values()))
+        states = within(layers, room, lambda name, state: sizes[name] * parts[state])
+        quality = wanted.trials.full(self.copy(states))
+        self.note(layers, states, f"weights in {size:g} of their bytes", wanted, quality)
+        return states
+
+    def parts(self) -> dict[str, float]:
+        """By state: bytes of a weight, with its scale and zero point, as a part of those in float."""
+        block = self.asked.block
+        eight = 8 + 32 / DECODER_BLOCK if self.decodes else 8.0
+        return {NARROW: (2 + 34 / block) / 32, BLOCKS: (4 + 36 / block) / 32, WEIGHTS: eight / 32, FLOAT: 1.0}
 
     def errors(self) -> dict[str, dict[str, float]]:
         """By state and weight: what coding changes in it, noise to signal."""
@@ -272,7 +336,7 @@ class _Search:
         rows = [layer_row(layer, states[layer.name]) for layer in layers]
         context.artefacts.precision = Precision(rows, reached)
         counts = Counter(states.values())
-        written = ((BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "in float"))
+        written = ((NARROW, "in 2 bits"), (BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "in float"))
         what = ", ".join(f"{counts[state]} {text}" for state, text in written if counts[state])
         context.decisions.append(Decision(name, f"of {len(self.names)} weights {what}", why))
 
@@ -305,7 +369,7 @@ def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:
         block = rows.shape[1]
     else:
         rows, axis, block = np.ascontiguousarray(content if site.columns else content.T), 1 - site.columns, plan.block
-    signal, coarse = error_of(rows, encode(rows, 4, block, symmetric=False, search=False))
+    signal, coarse = error_of(rows, encode(rows, plan.bits, block, symmetric=False, search=plan.bits == 2))
     codes = weight_codes(content, axis, DType.INT8)
     real = codes.codes * codes.scales.reshape([-1 if i == axis else 1 for i in range(content.ndim)])
     fine = float(np.square(content - real, dtype=np.float64).sum())

@@ -25,8 +25,8 @@ class QuantizeWeights(Pass):
     stays is named, with the reason, in the report's decisions.
 
     Args:
-        bits: 4, 8, or 2: of products and lookups only, in the form "nbits", best with activations of 8 bits, since other
-            kernels for it are slow.
+        bits: 4, 8, or 2: of products and lookups only, in the form "nbits"; other kernels for it than those for
+            activations of 8 bits are slow.
         block: Weights that share a scale: 16, 32, 64, 128 or 256. Convolutions take the nearest size that divides
             the weights of a channel.
         symmetric: Code 0 as the middle code everywhere, which saves the zero points and costs about half a decibel.

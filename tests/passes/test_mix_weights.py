@@ -177,3 +177,28 @@ def test_pipelines_name_what_is_asked() -> None:
         2, "mixed", calibrated=True, accuracy=asked
     )
     assert 'mix-weights{min_sqnr=20.0,by="weights"}' in pipeline_text(2, "mixed")
+
+
+def test_a_size_decides_by_2_4_and_8_bits() -> None:
+    """Most of what the second weight holds cancels out later: it is not the one that gets the bytes."""
+    rng = np.random.default_rng(9)
+    arrays = {name: rng.normal(size=(128, 128)).astype(np.float32) / 12 for name in ("first", "second", "third")}
+    arrays["second"][:, 1:] *= 1e-2  # behind the product, one column counts
+    arrays["third"][0] = 0.0
+    model, states, errors = parse(OUTLIERS.replace("64", "128"), **arrays), {}, []
+    data = [{"x": rng.normal(size=(4, 128)).astype(np.float32)} for _ in range(6)]
+    for size in (0.05, 0.12, 0.2):
+        steps = f"mix-weights{{size={size},block=64}},drop-dead,plan-memory,lower"
+        found = compile_model(
+            model, 2, "int4", passes=steps, calibration=data, validation=data, measure=False, force=True
+        )
+        states[size] = decided(found)
+        errors.append(found.report.verification["outputs"][0]["sqnr_db"])
+        if size > 0.1:  # 2 bits with scales take 0.079 of the bytes, the least there is
+            assert found.report.candidate.weight_bytes <= size * 3 * 4 * 128 * 128 + 1024
+    assert set(states[0.05].values()) == {"2-bit weights"}
+    assert "2-bit weights" in states[0.12].values()
+    assert "2-bit weights" not in states[0.2].values()
+    assert errors[0] < errors[1] < errors[2]
+    with pytest.raises(InputError, match="size=0"):
+        MixWeights(size=0.0)

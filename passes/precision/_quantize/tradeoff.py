@@ -11,8 +11,10 @@ from memoptc.runtime.quality import decibels
 
 INTEGER, BLOCKS, WEIGHTS, FLOAT = "integer", "4-bit weights", "integer weights", "float"
 """What a layer can be: computed on 8-bit integers; in float with weights in blocks of 4 bits, or in 8; in float."""
+NARROW = "2-bit weights"
+"""The same in blocks of 2 bits, where bytes are what is asked for."""
 
-COSTS = {INTEGER: (0.25, 0.0), BLOCKS: (0.16, 1.0), WEIGHTS: (0.25, 1.0), FLOAT: (1.0, 1.0)}
+COSTS = {INTEGER: (0.25, 0.0), NARROW: (0.09, 1.0), BLOCKS: (0.16, 1.0), WEIGHTS: (0.25, 1.0), FLOAT: (1.0, 1.0)}
 """Bytes of each state, as a part of those in float, and whether it computes in float."""
 
 GIVE_BACK = 12
@@ -124,6 +126,25 @@ def ladder(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
             found.append(StateChange(layer.name, to, gain, cost, between))
             at = to
     return Ladder(start, sorted(found, key=lambda m: -m.gain / m.cost))
+
+
+def within(layers: Sequence[Layer], nbytes: int, bytes_of: Callable[[str, str], float]) -> dict[str, str]:
+    """Choose the states of least error that take so many bytes at most; the cheapest ones where not even these fit.
+
+    Args:
+        layers: What there is to choose for.
+        nbytes: Of all layers together.
+        bytes_of: From the name of a layer and a state to its bytes.
+    """
+    steps = ladder(layers)
+    states = dict(steps.start)
+    left = nbytes - sum(bytes_of(name, state) for name, state in states.items())
+    for move in steps.moves:
+        more = bytes_of(move.layer, move.state) - bytes_of(move.layer, states[move.layer])
+        if 0 <= more <= left:
+            left -= more
+            states[move.layer] = move.state
+    return states
 
 
 def layer_row(layer: Layer, decision: str) -> dict[str, Any]:
