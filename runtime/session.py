@@ -14,6 +14,7 @@ import onnxruntime as ort
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
+from memoptc.runtime.heap import trim_heap
 from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.library_pages import library_pages_returned
 from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
@@ -147,6 +148,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                     self.memory = "arena"
             if self._planned is None:
                 self._open(on_host)
+        trim_heap()  # what loading freed stands beside what runs take, else
 
     def _open(self, on_host: bool = True) -> None:
         """Load the model into onnxruntime's Python session."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, no_such_file
+from memoptc.runtime.heap import trim_heap
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
@@ -171,7 +171,7 @@ class Planned:
         self._best_fit_bytes = max(self._best_fit_bytes, trace.best_fit_bytes)
         self._apart = _outputs_of(trace)
         if first:
-            _trim()
+            trim_heap()
         return _copied(found, into)
 
     def _plan(self, key: Any) -> RunPlan:
@@ -289,9 +289,3 @@ def _copied(found: Mapping[str, Any], into: Mapping[str, npt.NDArray[Any]]) -> d
             np.copyto(array, result[name])
             result[name] = array
     return result
-
-
-def _trim() -> None:
-    """Give freed memory back to the system, where the C library can."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
