@@ -6,7 +6,7 @@
 One line of JSON per model, size, level and target is appended to FILE as it is known; what FILE has is not run again,
 so that it can be run in parts. Models are compiled as users do, measured and held to the gate. Needs are MB of a
 process over what it had before the model was opened; `base`, what a model of one node needs, is taken off before ratios
-are formed. A case is bound by activations where the original's runs take at least 5 MB and twice its file, and bound by
+are formed: in `Session` what it needs there, which is less. A case is bound by activations where the original's runs take at least 5 MB and twice its file, and bound by
 weights where these are more than half of its need.
 """
 
@@ -35,7 +35,7 @@ from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.container import Unavailable, smallest_container
-from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measure import InSession, measure_need
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.options import RunOptions
 
@@ -63,6 +63,7 @@ def base(folder: Path, threads: int, containers: bool) -> Line:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     feed, stock = {"x": np.zeros(8, np.float32)}, RunOptions(threads=threads)
     line: Line = {"base": True, "need_mb": measure_need(path, feed, options=stock).need_bytes / 1e6}
+    line["session_mb"] = measure_need(path, feed, options=InSession(arguments={"threads": threads})).need_bytes / 1e6
     line["container_mb"] = smallest_container(path, feed, way=stock).limit_bytes / 1e6 if containers else None
     return line
 
@@ -131,12 +132,12 @@ def geomean(values: Sequence[float]) -> float:
     return math.exp(sum(math.log(v) for v in values) / len(values)) if values else float("nan")
 
 
-def above(line: Line, key: str, index: int, base_mb: float) -> float | None:
-    """A figure of the candidate over the original's, both above the base."""
+def above(line: Line, key: str, index: int, bases: Sequence[float]) -> float | None:
+    """A figure of the candidate over the original's, each above its base: that of the original, and that of the way."""
     before, after = line[key][0], line[key][index]
     if before is None or after is None:
         return None
-    return max(after - base_mb, LEAST_MB) / max(before - base_mb, LEAST_MB)
+    return max(after - bases[1], LEAST_MB) / max(before - bases[0], LEAST_MB)
 
 
 def summary(lines: Sequence[Line], console: Console) -> None:
@@ -144,9 +145,10 @@ def summary(lines: Sequence[Line], console: Console) -> None:
     bases = [line for line in lines if line.get("base")]
     lines = [line for line in lines if "need_mb" in line and not line.get("base")]
     need = bases[-1]["need_mb"] if bases else 0.0
+    in_session = bases[-1].get("session_mb", need) if bases else 0.0
     container = next((b["container_mb"] for b in reversed(bases) if b["container_mb"] is not None), None)
     console.print(
-        f"base: need {need:.1f} MB, container {'not measured' if container is None else f'{container:.1f} MB'}"
+        f"base: need {need:.1f} MB, in Session {in_session:.1f} MB, container {'not measured' if container is None else f'{container:.1f} MB'}"
     )
     table = Table(title="need, MB: as it was, compiled, compiled in Session; container the same; latency ratios")
     for heading in ("case", "level", "bound", "need", "after", "Session", "container", "after", "Session", "latency"):
@@ -165,7 +167,7 @@ def summary(lines: Sequence[Line], console: Console) -> None:
         there = [line for line in float32 if line["level"] == level and line["activation_bound"]]
         for index, (where, target) in enumerate(zip(("stock", "Session"), targets, strict=True), 1):
             what = f"-O{level}, activation-bound, {where}, need"
-            _target(console, what, there, target, _over("need_mb", index, need))
+            _target(console, what, there, target, _over("need_mb", index, (need, need if index == 1 else in_session)))
     for index, where in ((1, "stock"), (2, "Session")):
         ratios = [(case["need_mb"][index] / case["need_mb"][0], case) for case in lines if case["need_mb"][index]]
         over = [f"{case['model']} {case['variant']} -O{case['level']} {r:.2f}" for r, case in ratios if r > WORST]
@@ -173,7 +175,7 @@ def summary(lines: Sequence[Line], console: Console) -> None:
     bound = [line for line in float32 if line["weight_bound"] and line["level"] >= 2]
     for index, (where, target) in enumerate(zip(("stock", "Session"), FLOOR, strict=True), 1):
         _target(console, f"weight-bound, {where}, container over the floor", bound, target, _floors(index, container))
-    _target(console, "weight-bound, anonymous in Session", bound, ANONYMOUS, _over("anonymous_mb", 2, 0.0))
+    _target(console, "weight-bound, anonymous in Session", bound, ANONYMOUS, _over("anonymous_mb", 2, (0.0, 0.0)))
     _target(console, "weight-bound, latency", bound, LATENCY, lambda case: float(case["slowdown"][0]))
     plain = {(case["model"], case["variant"], case["level"]): case for case in float32}
     for line in lines:
@@ -195,8 +197,8 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _over(key: str, index: int, base_mb: float) -> Callable[[Line], float | None]:
-    return lambda line: above(line, key, index, base_mb)
+def _over(key: str, index: int, bases: Sequence[float]) -> Callable[[Line], float | None]:
+    return lambda line: above(line, key, index, bases)
 
 
 def _target(
