@@ -6,8 +6,8 @@
 One line of JSON per model, size, level and target is appended to FILE as it is known; what FILE has is not run again,
 so that it can be run in parts. Models are compiled as users do, measured and held to the gate. Needs are MB of a
 process over what it had before the model was opened; `base`, what a model of one node needs, is taken off before ratios
-are formed: in `Session` what it needs there, which is less. A case is bound by activations where the original's runs take at least 5 MB and twice its file, and bound by
-weights where these are more than half of its need.
+are formed: in `Session` what it needs there, which is less. A case is bound by activations where the original's runs
+take at least 5 MB and twice its file, and bound by weights where these are more than half of its need.
 """
 
 from __future__ import annotations
@@ -147,9 +147,8 @@ def summary(lines: Sequence[Line], console: Console) -> None:
     need = bases[-1]["need_mb"] if bases else 0.0
     in_session = bases[-1].get("session_mb", need) if bases else 0.0
     container = next((b["container_mb"] for b in reversed(bases) if b["container_mb"] is not None), None)
-    console.print(
-        f"base: need {need:.1f} MB, in Session {in_session:.1f} MB, container {'not measured' if container is None else f'{container:.1f} MB'}"
-    )
+    limit = "not measured" if container is None else f"{container:.1f} MB"
+    console.print(f"base: need {need:.1f} MB, in Session {in_session:.1f} MB, container {limit}")
     table = Table(title="need, MB: as it was, compiled, compiled in Session; container the same; latency ratios")
     for heading in ("case", "level", "bound", "need", "after", "Session", "container", "after", "Session", "latency"):
         table.add_column(heading, justify="left" if heading in ("case", "bound") else "right")
