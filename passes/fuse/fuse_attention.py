@@ -132,7 +132,8 @@ def _with_mask(b: Builder, core: Core, query: Value, keys: Value) -> tuple[Value
         w, c = made.columns()
         w_wide = np.zeros((w.shape[0], heads, width + 1), np.float32)
         c_wide = np.ones((heads, width + 1), np.float32)
-        w_wide[:, :, :width] = (w * np.float64(core.scale)).reshape(-1, heads, width)
+        for row, wider_row in zip(w, w_wide, strict=True):  # in float64 a row at a time, since weights are large
+            wider_row[:, :width] = (row * np.float64(core.scale)).reshape(heads, width)
         c_wide[:, :width] = (c * np.float64(core.scale)).reshape(heads, width)
         return made.remade(b, w_wide.reshape(w.shape[0], -1), c_wide.reshape(-1)), wider
     scaled = query if core.scale == 1 else b.Mul(query, np.asarray(core.scale, np.float32))

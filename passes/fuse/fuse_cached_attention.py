@@ -12,15 +12,13 @@ from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.fuse._decoder.cached import Cached, Masking, agreeing, cached_attention
+from memoptc.passes.fuse._decoder.cached import HIDDEN, Cached, Masking, agreeing, cached_attention
 from memoptc.passes.fuse._fuse.core import LOWEST, shape_of
 from memoptc.passes.fuse._fuse.heads import inside, is_inside, merged_again, outside, source, unsplit
 from memoptc.runtime.memory.branches import LIKELY
 
-HIDDEN = -9e3
-"""A score to which at most this is added counts as hidden, as Softmax sees it: no score comes near."""
 SHOWN = -4e3
-"""One to which more is added counts as shown. Between the two is room for what scores differ by."""
+"""A score to which more is added counts as shown. Between this and HIDDEN is room for what scores differ by."""
 
 _HEADS_INSIDE = (0, 2, 1, 3)
 _STEPS = 2

@@ -9,7 +9,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.fuse._decoder.rotary import Rotary, rotary
+from memoptc.passes.fuse._decoder.rotary import Known, Rotary, rotary
 from memoptc.passes.fuse._fuse.core import shape_of
 from memoptc.passes.fuse._fuse.heads import inside, is_inside, outside, source
 
@@ -25,11 +25,14 @@ class FuseRotary(Pass):
     """
 
     def run(self, graph: Graph, context: Context) -> None:
-        """Look at every sum, and every Concat of a turned part and the rest."""
+        """Look at every sum, and every Concat of a turned part and the rest, in order: later ones share tables."""
         context.shapes(graph)
+        known: Known = {}
         tables: dict[tuple[object, ...], tuple[Value, Value, Value]] = {}
-        for op in [*graph.walk("Concat"), *graph.walk("Add")]:
-            found = rotary(op) if op.graph is not None else None
+        partial = [found for op in graph.walk("Concat") if (found := rotary(op, known)) is not None]
+        inner = {op for found in partial for op in found.ops if op.is_a("Add")}
+        for op in list(graph.walk("Concat", "Add")):
+            found = rotary(op, known) if op.graph is not None and op not in inner else None
             if found is None or op.graph is None or (opset_of(op.graph) or 0) < 14:
                 continue
             _replace(op, found, op.graph, tables)

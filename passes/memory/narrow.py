@@ -13,7 +13,7 @@ from memoptc.ir.dims import Dim
 from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import facts, opset_of
 from memoptc.ir.ops.extent import runs_on_part
-from memoptc.ir.types import TensorType
+from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._narrow.crop import crop
 from memoptc.passes.memory._narrow.merge import merge
@@ -79,13 +79,13 @@ class _Moved:
 
 def _take(op: Op) -> _Take | None:
     """The part that an op takes, when it is a part of one axis."""
-    shape = _shape(op.operands[0])
+    shape = op.operands[0].shape
     if shape is None or not shape:
         return None
     if op.op_type == "Gather":
         axis = int(op.attrs.get("axis", 0))
         axis = axis + len(shape) if axis < 0 else axis
-        index = _shape(op.operands[1])
+        index = op.operands[1].shape
         if index == ():
             return _Take(axis, drops=True)
         if index is not None and len(index) == 1 and _fewer(index[0], shape[axis]):
@@ -106,7 +106,7 @@ def _slice_axes(op: Op, rank: int) -> list[int] | None:
         axes = op.attrs.get("axes", range(len(starts)))
     else:
         given = op.input(3)
-        count = _shape(op.operands[1])
+        count = op.operands[1].shape
         if given is None:
             axes = range(count[0]) if count is not None and isinstance(count[0], int) else None
         else:
@@ -139,7 +139,17 @@ def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
         return None
     if maker.is_const or not facts(maker).pure or any(r.has_uses for r in maker.results if r is not value):
         return None
-    return _axis(maker, maker.results.index(value), place)
+    axis = _axis(maker, maker.results.index(value), place)
+    cut = zip(maker.operands, axis.operands, strict=True) if axis is not None else ()
+    return axis if all(along is None or _can_be_cut(operand) for operand, along in cut) else None
+
+
+def _can_be_cut(value: Value) -> bool:
+    """True if Slice and Gather take a value's element type: float8 and codes of less than 8 bits they do not."""
+    dtype = value.dtype
+    if dtype is None or dtype == DType.UNDEFINED or dtype.name.startswith("FLOAT8"):
+        return False
+    return dtype == DType.STRING or dtype.bitwidth >= 8
 
 
 def _move(op: Op, take: _Take) -> _Moved | None:
@@ -188,8 +198,9 @@ def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
     """The same part of another value, along an axis of its own; the axis stays."""
     if op.op_type == "Gather":
         index = op.operands[1]
-        if _shape(index) == ():
-            index = b.Reshape(index, np.array([1], np.int64))
+        if index.shape == ():
+            old = (opset_of(b.graph) or 5) < 5
+            index = b.Reshape(index, shape=[1]) if old else b.Reshape(index, np.array([1], np.int64))
         return b.op("Gather", [operand, index], {"axis": axis})
     if "starts" in op.attrs:
         return b.op("Slice", [operand], {**op.attrs, "axes": [axis]})
@@ -207,16 +218,12 @@ def _without(value: Value, axis: int, b: Builder) -> Value:
 
 
 def _extent(op: Op, take: _Take) -> Dim:
-    shape = _shape(op.result)
+    shape = op.result.shape
     return 1 if take.drops else None if shape is None else shape[take.axis]
 
 
 def _narrowed(value: Value, axis: int, extent: Dim) -> TensorType | None:
-    shape, type_ = _shape(value), value.tensor_type
+    shape, type_ = value.shape, value.tensor_type
     if shape is None or type_ is None:
         return None
     return type_.with_shape((*shape[:axis], extent, *shape[axis + 1 :]))
-
-
-def _shape(value: Value) -> tuple[Dim, ...] | None:
-    return value.shape

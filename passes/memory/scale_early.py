@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
@@ -14,6 +16,7 @@ from memoptc.pass_base import Context, Pass
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import value_bytes
 
+Array = npt.NDArray[Any]
 _FLOATS = (DType.FLOAT, DType.DOUBLE)
 _SMALL = 65536
 """Bytes of a bias that may exist twice: as it is for others, and scaled."""
@@ -24,8 +27,8 @@ class ScaleEarly(Pass):
 
     The scores of attention, scaled before Softmax, exist twice, since onnxruntime multiplies into a buffer of its own;
     scaled queries are much smaller, and a weight that nothing else uses takes the factor up for good, also one behind
-    views, a Transpose and a bias. A factor beyond 2^24 or below 2^-24 is left where it is. Outputs may differ by float
-    noise.
+    views, a Transpose and a bias. A factor beyond 2^24 or below 2^-24 is left where it is, and so is one that makes a
+    weight infinite. Outputs may differ by float noise.
     """
 
     def run(self, graph: Graph, context: Context) -> None:
@@ -40,8 +43,8 @@ class ScaleEarly(Pass):
                 continue
             product, factor = found
             side = _side(product, dims)
-            if side is not None:
-                context.stats["into operands" if _move(op, product, side, factor) else "into weights"] += 1
+            if side is not None and (moved := _move(op, product, side, factor)) is not None:
+                context.stats[moved] += 1
 
 
 def _by_number(op: Op) -> tuple[int, float] | None:
@@ -72,11 +75,10 @@ def _drop(op: Op) -> bool:
     weights = _weights(op.operands[found[0]], op, found[0]) if found is not None else []
     if found is None or not weights or weights[-1][0] is op:
         return False
-    assert op.graph is not None
-    b = Builder(op.graph, before=op, loc=op.loc.union(rule="scale-early"))
-    for user, index in weights:
-        _scale(b, user, index, found[1])
-        user.loc = user.loc.union(op.loc, rule="scale-early")
+    scaled = _scaled_constants(weights, found[1])
+    if scaled is None:
+        return False
+    _put(weights, scaled, op)
     op.replace_by(op.operands[found[0]])
     return True
 
@@ -107,21 +109,24 @@ def _same_rank(product: Value, factor: Value) -> bool:
     return len(shapes) == 2 and len(shapes[1]) <= len(shapes[0])
 
 
-def _move(op: Op, product: Op, side: int, factor: float) -> bool:
-    """Scale an operand of a product instead of its result; gives whether that takes an op."""
+def _move(op: Op, product: Op, side: int, factor: float) -> str | None:
+    """Scale an operand of a product instead of its result; gives what takes the factor up, if anything can."""
     assert op.graph is not None
-    b = Builder(op.graph, before=product, loc=product.loc.union(op.loc, rule="scale-early"))
     operand = product.operands[side]
     weights = _weights(operand, product, side)
-    for user, index in weights:
-        _scale(b, user, index, factor)
-    if not weights:
+    if weights:
+        scaled = _scaled_constants(weights, factor)
+        if scaled is None:
+            return None
+        _put(weights, scaled, op)
+    else:
+        b = Builder(op.graph, before=product, loc=product.loc.union(op.loc, rule="scale-early"))
         type_ = operand.tensor_type
         assert type_ is not None
         by = np.array(factor, type_.dtype.numpy())
         product.set_operand(side, b.op("Mul", [operand, by], type=type_).result)
     op.replace_by(product.result)
-    return not weights
+    return "into weights" if weights else "into operands"
 
 
 def _weights(value: Value, user: Op, index: int) -> list[tuple[Op, int]]:
@@ -148,10 +153,24 @@ def _weights(value: Value, user: Op, index: int) -> list[tuple[Op, int]]:
     return [*found, (user, index)] if value.single_use else []
 
 
-def _scale(b: Builder, user: Op, index: int, factor: float) -> None:
-    """Put a scaled copy in a constant's place."""
-    value = user.operands[index]
-    assert value.tensor is not None
-    content = value.tensor.numpy()
-    scaled = (content * content.dtype.type(factor)).astype(content.dtype)
-    user.set_operand(index, b.const(scaled, value.name))
+def _scaled_constants(weights: list[tuple[Op, int]], factor: float) -> list[Array] | None:
+    """Scaled copies of constants; `None` where a number that was finite would not be."""
+    scaled: list[Array] = []
+    for user, index in weights:
+        tensor = user.operands[index].tensor
+        assert tensor is not None
+        content = tensor.numpy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled.append(content * content.dtype.type(factor))
+        if not np.array_equal(np.isfinite(scaled[-1]), np.isfinite(content)):
+            return None
+    return scaled
+
+
+def _put(weights: list[tuple[Op, int]], scaled: list[Array], op: Op) -> None:
+    """Put scaled copies, the factor of which an op had, in the place of constants."""
+    for (user, index), content in zip(weights, scaled, strict=True):
+        assert user.graph is not None
+        user.loc = user.loc.union(op.loc, rule="scale-early")
+        b = Builder(user.graph, before=user, loc=user.loc)
+        user.set_operand(index, b.const(content, user.operands[index].name))

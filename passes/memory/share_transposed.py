@@ -163,12 +163,9 @@ def _feeds_products(value: Value) -> bool:
 
 def _twin(weight: Op, candidates: list[Op]) -> Op | None:
     """Find a weight that is the transpose of another one, and can be read where that is."""
+    assert weight.graph is not None
     for other in candidates:
-        if (
-            other is weight
-            or other.graph is None
-            or not all(user.graph is not None and other.graph.encloses(user.graph) for user in weight.result.users)
-        ):
+        if other is weight or other.graph is None or not other.graph.encloses(weight.graph):
             continue
         if _are_transposed(weight.attrs["value"], other.attrs["value"]):
             return other

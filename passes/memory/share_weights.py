@@ -27,7 +27,8 @@ class ShareWeights(Pass):
     which shares its bytes at run time; this is done from `reshape_from` bytes on, since it costs a node. The
     content is read one weight at a time, and only of those that have a candidate twin (same element type,
     size and a few bytes). Transposed twins stay: a Transpose at run time would need the memory again; so do
-    reshaped ones of MatMul, Conv and the like, which onnxruntime packs only when they are constants. Of twins in
+    reshaped ones of MatMul, Conv and the like, whose weights or codes onnxruntime packs only when they are constants,
+    and codes of less than 8 bits, for which it has no Reshape. Of twins in
     two branches or bodies one moves to the graph around both, where kernels that pack it or lay it out still see a
     constant there.
     """
@@ -62,8 +63,8 @@ class ShareWeights(Pass):
                 self._merge(op, twin.result, stats)
                 continue
             other = next((t for t in twins if _visible(t, op)), None)
-            large = nbytes(op.attrs["value"]) >= self.reshape_from and not ops.feeds_packed(op.result)
-            if other is not None and large and op.graph is graph:
+            large = nbytes(op.attrs["value"]) >= self.reshape_from and _may_be_view(op.result)
+            if other is not None and large and op.graph is graph and (ops.opset_of(graph) or 5) >= 5:
                 builder = Builder(graph, before=_first_user(op, graph), loc=op.loc.union(rule="share-weights"))
                 shape = builder.const(_as_int64(_shape(op)), f"{op.result.name}_shape")
                 view = builder.op("Reshape", [other.result, shape], name=op.result.name, type=op.result.type).result
@@ -110,6 +111,14 @@ def _shape(op: Op) -> tuple[int, ...]:
 
 def _as_int64(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     return np.asarray(shape, np.int64)
+
+
+def _may_be_view(weight: Value) -> bool:
+    """True if a Reshape may stand in a weight's place: there is one, and no kernel wants the constant itself."""
+    if ops.feeds_packed(weight) or weight.dtype is None or weight.dtype.bitwidth < 8:
+        return False
+    readers = [*weight.users, *(u for d in weight.users if d.is_a("DequantizeLinear") for u in d.result.users)]
+    return not any(ops.in_family(u, ops.Family.MATMUL, ops.Family.CONVOLUTION) for u in readers)
 
 
 def _visible(weight: Op, elsewhere: Op) -> bool:

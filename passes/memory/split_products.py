@@ -15,7 +15,7 @@ from memoptc.ir.iteration import Axis, iteration_space
 from memoptc.ir.ops import VIEWS, facts, layout_of, opset_of
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.simplify._simplify.parts import Part, parts_of, shape_of
+from memoptc.passes.simplify._simplify.parts import Part, parts_of
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import value_bytes
 
@@ -73,7 +73,7 @@ class _Step:
 
     def shape(self, part: Part) -> tuple[Dim, ...]:
         """Shape of the result of a part."""
-        whole = shape_of(self.op.results[0]) or ()
+        whole = self.op.results[0].shape or ()
         return (*whole[: self.place], (part.hi - part.lo) * self.scale, *whole[self.place + 1 :])
 
 
@@ -116,7 +116,7 @@ def _has_columns(op: Op, place: int) -> bool:
     """True if an axis of an op's result is the columns of weights that may be cut."""
     if not op.is_a("Gemm", "MatMul") or op.operands[0].tensor is not None:
         return False
-    weight, shape = op.operands[1], shape_of(op.result)
+    weight, shape = op.operands[1], op.result.shape
     if weight.tensor is None or not weight.single_use or DType(weight.tensor.dtype) not in _FLOATS or shape is None:
         return False
     bias = op.input(2)

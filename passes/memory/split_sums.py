@@ -11,7 +11,6 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import weight_layout
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.simplify._simplify.parts import shape_of
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import liveness, value_bytes
 from memoptc.runtime.memory.workspace import kernel_workspace
@@ -48,7 +47,7 @@ class SplitSums(Pass):
             twins: dict[Value, Value] = {}
             trial = graph.clone(twins)
             for op in found:
-                _split(twins[op.result].op)
+                _split(twins[op.result].op, trial=True)
             gain = _peak(graph, dims) - _peak(trial, dims)
             if gain <= 0:
                 return
@@ -87,7 +86,7 @@ def _is_split(op: Op, most: int) -> bool:
 def _places(op: Op) -> tuple[int, list[int]] | None:
     """The weights' axis that the joined one meets, and how far each operand reaches along it."""
     join = _join(op)
-    weight, shape = op.operands[1].tensor, shape_of(join.result)
+    weight, shape = op.operands[1].tensor, join.result.shape
     if join.graph is not op.graph or not join.result.single_use or shape is None or not shape:
         return None
     if weight is None or not op.operands[1].single_use or DType(weight.dtype) not in _FLOATS:
@@ -103,7 +102,7 @@ def _places(op: Op) -> tuple[int, list[int]] | None:
             fits = axis == 1 and layout.data_axis == -1
         case _:
             fits = axis == len(shape) - 1
-    known = [shape_of(v) for v in join.operands]
+    known = [v.shape for v in join.operands]
     reach = [0]
     for part in known:
         extent = part[axis] if part is not None else None
@@ -122,7 +121,8 @@ def _saves(op: Op, dims: Mapping[str, int]) -> bool:
     return len(known) == len(sizes) and 3 * known[-1] <= 2 * sum(known[:-1])
 
 
-def _split(op: Op | None) -> None:
+def _split(op: Op | None, *, trial: bool = False) -> None:
+    """Put the sum in the place of a product; on trial its weights stand for their shapes, and take no memory."""
     assert op is not None
     assert op.graph is not None
     assert op.operands[1].tensor is not None
@@ -133,7 +133,8 @@ def _split(op: Op | None) -> None:
     b = Builder(op.graph, before=op, loc=op.loc.union(join.loc, rule="split-sums"))
     total: Value | None = None
     for index, operand in enumerate(join.operands):
-        cut = np.ascontiguousarray(np.take(weight, range(reach[index], reach[index + 1]), axis))
+        part = weight[(slice(None),) * axis + (slice(reach[index], reach[index + 1]),)]
+        cut = np.broadcast_to(part.dtype.type(0), part.shape) if trial else np.ascontiguousarray(part)
         operands, attrs = [operand, b.const(cut, op.operands[1].name)], dict(op.attrs)
         if total is None:
             operands += op.operands[2:]

@@ -127,7 +127,7 @@ def _narrow_loop(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value
     # Result i stands for the body's output i + 1; state i for its input i + 2.
     kept = _needed(op, body, states, first_input=2, first_output=1)
     if states and kept[0] >= states and op.graph is not None and (ops.opset_of(op.graph) or 0) < STATELESS:
-        kept.insert(0, 0)
+        kept = _needed(op, body, states, first_input=2, first_output=1, anyway=0)
     if len(kept) == len(op.results):
         return []
     unused = _keep_outputs(body, [0, *(i + 1 for i in kept)])
@@ -158,9 +158,11 @@ def _narrow_scan(op: Op, inputs: list[Value], stats: Counter[str]) -> list[Value
     return unused
 
 
-def _needed(op: Op, body: Graph, states: int, *, first_input: int, first_output: int) -> list[int]:
-    """Give the results to keep: those used, and the state that the body needs to compute what is kept."""
-    kept = {i for i, r in enumerate(op.results) if r.has_uses}
+def _needed(
+    op: Op, body: Graph, states: int, *, first_input: int, first_output: int, anyway: int | None = None
+) -> list[int]:
+    """Give the results to keep: those used, one `anyway`, and the state that the body needs to compute what is kept."""
+    kept = {i for i, r in enumerate(op.results) if r.has_uses or i == anyway}
     state_of = {body.inputs[first_input + i]: i for i in range(states)}
     todo = [v for o in body.ops if not ops.is_removable(o) for v in _used_by(o)]
     todo += [*(body.outputs[first_output + i] for i in kept), *body.outputs[:first_output]]

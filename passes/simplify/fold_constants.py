@@ -65,8 +65,9 @@ class FoldConstants(Pass):
                 continue
             if int(np.prod(shape)) != len(numbers) or type_.dtype not in (DType.INT64, DType.INT32):
                 continue
-            if not ops.is_pure(op):
-                continue
+            limits = np.iinfo(type_.dtype.numpy())
+            if not ops.is_pure(op) or not all(limits.min <= n <= limits.max for n in numbers):
+                continue  # onnxruntime wraps numbers that the type does not hold
             array = np.asarray(numbers, type_.dtype.numpy()).reshape(shape)
             value.replace_by(op.graph.const(from_array(array), value.name))
             context.stats["shapes known"] += 1
@@ -110,15 +111,11 @@ class FoldConstants(Pass):
             return False
         if not ops.is_pure(op) or not any(r.has_uses for r in op.results):
             return False
-        freed = 0
-        for value in op.operands:
-            if value.is_absent:
-                continue
-            source = value.op
-            if source is None or not (source.is_const or source in chosen):
-                return False
-            if all(user is op for user in value.users):
-                freed += _size(value) or 0
+        given = [v for v in dict.fromkeys(op.operands) if not v.is_absent]
+        if any(v.op is None or not (v.op.is_const or v.op in chosen) for v in given):
+            return False
+        # what has as many uses as this op has of it is used by nothing else
+        freed = sum(_size(v) or 0 for v in given if v.use_count == op.operands.count(v))
         if self.exact and any(ops.feeds_packed(r) for r in op.results):
             stats["kept: another kernel"] += 1
             return False

@@ -13,6 +13,9 @@ from memoptc.ir.tensors import ints, scalar
 from memoptc.ir.types import DType
 from memoptc.passes.fuse._fuse.core import product_of, scaled_by, shape_of
 
+HIDDEN = -9e3
+"""A score to which at most this is added, or that it replaces, counts as hidden: Softmax sees no other come near."""
+
 
 @dataclass(frozen=True)
 class Masking:
@@ -143,7 +146,7 @@ def _masked(op: Op) -> tuple[Value, Masking] | None:
     if op.is_a("Where"):
         for place in (1, 2):
             number = scalar(op.operands[3 - place].tensor)
-            if number is not None and _leads_to_product(op.operands[place]):
+            if number is not None and number <= HIDDEN and _leads_to_product(op.operands[place]):
                 return op.operands[place], Masking(op.operands[0], place == 1, float(number))
     return None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from memoptc.ir.core import Op, Value
+from memoptc.ir.dataflow import on_demand
+from memoptc.ir.dims import same
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType
 from memoptc.passes.fuse._fuse.core import shape_of
@@ -14,7 +16,9 @@ from memoptc.passes.fuse._fuse.core import shape_of
 _FAR = 2**31 - 1
 _ALONE = frozenset("Cos Sin Cast Neg Identity Sqrt Exp".split())
 _TOGETHER = frozenset("Mul Add Sub Div".split())
-_DEPTH = 24
+
+Known = dict[tuple[Value, bool], bool]
+"""Values whose halves, or pairs, were compared before."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,20 @@ class Rotary:
     ops: frozenset[Op]
 
 
-def rotary(op: Op) -> Rotary | None:
-    """Find the rotary embedding that an op is the last of: a sum, or a Concat with what is not turned."""
+def rotary(op: Op, known: Known) -> Rotary | None:
+    """Find the rotary embedding that an op is the last of: a sum, or a Concat with what is not turned.
+
+    Args:
+        op: The sum or Concat.
+        known: What was learnt of angles before; gets that of all that are looked at.
+    """
     if op.is_a("Add"):
-        return _sum(op)
+        return _sum(op, known)
     shape = shape_of(op.result)
     if not op.is_a("Concat") or len(op.operands) != 2 or int(op.attrs.get("axis", 0)) not in (-1, len(shape) - 1):
         return None
     first, rest = (v.op for v in op.operands)
-    part = _sum(first) if first is not None and first.is_a("Add") and first.result.single_use else None
+    part = _sum(first, known) if first is not None and first.is_a("Add") and first.result.single_use else None
     if part is None or rest is None or part.x.op is None or part.turned != shape_of(part.x)[-1]:
         return None
     cuts = [(_cut(part.x), part.x), (_cut(op.operands[1]), op.operands[1])]
@@ -60,7 +69,7 @@ def rotary(op: Op) -> Rotary | None:
     return replace(part, x=whole, turned=end, ops=part.ops | {op, rest, part.x.op})
 
 
-def _sum(op: Op) -> Rotary | None:
+def _sum(op: Op, known: Known) -> Rotary | None:
     shape = shape_of(op.result)
     if len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
         return None
@@ -78,7 +87,7 @@ def _sum(op: Op) -> Rotary | None:
             if x not in straight.operands or shape_of(x) != shape:
                 continue
             cos, sin = straight.operands[1 - straight.operands.index(x)], swapped.operands[1 - at]
-            angles = [_per_step(v, shape[3]) and repeated(v, pairs) for v in (cos, sin)]
+            angles = [_per_step(v, x) and repeated(v, pairs, known) for v in (cos, sin)]
             inner = [straight.result, swapped.result, *(r for o in ops - {x.op} for r in o.results)]
             alike = shape_of(cos) == shape_of(sin) and None not in shape_of(cos)
             if alike and all(angles) and all(u in ops | {straight, swapped, op} for v in inner for u in v.users):
@@ -86,10 +95,15 @@ def _sum(op: Op) -> Rotary | None:
     return None
 
 
-def _per_step(value: Value, width: int) -> bool:
-    """True if a value is [batch or 1, 1, steps, width], or the last axes of that."""
-    shape = (1,) * (4 - len(shape_of(value))) + shape_of(value)
-    return bool(shape_of(value)) and len(shape) == 4 and shape[1] == 1 and shape[3] == width
+def _per_step(value: Value, x: Value) -> bool:
+    """True if a value is [batch or 1, 1, steps, width] of what is turned, or the last axes of that.
+
+    One row for all steps would be broadcast; a table that positions look up needs a row for each.
+    """
+    shape, whole = (1,) * (4 - len(shape_of(value))) + shape_of(value), shape_of(x)
+    if not shape_of(value) or len(shape) != 4 or shape[1] != 1 or shape[3] != whole[3]:
+        return False
+    return same(shape[2], whole[2]) and (shape[0] == 1 or same(shape[0], whole[0]))
 
 
 def _swapped(value: Value, width: int) -> tuple[Value, bool, set[Op]] | None:
@@ -169,9 +183,7 @@ def _every_second(value: Value) -> tuple[Value, int] | None:
     if op is None or bounds is None or not isinstance(width, int):
         return None
     start, end, step = bounds
-    return (
-        (op.operand, start) if step == 2 and start in (0, 1) and end >= width - 1 + start * 0 + (start == 1) else None
-    )
+    return (op.operand, start) if step == 2 and start in (0, 1) and end >= width - 1 + start else None
 
 
 def _sliced(op: Op, rank: int) -> tuple[int, int, int] | None:
@@ -187,10 +199,32 @@ def _sliced(op: Op, rank: int) -> tuple[int, int, int] | None:
     return starts[0], min(ends[0], _FAR), steps[0] if steps else 1
 
 
-def repeated(value: Value, pairs: bool, depth: int = 0) -> bool:
-    """True if both halves of the last axis are known to be equal, or with `pairs` both of each pair."""
-    shape = shape_of(value)
-    if not shape or depth > _DEPTH:
+def repeated(value: Value, pairs: bool, known: Known) -> bool:
+    """True if both halves of the last axis are known to be equal, or with `pairs` both of each pair.
+
+    Args:
+        value: The value.
+        pairs: Whether neighbours are compared, not halves.
+        known: What was learnt before; gets that of all that are looked at.
+    """
+    return on_demand((value, pairs), _sources, _repeated, known)
+
+
+def _sources(key: tuple[Value, bool]) -> list[tuple[Value, bool]]:
+    """Operands, all of which must be repeated for a value to be."""
+    value, pairs = key
+    op, shape = value.op, shape_of(value)
+    if op is None or op.domain or not shape or value.tensor is not None:
+        return []
+    if op.op_type in _TOGETHER:
+        return [(v, pairs) for v in op.operands if not _one_column(v)]
+    return [(op.operands[0], pairs)] if op.op_type in _ALONE or _keeps_last_axis(op) else []
+
+
+def _repeated(key: tuple[Value, bool], known: Known) -> bool:
+    value, pairs = key
+    op, shape = value.op, shape_of(value)
+    if not shape:
         return False
     if value.tensor is not None:
         array = np.asarray(value.tensor.numpy())
@@ -199,36 +233,47 @@ def repeated(value: Value, pairs: bool, depth: int = 0) -> bool:
             return False
         first, second = (array[..., i::2] if pairs else array[..., i * half : (i + 1) * half] for i in (0, 1))
         return np.array_equal(first, second)
-    op = value.op
     if op is None or op.domain:
         return False
-    if op.is_a("Concat") and int(op.attrs.get("axis", 0)) in (-1, len(shape) - 1):
-        return not pairs and len(op.operands) == 2 and op.operands[0] is op.operands[1]
-    if op.op_type in _ALONE:
-        return repeated(op.operand, pairs, depth + 1)
-    if op.op_type in _TOGETHER:
-        sides = [shape_of(v)[-1:] in ((1,), ()) or repeated(v, pairs, depth + 1) for v in op.operands]
-        return all(sides) and any(shape_of(v)[-1:] == shape[-1:] for v in op.operands)
-    before = shape_of(op.operand) if op.operands else ()
-    if op.op_type == "Reshape" and pairs and len(before) == len(shape) + 1 and before[-1] == 2:
-        stack = op.operand.op
-        same = stack is not None and stack.is_a("Concat") and len(stack.operands) == 2
-        return same and stack is not None and stack.operands[0] is stack.operands[1]
-    if before[-1:] != shape[-1:]:
+    if op.is_a("Concat"):
+        return not pairs and _twice(op)
+    if op.is_a("Reshape") and pairs and (stack := op.operand.op) is not None and stack.is_a("Concat"):
+        before, width = shape_of(stack.result), shape[-1]
+        merged = len(before) == len(shape) + 1 and before[-1] == 2 and isinstance(width, int) and width % 2 == 0
+        return merged and _twice(stack)
+    sources = _sources(key)
+    wide = op.op_type not in _TOGETHER or any(shape_of(v)[-1:] == shape[-1:] for v, _ in sources)
+    return bool(sources) and wide and all(known[s] for s in sources)
+
+
+def _one_column(value: Value) -> bool:
+    """True if a value is a scalar or has a last axis of 1, the same for every column beside it."""
+    return value.shape is not None and shape_of(value)[-1:] in ((1,), ())
+
+
+def _twice(concat: Op) -> bool:
+    """True if a Concat puts a value behind itself along the last axis."""
+    rank = len(shape_of(concat.result))
+    equal = len(concat.operands) == 2 and concat.operands[0] is concat.operands[1]
+    return equal and rank > 0 and int(concat.attrs.get("axis", 1)) % rank == rank - 1
+
+
+def _keeps_last_axis(op: Op) -> bool:
+    """True if an op moves or repeats elements of its first operand along other axes than the last."""
+    before = shape_of(op.operands[0]) if op.operands else ()
+    shape = shape_of(op.results[0])
+    if not before or before[-1:] != shape[-1:]:
         return False
-    if op.op_type in ("Unsqueeze", "Squeeze"):
-        axes = op.attrs.get("axes") or (ints(op.operands[1].tensor) if len(op.operands) > 1 else None)
-        rank = max(len(before), len(shape))
-        return (
-            bool(axes) and (rank - 1) not in {a % rank for a in axes or ()} and repeated(op.operand, pairs, depth + 1)
-        )
-    if op.op_type in ("Gather", "Slice", "Expand"):
-        last = len(before) - 1
-        if op.op_type == "Gather" and int(op.attrs.get("axis", 0)) % max(1, len(before)) == last:
-            return False
-        if op.op_type == "Slice":
+    last = len(before) - 1
+    match op.op_type:
+        case "Unsqueeze" | "Squeeze":
+            axes = op.attrs.get("axes") or (ints(op.operands[1].tensor) if len(op.operands) > 1 else None)
+            rank = max(len(before), len(shape))
+            return bool(axes) and rank - 1 not in {a % rank for a in axes or ()}
+        case "Gather":
+            return int(op.attrs.get("axis", 0)) % len(before) != last
+        case "Slice":
             axes = ints(op.operands[3].tensor) if op.input(3) is not None else None
-            if axes is None or last in {a % len(before) for a in axes}:
-                return False
-        return repeated(op.operand, pairs, depth + 1)
-    return False
+            return axes is not None and last not in {a % len(before) for a in axes}
+        case _:
+            return op.op_type == "Expand"

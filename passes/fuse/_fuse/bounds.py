@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from memoptc.ir.core import Value
@@ -50,9 +52,9 @@ def _of_type(value: Value) -> Bounds | None:
     dtype = value.dtype or DType.UNDEFINED
     if dtype == DType.BOOL:
         return 0.0, 1.0
-    if dtype.is_integer():
-        info = np.iinfo(dtype.numpy())
-        return float(info.min), float(info.max)
+    if dtype.is_integer():  # numpy's iinfo does not know integers of 2 and 4 bits
+        bits, signed = dtype.bitwidth, dtype.is_signed()
+        return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
     return None
 
 
@@ -75,8 +77,10 @@ def _of_constant(value: Value) -> Bounds | None:
     assert value.tensor is not None
     if DType(value.tensor.dtype) == DType.STRING or not value.tensor.size:
         return None
-    content = np.asarray(value.tensor.numpy()).astype(np.float64)
-    return (float(content.min()), float(content.max())) if np.isfinite(content).all() else None
+    content = np.asarray(value.tensor.numpy())
+    with np.errstate(invalid="ignore"):  # both are NaN where an element is
+        least, most = float(content.min()), float(content.max())
+    return (least, most) if math.isfinite(least) and math.isfinite(most) else None
 
 
 def _join(every: list[Bounds | None]) -> Bounds | None:

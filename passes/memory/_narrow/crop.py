@@ -5,7 +5,7 @@ from __future__ import annotations
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op
 from memoptc.ir.ops.windows import window_of
-from memoptc.passes.simplify._simplify.parts import ENDLESS, bounds, shape_of
+from memoptc.passes.simplify._simplify.parts import ENDLESS, bounds
 
 
 def crop(op: Op) -> bool:
@@ -18,7 +18,7 @@ def crop(op: Op) -> bool:
     maker, cut = op.operands[0].op, bounds(op)
     if cut is None or maker is None or not maker.is_a("ConvTranspose") or not op.operands[0].single_use:
         return False
-    whole = shape_of(op.operands[0])
+    whole = op.operands[0].shape
     mode = maker.attrs.get("auto_pad", "NOTSET")
     if maker.graph is not op.graph or whole is None or "output_shape" in maker.attrs:
         return False

@@ -6,7 +6,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op
-from memoptc.passes.simplify._simplify.parts import ENDLESS, bounds, interval, shape_of
+from memoptc.passes.simplify._simplify.parts import ENDLESS, bounds, interval
 
 _Cut = tuple[int, int]
 
@@ -23,7 +23,7 @@ def merge(op: Op, *, same_axis: bool = False) -> bool:
     if first is None or not first.is_a("Slice") or first.graph is not op.graph or not first.result.single_use:
         return False
     inner, outer = bounds(first), bounds(op)
-    shape, middle = shape_of(first.operands[0]), shape_of(first.result)
+    shape, middle = first.operands[0].shape, first.result.shape
     if op.operands[0] is not first.result or inner is None or outer is None or not shape or not middle:
         return False
     if inner.keys() != outer.keys() or len(inner) > 1:

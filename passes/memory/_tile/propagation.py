@@ -202,4 +202,4 @@ def _count(have: Interval, stride: int, reach: int, lo: Bound) -> Bound:
     return None
 
 
-__all__ = ["Along", "NotTileableError", "TileWork", "needed_intervals", "tile_work"]
+__all__ = ["NotTileableError", "TileWork", "needed_intervals", "tile_work"]

@@ -25,13 +25,13 @@ class Reachability:
         self.index = {op: i for i, op in enumerate(ops)}
         self.ancestors = [0] * len(ops)
         self.descendants = [0] * len(ops)
-        for i, op in enumerate(ops):
-            for need in {self.index[v.op] for v in used_values(op) if v.op in self.index}:
+        needs = [{self.index[v.op] for v in used_values(op) if v.op in self.index} for op in ops]
+        for i, direct in enumerate(needs):
+            for need in direct:
                 self.ancestors[i] |= self.ancestors[need] | (1 << need)
-        for i in range(len(ops) - 1, -1, -1):
-            bits = self.descendants[i] | (1 << i)
-            for need in self.indices(self.ancestors[i]):
-                self.descendants[need] |= bits
+        for i in range(len(ops) - 1, -1, -1):  # all that need an op stand behind it, and are known here
+            for need in needs[i]:
+                self.descendants[need] |= self.descendants[i] | (1 << i)
 
     def mask(self, ops: Iterable[Op]) -> int:
         """The mask of some ops."""

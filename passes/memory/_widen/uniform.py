@@ -14,11 +14,6 @@ from memoptc.ir.types import DType
 _MOVES = frozenset({"Slice", "Transpose", "Expand", "Gather"}) | VIEWS
 
 
-def shape_of(value: Value) -> tuple[Dim, ...] | None:
-    """Shape of a value; `None` when its rank is not known."""
-    return value.shape
-
-
 class Uniform:
     """Facts about the elements of values, each computed once.
 
@@ -44,13 +39,13 @@ class Uniform:
         return tuple(v for v in op.operands if not v.is_absent) if known.elementwise and known.pure else ()
 
     def _axes_of(self, value: Value, known: dict[Value, frozenset[int]]) -> frozenset[int]:
-        op, every, shape = value.op, _every(value), shape_of(value)
+        op, every, shape = value.op, _every(value), value.shape
         if op is None or not every or shape is None:
             return frozenset()
         if self.truth(value) is not None or op.is_a("ConstantOfShape"):
             return every
         if op.is_a("Expand"):
-            inner = shape_of(op.operands[0])
+            inner = op.operands[0].shape
             if inner is None:
                 return frozenset()
             more = len(shape) - len(inner)
@@ -97,7 +92,7 @@ class Uniform:
 
 def _every(value: Value) -> frozenset[int]:
     """The axes that may be uniform: those of an extent other than 1; none of what is not looked into."""
-    shape, op = shape_of(value), value.op
+    shape, op = value.shape, value.op
     if shape is None or op is None or value is not op.results[0] or op.regions:
         return frozenset()
     return frozenset(i for i, d in enumerate(shape) if d != 1)
@@ -105,7 +100,7 @@ def _every(value: Value) -> frozenset[int]:
 
 def _through(operand: Value, rank: int, every: frozenset[int], inside: frozenset[int]) -> frozenset[int]:
     """The axes of an element-wise result along which one operand does not vary."""
-    own = shape_of(operand)
+    own = operand.shape
     if own is None:
         return frozenset()
     return frozenset(
@@ -152,7 +147,7 @@ def _least_of(value: Value, known: dict[Value, int | None]) -> int | None:
 
 def aligned(axis: int, rank: int, other: Value) -> Dim:
     """The extent that another operand of an element-wise op has at an axis of one of `rank`; 1 where it lacks it."""
-    shape = shape_of(other)
+    shape = other.shape
     if shape is None:
         return None
     place = axis - rank + len(shape)
@@ -161,7 +156,7 @@ def aligned(axis: int, rank: int, other: Value) -> Dim:
 
 def keeps(op: Op, index: int, axis: int) -> bool:
     """True if the result of an element-wise op is as large without one axis of an operand, since another one has it."""
-    shape = shape_of(op.operands[index])
+    shape = op.operands[index].shape
     if shape is None:
         return False
     others = [v for v in op.operands if v is not op.operands[index] and not v.is_absent]

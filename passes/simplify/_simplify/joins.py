@@ -9,7 +9,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.passes.simplify._simplify.parts import Part, parts_of, shape_of
+from memoptc.passes.simplify._simplify.parts import Part, parts_of
 
 SLICES = 10
 """Opset from which on Slice takes its bounds as operands."""
@@ -48,11 +48,11 @@ def _hides(source: tuple[list[Value], int, int]) -> bool:
 
 def _source(join: Op, axis: int, part: Part) -> tuple[list[Value], int, int] | None:
     """The operands of a Concat that make up a part, and the place of the part in the only one, if it is one."""
-    if int(join.attrs.get("axis", 1)) % len(shape_of(join.result) or (0,)) != axis:
+    if int(join.attrs.get("axis", 1)) % len(join.result.shape or (0,)) != axis:
         return None
     lo, found = 0, []
     for operand in join.operands:
-        extent = (shape_of(operand) or ())[axis : axis + 1]
+        extent = (operand.shape or ())[axis : axis + 1]
         if not extent or not isinstance(extent[0], int):
             return None
         hi = lo + extent[0]
@@ -77,7 +77,7 @@ def _take(part: Part, source: tuple[list[Value], int, int], axis: int) -> None:
         taken = b.op("Concat", values, {"axis": axis}).result
     else:
         taken = values[0]
-        if (shape_of(taken) or ())[axis] != hi - lo:
+        if (taken.shape or ())[axis] != hi - lo:
             taken = b.Slice(taken, *(np.array([i], np.int64) for i in (lo, hi, axis)))
     if part.drops:
         old = (ops.opset_of(user.graph) or 0) < 13

@@ -75,6 +75,8 @@ def _one_reshape(b: Builder, x: Value, outer: Op) -> Value:
         pairs = zip(wanted, (*here, *(None,) * len(wanted)), strict=False)
         target = [d if isinstance(d, int) else 0 if same(d, there) else -1 for d, there in pairs]
     require(target.count(-1) <= (0 not in target), "shape not known enough")
+    if (ops.opset_of(b.graph) or 5) < 5:
+        return b.Reshape(x, shape=target)  # type: ignore[no-any-return]
     return b.Reshape(x, np.asarray(target, np.int64))  # type: ignore[no-any-return]
 
 

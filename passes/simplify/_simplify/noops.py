@@ -150,15 +150,15 @@ def plus_zero(b: Builder, x: Value, zero: Value, node: Op) -> Value:
 
 
 def _sign(value: Value) -> bool:
-    import numpy as np
-
     assert value.tensor is not None
     return bool(np.signbit(value.tensor.numpy().reshape(-1)[0]))
 
 
 @rewrite(op.Pow("x", "one", bind="node"))
 def power_of_one(b: Builder, x: Value, one: Value, node: Op) -> Value:
-    require(scalar(one.tensor) == 1 and not tensor_type(x).dtype.is_floating_point(), "not exact")
+    # onnxruntime computes powers in double, which holds no int64 beyond 2^53, and floats by a function of its own.
+    dtype = tensor_type(x).dtype
+    require(scalar(one.tensor) == 1 and dtype.is_integer() and dtype.bitwidth <= 32, "not exact")
     require(same_type(x, node.result), "changes type or shape")
     return forward(x, node.result)
 

@@ -29,14 +29,9 @@ class Part:
     drops: bool = False
 
 
-def shape_of(value: Value) -> tuple[Dim, ...] | None:
-    """Shape of a value; `None` when its rank is not known."""
-    return value.shape
-
-
 def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
     """Start and end, as written, by axis, of a Slice whose bounds are constants and whose steps are 1."""
-    shape = shape_of(op.operands[0])
+    shape = op.operands[0].shape
     if not op.is_a("Slice") or not shape:
         return None
     steps: tuple[int, ...] = ()
@@ -62,7 +57,7 @@ def keeps_some(op: Op) -> bool:
     """True if a Slice or Gather takes something wherever there is something."""
     cut = bounds(op)
     if op.is_a("Gather"):
-        index = shape_of(op.operands[1])
+        index = op.operands[1].shape
         return index is not None and all(isinstance(d, int) and d > 0 for d in index)
     return cut is not None and all(
         (start == 0 and end > 0) or (start < 0 and end >= ENDLESS) for start, end in cut.values()
@@ -77,7 +72,7 @@ def interval(start: int, end: int, extent: int) -> tuple[int, int]:
 
 def parts_of(value: Value) -> tuple[int, list[Part]] | None:
     """The axis and the parts, when all that uses a value takes a part of the same axis, none of them empty."""
-    shape, axis = shape_of(value), -1
+    shape, axis = value.shape, -1
     if not shape or value.is_output or not value.has_uses:
         return None
     found: list[Part] = []
@@ -95,7 +90,7 @@ def parts_of(value: Value) -> tuple[int, list[Part]] | None:
 def _taken(op: Op, shape: tuple[Dim, ...]) -> tuple[int, list[Part]] | None:
     if op.is_a("Split"):
         axis = int(op.attrs.get("axis", 0)) % len(shape)
-        extents = [(shape_of(r) or ())[axis : axis + 1] for r in op.results]
+        extents = [(r.shape or ())[axis : axis + 1] for r in op.results]
         parts, lo = [], 0
         for result, extent in zip(op.results, extents, strict=True):
             if not extent or not isinstance(extent[0], int) or not extent[0]:
@@ -106,7 +101,7 @@ def _taken(op: Op, shape: tuple[Dim, ...]) -> tuple[int, list[Part]] | None:
     if op.is_a("Gather"):
         axis = int(op.attrs.get("axis", 0)) % len(shape)
         place, whole = ints(op.operands[1].tensor), shape[axis]
-        if place is None or shape_of(op.operands[1]) != () or not isinstance(whole, int):
+        if place is None or op.operands[1].shape != () or not isinstance(whole, int):
             return None
         lo = place[0] + whole if place[0] < 0 else place[0]
         return (axis, [Part(op.result, lo, lo + 1, drops=True)]) if 0 <= lo < whole else None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
-
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Value
 from memoptc.passes.simplify._simplify.facts import splat_of
@@ -39,4 +37,4 @@ def _is_zero(value: Value) -> bool:
     if splat is not None:
         return not any(splat.tobytes())
     tensor = value.tensor
-    return tensor is not None and 0 < tensor.nbytes <= _SMALL and not np.asarray(tensor.numpy()).view(np.uint8).any()
+    return tensor is not None and 0 < tensor.nbytes <= _SMALL and not any(tensor.tobytes())
