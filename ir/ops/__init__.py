@@ -59,9 +59,11 @@ def _all_removable(region: Graph) -> bool:
 
 
 def _drops_out(op: Op) -> bool:
-    """Dropout in training mode is random."""
+    """Dropout in training mode is random; before opset 7 that is what it does unless told otherwise."""
     if not op.is_a("Dropout"):
         return False
+    if op.graph is not None and (opset_of(op.graph) or 7) < 7:
+        return not op.attrs.get("is_test", 0)
     mode = op.input(2)
     if mode is None:
         return False

@@ -88,10 +88,15 @@ def _rows(op: Op) -> list[Axis]:
     return [Axis((i,), everywhere(op, i).operands, reorders=True) for i in range(len(extents(op, 0)) - 1)]
 
 
+def _equation(op: Op) -> str:
+    """An Einsum's equation without blanks."""
+    equation: str | bytes = op.attrs.get("equation", "")
+    return (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
+
+
 def einsum_terms(op: Op) -> tuple[list[str], str] | None:
     """The letters of each operand and of the result, `None` where one has a letter twice or they are not all said."""
-    equation = op.attrs.get("equation", "")
-    text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
+    text = _equation(op)
     if "." in text or "->" not in text or not re.fullmatch(r"[A-Za-z,]*->[A-Za-z]*", text):
         return None
     left, _, result = text.partition("->")
@@ -203,7 +208,7 @@ def _codes(s: Sizes) -> int:
 
 def _einsum_copies(s: Sizes) -> int:
     """Operands brought into the order of a batched product, and the result back (cpu_providers_shared einsum_utils)."""
-    terms, arrow, kept = s.op.attrs["equation"].replace(" ", "").partition("->")
+    terms, arrow, kept = _equation(s.op).partition("->")
     labels = list(dict.fromkeys(terms.replace(",", "")))
     pair = terms.split(",")
     if len(pair) != 2 or not arrow or "." in labels:

@@ -63,8 +63,8 @@ def factor_of(op: Op, axis: int) -> int | None:
     if "scales" in op.attrs:
         scale = float(op.attrs["scales"][axis])
         return int(scale) if scale == int(scale) and scale >= 1 else None
-    if x is None or y is None:
-        return None
+    if x is None or y is None or str(default_of(op, "keep_aspect_ratio_policy") or "stretch") != "stretch":
+        return None  # one scale holds for all axes then, and extents are rounded
     if isinstance(x, int) and isinstance(y, int):
         return y // x if x and y % x == 0 and y else None
     for factor in (1, 2, 3, 4, 8):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ Array = npt.NDArray[np.float64]
 FLOATS = (DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16)
 _LARGEST = 1 << 25
 """Elements of a tensor of equal ones that may be looked at as a whole."""
+_BLOCK = 1 << 18
+"""Elements of a weight that are in float64 at once."""
 _SMALL = 256
 """Bytes up to which a constant is not worth a node that makes it."""
 
@@ -91,7 +94,7 @@ def _elementwise(node: Op, produced: Value, channel_axis: int) -> _Affine:
     _require("axis" not in node.attrs, "broadcasts as before opset 7")
     first = node.operands[0] is produced
     other = node.operands[1] if first else node.operands[0]
-    constant = _per_channel(_array(other, "the other operand"), produced, channel_axis)
+    constant = _per_channel(other, produced, channel_axis)
     one, zero = np.ones(1), np.zeros(1)
     match node.op_type:
         case "Mul":
@@ -106,42 +109,44 @@ def _elementwise(node: Op, produced: Value, channel_axis: int) -> _Affine:
             return _Affine(1.0 / constant, zero)
 
 
-def _per_channel(constant: Array, produced: Value, axis: int) -> Array:
-    if produced.shape is None:
+def _per_channel(value: Value, produced: Value, axis: int) -> Array:
+    """Give a constant of one number per channel; shapes are looked at before its content."""
+    shape = value.static_shape
+    if produced.shape is None or shape is None:
         raise NoMatch("shape unknown")
     rank = len(produced.shape)
-    _require(constant.ndim <= rank, "broadcasts")
-    if constant.size == 1:
-        return constant.reshape(1)
-    shape = (1,) * (rank - constant.ndim) + constant.shape
-    _require(all(extent == 1 for i, extent in enumerate(shape) if i != axis), "not per channel")
-    _require(shape[axis] == produced.shape[axis], "broadcasts")
-    return constant.reshape(-1)
+    _require(len(shape) <= rank, "broadcasts")
+    if math.prod(shape) != 1:
+        padded = (1,) * (rank - len(shape)) + shape
+        _require(all(extent == 1 for i, extent in enumerate(padded) if i != axis), "not per channel")
+        _require(padded[axis] == produced.shape[axis], "broadcasts")
+    return _array(value, "the other operand").reshape(-1)
 
 
 def _fold(b: Builder, producer: Op, after: _Affine, result: Value) -> Value:
     """Give the producer with new weights."""
-    weight = producer.operands[1]
-    w, bias = _array(weight, "the weight"), producer.input(2)
+    weight, bias = producer.operands[1], producer.input(2)
     _require(weight.single_use or weight.tensor is None, "the weight has other users")
+    w = _weight(weight)
     attrs = dict(producer.attrs)
     match producer.op_type:
         case "Conv":
             scale, shift = after.spread(w.shape[0])
-            new_w = w * scale.reshape(-1, *[1] * (w.ndim - 1))
+            factors = scale.reshape(-1, *[1] * (w.ndim - 1))
         case "ConvTranspose":
             groups = int(attrs.get("group", 1))
             scale, shift = after.spread(w.shape[1] * groups)
-            by_group = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-            new_w = (by_group * scale.reshape(groups, 1, w.shape[1], *[1] * (w.ndim - 2))).reshape(w.shape)
+            by_group = np.repeat(scale.reshape(groups, w.shape[1]), w.shape[0] // groups, axis=0)
+            factors = by_group.reshape(*by_group.shape, *[1] * (w.ndim - 2))
         case _:
             return _fold_product(b, producer, after, w, result)
     old = _array(bias, "the bias") if bias is not None else np.zeros(len(scale))
-    operands = [producer.operand, _new(b, weight, new_w), _new(b, weight, old * scale + shift, _bias_name(producer))]
+    new_bias = _new(b, weight, old * scale + shift, _bias_name(producer))
+    operands = [producer.operand, _new(b, weight, _scaled(w, factors, weight)), new_bias]
     return b.op(producer.op_type, operands, attrs, type=result.type).result
 
 
-def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Value) -> Value:
+def _fold_product(b: Builder, producer: Op, after: _Affine, w: npt.NDArray[Any], result: Value) -> Value:
     """Gemm, or a MatMul by a matrix: of a matrix it becomes a Gemm, of more it takes only a scale."""
     attrs = dict(producer.attrs)
     left, weight = producer.operand, producer.operands[1]
@@ -149,10 +154,10 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Va
     transposed = bool(attrs.get("transB", 0))
     columns = w.shape[0] if transposed else w.shape[1]
     scale, shift = after.spread(columns)
-    new_w = w * (scale[:, None] if transposed else scale[None, :])
+    factors = scale[:, None] if transposed else scale[None, :]
     if producer.op_type == "MatMul" and not shift.any():
         _require((left.rank or 0) >= 2, "of a vector")
-        return b.op("MatMul", [producer.operand, _new(b, weight, new_w)], type=result.type).result
+        return b.op("MatMul", [producer.operand, _new(b, weight, _scaled(w, factors, weight))], type=result.type).result
     _require(left.rank == 2, "not of matrices")
     _require(producer.op_type == "Gemm" or _has_gemm(producer), "no Gemm for this")
     bias = producer.input(2)
@@ -163,7 +168,28 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, w: Array, result: Va
         old = np.broadcast_to(given.reshape(-1), columns) * float(attrs.get("beta", 1.0))
     attrs["beta"] = 1.0
     new_bias = _new(b, weight, old * scale + shift, _bias_name(producer))
-    return b.op("Gemm", [producer.operand, _new(b, weight, new_w), new_bias], attrs, type=result.type).result
+    new_w = _new(b, weight, _scaled(w, factors, weight))
+    return b.op("Gemm", [producer.operand, new_w, new_bias], attrs, type=result.type).result
+
+
+def _weight(value: Value) -> npt.NDArray[Any]:
+    """Give a constant weight as it is stored: what declines looks at its shape, and must not copy it."""
+    if value.tensor is None:
+        return _array(value, "the weight")
+    _require(_dtype(value) in FLOATS, "no float weights")
+    return value.tensor.numpy()
+
+
+def _scaled(w: npt.NDArray[Any], factors: Array, like: Value) -> npt.NDArray[Any]:
+    """Multiply in float64, some rows at a time, and round once to the element type of `like`."""
+    factors = np.broadcast_to(factors, (*factors.shape[:1], *w.shape[1:]))
+    scaled = np.empty(w.shape, _dtype(like).numpy())
+    rows = max(1, _BLOCK * len(w) // max(1, w.size))
+    with np.errstate(over="ignore"):
+        for start in range(0, len(w), rows):
+            block = slice(start, start + rows)
+            scaled[block] = w[block].astype(np.float64) * (factors if len(factors) == 1 else factors[block])
+    return scaled
 
 
 def _has_gemm(product: Op) -> bool:
@@ -177,12 +203,12 @@ def _bias_name(producer: Op) -> str:
     return held.name if held is not None else f"{producer.operands[1].name}_bias"
 
 
-def _new(b: Builder, like: Value, content: Array, name: str = "") -> Value:
+def _new(b: Builder, like: Value, content: npt.NDArray[Any], name: str = "") -> Value:
     """Make new weights of the element type of old ones; equal elements stay a node that makes them."""
     dtype = _dtype(like)
     with np.errstate(over="ignore"):
-        rounded = content.astype(dtype.numpy())
-    _require(bool(np.isfinite(rounded.astype(np.float64)).all()), "overflows")
+        rounded = content.astype(dtype.numpy(), copy=False)
+    _require(bool(np.isfinite(rounded).all()), "overflows")
     if like.tensor is None and rounded.nbytes > _SMALL:
         first = rounded.reshape(-1)[:1]
         _require(bool((rounded == first).all()), "the file would grow")
@@ -238,15 +264,16 @@ def into_batch_norm(b: Builder, x: Value, norm: Op, node: Op) -> Value:
 def matmul_of_view(b: Builder, x: Value, view: Op, product: Op, w: Value, c: Value) -> Value:
     """A product of a view with an offset is a Gemm between two views, of which simplify then merges what it can."""
     require_plain_view(view)
-    weight, offset = _array(w, "the weight"), _array(c, "the offset")
+    _require(_dtype(w) in FLOATS and _dtype(c) in FLOATS, "no float weights")
+    weight, offset = w.static_shape or (), c.static_shape or ()
     shape = shape_of(product.result)
     target = [d if isinstance(d, int) else -1 for d in shape]
-    _require(weight.ndim == 2 and len(shape) > 2 and _has_gemm(product), "no Gemm for this")
-    _require(offset.ndim > 0 and offset.size == offset.shape[-1] == weight.shape[1], "the offset has rows")
-    _require(offset.ndim <= len(shape), "the offset has more axes")
-    _require(target.count(-1) <= 1 and 0 not in target and min(weight.shape) > 0, "shape not known enough")
-    rows = b.Reshape(x, np.asarray([-1, weight.shape[0]], np.int64))
-    flat = c if offset.ndim == 1 else _new(b, c, offset.reshape(-1))
+    _require(len(weight) == 2 and len(shape) > 2 and _has_gemm(product), "no Gemm for this")
+    _require(bool(offset) and math.prod(offset) == offset[-1] == weight[1], "the offset has rows")
+    _require(len(offset) <= len(shape), "the offset has more axes")
+    _require(target.count(-1) <= 1 and 0 not in target and min(weight) > 0, "shape not known enough")
+    rows = b.Reshape(x, np.asarray([-1, weight[0]], np.int64))
+    flat = c if len(offset) == 1 else _new(b, c, _array(c, "the offset").reshape(-1))
     return b.Reshape(b.Gemm(rows, w, flat), np.asarray(target, np.int64))  # type: ignore[no-any-return]
 
 

@@ -29,10 +29,14 @@ class FuseRotary(Pass):
         context.shapes(graph)
         known: Known = {}
         tables: dict[tuple[object, ...], tuple[Value, Value, Value]] = {}
-        partial = [found for op in graph.walk("Concat") if (found := rotary(op, known)) is not None]
-        inner = {op for found in partial for op in found.ops if op.is_a("Add")}
-        for op in list(graph.walk("Concat", "Add")):
-            found = rotary(op, known) if op.graph is not None and op not in inner else None
+        ends: set[Op] = set()
+        inner: set[Op] = set()
+        for op in [*graph.walk("Concat"), *graph.walk("Add")]:  # a sum may belong to the Concat behind it
+            if op not in inner and (found := rotary(op, known)) is not None:
+                ends.add(op)
+                inner |= found.ops
+        for op in [op for op in graph.walk() if op in ends]:
+            found = rotary(op, known) if op.graph is not None else None
             if found is None or op.graph is None or (opset_of(op.graph) or 0) < 14:
                 continue
             _replace(op, found, op.graph, tables)

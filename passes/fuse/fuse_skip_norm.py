@@ -44,10 +44,14 @@ def _replace(mean: Op, graph: Graph) -> bool:
         return False
     gain = end.operands[1 - end.operands.index(normed)]
     shape = shape_of(x)
-    if not _fits(total, shape) or gain.tensor is None or end.graph is not graph or not isinstance(shape[-1], int):
+    if not _fits(total, shape) or len(shape_of(end.result)) != 3:  # an epsilon of more axes gives the result more
+        return False
+    if gain.op is None or gain.tensor is None or end.graph is not graph or not isinstance(shape[-1], int):
         return False
     if gain.tensor.size != shape[-1] or shape_of(gain)[-1:] != (shape[-1],) or len(shape_of(gain)) > 3:
         return False
+    if gain.op.graph is graph and graph.first is not None:
+        gain.op.move_before(graph.first)  # the sum may stand before it
     b = Builder(graph, before=total, loc=end.loc.union(total.loc, mean.loc, rule="fuse-skip-norm"))
     if len(shape_of(gain)) != 1:
         gain = b.const(np.asarray(gain.tensor.numpy()).reshape(-1), gain.name)

@@ -15,7 +15,7 @@ from tileable_moves import MOVES
 
 from memoptc.ir.equality import same_structure
 from memoptc.ir.onnx_io import to_proto
-from memoptc.ir.ops import TABLE
+from memoptc.ir.ops import TABLE, is_pure
 from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.ir.types import TensorType
@@ -93,3 +93,11 @@ def test_numbers_that_a_sample_fixes_are_parameters() -> None:
             sample = drawn(key, seed)
             fixed = {i for i in sample.weights if np.asarray(sample.operands[i]).dtype == np.int64}
             assert fixed <= TABLE[key].parameters.keys(), key
+
+
+def test_dropout_of_old_draws_unless_told_not_to() -> None:
+    lines = "%a = Dropout(%x)\n%b = Dropout(%x) {is_test=1}\nreturn %a, %b"
+    for version, pure in ((6, [False, True]), (7, [True, True])):
+        header = f'model {{ir_version=3, opset={{""={version}}}}}'
+        graph = parse(f"{header}\ngraph @g(%x: f32[4]) -> (f32[*], f32[*]) {{\n{lines}\n}}")
+        assert [is_pure(op) for op in graph.walk("Dropout")] == pure

@@ -54,6 +54,13 @@ LEFT_ALONE: dict[str, tuple[str, list[str], list[int]]] = {
     ),
     "Lp pool": (IMAGE, ["%y = LpPool(%x) {kernel_shape=[2,2]}"], [0, 1]),
     "global pool": (IMAGE, ["%y = GlobalAveragePool(%x)"], [0, 1]),
+    "resize that keeps the aspect ratio": (
+        "%x: f32[1,1,2,10]",
+        [
+            "%s = const() {value=[1,1,6,21]} : i64[4]", "%none = absent()",
+            '%y = Resize(%x, %none, %none, %s) {keep_aspect_ratio_policy="not_larger", mode="linear"} : f32[1,1,4,21]',
+        ], [],
+    ),
     "reflected padding": (
         IMAGE, ["%p = const() {value=[0,0,1,0,0,0,1,0]} : i64[8]", '%y = Pad(%x, %p) {mode="reflect"}'], [0, 1, 3],
     ),

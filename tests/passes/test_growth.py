@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import growing
 import pytest
 
 from memoptc.ir.core import Graph
+from memoptc.ir.parser import parse
 from memoptc.pass_base import Context
+from memoptc.passes.memory._tile.reachability import Reachability
 from memoptc.registry import find, names
 from memoptc.testing import run_pass
 
@@ -45,3 +49,37 @@ def test_steps_grow_with_the_graph(shape: str) -> None:
         if cost(name, growing.SHAPES[shape](FACTOR * small), allowed) > allowed:
             slow[name] = (first, allowed)
     assert not slow, f"more than (steps at {small}, allowed at {FACTOR * small}): {slow}"
+
+
+def shared_constant(n: int) -> Graph:
+    """Products of one constant with one input each."""
+    inputs = ", ".join(f"%x{i}: f32[2]" for i in range(n))
+    lines = [f"%y{i} = Mul(%c, %x{i}) : f32[2]" for i in range(n)]
+    outputs = ", ".join(f"%y{i}" for i in range(n))
+    return _graph(inputs, ["%c = const() {value=[1.5,2.0]} : f32[2]", *lines], outputs, n)
+
+
+def ladder_of_angles(n: int) -> Graph:
+    """A rotary embedding whose angles are doubled again and again, by themselves."""
+    lines = ["%l, %h = Split(%x) {axis=-1, num_outputs=2}", "%m = Neg(%h)", "%t = Concat(%m, %l) {axis=-1}"]
+    lines += [f"%a{i + 1} = Add(%a{i}, %a{i})" for i in range(n)]
+    lines += [f"%p = Mul(%x, %a{n})", f"%q = Mul(%t, %a{n})", "%y = Add(%p, %q)"]
+    return _graph("%x: f32[1,2,3,8], %a0: f32[1,1,3,8]", lines, "%y", 1)
+
+
+def _graph(inputs: str, lines: list[str], outputs: str, count: int) -> Graph:
+    body = "\n".join([*lines, f"return {outputs}"])
+    return parse(f"graph @g({inputs}) -> ({', '.join(['f32[*]'] * count)}) {{\n{body}\n}}")
+
+
+@pytest.mark.parametrize(("name", "make"), [("fold-constants", shared_constant), ("fuse-rotary", ladder_of_angles)])
+def test_steps_of_one_pass(name: str, make: Callable[[int], Graph]) -> None:
+    first = cost(name, make(30), 10**6)
+    allowed = int(FACTOR ** GROWTH["flat"] * first) + 100
+    assert cost(name, make(FACTOR * 30), allowed) <= allowed
+
+
+def test_reachability_of_a_chain() -> None:
+    short, long = (list(growing.chain(n).ops) for n in (100, FACTOR * 100))
+    first, second = growing.steps(lambda: Reachability(short)), growing.steps(lambda: Reachability(long))
+    assert second <= FACTOR ** GROWTH["flat"] * first

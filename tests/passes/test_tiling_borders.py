@@ -130,3 +130,18 @@ def test_a_refusal_leaves_every_op_where_it_was() -> None:
         emitter.run()
     verify(graph)
     assert print_graph(graph) == before
+
+
+def test_a_scale_computed_from_what_is_cut_keeps_its_quantization_out() -> None:
+    text = """graph @g(%x: f32[8,4]) -> (f32[*]) {
+      %small = const() {value=0.01} : f32[]
+      %a = Relu(%x)
+      %b = Sigmoid(%a)
+      %most = ReduceMax(%a) {keepdims=0}
+      %scale = Add(%most, %small)
+      %q = QuantizeLinear(%b, %scale)
+      %y = DequantizeLinear(%q, %scale)
+      return %y
+    }"""
+    assert [op.op_type for op in region_of(typed(text), "Relu", 0).ops] == ["Relu", "Sigmoid"]
+    check(text, "Relu", 0, 2, [8], overcompute=False)

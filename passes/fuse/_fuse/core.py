@@ -139,6 +139,8 @@ def _weights_of(softmax: Op) -> tuple[Value, tuple[Op, ...]]:
     """The weights that a Softmax gives, and the ops behind it that put 0 in place of a NaN.
 
     PyTorch's exporters write Where(IsNaN(p), 0, p) around it, for rows all of whose keys are hidden by an infinity.
+    Where a mask may be infinite, nothing is fused, or such rows keep the original; but where queries or keys hold NaN,
+    a row that was 0 becomes NaN.
     """
     users = {user.op_type: user for user in softmax.result.users if user.graph is softmax.graph and not user.domain}
     test, choice = users.get("IsNaN"), users.get("Where")

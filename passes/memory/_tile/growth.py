@@ -121,7 +121,9 @@ def _until_quantized(
     while value.single_use:
         ((user, _),) = value.uses
         known = user.key == "QuantizeLinear" or user.key in ("Relu", "Clip")
-        axes = [a for a in spaces[user] if a.results[0] == place] if known and user in reach.index else []
+        # a scale that is computed may need what the region makes: then that would no longer be convex
+        fixed = known and all(v.is_absent or v.tensor is not None for v in user.operands[1:])
+        axes = [a for a in spaces[user] if a.results[0] == place] if fixed and user in reach.index else []
         if not axes or user in chosen:
             return {}
         found[user] = axes[0]
