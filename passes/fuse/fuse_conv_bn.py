@@ -127,37 +127,39 @@ def _fold(b: Builder, producer: Op, after: _Affine, result: Value) -> Value:
     """Give the producer with new weights."""
     weight, bias = producer.operands[1], producer.input(2)
     _require(weight.single_use or weight.tensor is None, "the weight has other users")
-    w = _weight(weight)
+    shape = weight.static_shape
+    if shape is None:
+        raise NoMatch("the weight is not constant")
     attrs = dict(producer.attrs)
     match producer.op_type:
         case "Conv":
-            scale, shift = after.spread(w.shape[0])
-            factors = scale.reshape(-1, *[1] * (w.ndim - 1))
+            scale, shift = after.spread(shape[0])
+            factors = scale.reshape(-1, *[1] * (len(shape) - 1))
         case "ConvTranspose":
             groups = int(attrs.get("group", 1))
-            scale, shift = after.spread(w.shape[1] * groups)
-            by_group = np.repeat(scale.reshape(groups, w.shape[1]), w.shape[0] // groups, axis=0)
-            factors = by_group.reshape(*by_group.shape, *[1] * (w.ndim - 2))
+            scale, shift = after.spread(shape[1] * groups)
+            by_group = np.repeat(scale.reshape(groups, shape[1]), shape[0] // groups, axis=0)
+            factors = by_group.reshape(*by_group.shape, *[1] * (len(shape) - 2))
         case _:
-            return _fold_product(b, producer, after, w, result)
+            return _fold_product(b, producer, after, shape, result)
     old = _array(bias, "the bias") if bias is not None else np.zeros(len(scale))
-    new_bias = _new(b, weight, old * scale + shift, _bias_name(producer))
-    operands = [producer.operand, _new(b, weight, _scaled(w, factors, weight)), new_bias]
+    new_w = _new(b, weight, _scaled(weight, factors))
+    operands = [producer.operand, new_w, _new(b, weight, old * scale + shift, _bias_name(producer))]
     return b.op(producer.op_type, operands, attrs, type=result.type).result
 
 
-def _fold_product(b: Builder, producer: Op, after: _Affine, w: npt.NDArray[Any], result: Value) -> Value:
+def _fold_product(b: Builder, producer: Op, after: _Affine, shape: tuple[int, ...], result: Value) -> Value:
     """Gemm, or a MatMul by a matrix: of a matrix it becomes a Gemm, of more it takes only a scale."""
     attrs = dict(producer.attrs)
     left, weight = producer.operand, producer.operands[1]
-    _require(w.ndim == 2 and left.rank is not None, "not by a matrix")
+    _require(len(shape) == 2 and left.rank is not None, "not by a matrix")
     transposed = bool(attrs.get("transB", 0))
-    columns = w.shape[0] if transposed else w.shape[1]
+    columns = shape[0] if transposed else shape[1]
     scale, shift = after.spread(columns)
     factors = scale[:, None] if transposed else scale[None, :]
     if producer.op_type == "MatMul" and not shift.any():
         _require((left.rank or 0) >= 2, "of a vector")
-        return b.op("MatMul", [producer.operand, _new(b, weight, _scaled(w, factors, weight))], type=result.type).result
+        return b.op("MatMul", [producer.operand, _new(b, weight, _scaled(weight, factors))], type=result.type).result
     _require(left.rank == 2, "not of matrices")
     _require(producer.op_type == "Gemm" or _has_gemm(producer), "no Gemm for this")
     bias = producer.input(2)
@@ -168,22 +170,16 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, w: npt.NDArray[Any],
         old = np.broadcast_to(given.reshape(-1), columns) * float(attrs.get("beta", 1.0))
     attrs["beta"] = 1.0
     new_bias = _new(b, weight, old * scale + shift, _bias_name(producer))
-    new_w = _new(b, weight, _scaled(w, factors, weight))
+    new_w = _new(b, weight, _scaled(weight, factors))
     return b.op("Gemm", [producer.operand, new_w, new_bias], attrs, type=result.type).result
 
 
-def _weight(value: Value) -> npt.NDArray[Any]:
-    """Give a constant weight as it is stored: what declines looks at its shape, and must not copy it."""
-    if value.tensor is None:
-        return _array(value, "the weight")
-    _require(_dtype(value) in FLOATS, "no float weights")
-    return value.tensor.numpy()
-
-
-def _scaled(w: npt.NDArray[Any], factors: Array, like: Value) -> npt.NDArray[Any]:
-    """Multiply in float64, some rows at a time, and round once to the element type of `like`."""
+def _scaled(weight: Value, factors: Array) -> npt.NDArray[Any]:
+    """Multiply a constant weight in float64, some rows at a time, and round once to its element type."""
+    _require(_dtype(weight) in FLOATS, "no float weights")
+    w = _array(weight, "the weight") if weight.tensor is None else weight.tensor.numpy()
     factors = np.broadcast_to(factors, (*factors.shape[:1], *w.shape[1:]))
-    scaled = np.empty(w.shape, _dtype(like).numpy())
+    scaled = np.empty(w.shape, _dtype(weight).numpy())
     rows = max(1, _BLOCK * len(w) // max(1, w.size))
     with np.errstate(over="ignore"):
         for start in range(0, len(w), rows):

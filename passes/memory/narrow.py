@@ -13,11 +13,11 @@ from memoptc.ir.dims import Dim
 from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import facts, opset_of
 from memoptc.ir.ops.extent import runs_on_part
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._narrow.crop import crop
 from memoptc.passes.memory._narrow.merge import merge
-from memoptc.passes.simplify._simplify.parts import keeps_some
+from memoptc.passes.simplify._simplify.parts import keeps_some, may_be_sliced
 
 _PASSED = 8
 """Slices and Gathers that another one passes in one go, at most: bounds the work for each."""
@@ -141,15 +141,7 @@ def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
         return None
     axis = _axis(maker, maker.results.index(value), place)
     cut = zip(maker.operands, axis.operands, strict=True) if axis is not None else ()
-    return axis if all(along is None or _can_be_cut(operand) for operand, along in cut) else None
-
-
-def _can_be_cut(value: Value) -> bool:
-    """True if Slice and Gather take a value's element type: float8 and codes of less than 8 bits they do not."""
-    dtype = value.dtype
-    if dtype is None or dtype == DType.UNDEFINED or dtype.name.startswith("FLOAT8"):
-        return False
-    return dtype == DType.STRING or dtype.bitwidth >= 8
+    return axis if all(along is None or may_be_sliced(operand) for operand, along in cut) else None
 
 
 def _move(op: Op, take: _Take) -> _Moved | None:

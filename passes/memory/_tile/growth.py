@@ -14,6 +14,7 @@ from memoptc.ir.iteration import Axis, Form
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
 from memoptc.passes.memory._tile.reachability import Reachability
 from memoptc.passes.memory._tile.region import Region
+from memoptc.passes.simplify._simplify.parts import may_be_sliced
 
 
 class Growth:
@@ -104,7 +105,8 @@ def _take_codes(chosen: dict[Op, Axis], reach: Reachability, spaces: IterationSp
             maker = operand.op
             if along is None or maker is None or maker in chosen or maker not in reach.index:
                 continue
-            if maker.key == "DequantizeLinear" and maker.operands[0].tensor is None:
+            codes = maker.operands[0] if maker.key == "DequantizeLinear" else None
+            if codes is not None and codes.tensor is None and may_be_sliced(codes):
                 found = [a for a in spaces[maker] if a.results[0] == along.axis]
                 if found and all(u in chosen and _needs(u, i, chosen) == along.axis for u, i in operand.uses):
                     chosen[maker] = found[0]
@@ -124,7 +126,7 @@ def _until_quantized(
         # a scale that is computed may need what the region makes: then that would no longer be convex
         fixed = known and all(v.is_absent or v.tensor is not None for v in user.operands[1:])
         axes = [a for a in spaces[user] if a.results[0] == place] if fixed and user in reach.index else []
-        if not axes or user in chosen:
+        if not axes or user in chosen or not may_be_sliced(user.results[0]):
             return {}
         found[user] = axes[0]
         if user.key == "QuantizeLinear":

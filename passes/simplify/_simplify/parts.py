@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.tensors import ints
+from memoptc.ir.types import DType
 
 ENDLESS = 2**31 - 1
 """From this on, an end means that of the axis."""
@@ -27,6 +28,14 @@ class Part:
     lo: int
     hi: int
     drops: bool = False
+
+
+def may_be_sliced(value: Value) -> bool:
+    """True if Slice and Gather take a value's element type: float8 and codes of less than 8 bits they do not."""
+    dtype = value.dtype
+    if dtype is None or dtype == DType.UNDEFINED or dtype.name.startswith("FLOAT8"):
+        return False
+    return dtype == DType.STRING or dtype.bitwidth >= 8
 
 
 def bounds(op: Op) -> dict[int, tuple[int, int]] | None:
