@@ -11,8 +11,9 @@ from runtime_models import convolutions, mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.feeds import Generated, find_feeds
+from memoptc.runtime.feeds import Generated, _affordable_first, find_feeds
 from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.roles import find_roles
@@ -322,3 +323,25 @@ def test_sizes_below_zero_are_not_planned_with() -> None:
     model = parse("g (float[B, 1, T] x) => (float[a, b, c] y) { y = Conv(x, w) }", w=normal(2, 1, 10))
     graph = InputMaker(read_onnx(model)).typed
     assert liveness(graph, {"B": 1, "T": 3}).unknown == ["y"]
+
+
+def test_extents_at_which_a_run_takes_too_much_are_left_out() -> None:
+    """Memory grows with the fourth power of the extents: most of the usual ones are out of reach."""
+    model = parse("""g (float[batch, height, width] x) => (float[batch] y)
+        <int64[3] down = {0, -1, 1}, int64[3] across = {0, 1, -1}, int64[2] last = {1, 2}> {
+        a = Reshape (x, down)
+        b = Reshape (x, across)
+        c = Mul (a, b)
+        y = ReduceSum <keepdims: int = 0> (c, last)
+    }""")
+    graph = read_onnx(model)
+    maker = InputMaker(graph)
+    tried = _affordable_first(maker, list(maker.bindings()))
+    efforts = [effort(maker, binding) for binding in tried]
+    assert efforts[0] <= 1
+    assert max(efforts) <= 16
+    assert max(effort(maker, binding) for binding in maker.bindings()) > 1000
+    reachable = sum(e <= 1 for e in efforts)
+    assert [b for b in maker.bindings() if effort(maker, b) <= 1] == tried[:reachable]
+    found = find_feeds(graph, Evaluator(model), count=3)
+    assert all(effort(maker, feed.dims) <= 1 for feed in found)
