@@ -47,6 +47,8 @@ FEW = 16
 
 Way = Mapping[str, Any]
 """Options of `memoptc.compile`."""
+ITSELF = "@itself"
+"""In pipelines: the file of the model that is compiled."""
 
 
 JUMPS = frozenset(
@@ -126,11 +128,11 @@ def try_ways(
         counts: Gets models, compiles per way, and passes that reported something.
         hard: Feeds of special numbers, for ways that keep every bit.
     """
-    runs = [] if _has(model.graph, RANDOM) else _runs(model, feeds, counts)
+    runs = [] if _has(model.graph, RANDOM) else runs_of(model, feeds, counts)
     if not runs:
         counts["refused"] += 1
         return ""
-    special = _runs(model, hard, counts) if hard else []
+    special = runs_of(model, hard, counts) if hard else []
     jumps, coded = _has(model.graph, JUMPS), _has(model.graph, {"DequantizeLinear"})
     counts["models"] += 1
     narrow = _is_narrow(model)
@@ -138,7 +140,7 @@ def try_ways(
     for way in ways:
         text = " ".join(f"{key}={value}" for key, value in way.items())
         counts[f"way {text}"] += 1
-        options, checked = _options(way, runs)
+        options, checked = _options(model, way, runs)
         if not checked:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -150,10 +152,16 @@ def try_ways(
                 onnx.save(
                     copy, given, save_as_external_data=True, size_threshold=EXTERNAL_FROM, location="original.data"
                 )
+            if ITSELF in options.get("passes", ""):
+                itself = Path(folder) / "itself.onnx"
+                onnx.save(model, itself)
+                options["passes"] = options["passes"].replace(ITSELF, str(itself))
             try:
                 result = compile(given, **{"verify": "off", "measure": False, **options})
             except InputError as e:
-                if not {"form", "data", "bound"} & way.keys() and "the model says they are equal" not in str(e):
+                if not {"form", "data", "bound", "frozen"} & way.keys() and "the model says they are equal" not in str(
+                    e
+                ):
                     return f"{text}: {e}"
                 counts["form refused" if "form" in way else "data refused"] += 1  # branches cannot give inputs
                 continue
@@ -207,14 +215,17 @@ EXTERNAL_FROM = 80
 """Bytes from which a weight may lie beside the model: onnxruntime reads shapes, axes and the like while it loads."""
 
 
-def _options(way: Way, runs: Sequence[tuple[Any, Any]]) -> tuple[dict[str, Any], Sequence[tuple[Any, Any]]]:
+def _options(
+    model: onnx.ModelProto, way: Way, runs: Sequence[tuple[Any, Any]]
+) -> tuple[dict[str, Any], Sequence[tuple[Any, Any]]]:
     """Options of `memoptc.compile` for a way, and the feeds to compare with.
 
     A way with `data` has calibration data like the first feed that has no extent of 0; one that is `bound` names the
-    extents of that feed's inputs.
+    extents of that feed's inputs, and one that is `frozen` makes them the only ones.
     """
     options = dict(way)
     data, bound = options.pop("data", False), options.pop("bound", False)
+    frozen = options.pop("frozen", False)
     full = (run for run in runs if all(isinstance(v, np.ndarray) and v.size for v in run[0].values()))
     first = next(full, None)
     if first is None or not first[0]:
@@ -230,6 +241,19 @@ def _options(way: Way, runs: Sequence[tuple[Any, Any]]) -> tuple[dict[str, Any],
         runs = [first, *(run for run in runs if run is not first)]
     if options.get("verify"):
         options["validation"] = [feed]
+    if frozen:
+        extents = {
+            (dim.dim_param, int(extent))
+            for value in model.graph.input
+            if value.type.HasField("tensor_type") and value.name in feed
+            for dim, extent in zip(value.type.tensor_type.shape.dim, feed[value.name].shape, strict=False)
+            if dim.dim_param
+        }
+        options["freeze"] = dict(extents)
+        if len(options["freeze"]) < len(extents):
+            return options, []  # a name of two extents, which onnxruntime allows
+        shapes = {k: v.shape for k, v in feed.items()}
+        runs = [run for run in runs if {k: np.shape(v) for k, v in run[0].items()} == shapes]
     if bound:
         options["input_shapes"] = tuple(f"{k}:{','.join(map(str, v.shape))}" for k, v in feed.items() if v.shape)
     return options, runs
@@ -244,7 +268,7 @@ def _is_narrow(model: onnx.ModelProto) -> str:
     return ""
 
 
-def _runs(model: onnx.ModelProto, feeds: Sequence[Mapping[str, Any]], counts: Counter[str]) -> list[tuple[Any, Any]]:
+def runs_of(model: onnx.ModelProto, feeds: Sequence[Mapping[str, Any]], counts: Counter[str]) -> list[tuple[Any, Any]]:
     """Feeds that a model runs with, and for which it writes all that it gives; with what it gives."""
     try:
         original = Evaluator(model, UNOPTIMIZED)
@@ -280,6 +304,8 @@ def _is_defined(model: Evaluator, feed: Mapping[str, Any], outputs: Mapping[str,
     """
     binding = model.session.io_binding()
     bound = {i.name for i in model.session.get_inputs()}
+    if not all(i.type.startswith("tensor(") for i in model.session.get_inputs()):
+        return True
     for name, value in feed.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind in "OU" or name not in bound:
             return True

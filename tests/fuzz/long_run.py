@@ -5,10 +5,11 @@
     python tests/fuzz/long_run.py --seed 4711 [--keep FOLDER]                            # one model again
 
 A seed decides the family (a case of a pass with edits, a chain that a pass looks for, one operator, a random graph, a
-network with data), the model, and two to four ways: passes that have something to do there, and draws of level, target,
-data, lossy and writing options, or of passes in any order. One line of JSON per seed says which operators it had, which
-passes did something, seconds, and what was wrong. Models run in processes of their own, a few dozen each: what ends the
-process, or takes longer than it may, is a fault, too.
+network with data, what seldom makes a pass do something, a model to merge, cut into stages and run in Session), the
+model, and two to four ways: passes that have something to do there, and draws of level, target, data, lossy and writing
+options, or of passes in any order. One line of JSON per seed says which operators it had, which passes did something,
+seconds, and what was wrong. Models run in processes of their own, a few dozen each: what ends the process, or takes
+longer than it may, is a fault, too.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ import onnx
 from onnx import helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fuzzing import UNOPTIMIZED, Way, try_ways
+from fuzzing import ITSELF, UNOPTIMIZED, Way, try_ways
+from fuzzing_commands import TIERS, try_commands
 from samplers import SAMPLERS, instance
-from samplers.near_misses import edited, fitted, near_miss
-from samplers.networks import NETWORKS
+from samplers.near_misses import edited, fitted, input_wrapped, near_miss
+from samplers.networks import NETWORKS, images, perceptron, steps, tokens
 from samplers.patterns import PATTERNS, chain
 from samplers.sample import Rng, pick
 from shape_oracle import deviates
@@ -51,7 +53,21 @@ SECONDS = 120
 """Longest that one model may take in all its ways."""
 ENOUGH = 100
 """Times that each pass shall have done something."""
-FAMILIES = ("case", "case", "case", "case", "chain", "chain", "operator", "operator", "graph", "network", "network")
+FAMILIES = (
+    *("case", "case", "case", "case", "chain", "chain", "operator", "operator", "graph", "network", "network"),
+    *("rare", "rare", "command"),
+)
+RARE = ("equalize", "share-transposed", "smooth", "split-products", "split-sums", "tile", "widen-half")
+"""Passes with cases whose forms edits and other families seldom make."""
+RARE_NETWORKS = (
+    (steps, "fuse-rotary,fuse-skip-norm,fuse-cached-attention,quantize-cache"),
+    (perceptron, "split-outliers"),
+    (perceptron, "feature-statistics,factorize{smallest=256}"),
+    (perceptron, f'cascade{{small="{ITSELF}",threshold=0.5}}'),
+    (images, f'cascade{{small="{ITSELF}",max_disagreement=0.3}}'),
+    (tokens, "prune-tokens{keep=0.5}"),
+)
+"""The same of passes that need data: networks, and a pipeline for each."""
 _WRITING: tuple[Way, ...] = (
     {},
     {},
@@ -64,6 +80,7 @@ _WRITING: tuple[Way, ...] = (
     {"from_file": True},
     {"verify": "fast"},
     {"memory_budget": "activations=1KiB", "force": True, "bound": True},
+    {"frozen": True},
     {"bound": True},
     {"portable": True, "device": "arm64"},
 )
@@ -80,6 +97,10 @@ _LOSSY: tuple[Way, ...] = (
 )
 _NEED_OPTIONS = ("cascade", "tile", "lower")
 """Passes that do nothing without options, or stand last."""
+
+
+WRAPPED = 0.06
+"""Share of models that get an input as a sequence or optional."""
 
 
 class TookTooLong(Exception):
@@ -110,8 +131,22 @@ def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], li
     Raises:
         MemoptcError: what was drawn is no model.
     """
+    name, model, feeds, hard, ways = _draw(seed, only)
+    r = np.random.default_rng([seed, 78])
+    wrapped = input_wrapped(model, r, [*feeds, *hard]) if r.random() < WRAPPED else ""
+    return f"{name} {wrapped}".strip(), model, feeds, hard, ways
+
+
+def _draw(seed: int, only: str) -> tuple[str, onnx.ModelProto, list[Any], list[Any], list[Way]]:
     r = np.random.default_rng([seed, 77])
     family, ways = "case" if only else pick(r, *FAMILIES), [way_of(r), way_of(r)]
+    if family == "command":
+        family, ways = (
+            pick(r, "chain", "graph", "operator"),
+            [{"command": pick(r, *TIERS), "count": int(r.integers(2, 4))}],
+        )
+    if family == "rare" and r.random() < 0.5:
+        family, only = "case", pick(r, *RARE)
     if family == "case":
         made = near_miss(r, only)
         name = " ".join([made.name, *made.edits])
@@ -120,7 +155,7 @@ def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], li
     if family == "chain":
         name = pick(r, *PATTERNS)
         model, feeds = chain(name, r)
-        ways.append(way_of(r))
+        ways += [] if "command" in ways[0] else [way_of(r)]
     elif family == "operator":
         sampler = pick(r, *(s for group in SAMPLERS.values() for s in group))
         sample = sampler(r)
@@ -131,10 +166,10 @@ def draw(seed: int, only: str = "") -> tuple[str, onnx.ModelProto, list[Any], li
         model.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in sample.nodes[-1].output if o)
         graph = read_onnx(model)
         feeds = [f for f in one.feeds if not _deviates(graph, f)]
-    elif family == "network":
-        network = pick(r, *NETWORKS)
+    elif family in ("network", "rare"):
+        network, chosen = pick(r, *RARE_NETWORKS) if family == "rare" else (pick(r, *NETWORKS), "")
         model, feeds, passes = network(r)
-        chosen = ",".join(pick(r, *passes) for _ in range(int(r.integers(1, 4))))
+        chosen = chosen or ",".join(pick(r, *passes) for _ in range(int(r.integers(1, 4))))
         name, ways = network.__name__, [{"passes": f"{chosen},lower", "data": True}, ways[0]]
         edits = edited(model, r, int(r.integers(2)))
         return " ".join([name, *edits]), model, fitted(model, feeds, r), [], ways
@@ -179,7 +214,10 @@ def try_seed(seed: int, only: str = "", keep: Path | None = None) -> dict[str, A
             onnx.save(model, keep / f"{seed}.onnx")
             np.savez(keep / f"{seed}.npz", **feeds[0])
             print(*ways, sep="\n")
-        entry["fault"] = try_ways(model, feeds, ways, counts, hard)
+        if "command" in ways[0]:
+            entry["fault"] = try_commands(model, feeds, counts, ways[0]["command"], ways[0]["count"])
+        else:
+            entry["fault"] = try_ways(model, feeds, ways, counts, hard)
     except MemoptcError:
         counts["refused"] += 1
     except TookTooLong as e:

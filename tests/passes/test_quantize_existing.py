@@ -113,6 +113,24 @@ def test_other_scales_of_the_same_data_are_not_taken_over() -> None:
     assert codes(again.graph) == codes(once.graph)
 
 
+def test_codes_of_a_value_are_made_before_its_first_use_on_codes() -> None:
+    before = model("""graph @g(%x: f32[2,4]) -> (f32[4,2], f32[2,4]) {
+      %s = const() {value=0.05} : f32[]
+      %z = const() {value=100} : u8[]
+      %q = QuantizeLinear(%x, %s, %z)
+      %d = DequantizeLinear(%q, %s, %z)
+      %t = Transpose(%d) {perm=[1,0]}
+      %y = Relu(%t)
+      %i = const() {value=-28} : i8[]
+      %p = QuantizeLinear(%d, %s, %i)
+      %w = DequantizeLinear(%p, %s, %i)
+      return %y, %w
+    }""")
+    data = [{"x": RNG.standard_normal((2, 4)).astype(np.float32)} for _ in range(4)]
+    after = compile(before, 0, "int8", calibration=data, passes=ONLY_QUANTIZE)
+    assert decibels(before, after.model, data) > 25
+
+
 def test_weights_in_codes_get_coded_activations_and_biases() -> None:
     """Only the weights came as codes: the data gives the rest, and the product runs on integers."""
     text = f"""graph @g(%x: f32[N,4,8,8]) -> (f32[*]) {{

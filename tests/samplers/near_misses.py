@@ -21,7 +21,7 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.testing.cases import Case, read_case
 from memoptc.testing.numbers import NOT_EMPTY, Feed, feed_of, hard_feeds
 from samplers.sample import Rng, pick
-from samplers.surroundings import SURROUNDINGS, Edit, dtypes, fresh, renamed
+from samplers.surroundings import SURROUNDINGS, Edit, dtypes, fresh, opset_of, renamed
 
 CASES = Path(__file__).resolve().parent.parent / "cases"
 MOST_BYTES = 1 << 22
@@ -116,6 +116,32 @@ def fitted(model: onnx.ModelProto, feeds: list[Feed], r: Rng) -> list[Feed]:
                 array = np.asarray(number % 2 == 0) if dtype == np.bool_ else r.standard_normal(shape)
             found[number][value.name] = array if array.dtype.kind in "OU" else np.asarray(array).astype(dtype)
     return found
+
+
+def input_wrapped(model: onnx.ModelProto, r: Rng, feeds: Iterable[Feed]) -> str:
+    """Let an input be an optional, or the first of a sequence, and feeds with it; gives a name, or "" if not."""
+    defaults = {t.name for t in model.graph.initializer}
+    tensors = [v for v in model.graph.input if v.type.HasField("tensor_type") and v.name not in defaults]
+    opset = opset_of(model)
+    if not tensors or opset < 11:
+        return ""
+    value = tensors[int(r.integers(len(tensors)))]
+    name, listed = value.name, opset < 18 or r.random() < 0.5
+    outer, kind = fresh(model, f"{name}_outer"), onnx.TypeProto()
+    (kind.sequence_type if listed else kind.optional_type).elem_type.CopyFrom(value.type)
+    value.name = outer
+    value.type.CopyFrom(kind)
+    if listed:
+        first = fresh(model, "first")
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.int64), first))
+        model.graph.node.insert(0, helper.make_node("SequenceAt", [outer, first], [name]))
+    else:
+        model.graph.node.insert(0, helper.make_node("OptionalGetElement", [outer], [name]))
+    for feed in feeds:
+        if name in feed:
+            array = feed.pop(name)
+            feed[outer] = [array, array] if listed else array
+    return "input_listed" if listed else "input_optional"
 
 
 def _symbols(model: onnx.ModelProto) -> list[str]:

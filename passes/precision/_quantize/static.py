@@ -119,11 +119,29 @@ class StaticQuantizer:
         return all(reads_codes(op)) and (may_be_float or after in self.existing.decoded)
 
     def _read_codes(self, value: Value) -> None:
-        """Let what is quantized read the codes that the model has of a value."""
+        """Let what is quantized read the codes that the model has of a value, which are made before its first use."""
         real = self.existing.decoded[value]
-        for user, index in value.uses:
-            if self.choice.quantized(user) and real.op is not None and user is not real.op:
-                user.set_operand(index, real)
+        decoder, coder = real.op, real.op.operand.op if real.op is not None else None
+        if decoder is None or coder is None:
+            return
+        reading = [(user, i) for user, i in value.uses if self.choice.quantized(user) and user is not coder]
+        if not reading:
+            return
+        first = value.op.next if value.op is not None else self.graph.first
+        users = {user for user, _ in reading}
+        while first is not None and first is not decoder and first not in users:
+            first = first.next
+        between = set()
+        op = first
+        while op is not None and op is not decoder:
+            between.add(op)
+            op = op.next
+        if first is not None and between:
+            for op in dict.fromkeys((*(v.op for v in coder.operands), *(v.op for v in decoder.operands), decoder)):
+                if op is decoder or op in between:
+                    op.move_before(first)
+        for user, index in reading:
+            user.set_operand(index, real)
 
     def _keep(self, op: Op) -> None:
         """Leave an op's codes alone; give it a bias in codes where it has none."""
