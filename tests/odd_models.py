@@ -417,6 +417,24 @@ def loop_in_scan() -> Made:
     return model, [{"x": _rng(3, 4), "n": np.asarray(k)} for k in (1, 3)]
 
 
+def half_constants() -> Made:
+    """Constants computed in float16, which onnxruntime does not round before the operator that reads them."""
+    model = _text(
+        """g (float[N] x) => (float16[A] y, float16[B] z) {
+            h = Cast <to=10> (x)
+            k = Cast <to=10> (third)
+            s = Mul (k, k)
+            y = Mul (h, s)
+            b = Cast <to=10> (large)
+            i = Mul (b, b)
+            z = Add (h, i)
+        }""",
+        third=np.float32(1 / 3),
+        large=np.float32(300),
+    )
+    return model, [{"x": np.asarray([*np.linspace(0, 3, 40), -np.inf, np.inf, 7e4], np.float32)}]
+
+
 def hard_constants() -> Made:
     """NaN, infinities, -0.0 and denormals in weights: folded, multiplied by 0 and 1, added to."""
     hard = np.asarray([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-40, 3.4e38, 1.0], np.float32)
@@ -689,7 +707,7 @@ MODELS: dict[str, Callable[[], Made]] = {
         functions_with_defaults, sequences,
         sequence_input_output, optional_in_branches, strings, narrow_floats, four_bits, empties, scalars,
         large_extents, negative_axes, outputs_as_they_come, input_is_output, taken_names, contrib_codes,
-        contradicting_symbols, loop_in_scan, hard_constants, integer_edges,
+        contradicting_symbols, loop_in_scan, half_constants, hard_constants, integer_edges,
         dropout_training, batch_norm_training, notes_and_training, replaceable_weights, sparse_and_constants,
         half_model, doubles, data_dependent, recurrent_with_lengths, attention_masks, duplicated, resize_roundings,
         float8_codes, late_weights,

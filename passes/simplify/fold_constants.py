@@ -36,7 +36,8 @@ class FoldConstants(Pass):
     Args:
         max_bytes: More than this is never computed with here, operands and results together.
         exact: Keep what computes a float operand of MatMul, Conv and the like: onnxruntime has another kernel
-            for a constant one, whose results differ in the last bits.
+            for a constant one, whose results differ in the last bits. Also keep what computes float16 or bfloat16
+            numbers, most of which it computes in float32 and does not round before the next such operator.
         weights: Also compute float weights of MatMul, Conv and the like that take more bytes than what they are made
             from (a Cast of float16 numbers, a norm and a scale), since codes need constants.
     """
@@ -119,6 +120,9 @@ class FoldConstants(Pass):
         if self.exact and any(ops.feeds_packed(r) for r in op.results):
             stats["kept: another kernel"] += 1
             return False
+        if self.exact and _rounds_halves(op):
+            stats["kept: rounds otherwise"] += 1
+            return False
         need = [_size(r) for r in op.results if not r.omitted]
         if any(n is None for n in need) and not _surely_small(op):
             stats["kept: size unknown"] += 1
@@ -137,6 +141,12 @@ def _changes_nothing(op: Op) -> bool:
     """True if the result of an op is a constant that it reads, bytes and shape alike."""
     source = op.operand.tensor if op.operands and ops.definition(op).view == 0 and ops.is_pure(op) else None
     return source is not None and tensor_type(source) == op.result.type
+
+
+def _rounds_halves(op: Op) -> bool:
+    """True if an op gives new numbers of float16 or bfloat16."""
+    halves = (DType.FLOAT16, DType.BFLOAT16)
+    return not ops.facts(op).moves and any(r.dtype in halves for r in op.results)
 
 
 def _weight_makers(graph: Graph) -> frozenset[Op]:
