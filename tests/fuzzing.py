@@ -195,7 +195,7 @@ def try_ways(
             noise = max(noise or 0.0, NOISE[narrow]) if narrow and not exact else noise
             loses = LOSING & way.keys() or any(p in way.get("passes", "") for p in ("early-exit", "prune-tokens"))
             noise = float("inf") if (noise and jumps) or loses else noise
-            for number, (feed, expected) in enumerate(checked + (special if exact else [])):
+            for number, (feed, expected) in enumerate(checked + (special if exact and not way.get("frozen") else [])):
                 # Data of one kind says nothing of extents and numbers of another.
                 slack = float("inf") if noise and way.get("data") and number else noise
                 fault = difference(expected, compiled, feed, slack, exact=exact)

@@ -32,7 +32,7 @@ class WidenHalf(Pass):
         narrow = [op for op in graph.walk() if any(_is_half(v) for v in (*op.operands, *op.results))]
         if sum(nbytes(v.tensor) for op in narrow for v in op.results if v.tensor is not None) < max(self.smallest, 1):
             return
-        held = [op for op in graph.walk() if any(_holds_half(v) for v in op.results)]
+        held = [op for op in graph.walk() if any(_holds_half(v) for v in (*op.operands, *op.results))]
         other = [op.key for op in [*narrow, *held] if op.domain or op in held]
         if other:
             context.stats[f"left: {other[0]} works on float16"] += 1

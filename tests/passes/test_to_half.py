@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 import zoo
 from onnx import TensorProto, helper
@@ -271,3 +273,19 @@ def test_real_models(name: str, target: str, tmp_path: Path) -> None:
     found = compile_file(zoo.ZOO.path(name), tmp_path / "h.onnx", target=target, validation=feeds or None).report
     assert found.verification["passed"]
     assert found.candidate.weight_bytes < 0.75 * found.control.weight_bytes
+
+
+@pytest.mark.parametrize("kind", ["seq", "optional"])
+@pytest.mark.parametrize(("dtype", "passes"), [("float16", "widen-half{smallest=0}"), ("float", "to-half{smallest=0}")])
+def test_what_is_inside_of_an_input_keeps_its_type(kind: str, dtype: str, passes: str) -> None:
+    take = "SequenceAt (outer, first)" if kind == "seq" else "OptionalGetElement (outer)"
+    text = f"g ({kind}({dtype}[N,2]) outer, int64 first) => ({dtype}[N,2] y) {{ x = {take} y = MatMul (x, w) }}"
+    before = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+    weight = RNG.standard_normal((2, 2)).astype("float16" if dtype == "float16" else "float32")
+    before.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    x = RNG.standard_normal((3, 2)).astype(weight.dtype)
+    feed = {"outer": [x] if kind == "seq" else x, "first": np.asarray(0)}
+    expected = Evaluator(before).run(feed)["y"]
+    found = Evaluator(compile(before, passes=f"{passes},lower", verify="off", measure=False).model).run(feed)["y"]
+    assert found.dtype == expected.dtype
+    assert np.allclose(found, expected, atol=5e-3)
