@@ -21,6 +21,7 @@ from memoptc.ir.onnx_data import ExternalData
 from memoptc.ir.onnx_order import used_names
 from memoptc.ir.onnx_read import read_onnx
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, proto_with_weights, weight_tensors
+from memoptc.ir.ops import is_removable
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType, Type
 
@@ -175,6 +176,7 @@ def split(path: Path, folder: Path, count: int, dims: Mapping[str, int]) -> Cut:
     if folder.exists():
         raise InputError(f"{folder} is there already.", hint="Name a folder to make, or remove it.")
     graph = read_onnx(path)
+    _drop_unused(graph)
     infer_shapes(graph)
     found = cut(graph, count, dims)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,13 @@ def split(path: Path, folder: Path, count: int, dims: Mapping[str, int]) -> Cut:
     return found
 
 
+def _drop_unused(graph: Graph) -> None:
+    """Drop what no output needs: onnxruntime loads no stage without outputs."""
+    for op in reversed(list(graph.ops)):
+        if not op.is_const and is_removable(op) and not any(r.has_uses for r in op.results):
+            op.erase()
+
+
 def _stages(graph: Graph, proto: onnx.ModelProto, found: Cut) -> list[onnx.ModelProto]:
     """The model's nodes, each in the proto of its stage."""
     stage_of = {name: number for number, names in enumerate(found.stages) for name in names}
@@ -215,6 +224,16 @@ def _stages(graph: Graph, proto: onnx.ModelProto, found: Cut) -> list[onnx.Model
     sparse = {tensor.values.name: tensor for tensor in proto.graph.sparse_initializer}
     types = {r.name: r.type for op in graph.ops for r in op.results}
     reads = [set().union(*map(used_names, each)) if each else set() for each in nodes]
+
+    def provide(stage: onnx.ModelProto, name: str) -> None:
+        """Give a stage a weight or an input of the model."""
+        if name in weights:
+            stage.graph.initializer.append(weights[name])
+        elif name in sparse:
+            stage.graph.sparse_initializer.append(sparse[name])
+        if name in inputs:
+            stage.graph.input.append(inputs[name])
+
     found_stages = []
     for number, each in enumerate(nodes):
         stage = onnx.ModelProto()
@@ -223,13 +242,8 @@ def _stages(graph: Graph, proto: onnx.ModelProto, found: Cut) -> list[onnx.Model
         stage.graph.node.extend(each)
         made = [name for node in each for name in node.output if name]
         for name in sorted(reads[number] - set(made)):
-            if name in weights:
-                stage.graph.initializer.append(weights[name])
-            elif name in sparse:
-                stage.graph.sparse_initializer.append(sparse[name])
-            if name in inputs:
-                stage.graph.input.append(inputs[name])
-            elif name in maker:
+            provide(stage, name)
+            if name not in inputs and name in maker:
                 stage.graph.input.append(_port(name, types[name]))
         later = set().union(*reads[number + 1 :])
         for name in made:
@@ -240,8 +254,8 @@ def _stages(graph: Graph, proto: onnx.ModelProto, found: Cut) -> list[onnx.Model
         for output in proto.graph.output:  # one that is an input or a weight
             if number == 0 and output.name not in maker:
                 stage.graph.output.append(output)
-                if output.name in inputs and all(value.name != output.name for value in stage.graph.input):
-                    stage.graph.input.append(inputs[output.name])
+                if output.name not in reads[0]:
+                    provide(stage, output.name)
         found_stages.append(stage)
     return found_stages
 

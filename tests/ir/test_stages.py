@@ -61,6 +61,19 @@ def narrow_waist(path: Path) -> Path:
     return path
 
 
+def test_outputs_that_are_weights_and_products_that_nobody_reads(tmp_path: Path) -> None:
+    model = onnx.load(narrow_waist(tmp_path / "m.onnx"))
+    model.graph.node.append(helper.make_node("MatMul", ["y", "d"], ["unused"]))
+    model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [64, 64]))
+    model.graph.output.append(helper.make_tensor_value_info("k", TensorProto.FLOAT, [2]))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray([1, 2], np.float32), "k"))
+    onnx.save(model, tmp_path / "m.onnx")
+    split(tmp_path / "m.onnx", tmp_path / "out", 3, {})
+    feed = {"x": np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32), "on": np.array(True)}
+    found, wanted = Stages(tmp_path / "out", options=plain()).run(None, feed), whole(tmp_path / "m.onnx", feed, plain())
+    assert [f.tobytes() for f in found] == [w.tobytes() for w in wanted]
+
+
 def test_the_cut_goes_where_fewest_bytes_cross(tmp_path: Path) -> None:
     model = narrow_waist(tmp_path / "m.onnx")
     found = split(model, tmp_path / "out", 2, {"N": 10})
