@@ -51,6 +51,8 @@ def report_of(compilation: Compilation, attempts: Attempts, attempt: Attempt) ->
         },
         decoder=None if attempts.decoder is None else str(attempts.decoder),
     )
+    if attempt.predicted is None:  # what of the original has no known size counts as 0, so that it cannot be compared
+        report.control.predicted_need_bytes = None
     if attempt.verification is not None:
         report.verification = _proof(attempt.verification)
         accuracy = attempt.verification.accuracy
