@@ -15,6 +15,7 @@ from memoptc.gate import Broken, broken_needs, check_budget, check_verification,
 from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.ir.parser import parse
 from memoptc.options import Options
+from memoptc.report.verdict import verdict
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.verification import Verification
 
@@ -113,3 +114,24 @@ def test_the_original_is_predicted_with_the_bodies_of_its_functions() -> None:
     assert before.planned_peak_bytes == after.planned_peak_bytes == 2 * 16 * 1024 * 64 * 4
     assert before.predicted_need_bytes is not None
     assert before.predicted_need_bytes > 2 * 16 * 1024 * 64 * 4
+
+
+def test_no_need_is_predicted_of_an_original_whose_sizes_are_less_known() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[64, 64] x, bool c) => (float[64, 64] y) {
+            a = Abs (x)
+            unused = If (c) <
+                then_branch = t () => (float r) {
+                    i = NonZero (a)
+                    f = Cast <to = 1> (i)
+                    r = ReduceMax <keepdims = 0> (f)
+                },
+                else_branch = e () => (float s) { s = ReduceMax <keepdims = 0> (a) }>
+            y = Sqrt (a)
+        }"""
+    )
+    report = memoptc.compile(model, 1, measure=False, verify="off").report
+    assert report.control.predicted_need_bytes is None
+    assert report.candidate.predicted_need_bytes is not None
+    assert verdict(report).startswith("Not measured;")
