@@ -118,7 +118,7 @@ def one(name: str, share: float, original: int, folder: Path, containers: bool) 
     line["slowdown"] = timed.get("slowdown")
     if containers:
         try:
-            base = smallest_container(one_node(folder), {"x": feed_of_one()}, way=ways["stock"], seconds=20).limit_bytes
+            base = smallest_container(one_node(folder), {"x": feed_of_one()}, way=ways[kept], seconds=20).limit_bytes
             with limiter(folder / "out.onnx", feed, ways[kept]) as tries:
                 tries.free()
                 trial = tries.run(base + budget)

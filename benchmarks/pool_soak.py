@@ -38,8 +38,8 @@ from memoptc.runtime.admission import BatchAxis
 
 BATCHES = (1, 2, 3, 5, 8, 21, 55, 144, 377, 900, 3000)
 THREADS = 4
-SETTLED, LIFE = 20.0, 60.0
-"""Seconds after which a worker's memory is taken first, and between two kills."""
+SETTLED = 20.0
+"""Seconds after which a worker's memory is taken first."""
 
 
 class Worker:
@@ -47,7 +47,10 @@ class Worker:
 
     def __init__(self, folder: Path, limit: str) -> None:
         self.paths = [write(folder, name, head) for head, name in enumerate("abc")]
-        self.right = {(p, n): Session(p, memory="stock").run(None, feed(n))[0] for p in self.paths for n in BATCHES}
+        self.feeds = {n: feed(n) for n in BATCHES}  # made anew for each call, they would be what fills the heap
+        self.right = {
+            (p, n): Session(p, memory="stock").run(None, f)[0] for p in self.paths for n, f in self.feeds.items()
+        }
         self.pool = Pool(limit, threads=1)
         self.sessions = {path: self.pool.open(path) for path in self.paths}
         axes = BatchAxis({"h0": 0}, {"h7": 0})
@@ -59,7 +62,7 @@ class Worker:
         """Call a model; say how that ended."""
         runner: Any = self.batched if batched else self.sessions[path]
         try:
-            (found,) = runner.run(None, feed(samples))
+            (found,) = runner.run(None, self.feeds[samples])
         except MemoryLimit:
             return "over the limit" if samples > BATCHES[-4] else "WRONGLY over the limit"
         except InputError:
@@ -114,8 +117,9 @@ def start(folder: Path, limit: str, log: Path) -> subprocess.Popen[bytes]:
 @click.option("--minutes", default=5.0, show_default=True)
 @click.option("--workers", default=2, show_default=True)
 @click.option("--limit", default="9MB", show_default=True, help="Of each pool.")
+@click.option("--life", default=60.0, show_default=True, help="Seconds between two kills.")
 @click.option("--work", "work_in", type=click.Path(path_type=Path), hidden=True)
-def main(minutes: float, workers: int, limit: str, work_in: Path | None) -> None:
+def main(minutes: float, workers: int, limit: str, life: float, work_in: Path | None) -> None:
     """Run workers, kill them one after the other, and sum up."""
     if work_in is not None:
         work(work_in, limit)
@@ -130,7 +134,7 @@ def main(minutes: float, workers: int, limit: str, work_in: Path | None) -> None
             while len(live) < workers:
                 logs.append(root / f"{len(logs)}.log")
                 live.append(start(root / str(len(logs)), limit, logs[-1]))
-            time.sleep(min(LIFE, max(0.0, end - time.monotonic())))
+            time.sleep(min(life, max(0.0, end - time.monotonic())))
             ended = [p for p in live if p.poll() is not None]
             assert not ended, f"{len(ended)} workers ended by themselves"
             live.pop(0).send_signal(signal.SIGKILL)
@@ -138,16 +142,21 @@ def main(minutes: float, workers: int, limit: str, work_in: Path | None) -> None
             process.kill()
             process.wait()
         counts: Counter[str] = Counter()
-        growth, parked = [], 0
+        growth, parked, curve = [], 0, []
         for log in logs:
             lines = [json.loads(t) for t in log.read_text().splitlines() if t.endswith("}")]
             if lines:
                 counts.update(lines[-1]["counts"])
                 parked += lines[-1]["parked"]
                 growth += [lines[-1]["resident"] - lines[-1]["first"]] if lines[-1]["first"] else []
-        left = sum(1 for _ in (root / "tmp").iterdir())
+                curve = [round(line["resident"] / 1e6, 1) for line in lines[:: max(1, len(lines) // 10)]]
+        left = sorted(path.name for path in (root / "tmp").iterdir())
     told = {"workers": len(logs), "calls": sum(counts.values()), "ends": counts, "parked": parked}
-    told |= {"growth_MB": [round(g / 1e6, 2) for g in growth], "left_in_temporary_folder": left}
+    told |= {
+        "growth_MB": [round(g / 1e6, 2) for g in growth],
+        "last_worker_MB": curve,
+        "left_in_temporary_folder": left,
+    }
     click.echo(json.dumps(told, indent=2))
     if any(kind.startswith("WRONG") for kind in counts):
         raise SystemExit(1)
