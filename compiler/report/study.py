@@ -31,11 +31,12 @@ _FLIPS_SHOWN = 12
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 360, 80, 44, 36
 _PAGE = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>memoptc study: {title}</title><style>'
-    "body{{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}}"
+    "body{{font:15px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem auto;padding:0 1rem}}"
     "td,th{{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #dee2e6;vertical-align:top}}"
     "table{{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}}.card th{{width:12rem}}"
     ".card{{border:2px solid #0b7285}}.failed{{color:#c92a2a}}text{{font:12px system-ui,sans-serif}}"
-    "code{{overflow-wrap:anywhere}}.wide{{overflow-x:auto}}</style></head>\n<body>"
+    "code{{overflow-wrap:anywhere}}.wide{{overflow-x:auto;font-size:13px}}.wide td{{padding:.3rem .4rem}}"
+    ".wide td{{overflow-wrap:anywhere}}.wide td:nth-child(-n+8){{white-space:nowrap}}</style></head>\n<body>"
 )
 
 
