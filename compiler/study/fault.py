@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
+import onnx_ir
 
+from memoptc.ir.onnx_io import read_onnx, write_into
+from memoptc.ir.tensors import nbytes
+from memoptc.ir.types import DType
 from memoptc.study.changes import Asked
 
 MOST_BYTES = 1 << 30
@@ -27,14 +28,15 @@ def failure_check(original: Path, file_bytes: int, asked: Asked, scratch: Path) 
     """
     if file_bytes > MOST_BYTES:
         return "Not done: the model is larger than 1 GiB."
-    model = onnx.load(original)
-    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    graph = read_onnx(original)
+    floats = [op for op in graph.walk("const") if op.result.dtype is DType.FLOAT]
     if not floats:
         return "Not done: the model has no float32 weights to negate."
-    largest = max(floats, key=lambda t: int(np.prod(t.dims)))
-    largest.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(largest), largest.name))
+    largest = max(floats, key=lambda op: nbytes(op.attrs["value"]))
+    name = largest.result.name
+    largest.set_attr("value", onnx_ir.tensor(-largest.attrs["value"].numpy(), name=name))
     broken = scratch / "broken.onnx"
-    onnx.save(model, broken)
+    write_into(graph, broken)
     words = ["verify", str(original), str(broken)]
     for name, extent in asked.dims:
         words += ["--dim", f"{name}={extent}"]
@@ -45,4 +47,4 @@ def failure_check(original: Path, file_bytes: int, asked: Asked, scratch: Path) 
     outcome = (
         "was reported (exit code 3)" if done.returncode == 3 else f"was NOT reported (exit code {done.returncode})"
     )
-    return f"A planted fault, the weights {largest.name!r} of the original negated, {outcome}."
+    return f"A planted fault, the weights {name!r} of the original negated, {outcome}."
