@@ -12,6 +12,7 @@ from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
+from memoptc.passes.fuse._decoder.apart import take_heads_apart
 from memoptc.passes.fuse._decoder.cached import HIDDEN, Cached, Masking, agreeing, cached_attention
 from memoptc.passes.fuse._fuse.core import LOWEST, shape_of
 from memoptc.passes.fuse._fuse.heads import inside, is_inside, merged_again, outside, source, unsplit
@@ -38,6 +39,10 @@ class FuseCachedAttention(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         """Look at every Softmax."""
         context.shapes(graph)
+        for inner in dict.fromkeys(op.graph for op in graph.walk("Softmax") if op.graph is not None):
+            products = take_heads_apart(inner) if (opset_of(inner) or 13) >= 13 else 0
+            if products:
+                context.stats["products with heads taken apart from the batch"] += products
         guards: dict[Value, list[Guard]] = {}
         for softmax in list(graph.walk("Softmax")):
             if softmax.graph is None or _is_fallback(softmax.graph):
