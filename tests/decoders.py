@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 Array = npt.NDArray[Any]
 MISSES = (
     "heads by turns", "mask before scale", "softmax over rows", "past behind", "rotary sign", "rotary halves differ",
-    "norm of cubes", "epsilon outside", "scale by head", "softcap by halves", "keys as values",
+    "norm of cubes", "epsilon outside", "scale by head", "softcap turned", "keys as values",
 )  # fmt: skip
 """Attention, rotary embedding or a norm, but for one thing."""
 LOWEST = float(np.finfo(np.float32).min)
@@ -319,7 +319,7 @@ def _weights(w: Writer, q: str, k: str, mask: str | None) -> str:
     else:
         scores = w.Mul(w.MatMul(q, turned), scale)
     if s.softcap:
-        again = s.softcap * (0.5 if s.miss == "softcap by halves" else 1.0)
+        again = s.softcap * (-1.0 if s.miss == "softcap turned" else 1.0)
         scores = w.Mul(w.Tanh(w.Div(scores, s.softcap)), again)
     weights = w.Softmax(w.Add(scores, mask) if mask else scores, axis=2 if s.miss == "softmax over rows" else -1)
     return str(w.Where(w.IsNaN(weights), 0.0, weights) if s.guarded else weights)

@@ -100,7 +100,7 @@ DECLINING = {
 
 @pytest.mark.parametrize("miss", [m for m in MISSES if m not in ("keys as values", "past behind")])
 def test_near_misses_are_left_alone(miss: str) -> None:
-    style = Style(layers=1, softcap=3.0 if miss == "softcap by halves" else 0.0, miss=miss)
+    style = Style(layers=1, softcap=3.0 if miss == "softcap turned" else 0.0, miss=miss)
     graph = read_onnx(decoder(style))
     name = DECLINING.get(miss, "fuse-cached-attention")
     (record,) = run_pipeline(parse(name), graph, Context(), [], lambda g: 0)
