@@ -39,7 +39,7 @@ class FuseCachedAttention(Pass):
     def run(self, graph: Graph, context: Context) -> None:
         """Look at every Softmax."""
         context.shapes(graph)
-        for inner in dict.fromkeys(op.graph for op in graph.walk("Softmax") if op.graph is not None):
+        for inner in dict.fromkeys(op.graph for op in graph.walk() if op.graph is not None):
             products = take_heads_apart(inner) if (opset_of(inner) or 13) >= 13 else 0
             if products:
                 context.stats["products with heads taken apart from the batch"] += products
