@@ -279,7 +279,7 @@ class InputMaker:
         """Bytes of the numbers of a feed."""
         total = 0
         for name, type_ in self.types.items():
-            tensor = as_tensor(type_)
+            tensor = _innermost(type_)
             if tensor is not None and tensor.dtype not in (DType.STRING, DType.UNDEFINED):
                 extents = (extent_of(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(tensor.shape or ()))
                 total += math.prod(extents) * tensor.dtype.bitwidth // 8
@@ -300,6 +300,13 @@ class InputMaker:
             )
         shape = tuple(extent_of(dim, f"{name}_d{axis}", binding) for axis, dim in enumerate(type_.shape or ()))
         return fill.array(type_, shape, binding)
+
+
+def _innermost(type_: Type | None) -> TensorType | None:
+    """The type of the tensors that an input is, or holds as a sequence or optional."""
+    while isinstance(type_, SequenceType | OptionalType):
+        type_ = type_.elem
+    return as_tensor(type_)
 
 
 def _analysed(graph: Graph) -> tuple[Graph, list[Requirement]]:
@@ -339,7 +346,7 @@ def _classify(types: Mapping[str, Type | None], roles: Mapping[str, Role]) -> di
     for name, type_ in types.items():
         while isinstance(type_, OptionalType | SequenceType):
             type_ = type_.elem
-        tensor = as_tensor(type_)
+        tensor = _innermost(type_)
         if tensor is None or tensor.shape is None:
             continue
         rank = len(tensor.shape)

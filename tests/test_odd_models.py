@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import onnx
+import onnx.parser
 import pytest
 from fuzzing import Way, try_ways
 from odd_models import MODELS
+
+from memoptc import compile
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.inputs import InputMaker
 
 WAYS: tuple[Way, ...] = (
     {"level": 0},
@@ -33,3 +39,13 @@ def _try(name: str, ways: tuple[Way, ...]) -> None:
     counts: Counter[str] = Counter()
     assert try_ways(model, feeds, ways, counts) == ""
     assert counts["models"] == 1
+
+
+def test_sequences_of_tensors_of_open_extents_are_made_up_small() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 21]> g (seq(float[A,B,C,D]) s) => (float[A,B,C,D] y) <int64 first = {0}>
+        { x = SequenceAt (s, first) y = Relu (x) }"""
+    )
+    maker = InputMaker(read_onnx(model))
+    assert min(maker.nbytes(binding) for binding in maker.bindings()) < 1 << 24
+    compile(model, 1, measure=False, verify="off")
