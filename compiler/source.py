@@ -104,11 +104,14 @@ def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
         keep_last_of(model, last)
     path = folder / "control" / "original.onnx"
     path.parent.mkdir()
-    for file in files_of(source.graph, source.path)[1:]:
-        copy = path.parent / os.path.relpath(file, source.path.resolve().parent)
+    for file in {Path(t.path): None for t in _external(source.graph)}:
+        if file.resolve() == source.path.resolve():
+            continue  # what lies in the model's own file
+        # By the name that the model has for it, which may be a link to another.
+        copy = path.parent / os.path.relpath(file, source.path.parent)
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(file, copy)
+            os.link(file.resolve(), copy)
         except OSError:
             shutil.copyfile(file, copy)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -143,6 +146,9 @@ def _bytes_on_disk(graph: Graph, path: Path) -> int:
 
 def files_of(graph: Graph, path: Path) -> list[Path]:
     """The files of a model as it was read: its own, then those of external data."""
+    return list(dict.fromkeys([path.resolve(), *(Path(t.path).resolve() for t in _external(graph))]))
+
+
+def _external(graph: Graph) -> list[onnx_ir.ExternalTensor]:
     held = [*graph.defaults.values(), *(op.attrs["value"] for op in graph.walk("const"))]
-    external = (Path(t.path).resolve() for t in held if isinstance(t, onnx_ir.ExternalTensor))
-    return list(dict.fromkeys([path.resolve(), *external]))
+    return [t for t in held if isinstance(t, onnx_ir.ExternalTensor)]

@@ -132,7 +132,7 @@ class _Proof:
 
     def _state(self, op: Op) -> _State | tuple[_State, ...]:
         operands = [(i, v, self.states.get(v, _Kind.SHARED)) for i, v in enumerate(op.operands) if not v.is_absent]
-        inner = [self.states.get(v, _Kind.SHARED) for r in op.regions.values() for v in _captured(r)]
+        inner = [self.states.get(v, _Kind.SHARED) for r in op.regions.values() for v in r.captures()]
         if all(s is _Kind.SHARED for _, _, s in operands) and all(s is _Kind.SHARED for s in inner):
             if not is_pure(op):
                 raise self._stopped(op, "gives something else in each run")
@@ -249,11 +249,6 @@ class _Proof:
 
 _RESHAPES = VIEWS - {"Identity"}
 _FLOATS = frozenset({DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16})
-
-
-def _captured(region: Graph) -> list[Value]:
-    """Values from outside that a region uses, at any depth."""
-    return [v for op in region.walk() for v in op.operands]
 
 
 def _named(op: Op) -> str:

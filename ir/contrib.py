@@ -100,7 +100,8 @@ def _infer_lookup_of_codes(context: Any, node: onnx_ir.Node) -> None:
     shape = None
     attrs = {name: node.attributes[name].as_int() for name in ("gather_axis", "bits") if name in node.attributes}
     if data.shape is not None and indices.shape is not None:
-        axis, dims = attrs.get("gather_axis", 0), list(data.shape)
+        dims = list(data.shape)
+        axis = attrs.get("gather_axis", 0) % max(len(dims), 1)
         packed = dims[-1] if data.dtype == onnx_ir.DataType.UINT8 else None
         if isinstance(packed, int):
             dims[-1] = packed * (8 // attrs.get("bits", 4))

@@ -14,7 +14,6 @@ from memoptc.ir import protos
 from memoptc.ir.core import AttrRef, EmptyList, Graph, Op, Tensor, Value
 from memoptc.ir.dims import LONGEST_SHAPE, Dim
 from memoptc.ir.mapped import MappedTensor
-from memoptc.ir.onnx_read import read_onnx
 from memoptc.ir.onnx_write import to_proto
 from memoptc.ir.types import (
     DType,
@@ -62,33 +61,11 @@ def _graphs(graph: onnx_ir.Graph) -> Iterable[onnx_ir.Graph]:
     yield from graph.subgraphs()
 
 
-def from_onnx_ir(model: onnx_ir.Model) -> Graph:
-    """Read an `onnx_ir.Model`; weights are shared where they are large."""
-    shared: dict[str, Any] = {}
-    for inner in _graphs(model.graph):
-        for name, value in inner.initializers.items():
-            tensor = value.const_value
-            if tensor is not None and isinstance(tensor, onnx_ir.ExternalTensor):
-                shared[name] = tensor
-    graph = read_onnx(serde.serialize_model(model))
-    for op in graph.walk("const"):
-        if op.result.name in shared:
-            op.set_attr("value", shared[op.result.name])
-    return graph
-
-
 def to_graphsurgeon(graph: Graph) -> Any:
     """Give the model as `onnx_graphsurgeon.Graph`."""
     import onnx_graphsurgeon
 
     return onnx_graphsurgeon.import_onnx(to_proto(graph))
-
-
-def from_graphsurgeon(model: Any) -> Graph:
-    """Read an `onnx_graphsurgeon.Graph`."""
-    import onnx_graphsurgeon
-
-    return read_onnx(onnx_graphsurgeon.export_onnx(model))
 
 
 def to_networkx(graph: Graph) -> nx.DiGraph:

@@ -8,10 +8,12 @@ unknown stays unknown and is listed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir
@@ -35,7 +37,7 @@ from memoptc.ir.types import (
 )
 
 LOOP_ROUNDS = 8
-"""Runs of inference at most, each with weaker assumptions about what loops carry."""
+"""Runs of inference, each with weaker assumptions about what loops carry, before nothing is assumed of them."""
 
 PIECES = "memoptc.tile"
 """Metadata of ops that compute a piece, or all pieces, of what other ops computed. Their extents follow from how the
@@ -72,14 +74,15 @@ def infer_shapes(graph: Graph) -> Inference:
     install()
     loops = list(graph.walk("Loop"))
     assumed: dict[Value, onnx_ir.Shape] = {}
-    for _ in range(LOOP_ROUNDS):
+    for number in itertools.count():
         twin = Twin(graph)
         _prepare(graph, twin, assumed)
         found.failure = _run(twin)
         unstable = _unstable(loops, twin, assumed)
         if not unstable or found.failure:
             break
-        assumed |= unstable
+        # Where states still change, one after the other, no extent of any of that loop is assumed; this ends.
+        assumed |= unstable if number < LOOP_ROUNDS else _open_states(unstable, twin)
     names = _stable_names(graph, twin)
     for value in _defined(graph):
         mirror = twin.of.get(value)
@@ -117,7 +120,7 @@ def _one_by_one(graph: Graph) -> None:
                     result.type = type_
 
 
-def _prepare(graph: Graph, twin: Twin, assumed: dict[Value, onnx_ir.Shape]) -> None:
+def _prepare(graph: Graph, twin: Twin, assumed: Mapping[Value, onnx_ir.Shape]) -> None:
     """Types that inference cannot find by itself: of unknown operators, and of loops' state."""
     for op in graph.walk():
         if not ops.facts(op).known or op.domain == "ai.onnx.ml":
@@ -137,7 +140,7 @@ def _run(twin: Twin) -> str:
     return ""
 
 
-def _unstable(loops: list[Op], twin: Twin, assumed: dict[Value, onnx_ir.Shape]) -> dict[Value, onnx_ir.Shape]:
+def _unstable(loops: list[Op], twin: Twin, assumed: Mapping[Value, onnx_ir.Shape]) -> dict[Value, onnx_ir.Shape]:
     """Loop state whose assumed shape does not hold in each iteration, with a weaker one."""
     found: dict[Value, onnx_ir.Shape] = {}
     for op in loops:
@@ -150,6 +153,12 @@ def _unstable(loops: list[Op], twin: Twin, assumed: dict[Value, onnx_ir.Shape]) 
             if weaker and (value not in assumed or _unknown(shape) > _unknown(assumed[value])):
                 found[value] = shape
     return found
+
+
+def _open_states(unstable: Iterable[Value], twin: Twin) -> dict[Value, onnx_ir.Shape]:
+    """Shapes of unknown extents for all state of the loops that some values are state of."""
+    shapes = {state: twin.of[state].shape for value in unstable for state in value.graph.inputs[2:]}
+    return {state: onnx_ir.Shape([None] * len(shape)) for state, shape in shapes.items() if shape is not None}
 
 
 def _unknown(shape: onnx_ir.Shape) -> int:
@@ -208,6 +217,9 @@ def _stable_names(graph: Graph, twin: Twin) -> dict[str, Dim]:
     runs look equal.
     """
     names: dict[str, Dim] = {}
+    bases = {value: re.sub(r"\W", "_", value.name) for value in _defined(graph)}
+    count = Counter(bases.values())
+    taken = {name for value in graph.inputs for dim in value.shape or () if isinstance(dim, Sym) for name in dim.free}
     for value in _defined(graph):
         mirror = twin.of.get(value)
         if mirror is None or mirror.shape is None:
@@ -219,8 +231,12 @@ def _stable_names(graph: Graph, twin: Twin) -> dict[str, Dim]:
                 if stated is not None:
                     names[text] = stated
                     continue
-                base = re.sub(r"\W", "_", value.name)
-                names[text] = Sym(f"{base if base[:1].isalpha() else 'v' + base}_d{axis}")
+                base = bases[value]
+                name = f"{base if base[:1].isalpha() else 'v' + base}_d{axis}"
+                if count[base] > 1 or name in taken:
+                    # Not a number that counts: the name has to be the same in a graph where the other value is gone.
+                    name = f"v_{value.name.encode().hex()}_d{axis}"
+                names[text] = Sym(name)
     return names
 
 

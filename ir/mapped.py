@@ -175,7 +175,9 @@ class MappedTensor(onnx_ir.ExternalTensor):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         array = self.numpy()
-        return array.astype(dtype) if dtype is not None and dtype != array.dtype else array
+        if dtype is not None and dtype != array.dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
 
     def tobytes(self) -> bytes:
         """Give the content as it is stored."""

@@ -65,9 +65,14 @@ def read_onnx(
         digest = hashlib.sha256(data).hexdigest()
         proto = _parse(data, str(path))
         del data
-        graph = _Reader(proto, path.parent, path.name).read(digest)
+        graph = _Reader(proto, path.parent, path.name, link_target=_link_target(path)).read(digest)
     graph.info.source_path = str(path)
     return graph
+
+
+def _link_target(path: Path) -> Path | None:
+    """The folder of the file that a symbolic link leads to; `None` for what is none."""
+    return path.resolve().parent if path.is_symlink() else None
 
 
 def _read_lazily(path: Path) -> Graph | None:
@@ -80,7 +85,7 @@ def _read_lazily(path: Path) -> Graph | None:
     digest = hashlib.sha256()
     for piece in file.chunks(0, file.size):
         digest.update(piece)
-    return _Reader(_parse(data, str(path)), path.parent, path.name, file).read(digest.hexdigest())
+    return _Reader(_parse(data, str(path)), path.parent, path.name, file, _link_target(path)).read(digest.hexdigest())
 
 
 def _read_file(path: Path) -> bytes:
@@ -105,11 +110,19 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
 
 
 class _Reader:
-    def __init__(self, model: onnx.ModelProto, folder: Path, label: str, own: DataFile | None = None) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        folder: Path,
+        label: str,
+        own: DataFile | None = None,
+        link_target: Path | None = None,
+    ) -> None:
         self.model = model
         self.label = label
-        self.dims = DimReader()
-        self._weights = WeightReader(folder, label, own)
+        spelled = (d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim)
+        self.dims = DimReader(filter(None, spelled))
+        self._weights = WeightReader(folder, label, own, link_target)
 
     def read(self, digest: str) -> Graph:
         with warnings.catch_warnings():

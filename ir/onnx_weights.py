@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnx
@@ -26,10 +27,12 @@ class WeightReader:
         folder: Where its data files lie.
         label: The model's name, for messages.
         own: The model's own file, where weights lie in it that were left there.
+        link_target: Folder of the file that the model's name is a link to, if it is one: links of data files may lead
+            there, too, as in caches of downloads.
     """
 
-    def __init__(self, folder: Path, label: str, own: DataFile | None = None) -> None:
-        self.folder, self.label, self.own = folder, label, own
+    def __init__(self, folder: Path, label: str, own: DataFile | None = None, link_target: Path | None = None) -> None:
+        self.folder, self.label, self.own, self.link_target = folder, label, own, link_target
         self._data_files: dict[str, DataFile] = {}
 
     def read(self, proto: onnx.TensorProto) -> Tensor:
@@ -99,11 +102,14 @@ class WeightReader:
 
     def _data_file(self, proto: onnx.TensorProto, location: str) -> DataFile:
         base = self.folder.resolve()
+        roots = [base, *([self.link_target] if self.link_target is not None else [])]
         try:
             path = (base / location).resolve()
+            named = Path(os.path.normpath(base / location))
         except (OSError, ValueError):  # ValueError: a name with a zero byte
-            path = base
-        if not location or path == base or Path(location).is_absolute() or not path.is_relative_to(base):
+            path = named = base
+        inside = named.is_relative_to(base) and any(path.is_relative_to(root) for root in roots)
+        if not location or path == base or Path(location).is_absolute() or not inside:
             raise InputError(
                 f"{self.label}: weight {proto.name!r} lies in {location!r:.200}, outside the model's folder.",
                 hint="Move the data beside the model and save it with a relative path.",

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_ir
-from onnx_ir import serde
 
 from memoptc.ir import forms, ops, protos
 from memoptc.ir.core import Function, Graph, Op, Tensor, Value
@@ -128,9 +126,8 @@ class _Writer:
             if info.doc:
                 written.doc_string = info.doc
             protos.write_props(info.metadata, written.metadata_props)
-        for op in graph.ops:
-            for result in op.results:
-                _quantization_note(result, self.names.of.get(result, ""), proto)
+        for value in (*graph.inputs, *(result for op in graph.ops for result in op.results)):
+            _quantization_note(value, self.names.of.get(value, ""), proto)
 
     def _shown(self, type_: Type | None) -> Type | None:
         """Type to write for a value that is neither input nor output of the model."""
@@ -155,11 +152,7 @@ class _Writer:
             early = self.written.get(value.op) if value is not None and value.op is not None else None
             proto.CopyFrom(early if early is not None else self.external.write(name, tensor))
         else:
-            if isinstance(tensor, onnx_ir.ExternalTensor):
-                proto.data_type, proto.raw_data = int(tensor.dtype), tensor.tobytes()
-                proto.dims.extend(tensor.shape.numpy())
-            else:
-                serde.serialize_tensor_into(proto, tensor)
+            protos.write_tensor(tensor, proto)
             proto.name = name
         if value is not None:
             proto.ClearField("doc_string")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
 import onnx
+import onnx_ir
 from onnx_ir import serde
 
 from memoptc.ir.core import AttrRef, EmptyList, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dim_text import parse_dim
-from memoptc.ir.dims import Dim, Sym
+from memoptc.ir.dims import Dim, KnownDim, Sym, substitute
 from memoptc.ir.types import (
     DType,
     MapType,
@@ -36,13 +37,18 @@ _LISTS = {Attr.FLOATS, Attr.INTS, Attr.STRINGS, Attr.TENSORS, Attr.TYPE_PROTOS, 
 class DimReader:
     """Reads dimensions of one model; the same spelling is the same symbol, placeholders never are.
 
+    Args:
+        spelled: Spellings that the model has, so that no name is made up that is one of them.
+
     Exporters write `?`, `None` or nothing for any dimension they do not know, so two of them say nothing
     about each other; on an input each becomes a symbol of its own, elsewhere it is unknown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spelled: Iterable[str] = ()) -> None:
         self._known: dict[str, Dim] = {}
-        self._names: set[str] = set()
+        self._names: set[str] = set(spelled)
+        self._made_up: dict[str, KnownDim] = {}
+        """Names that were made up for spellings that are none -> what they stand for where the model spells them."""
 
     def read(self, proto: onnx.TensorShapeProto.Dimension, owner: str, axis: int, *, fresh: bool) -> Dim:
         """Give the dimension of axis `axis` of value `owner`; `fresh`: a placeholder becomes a symbol."""
@@ -62,6 +68,12 @@ class DimReader:
         except ValueError:
             return Sym(self._unique(spelling), spelling)
         if isinstance(dim, Sym):
+            for name in sorted(dim.free & self._made_up.keys()):
+                if self._made_up[name] == Sym(name):
+                    self._made_up[name] = Sym(self._unique(name), name)
+            renamed = substitute(dim, self._made_up)
+            if renamed != dim:
+                return renamed.spelled(spelling) if isinstance(renamed, Sym) else renamed
             self._names |= dim.free
             return dim if str(dim) == spelling else dim.spelled(spelling)
         return Sym(self._unique(f"d_{spelling}"), spelling)
@@ -73,6 +85,7 @@ class DimReader:
         while name in self._names:
             name, n = f"{base}_{n}", n + 1
         self._names.add(name)
+        self._made_up[name] = Sym(name)
         return name
 
 
@@ -252,9 +265,19 @@ def write_attr(name: str, value: Any, proto: onnx.AttributeProto) -> None:
         _write_list(value, proto)
     elif hasattr(value, "tobytes"):
         proto.type = Attr.TENSOR
-        serde.serialize_tensor_into(proto.t, value)
+        write_tensor(value, proto.t)
     else:
         raise TypeError(f"attribute {name!r}: ONNX has no attribute of type {type(value).__name__}")
+
+
+def write_tensor(tensor: Tensor, proto: onnx.TensorProto) -> None:
+    """Write a tensor into an empty protobuf, with its content wherever that lies."""
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        proto.data_type, proto.raw_data = int(tensor.dtype), tensor.tobytes()
+        proto.dims.extend(tensor.shape.numpy())
+        proto.name = tensor.name or ""
+    else:
+        serde.serialize_tensor_into(proto, tensor)
 
 
 def _write_list(values: tuple[Any, ...], proto: onnx.AttributeProto) -> None:
@@ -278,7 +301,7 @@ def _write_list(values: tuple[Any, ...], proto: onnx.AttributeProto) -> None:
     elif hasattr(first, "tobytes"):
         proto.type = Attr.TENSORS
         for tensor in values:
-            serde.serialize_tensor_into(proto.tensors.add(), tensor)
+            write_tensor(tensor, proto.tensors.add())
     else:
         raise TypeError(f"attribute {proto.name!r}: ONNX has no list of {type(first).__name__}")
 

@@ -61,6 +61,10 @@ Metric: TypeAlias = Callable[[Iterable[Outcome]], float]
 """From the samples of a data set to a figure of which more is better."""
 
 
+FAILED = ""
+"""Stands for the outputs of a candidate that onnxruntime does not run."""
+
+
 @dataclass(frozen=True)
 class Quality:
     """Measured differences of outputs.

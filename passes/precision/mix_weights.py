@@ -39,7 +39,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
 )
 from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK, Memo, WeightFormat, Writer, near_divisor
 from memoptc.report.model import Decision
-from memoptc.runtime.quality import Quality, decibels
+from memoptc.runtime.quality import FAILED, Quality, decibels
 
 _ALONE, _FEWEST = 0.5, 4
 """Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
@@ -378,7 +378,7 @@ def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:
 
 def _passed(pairs: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
     """Share of a weight's own error that reaches each output: the median of those measured, else all."""
-    used = [(error, noise) for error, noise in pairs if error > 0 and noise]
+    used = [(error, noise) for error, noise in pairs if error > 0 and noise and FAILED not in noise]
     if not used:
         return {"weights": 1.0}
     return {key: float(np.median([noise[key] / error for error, noise in used])) for key in used[0][1]}

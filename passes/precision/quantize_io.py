@@ -82,13 +82,15 @@ def _input(graph: Graph, value: Value, half: DType | None) -> Coded | str:
     ((coded, coders),) = codes.items()
     shape = value.shape
     wide = [(u, i) for u, i in value.uses if u not in coders and u.key not in _EXTENTS]
-    model = coders[0].operands[1:] if coders else ()
+    model: list[Value] = list(coders[0].operands[1:]) if coders else []
     for coder in coders:
         coder.result.replace_by(value)
     if wide:
         builder = Builder(graph, before=_first(graph))
         kind, domain = ("Cast", "") if coded.scale is None else ("DequantizeLinear", coders[0].domain)
         attrs = {"to": int(DType.FLOAT)} if coded.scale is None else {}
+        # Constants of their own: those of the coder may be defined later.
+        model = [builder.const(v.tensor, v.name) if v.tensor is not None else v for v in model]
         real = builder.op(kind, [value, *model], attrs, domain=domain, type=TensorType(DType.FLOAT, shape)).result
         for user, index in wide:
             user.set_operand(index, real)

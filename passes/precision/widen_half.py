@@ -19,7 +19,8 @@ class WidenHalf(Pass):
 
     onnxruntime's CPU kernels compute float16 in float32 anyway, and what codes weights knows float32 only. Only models
     with large float16 weights change, and none with operators outside the standard on float16, whose kernels may ask
-    for it. A model whose weights then do not become codes is twice as large, so this stands before what codes them.
+    for it, or with a BitCast, which takes bits for numbers. A model whose weights then do not become codes is twice as
+    large, so this stands before what codes them.
 
     Args:
         smallest: Bytes of float16 weights below which the model stays as it is.
@@ -33,7 +34,7 @@ class WidenHalf(Pass):
         if sum(nbytes(v.tensor) for op in narrow for v in op.results if v.tensor is not None) < max(self.smallest, 1):
             return
         held = [op for op in graph.walk() if any(_holds_half(v) for v in (*op.operands, *op.results))]
-        other = [op.key for op in [*narrow, *held] if op.domain or op in held]
+        other = [op.key for op in [*narrow, *held] if op.domain or op in held or op.is_a("BitCast")]
         if other:
             context.stats[f"left: {other[0]} works on float16"] += 1
             return
@@ -92,11 +93,15 @@ def _holds_half(value: Value) -> bool:
     return value.type is not None and value.tensor_type is None and "FLOAT16" in repr(value.type)
 
 
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type")
+"""Attributes that name an element type."""
+
+
 def _wide(op: Op, name: str, value: Any) -> Any:
     """An attribute, wide where it is float16: a type that is asked for, or a tensor."""
     if isinstance(value, Tensor):
         if DType(value.dtype) != DType.FLOAT16:
             return value
         return from_array(np.asarray(value.numpy()).astype(np.float32), name=value.name or "")
-    asks = name in ("to", "dtype", "output_dtype") and isinstance(value, int) and not op.regions
+    asks = name in _TYPE_ATTRIBUTES and isinstance(value, int) and not op.regions
     return int(DType.FLOAT) if asks and value == DType.FLOAT16 else value

@@ -136,13 +136,13 @@ def _check(large: Graph, small: Graph, name: str) -> None:
     """Refuse models that take other inputs or give other scores."""
     if small.defaults:
         raise InputError(f"{name} has weights that are inputs, too.", hint="Compile it first: memoptc MODEL -O1.")
-    takes = [(v.name, v.dtype, len(v.shape or ())) for v in large.inputs if v not in large.defaults]
-    if takes != [(v.name, v.dtype, len(v.shape or ())) for v in small.inputs if v not in small.defaults]:
+    takes = [(v.name, v.dtype, len(v.shape or ())) for v in _required(large)]
+    if takes != [(v.name, v.dtype, len(v.shape or ())) for v in _required(small)]:
         raise InputError(
             f"{name} takes {_names(small.inputs)}, the large model {_names(large.inputs)}.",
             hint="A cascade needs two models with the same inputs, in one order, of one type.",
         )
-    for mine, theirs in zip(large.inputs, small.inputs, strict=True):
+    for mine, theirs in zip(_required(large), _required(small), strict=True):
         if any(isinstance(b, int) and a != b for a, b in zip(mine.shape or (), theirs.shape or (), strict=True)):
             raise InputError(
                 f"{name} takes {_names([theirs])}, which is narrower than the large model's {_names([mine])}.",
@@ -194,13 +194,18 @@ def _scores(graph: Graph, data: Iterable[Sample], context: Context) -> Floats:
     return found
 
 
+def _required(graph: Graph) -> list[Value]:
+    """Inputs without a default."""
+    return [value for value in graph.inputs if value not in graph.defaults]
+
+
 def _merge(graph: Graph, small: Graph, threshold: float, rule: str) -> None:
     """Put the small model's ops before the large one's, which move into a branch."""
     rest = list(graph.ops)
     first = next(op for op in rest if not op.is_const)
     mine: dict[Value, Value] = {}
     copy = small.clone(mine)
-    for theirs, value in zip(copy.inputs, graph.inputs, strict=True):
+    for theirs, value in zip(copy.inputs, _required(graph), strict=True):
         theirs.replace_by(value)
     dtype = small.outputs[0].dtype
     scores, answer = mine[class_scores(small)], mine[small.outputs[0]]

@@ -14,7 +14,8 @@ from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.estimate import run_seconds
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels, put
+from memoptc.passes.precision._quantize.replay import take
+from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
 from memoptc.passes.shrink._tokens.merge import MOST_MERGED, Sizes
@@ -65,7 +66,7 @@ class PruneTokens(Pass):
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
         max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
-        keep: Share of the tokens that every layer keeps, without data; rounded to sixteenths that go.
+        keep: Share of the tokens that every layer keeps, without data; rounded to sixteenths that go, at most fifteen.
         layers: Indices of the attention layers to drop tokens behind; all when empty.
         score: "first" (attention of token 0), "all" (attention of all tokens), "norm", or "auto"; of dropped tokens.
         form: "drop", "merge" (at most 7/16 at a layer), or "auto": what costs least at each layer; with `keep`, "drop".
@@ -102,7 +103,7 @@ class PruneTokens(Pass):
             context.stats["left: no attention layer behind which tokens can go"] += 1
             return
         if self.keep is not None:
-            parts = round((1 - self.keep) * PARTS)
+            parts = min(round((1 - self.keep) * PARTS), PARTS - 1)
             way = Way("merge", min(parts, MOST_MERGED)) if self.form == "merge" else Way("drop", parts)
             context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
@@ -125,7 +126,7 @@ class PruneTokens(Pass):
         if ratio >= (1.0 if how == "measured" else 1 - GAIN):
             context.stats[f"left: {UNPAID} ({how} run time {ratio:.2f} of what it is without; {LONGER})"] += 1
             return
-        put(done, graph)
+        take(graph, done)
         context.stats["layers that drop tokens"] += len(chosen)
         left = ", ".join(f"{sites[i].name}: {ways[level]}" for i, level in sorted(chosen.items()))
         what = f"tokens go in {len(chosen)} of {len(sites)} layers; each keeps, {left}"

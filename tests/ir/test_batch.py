@@ -15,6 +15,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.ops import names_where
+from memoptc.ir.parser import parse as parse_text
 from memoptc.testing import random_graph
 
 RNG = np.random.default_rng(0)
@@ -148,3 +149,21 @@ def test_random_graphs_keep_what_is_proven() -> None:
             np.testing.assert_allclose(joined, whole[index], rtol=1e-4, atol=1e-4, err_msg=f"seed {seed}, {name}")
         proven += 1
     assert proven >= 8
+
+
+def test_a_branch_that_returns_samples_of_outside_mixes_them() -> None:
+    """The use is that of the branch's return, which is no operator."""
+    text = """graph @g(%x: f32[N,4], %c: bool[]) -> (f32[N,N]) {
+      %i = If(%c)
+        region then_branch() -> (f32[N,4]) {
+          return %x
+        }
+        region else_branch() -> (f32[N,4]) {
+          return %x
+        }
+      %t = Transpose(%i) {perm=[1,0]} : f32[4,N]
+      %y = MatMul(%x, %t) : f32[N,N]
+      return %y
+    }"""
+    with pytest.raises(NotSeparableError):
+        separable_batch(parse_text(text))

@@ -163,3 +163,44 @@ def test_weights_are_written_in_small_pieces(tmp_path: Path, monkeypatch: pytest
     data.close()
     assert max(sizes) <= PIECE < content.nbytes
     assert (tmp_path / "data").read_bytes() == content.tobytes()
+
+
+def test_links_of_a_cache_of_downloads(tmp_path: Path) -> None:
+    """Model and data are links to files of other names in one folder; a link to elsewhere is refused."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    saved(blobs)
+    (blobs / "m.data").rename(blobs / "1f")
+    for name, target in (("m.onnx", "m.onnx"), ("m.data", "1f")):
+        (snapshot / name).symlink_to(blobs / target)
+    for index, options in enumerate(({}, {"freeze": {"n": 2}})):
+        compile_file(snapshot / "m.onnx", tmp_path / f"o{index}.onnx", 1, measure=False, **options)
+        assert Evaluator(tmp_path / f"o{index}.onnx").run({"x": np.ones((2, D), np.float32)})
+    (snapshot / "m.data").unlink()
+    (blobs / "1f").rename(tmp_path / "1f")
+    (snapshot / "m.data").symlink_to(tmp_path / "1f")
+    with pytest.raises(InputError, match="outside the model's folder"):
+        read_onnx(snapshot / "m.onnx")
+
+
+def test_tensors_of_attributes_are_written_whole(tmp_path: Path) -> None:
+    """Data beside the model stays there, also that of a Constant node, which is written into another folder."""
+    tensor = numpy_helper.from_array(np.arange(512, dtype=np.float32), "t")
+    node = helper.make_node("Constant", [], ["y"], value=tensor)
+    graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [512])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = {"save_as_external_data": True, "location": "m.data", "convert_attribute": True, "size_threshold": 0}
+    onnx.save_model(model, tmp_path / "m.onnx", **options)
+    (tmp_path / "other").mkdir()
+    write_onnx(read_onnx(tmp_path / "m.onnx"), tmp_path / "other" / "o.onnx")
+    assert np.asarray(Evaluator(tmp_path / "other" / "o.onnx").run({})["y"]).tolist() == list(range(512))
+
+
+def test_a_copy_that_is_asked_for_is_one(tmp_path: Path) -> None:
+    tensor = next(
+        t for op in read_onnx(saved(tmp_path)).walk("const") if isinstance(t := op.attrs["value"], MappedTensor)
+    )
+    copy = np.array(tensor, copy=True)
+    copy[...] = 0
+    assert np.asarray(tensor).any()

@@ -160,3 +160,35 @@ def test_an_extent_is_never_the_minus_one_that_exporters_ask_for() -> None:
     graph = parse(text)
     infer_shapes(graph)
     assert graph.outputs[0].shape == graph.inputs[0].shape
+
+
+def test_states_that_grow_one_after_another_get_no_shape() -> None:
+    """Each round of inference finds one more state of the chain to grow."""
+    count = 12
+    states = ", ".join(f"%s{i}: f32[1]" for i in range(count))
+    returned = ", ".join(["%go", "%grown", *(f"%s{i}" for i in range(count - 1))])
+    results = ", ".join(f"%r{i}" for i in range(count))
+    text = f"""graph @g(%x: f32[1], %n: i64[], %c: bool[]) -> ({", ".join(["f32[?]"] * count)}) {{
+      {results} = Loop(%n, %c{", %x" * count})
+        region body(%k: i64[], %on: bool[], {states}) -> (bool[]{", f32[?]" * count}) {{
+          %go = Identity(%on)
+          %grown = Concat(%s0, %x) {{axis=0}}
+          return {returned}
+        }}
+      return {results}
+    }}"""
+    graph = parse(text)
+    infer_shapes(graph)
+    shapes = [value.shape for value in graph.outputs]
+    assert not any(isinstance(shape[0], int) for shape in shapes if shape)
+
+
+def test_anonymous_extents_of_names_that_look_alike_differ() -> None:
+    graph = parse("""graph @g(%x: f32[4], %z: f32[4], %w: f32[n_d1]) -> (i64[1,?], i64[1,?], i64[1,?]) {
+      %"n.1" = NonZero(%x)
+      %"n_1" = NonZero(%z)
+      %n = NonZero(%w)
+      return %"n.1", %"n_1", %n
+    }""")
+    infer_shapes(graph)
+    assert len({value.shape[1] for value in graph.outputs} | {graph.inputs[2].shape[0]}) == 4

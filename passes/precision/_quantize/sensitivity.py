@@ -18,6 +18,7 @@ from memoptc.passes.precision._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, 
 from memoptc.passes.precision._quantize.trial import Setting, Trials, Variant
 from memoptc.runtime.calibrate import Range
 from memoptc.runtime.observers import squared_error
+from memoptc.runtime.quality import FAILED
 
 EXACT = 32
 """Layers whose effect on the output is measured; that of the others follows from their own error."""
@@ -53,7 +54,7 @@ def sensitivities(
     own = _own_noise(variant, layers)
     ranked = list(layers)
     if len(layers) > exact:
-        ranked.sort(key=lambda name: -max(own.get(name, {"": math.inf}).values()))
+        ranked.sort(key=lambda name: -max(own.get(name, {FAILED: math.inf}).values()))
     chosen, rest = ranked[:exact], ranked[exact:]
     everywhere = dict.fromkeys(layers, FLOAT)
 
@@ -167,7 +168,7 @@ def _part(noise: Mapping[str, float], own: Mapping[str, float]) -> dict[str, flo
 
 def _scaled(own: float, measured: Iterable[tuple[float, dict[str, float]]]) -> dict[str, float]:
     """Scale a layer's own noise to the outputs, by the median ratio of those that were measured."""
-    pairs = [(n, found) for n, found in measured if n > 0 and found]
+    pairs = [(n, found) for n, found in measured if n > 0 and found and FAILED not in found]
     if not pairs:
         return {}
     if not own:

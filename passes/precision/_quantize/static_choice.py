@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from memoptc.ir import ops
-from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
@@ -141,7 +141,8 @@ def _why_not(op: Op, device: Device) -> str:
             return "form of Gemm"
         if bias is not None and bias.tensor is not None:
             columns = weight.tensor.shape.numpy()[layout_of(op).output_axis]
-            if bias.tensor.size not in (1, columns):
+            row = bias.tensor.size == columns and bias.tensor.shape.numpy()[-1] == columns
+            if bias.tensor.size != 1 and not row:
                 return "bias has rows"
     if op.op_type == "MatMul" and len(weight.tensor.shape) != 2:
         return "weights are no matrix"
@@ -164,8 +165,13 @@ def _can_follow(op: Op, choice: Choice, excluded: frozenset[str]) -> bool:
     if op.op_type == "AveragePool" and op.attrs.get("ceil_mode", 0):
         return False
     operands = [v for v in op.operands if not v.is_absent]
-    coded = [v in choice.tensors or (v.tensor is not None and op.op_type in ("Add", "Mul")) for v in operands]
+    coded = [v in choice.tensors or (op.op_type in ("Add", "Mul") and _can_be_coded(v.tensor)) for v in operands]
     return all(coded) and any(v in choice.tensors for v in operands)
+
+
+def _can_be_coded(constant: Tensor | None) -> bool:
+    """True if a constant operand has a range."""
+    return constant is not None and constant.size > 0 and bool(np.isfinite(magnitude_of(constant)))
 
 
 def share_scales(choice: Choice, scales: dict[Value, Scale]) -> None:

@@ -38,7 +38,7 @@ from memoptc.runtime.kept import Kept
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import covered_range
-from memoptc.runtime.quality import Examiner, Quality
+from memoptc.runtime.quality import FAILED, Examiner, Quality
 from memoptc.runtime.spool import trim
 
 NONE: Mapping[str, str] = {}
@@ -186,7 +186,7 @@ class Variant:
     def rounded(self, clip: bool) -> dict[Value, Codes]:
         """Codes of weights, rounded for the least error of their products; those of much work are left out."""
         if clip not in self._rounded:
-            found, dampings = self._rounded.setdefault(clip, {}), Dampings()
+            found, dampings = dict[Value, Codes](), Dampings()
             with one_thread():
                 for op, moments in _observed(self.graph, self.choice.heavy, self.context):
                     weight, seen = op.operands[1], self.channels.get(op.operand) if clip else None
@@ -195,18 +195,20 @@ class Variant:
                     energy = None if seen is None else spread_inputs(op, seen.mean_square)
                     codes = weight_codes(floats, output_axis(op), self.codes.dtype, self.codes.bits, energy)
                     found[weight] = round_channels(floats, codes, moments, self.codes.bits, dampings)
+            self._rounded[clip] = found
         return self._rounded[clip]
 
     def scales(self, method: str) -> dict[Value, Scale]:
         """Codes of all activations, by one method."""
         if method not in self._covers:
-            found = self._covers[method] = {}
+            found = {}
             for value, seen in self.ranges.items():
                 assert seen.histogram is not None
                 ends = (seen.min, seen.max)
                 if method != "auto":
                     ends, _ = covered_range(seen.histogram, seen.extremes, method, self.codes.percentile)
                 found[value] = activation_scale(*ends)
+            self._covers[method] = found
         return self._covers[method]
 
     def quantized(self, setting: Setting, states: Mapping[str, str] = NONE, stats: Counter[str] | None = None) -> Graph:
@@ -307,7 +309,7 @@ class Trials:
                 self._kept.note(key, known)
             return Quality(**known)
         except MemoptcError:  # what onnxruntime does not run is no candidate
-            return Quality({"": math.inf}, 0, -math.inf)
+            return Quality({FAILED: math.inf}, 0, -math.inf)
         finally:
             path.unlink()
             trim(collect=False)

@@ -9,6 +9,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.observe import pool_of
+from memoptc.passes.precision._quantize.replay import take
 from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.report.model import Decision
 from memoptc.runtime.moments import Aside
@@ -96,13 +97,6 @@ def _levels(chosen: Sequence[Step]) -> dict[int, int]:
     return {step.site: step.level for step in chosen}
 
 
-def put(copy: Graph, graph: Graph) -> None:
-    """Put what a copy has become into the graph that it was made from."""
-    imports = dict(copy.info.opset_imports)
-    graph.become(copy)
-    graph.info.opset_imports.update(imports)
-
-
 class Gate:
     """Holds shrunken copies against the graph before any lossy pass, on validation data, else on samples kept aside.
 
@@ -163,7 +157,7 @@ class Gate:
         """
         chosen = self.choose(curves, make)
         if chosen:
-            put(make(chosen), graph)
+            take(graph, make(chosen))
         return chosen
 
     def choose(self, curves: Sequence[Sequence[Level]], make: Callable[[Levels], Graph]) -> Levels:
