@@ -16,6 +16,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import onnx_ir._symbolic_shapes as ir_symbols
 import onnx_shape_inference._symbolic_shapes as engine_symbols
@@ -36,6 +37,7 @@ def install() -> None:
         setattr(module, "sympy", _Sympy("sympy"))  # noqa: B010
     setattr(_constraints, "collect_symbol_names", _symbol_names)  # noqa: B010
     registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
+    registry.register("", "Slice", since_version=1)(_infer_slice_by_attributes)
     registry.register("", "Slice", since_version=10)(_infer_slice)
     registry.register("", "Squeeze", since_version=1)(_infer_squeeze)
     registry.register("", "Equal", since_version=7)(_infer_equal)
@@ -246,6 +248,23 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
             dims[axis] = context.new_symbolic_dim()
     result.shape = onnx_ir.Shape(dims)
     _infer_cut_elements(context, node, starts, ends, steps)
+
+
+def _infer_slice_by_attributes(context: Any, node: onnx_ir.Node) -> None:
+    """A Slice of opset 1 to 9, by the same with its attributes as operands."""
+    names = [name for name in ("starts", "ends", "axes") if name in node.attributes]
+    operands = [
+        onnx_ir.Value(name=name, const_value=onnx_ir.tensor(np.array(node.attributes[name].as_ints(), np.int64)))
+        for name in names
+    ]
+    newer = onnx_ir.Node("", "Slice", [node.inputs[0], *operands], version=10)
+    _infer_slice(context, newer)
+    result, found = node.outputs[0], newer.outputs[0]
+    context.set_shape_and_dtype(result, found.shape, found.dtype)
+    elements = context.get_symbolic_value(found)
+    if elements is not None:
+        context.set_symbolic_value(result, elements)
+    newer.replace_input_with(0, None)  # or the operand would have a use that no graph has
 
 
 def _places(extent: int, start: int, end: int, step: int) -> range:

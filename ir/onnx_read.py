@@ -157,7 +157,10 @@ class _Reader:
         self._graph(model.graph, graph, Scope())
         for function in model.functions:
             read = self._function(function)
-            info.functions[(read.domain, read.name, read.overload)] = read
+            key = (read.domain, read.name, read.overload)
+            if key in info.functions:
+                raise broken_rule(self.label, f"function {read.name!r} of domain {read.domain!r} is defined twice")
+            info.functions[key] = read
         for body in (graph, *(f.body for f in info.functions.values())) if info.functions else ():
             self._check_calls(body, info)
         self._plain(graph)
@@ -335,7 +338,7 @@ class _Reader:
         for attr in node.attribute:
             if attr.type == protos.Attr.GRAPH and not attr.ref_attr_name:
                 regions[attr.name] = self._region(attr.g, scope)
-            elif attr.type == protos.Attr.GRAPHS and not attr.ref_attr_name:
+            elif attr.type == protos.Attr.GRAPHS and attr.graphs and not attr.ref_attr_name:
                 for index, g in enumerate(attr.graphs):
                     regions[f"{attr.name}#{index}"] = self._region(g, scope)
             else:

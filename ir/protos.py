@@ -216,6 +216,8 @@ def read_attr(proto: onnx.AttributeProto, tensor: Callable[[onnx.TensorProto], T
             texts = [_text(s) for s in proto.strings]
             same = all(isinstance(t, str) for t in texts)
             values = tuple(texts) if same else tuple(proto.strings)
+        case Attr.GRAPHS:  # none of them; others are regions
+            values = ()
         case Attr.TENSORS:
             values = tuple(tensor(t) for t in proto.tensors)
         case Attr.SPARSE_TENSORS:

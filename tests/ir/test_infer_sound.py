@@ -192,3 +192,18 @@ def test_anonymous_extents_of_names_that_look_alike_differ() -> None:
     }""")
     infer_shapes(graph)
     assert len({value.shape[1] for value in graph.outputs} | {graph.inputs[2].shape[0]}) == 4
+
+
+@pytest.mark.parametrize(("starts", "ends"), [("[0]", "[-1]"), ("[1]", "[9223372036854775807]"), ("[-2]", "[2]")])
+def test_a_slice_by_attributes_is_inferred_as_one_by_operands(starts: str, ends: str) -> None:
+    """As exporters up to opset 9 write it, of extents, too."""
+    body = f"""%r = Slice(%x) {{starts={starts}, ends={ends}, axes=[1]}}
+      %s = Shape(%x)
+      %n = Slice(%s) {{starts={starts}, ends={ends}}}
+      %q = ConstantOfShape(%n)"""
+    signature = SIGNATURE.replace("(f32[*])", "(f32[*], i64[*], f32[*])")
+    header = 'model {ir_version=8, opset={""=9}}'
+    graph = parse(f"{header}\n\n{signature}{body}\n return %r, %n, %q\n}}")
+    assert assert_sound(graph) > 0
+    infer_shapes(graph)
+    assert all(value.shape is not None for value in graph.outputs)

@@ -11,7 +11,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.onnx_io import read_onnx
+from memoptc.ir.onnx_io import read_onnx, to_proto
 
 Model = onnx.ModelProto
 
@@ -124,3 +124,18 @@ def test_what_is_not_utf8(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(written)
     with pytest.raises(InputError, match=r"UTF-8|no ONNX model"):
         read_onnx(tmp_path / "m.onnx")
+
+
+def test_an_empty_list_of_graphs_and_functions_of_one_name() -> None:
+    node = onnx.helper.make_node("Custom", ["x"], ["y"], domain="custom")
+    node.attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS)
+    ports = [onnx.helper.make_tensor_value_info(n, 1, [2]) for n in "xy"]
+    graph = onnx.helper.make_graph([node], "g", ports[:1], ports[1:])
+    imports = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("custom", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=9)
+    assert to_proto(read_onnx(model)).graph.node[0].attribute[0].type == onnx.AttributeProto.GRAPHS
+    inner = onnx.helper.make_node("Relu", ["a"], ["b"])
+    twice = onnx.helper.make_function("custom", "Twice", ["a"], ["b"], [inner], imports[:1])
+    model.functions.extend([twice, twice])
+    with pytest.raises(InputError, match="is defined twice"):
+        read_onnx(model)
