@@ -22,7 +22,7 @@ from memoptc.ir.mapped import detach
 from memoptc.ir.onnx_io import to_proto
 from memoptc.levels import SLOWDOWN, promised_slowdown
 from memoptc.measuring import Bench, Containers
-from memoptc.option_fields import keywords_after_one, keywords_after_two, words_of
+from memoptc.option_fields import keywords_after_one, keywords_after_two, to_argv
 from memoptc.options import FileOptions, Options
 from memoptc.packing import write_in_form
 from memoptc.reach import reach, slowdown_where_slow
@@ -164,7 +164,7 @@ def compile_file(source: str | Path, output: str | Path, options: FileOptions) -
     result.report.artefacts = artefacts
     if options.config is not None:
         result.report.options["config"] = str(options.config)
-    result.report.command = shlex.join(["memoptc", str(source), "-o", str(output), *words_of(options)])
+    result.report.command = shlex.join(["memoptc", str(source), "-o", str(output), *to_argv(options)])
     for path in report_paths:
         write_report(result.report, path)
     return result

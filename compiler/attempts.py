@@ -10,7 +10,7 @@ from memoptc.allowance import Allowance
 from memoptc.compilation import Compilation
 from memoptc.forms import Choice
 from memoptc.ir.core import Graph
-from memoptc.ir.decoder import Decoder
+from memoptc.ir.decoder import DecoderFacts
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.form_names import FormName
 from memoptc.ir.forms import WritingForm
@@ -118,7 +118,7 @@ class Attempts:
     compilation: Compilation
     original: describe.Figures
     output: Path
-    decoder: Decoder | None
+    decoder: DecoderFacts | None
     warnings: list[str]
     decisions: list[Decision]
     at_small: Sizes | None = None

@@ -28,7 +28,7 @@ UNCHANGED: Any = object()
 
 _KEY = "memoptc.option"
 
-MOST = 2**40
+MAX_EXTENT = 2**40
 """Largest extent of a dimension."""
 
 
@@ -158,8 +158,8 @@ def parse_binding(text: str) -> tuple[str, int]:
     name, equals, extent = text.rpartition("=")
     if not equals or not name or not extent.strip().isdecimal():
         raise ValueError(f"{text!r} binds no dimension; write one like N=8")
-    if int(extent) > MOST:
-        raise ValueError(f"{extent} is more than a dimension can have: {MOST}")
+    if int(extent) > MAX_EXTENT:
+        raise ValueError(f"{extent} is more than a dimension can have: {MAX_EXTENT}")
     return name.strip(), int(extent)
 
 
@@ -171,7 +171,7 @@ def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
     """
     name, colon, extents = text.rpartition(":")
     parts = [e.strip() for e in extents.split(",")] if extents.strip() else []
-    if not colon or not name or not all(p.isdecimal() and int(p) <= MOST for p in parts):
+    if not colon or not name or not all(p.isdecimal() and int(p) <= MAX_EXTENT for p in parts):
         raise InputError(f"{text!r} is no shape of an input.", hint="Write one like --input-shape x:1,3,224,224.")
     return name.strip(), tuple(int(p) for p in parts)
 
@@ -186,8 +186,8 @@ def parse_bindings(text: str) -> tuple[str, tuple[int, ...]]:
     parts = [e.strip() for e in extents.split(",")]
     if not equals or not name or not all(p.isdecimal() for p in parts):
         raise ValueError(f"{text!r} binds no dimension; write one like N=1,2,4,8")
-    if any(int(p) > MOST for p in parts):
-        raise ValueError(f"{extents} is more than a dimension can have: {MOST}")
+    if any(int(p) > MAX_EXTENT for p in parts):
+        raise ValueError(f"{extents} is more than a dimension can have: {MAX_EXTENT}")
     return name.strip(), tuple(int(p) for p in parts)
 
 
@@ -203,7 +203,7 @@ def flags_of(name: str, default: Any, how: OptionField) -> tuple[str, ...]:
     return how.flags or (f"--{dashed}/--no-{dashed}" if default is True else f"--{dashed}",)
 
 
-def words_of(options: Any) -> list[str]:
+def to_argv(options: Any) -> list[str]:
     """Give the command-line words that stand for options, those at their defaults left out.
 
     A value that no words can stand for (data or a metric given as Python objects) is named by its type, `<list>`.

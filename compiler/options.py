@@ -13,7 +13,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS
 from memoptc.option_fields import (
     GENERAL,
-    MOST,
+    MAX_EXTENT,
     check_values,
     option,
     parse_binding,
@@ -296,8 +296,10 @@ class Options:
         for text in self.input_shapes:
             parse_input_shape(text)
         for name, extent in (*self.dims.items(), *self.freeze.items()):
-            if isinstance(extent, bool) or not isinstance(extent, Integral) or not 0 <= int(extent) <= MOST:
-                raise InputError(f"Dimension {name} cannot be {extent!r}.", hint=f"Give a whole number up to {MOST}.")
+            if isinstance(extent, bool) or not isinstance(extent, Integral) or not 0 <= int(extent) <= MAX_EXTENT:
+                raise InputError(
+                    f"Dimension {name} cannot be {extent!r}.", hint=f"Give a whole number up to {MAX_EXTENT}."
+                )
 
     def _check_lossy(self) -> None:
         asked = [n for n in LOSSY_OPTIONS if (value := getattr(self, n)) is not None and value is not False]

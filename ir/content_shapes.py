@@ -200,7 +200,7 @@ def _infer_compress(context: Any, node: onnx_ir.Node) -> None:
     if data.shape is not None:
         dims = list(data.shape)
         along = _utils.dim_product(dims) if axis is None else dims[axis]
-        count = _taken(context, flags, along)
+        count = _count_selected(context, flags, along)
         if axis is None:
             dims = [count]
         else:
@@ -211,7 +211,7 @@ def _infer_compress(context: Any, node: onnx_ir.Node) -> None:
     context.set_shape_and_dtype(node.outputs[0], shape, data.dtype)
 
 
-def _taken(context: Any, flags: Any, extent: Extent) -> Extent:
+def _count_selected(context: Any, flags: Any, extent: Extent) -> Extent:
     """Number of set flags among the first `extent`; those behind the end do not count."""
     if flags is not None and not flags.any():
         return 0
@@ -268,11 +268,11 @@ def _infer_einsum(context: Any, node: onnx_ir.Node) -> None:
     dots = len(result.shape) - len(right.replace("...", ""))
     letters = right.replace("...", "." * dots)
     result.shape = onnx_ir.Shape(
-        [d if c == "." else _together(context, extents[c]) for c, d in zip(letters, result.shape, strict=True)]
+        [d if c == "." else _broadcast_all(context, extents[c]) for c, d in zip(letters, result.shape, strict=True)]
     )
 
 
-def _together(context: Any, extents: list[Extent]) -> Extent:
+def _broadcast_all(context: Any, extents: list[Extent]) -> Extent:
     def both(a: Extent | None, b: Extent) -> Extent | None:
         return None if a is None else _broadcast._broadcast_dim(a, b)
 

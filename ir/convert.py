@@ -93,7 +93,7 @@ def to_networkx(graph: Graph) -> nx.DiGraph:
     return result
 
 
-class Twin:
+class OnnxIrMirror:
     """An `onnx_ir` model that mirrors a graph value by value, for shape inference; weights are shared.
 
     Args:

@@ -23,7 +23,7 @@ from memoptc.ir.decoder_caches import (
     part_of,
     queries_of,
 )
-from memoptc.ir.decoder_facts import KEY, Cache, Decoder, Part
+from memoptc.ir.decoder_facts import KEY, Cache, DecoderFacts, Part
 from memoptc.ir.decoder_paths import (
     MOST_VALUES,
     dtype_name,
@@ -37,10 +37,10 @@ from memoptc.ir.decoder_positions import is_rotary, looks_up, numbers_steps, row
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import inferred as inferred_copy
 
-__all__ = ["KEY", "Appended", "Cache", "Decoder", "appended_inputs", "numbers_steps", "recognise", "recognised"]
+__all__ = ["KEY", "Appended", "Cache", "DecoderFacts", "appended_inputs", "numbers_steps", "recognise", "recognised"]
 
 
-def recognised(graph: Graph, *, inferred: bool = False) -> Decoder | None:
+def recognised(graph: Graph, *, inferred: bool = False) -> DecoderFacts | None:
     """Give what is known of a decoder; `None` for anything else."""
     try:
         return recognise(graph, inferred=inferred)
@@ -48,7 +48,7 @@ def recognised(graph: Graph, *, inferred: bool = False) -> Decoder | None:
         return None
 
 
-def recognise(graph: Graph, *, inferred: bool = False) -> Decoder:
+def recognise(graph: Graph, *, inferred: bool = False) -> DecoderFacts:
     """Read off a graph what it takes to run it as a decoder.
 
     Args:
@@ -73,7 +73,7 @@ class _Reader:
         self.appended = appended_inputs(graph)
         self.attention = attentions(graph)
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> DecoderFacts:
         own = list(self._own())
         if not own:
             raise _refused("no input is appended to along an axis of steps and given back (a cache of keys and values)")
@@ -84,7 +84,7 @@ class _Reader:
         logits, words, last = self._logits({c.present for c in caches}, tables)
         ids = self._ids(tables, words)
         heads = self._heads() or own[0].heads
-        plain = Decoder(
+        plain = DecoderFacts(
             ids.name, logits, tables[ids], tuple(sorted(caches, key=self._number)), sum(self._layers(own)), heads,
             rotary=is_rotary(self.graph), last_only=last, shared=self._shared(), grouped=self._grouped(),
             dtypes={v.name: dtype_name(v) for v in rest},
@@ -227,7 +227,7 @@ class _Reader:
                     return int(np.prod(extents))
         return 0
 
-    def _others(self, rest: list[Value], plain: Decoder, tables: dict[Value, int]) -> Decoder:
+    def _others(self, rest: list[Value], plain: DecoderFacts, tables: dict[Value, int]) -> DecoderFacts:
         """Give each remaining input its purpose."""
         names: dict[str, str] = {}
         context = []

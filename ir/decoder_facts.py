@@ -68,7 +68,7 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderFacts:
     """Inputs, outputs and structure of a decoder.
 
     Args:
@@ -146,7 +146,7 @@ class Decoder:
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> Decoder:
+    def from_json(text: str) -> DecoderFacts:
         """Read what `to_json` gave.
 
         Raises:
@@ -155,6 +155,6 @@ class Decoder:
         plain: Mapping[str, Any] = json.loads(text)
         try:
             caches = tuple(Cache(**{**c, "shape": tuple(c["shape"])}) for c in plain["caches"])
-            return Decoder(**{**plain, "caches": caches, "context": tuple(plain["context"])})
+            return DecoderFacts(**{**plain, "caches": caches, "context": tuple(plain["context"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"no record of a decoder: {error}") from error

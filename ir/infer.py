@@ -22,7 +22,7 @@ from onnx_shape_inference import SYM_DATA_KEY, ShapeInferenceContext, registry
 
 from memoptc.ir import ops
 from memoptc.ir.control_flow import install, unstable_state
-from memoptc.ir.convert import Twin
+from memoptc.ir.convert import OnnxIrMirror
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dim_text import parse_dim
 from memoptc.ir.dims import Dim, Sym, free_symbols, substitute
@@ -75,7 +75,7 @@ def infer_shapes(graph: Graph) -> Inference:
     loops = list(graph.walk("Loop"))
     assumed: dict[Value, onnx_ir.Shape] = {}
     for number in itertools.count():
-        twin = Twin(graph)
+        twin = OnnxIrMirror(graph)
         _prepare(graph, twin, assumed)
         found.failure = _run(twin)
         unstable = _unstable(loops, twin, assumed)
@@ -120,7 +120,7 @@ def _one_by_one(graph: Graph) -> None:
                     result.type = type_
 
 
-def _prepare(graph: Graph, twin: Twin, assumed: Mapping[Value, onnx_ir.Shape]) -> None:
+def _prepare(graph: Graph, twin: OnnxIrMirror, assumed: Mapping[Value, onnx_ir.Shape]) -> None:
     """Types that inference cannot find by itself: of unknown operators, and of loops' state."""
     for op in graph.walk():
         if not ops.facts(op).known or op.domain == "ai.onnx.ml":
@@ -131,7 +131,7 @@ def _prepare(graph: Graph, twin: Twin, assumed: Mapping[Value, onnx_ir.Shape]) -
                 twin.value(value).shape = assumed.get(value)
 
 
-def _run(twin: Twin) -> str:
+def _run(twin: OnnxIrMirror) -> str:
     with _quiet():
         try:
             onnx_shape_inference.infer_symbolic_shapes(twin.model, warn_on_missing=False, adopt_declared_symbols=False)
@@ -140,7 +140,9 @@ def _run(twin: Twin) -> str:
     return ""
 
 
-def _unstable(loops: list[Op], twin: Twin, assumed: Mapping[Value, onnx_ir.Shape]) -> dict[Value, onnx_ir.Shape]:
+def _unstable(
+    loops: list[Op], twin: OnnxIrMirror, assumed: Mapping[Value, onnx_ir.Shape]
+) -> dict[Value, onnx_ir.Shape]:
     """Loop state whose assumed shape does not hold in each iteration, with a weaker one."""
     found: dict[Value, onnx_ir.Shape] = {}
     for op in loops:
@@ -155,7 +157,7 @@ def _unstable(loops: list[Op], twin: Twin, assumed: Mapping[Value, onnx_ir.Shape
     return found
 
 
-def _open_states(unstable: Iterable[Value], twin: Twin) -> dict[Value, onnx_ir.Shape]:
+def _open_states(unstable: Iterable[Value], twin: OnnxIrMirror) -> dict[Value, onnx_ir.Shape]:
     """Shapes of unknown extents for all state of the loops that some values are state of."""
     shapes = {state: twin.of[state].shape for value in unstable for state in value.graph.inputs[2:]}
     return {state: onnx_ir.Shape([None] * len(shape)) for state, shape in shapes.items() if shape is not None}
@@ -176,7 +178,7 @@ def infer_op(op: Op) -> tuple[Type | None, ...]:
     if function is None or op.regions:
         return unknown
     mirrors: dict[Value, onnx_ir.Value] = {}
-    twin = object.__new__(Twin)
+    twin = object.__new__(OnnxIrMirror)
     twin.of = mirrors
     for value in op.operands:
         if not value.is_absent:
@@ -190,7 +192,7 @@ def infer_op(op: Op) -> tuple[Type | None, ...]:
     return tuple(_type_of(mirrors[r], {}) for r in op.results)
 
 
-def _seed(op: Op, twin: Twin) -> None:
+def _seed(op: Op, twin: OnnxIrMirror) -> None:
     """Results of operators that inference does not know keep the types that the model states."""
     from memoptc.ir.convert import onnx_ir_shape, onnx_ir_type
 
@@ -210,7 +212,7 @@ def _defined(graph: Graph) -> Iterator[Value]:
             yield from op.results
 
 
-def _stable_names(graph: Graph, twin: Twin) -> dict[str, Dim]:
+def _stable_names(graph: Graph, twin: OnnxIrMirror) -> dict[str, Dim]:
     """Name each anonymous dimension after the first value that has it as an extent.
 
     The engine numbers them anew in each run, so that its own names would make different dimensions of two

@@ -163,7 +163,7 @@ class _Reader:
             info.functions[key] = read
         for body in (graph, *(f.body for f in info.functions.values())) if info.functions else ():
             self._check_calls(body, info)
-        self._plain(graph)
+        self._undo_writing_form(graph)
         return graph
 
     def _check_calls(self, graph: Graph, info: ModelInfo) -> None:
@@ -176,7 +176,7 @@ class _Reader:
                         self.label, f"node {op.name!r} hands more values to function {op.op_type!r} than it takes"
                     )
 
-    def _plain(self, graph: Graph) -> None:
+    def _undo_writing_form(self, graph: Graph) -> None:
         """Undo the form that memoptc wrote the file in; `graph.info.form` remembers it."""
         name = graph.info.metadata.pop(forms.KEY, "")
         marked = name in FORMS or any(op.is_a("SequenceEmpty") and op.name == forms.MARKER for op in graph.ops)

@@ -13,7 +13,7 @@ from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.mapped import DataFile, MappedTensor
 from memoptc.ir.onnx_order import broken_rule
-from memoptc.ir.protos import typed_fault
+from memoptc.ir.protos import element_count_fault
 from memoptc.ir.types import DType
 
 _HELD_OPEN = 32
@@ -63,7 +63,7 @@ class WeightReader:
     def _check_size(self, proto: onnx.TensorProto) -> None:
         dtype = self._check_type(proto)
         if not proto.HasField("raw_data"):
-            if fault := typed_fault(proto, dtype):
+            if fault := element_count_fault(proto, dtype):
                 what = f"weight {proto.name!r} of type {dtype.name} and shape {list(proto.dims)} {fault}"
                 raise broken_rule(self.label, what)
         else:

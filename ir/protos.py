@@ -318,7 +318,7 @@ _FIELDS = {
 """Where tensors without raw bytes have their elements; others in `int32_data`."""
 
 
-def typed_fault(proto: onnx.TensorProto, dtype: DType) -> str:
+def element_count_fault(proto: onnx.TensorProto, dtype: DType) -> str:
     """Say what is wrong with the elements of a tensor without raw bytes; `""` when nothing is."""
     field = next((name for name, dtypes in _FIELDS.items() if dtype in dtypes), "int32_data")
     elements = prod(proto.dims)

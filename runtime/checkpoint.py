@@ -15,7 +15,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import atomic_write
 from memoptc.runtime.data import Sample
 from memoptc.runtime.histogram import Accumulator
-from memoptc.runtime.kept import add_sample
+from memoptc.runtime.result_cache import add_sample
 
 FILE = "calibration.json"
 

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Graph
-from memoptc.ir.decoder import Decoder as Facts
-from memoptc.ir.decoder import recognised
+from memoptc.ir.decoder import DecoderFacts, recognised
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError, first_line
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.decoding import Decoder
@@ -99,7 +98,7 @@ def compare_decoding(
 
 
 def _prompt(
-    facts: Facts, sample: Mapping[str, Any], count: int, seed: int
+    facts: DecoderFacts, sample: Mapping[str, Any], count: int, seed: int
 ) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]:
     """Ids and context: those of a sample, with ids made up where it has few."""
     held = [c.shape[c.axis] for c in facts.own if c.form == "fixed" and c.shape[c.axis] > 0]
@@ -116,7 +115,7 @@ def _prompt(
 
 def _decoded(
     model: ModelSource,
-    facts: Facts,
+    facts: DecoderFacts,
     options: RunOptions,
     ids: npt.NDArray[Any],
     first: int,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.ir.decoder_facts import Cache
-from memoptc.ir.decoder_facts import Decoder as Facts
+from memoptc.ir.decoder_facts import Cache, DecoderFacts
 from memoptc.ir.diagnostics import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def empty_cache(cache: Cache, batch: int, room: int) -> Array:
     return np.zeros(shape, numpy_dtype(cache.dtype))
 
 
-def first_feed(facts: Facts, ids: Array) -> dict[str, Array]:
+def first_feed(facts: DecoderFacts, ids: Array) -> dict[str, Array]:
     """Inputs of a model beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
     batch, steps = ids.shape
     feed = {c.past: empty_cache(c, batch, 0) for c in facts.own}

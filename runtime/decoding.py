@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from memoptc.ir.decoder_facts import KEY
-from memoptc.ir.decoder_facts import Decoder as Facts
+from memoptc.ir.decoder_facts import KEY, DecoderFacts
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.decoder_feeds import Ids, empty_cache, padded_ids
 from memoptc.runtime.errors import MemoryLimit
@@ -60,13 +59,15 @@ class Decoder:
         self._open(session, _facts(session, path), max_length, chunk)
 
     @classmethod
-    def over(cls, session: ort.InferenceSession, facts: Facts, max_length: int | None = None) -> Decoder:
+    def over(cls, session: ort.InferenceSession, facts: DecoderFacts, max_length: int | None = None) -> Decoder:
         """Run a session that exists, of a model of which `facts` hold."""
         made = cls.__new__(cls)
         made._open(session, facts, max_length, None)
         return made
 
-    def _open(self, session: ort.InferenceSession, facts: Facts, max_length: int | None, chunk: int | None) -> None:
+    def _open(
+        self, session: ort.InferenceSession, facts: DecoderFacts, max_length: int | None, chunk: int | None
+    ) -> None:
         self.session, self.facts = session, facts
         self.notes: list[str] = []
         self.chunk = chunk
@@ -376,12 +377,12 @@ class Tokens:
         return tuple(d if isinstance(d, int) else default for d in self._decoder._shapes[name])
 
 
-def _facts(session: Session, path: str | os.PathLike[str]) -> Facts:
+def _facts(session: Session, path: str | os.PathLike[str]) -> DecoderFacts:
     """Decoder facts from a compiled model's metadata, else from analysing its graph."""
     carried = session.get_modelmeta().custom_metadata_map.get(KEY)
     if carried:
         try:
-            facts = Facts.from_json(carried)
+            facts = DecoderFacts.from_json(carried)
         except ValueError:
             facts = None
         names = {port.name for port in session.get_inputs()}

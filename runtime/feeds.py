@@ -149,7 +149,7 @@ def _attempt(
 ) -> Generated | str:
     feed = maker.make(binding, style, seed, choice)
     try:
-        finite = trial.finite(feed)
+        finite = trial.outputs_are_finite(feed)
     except TooManyCrashes:
         raise
     except MemoptcError as error:

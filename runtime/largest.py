@@ -27,7 +27,7 @@ Extents = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Edge:
+class AxisLimit:
     """Largest extent of one kind of axis under a limit.
 
     Args:
@@ -57,7 +57,7 @@ def largest_extents(
     predicted: Callable[[Extents], int],
     limit: int,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Edge]:
+) -> list[AxisLimit]:
     """Find how far each kind of axis can grow.
 
     Args:
@@ -89,7 +89,7 @@ class _Search:
     limit: int
     say: Callable[[str], None]
 
-    def run(self) -> Edge:
+    def run(self) -> AxisLimit:
         """Search outwards from the predicted edge, then halve what lies between."""
         fits: tuple[int, Trial] | None = None
         fails: tuple[int, str] | None = None
@@ -115,8 +115,8 @@ class _Search:
                 extent, stride = self._grid(min(int(extent / stride), extent - self._step)), stride * stride
         beyond, why = fails or (None, "the model allows no more")
         if fits is None:
-            return Edge(self.kind, self.axes, None, {}, None, beyond, why)
-        return Edge(self.kind, self.axes, fits[0], self._at(fits[0]) or {}, fits[1].latency_ms, beyond, why)
+            return AxisLimit(self.kind, self.axes, None, {}, None, beyond, why)
+        return AxisLimit(self.kind, self.axes, fits[0], self._at(fits[0]) or {}, fits[1].latency_ms, beyond, why)
 
     @property
     def _step(self) -> int:

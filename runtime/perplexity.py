@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Graph
-from memoptc.ir.decoder import Decoder as Facts
-from memoptc.ir.decoder import recognise, recognised
+from memoptc.ir.decoder import DecoderFacts, recognise, recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.data import Sample
 from memoptc.runtime.decoder_feeds import first_feed
@@ -71,7 +70,7 @@ def logarithms(scores: npt.NDArray[Any], tokens: npt.NDArray[Any]) -> npt.NDArra
 
 
 def measure_perplexity(
-    model: ModelSource, facts: Facts, samples: Iterable[Sample], options: RunOptions
+    model: ModelSource, facts: DecoderFacts, samples: Iterable[Sample], options: RunOptions
 ) -> tuple[float, int]:
     """Run a decoder over text, and say how surprised it is.
 
@@ -114,7 +113,7 @@ class Completed:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._facts: Facts | None = None
+        self._facts: DecoderFacts | None = None
         self._analysed = False
 
     def __call__(self, feed: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from memoptc.runtime import isolated
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.options import RunOptions
-from memoptc.runtime.trials import may_end_process
+from memoptc.runtime.trials import may_crash_process
 
 
 def outputs_differ(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto, close: float) -> str:
@@ -33,7 +33,7 @@ def outputs_differ(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto
     Raises:
         MemoptcError: one of them cannot be loaded, or a run ends onnxruntime's process.
     """
-    if not may_end_process(graph):
+    if not may_crash_process(graph):
         return _difference(graph, before, after, close)
     with TemporaryFolder() as folder:
         paths = [Path(folder) / name for name in ("before.onnx", "after.onnx")]

@@ -44,7 +44,7 @@ class Trial(Protocol):
     def restart(self) -> None:
         """Begin another search, which is not held to the crashes of those before."""
 
-    def finite(self, feed: Feed) -> bool:
+    def outputs_are_finite(self, feed: Feed) -> bool:
         """True if all outputs are finite numbers.
 
         Raises:
@@ -64,14 +64,14 @@ def trial_runs(graph: Graph, original: Evaluator) -> Iterator[Trial]:
         graph: The model with inferred types.
         original: The same model in onnxruntime.
     """
-    if not may_end_process(graph):
+    if not may_crash_process(graph):
         yield _InProcess(original)
         return
     with TemporaryFolder("memoptc-trial-") as folder, contextlib.closing(_InWorker(original, Path(folder))) as trial:
         yield trial
 
 
-def may_end_process(graph: Graph) -> bool:
+def may_crash_process(graph: Graph) -> bool:
     """True if made-up inputs may reach a kernel that checks no ranks, or one that nobody described."""
     return any(_checks_no_ranks(op) and any(_rank_open(v) for v in op.operands) for op in graph.walk())
 
@@ -93,7 +93,7 @@ class _InProcess:
     def restart(self) -> None:
         """Nothing that runs here ends."""
 
-    def finite(self, feed: Feed) -> bool:
+    def outputs_are_finite(self, feed: Feed) -> bool:
         return all(_finite(value) for value in self._original.run(feed).values())
 
 
@@ -110,7 +110,7 @@ class _InWorker:
         """Count crashes anew."""
         self._crashes = 0
 
-    def finite(self, feed: Feed) -> bool:
+    def outputs_are_finite(self, feed: Feed) -> bool:
         if self._crashes >= _MOST_CRASHES:
             raise TooManyCrashes("Runs on made-up inputs ended onnxruntime's process too often to try more.")
         path = self._folder / "feed.npz"
@@ -206,7 +206,7 @@ def _main() -> None:
     runs = _InProcess(original)
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = {"finite": runs.finite(load_feed(Path(line.rstrip(os.linesep))))}
+            answer: dict[str, Any] = {"finite": runs.outputs_are_finite(load_feed(Path(line.rstrip(os.linesep))))}
         except MemoptcError as error:
             answer = {"error": error.message}
         _say(answer)

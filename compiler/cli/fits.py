@@ -14,7 +14,7 @@ from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
 if TYPE_CHECKING:
-    from memoptc.runtime.largest import Edge
+    from memoptc.runtime.largest import AxisLimit
 
 
 @click.command("fits", cls=ProjectCommand)
@@ -176,7 +176,7 @@ def _shapes(inputs: Mapping[str, list[int]]) -> str:
 
 def _edges(
     model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, say: Callable[[str], None]
-) -> tuple[list[Edge], dict[str, int]]:
+) -> tuple[list[AxisLimit], dict[str, int]]:
     """Find the largest extent of each kind of open axis, and the extents of the others meanwhile."""
     from memoptc.ir.diagnostics import InputError
     from memoptc.ir.onnx_io import read_onnx
@@ -215,7 +215,7 @@ def _edges(
     return largest_extents(maker, points.chosen, point, attempt, predicted, limit, say), point
 
 
-def _told(edge: Edge) -> str:
+def _told(edge: AxisLimit) -> str:
     axes = ", ".join(edge.axes)
     if edge.largest is None:
         return f"{axes}: none; {edge.beyond} does not fit: {edge.why}"

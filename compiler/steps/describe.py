@@ -10,7 +10,7 @@ from pathlib import Path
 from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import KEY as DECODER
-from memoptc.ir.decoder import Decoder, appended_inputs, recognise, recognised
+from memoptc.ir.decoder import DecoderFacts, appended_inputs, recognise, recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.printer import print_graph
@@ -159,7 +159,7 @@ def figures_of_original(compilation: Compilation, graph: Graph) -> Figures:
     return figures(graph, files, Planning(dims, WritingForm("plain", len(files) > 1), plan))
 
 
-def recognise_decoder(graph: Graph) -> Decoder | Decision | None:
+def recognise_decoder(graph: Graph) -> DecoderFacts | Decision | None:
     """Recognise the decoder that a graph with inferred types is; where it keeps a cache and is none, say why."""
     if not appended_inputs(graph):
         return None
@@ -169,7 +169,7 @@ def recognise_decoder(graph: Graph) -> Decoder | Decision | None:
         return Decision("decoder", "not recognised", error.message)
 
 
-def describe_run(graph: Graph, decoder: Decoder | None) -> dict[str, str]:
+def describe_run(graph: Graph, decoder: DecoderFacts | None) -> dict[str, str]:
     """Metadata by which the output can be run as a decoder; none where the original is no decoder."""
     if decoder is None:
         return {}

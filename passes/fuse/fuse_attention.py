@@ -13,7 +13,7 @@ from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.fuse._fuse.bounds import Known
-from memoptc.passes.fuse._fuse.core import LOWEST, Core, Mask, attention, shape_of
+from memoptc.passes.fuse._fuse.core import LOWEST, AttentionMatch, Mask, attention, shape_of
 from memoptc.passes.fuse._fuse.heads import inside, is_inside, merged_again, outside, source
 from memoptc.passes.fuse._fuse.weights import only_for, projection
 from memoptc.runtime.memory.extents import extents
@@ -50,7 +50,7 @@ class FuseAttention(Pass):
                 context.stats["declined: needs more memory"] += 1
 
 
-def pays(core: Core, dims: Mapping[str, int]) -> bool:
+def pays(core: AttentionMatch, dims: Mapping[str, int]) -> bool:
     """True if the operator needs less than the scores that it replaces.
 
     Beside operands and result, which are there either way, it keeps a copy of each operand; with a mask, wider keys
@@ -83,17 +83,17 @@ def pays(core: Core, dims: Mapping[str, int]) -> bool:
     return batch * heads * copies <= scores
 
 
-def _moved(core: Core) -> list[bool]:
+def _moved(core: AttentionMatch) -> list[bool]:
     """Queries, keys and values that have to be transposed. What is taken out of a larger one is so either way."""
     sources = [source(value, axes, core.result.graph) for value, axes in _wanted(core)]
     return [at.taken is None and not is_inside(at) for at in sources]
 
 
-def _wanted(core: Core) -> list[tuple[Value, tuple[int, ...]]]:
+def _wanted(core: AttentionMatch) -> list[tuple[Value, tuple[int, ...]]]:
     return [(core.query, _HEADS_INSIDE), (core.keys, _KEYS_INSIDE), (core.values, _HEADS_INSIDE)]
 
 
-def _replace(core: Core, graph: Graph) -> None:
+def _replace(core: AttentionMatch, graph: Graph) -> None:
     last = core.ops[-1]
     loc = last.loc.union(*(op.loc for op in core.ops), rule="fuse-attention")
     b = Builder(graph, before=last, loc=loc)
@@ -112,12 +112,12 @@ def _replace(core: Core, graph: Graph) -> None:
         old.replace_by(new)
 
 
-def _operands(b: Builder, core: Core) -> list[Value]:
+def _operands(b: Builder, core: AttentionMatch) -> list[Value]:
     """Queries, keys and values with heads inside."""
     return [inside(b, source(value, axes, b.graph)) for value, axes in _wanted(core)]
 
 
-def _with_mask(b: Builder, core: Core, query: Value, keys: Value) -> tuple[Value, Value]:
+def _with_mask(b: Builder, core: AttentionMatch, query: Value, keys: Value) -> tuple[Value, Value]:
     """Queries with a one behind each head's, and scaled; keys with what is added to their scores."""
     assert core.mask is not None
     heads, width = core.heads, shape_of(core.query)[3]

@@ -25,7 +25,7 @@ from memoptc.runtime.memory.extents import lasting_symbols
 from memoptc.runtime.memory.liveness import label
 from memoptc.runtime.memory.loading import further_copy_bytes
 
-BOLDNESS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
+SLOWDOWN_MULTIPLES = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
 """Multiples of the slowdown allowed that predictions may say, when what comes out is measured."""
 
 LADDER = (0.05, 0.3, 1.0, 10.0)
@@ -112,7 +112,7 @@ class Fit(Pass):
     def _measured(self, slowdown: Callable[[Graph], float], start: _Start) -> _Round:
         """Tile boldly, measure, and be less bold until the run time is right."""
         tried: set[int] = set()
-        for boldness in BOLDNESS:
+        for boldness in SLOWDOWN_MULTIPLES:
             found = self._within((self.slowdown - 1) * start.profile.seconds * boldness, start)
             if not found.moves:
                 return found

@@ -7,7 +7,7 @@ import numpy as np
 from memoptc.ir.core import Graph, Value
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.migrate import decide, migrate, seen_at
-from memoptc.passes.precision._migrate.sites import Site, sites
+from memoptc.passes.precision._migrate.sites import RescaleSite, sites
 from memoptc.runtime.channels import Channels
 
 SOURCES = frozenset({"Conv", "Gemm", "MatMul", "BatchNormalization", "InstanceNormalization"})
@@ -45,7 +45,7 @@ class Equalize(Pass):
         decide(self.name, gains, "by the weights alone" if blind else "by what the calibration data shows", context)
 
 
-def _assumed(found: list[Site]) -> dict[Value, Channels]:
+def _assumed(found: list[RescaleSite]) -> dict[Value, Channels]:
     """Channels as wide as the weights that make them, which is all that is known without data."""
     seen = {}
     for site in found:

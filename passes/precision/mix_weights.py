@@ -21,8 +21,8 @@ from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, 
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Site, Weight
-from memoptc.passes.precision._quantize.replay import searched_once
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Weight, WeightUse
+from memoptc.passes.precision._quantize.replay import search_memoized
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
 from memoptc.passes.precision._quantize.tables import Table, make_table
@@ -32,7 +32,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     NARROW,
     WEIGHTS,
     Layer,
-    ladder,
+    greedy_moves,
     layer_row,
     needed,
     within,
@@ -119,7 +119,7 @@ class MixWeights(Pass):
         if self.by == "weights":
             self._search(graph, context)
         else:
-            searched_once(self, graph, context, lambda counting: self._search(graph, counting))
+            search_memoized(self, graph, context, lambda counting: self._search(graph, counting))
 
     def _search(self, graph: Graph, context: Context) -> None:
         search = _Search(self, graph, context)
@@ -206,7 +206,7 @@ class _Search:
         limit = self.asked.min_sqnr
         assert limit is not None
         layers = self.layers({BLOCKS: {}, WEIGHTS: {}}, self.errors())
-        steps = ladder(layers, floats=self.asked.fallback)
+        steps = greedy_moves(layers, floats=self.asked.fallback)
         states = steps.states(steps.moves[: needed(layers, steps, 10 ** (-limit / 10))])
         self.note(layers, states, "estimated from weights alone, without data")
         return states
@@ -231,7 +231,7 @@ class _Search:
             if not asked.fallback:
                 quality = wanted.refuse(quality, layers)
             else:
-                states, quality = wanted.choose(ladder(layers), layers, self.copy, quality)
+                states, quality = wanted.choose(greedy_moves(layers), layers, self.copy, quality)
         setting = "weights in 4 bits, rounded by data" if self.rounded else "weights in 4 bits"
         setting += ", activations coded by the kernel" if self.plan.activations == 8 else ""
         self.note(layers, states, setting, wanted, quality)
@@ -353,7 +353,7 @@ def _names(weights: Sequence[Weight]) -> list[str]:
     return found
 
 
-def _is_table(site: Site, plan: WeightFormat) -> bool:
+def _is_table(site: WeightUse, plan: WeightFormat) -> bool:
     return plan.decode == "load" and site.decoded
 
 

@@ -34,7 +34,7 @@ _OLDEST = (1, 32)
 
 
 @dataclass(frozen=True)
-class Kept:
+class CodableCache:
     """Attention over a cache that can be kept in codes.
 
     Args:
@@ -93,7 +93,7 @@ class QuantizeCache(Pass):
             context.warnings.append("No cache is kept in codes: no GroupQueryAttention reads one from an input.")
 
 
-def kept(graph: Graph) -> Iterator[Kept]:
+def kept(graph: Graph) -> Iterator[CodableCache]:
     """Give every attention whose past and present are the model's own inputs and outputs, and nothing else's."""
     for attention in graph.walk("com.microsoft::GroupQueryAttention"):
         region = attention.graph
@@ -115,12 +115,12 @@ def kept(graph: Graph) -> Iterator[Kept]:
                 continue
             present = (outer.results[places[0]], outer.results[places[1]])
             other = next(r for r in outer.regions.values() if r is not region)
-        site = Kept(attention, (keys, values), present, other)
+        site = CodableCache(attention, (keys, values), present, other)
         if _alone(graph, site):
             yield site
 
 
-def _alone(graph: Graph, site: Kept) -> bool:
+def _alone(graph: Graph, site: CodableCache) -> bool:
     """True if nothing else reads the past, but how long it is, and nothing but the caller the present."""
     for value in site.past:
         shape = value.shape
@@ -186,7 +186,7 @@ def _heads(value: Value) -> tuple[int, int]:
     return heads, width
 
 
-def _code(graph: Graph, site: Kept, codes: tuple[Coded, ...]) -> None:
+def _code(graph: Graph, site: CodableCache, codes: tuple[Coded, ...]) -> None:
     """Make past and present codes, here and in the branch that computes with floats."""
     op = site.attention
     assert op.graph is not None

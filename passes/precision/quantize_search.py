@@ -17,7 +17,7 @@ from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
 from memoptc.passes.precision._quantize.observe import checkpoint_of
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER
-from memoptc.passes.precision._quantize.replay import searched_once, take
+from memoptc.passes.precision._quantize.replay import adopt, search_memoized
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.tradeoff import (
     BLOCKS,
@@ -26,7 +26,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     INTEGER,
     WEIGHTS,
     Layer,
-    ladder,
+    greedy_moves,
     layer_row,
 )
 from memoptc.passes.precision._quantize.trial import QuantizationConfig, Setting, Variant, name_layers, rounding_work
@@ -47,7 +47,7 @@ _RECOVERIES, _ALONE = 0.7, 0.85
 """Parts of what a search may look that are spent when recoveries are tried, and when layers were measured alone."""
 
 _LINE = 0.25
-"""Part that the tries of one recovery may take; else only the last of them is tried."""
+"""Part that the tries of one recovery may adopt; else only the last of them is tried."""
 
 _FEWEST = 4
 """Layers that are measured alone in any case."""
@@ -151,7 +151,7 @@ class QuantizeSearch(Pass):
         join_biases(graph, codes.excluded, context.stats)
         layers, codes = name_layers(graph, codes, narrow=self.mixed)
         if layers:
-            searched_once(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
+            search_memoized(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
         else:
             context.stats["left: nothing to quantize"] += 1
         self._code_weights(graph, context, rest=True, chosen=(*layers, *(() if self.embeddings else (GATHER,))))
@@ -250,7 +250,7 @@ class _Search:
             chosen, quality = self.choose(setting, found, quality)
         self.note(setting, found, chosen, quality)
         done = self.quantized(setting, chosen, self.stats)
-        take(self.graph, done)
+        adopt(self.graph, done)
         self.stats["trials"] = self.trials.count
 
     @property
@@ -284,9 +284,9 @@ class _Search:
                     best, level = tried, reached
             self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
         for key, kept in self.variants.items():
-            kept.keep(best if key == best.recoveries else None)
+            kept.drop_unused_codes(best if key == best.recoveries else None)
         if left:
-            why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
+            why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they adopt too long"
             self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
         return best
 
@@ -324,10 +324,10 @@ class _Search:
         """Choose the states of layers; `before` is the quality of all of them on integers, where that is no choice."""
         if before is not None and not self.asked.fallback:
             return self.all_integers, self.wanted.refuse(before, layers)
-        steps = ladder(layers, floats=self.asked.fallback)
+        steps = greedy_moves(layers, floats=self.asked.fallback)
         if self.asked.fallback and not all(layer.measured for layer in layers):
             # estimates can rank layers wrongly: floats cost bytes, so they are left out where integers do without
-            coded = ladder(layers, floats=False)
+            coded = greedy_moves(layers, floats=False)
             if coded.moves and self.wanted.good(self.wanted.look(self.quantized(setting, coded.states(coded.moves)))):
                 steps = coded
         first = before or self.wanted.look(self.quantized(setting, steps.states()))

@@ -10,7 +10,7 @@ from memoptc.ir.ops import facts, layout_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.columns import Floats, column_factors
 from memoptc.passes.precision._migrate.migrate import seen_at
-from memoptc.passes.precision._migrate.sites import WEIGHTED, Site, move, sites
+from memoptc.passes.precision._migrate.sites import WEIGHTED, RescaleSite, move, sites
 from memoptc.passes.precision._quantize.matrix import rows_of
 from memoptc.report.model import Decision
 
@@ -67,7 +67,7 @@ class ScaleColumns(Pass):
             context.decisions.append(Decision(self.name, f"columns scaled at {len(gains)} places", why))
 
 
-def _assumed(site: Site) -> Floats:
+def _assumed(site: RescaleSite) -> Floats:
     """Mean squares without data: of normalized values by the scales and shifts that follow, else alike."""
     source = site.source
     assert source is not None

@@ -10,7 +10,7 @@ from memoptc.ir.ops import layout_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.factors import Floats
 from memoptc.passes.precision._migrate.migrate import decide, migrate, seen_at
-from memoptc.passes.precision._migrate.sites import Edit, Site, move, read_axis, shape_of, sites, weight_of
+from memoptc.passes.precision._migrate.sites import Edit, RescaleSite, move, read_axis, shape_of, sites, weight_of
 
 SOURCES = frozenset({"LayerNormalization", "Mul", "Div"})
 
@@ -42,10 +42,10 @@ class Smooth(Pass):
             found += _bare(graph, taken)
         seen = seen_at(graph, found, context)
 
-        def least(site: Site) -> float:
+        def least(site: RescaleSite) -> float:
             return self.least if site.source is not None else self.insert
 
-        def apply(site: Site, factors: Floats) -> None:
+        def apply(site: RescaleSite, factors: Floats) -> None:
             if site.source is None:
                 _put_in(site, factors)
                 context.stats["Mul put in"] += 1
@@ -55,23 +55,23 @@ class Smooth(Pass):
         decide(self.name, gains, "channels differ in the calibration data", context)
 
 
-def _bare(graph: Graph, taken: set[Op]) -> list[Site]:
+def _bare(graph: Graph, taken: set[Op]) -> list[RescaleSite]:
     """Products whose left side has no constant before it that could take factors."""
-    found: dict[Value, Site] = {}
+    found: dict[Value, RescaleSite] = {}
     for op in graph.walk("MatMul", "Gemm", nested=False):
         value, shape = op.operand, shape_of(op.operand)
         if op in taken or weight_of(op) is None or shape is None or len(shape) < 2:
             continue
         if not isinstance(shape[-1], int) or shape[-1] < 2:
             continue
-        site = found.setdefault(value, Site(None, read_axis(op), shape[-1]))
+        site = found.setdefault(value, RescaleSite(None, read_axis(op), shape[-1]))
         site.readers[op] = None
         site.points[value] = None
         site.edits.append(Edit(op, 1, 2 - layout_of(op).input_axis))
     return list(found.values())
 
 
-def _put_in(site: Site, factors: Floats) -> None:
+def _put_in(site: RescaleSite, factors: Floats) -> None:
     """Divide the tensor before its readers, and nobody else."""
     first = next(iter(site.readers))
     assert first.graph is not None

@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.sites import shape_of
-from memoptc.passes.precision._quantize.matrix import in_form_of, put, rows_of
+from memoptc.passes.precision._quantize.matrix import as_weight_of, replace_constant, rows_of
 from memoptc.passes.precision._quantize.observe import observe
 from memoptc.report.model import Decision
 from memoptc.runtime.channels import Channels, channel_statistics
@@ -106,7 +106,7 @@ def _split(graph: Graph, value: Value, readers: list[Op], outliers: np.ndarray) 
     for op in readers:
         rows, name = rows_of(op), op.operands[1].name
         op.set_operand(0, main)
-        put(graph, op, 1, in_form_of(op, rows * mask), "split-outliers")
+        replace_constant(graph, op, 1, as_weight_of(op, rows * mask), "split-outliers")
         after = Builder(graph, before=op.next, loc=op.loc.union(rule="split-outliers"))
         weight = after.const(np.ascontiguousarray(rows[:, outliers].T).astype(np.float32), f"{name}_outliers")
         beside = after.op("MatMul", [extreme, weight], type=op.result.type)

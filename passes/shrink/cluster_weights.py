@@ -18,7 +18,7 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.sites import WEIGHTED, shape_of
 from memoptc.passes.precision._quantize.codebook import codebook, nearest
 from memoptc.passes.precision._quantize.correct import output_axis
-from memoptc.passes.precision._quantize.matrix import Floats, energy, in_form_of, rows_of
+from memoptc.passes.precision._quantize.matrix import Floats, as_weight_of, energy, rows_of
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.runtime.accuracy import AccuracyTarget
@@ -172,7 +172,7 @@ def _book(value: Value, bits: int, packs: bool, readers: Sequence[Op], seen: Map
     importance = np.zeros(weights.shape)
     for op in known:
         rows = rows_of(op)
-        importance += in_form_of(op, np.broadcast_to(np.maximum(np.diag(seen[op].fit), 0.0), rows.shape))
+        importance += as_weight_of(op, np.broadcast_to(np.maximum(np.diag(seen[op].fit), 0.0), rows.shape))
     heard = len(known) == len(readers) > 0 and bool(importance.any()) and bool(np.isfinite(importance).all())
     table = codebook(weights, 2**bits, importance if heard else None)
     indices = nearest(weights, table)

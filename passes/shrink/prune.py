@@ -12,7 +12,7 @@ from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.tensors import nbytes
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.precision._quantize.matrix import Floats, energy, in_form_of, put, rows_of
+from memoptc.passes.precision._quantize.matrix import Floats, as_weight_of, energy, replace_constant, rows_of
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.units import Units, find_units, remove
@@ -96,7 +96,7 @@ class Prune(Pass):
         return all(not why_not(op, graph) for op in units.readers)
 
     def _units(self, graph: Graph, found: Sequence[Units], gate: Gate, context: Context) -> None:
-        ways: list[list[_Way]] = [[] for _ in found]
+        ways: list[list[_PrunedUnits]] = [[] for _ in found]
         for group in in_groups([list(units.readers) for units in found]):
             seen = moments_of(graph, [op for i in group for op in found[i].readers], context)
             for i in group:
@@ -115,7 +115,7 @@ class Prune(Pass):
             for site, level in levels.items():
                 way = ways[site][level]
                 for op, matrix in zip(fresh[site].readers, way.matrices, strict=True):
-                    put(copy, op, 1, in_form_of(op, matrix), self.name)
+                    replace_constant(copy, op, 1, as_weight_of(op, matrix), self.name)
             # Weights of all readers first: a reader may lose units of its own, too.
             for site, level in levels.items():
                 remove(copy, fresh[site], ways[site][level].kept, self.name)
@@ -162,7 +162,7 @@ class Prune(Pass):
             by_name = {op.result.name: op for op in copy.ops if op.results}
             for site, level in levels.items():
                 op = by_name[names[site]]
-                put(copy, op, 1, in_form_of(op, rows_of(op) * masks[site][level]), self.name)
+                replace_constant(copy, op, 1, as_weight_of(op, rows_of(op) * masks[site][level]), self.name)
             return copy
 
         chosen = gate.search(graph, curves, make)
@@ -175,7 +175,7 @@ class Prune(Pass):
 
 
 @dataclass(frozen=True)
-class _Way:
+class _PrunedUnits:
     """Some units gone.
 
     Args:
@@ -189,14 +189,14 @@ class _Way:
     noise: float
 
 
-def _best_ways(units: Units, seen: Mapping[Op, Moments], most: float) -> list[_Way]:
+def _best_ways(units: Units, seen: Mapping[Op, Moments], most: float) -> list[_PrunedUnits]:
     """Remove parts, with the damping that does best on data kept aside."""
     few = any(seen[op].rows < FEW * len(seen[op].fit) for op in units.readers)
     tried = [_ways(units, seen, most, damping) for damping in (DAMPINGS if few else DAMPINGS[:1])]
     return min(tried, key=lambda ways: sum(way.noise for way in ways))
 
 
-def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float) -> list[_Way]:
+def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float) -> list[_PrunedUnits]:
     """Remove one part after the other, the least needed first."""
     readers = [(rows_of(op), seen[op], each) for op, each in units.readers.items()]
     if not all(np.isfinite(m.fit).all() and np.trace(m.check) > 0 for _, m, _ in readers):
@@ -229,7 +229,7 @@ def _ways(units: Units, seen: Mapping[Op, Moments], most: float, damping: float)
             weight[:, columns] = np.linalg.solve(whole[np.ix_(columns, columns)], whole[columns] @ rows.T).T
             weights.append(weight)
             noise += energy(rows - weight, moments.check) / signal
-        found.append(_Way(kept, [w.astype(np.float32) for w in weights], noise / len(readers)))
+        found.append(_PrunedUnits(kept, [w.astype(np.float32) for w in weights], noise / len(readers)))
     return found
 
 

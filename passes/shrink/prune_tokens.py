@@ -14,11 +14,11 @@ from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.estimate import run_seconds
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.replay import take
+from memoptc.passes.precision._quantize.replay import adopt
 from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
-from memoptc.passes.shrink._tokens.drop import PARTS, Drop, drop_tokens
-from memoptc.passes.shrink._tokens.merge import MOST_MERGED, Sizes
+from memoptc.passes.shrink._tokens.drop import PARTS, TokenDrop, drop_tokens
+from memoptc.passes.shrink._tokens.merge import MOST_MERGED, TokenCounts
 from memoptc.passes.shrink._tokens.region import token_region
 from memoptc.runtime.accuracy import AccuracyTarget
 
@@ -42,11 +42,11 @@ WORTH = 0.02
 SCORES = ("auto", "first", "all", "norm")
 
 OPSET = 18
-"""The first whose reductions take axes as operands, and in which scattering can add."""
+"""The first whose reductions adopt axes as operands, and in which scattering can add."""
 
 
 class PruneTokens(Pass):
-    """Drop or merge, after chosen attention layers, the tokens that matter least to what follows.
+    """TokenDrop or merge, after chosen attention layers, the tokens that matter least to what follows.
 
     For encoders (ViT, BERT and their kind): behind an attention layer the hidden states `[batch, tokens, width]` of
     the tokens with the highest scores are gathered in the order that they have, and all that follows computes with
@@ -56,11 +56,11 @@ class PruneTokens(Pass):
     output has a row per token, dropped tokens get theirs from the layer that dropped them.
 
     Merged tokens are averaged with the most similar others (Bolya et al., "Token Merging", 2022); later attention
-    counts an average as often as tokens went into it, and outputs per token take the row of the average.
+    counts an average as often as tokens went into it, and outputs per token adopt the row of the average.
 
     How many tokens go at which layer, and in which of the two forms, is searched on data: layers whose tokens cost the
     outputs least for the run time saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside. That
-    time is predicted at the planned extents, with the ops that choose tokens: where they take more than is saved, the
+    time is predicted at the planned extents, with the ops that choose tokens: where they adopt more than is saved, the
     model is left alone. With `keep` nothing is searched: every layer keeps that share.
 
     Args:
@@ -93,7 +93,7 @@ class PruneTokens(Pass):
         return AccuracyTarget(self.min_sqnr, self.max_loss)
 
     def run(self, graph: Graph, context: Context) -> None:
-        """Drop tokens in the top graph."""
+        """TokenDrop tokens in the top graph."""
         if (opset_of(graph) or 0) < OPSET:
             context.stats[f"left: opset below {OPSET} (raise-opset{{to={OPSET}}} first)"] += 1
             return
@@ -104,7 +104,11 @@ class PruneTokens(Pass):
             return
         if self.keep is not None:
             parts = min(round((1 - self.keep) * PARTS), PARTS - 1)
-            way = Way("merge", min(parts, MOST_MERGED)) if self.form == "merge" else Way("drop", parts)
+            way = (
+                TokenReduction("merge", min(parts, MOST_MERGED))
+                if self.form == "merge"
+                else TokenReduction("drop", parts)
+            )
             context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
         gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
@@ -126,18 +130,18 @@ class PruneTokens(Pass):
         if ratio >= (1.0 if how == "measured" else 1 - GAIN):
             context.stats[f"left: {UNPAID} ({how} run time {ratio:.2f} of what it is without; {LONGER})"] += 1
             return
-        take(graph, done)
+        adopt(graph, done)
         context.stats["layers that drop tokens"] += len(chosen)
         left = ", ".join(f"{sites[i].name}: {ways[level]}" for i, level in sorted(chosen.items()))
         what = f"tokens go in {len(chosen)} of {len(sites)} layers; each keeps, {left}"
         gate.decide(graph, f"{what}; {how} run time {ratio:.2f} of what it was", 0, context)
 
     def _curves(
-        self, graph: Graph, sites: Sequence[Site], gate: Gate, context: Context
-    ) -> tuple[list[Way], list[list[Level]]]:
+        self, graph: Graph, sites: Sequence[TokenSite], gate: Gate, context: Context
+    ) -> tuple[list[TokenReduction], list[list[Level]]]:
         """The ways to let tokens go; for each site and each of these, the noise that comes, and the seconds saved."""
         forms = tuple(STEPS) if self.form == "auto" else (self.form,)
-        ways = [Way(form, parts) for form in forms for parts in STEPS[form]]
+        ways = [TokenReduction(form, parts) for form in forms for parts in STEPS[form]]
         whole = run_seconds(graph, context.dims)
         looks = len(sites) * sum(len(PROBED[form]) for form in forms)
         samples = max(FEWEST, int(SECONDS / max(whole * looks, 1e-9)))
@@ -146,21 +150,21 @@ class PruneTokens(Pass):
             context.say(f"each layer alone, {pace.at(number)}")
             probes = {}
             for form in forms:
-                copies = [self._copy(graph, {site: Way(form, parts)}) for parts in PROBED[form]]
+                copies = [self._copy(graph, {site: TokenReduction(form, parts)}) for parts in PROBED[form]]
                 sqnr = [gate.trials.quick(copy, samples).sqnr_db for copy in copies]
                 seconds = [run_seconds(copy, context.dims) for copy in copies]
                 probes[form] = _Probes(PROBED[form], sqnr, seconds)
             curves.append([Level(probes[w.form].noise(w.parts), whole - probes[w.form].seconds(w.parts)) for w in ways])
         return ways, curves
 
-    def _copy(self, graph: Graph, ways: Mapping[Site, Way]) -> Graph:
+    def _copy(self, graph: Graph, ways: Mapping[TokenSite, TokenReduction]) -> Graph:
         copy = graph.clone()
         self.drop(copy, ways)
         return copy
 
-    def drop(self, graph: Graph, ways: Mapping[Site, Way]) -> int:
+    def drop(self, graph: Graph, ways: Mapping[TokenSite, TokenReduction]) -> int:
         """Let so many tokens go at each site, the first one first."""
-        done, sizes = 0, Sizes()
+        done, sizes = 0, TokenCounts()
         for site, way in sorted(ways.items(), key=lambda pair: pair[0].order):
             values = {r.name: r for op in graph.ops for r in op.results}
             region = token_region(graph, values[site.hidden])
@@ -168,11 +172,11 @@ class PruneTokens(Pass):
                 continue
             probabilities = None if self.score == "norm" else values[site.probabilities]
             first = self.score == "first" or (self.score == "auto" and region.keeps_first)
-            drop_tokens(region, Drop(way.parts, probabilities, first, way.form == "merge"), sizes, self.name)
+            drop_tokens(region, TokenDrop(way.parts, probabilities, first, way.form == "merge"), sizes, self.name)
             done += 1
         return done
 
-    def sites(self, graph: Graph, stats: Counter[str]) -> Iterator[Site]:
+    def sites(self, graph: Graph, stats: Counter[str]) -> Iterator[TokenSite]:
         """Attention layers, each with the first hidden state behind it that all later ones depend on."""
         ops = list(graph.ops)
         whole = sum(map(multiplications, ops)) or 1
@@ -188,7 +192,7 @@ class PruneTokens(Pass):
                     continue
                 share = sum(map(multiplications, region.ops)) / whole
                 if share >= WORTH:
-                    yield Site(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name)
+                    yield TokenSite(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name)
                     reason = ""
                 else:
                     reason = "hardly anything is computed behind it"
@@ -198,7 +202,7 @@ class PruneTokens(Pass):
 
 
 @dataclass(frozen=True)
-class Site:
+class TokenSite:
     """One attention layer.
 
     Args:
@@ -215,7 +219,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Way:
+class TokenReduction:
     """Choice at a site: "drop" or "merge", and how many sixteenths of the tokens go."""
 
     form: str

@@ -18,7 +18,7 @@ from memoptc.api import compile_file
 from memoptc.cli.compile import command as compile_command
 from memoptc.cli.options import GroupedCommand, takes
 from memoptc.ir.diagnostics import InputError
-from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding, words_of
+from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding, to_argv
 from memoptc.options import FileOptions, Options
 
 
@@ -103,14 +103,14 @@ def test_the_words_of_options_give_these_options_again(given: FileOptions) -> No
     def repeat(options: dict[str, Any]) -> None:
         seen.append(FileOptions(**options))
 
-    outcome = CliRunner().invoke(repeat, words_of(given))
+    outcome = CliRunner().invoke(repeat, to_argv(given))
     assert outcome.exit_code == 0, outcome.output
-    assert [words_of(options) for options in seen] == [words_of(given)]
+    assert [to_argv(options) for options in seen] == [to_argv(given)]
     assert seen[0].to_json() | {"reports": None} == given.to_json() | {"reports": None}
 
 
 def test_what_no_words_can_stand_for_is_named_by_its_type() -> None:
-    assert words_of(FileOptions(calibration=[{}], measure=True)) == ["--calibration", "<list>"]
+    assert to_argv(FileOptions(calibration=[{}], measure=True)) == ["--calibration", "<list>"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from runtime_models import parse
 
 import memoptc
-from memoptc.ir.decoder import Decoder, recognise
+from memoptc.ir.decoder import DecoderFacts, recognise
 from memoptc.ir.onnx_io import read_onnx
 
 STYLES = {
@@ -40,7 +40,7 @@ def test_spelled_out(style: Style) -> None:
     assert found.mask == ("attention_mask" if "attention_mask" in inputs else "")
     assert [c.past for c in found.caches] == [n for n in inputs if n not in (found.ids, found.positions, found.mask)]
     assert len({c.present for c in found.caches}) == len(found.caches)
-    assert Decoder.from_json(found.to_json()) == found
+    assert DecoderFacts.from_json(found.to_json()) == found
     assert not found.shared
 
 
@@ -126,7 +126,7 @@ def test_a_compile_says_so() -> None:
         "2 layers, 4 heads over 2 key/value heads of 16, rotary, vocabulary 97, cache 512 bytes a token"
     )
     carried = {p.key: p.value for p in result.model.metadata_props}["memoptc.decoder"]
-    assert Decoder.from_json(carried).caches == recognise(read_onnx(decoder(Style()))).caches
+    assert DecoderFacts.from_json(carried).caches == recognise(read_onnx(decoder(Style()))).caches
 
 
 def test_a_last_step_that_only_the_output_states() -> None:

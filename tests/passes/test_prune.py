@@ -18,7 +18,7 @@ from memoptc.ir.parser import parse
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.correct import output_axis
-from memoptc.passes.precision._quantize.matrix import put
+from memoptc.passes.precision._quantize.matrix import replace_constant
 from memoptc.passes.shrink._shrink.units import find_units, remove
 from memoptc.passes.shrink.prune import Prune
 from memoptc.runtime.data import Data
@@ -120,7 +120,7 @@ def halves(before: Graph) -> tuple[Graph, Graph, int]:
                 array = tensor.numpy().copy()
                 places = (gone[:, None] * cut.each + np.arange(cut.each)).reshape(-1)
                 np.moveaxis(array, cut.axis, 0)[places] = 0.0
-                put(silenced, cut.op, 1, array, "test")
+                replace_constant(silenced, cut.op, 1, array, "test")
     for units, kept in zip(list(find_units(removed, frozenset())), choices, strict=True):
         remove(removed, units, kept, "test")
     verify(removed)
@@ -207,7 +207,7 @@ def with_copies() -> Graph:
         assert tensor is not None
         array = tensor.numpy().copy()
         half = np.take(array, np.arange(8), cut.axis)
-        put(found, cut.op, cut.index, np.concatenate([half, half], cut.axis), "test")
+        replace_constant(found, cut.op, cut.index, np.concatenate([half, half], cut.axis), "test")
     return found
 
 

@@ -20,7 +20,7 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.shrink import prune_tokens
-from memoptc.passes.shrink.prune_tokens import PruneTokens, Way
+from memoptc.passes.shrink.prune_tokens import PruneTokens, TokenReduction
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.quality import Examiner, Quality
@@ -146,7 +146,7 @@ def test_sizes_are_carried_through_layers_that_drop() -> None:
     model = encoder(3, "tokens", readout="mean")
     graph, options = read_onnx(model), PruneTokens()
     Context().shapes(graph)
-    ways = (Way("merge", 6), Way("drop", 0), Way("merge", 4))
+    ways = (TokenReduction("merge", 6), TokenReduction("drop", 0), TokenReduction("merge", 4))
     assert options.drop(graph, dict(zip(options.sites(graph, Counter()), ways, strict=True))) == 3
     verify(graph)
     feed = feed_for(model, 2, 32)

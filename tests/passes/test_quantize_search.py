@@ -25,7 +25,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     WEIGHTS,
     Layer,
     StateChange,
-    ladder,
+    greedy_moves,
     needed,
     shortest,
 )
@@ -171,7 +171,7 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
         states |= {WEIGHTS: {"y": noise * share}} if product else {}
         states |= {BLOCKS: {"y": blocks * 1e-2}} if mixed else {}
         layers.append(Layer(f"l{i}", "Conv", nbytes, float(work), states, True))
-    steps = ladder(layers)
+    steps = greedy_moves(layers)
 
     def noise_of(chosen: Sequence[StateChange]) -> float:
         found = steps.states(chosen)
@@ -188,7 +188,7 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
     assert steps.states(steps.moves) == {layer.name: FLOAT for layer in layers}
     assert noise_of(steps.moves[: needed(layers, steps, limit)]) <= limit * (1 + 1e-9)
     assert shortest(steps.moves, lambda m: False) is None
-    kept = ladder(layers, floats=False)
+    kept = greedy_moves(layers, floats=False)
     assert FLOAT not in kept.states(kept.moves).values()
 
 

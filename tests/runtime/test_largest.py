@@ -12,7 +12,7 @@ from runtime_models import normal, parse
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.container import Trial
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.largest import CLOSE, STEP, TRIALS, Edge, largest_extents
+from memoptc.runtime.largest import CLOSE, STEP, TRIALS, AxisLimit, largest_extents
 
 TABLE = parse(
     "g (int64[N, S] ids) => (float[N, S, 8] y) {"
@@ -24,7 +24,7 @@ TABLE = parse(
 """The first rows of a table of 512 are added."""
 
 
-def search(kinds: Mapping[str, str], fits: int, predicted: float = 1.0) -> tuple[list[Edge], list[dict[str, int]]]:
+def search(kinds: Mapping[str, str], fits: int, predicted: float = 1.0) -> tuple[list[AxisLimit], list[dict[str, int]]]:
     """Search with a model of one byte per element of `ids`, and predictions that are off by a factor."""
     tried: list[dict[str, int]] = []
 

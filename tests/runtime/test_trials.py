@@ -14,7 +14,7 @@ from memoptc.runtime.design_points import AFFORDABLE, PLANNED, design_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.trials import may_end_process, trial_runs
+from memoptc.runtime.trials import may_crash_process, trial_runs
 
 
 def _model(op_type: str, inputs: list[onnx.ValueInfoProto], opset: int = 18, **attrs: object) -> onnx.ModelProto:
@@ -51,9 +51,9 @@ def test_only_open_ranks_are_tried_apart() -> None:
         helper.make_tensor_value_info("x", 1, ["n", "c", "h", "w"]),
         helper.make_tensor_value_info("b", 1, [1, 5]),
     )
-    assert not may_end_process(InputMaker(read_onnx(_model("MaxRoiPool", list(declared), pooled_shape=[2, 2]))).typed)
-    assert not may_end_process(InputMaker(read_onnx(_model("Relu", [_open("x")]))).typed)
-    assert may_end_process(InputMaker(read_onnx(ENDING["STFT"]())).typed)
+    assert not may_crash_process(InputMaker(read_onnx(_model("MaxRoiPool", list(declared), pooled_shape=[2, 2]))).typed)
+    assert not may_crash_process(InputMaker(read_onnx(_model("Relu", [_open("x")]))).typed)
+    assert may_crash_process(InputMaker(read_onnx(ENDING["STFT"]())).typed)
 
 
 def test_a_worker_goes_on_after_a_refusal() -> None:
@@ -61,18 +61,18 @@ def test_a_worker_goes_on_after_a_refusal() -> None:
     graph = InputMaker(read_onnx(model)).typed
     good = {"x": np.ones((3, 2), np.float32), "n": np.array([1, 2])}
     with trial_runs(graph, Evaluator(model)) as trial:
-        assert trial.finite(good)
+        assert trial.outputs_are_finite(good)
         with pytest.raises(InputError, match="ReverseSequence"):
-            trial.finite({**good, "n": np.array([1, 2, 3])})
-        assert not trial.finite({**good, "x": np.full((3, 2), np.nan, np.float32)})
+            trial.outputs_are_finite({**good, "n": np.array([1, 2, 3])})
+        assert not trial.outputs_are_finite({**good, "x": np.full((3, 2), np.nan, np.float32)})
 
 
 def test_a_worker_answers_for_numbers_of_every_format() -> None:
     model = _model("Cast", [_open("x")], to=onnx.TensorProto.BFLOAT16)
     graph = InputMaker(read_onnx(model)).typed
     with trial_runs(graph, Evaluator(model)) as trial:
-        assert trial.finite({"x": np.ones(3, np.float32)})
-        assert not trial.finite({"x": np.array([np.inf], np.float32)})
+        assert trial.outputs_are_finite({"x": np.ones(3, np.float32)})
+        assert not trial.outputs_are_finite({"x": np.array([np.inf], np.float32)})
 
 
 def test_open_axes_do_not_multiply_into_gigabytes() -> None:

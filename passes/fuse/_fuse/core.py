@@ -34,7 +34,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Core:
+class AttentionMatch:
     """Softmax(Q K^T * scale + mask) V, with heads outside: [batch, heads, rows, width].
 
     Args:
@@ -76,7 +76,7 @@ def shape_of(value: Value) -> tuple[Dim, ...]:
     return value.shape or ()
 
 
-def attention(softmax: Op, known: Known | None = None) -> Core | None:
+def attention(softmax: Op, known: Known | None = None) -> AttentionMatch | None:
     """Find the attention that a Softmax is the middle of; `None` where it is something else.
 
     Args:
@@ -118,7 +118,7 @@ def attention(softmax: Op, known: Known | None = None) -> Core | None:
             sides[place], factor = found
             scale *= factor
             scalings.append(op)
-    core = Core(sides[0], sides[1], product.operands[1], scale, mask, tuple(ops), tuple(scalings))
+    core = AttentionMatch(sides[0], sides[1], product.operands[1], scale, mask, tuple(ops), tuple(scalings))
     return core if _fits(core, value) else None
 
 
@@ -192,7 +192,7 @@ def _of_keys(mask: Value, scores: Value) -> bool:
     return others == [1, 1] and same(keys, whole[3]) and (batch == 1 or same(batch, whole[0]))
 
 
-def _fits(core: Core, scores: Value) -> bool:
+def _fits(core: AttentionMatch, scores: Value) -> bool:
     """True if types and shapes are what the operator takes."""
     for value in (core.query, core.keys, core.values):
         if value.dtype != DType.FLOAT:

@@ -15,12 +15,12 @@ from memoptc.passes.memory._tile.reachability import Reachability
 from memoptc.passes.memory._tile.region import Region
 
 COUNTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-MORE = (384, 512, 768, 1024)
+MORE_COUNTS = (384, 512, 768, 1024)
 STILL_LARGE = 64 << 20
 """Bytes alive inside a region, cut into as many tiles as any other, above which it is cut into more."""
 REGIONS = 24
 """Regions that are looked at in detail."""
-FAR = 2000
+MAX_DISTANCE = 2000
 """Steps from the peak beyond which no region reaches."""
 BOUNDS = 7
 """Places of each kind on each side of the peak at which a region may end."""
@@ -52,7 +52,7 @@ def tilings(
     for region in _skyline(every):
         last = 1
         inside = 0
-        for count in (*COUNTS, *MORE):
+        for count in (*COUNTS, *MORE_COUNTS):
             if count > COUNTS[-1] and inside <= max(STILL_LARGE, target):
                 break
             try:
@@ -92,8 +92,8 @@ def regions(profile: MemoryProfile, spaces: IterationSpaces) -> Iterator[tuple[t
     peak = max(range(len(profile.curve)), key=profile.curve.__getitem__, default=None)
     if peak is None:
         return
-    starts = _bounds(profile.curve, range(peak, max(-1, peak - FAR), -1))
-    ends = _bounds(profile.curve, range(peak, min(peak + FAR, len(profile.curve))))
+    starts = _bounds(profile.curve, range(peak, max(-1, peak - MAX_DISTANCE), -1))
+    ends = _bounds(profile.curve, range(peak, min(peak + MAX_DISTANCE, len(profile.curve))))
     reach = Reachability(profile.ops[starts[0] : ends[-1] + 1])
     seen: set[frozenset[tuple[Op, Axis]]] = set()
     for seed, axis in _seeds(profile, peak, spaces):

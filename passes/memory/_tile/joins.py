@@ -258,7 +258,7 @@ class Top(Accumulated):
 
 
 @dataclass
-class Repeated(Accumulated):
+class Reapplied(Accumulated):
     """Joins that apply to their own results: the logarithm of a sum of exponentials."""
 
     parts: list[Value] = field(default_factory=list, init=False)
@@ -346,7 +346,7 @@ _KINDS: dict[Join, Callable[[Op, Axis, TileBuilder], Accumulated]] = {
     **dict.fromkeys((Join.SUM, Join.MEAN, Join.PRODUCT, Join.LARGEST, Join.LEAST), Sums),
     Join.PLACE: Place,
     Join.TOP: Top,
-    Join.REAPPLY: Repeated,
+    Join.REAPPLY: Reapplied,
 }
 
 

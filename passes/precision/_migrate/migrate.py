@@ -11,13 +11,13 @@ import numpy as np
 from memoptc.ir.core import Graph, Value
 from memoptc.pass_base import Context
 from memoptc.passes.precision._migrate.factors import Floats, Reader, best_factors
-from memoptc.passes.precision._migrate.sites import Site, move
+from memoptc.passes.precision._migrate.sites import RescaleSite, move
 from memoptc.passes.precision._quantize.steps import observe_steps
 from memoptc.report.model import Decision
 from memoptc.runtime.channels import Channels, channel_statistics
 
 
-def seen_at(graph: Graph, found: Sequence[Site], context: Context) -> dict[Value, Channels]:
+def seen_at(graph: Graph, found: Sequence[RescaleSite], context: Context) -> dict[Value, Channels]:
     """Observe the tensors that the readers of sites read, channel by channel."""
     axes = {point: site.axis for site in found for point in site.points}
 
@@ -29,11 +29,11 @@ def seen_at(graph: Graph, found: Sequence[Site], context: Context) -> dict[Value
 
 def migrate(
     name: str,
-    found: Sequence[Site],
+    found: Sequence[RescaleSite],
     seen: dict[Value, Channels],
-    least: Callable[[Site], float],
+    least: Callable[[RescaleSite], float],
     stats: Counter[str],
-    apply: Callable[[Site, Floats], None] | None = None,
+    apply: Callable[[RescaleSite, Floats], None] | None = None,
 ) -> list[float]:
     """Move factors where that lowers the expected noise.
 

@@ -40,7 +40,7 @@ class Edit:
 
 
 @dataclass
-class Site:
+class RescaleSite:
     """One tensor, or several that share their channels, between a constant and its readers.
 
     Args:
@@ -82,7 +82,7 @@ def read_axis(op: Op) -> int:
     return layout_of(op).data_axis
 
 
-def sites(graph: Graph, sources: frozenset[str]) -> Iterator[Site]:
+def sites(graph: Graph, sources: frozenset[str]) -> Iterator[RescaleSite]:
     """Find sites in the top graph, those nearest to the readers first; no reader belongs to two.
 
     Args:
@@ -101,7 +101,7 @@ def sites(graph: Graph, sources: frozenset[str]) -> Iterator[Site]:
                 break
 
 
-def _from(op: Op, axis: int) -> Site | None:
+def _from(op: Op, axis: int) -> RescaleSite | None:
     shape = shape_of(op.result)
     edits = _given(op, axis) if shape is not None and len(shape) >= 2 else None
     if edits is None or shape is None:
@@ -109,7 +109,7 @@ def _from(op: Op, axis: int) -> Site | None:
     channels = shape[axis]
     if not isinstance(channels, int) or channels < 2:
         return None
-    site = Site(op, axis, channels, edits)
+    site = RescaleSite(op, axis, channels, edits)
     return site if _follow(op.result, site) and _independent(site) else None
 
 
@@ -154,7 +154,7 @@ def _same_rank(op: Op, index: int) -> bool:
     return mine is not None and result is not None and len(mine) == len(result) and mine == result
 
 
-def _follow(value: Value, site: Site) -> bool:
+def _follow(value: Value, site: RescaleSite) -> bool:
     """True if everything that reads a value can take its factors; notes how. Each value is looked at once."""
     todo = [value]
     while todo:
@@ -169,7 +169,7 @@ def _follow(value: Value, site: Site) -> bool:
     return True
 
 
-def _readers(value: Value, site: Site) -> list[Value] | None:
+def _readers(value: Value, site: RescaleSite) -> list[Value] | None:
     """Note what reads a value; gives the results that are scaled with it, `None` where something cannot be."""
     onward: list[Value] = []
     for user, index in value.uses:
@@ -201,7 +201,7 @@ def _readers(value: Value, site: Site) -> list[Value] | None:
     return onward
 
 
-def _independent(site: Site) -> bool:
+def _independent(site: RescaleSite) -> bool:
     """True if products on the way are linear: just one of their operands is scaled."""
     for value in site.scaled:
         if value.op is not None and value.op is not site.source and value.op.key in ("Mul", "Div"):
@@ -210,7 +210,7 @@ def _independent(site: Site) -> bool:
     return True
 
 
-def move(site: Site, factors: Floats, rule: str) -> None:
+def move(site: RescaleSite, factors: Floats, rule: str) -> None:
     """Divide the tensors by factors and multiply the readers' weights by them.
 
     Args:

@@ -17,8 +17,8 @@ from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.kept import Kept, fingerprint
 from memoptc.runtime.quality import Examiner, Quality, decibels, top1
+from memoptc.runtime.result_cache import ResultCache, fingerprint
 
 MADE_UP = 6
 """Feeds to make up where there is no data to measure with."""
@@ -84,8 +84,8 @@ class AccuracyCheck:
         self.trials = Trials(self.examiner, pool)
         if context.checkpoint is not None:
             named = getattr(metric, "__qualname__", type(metric).__name__)
-            about = Kept.key(pool.digest(graph), fingerprint(data), named, self.examiner.metric)
-            self.trials = Trials(self.examiner, pool, Kept(context.checkpoint), about)
+            about = ResultCache.key(pool.digest(graph), fingerprint(data), named, self.examiner.metric)
+            self.trials = Trials(self.examiner, pool, ResultCache(context.checkpoint), about)
 
     def good(self, quality: Quality, margin: float = 0.0) -> bool:
         """True if what was asked for is met, with so many decibels to spare."""

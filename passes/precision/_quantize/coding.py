@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
-from memoptc.passes.precision._quantize.kept_codes import KeptCodes
+from memoptc.passes.precision._quantize.cached_codes import CodeCache
 from memoptc.passes.precision._quantize.numerics import magnitude_of
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Site, Weight, find_weights
+from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Weight, WeightUse, find_weights
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
 from memoptc.passes.precision._quantize.weight_only import WINDOW, WeightFormat, Writer
 from memoptc.report.model import Decision
@@ -105,17 +105,17 @@ def _observed(
         yield from ((weight, {}) for weight in weights)
         return
     keeps = context.checkpoint is not None and writer.memo is not None
-    kept = KeptCodes(graph, writer, context) if keeps else None
+    cache = CodeCache(graph, writer, context) if keeps else None
     pace, done = Pace(len(weights)), 0
     for group in in_groups([[site.op for site in sites] for sites in needs], single=True):
         members = [weights[i] for i in group]
-        key = kept.read(members) if kept is not None else ""
-        if kept is not None and not key:
+        key = cache.read(members) if cache is not None else ""
+        if cache is not None and not key:
             yield from ((weight, {}) for weight in members)
             done += len(group)
             pace.skip(len(group))
             continue
-        with kept.keeping(key, members) if kept is not None else nullcontext():
+        with cache.keeping(key, members) if cache is not None else nullcontext():
             seen = moments_of(graph, [site.op for i in group for site in needs[i]], context, single=True)
             for i in group:
                 context.say(f"rounding weights, {pace.at(done)}")
@@ -130,7 +130,7 @@ def _observed(
             del seen  # before the next are added up
 
 
-def _readers(weight: Weight, graph: Graph) -> list[Site]:
+def _readers(weight: Weight, graph: Graph) -> list[WeightUse]:
     """The products that read a weight, where all of them can be observed, beside lookups of its rows; else nothing."""
     products = [site for site in weight.sites if site.op.op_type != GATHER]
     if len(products) < len(weight.sites) and any(site.columns != 1 for site in products):

@@ -11,7 +11,7 @@ from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import find_weights
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, bytes_of, work_of
-from memoptc.passes.precision._quantize.tradeoff import FLOAT, INTEGER, Layer, ladder
+from memoptc.passes.precision._quantize.tradeoff import FLOAT, INTEGER, Layer, greedy_moves
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import decibels
 
@@ -67,7 +67,7 @@ def left_in_float(
         work = sum(work_of(layers[n], context.dims) for n in members)
         found.append(Layer(first, layers[first].op_type, nbytes, work, {INTEGER: noise}, True))
     try:
-        states, quality = wanted.choose(ladder(found), found, copy, before)
+        states, quality = wanted.choose(greedy_moves(found), found, copy, before)
     except GateError:  # a model that does not repeat itself
         return frozenset()
     left = floats(states)

@@ -21,7 +21,7 @@ def rows_of(op: Op) -> Floats:
     return np.ascontiguousarray(first.reshape(len(first), -1))
 
 
-def in_form_of(op: Op, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+def as_weight_of(op: Op, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """Give rows in the form in which the op has its weights."""
     tensor = op.operands[1].tensor
     assert tensor is not None
@@ -35,7 +35,7 @@ def energy(rows: Floats, moments: Floats) -> float:
     return max(float(np.einsum("ij,ij->", rows @ moments, rows)), 0.0)
 
 
-def put(graph: Graph, op: Op, index: int, array: np.ndarray, rule: str) -> None:
+def replace_constant(graph: Graph, op: Op, index: int, array: np.ndarray, rule: str) -> None:
     """Replace a constant operand of an op."""
     builder = Builder(graph, before=op, loc=op.loc.union(rule=rule))
     op.set_operand(index, builder.const(tensors.from_array(array), op.operands[index].name))

@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph, Value
 from memoptc.ir.onnx_names import Names
 from memoptc.ir.pool import WeightPool
 from memoptc.pass_base import Context
-from memoptc.runtime.kept import fingerprint
+from memoptc.runtime.result_cache import fingerprint
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ _WEIGHTS_AT = {
 
 
 @dataclass(frozen=True)
-class Site:
+class WeightUse:
     """One op that can read a weight in codes.
 
     Args:
@@ -68,7 +68,7 @@ class Weight:
     """
 
     value: Value
-    sites: list[Site] = field(default_factory=list)
+    sites: list[WeightUse] = field(default_factory=list)
     obstacle: str = ""
 
     @property
@@ -119,7 +119,9 @@ def _note(weight: Weight, op: Op, reason: str, columns: int, index: int) -> None
     if reason:
         weight.obstacle = weight.obstacle or f"{label(op)}: {reason}"
         return
-    weight.sites.append(Site(op, columns, float(op.attrs.get("alpha", 1.0)), index, _whole(weight.value, op, index)))
+    weight.sites.append(
+        WeightUse(op, columns, float(op.attrs.get("alpha", 1.0)), index, _whole(weight.value, op, index))
+    )
 
 
 def _columns(op: Op) -> int:

@@ -12,7 +12,7 @@ from memoptc.pass_base import Context, Pass, Searched
 from memoptc.passes.precision._quantize.observe import shared_weights
 
 
-def searched_once(search: Pass, graph: Graph, context: Context, work: Callable[[Context], None]) -> None:
+def search_memoized(search: Pass, graph: Graph, context: Context, work: Callable[[Context], None]) -> None:
     """Run a search on a graph, or repeat what it did to an equal graph in an earlier attempt.
 
     Args:
@@ -36,14 +36,14 @@ def searched_once(search: Pass, graph: Graph, context: Context, work: Callable[[
                 context.artefacts.precision,
             )
         else:
-            take(graph, known.graph.clone())
+            adopt(graph, known.graph.clone())
             context.decisions.extend(known.decisions)
             context.warnings.extend(known.warnings)
             context.artefacts.precision = known.precision
         context.stats.update(known.stats)
 
 
-def take(graph: Graph, done: Graph) -> None:
+def adopt(graph: Graph, done: Graph) -> None:
     """Let a graph become a copy of itself that a search has changed, with the operator sets that it needs."""
     imports, version = dict(done.info.opset_imports), done.info.ir_version
     graph.become(done)

@@ -90,7 +90,7 @@ class Ladder:
         return {**self.start, **{move.layer: move.state for move in chosen}}
 
 
-def ladder(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
+def greedy_moves(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
     """Order all moves by gain per cost, best first: the greedy solution of the multiple-choice knapsack.
 
     Noise of layers adds up at the output as long as it is small, so a set's gain is the sum of its members'. Within a
@@ -136,7 +136,7 @@ def within(layers: Sequence[Layer], nbytes: int, bytes_of: Callable[[str, str], 
         nbytes: Of all layers together.
         bytes_of: From the name of a layer and a state to its bytes.
     """
-    steps = ladder(layers)
+    steps = greedy_moves(layers)
     states = dict(steps.start)
     left = nbytes - sum(bytes_of(name, state) for name, state in states.items())
     for move in steps.moves:

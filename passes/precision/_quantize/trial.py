@@ -34,24 +34,24 @@ from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
 from memoptc.runtime.channels import Channels, channel_statistics
 from memoptc.runtime.devices import Device
-from memoptc.runtime.kept import Kept
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 from memoptc.runtime.moments import Moments
 from memoptc.runtime.observers import covered_range
 from memoptc.runtime.quality import FAILED, Examiner, Quality
+from memoptc.runtime.result_cache import ResultCache
 from memoptc.runtime.spool import trim
 
-NONE: Mapping[str, str] = {}
+ALL_INTEGER: Mapping[str, str] = {}
 """Every layer on integers."""
 
 BLOCK = 32
 """Weights that share a scale where they are in 4 bits."""
 
-WIDE = 1 << 18
+INT8_BLOCK_MIN_BYTES = 1 << 18
 """Bytes from which a weight with float activations is read in blocks: where it were decoded in each run, the floats
 would take their room and time all the same."""
 
-WIDE_BLOCKS = (128, 64, 32)
+INT8_BLOCK_SIZES = (128, 64, 32)
 """The same in 8 bits: that of least bytes is taken."""
 
 WORK = 3e11
@@ -170,7 +170,7 @@ class Variant:
 
         return observe(self.graph, axes, self.context, look)
 
-    def keep(self, setting: Setting | None) -> None:
+    def drop_unused_codes(self, setting: Setting | None) -> None:
         """Forget codes that this setting does not use; all of them for `None`."""
         for clip in list(self._rounded):
             if setting is None or not setting.rounding or clip != setting.clip:
@@ -211,7 +211,9 @@ class Variant:
             self._covers[method] = found
         return self._covers[method]
 
-    def quantized(self, setting: Setting, states: Mapping[str, str] = NONE, stats: Counter[str] | None = None) -> Graph:
+    def quantized(
+        self, setting: Setting, states: Mapping[str, str] = ALL_INTEGER, stats: Counter[str] | None = None
+    ) -> Graph:
         """Give a quantized copy.
 
         Args:
@@ -280,12 +282,12 @@ class Trials:
     Args:
         examiner: Holds them against the graph in float.
         pool: Where a copy lies while it runs, with the weights that it has in common with others.
-        kept: Where outcomes are kept for a compile that begins anew, if anywhere.
+        cache: Where outcomes are kept for a compile that begins anew, if anywhere.
         about: What they follow from besides the copy: graph, data, metric.
     """
 
-    def __init__(self, examiner: Examiner, pool: WeightPool, kept: Kept | None = None, about: str = "") -> None:
-        self.examiner, self._pool, self._kept, self._about = examiner, pool, kept, about
+    def __init__(self, examiner: Examiner, pool: WeightPool, cache: ResultCache | None = None, about: str = "") -> None:
+        self.examiner, self._pool, self._cache, self._about = examiner, pool, cache, about
         self.count = 0
 
     def quick(self, graph: Graph, most: int | None = None) -> Quality:
@@ -300,13 +302,13 @@ class Trials:
         self.count += 1
         path = self._pool.write(graph, "trial.onnx")
         try:
-            if self._kept is None:
+            if self._cache is None:
                 return look(path)
-            key = Kept.key(self._about, how, self._pool.digest(graph))
-            known = self._kept.record(key)
+            key = ResultCache.key(self._about, how, self._pool.digest(graph))
+            known = self._cache.get_record(key)
             if known is None:
                 known = vars(look(path))
-                self._kept.note(key, known)
+                self._cache.put_record(key, known)
             return Quality(**known)
         except MemoptcError:  # what onnxruntime does not run is no candidate
             return Quality({FAILED: math.inf}, 0, -math.inf)
@@ -333,7 +335,11 @@ def name_layers(
     found |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
     plan, blocks, whole, wide = _plan(graph), set[Op](), set[Op](), set[Op]()
     for weight in find_weights(graph, codes.excluded):
-        if weight.bytes >= WIDE and all(site.op in found for site in weight.sites) and not obstacle(weight, plan):
+        if (
+            weight.bytes >= INT8_BLOCK_MIN_BYTES
+            and all(site.op in found for site in weight.sites)
+            and not obstacle(weight, plan)
+        ):
             wide |= {site.op for site in weight.sites} if _byte_plan(graph, weight) is not None else set()
         together = _tied(weight, graph) and codes.embeddings
         if (narrow or together) and weight.bytes >= SMALLEST and not obstacle(weight, plan):
@@ -384,7 +390,7 @@ def _byte_plan(graph: Graph, weight: Weight) -> WeightFormat | None:
     if not known or any(site.op.op_type not in (*PRODUCTS, GATHER) for site in weight.sites):
         return None
     columns = weight.numpy().shape[weight.sites[0].columns]
-    block = min(WIDE_BLOCKS, key=lambda b: -(-columns // b) * (b + 4))
+    block = min(INT8_BLOCK_SIZES, key=lambda b: -(-columns // b) * (b + 4))
     plan = replace(_plan(graph), bits=8, block=block, symmetric=True, search=False)
     return None if any(plan.why_not(weight, site) for site in weight.sites) else plan
 

@@ -21,8 +21,8 @@ from memoptc.passes.precision._quantize.places import (
     CONVOLUTIONS,
     GATHER,
     PRODUCTS,
-    Site,
     Weight,
+    WeightUse,
 )
 from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, nearer, round_blocks
 from memoptc.passes.precision._quantize.tables import Table, make_table, read_table
@@ -36,7 +36,7 @@ BLOCKED_SINCE = 21
 PER_AXIS_SINCE = 13
 
 WINDOW = 2
-"""What stands for `Site.columns` of convolutions."""
+"""What stands for `WeightUse.columns` of convolutions."""
 
 Memo: TypeAlias = dict[tuple[Any, ...], tuple[Blocks, float, float]]
 """Codes by the tensor's identity and how it is read; squared magnitudes of the weights and of what coding changed."""
@@ -75,7 +75,7 @@ class WeightFormat:
     activations: int = 32
     decode: str = "run"
 
-    def why_not(self, weight: Weight, site: Site) -> str:
+    def why_not(self, weight: Weight, site: WeightUse) -> str:
         """Say why a site cannot be written in this form; `""` when it can."""
         if site.whole and self.decode == "run":
             return site.whole
@@ -131,7 +131,7 @@ class Writer:
 
         Args:
             weight: What to code.
-            moments: X^T X of what its columns meet, by `Site.columns` (`WINDOW` for convolutions).
+            moments: X^T X of what its columns meet, by `WeightUse.columns` (`WINDOW` for convolutions).
             channels: Instead of blocks: int8 with one scale per channel, in standard operators.
         """
         self._moments = moments or {}
@@ -213,7 +213,7 @@ class Writer:
 
     # -- products -------------------------------------------------------------------------------------
 
-    def _product(self, builder: Builder, weight: Weight, site: Site) -> Value:
+    def _product(self, builder: Builder, weight: Weight, site: WeightUse) -> Value:
         """Give onnxruntime's own product with codes."""
         blocks, op = self._matrix(weight, site.columns, site.factor), site.op
         key = (site.columns, site.factor)
@@ -239,7 +239,7 @@ class Writer:
             result = builder.op("Add", [result, scaled], type=op.result.type).result
         return result
 
-    def _decode_in_place(self, builder: Builder, weight: Weight, site: Site) -> None:
+    def _decode_in_place(self, builder: Builder, weight: Weight, site: WeightUse) -> None:
         """Put a standard DequantizeLinear with blocks before the op, in the layout that the weight has."""
         blocks, op = self._matrix(weight, site.columns, 1.0), site.op
         turned = site.columns == 0
@@ -248,7 +248,7 @@ class Writer:
         real = builder.op("DequantizeLinear", parts, attrs, domain="", type=weight.value.type).result
         self._put(builder, weight, op, real)
 
-    def _decode_channels(self, builder: Builder, weight: Weight, site: Site) -> None:
+    def _decode_channels(self, builder: Builder, weight: Weight, site: WeightUse) -> None:
         """Put a DequantizeLinear with a scale per row of results before the op; onnxruntime multiplies such codes."""
         op, content = site.op, weight.numpy()
         axis = 0 if op.op_type in CONVOLUTIONS else 1 - site.columns
@@ -317,7 +317,7 @@ class Writer:
         shape = self._const(weight, np.asarray(content.shape, np.int64), "shape", ())
         return builder.op("Reshape", [real, shape], type=weight.value.type).result
 
-    def _table(self, builder: Builder, weight: Weight, site: Site, bits: int) -> Value:
+    def _table(self, builder: Builder, weight: Weight, site: WeightUse, bits: int) -> Value:
         """Decode while loading."""
         known = {} if self.tables is None else self.tables
         key = (id(weight.value.tensor), bits)
@@ -405,7 +405,7 @@ class Writer:
         return builder.op("Mul", [wide.result, scale.result], type=result).result
 
 
-def _reads_as_table(site: Site) -> bool:
+def _reads_as_table(site: WeightUse) -> bool:
     """True if a product reads a weight in the orientation in which a lookup does."""
     return site.op.op_type in PRODUCTS and site.columns == 1 and site.factor == 1.0
 

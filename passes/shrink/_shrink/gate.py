@@ -9,7 +9,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.observe import pool_of
-from memoptc.passes.precision._quantize.replay import take
+from memoptc.passes.precision._quantize.replay import adopt
 from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.report.model import Decision
 from memoptc.runtime.moments import Aside
@@ -157,7 +157,7 @@ class Gate:
         """
         chosen = self.choose(curves, make)
         if chosen:
-            take(graph, make(chosen))
+            adopt(graph, make(chosen))
         return chosen
 
     def choose(self, curves: Sequence[Sequence[Level]], make: Callable[[Levels], Graph]) -> Levels:

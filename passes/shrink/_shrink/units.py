@@ -13,7 +13,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.types import DType
 from memoptc.passes.precision._migrate.sites import WEIGHTED, read_axis, shape_of
 from memoptc.passes.precision._quantize.correct import output_axis
-from memoptc.passes.precision._quantize.matrix import put
+from memoptc.passes.precision._quantize.matrix import replace_constant
 
 ELEMENTWISE = ops.UNARY | {"Dropout"}
 BINARY = ops.BINARY | ops.VARIADIC
@@ -221,7 +221,7 @@ def remove(graph: Graph, units: Units, kept: np.ndarray, rule: str) -> None:
         assert value.tensor is not None
         array = value.tensor.numpy()
         places = (kept[:, None] * cut.each + np.arange(cut.each)).reshape(-1)
-        put(graph, cut.op, cut.index, np.ascontiguousarray(np.take(array, places, cut.axis)), rule)
+        replace_constant(graph, cut.op, cut.index, np.ascontiguousarray(np.take(array, places, cut.axis)), rule)
     for op in units.depthwise:
         op.set_attr("group", len(kept))
     for value, (axis, each) in units.values.items():

@@ -11,7 +11,7 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, KnownDim, floordiv
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes.shrink._tokens.merge import Pairs, Sizes, integers, left_over, pair_tokens, rows_of, sums
+from memoptc.passes.shrink._tokens.merge import Pairs, TokenCounts, integers, left_over, pair_tokens, rows_of, sums
 from memoptc.passes.shrink._tokens.region import TokenRegion
 
 PARTS = 16
@@ -23,7 +23,7 @@ _FIRST = np.inf
 
 
 @dataclass(frozen=True)
-class Drop:
+class TokenDrop:
     """Number of tokens that are dropped behind one hidden state.
 
     Args:
@@ -40,7 +40,7 @@ class Drop:
     merge: bool = False
 
 
-def drop_tokens(region: TokenRegion, drop: Drop, sizes: Sizes, rule: str) -> None:
+def drop_tokens(region: TokenRegion, drop: TokenDrop, sizes: TokenCounts, rule: str) -> None:
     """Let some tokens go, the others keep their order.
 
     Args:
@@ -92,7 +92,7 @@ def drop_tokens(region: TokenRegion, drop: Drop, sizes: Sizes, rule: str) -> Non
         op.set_operand(index, whole[part])
 
 
-def _pairs(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Pairs:
+def _pairs(b: Builder, region: TokenRegion, drop: TokenDrop, count: Value) -> Pairs:
     """Pair tokens to merge, as many as go (`count` stay)."""
     gone = b.Sub(b.Slice(b.Shape(region.value), *map(integers, (1, 2, 0))), count)
     received = None
@@ -101,7 +101,7 @@ def _pairs(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Pairs:
     return pair_tokens(b, region, gone, _dim_gone(region.extent, drop.parts), received)
 
 
-def _averaged(b: Builder, value: Value, pairs: Pairs, sizes: Sizes, taker: _Taker) -> Value:
+def _averaged(b: Builder, value: Value, pairs: Pairs, sizes: TokenCounts, taker: _Taker) -> Value:
     """The means of the tokens that go on, with their sizes as weights."""
     rows = b.Slice(b.Shape(value), *map(integers, (0, 2, 0)))
     ones = b.Expand(np.ones((1, 1, 1), np.float32), b.Concat(rows, integers(1), axis=0))
@@ -138,7 +138,7 @@ def _count(b: Builder, region: TokenRegion, parts: int) -> Value:
     return found
 
 
-def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
+def _chosen(b: Builder, region: TokenRegion, drop: TokenDrop, count: Value) -> Value:
     """Indices of the tokens that stay, int64 `[batch, kept]`, ascending."""
     score = _scores(b, region.value, drop)
     if region.keeps_first:
@@ -153,7 +153,7 @@ def _chosen(b: Builder, region: TokenRegion, drop: Drop, count: Value) -> Value:
     return order
 
 
-def _scores(b: Builder, value: Value, drop: Drop) -> Value:
+def _scores(b: Builder, value: Value, drop: TokenDrop) -> Value:
     """Importance of each token, float32 `[batch, tokens]`."""
     given = drop.probabilities
     if given is None:

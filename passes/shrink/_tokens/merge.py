@@ -34,7 +34,7 @@ class Pairs:
 
 
 @dataclass
-class Sizes:
+class TokenCounts:
     """Token counts: how many original tokens each remaining one stands for, carried from layer to layer.
 
     Args:

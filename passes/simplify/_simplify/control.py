@@ -38,7 +38,7 @@ def _inline_if(op: Op, stats: Counter[str]) -> bool:
     if taken is None:
         return False
     name = "then_branch" if taken else "else_branch"
-    if any(_shows_weight(v, r) for v, r in zip(op.regions[name].outputs, op.results, strict=True)):
+    if any(_exposes_constant(v, r) for v, r in zip(op.regions[name].outputs, op.results, strict=True)):
         return False
     if _brings_weights_near(op, op.regions[name]):
         return False
@@ -58,7 +58,7 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
         return False
     never = starts is False or (count is not None and count <= 0)
     places = op.results if never else op.regions["body"].inputs[2:]
-    if any(_shows_weight(s, v) for s, v in zip(states, places, strict=True)):
+    if any(_exposes_constant(s, v) for s, v in zip(states, places, strict=True)):
         return False
     if never:
         for result, state in zip(op.results, states, strict=True):
@@ -80,7 +80,7 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
     return True
 
 
-def _shows_weight(value: Value, place: Value) -> bool:
+def _exposes_constant(value: Value, place: Value) -> bool:
     """True if a kernel would see a constant where it saw a computed value, and round otherwise."""
     return value.tensor is not None and feeds_packed(place)
 

@@ -23,7 +23,7 @@ def simplify_joins(graph: Graph, stats: Counter[str]) -> None:
         if op.op_type == "Concat":
             found = parts_of(op.result)
             sources = None if found is None else [_source(op, found[0], part) for part in found[1]]
-            if found is None or sources is None or not all(s is not None and _hides(s) for s in sources):
+            if found is None or sources is None or not all(s is not None and _exposes_no_constant(s) for s in sources):
                 continue
             for part, source in zip(found[1], sources, strict=True):
                 assert source is not None
@@ -41,7 +41,7 @@ def simplify_joins(graph: Graph, stats: Counter[str]) -> None:
                 stats["splits of which parts are used"] += 1
 
 
-def _hides(source: tuple[list[Value], int, int]) -> bool:
+def _exposes_no_constant(source: tuple[list[Value], int, int]) -> bool:
     """True if no constant becomes visible to a kernel that would round otherwise then."""
     return all(v.tensor is None for v in source[0])
 

@@ -57,7 +57,7 @@ def same_shape_again(b: Builder, x: Value, node: Op) -> Value:
 
 
 @rewrite(op.Transpose("x", bind="node"))
-def transpose_of_nothing(b: Builder, x: Value, node: Op) -> Value:
+def identity_transpose(b: Builder, x: Value, node: Op) -> Value:
     rank = len(shape_of(x))
     perm = node.attrs.get("perm", tuple(reversed(range(rank))))
     require(tuple(perm) == tuple(range(rank)), "moves axes")
@@ -65,7 +65,7 @@ def transpose_of_nothing(b: Builder, x: Value, node: Op) -> Value:
 
 
 @rewrite(op.Pad("x", rest("_others"), bind="node"))
-def pad_by_nothing(b: Builder, x: Value, node: Op) -> Value:
+def zero_pad(b: Builder, x: Value, node: Op) -> Value:
     pads = node.attrs.get("pads", node.attrs.get("paddings"))
     pads = tuple(pads) if pads is not None else known_ints(node.input(1))
     require(not any(pads), "pads")
@@ -181,13 +181,13 @@ def where_always(b: Builder, condition: Value, x: Value, y: Value, node: Op) -> 
 
 
 @rewrite(op.any("Relu", "Abs", "Ceil", "Floor", "Round", "Sign")(op.any()(rest("_x"), bind="inner"), bind="outer"))
-def twice_is_once(b: Builder, inner: Op, outer: Op) -> Value:
+def idempotent(b: Builder, inner: Op, outer: Op) -> Value:
     require(inner.key == outer.key and outer.operands[0] is inner.result, "not the same twice")
     return inner.result
 
 
 @rewrite(op.any("And", "Or")("x", "constant", bind="node"))
-def truth_that_decides_nothing(b: Builder, x: Value, constant: Value, node: Op) -> Value:
+def neutral_logical_operand(b: Builder, x: Value, constant: Value, node: Op) -> Value:
     require(scalar(constant.tensor) == (node.op_type == "And"), "decides")
     require(same_type(x, node.result), "changes the shape")
     return forward(x, node.result)
@@ -199,7 +199,7 @@ def not_not(b: Builder, x: Value) -> Value:
 
 
 @rewrite(op.any("ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd")("x", rest("_axes"), bind="node"))
-def reduce_nothing(b: Builder, x: Value, node: Op) -> Value:
+def noop_reduction(b: Builder, x: Value, node: Op) -> Value:
     axes = axes_of(node)
     if axes is None:
         require(bool(node.attrs.get("noop_with_empty_axes", 0)), "reduces everything")
@@ -223,9 +223,9 @@ def length_of_sequence(b: Builder, elements: tuple[Value, ...]) -> Value:
 
 
 RULES: tuple[Rule, ...] = (
-    identity, cast_to_same, cast_like_same, same_shape_again, transpose_of_nothing, pad_by_nothing,
+    identity, cast_to_same, cast_like_same, same_shape_again, identity_transpose, zero_pad,
     slice_of_everything, of_one_operand, split_into_one, dropout_in_inference, resize_to_same, times_one,
-    plus_zero, power_of_one, where_always, truth_that_decides_nothing,
-    twice_is_once, not_not, reduce_nothing, gather_everything,
+    plus_zero, power_of_one, where_always, neutral_logical_operand,
+    idempotent, not_not, noop_reduction, gather_everything,
     length_of_sequence,
 )  # fmt: skip

@@ -21,7 +21,7 @@ from memoptc.runtime.data import Sample
 FILE = "measured.jsonl"
 
 
-class Kept:
+class ResultCache:
     """Records and arrays by key; a key is a digest of all that they follow from.
 
     So a folder may hold results of other models, data and options: none of those is ever used.
@@ -54,11 +54,11 @@ class Kept:
         versions = onnxruntime.__version__, importlib.metadata.version("memoptc")
         return hashlib.sha256(repr((*versions, *parts)).encode()).hexdigest()
 
-    def record(self, key: str) -> dict[str, Any] | None:
+    def get_record(self, key: str) -> dict[str, Any] | None:
         """The record of a key, if there is one."""
         return self._records.get(key)
 
-    def note(self, key: str, record: dict[str, Any]) -> None:
+    def put_record(self, key: str, record: dict[str, Any]) -> None:
         """Add a record; it is on disk when this returns."""
         self._records[key] = record
         with open(self._file, "a", encoding="utf-8") as file:
@@ -66,7 +66,7 @@ class Kept:
             file.flush()
             os.fsync(file.fileno())
 
-    def arrays(self, key: str) -> dict[str, npt.NDArray[Any]] | None:
+    def get_arrays(self, key: str) -> dict[str, npt.NDArray[Any]] | None:
         """The arrays of a key, if there are any."""
         path = self._folder / f"{key}.npz"
         if not path.exists():
@@ -74,7 +74,7 @@ class Kept:
         with np.load(path, allow_pickle=False) as found:
             return dict(found)
 
-    def keep(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    def put_arrays(self, key: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write arrays, whole or not at all."""
         with staged(self._folder / f"{key}.npz") as path:
             np.savez(path, **arrays)  # type: ignore[arg-type]  # its stub takes the arrays for `allow_pickle`

@@ -19,14 +19,14 @@ from memoptc.passes.precision._quantize.places import Weight
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.tables import Table
 from memoptc.passes.precision._quantize.weight_only import Writer
-from memoptc.runtime.kept import Kept, fingerprint
+from memoptc.runtime.result_cache import ResultCache, fingerprint
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 _BLOCKS = tuple(field.name for field in fields(Blocks))
 
 
-class KeptCodes:
+class CodeCache:
     """Cache of weight codes on disk, one entry for each group of weights.
 
     A group's codes follow from the graph, in which those before it are coded already, from how codes are written, from
@@ -41,15 +41,15 @@ class KeptCodes:
     def __init__(self, graph: Graph, writer: Writer, context: Context) -> None:
         assert context.checkpoint is not None
         self._graph, self._writer, self._context = graph, writer, context
-        self._kept, self._data = Kept(context.checkpoint), fingerprint(context.calibration)
+        self._cache, self._data = ResultCache(context.checkpoint), fingerprint(context.calibration)
 
     def read(self, weights: Sequence[Weight]) -> str:
         """Let the writer know the codes of a group; give the key to keep them under where none are known, else ""."""
         with shared_weights(self._context) as pool:
             pool.write(self._graph, "coded.onnx").unlink()
             named = [weight.value.name for weight in weights]
-            key = Kept.key(pool.digest(self._graph), self._data, self._writer.plan, self._writer.dampings, named)
-        found = self._kept.arrays(key)
+            key = ResultCache.key(pool.digest(self._graph), self._data, self._writer.plan, self._writer.dampings, named)
+        found = self._cache.get_arrays(key)
         if found is None:
             return key
         self._take(weights, found)
@@ -78,7 +78,7 @@ class KeptCodes:
                 parts = {"numbers": table.numbers, "indices": wide, "narrow": wide.dtype != table.indices.dtype}
                 parts |= {"shape": table.shape, "energy": (table.signal, table.noise)}
                 arrays |= _named(f"table {number[known[0]]} {known[1]}", parts)
-        self._kept.keep(key, arrays)
+        self._cache.put_arrays(key, arrays)
 
     def _take(self, weights: Sequence[Weight], found: Arrays) -> None:
         writer = self._writer
