@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from memoptc.api import compile as compile_model
-from memoptc.runtime import kept
+from memoptc.runtime import result_cache
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "models"
 CNN = EXAMPLES / "digits_cnn.onnx"
@@ -30,7 +30,7 @@ def compiles(folder: Path, *options: str) -> list[str]:
 
 def looks(folder: Path) -> list[str]:
     """Keys of what a search has measured so far."""
-    file = folder / kept.FILE
+    file = folder / result_cache.FILE
     whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
     return [json.loads(line)[0] for line in whole.splitlines() if line]
 
