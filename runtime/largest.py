@@ -105,6 +105,8 @@ class _Search:
                 if fails[0] <= max(fits[0] + self._step, fits[0] * CLOSE):
                     break
                 extent = self._grid((fits[0] + fails[0]) // 2)
+                if extent == fits[0]:
+                    break  # what failed is the model's own bound, between two steps
             elif fits:
                 if fits[0] >= most:
                     break

@@ -114,6 +114,12 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 f"The tier {memory!r} is for the CPU; {providers} manage their own memory.",
                 hint="Leave memory= at 'auto', or choose 'stock'.",
             )
+        parallel = sess_options is not None and sess_options.execution_mode != ort.ExecutionMode.ORT_SEQUENTIAL
+        if memory == "planned" and parallel:
+            raise InputError(
+                "The tier 'planned' is for one node after the other; these sess_options run nodes in parallel.",
+                hint="Leave execution_mode at ORT_SEQUENTIAL, or choose memory='arena'.",
+            )
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
         self.memory: Memory = tier if on_host else "stock"
         self._open_any(on_host)

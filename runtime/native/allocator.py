@@ -291,7 +291,10 @@ class TrackingAllocator:
 
     def _map(self, size: int) -> int:
         """Give the address of a mapping of its own, which leaves with its pages when it is freed."""
-        block = Block(size)
+        try:
+            block = Block(size)
+        except OSError:  # no more mappings: an exception would be lost between onnxruntime and here
+            return self._alloc(None, size) or 0
         self._mapped[block.base] = block
         self._count(block.base, size)
         return block.base

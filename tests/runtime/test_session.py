@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from native_models import model, network, usable
 from onnx import TensorProto, helper, numpy_helper
@@ -55,6 +56,14 @@ def test_all_tiers_give_the_same_bits_and_look_alike() -> None:
             ports = [(p.name, p.type, p.shape) for p in (*session.get_inputs(), *session.get_outputs())]
             assert ports == [("x", "tensor(float)", ["batch", 64]), ("y", "tensor(float)", ["batch", 64])]
             assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_nodes_in_parallel_have_no_plan() -> None:
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    with pytest.raises(InputError, match="one node after the other"):
+        Session(network(), options, memory="planned")
+    assert same(Session(network(), options).run(None, feed(3)), Session(network()).run(None, feed(3)))
 
 
 @pytest.mark.filterwarnings("error")
