@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
             check_process(attempt, _measured_needs(attempt, bench, options), options, data)
     else:
         attempt = reach(attempts, attempt, lambda a: held(a.written.sizes, options, "predicted"))
-        attempt = _proven(attempts, Keeper(attempts).hold_predictions(attempt))
+        attempt = _held_and_proven(attempts, Keeper(attempts).hold_predictions, attempt)
         check_process(attempt, held(attempt.written.sizes, options, "predicted"), options, data)
     check_budget(attempt, options, data.dims)
     check_target(attempt, compilation)
@@ -258,9 +259,16 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
         raise
     attempt = keeper.hold_needs(_proven(attempts, attempt))
     options.progress("measuring", 0.8)
-    attempt = _proven(attempts, keeper.hold_times(attempt))
+    attempt = _held_and_proven(attempts, lambda a: keeper.hold_times(keeper.hold_needs(a)), attempt)
     keeper.finish(attempt)
     return attempt, bench
+
+
+def _held_and_proven(attempts: Attempts, hold: Callable[[Attempt], Attempt], attempt: Attempt) -> Attempt:
+    """Hold an attempt to what is promised, and prove it; what the proof changes is held to it, too, once."""
+    held_to = hold(attempt)
+    proven = _proven(attempts, held_to)
+    return proven if proven is held_to else _proven(attempts, hold(proven))
 
 
 def _measured_needs(attempt: Attempt, bench: Bench, options: Options) -> Held:

@@ -166,12 +166,16 @@ class Attempts:
         Raises:
             MemoptcError: as the passes and the writer.
         """
+        with self.allowance.building():
+            return self._build(pipeline, prepared, form)
+
+    def _build(self, pipeline: Pipeline, prepared: prepare.Prepared | None, form: FormName | None) -> Attempt:
         compilation = self.compilation
         if form is not None:
             compilation = replace(compilation, options=replace(compilation.options, form=form))
         options, data = compilation.options, compilation.data
         if self._last is not None:
-            self._last.compiled.graph = Graph("released")  # one graph at a time is in memory
+            self._last.compiled.graph = Graph("released")  # but for snapshots of earlier programs
         compiled = run.run_passes(compilation, prepared, pipeline, self._snapshots)
         graph = compiled.graph
         graph.info.metadata.update(describe.provenance(compilation, pipeline))

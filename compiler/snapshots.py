@@ -76,7 +76,10 @@ class _Recorder(Instrument):
     def __init__(self, pipeline: Pipeline, context: Context, changes: Changes, made: list[Snapshot]) -> None:
         self._items, self._context, self._changes, self._made = pipeline.items, context, changes, made
         firsts = [(next(Pipeline((item,)).passes(), None), i) for i, item in enumerate(pipeline.items)]
-        self._starts = {id(pass_): i for pass_, i in firsts if pass_ is not None}
+        self._starts: dict[int, int] = {}
+        for pass_, i in firsts:
+            if pass_ is not None:
+                self._starts.setdefault(id(pass_), i)  # of one that stands there twice, where it runs first
         self._records: list[PassRecord] = []
         self._since, self._cost = time.perf_counter(), 0.0
         self._searched = False
@@ -84,7 +87,8 @@ class _Recorder(Instrument):
     def before(self, index: int, pass_: Pass, graph: Graph) -> None:
         """Make a snapshot where an item of the pipeline begins, and what ran since the last one took long enough.
 
-        Behind passes that lose accuracy there is none: their searches are kept by what they searched.
+        Behind passes that are held to an accuracy of their own there is none: their searches are kept by what they
+        searched.
         """
         start = self._starts.pop(id(pass_), 0)
         self._searched = self._searched or pass_.accuracy_target is not None

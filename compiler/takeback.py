@@ -339,6 +339,13 @@ class Keeper:
         Raises:
             GateError: there is none.
         """
+        cut = False
+
+        def ended() -> bool:
+            nonlocal cut
+            cut = cut or late()
+            return cut
+
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
         latest = first
@@ -361,27 +368,27 @@ class Keeper:
             return True
 
         simpler = SIMPLER_FORMS[first.choice.form.name] if self.options.form == "auto" else ()
-        edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)), late=late)
+        edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)), late=ended)
         if edit is None:  # what is taken back of one pass a later one does again, which had nothing left to do
             everywhere = _Everywhere(passes)
-            edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()), late=late)
+            edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()), late=ended)
             edit = None if edit is None else everywhere(edit)
         if edit is None:
             kept = {passes[i].name: None for i in first.compiled.changed if passes[i].name in ASKED_FOR}
             raise GateError(*refusal(broken, list(kept)))
         edit, form = in_form(edit), start
         passes_alone = replace(edit, form=start) if (edit.dropped or edit.replaced) and edit.form != start else None
-        if passes_alone is not None and not late() and holds(passes_alone):
+        if passes_alone is not None and not ended() and holds(passes_alone):
             edit = passes_alone
         softer = with_weaker(edit, passes)
-        if softer is not None and not late() and holds(softer):
+        if softer is not None and not ended() and holds(softer):
             edit = softer
         if latest.edit != edit:
             latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
             latest.edit = edit
             check(latest)
         self._tell(first, latest, broken, passes, edit)
-        if late():
+        if cut:
             latest.warnings.append(CUT)
         return latest
 

@@ -239,6 +239,8 @@ def load_contract(file: str | os.PathLike[str]) -> Contract | None:
         return None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no session contract: {error}.", hint="Delete it to run without.") from None
     import json  # only models with a contract pay for it
 
     try:

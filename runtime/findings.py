@@ -159,7 +159,7 @@ class Findings:
             found += [lost_more] if lost_more else []
         elif accuracy and self.judge.gate is not None:
             lost = accuracy["control"] - accuracy["candidate"]
-            if lost > self.judge.gate.accuracy_loss + 1 / accuracy["samples"]:
+            if not lost <= self.judge.gate.accuracy_loss + 1 / accuracy["samples"]:
                 found.append(f"accuracy fell from {accuracy['control']:.4f} to {accuracy['candidate']:.4f}")
         notes = [*notes, *self.notes]
         if self.random:

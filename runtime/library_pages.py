@@ -59,6 +59,14 @@ class LibraryPages:
             return None
         return ctypes.c_void_p.from_address(address).value
 
+    def is_known(self) -> bool:
+        """True if the kernel tells where the library lies, and which of its pages are there."""
+        with suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            return any(
+                os.pread(pagemap.fileno(), _ENTRY, start // mmap.PAGESIZE * _ENTRY) for start, _, _ in self._ranges
+            )
+        return False
+
     def give_back(self) -> None:
         """Give back all pages that the file holds, too; they come in again where they are used.
 
@@ -78,7 +86,8 @@ class LibraryPages:
                 told = os.pread(pagemap.fileno(), length, start // mmap.PAGESIZE * _ENTRY)
                 pages = np.frombuffer(told, np.uint64)
                 own = (pages & (_PRESENT | _SWAPPED) != 0) & (pages & _OF_FILE == 0)
-                if len(told) == length and not own.any():
+                # Of none that is there nothing is given back, and a kernel that is emulated tells of none.
+                if len(told) == length and (pages & _PRESENT).any() and not own.any():
                     advise(start, end - start, mmap.MADV_DONTNEED)  # locked pages refuse, and stay
 
 
@@ -90,6 +99,13 @@ def _library() -> LibraryPages | None:
     with suppress(OSError, ValueError):
         return LibraryPages(str(ort_state.__file__))
     return None
+
+
+@functools.cache
+def can_return_pages() -> bool:
+    """True if pages of onnxruntime's library can be given back here."""
+    library = _library()
+    return library is not None and library.is_known()
 
 
 @contextmanager

@@ -72,8 +72,11 @@ def _unlike(one: Any, two: Any, close: float) -> str | None:
     if one.dtype != two.dtype:
         return "another type"
     if one.dtype.kind == "f":
-        scale = float(np.max(np.abs(one), initial=0.0)) or 1.0
-        return None if np.allclose(one, two, rtol=0.0, atol=close * scale, equal_nan=True) else "other numbers"
+        finite = np.isfinite(one)
+        if not np.array_equal(one[~finite], two[~finite], equal_nan=True) or not np.isfinite(two[finite]).all():
+            return "other numbers"
+        scale = float(np.max(np.abs(one[finite]), initial=0.0)) or 1.0
+        return None if np.allclose(one[finite], two[finite], rtol=0.0, atol=close * scale) else "other numbers"
     return None if np.array_equal(one, two) else "other values"
 
 

@@ -109,6 +109,11 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._run_options = _options(self.contract.options, packing, threads)
         self._strict, self._threads = strict, threads
         on_host = _on_host(providers)
+        if self.memory_limit is not None and (memory == "stock" or not on_host):
+            raise InputError(
+                "onnxruntime as it comes holds no memory limit; the tiers 'arena' and 'planned' do.",
+                hint="Leave memory_limit out, or choose memory='arena'.",
+            )
         if not on_host and memory in ("arena", "planned"):
             raise InputError(
                 f"The tier {memory!r} is for the CPU; {providers} manage their own memory.",
@@ -121,7 +126,10 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 hint="Leave execution_mode at ORT_SEQUENTIAL, or choose memory='arena'.",
             )
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
+        if tier == "stock" and self.memory_limit is not None:
+            tier = "arena"  # the contract's, which holds no limit
         self.memory: Memory = tier if on_host else "stock"
+        self._closed = False
         self._open_any(on_host)
         self._admission = self._make_admission()
         self._said_split = False
@@ -221,6 +229,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 takes, that is known before it starts. The session stays usable.
             PlanLeft: with `strict`, it asked for memory that its plan does not foresee; the message names the event.
         """
+        if self._closed:
+            raise InputError("The session is closed.", hint="Open another one.")
         known = [p.name for p in self.get_outputs()]
         names = list(output_names or known)
         for name in names:
@@ -297,13 +307,28 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         binding = super().io_binding()
         for name, value in feed.items():
             binding.bind_cpu_input(name, np.asarray(value, order="C"))
+        # Others are copied to: onnxruntime would write beside them, or over what it still reads.
+        direct = {
+            name
+            for name, array in into.items()
+            if array.flags.c_contiguous and not any(np.may_share_memory(array, v) for v in feed.values())
+        }
         for name in names:
-            if name in into:
+            if name in direct:
                 binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(into[name]))
             else:
                 binding.bind_output(name)
         super().run_with_iobinding(binding, run_options)
         found = dict(zip(names, binding.get_outputs(), strict=True))
+        for name in names:
+            if name in into and name not in direct:
+                written = found[name].numpy()
+                if written.shape != into[name].shape or written.dtype != into[name].dtype:
+                    raise invalid_argument(
+                        f"The output {name!r} is {written.dtype} {written.shape}, its array "
+                        f"{into[name].dtype} {into[name].shape}."
+                    )
+                np.copyto(into[name], written)
         return [into[n] if n in into else v.numpy() for n, v in found.items()]
 
     def set_providers(
@@ -344,6 +369,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         """Release the model's memory; the session cannot run any more."""
         if self._planned is not None:
             self._planned.close()
+        self._closed = True
         self._sess = self._sess_options = self._model_meta = None
 
     def __enter__(self) -> Session:

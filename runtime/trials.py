@@ -138,6 +138,7 @@ class _InWorker:
         found: dict[str, Any] = json.loads(answer)
         if found.get("ended"):
             self.close()
+            self._crashes += 1
         if "error" in found:
             raise InputError(found["error"])
         return found

@@ -137,7 +137,7 @@ def _with_perplexity(
     before, after = map(perplexity, means)
     accuracy: dict[str, Any] = {"metric": PERPLEXITY, "control": before, "candidate": after, "samples": tokens}
     failures = list(found.failures)
-    if max_loss is not None and means[0] - means[1] > max_loss:
+    if max_loss is not None and not means[0] - means[1] <= max_loss:  # nor is NaN within it
         failures.append(
             f"perplexity rose from {before:.2f} to {after:.2f}, by more than a factor of {math.exp(max_loss):.3f}"
         )

@@ -43,7 +43,7 @@ def choose_packing(compilation: Compilation, compiled: Compiled, choice: forms.C
 def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:
     """Write a model anew with packed weights; give its files."""
     packed = scratch / "packed" / output.name
-    packed.parent.mkdir()
+    packed.parent.mkdir(exist_ok=True)  # another attempt was packed before
     data = write_packed(output, packed)
     for file in files:
         file.unlink()

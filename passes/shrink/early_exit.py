@@ -137,7 +137,7 @@ class EarlyExit(Pass):
         context.warnings.append(
             f"early-exit agrees with the whole model on {calibrated.agreement:.2%} of the calibration samples, but on "
             f"{held.agreement:.2%} of the validation samples: no exit was added. More calibration data of the same "
-            "kind helps, and so does validation data, which can show how sure an exit has to be."
+            "kind helps, and so does more validation data, which can show how sure an exit has to be."
         )
 
     def _chosen(self, found: list[Border], heads: Mapping[int, Head]) -> list[_Exit]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from memoptc.ir.core import Graph
 from memoptc.ir.functions import as_loaded
+from memoptc.runtime.library_pages import can_return_pages
 from memoptc.runtime.memory.bfc import arena_capacity, repeated
 from memoptc.runtime.memory.branches import as_branched
 from memoptc.runtime.memory.default_arena import DefaultArena
@@ -166,7 +167,9 @@ class MemoryModel:
         loaded = weights.code_bytes + weights.loaded_bytes
         running = loaded + RUN_BYTES + max(0, use.steady_bytes - weights.reusable_bytes)
         loading = weights.code_bytes + weights.peak_bytes
-        before, after = (0, 0) if how.session == "stock" else (RETURNED_BEFORE, RETURNED_AFTER)
+        before, after = (
+            (0, 0) if how.session == "stock" or not can_return_pages() else (RETURNED_BEFORE, RETURNED_AFTER)
+        )
         returned = before if loading - before >= running - after else after
         need = max(loading - before, running - after) + OURS[how.session]
         return self._parts(need, weights, weights.code_bytes - returned, use)

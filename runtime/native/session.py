@@ -220,7 +220,8 @@ class NativeSession:
                 yield allocator
             finally:
                 allocator.limit, allocator.strict = None, False
-                a.RunOptionsUnsetTerminate(self._run_options)
+                if self._handle is not None:
+                    a.RunOptionsUnsetTerminate(self._run_options)
 
     def close(self) -> None:
         """Release the model."""
@@ -233,6 +234,11 @@ class NativeSession:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self.close()
+
+
+def closed() -> InputError:
+    """Give the error of a call on a session that was closed."""
+    return InputError("The session is closed.", hint="Open another one.")
 
 
 def _describe(info: Pointer) -> tuple[int, tuple[int, ...]]:
@@ -253,6 +259,8 @@ class _Call:
     ) -> None:
         self.session, self.api = session, session._api
         self._kept: list[Any] = []
+        if session._handle is None:
+            raise closed()
         names = [n for n in session.inputs if n in feed]
         missing = [n for n in feed if n not in session.inputs]
         if missing:
@@ -262,9 +270,11 @@ class _Call:
         try:
             for name in names:
                 self._values.append(self._value(feed[name], f"input {name!r}"))
-            self.bound = [self._value(into[n], f"output {n!r}") if n in into else None for n in session.outputs]
+            self.bound: list[Pointer | None] = []
+            for name in session.outputs:
+                self.bound.append(self._value(into[name], f"output {name!r}") if name in into else None)
         except BaseException:
-            self._release(self._values)
+            self._release([*self._values, *(v for v in getattr(self, "bound", ()) if v is not None)])
             raise
         self.inputs = (ctypes.c_void_p * len(names))(*(v.value for v in self._values))
         self.names = (ctypes.c_char_p * len(names))(*(n.encode() for n in names))

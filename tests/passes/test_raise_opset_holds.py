@@ -157,3 +157,10 @@ def test_bodies_state_the_types_that_they_stated() -> None:
     assert raised.opset_import[0].version == 18
     feed = {"n": np.asarray(0), "a": np.zeros((2, 3), np.float32)}
     assert not difference(Evaluator(model, UNOPTIMIZED).run(feed), Evaluator(raised, UNOPTIMIZED), feed)
+
+
+def test_an_infinity_hides_no_other_difference() -> None:
+    one, two = np.array([np.inf, 1.0, np.nan]), np.array([np.inf, 999.0, np.nan])
+    assert same_outputs._unlike(one, two, 1e-4) == "other numbers"
+    assert same_outputs._unlike(one, one.copy(), 1e-4) is None
+    assert same_outputs._unlike(one, np.array([-np.inf, 1.0, np.nan]), 1e-4) == "other numbers"

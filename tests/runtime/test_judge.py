@@ -36,3 +36,26 @@ def test_small_results_may_move_as_far_as_kernels_err() -> None:
 )
 def test_what_exceeds_the_noise_fails(reference: np.ndarray, own: float, moved: float) -> None:
     assert "of its largest magnitude" in judged(reference, own, moved)
+
+
+def test_zeros_of_another_sign_are_within_any_error() -> None:
+    zero = np.zeros(2, np.float32)
+    evidence = Evidence(Totals("y"), "float32", [difference(zero, -zero)])
+    evidence.totals.add(evidence.pairs[0])
+    assert judge_output(evidence, Judge(max_error=1e-3)) == ("", "max_error")
+
+
+def test_samples_without_a_float64_run_count_for_integers_too() -> None:
+    """One flipped number of a hundred is the original's own noise; a sample that is all wrong is none."""
+    one, all_ = np.zeros(100, np.int64), np.ones(100, np.int64)
+    flipped = one.copy()
+    flipped[0] = 1
+    pairs = [difference(one, flipped), difference(one, all_)]
+    evidence = Evidence(Totals("y"), "int64", pairs, [difference(one, flipped)], [difference(one, flipped)])
+    for pair in pairs:
+        evidence.totals.add(pair)
+    fault, by = judge_output(evidence, Judge())
+    assert (by, "101 of 200" in fault) == ("equality", True)
+    evidence.totals = Totals("y")
+    evidence.totals.add(pairs[0])
+    assert judge_output(evidence, Judge())[0] == ""

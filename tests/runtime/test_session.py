@@ -58,6 +58,35 @@ def test_all_tiers_give_the_same_bits_and_look_alike() -> None:
             assert session.get_providers() == ["CPUExecutionProvider"]
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_closed_session_says_so(tier: Any) -> None:
+    session = Session(network(), memory=tier)
+    session.run(None, feed(2))
+    session.close()
+    with pytest.raises(InputError, match="is closed"):
+        session.run(None, feed(2))
+
+
+def test_a_limit_that_nothing_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no memory limit"):
+        Session(network(), memory="stock", memory_limit="1MiB")
+    (tmp_path / "m.onnx").write_bytes(network())
+    Contract(tier="stock").save(contract_path(tmp_path / "m.onnx"))
+    assert Session(tmp_path / "m.onnx").memory == "stock"
+    assert Session(tmp_path / "m.onnx", memory_limit="64MiB").memory == "arena"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_outputs_go_into_arrays_of_any_layout(tier: Any) -> None:
+    session = Session(network(), memory=tier)
+    (expected,) = session.run(None, feed(4))
+    turned = np.zeros(expected.shape[::-1], np.float32).T
+    for _ in range(3):
+        turned[...] = 0
+        assert session.run(None, feed(4), into={"y": turned})[0] is turned
+        np.testing.assert_array_equal(turned, expected)
+
+
 def test_nodes_in_parallel_have_no_plan() -> None:
     options = ort.SessionOptions()
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
