@@ -47,7 +47,7 @@ _RECOVERIES, _ALONE = 0.7, 0.85
 """Parts of what a search may look that are spent when recoveries are tried, and when layers were measured alone."""
 
 _LINE = 0.25
-"""Part that the tries of one recovery may adopt; else only the last of them is tried."""
+"""Part that the tries of one recovery may take; else only the last of them is tried."""
 
 _FEWEST = 4
 """Layers that are measured alone in any case."""
@@ -286,7 +286,7 @@ class _Search:
         for key, kept in self.variants.items():
             kept.drop_unused_codes(best if key == best.recoveries else None)
         if left:
-            why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they adopt too long"
+            why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
             self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
         return best
 

@@ -42,11 +42,11 @@ WORTH = 0.02
 SCORES = ("auto", "first", "all", "norm")
 
 OPSET = 18
-"""The first whose reductions adopt axes as operands, and in which scattering can add."""
+"""The first whose reductions take axes as operands, and in which scattering can add."""
 
 
 class PruneTokens(Pass):
-    """TokenDrop or merge, after chosen attention layers, the tokens that matter least to what follows.
+    """Drop or merge, after chosen attention layers, the tokens that matter least to what follows.
 
     For encoders (ViT, BERT and their kind): behind an attention layer the hidden states `[batch, tokens, width]` of
     the tokens with the highest scores are gathered in the order that they have, and all that follows computes with
@@ -56,11 +56,11 @@ class PruneTokens(Pass):
     output has a row per token, dropped tokens get theirs from the layer that dropped them.
 
     Merged tokens are averaged with the most similar others (Bolya et al., "Token Merging", 2022); later attention
-    counts an average as often as tokens went into it, and outputs per token adopt the row of the average.
+    counts an average as often as tokens went into it, and outputs per token take the row of the average.
 
     How many tokens go at which layer, and in which of the two forms, is searched on data: layers whose tokens cost the
     outputs least for the run time saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside. That
-    time is predicted at the planned extents, with the ops that choose tokens: where they adopt more than is saved, the
+    time is predicted at the planned extents, with the ops that choose tokens: where they take more than is saved, the
     model is left alone. With `keep` nothing is searched: every layer keeps that share.
 
     Args:
@@ -93,7 +93,7 @@ class PruneTokens(Pass):
         return AccuracyTarget(self.min_sqnr, self.max_loss)
 
     def run(self, graph: Graph, context: Context) -> None:
-        """TokenDrop tokens in the top graph."""
+        """Drop tokens in the top graph."""
         if (opset_of(graph) or 0) < OPSET:
             context.stats[f"left: opset below {OPSET} (raise-opset{{to={OPSET}}} first)"] += 1
             return
