@@ -40,7 +40,7 @@ class FuseCachedAttention(Pass):
         """Look at every Softmax."""
         context.shapes(graph)
         for inner in dict.fromkeys(op.graph for op in graph.walk() if op.graph is not None):
-            products = take_heads_apart(inner) if (opset_of(inner) or 13) >= 13 else 0
+            products = take_heads_apart(inner) if (opset_of(inner) or 0) >= 13 else 0
             if products:
                 context.stats["products with heads taken apart from the batch"] += products
         guards: dict[Value, list[Guard]] = {}
@@ -50,7 +50,7 @@ class FuseCachedAttention(Pass):
             core = cached_attention(softmax)
             if core is None:
                 continue
-            if (opset_of(softmax.graph) or 13) < 13:
+            if (opset_of(softmax.graph) or 0) < 13:
                 context.stats["declined: opset below 13"] += 1
             elif _replace(core, softmax.graph, guards):
                 context.stats["fused"] += 1

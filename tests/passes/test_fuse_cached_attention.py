@@ -176,3 +176,24 @@ def test_zeros_in_place_of_nan_belong_to_it(instead: float, wanted: int) -> None
     for mask in (causal, blind):
         fed = {n: rng.standard_normal((1, 2, s, 8)).astype(np.float32) for n, s in (("q", 5), ("k", 5), ("p", 4))}
         close(original.run(fed | {"m": mask}), candidate.run(fed | {"m": mask}))
+
+
+@pytest.mark.parametrize("mask", ["float[72] mask, int64[R] shape", "float[4, 2, 3, 3] mask"], ids=["rank", "heads"])
+def test_heads_stay_with_the_batch_where_a_mask_may_be_split_otherwise(mask: str) -> None:
+    """A mask of unknown rank, and one of as many rows that come from 4 sequences of 2 heads, not 2 of 4."""
+    unknown = "shape" in mask
+    shape = {"mask": np.zeros(72, np.float32), "shape": np.array([8, 3, 3])} if unknown else {}
+    text = (
+        f"g (float[2, 4, 3, 8] q, float[2, 4, 3, 8] k, {mask}) => (float[2, 4, 3, 3] y) "
+        "<float[8, 3, 3] s, float[8, 3, 3] w> { q3 = Reshape(q, m) k3 = Reshape(k, m) "
+        "t = Transpose <perm=[0, 2, 1]> (k3) "
+        f"p = MatMul(q3, t) added = Reshape(mask, {'shape' if unknown else 'rows'}) s = Add(p, added) "
+        "w = Softmax <axis=-1> (s) y = Reshape(w, apart) }"
+    )
+    rows = {} if unknown else {"rows": np.array([8, 3, 3])}
+    model = parse(text, m=np.array([8, 3, 8]), apart=np.array([2, 4, 3, 3]), **rows)
+    graph, _ = fused(model)
+    rng = np.random.default_rng(1)
+    fed = {n: rng.normal(size=(2, 4, 3, 8)).astype(np.float32) for n in "qk"}
+    fed |= shape or {"mask": rng.normal(size=(4, 2, 3, 3)).astype(np.float32)}
+    close(Evaluator(model).run(fed), Evaluator(to_proto(graph)).run(fed))

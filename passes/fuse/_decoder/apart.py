@@ -99,15 +99,19 @@ def _extents(op: Op, found: _Chain) -> tuple[Dim, ...] | None:
     if op.is_a("Mul", "Div") and scaled_by(op) is not None:
         return whole
     if op.is_a("Add"):
-        known = [g is not None or _added(v, found, op) for g, v in zip(given, op.operands, strict=True)]
+        known = [
+            _added(v, op) if g is None else _alike(g[:2], first[:2]) for g, v in zip(given, op.operands, strict=True)
+        ]
         return whole if all(known) else None
     return None
 
 
-def _added(value: Value, found: _Chain, op: Op) -> bool:
+def _added(value: Value, op: Op) -> bool:
     """True if what is added has one row of numbers for each merged row, or the same for all."""
     shape = shape_of(value)
     other = shape_of(op.operands[1] if value is op.operands[0] else op.operands[0])
+    if value.shape is None:
+        return False
     return not shape or (len(shape) == 3 and (shape[0] == 1 or same(shape[0], other[0])))
 
 

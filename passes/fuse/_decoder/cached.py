@@ -117,7 +117,7 @@ def _scores(softmax: Op, ops: set[Op]) -> tuple[Op, float, float, list[Masking]]
         if scaled is not None:
             value, factor = scaled
             if op.op_type != "Tanh" and value.op is not None and value.op.is_a("Tanh") and value.single_use:
-                if softcap or scale != 1.0 or factor < 0:
+                if softcap or scale != 1.0 or factor <= 0:
                     return None
                 # cap * tanh(s) is cap * tanh(cap * s / cap), whatever part of the scale was moved before the product
                 ops |= {op, value.op}

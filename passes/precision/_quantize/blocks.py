@@ -73,6 +73,8 @@ class Blocks:
 
 def pack(codes: Bytes, bits: int) -> Bytes:
     """Pack codes along the last axis, lowest bits of a byte first; what lacks of the last byte is filled with 0."""
+    if bits == 8:
+        return codes
     each = 8 // bits
     if rest := -codes.shape[-1] % each:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], rest), np.uint8)], axis=-1)
