@@ -44,6 +44,9 @@ from memoptc.runtime.quality import FAILED, Quality, decibels
 _ALONE, _FEWEST = 0.5, 4
 """Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
 
+_BITS = {NARROW: "in 2 bits", BLOCKS: "in 4 bits", WEIGHTS: "in 8 bits", FLOAT: "in float"}
+"""States as the report names them."""
+
 _MOST = 10.0
 """Noise to signal above which more says nothing."""
 
@@ -243,27 +246,45 @@ class _Search:
         for name, weight in zip(self.names, self.found.chosen, strict=True):
             if not obstacle(weight, self.narrow):
                 narrow[name] = _errors(weight, self.narrow)[0]
-        group = -(-len(narrow) // EXACT) or 1
-        members, noise, pace = list(narrow), dict[str, dict[str, float]](), Pace(-(-len(narrow) // group))
+        group = -(-len(narrow) // self.looks(wanted)) or 1
+        members, noise, failed = list(narrow), dict[str, dict[str, float]](), set[str]()
+        pace = Pace(-(-len(narrow) // group))
         for number, start in enumerate(range(0, len(members), group)):
             self.context.say(f"weights in 2 bits, {pace.at(number)}")
             together, graph = members[start : start + group], self.graph.clone()
             writer, named = Writer(self.narrow, Counter()), dict(zip(self.names, self.find(graph).chosen, strict=True))
             for name in together:
                 writer.write(named[name])
+            found = wanted.trials.quick(graph, SAMPLES).noise
+            if FAILED in found:  # onnxruntime does not run them so
+                failed.update(together)
+                continue
             whole = sum(narrow[name] for name in together) or 1.0
-            for key, n in wanted.trials.quick(graph, SAMPLES).noise.items():
+            for key, n in found.items():
                 for name in together:
                     noise.setdefault(name, {})[key] = min(n, _MOST) * narrow[name] / whole
-        layers, passed = [], _passed([(narrow[name], found) for name, found in noise.items()])
+        layers, passed = [], _passed([(narrow[name], outputs) for name, outputs in noise.items()])
         for name, weight in zip(self.names, self.found.chosen, strict=True):
-            own = {NARROW: narrow.get(name), BLOCKS: errors[BLOCKS][name], WEIGHTS: errors[WEIGHTS][name]}
-            part = {k: noise[name][k] / max(narrow[name], 1e-30) if name in noise else p for k, p in passed.items()}
-            found = {s: {k: p * e for k, p in part.items()} for s, e in own.items() if e is not None}
-            layers.append(Layer(name, weight.sites[0].op.op_type, weight.bytes, 0.0, found, name in noise))
+            two = narrow.get(name) if name not in failed else None
+            own = {NARROW: two, BLOCKS: errors[BLOCKS][name], WEIGHTS: errors[WEIGHTS][name]}
+            part = {
+                k: noise[name][k] / narrow[name] if k in noise.get(name, {}) and narrow[name] else p
+                for k, p in passed.items()
+            }
+            states_of = {s: {k: p * e for k, p in part.items()} for s, e in own.items() if e is not None}
+            layers.append(
+                Layer(name, weight.sites[0].op.op_type, weight.bytes, 0.0, states_of, name in noise and group == 1)
+            )
         sizes, parts = {layer.name: layer.nbytes for layer in layers}, self.parts()
         room = int(size * sum(sizes.values()))
         states = within(layers, room, lambda name, state: sizes[name] * parts[state])
+        taken = sum(sizes[name] * parts[state] for name, state in states.items())
+        if taken > room:
+            least = math.ceil(1000 * taken / sum(sizes.values())) / 1000
+            self.context.warnings.append(
+                f"The weights, in their fewest bits, need at least {least:g} of their bytes; size={size:g} was asked "
+                f"for. Ask for size={least:g}, or for a larger block than {self.asked.block}."
+            )
         quality = wanted.trials.full(self.copy(states))
         self.note(layers, states, f"weights in {size:g} of their bytes", wanted, quality)
         return states
@@ -282,13 +303,17 @@ class _Search:
                 found[state][name] = error
         return found
 
+    def looks(self, wanted: AccuracyCheck) -> int:
+        """Number of weights, or groups of them, that are measured alone."""
+        few, _ = wanted.examiner.samples
+        effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
+        return min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
+
     def sensitivities(self, wanted: AccuracyCheck) -> list[Layer]:
         """Measure each weight alone in 4 bits, the coarsest first and exactly; 8 bits follow from their errors."""
         errors = self.errors()
         everywhere = dict.fromkeys(self.names, FLOAT)
-        few, _ = wanted.examiner.samples
-        effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
-        count = EXACT if self.asked.study else min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
+        count = EXACT if self.asked.study else self.looks(wanted)
         exact = sorted(self.names, key=lambda name: -errors[BLOCKS][name])[:count]
         noise, pace = {}, Pace(len(exact))
         for number, name in enumerate(exact):
@@ -324,7 +349,9 @@ class _Search:
         context, name = self.context, self.asked.name
         for layer in layers:
             if states[layer.name] != BLOCKS:
-                why = f"{decibels(layer.worst):.1f} dB with this weight alone in 4 bits"
+                worst = max(layer.noise, key=layer.alone)
+                why = f"{decibels(layer.worst):.1f} dB with this weight alone {_BITS[worst]}"
+                why += "" if layer.measured else ", estimated"
                 context.decisions.append(Decision("mixed precision", f"{layer.name}: {states[layer.name]}", why))
         sqnr = -10 * math.log10(max(sum(layer.alone(states[layer.name]) for layer in layers), 1e-30))
         reached: dict[str, object] = {"sqnr_db": sqnr, "samples": 0, "setting": setting}
@@ -336,8 +363,7 @@ class _Search:
         rows = [layer_row(layer, states[layer.name]) for layer in layers]
         context.artefacts.precision = Precision(rows, reached)
         counts = Counter(states.values())
-        written = ((NARROW, "in 2 bits"), (BLOCKS, "in 4 bits"), (WEIGHTS, "in 8 bits"), (FLOAT, "in float"))
-        what = ", ".join(f"{counts[state]} {text}" for state, text in written if counts[state])
+        what = ", ".join(f"{counts[state]} {text}" for state, text in _BITS.items() if counts[state])
         context.decisions.append(Decision(name, f"of {len(self.names)} weights {what}", why))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
+from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import GateError, InputError
+from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.levels import Accuracy, pipeline_text
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.accuracy_check import made_up
+from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.passes.precision.mix_weights import MixWeights
+from memoptc.passes.precision.quantize import Quantize
+from memoptc.runtime.quality import FAILED, Quality
 
 OUTLIERS = (
     "g (float[N, 64] x) => (float[N, 64] y) "
@@ -194,6 +200,8 @@ def test_a_size_decides_by_2_4_and_8_bits() -> None:
         )
         states[size] = decided(found)
         errors.append(found.report.verification["outputs"][0]["sqnr_db"])
+        assert any("need at least 0.08 of their bytes" in w for w in found.report.warnings) == (size < 0.1)
+        assert not any("in 4 bits" in d.why for d in found.report.decisions if d.step == "mixed precision")
         if size > 0.1:  # 2 bits with scales take 0.079 of the bytes, the least there is
             assert found.report.candidate.weight_bytes <= size * 3 * 4 * 128 * 128 + 1024
     assert set(states[0.05].values()) == {"2-bit weights"}
@@ -202,3 +210,54 @@ def test_a_size_decides_by_2_4_and_8_bits() -> None:
     assert errors[0] < errors[1] < errors[2]
     with pytest.raises(InputError, match="size=0"):
         MixWeights(size=0.0)
+
+
+@pytest.mark.parametrize("failing", [1, 3])
+def test_what_onnxruntime_does_not_run_in_2_bits_gets_more(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, looks = Trials.quick, 0
+
+    def failed_first(self: Trials, graph: Graph, most: int | None = None) -> Quality:
+        nonlocal looks
+        looks += 1
+        return Quality({FAILED: math.inf}, 0, -math.inf) if looks <= failing else quick(self, graph, most)
+
+    monkeypatch.setattr(Trials, "quick", failed_first)
+    arrays = {name: normal(64, 64, seed=i, scale=0.125) for i, name in enumerate(("first", "second", "third"))}
+    context = Context(dims={"N": 3})
+    graph = read_onnx(parse(OUTLIERS, **arrays))
+    infer_shapes(graph)
+    MixWeights(size=0.1).run(graph, context)
+    assert context.stats["weights in 4 bits"] == failing
+    assert context.stats["weights in 2 bits"] == 3 - failing
+    assert any("need at least" in w for w in context.warnings)
+
+
+def test_weights_that_2_bits_hold_exactly_take_2_bits() -> None:
+    arrays = {
+        n: np.sign(normal(64, 64, seed=i)).astype(np.float32) / 8 for i, n in enumerate(("first", "second", "third"))
+    }
+    context = Context(dims={"N": 3})
+    graph = read_onnx(parse(OUTLIERS, **arrays))
+    infer_shapes(graph)
+    MixWeights(size=0.1).run(graph, context)
+    assert context.stats["weights in 2 bits"] == 3
+
+
+def test_layers_are_not_searched_where_nothing_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without inputs on which the model runs, or where each look takes too long."""
+
+    def none_found(*_: object, **__: object) -> None:
+        raise InputError("No inputs were found on which the model runs.")
+
+    for name, patched, text in (
+        ("effort.Effort.looks", lambda *_: 0, "runs too long"),
+        ("accuracy_check.find_feeds", none_found, "No inputs were found"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"memoptc.passes.precision._quantize.{name}", patched)
+            context = Context(dims={"N": 3})
+            graph = read_onnx(parse(OUTLIERS, **weights()))
+            infer_shapes(graph)
+            Quantize(form="dynamic", min_sqnr=20.0).run(graph, context)
+            assert any(text in w and "is not measured" in w for w in context.warnings)
+            assert any(op.op_type == "DynamicQuantizeMatMul" or "Integer" in op.op_type for op in graph.ops)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memoptc.ir.core import Graph, Op
-from memoptc.ir.diagnostics import GateError
+from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
+from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import find_weights
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, bytes_of, work_of
-from memoptc.passes.precision._quantize.tradeoff import FLOAT, INTEGER, Layer, greedy_moves
+from memoptc.passes.precision._quantize.tradeoff import FLOAT, GIVE_BACK, INTEGER, Layer, greedy_moves
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import decibels
 
 _NAMED = 5
 """Nodes that a message lists."""
+
+_ALONE, _FEWEST = 0.5, 4
+"""Part of what a search may look that is spent on measuring groups alone, and below how many nothing is measured."""
 
 
 def left_in_float(
@@ -24,7 +28,8 @@ def left_in_float(
 ) -> frozenset[str]:
     """Give the names of nodes without which a way to quantize is accurate enough: on data, else on made-up inputs.
 
-    None where these hold most of the weights, which are smaller coded alone, or where nothing is accurate enough.
+    None where these hold most of the weights, which are smaller coded alone, where nothing is accurate enough, or where
+    nothing can be measured: no inputs were found on which the graph runs, or it runs too long.
     Layers are measured alone, in at most `EXACT` groups of neighbours, and leave the integers by what that brings for
     their bytes and work.
 
@@ -36,14 +41,33 @@ def left_in_float(
         quantize: Quantizes a copy in place, without nodes of these names.
 
     Raises:
-        InputError: no inputs were found on which the graph runs.
+        InputError: the graph does not run on the data.
     """
     layers: dict[str, Op] = {}
     for op in (site.op for weight in find_weights(graph, frozenset()) for site in weight.sites):
         op.name = op.name or f"{op.op_type}_{op.result.name}"
         layers[op.name] = op
-    wanted = AccuracyCheck(graph, context, min_sqnr, None, fallback=True)
-    size = -(-len(layers) // EXACT) or 1
+    total = sum(map(bytes_of, layers.values()))
+    if not total:
+        return frozenset()
+    try:
+        wanted = AccuracyCheck(graph, context, min_sqnr, None, fallback=True)
+    except InputError as error:
+        if context.calibration is not None or context.validation is not None:
+            raise
+        context.warnings.append(
+            f"{error.message} Which layers to leave in float is not measured; `exclude` names some."
+        )
+        return frozenset()
+    few, _ = wanted.examiner.samples
+    effort = Effort.of(layers.values(), context.dims, few, few)
+    count = min(effort.looks(_ALONE, SAMPLES), EXACT)
+    if count < min(_FEWEST, len(layers)):
+        context.warnings.append(
+            "Which layers to leave in float is not measured: the model runs too long for that; `exclude` names some."
+        )
+        return frozenset()
+    size = -(-len(layers) // count)
     names = list(layers)
     groups = {names[i]: names[i : i + size] for i in range(0, len(names), size)}
 
@@ -66,16 +90,16 @@ def left_in_float(
         nbytes = sum(bytes_of(layers[n]) for n in members)
         work = sum(work_of(layers[n], context.dims) for n in members)
         found.append(Layer(first, layers[first].op_type, nbytes, work, {INTEGER: noise}, True))
+    effort.spend(len(groups) * effort.look(SAMPLES))
     try:
-        states, quality = wanted.choose(greedy_moves(found), found, copy, before)
+        states, quality = wanted.choose(greedy_moves(found), found, copy, before, min(effort.looks(1.0), GIVE_BACK))
     except GateError:  # a model that does not repeat itself
         return frozenset()
     left = floats(states)
-    if 2 * sum(bytes_of(layers[n]) for n in left) > sum(map(bytes_of, layers.values())):
+    if not left or 2 * sum(bytes_of(layers[n]) for n in left) > total:
         return frozenset()
-    what = (
-        f"{len(left)} of {len(layers)} layers in float: {', '.join(sorted(left)[:5])}{', …' if len(left) > 5 else ''}"
-    )
+    shown = ", ".join(sorted(left)[:_NAMED]) + (", …" if len(left) > _NAMED else "")
+    what = f"{len(left)} of {len(layers)} layers in float: {shown}"
     why = f"{before.sqnr_db:.1f} dB with all of them on integers, {quality.sqnr_db:.1f} dB so"
     context.decisions.append(Decision(name, what, why))
     worst = max((la.worst for la in found), default=0.0)
