@@ -279,7 +279,7 @@ class _Search:
         room = int(size * sum(sizes.values()))
         states = within(layers, room, lambda name, state: sizes[name] * parts[state])
         taken = sum(sizes[name] * parts[state] for name, state in states.items())
-        if taken > room:
+        if taken > room + 1:  # sums of parts of bytes
             least = math.ceil(1000 * taken / sum(sizes.values())) / 1000
             self.context.warnings.append(
                 f"The weights, in their fewest bits, need at least {least:g} of their bytes; size={size:g} was asked "
