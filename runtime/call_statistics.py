@@ -13,7 +13,10 @@ STATISTICS = ("mean", "std", "min", "max")
 
 def call_statistics(value: Any) -> dict[str, float] | None:
     """Give the statistics of one input; `None` for what has no numbers."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a sequence of arrays of several shapes
+        return None
     if array.dtype.kind not in "fiub" or not array.size:
         return None
     numbers = array.astype(np.float64).ravel()

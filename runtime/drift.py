@@ -79,22 +79,35 @@ def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Give the last reference of a log of `Shadow`, and the calls since then.
 
     Raises:
-        InputError: the file is no such log.
+        InputError: the file is no such log, or cannot be read.
     """
     start: dict[str, Any] | None = None
     calls: list[dict[str, Any]] = []
     try:
-        for text in path.read_text(encoding="utf-8").splitlines():
+        *texts, last = path.read_bytes().split(b"\n")  # lines are written whole, so the last is empty
+        if last and (not texts or _is_json(last)):
+            texts.append(last)  # else it is being written, or the disk was full
+        for text in texts:
             line = json.loads(text)
             if line["event"] == "start":
                 start, calls = line, []
             else:
                 calls.append(line)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}.", hint="Give the file named by log=.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no log of memoptc.runtime.Shadow.", hint="Give the file named by log=.") from error
     if start is None:
         raise InputError(f"{path} has no beginning.", hint="Give a whole log.")
     return start, calls
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def drifts(reference: Mapping[str, Mapping[str, list[float]]], calls: Sequence[Mapping[str, Any]]) -> list[Drift]:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Shadow:
     """Serve calls by one model, and run another on a random share of them.
 
-    Callers get the control's outputs, whatever the candidate does; what it raises is counted. A call that is shadowed
-    takes as long as both. Each of them is a line of JSON in the log, with latencies, how far outputs are apart, and
-    statistics of the inputs, which `memoptc drift LOG` holds against those of the calibration data. Everything else
-    (`get_inputs`, ...) is the control's.
+    Callers get the control's outputs, whatever the candidate does; what it raises is counted, and so are lines that
+    the log does not take (a full disk). A call that is shadowed takes as long as both. Each of them is a line of JSON
+    in the log, with latencies, how far outputs are apart, and statistics of the inputs, which `memoptc drift LOG` holds
+    against those of the calibration data. Everything else (`get_inputs`, ...) is the control's.
 
     Args:
         control: The session that serves, or its model.
@@ -39,7 +39,7 @@ class Shadow:
         seed: Of the choice of calls.
 
     Raises:
-        InputError: a model or the data cannot be used, or `rate` is no share.
+        InputError: a model or the data cannot be used, the log cannot be written, or `rate` is no share.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class Shadow:
             from memoptc.runtime.drift import reference_of
 
             reference = reference_of(calibration, self.control.get_inputs())
-        self._write({"event": "start", "rate": rate, "time": time.time(), "reference": reference})
+        try:
+            self._write({"event": "start", "rate": rate, "time": time.time(), "reference": reference})
+        except OSError as error:
+            raise InputError(f"The log {log} cannot be written: {error}.", hint="Give another file as log=.") from error
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None) -> Any:
         """Run the control, and now and then the candidate, too; give the control's outputs."""
@@ -76,22 +79,34 @@ class Shadow:
             return self.control.run(output_names, input_feed, run_options)
         started = time.perf_counter()
         outputs = self.control.run(output_names, input_feed, run_options)
-        between = time.perf_counter()
+        seconds = time.perf_counter() - started
         line: dict[str, Any] = {"event": "call", "call": number, "time": time.time()}
         try:
-            others = self.candidate.run(output_names, input_feed)
+            line["inputs"] = {n: found for n, v in input_feed.items() if (found := call_statistics(v)) is not None}
+            line |= self._beside(output_names, input_feed, outputs, seconds)
         except Exception as error:  # whatever it is, it must not reach a caller that the control has served
             line["error"] = f"{type(error).__name__}: {first_line(error)}"
-        else:
-            line["latency_s"] = {"control": between - started, "candidate": time.perf_counter() - between}
-            names = output_names or self._names
-            line["outputs"] = {n: _apart(a, b) for n, a, b in zip(names, outputs, others, strict=True)}
-        line["inputs"] = {name: found for name, v in input_feed.items() if (found := call_statistics(v)) is not None}
         line["resident_bytes"] = _resident_bytes()
         with self._lock:
             self.figures.add(line)
-            self._write(line)
+            try:
+                self._write(line)
+            except OSError:
+                self.figures.unwritten += 1
         return outputs
+
+    def _beside(
+        self, output_names: Sequence[str] | None, feed: Mapping[str, Any], outputs: Sequence[Any], seconds: float
+    ) -> dict[str, Any]:
+        """Run the candidate on a call that took the control so many seconds, and hold its outputs against these."""
+        started = time.perf_counter()
+        others = self.candidate.run(output_names, feed)
+        latency = {"control": seconds, "candidate": time.perf_counter() - started}
+        names = output_names or self._names
+        if len(others) != len(outputs):
+            return {"latency_s": latency, "outputs": {name: _alike(False) for name in names}}
+        apart = {n: _apart(a, b) for n, a, b in zip(names, outputs, others, strict=True)}
+        return {"latency_s": latency, "outputs": apart}
 
     def openmetrics(self) -> str:
         """Give the figures as OpenMetrics text."""
@@ -104,14 +119,16 @@ class Shadow:
         if self._log is not None:
             # Opened for each line: logs are moved away under a process that runs. Unbuffered, a line is one write.
             with open(self._log, "ab", buffering=0) as file:
-                file.write(f"{json.dumps(line)}\n".encode())
+                text = f"{json.dumps(line)}\n".encode()
+                if file.write(text) != len(text):
+                    raise OSError(f"{self._log} took part of a line only")
 
 
 class Figures:
     """Sums over the calls of a `Shadow`."""
 
     def __init__(self) -> None:
-        self.calls = self.shadowed = self.errors = self.rows = self.agreeing = 0
+        self.calls = self.shadowed = self.errors = self.unwritten = self.rows = self.agreeing = 0
         self.seconds = {"control": 0.0, "candidate": 0.0}
         self.signal = self.noise = 0.0
         self.resident_bytes = 0
@@ -146,6 +163,7 @@ class Figures:
             ("calls", "counter", self.calls),
             ("shadowed", "counter", self.shadowed),
             ("errors", "counter", self.errors),
+            ("unwritten_lines", "counter", self.unwritten),
             ("compared_rows", "counter", self.rows),
             ("agreeing_rows", "counter", self.agreeing),
             ("signal_energy", "counter", self.signal),
@@ -161,10 +179,14 @@ class Figures:
 
 def _apart(wanted: Any, got: Any) -> dict[str, Any]:
     """Distance of two values of one output: energies, and rows that agree."""
+    if isinstance(wanted, list | tuple):
+        if not isinstance(got, list | tuple) or len(wanted) != len(got):
+            return _alike(False)
+        parts = [_apart(a, b) for a, b in zip(wanted, got, strict=True)]
+        return {key: sum(part[key] for part in parts) for key in _alike(True)}
     a, b = np.asarray(wanted), np.asarray(got)
     if a.shape != b.shape or a.dtype.kind not in "fiub" or not a.size:
-        same = a.shape == b.shape and bool(np.array_equal(a, b))
-        return {"rows": 1, "agreeing": int(same), "signal": 0.0, "noise": 0.0}
+        return _alike(a.shape == b.shape and bool(np.array_equal(a, b)))
     x, y = a.astype(np.float64), b.astype(np.float64)
     if a.dtype.kind == "f" and a.ndim >= 2 and a.shape[-1] > 1:
         agrees = x.argmax(-1) == y.argmax(-1)
@@ -177,6 +199,11 @@ def _apart(wanted: Any, got: Any) -> dict[str, Any]:
         finite = np.isfinite(x) & np.isfinite(y)
         signal, noise = (float(np.square(v[finite]).sum()) for v in (x, apart))
     return {"rows": int(agrees.size), "agreeing": int(agrees.sum()), "signal": signal, "noise": noise}
+
+
+def _alike(same: bool) -> dict[str, Any]:
+    """Distance of two values that have no numbers to subtract."""
+    return {"rows": 1, "agreeing": int(same), "signal": 0.0, "noise": 0.0}
 
 
 def _resident_bytes() -> int | None:

@@ -101,6 +101,46 @@ def test_a_candidate_that_fails_or_differs_reaches_no_caller(tmp_path: Path) -> 
     assert text.endswith("# EOF\n")
 
 
+class Fixed:
+    """A session that gives the same each time."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = list(values)
+
+    def run(self, names: Any, feed: Any, options: Any = None) -> Any:
+        return self.values
+
+    def get_outputs(self) -> Any:
+        return Session(network()).get_outputs()[:1]
+
+
+def test_nothing_behind_the_controls_run_reaches_a_caller(tmp_path: Path) -> None:
+    ragged = [np.arange(3), np.arange(2)]
+    for control, candidate, agreement in (
+        (Fixed(ragged), Fixed([np.arange(3), np.arange(2)]), 1.0),
+        (Fixed(ragged), Fixed([np.arange(3), np.arange(3)]), 0.75),
+        (Fixed(ragged), Fixed(ragged[:1]), 0.0),
+        (Fixed(np.zeros(3, np.int64)), Fixed(np.zeros(3, np.int64), ragged), 0.0),
+        (Fixed(np.zeros(3, np.int64)), Fixed(ragged), None),
+    ):
+        shadow = Shadow(control, candidate, 1.0)
+        assert shadow.run(None, {"x": ragged, "z": np.ones(2)}) is control.values
+        assert (shadow.figures.agreement, shadow.figures.errors) == (agreement, agreement is None)
+    (tmp_path / "logs").mkdir()
+    shadow = Shadow(Fixed(ragged), Fixed(ragged), 1.0, log=tmp_path / "logs" / "log")
+    shadow.run(None, {"x": ragged, "z": np.ones(2)})
+    with (tmp_path / "logs" / "log").open("ab") as file:
+        file.write(b'{"event": "ca')  # a line that is being written
+    assert read_log(tmp_path / "logs" / "log")[1][0]["inputs"].keys() == {"z"}
+    (tmp_path / "logs").rename(tmp_path / "moved")
+    shadow.run(None, {"x": ragged})
+    assert (shadow.figures.shadowed, shadow.figures.unwritten) == (2, 1)
+    with pytest.raises(InputError, match="cannot be written"):
+        Shadow(Fixed(), Fixed(), log=tmp_path / "logs" / "log")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_log(tmp_path / "logs" / "log")
+
+
 def test_what_makes_no_sense_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no share of calls"):
         Shadow(network(), network(), 2.0)
