@@ -191,6 +191,15 @@ def even_parts(samples: int, most: int) -> list[int]:
     return [small + 1] * more + [small] * (calls - more)
 
 
+def check_slices(name: str, value: npt.NDArray[Any], axis: int, samples: int) -> None:
+    """Raise `InputError` where an output does not have a slice for each sample."""
+    if value.shape[axis] != samples:
+        raise InputError(
+            f"Output {name!r} has {value.shape[axis]} slices for {samples} samples.",
+            hint="The contract does not belong to this model: compile it again.",
+        )
+
+
 def run_in_parts(
     run: Callable[[Mapping[str, Any]], Sequence[Any]],
     names: Sequence[str],
@@ -210,7 +219,8 @@ def run_in_parts(
         into: Arrays for outputs, as far as there are some.
 
     Raises:
-        InputError: an output has another extent along its axis of samples than the call has samples.
+        InputError: an output has another extent along its axis of samples than the call has samples, or an array in
+            `into` another shape or type than the output.
     """
     import numpy as np
 
@@ -226,14 +236,16 @@ def run_in_parts(
         }
         for name, found in zip(names, run(part), strict=True):
             axis = batch.outputs[name]
-            if found.shape[axis] != count:
-                raise InputError(
-                    f"Output {name!r} has {found.shape[axis]} slices for {count} samples.",
-                    hint="The contract does not belong to this model: compile it again.",
-                )
+            check_slices(name, found, axis, count)
             shape = (*found.shape[:axis], total, *found.shape[axis + 1 :])
             if name not in results:
                 results[name] = into[name] if name in into else np.empty(shape, found.dtype)
+                if (results[name].shape, results[name].dtype) != (shape, found.dtype):
+                    raise InputError(
+                        f"Output {name!r} is {found.dtype} {list(shape)}; the array for it is {results[name].dtype} "
+                        f"{list(results[name].shape)}.",
+                        hint="Give an array of the output's shape and type in into=, or none.",
+                    )
             results[name][(slice(None),) * axis + (slice(start, start + count),)] = found
         start += count
     return [results[name] for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.admission import BatchAxis
+from memoptc.runtime.admission import BatchAxis, check_slices
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -197,6 +198,11 @@ class Batched:
         for request, values in zip(together, outputs, strict=True):
             request.answer.set_result(values)
 
+    def _names(self) -> tuple[str, ...]:
+        """Names of all outputs, in the order in which runs give them."""
+        ports = getattr(self._session, "get_outputs", None)
+        return tuple(self._batch.outputs) if ports is None else tuple(port.name for port in ports())
+
     def _run(self, together: Sequence[_Request]) -> list[list[Any]]:
         import numpy as np
 
@@ -210,7 +216,10 @@ class Batched:
             for name, value in first.feed.items()
         }
         values = self._session.run(first.names, feed)
-        names = first.names or tuple(self._batch.outputs)
-        ends = np.cumsum([r.samples for r in together])[:-1]
-        parts = [np.split(v, ends, self._batch.outputs[n]) for n, v in zip(names, values, strict=True)]
+        *ends, total = itertools.accumulate(r.samples for r in together)
+        parts = []
+        for name, value in zip(first.names or self._names(), values, strict=True):
+            axis = self._batch.outputs[name]
+            check_slices(name, value, axis, total)
+            parts.append(np.split(value, ends, axis))
         return [[np.ascontiguousarray(part[index]) for part in parts] for index in range(len(together))]

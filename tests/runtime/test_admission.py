@@ -19,7 +19,7 @@ from memoptc.ir.batch import separable_batch
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
-from memoptc.runtime.admission import Admission, BatchAxis, RunBytes, even_parts
+from memoptc.runtime.admission import Admission, BatchAxis, RunBytes, even_parts, run_in_parts
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.errors import MemoryLimit
 from memoptc.runtime.measured_contract import make_contract
@@ -127,6 +127,20 @@ def test_a_batch_is_split_to_fit_and_keeps_its_bits(compiled: Path, tier: Any) -
         assert into.tobytes() == expected.tobytes()
         session.run(None, images(4))
         assert session.parts == []
+
+
+def test_parts_go_into_arrays_of_the_outputs_shape_and_type_only() -> None:
+    x = np.arange(8, dtype=np.float32).reshape(4, 2)
+
+    def run(into: Any) -> Any:
+        return run_in_parts(lambda part: [part["x"] + 0.5], ["y"], {"x": x}, BATCH, [2, 2], {"y": into})[0]
+
+    for wrong in (np.zeros((5, 2), np.float32), np.zeros((4, 2), np.int32), np.zeros((4, 1), np.float32)):
+        with pytest.raises(InputError, match=r"is float32 \[4, 2\]; the array for it is"):
+            run(wrong)
+    right = np.zeros((4, 2), np.float32)
+    assert run(right) is right
+    assert np.array_equal(right, x + 0.5)
 
 
 def test_a_batch_that_was_thought_to_fit_is_split_further(compiled: Path) -> None:

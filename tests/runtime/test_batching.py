@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,22 @@ def test_an_error_goes_to_its_caller_only() -> None:
         with pytest.raises(ValueError, match="negative"):
             answers[2].result(20)
         assert answers[3].result(20)[0].tolist() == [[4, 4]]
+
+
+def test_outputs_that_are_no_samples_are_computed_one_by_one() -> None:
+    class Mean(Doubler):
+        def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
+            return [*super().run(output_names, input_feed), input_feed["x"].mean(0, keepdims=True)]
+
+        def get_outputs(self) -> list[Any]:
+            return [SimpleNamespace(name="y"), SimpleNamespace(name="m")]
+
+    runner = Mean()
+    with Batched(runner, BatchAxis({"x": 0}, {"m": 0, "y": 0}), 0.0, 8) as front:
+        answers = queued(front, runner, [one(1), one(3)])
+        runner.go.set()
+        assert [[v.tolist() for v in a.result(20)] for a in answers[1:]] == [[[[2, 2]], [[1, 1]]], [[[6, 6]], [[3, 3]]]]
+    assert runner.calls == [[0], [1, 3], [1], [3]]
 
 
 def test_what_is_cancelled_is_not_run() -> None:
