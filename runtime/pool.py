@@ -66,11 +66,17 @@ class Pool:
             options: Arguments of `Session`, such as `contract`.
 
         Raises:
-            InputError: it cannot be loaded.
+            InputError: it cannot be loaded, or an option is the pool's own (`memory`, `shared`).
             MemoryLimit: it does not fit, not even alone.
         """
         if not os.path.isfile(path):
             raise no_such_file(path)
+        fixed = sorted({"memory", "shared"} & set(options))
+        if fixed:
+            raise InputError(
+                f"{fixed[0]}= is no option of a pool's session: the pool itself says so.",
+                hint="Leave it out, or open the model with memoptc.runtime.Session.",
+            )
         session = PoolSession(self, os.fspath(path), self._options | options)
         with self._home.lock:
             self._sessions.append(session)
@@ -134,17 +140,22 @@ class Pool:
 
     def _ready(self, session: PoolSession) -> Session:
         """Load a session that is parked, and park others where the limit asks for it."""
+        session.check()
         self._sessions.remove(session)
         self._sessions.append(session)
-        session.read_weights()
-        while self.memory_limit is not None and self._left() < 0:
-            if not self._park_one(session):
-                need = self._fixed([session])
-                raise MemoryLimit(
-                    f"{session.path} takes {need} bytes alone; the limit of the pool is {self.memory_limit}.",
-                    hint="Raise the limit, or compile the model for less.",
-                )
-        return session.load()
+        try:
+            session.read_weights()
+            while self.memory_limit is not None and self._left() < 0:
+                if not self._park_one(session):
+                    need = self._fixed([session])
+                    raise MemoryLimit(
+                        f"{session.path} takes {need} bytes alone; the limit of the pool is {self.memory_limit}.",
+                        hint="Raise the limit, or compile the model for less.",
+                    )
+            return session.load()
+        except BaseException:
+            session.park()  # weights that no session runs on are given back
+            raise
 
     def _left(self) -> int:
         """Bytes of the limit that runs may take."""
@@ -206,7 +217,8 @@ class PoolSession:
         self.own_bytes = 0
         """Bytes that it allocates for weights that are not shared."""
         self._pool, self._options = pool, dict(options)
-        self._listed: list[ExternalWeight] = external_weights(path)
+        self._file = os.path.abspath(path)  # loaded again later, wherever the process is then
+        self._listed: list[ExternalWeight] = external_weights(self._file)
         self._session: Session | None = None
         self._closed = False
 
@@ -219,8 +231,11 @@ class PoolSession:
     def loaded(self) -> Session:
         """The session, loaded now if it was parked: for what is asked of it besides running."""
         with self._pool._home.lock:
-            self._check()
             return self._pool._ready(self)
+
+    def get_outputs(self) -> list[Any]:
+        """Give the model's outputs, as `Session.get_outputs` does."""
+        return list(self.loaded.get_outputs())
 
     def run(
         self,
@@ -235,7 +250,6 @@ class PoolSession:
             InputError: onnxruntime refuses the run, or the session is closed.
             MemoryLimit: it does not fit, not even with all others parked.
         """
-        self._check()
         return self._pool._run(self, output_names, input_feed, into=into)
 
     def park(self) -> None:
@@ -263,13 +277,14 @@ class PoolSession:
     def load(self) -> Session:
         """Load it, if it is not loaded."""
         if self._session is None:
-            self._session = Session(self.path, memory="planned", shared=self._pool._shared(self), **self._options)
+            self._session = Session(self._file, memory="planned", shared=self._pool._shared(self), **self._options)
             assert self._session._planned is not None
             self.own_bytes = self._session._planned.loaded_bytes
             self._pool._store.give_back()
         return self._session
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise if it is closed, which another thread may have done; asked where the pool is locked."""
         if self._closed:
             raise InputError(f"The session of {self.path} is closed.", hint="Open it again.")
 

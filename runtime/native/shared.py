@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import mmap
 import os
 import threading
@@ -80,6 +81,8 @@ class WeightStore:
     def __init__(self) -> None:
         self._files: dict[tuple[int, int, int], tuple[mmap.mmap, npt.NDArray[np.uint8]]] = {}
         self._places: dict[tuple[object, ...], StoredWeight] = {}
+        self._alike: dict[tuple[object, ...], dict[bytes, StoredWeight]] = {}
+        """Length, element type and dims -> the weights that have these, by digest; a single one under no digest."""
 
     def get(self, weight: ExternalWeight) -> StoredWeight:
         """Give the value of a weight.
@@ -93,7 +96,7 @@ class WeightStore:
         place = (file, weight.offset, weight.length, weight.element, weight.dims)
         if place not in self._places:
             part = data[weight.offset : weight.offset + weight.length]
-            self._places[place] = self._equal(weight, part, place) or StoredWeight(weight, part)
+            self._places[place] = self._stored(weight, part, place[2:])
             _give_back(mapped, weight.offset, weight.length)
         return self._places[place]
 
@@ -107,18 +110,26 @@ class WeightStore:
         for place, stored in list(self._places.items()):
             if stored not in kept:
                 del self._places[place]
+        left = {shape: {d: s for d, s in alike.items() if s in kept} for shape, alike in self._alike.items()}
+        self._alike = {shape: alike for shape, alike in left.items() if alike}
         held = {place[0] for place in self._places}
         for file, (mapped, _) in self._files.items():
             if file not in held:
                 _give_back(mapped, 0, len(mapped))
 
-    def _equal(
-        self, weight: ExternalWeight, part: npt.NDArray[np.uint8], place: tuple[object, ...]
-    ) -> StoredWeight | None:
-        for known, stored in self._places.items():
-            if known[2:] == place[2:] and np.array_equal(stored.data, part):
-                return stored
-        return None
+    def _stored(self, weight: ExternalWeight, part: npt.NDArray[np.uint8], shape: tuple[object, ...]) -> StoredWeight:
+        """Give the weight that has these bytes, or a new one. Nothing is read as long as it is alone in its shape."""
+        alike = self._alike.setdefault(shape, {})
+        if not alike:
+            alike[b""] = StoredWeight(weight, part)
+            return alike[b""]
+        if b"" in alike:
+            single = alike.pop(b"")
+            alike[_digest(single.data)] = single
+        digest = _digest(part)
+        if digest not in alike or not np.array_equal(alike[digest].data, part):
+            alike[digest] = StoredWeight(weight, part)
+        return alike[digest]
 
     def _mapped(self, file: str) -> tuple[tuple[int, int, int], mmap.mmap, npt.NDArray[np.uint8]]:
         try:
@@ -131,6 +142,10 @@ class WeightStore:
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be mapped: {error}.", hint="Write the model again.") from None
         return key, *self._files[key]
+
+
+def _digest(data: npt.NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _give_back(mapped: mmap.mmap, offset: int, length: int) -> None:

@@ -12,7 +12,9 @@ from pool_models import LAYERS, WEIGHTS, alone, feed, write
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime import MemoryLimit, Pool, Session
-from memoptc.runtime.external_weights import external_weights
+from memoptc.runtime.external_weights import ExternalWeight, external_weights
+from memoptc.runtime.native import shared
+from memoptc.runtime.native.shared import WeightStore
 
 pytestmark = pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
 
@@ -101,6 +103,78 @@ def test_threads_take_turns(models: list[Path]) -> None:
         for thread in threads:
             thread.join()
         assert not wrong
+
+
+def test_a_session_closed_while_its_call_waits_says_so(models: list[Path]) -> None:
+    found: list[BaseException] = []
+    with Pool(threads=1) as pool:
+        session = pool.open(models[0])
+        asked = threading.Event()
+
+        def call() -> None:
+            asked.set()
+            with pytest.raises(InputError, match="is closed") as raised:
+                session.run(None, feed(3))
+            found.append(raised.value)
+
+        thread = threading.Thread(target=call)
+        with pool._home.lock:
+            thread.start()
+            assert asked.wait(20)
+            session.close()
+        thread.join(20)
+    assert len(found) == 1
+
+
+def test_a_parked_session_loads_again_in_another_folder(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(models[0].parent)
+    with Pool(threads=1) as pool:
+        session = pool.open(models[0].name)
+        session.park()
+        monkeypatch.chdir("/")
+        assert session.run(None, feed(3))[0].tobytes() == alone(models[0], 3)
+        assert session.path == models[0].name
+
+
+def test_after_a_load_that_failed_no_weights_are_held(tmp_path: Path) -> None:
+    path = write(tmp_path, "a", 0)
+    with Pool(threads=1) as pool:
+        session = pool.open(path)
+        session.park()
+        model = path.read_bytes()
+        path.write_bytes(model.replace(b"Tanh", b"Tanx"))
+        with pytest.raises(InputError):
+            session.run(None, feed(3))
+        assert not session.weights
+        assert not pool._store._places
+        assert not pool._store._alike
+        path.write_bytes(model)
+        assert session.run(None, feed(3))[0].tobytes() == alone(path, 3)
+        for option in ("memory", "shared"):
+            with pytest.raises(InputError, match=f"{option}= is no option"):
+                pool.open(path, **{option: "planned"})
+
+
+def test_weights_are_read_at_most_twice_and_single_ones_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, size, digested = 40, 512, []
+    plain = shared._digest
+    monkeypatch.setattr(shared, "_digest", lambda data: digested.append(len(data)) or plain(data))
+    values = [i % 30 for i in range(count)]
+    (tmp_path / "w").write_bytes(b"".join(bytes([v]) * size for v in values) + b"x" * 8)
+    store = WeightStore()
+    single = store.get(ExternalWeight("single", 2, (8,), str(tmp_path / "w"), count * size, 8))
+    first = store.get(ExternalWeight("w", 2, (size,), str(tmp_path / "w"), 0, size))
+    assert digested == []
+    held = [store.get(ExternalWeight("w", 2, (size,), str(tmp_path / "w"), i * size, size)) for i in range(count)]
+    assert held[0] is first
+    assert [int(w.data[0]) for w in held] == values
+    assert len(set(held)) == 30
+    assert digested == [size] * count
+    store.drop({single, held[3]})
+    assert store.get(ExternalWeight("w", 2, (size,), str(tmp_path / "w"), 33 * size, size)) is held[3]
+    assert sum(map(len, store._alike.values())) == 2
 
 
 def test_a_closed_session_says_so_and_gives_its_weights_back(models: list[Path]) -> None:
