@@ -193,6 +193,7 @@ def split(path: Path, folder: Path, count: int, dims: Mapping[str, int]) -> Cut:
             (inner / f"stage{number}.onnx").write_bytes(stage.SerializeToString(deterministic=True))
         manifest = {
             "stages": [f"stage{number}.onnx" for number in range(len(stages))],
+            "inputs": [value.name for value in proto.graph.input],
             "outputs": [output.name for output in proto.graph.output],
         }
         (inner / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

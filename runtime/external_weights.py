@@ -1,4 +1,4 @@
-"""Weights of a model that lie in files of their own, listed without the onnx package.
+"""Weights of a model that lie in files of their own, and names of its inputs, listed without the onnx package.
 
 The file is walked as a protobuf message; only names, shapes and places are looked at.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
 
-_GRAPH, _INITIALIZER = 7, 5
+_GRAPH, _INITIALIZER, _INPUT, _PORT = 7, 5, 11, 1
 _DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 
@@ -53,6 +53,22 @@ def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
             return [weight for weight in found if weight is not None]
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no ONNX model: {error}.") from None
+
+
+def input_names(model: str | os.PathLike[str]) -> list[str]:
+    """Give the names of a model's inputs, in the order of the file.
+
+    Raises:
+        InputError: the file is not there, or no model.
+    """
+    path = os.path.abspath(os.fspath(model))
+    try:
+        with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            graphs = [span for field, span in _fields(data, (0, len(data))) if field == _GRAPH]
+            inputs = (span for graph in graphs for field, span in _fields(data, graph) if field == _INPUT)
+            return [data[a:b].decode() for span in inputs for field, (a, b) in _fields(data, span) if field == _PORT]
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is no ONNX model: {error}.", hint="Write it again.") from None
 
 
 Span = tuple[int, int]

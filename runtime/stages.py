@@ -12,6 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.external_weights import input_names
 
 MANIFEST = "stages.json"
 
@@ -40,27 +41,34 @@ class Stages:
         ahead: bool = True,
         options: ort.SessionOptions | None = None,
     ) -> None:
-        self.folder, self._keep, self._ahead, self._options = Path(folder), keep, ahead and not keep, options
+        self.folder = Path(os.path.abspath(folder))  # stages are loaded later, wherever the process is then
+        self._keep, self._ahead, self._options = keep, ahead and not keep, options
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
+            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
             self._files = [self.folder / name for name in manifest["stages"]]
             self._outputs: list[str] = manifest["outputs"]
+            self._inputs: list[str] | None = manifest.get("inputs")  # those that no stage reads, too
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self.folder} holds no stages: {error}.", hint="Make some with memoptc stages MODEL -o FOLDER."
+                f"{folder} holds no stages: {error}.", hint="Make some with memoptc stages MODEL -o FOLDER."
             ) from error
+        self._last = {name: number for number, file in enumerate(self._files) for name in input_names(file)}
+        """Value -> the last stage that reads it."""
         self._kept = [self._load(file) for file in self._files] if keep else []
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
         """Run all stages; arguments and result as those of `onnxruntime.InferenceSession.run`.
 
         Raises:
-            InputError: an output has no such name, or an input is missing.
+            InputError: no output or no input has such a name, or an input is missing.
         """
         wanted = list(output_names or self._outputs)
         for name in wanted:
             if name not in self._outputs:
                 raise InputError(f"There is no output {name!r}.", hint=f"Outputs are {', '.join(self._outputs)}.")
+        for name in input_feed:
+            if self._inputs is not None and name not in self._inputs:
+                raise InputError(f"There is no input {name!r}.", hint=f"Inputs are {', '.join(self._inputs)}.")
         values: dict[str, Any] = dict(input_feed)
         with ThreadPoolExecutor(1) as loader:
             following: Future[ort.InferenceSession] | None = None
@@ -70,6 +78,8 @@ class Stages:
                     following = loader.submit(self._load, self._files[number + 1])
                 self._run_stage(session, values)
                 del session
+                for name in [n for n in values if self._last.get(n, -1) <= number and n not in wanted]:
+                    del values[name]
         return [values[name] for name in wanted]
 
     def _run_stage(self, session: ort.InferenceSession, values: dict[str, Any]) -> None:

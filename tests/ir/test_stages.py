@@ -129,6 +129,30 @@ def test_what_cannot_be_cut_or_run_is_refused(tmp_path: Path) -> None:
         Stages(tmp_path / "out").run(None, {"x": np.zeros((1, 64), np.float32)})
     with pytest.raises(InputError, match="no output 'z'"):
         Stages(tmp_path / "out").run(["z"], {})
+    with pytest.raises(InputError, match="no input 'z'"):
+        Stages(tmp_path / "out").run(None, {"z": np.zeros(1, np.float32)})
+
+
+def test_values_are_dropped_behind_their_last_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And stages are found again in another folder; an input that no stage reads may be given all the same."""
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[4] x, float[4] unused) => (float[4] y, float[4] a) {
+        a = Mul (x, u)  b = Mul (a, v)  c = Mul (b, w)  d = Mul (c, t)  y = Add (d, a) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(np.full(4, 2, np.float32), name) for name in "uvwt")
+    onnx.save(model, tmp_path / "m.onnx")
+    split(tmp_path / "m.onnx", tmp_path / "out", 4, {})
+    monkeypatch.chdir(tmp_path)
+    stages = Stages("out")
+    monkeypatch.chdir("/")
+    held: list[set[str]] = []
+    run = stages._run_stage
+    monkeypatch.setattr(stages, "_run_stage", lambda session, values: (held.append(set(values)), run(session, values)))
+    feed = {"x": np.ones(4, np.float32), "unused": np.ones(4, np.float32)}
+    (found,) = stages.run(["y"], feed)
+    assert len(held) == 4
+    assert held[0] == {"x", "unused"}
+    assert all(len(values) == 2 and "a" in values for values in held[2:])
+    np.testing.assert_allclose(found, whole(tmp_path / "m.onnx", feed)[0], rtol=1e-6)
 
 
 def test_what_numpy_cannot_carry_does_not_cross(tmp_path: Path) -> None:
