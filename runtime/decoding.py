@@ -140,8 +140,8 @@ class Tokens:
         """Start anew with a prompt.
 
         Args:
-            ids: Token numbers of one sequence, or of several, which need not be equally long: shorter ones are padded
-                at the left, and the padding masked.
+            ids: Token numbers of one sequence, or of several, which need not be equally long where the model can tell
+                padding: shorter ones are padded at the left, and the padding masked.
             context: Other inputs by name, such as the states of an encoder, kept for later steps.
 
         Returns:
@@ -156,6 +156,13 @@ class Tokens:
             why = "counts keys instead of masking them" if self._facts.mask else "has no mask"
             raise InputError(
                 f"The prompts have different lengths, and the model {why}, so that shorter ones cannot be padded.",
+                hint="Run each in a sequence of its own (decoder.sequence()).",
+            )
+        per_row = self._facts.positions and self._facts.positions_rank == 2
+        if not shown.all() and not self._facts.rotary and not per_row:
+            raise InputError(
+                "The prompts have different lengths, and the model numbers the steps of all sequences alike, so that "
+                "padding at the left would shift the positions of shorter ones.",
                 hint="Run each in a sequence of its own (decoder.sequence()).",
             )
         self._start(len(rows), context or {})

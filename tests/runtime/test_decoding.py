@@ -105,6 +105,9 @@ def test_shorter_prompts_of_a_batch_are_padded(saved: Any) -> None:
         assert len(set(alone[0])) > 2
         ended = list(model.generate(prompts, max_new_tokens=5, stop=alone[0][1]))
         assert [t[0] for t in ended] == [alone[0][0], *[None] * (len(ended) - 1)]
+    computed = decoder(Style(rotary="none", positions="computed"))
+    with Decoder(saved(computed)) as model, pytest.raises(memoptc.InputError, match="all sequences alike"):
+        model.prefill(prompts)
     for unmasked in ("genai", "constant length"):
         with Decoder(saved(FORMS[unmasked]())) as model, pytest.raises(memoptc.InputError, match="different lengths"):
             model.prefill(prompts)
