@@ -31,7 +31,8 @@ def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]
         [sys.executable, "-m", module, str(asked), str(answered)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # of the message
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # data may be `module:function`
     )

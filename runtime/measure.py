@@ -27,6 +27,7 @@ from memoptc.runtime.options import STOCK, Feed, RunOptions
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
 _MOST_ROUNDS = 60  # until an interval leaves the bound that is asked about
+_DECIDING_ROUNDS = 5  # the fewest of which an interval holds the true slowdown as often as `_UNSURE` says
 _TURN_SECONDS = 0.2  # then a turn takes about so long: many short turns tell more than few long ones
 _APART_ROUNDS = 5  # where each turn loads its model anew
 _APART_SHARE = 2  # times the seconds for runs: what these turns may take, loading included
@@ -127,7 +128,8 @@ class Slowdown:
 
     Args:
         ratio: The middle of the ratios' means in pairs (Hodges and Lehmann's estimate).
-        low: Lower end of the interval that holds the true middle in at least 93 % of cases.
+        low: Lower end of the interval that holds the true middle in at least 93 % of cases; of fewer than five turns,
+            all of which count, in 87.5 % (four), 75 % (three) or 50 % (two).
         high: Its upper end.
     """
 
@@ -161,6 +163,8 @@ class Slowdown:
 @functools.cache
 def _dropped(count: int) -> int:
     """Number of means to drop at each end, so that the interval still holds the middle in 93 % of cases.
+
+    None below five turns: then even the whole range holds it less often.
 
     Of the 2**count ways to choose among the ranks 1 ... count, those with a sum of at most n make up the probability
     that the true middle lies below the mean number n + 1.
@@ -217,7 +221,8 @@ def measure(
         models: Paths of the models, usually control and candidate.
         feed: The inputs: the same for all, or one per model.
         options: How to run: one for all, or one per model.
-        seconds: About how long all timed runs together may take. Every model runs at least 3 times.
+        seconds: About how long all timed runs together may take. Every model runs at least 3 times; at least 5 times
+            where a `bound` is asked about and all models are loaded together.
         bound: Take short turns, and more of them, up to three times `seconds`, until it is decided that the slowdown
             of one other model against the first lies above the bound, or of none.
         needs: What `measure_need` gave for each of the cases, where that is known already.
@@ -317,7 +322,8 @@ def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[
         for ask in workers:
             ask(do="load")
         warm = max(1e-6, sum(ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers))
-        rounds = most = max(3, min(_ROUNDS, int(seconds / warm)))
+        fewest = 3 if bound is None else _DECIDING_ROUNDS
+        rounds = most = max(fewest, min(_ROUNDS, int(seconds / warm)))
         turn = seconds / rounds
         if bound is not None and len(cases) > 1:
             turn = min(turn, _TURN_SECONDS * len(cases))

@@ -39,7 +39,9 @@ def run_here(words: Sequence[str], patience: float, folder: Path | None = None) 
     """Run a compile in a process of its own; the reason when it fails."""
     command = [sys.executable, "-m", "memoptc", *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False, cwd=folder)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=patience, check=False, cwd=folder
+        )
     except subprocess.TimeoutExpired:
         return f"took more than {patience:g} s"
     lines = [line for line in done.stderr.splitlines() if line.startswith("memoptc:")] or done.stderr.splitlines()[-1:]
