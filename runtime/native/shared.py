@@ -145,7 +145,7 @@ class WeightStore:
 
 
 def _digest(data: npt.NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(memoryview(data), digest_size=16).digest()
+    return hashlib.blake2b(data.data, digest_size=16).digest()
 
 
 def _give_back(mapped: mmap.mmap, offset: int, length: int) -> None:
