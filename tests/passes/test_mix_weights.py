@@ -261,3 +261,17 @@ def test_layers_are_not_searched_where_nothing_can_be_measured(monkeypatch: pyte
             Quantize(form="dynamic", min_sqnr=20.0).run(graph, context)
             assert any(text in w and "is not measured" in w for w in context.warnings)
             assert any(op.op_type == "DynamicQuantizeMatMul" or "Integer" in op.op_type for op in graph.ops)
+
+
+def test_the_layer_that_integers_break_stays_in_float_without_data() -> None:
+    """One column of what the fourth product reads is far beyond the others, and counts as little as they do."""
+    arrays = {f"w{i}": normal(64, 64, seed=i, scale=0.125) for i in range(6)}
+    arrays["w2"][:, 0] *= 3000
+    arrays["w3"][0] /= 3000
+    chain = " ".join(f"x{i + 1} = MatMul(x{i}, w{i})" for i in range(6))
+    graph = read_onnx(parse(f"g (float[N, 64] x0) => (float[N, 64] x6) {{ {chain} }}", **arrays))
+    infer_shapes(graph)
+    context = Context(dims={"N": 3})
+    Quantize(form="dynamic", min_sqnr=20.0).run(graph, context)
+    assert [op.result.name for op in graph.ops if op.is_a("MatMul")] == ["x4"]
+    assert any("1 of 6 layers in float: MatMul_x4 (" in w for w in context.warnings)
