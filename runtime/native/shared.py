@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
 import os
 import threading
@@ -145,6 +144,8 @@ class WeightStore:
 
 
 def _digest(data: npt.NDArray[np.uint8]) -> bytes:
+    import hashlib  # a session of its own needs none
+
     return hashlib.blake2b(data.data, digest_size=16).digest()
 
 
