@@ -104,6 +104,8 @@ def test_need_counts_loading_runs_and_what_session_adds(tmp_path: Path) -> None:
         assert sum(parts.values()) == found.need_bytes
         assert parts["activations"] == 4 * MB
         assert parts["workspace"] > 8 * MB  # what was planned is less than what runs take
+    timed = measure([path, path], feed, options=InSession(), seconds=1e-3, bound=9.0, needs=[session, session])
+    assert all(len(found.turns_ms) >= 5 for found in timed)  # fewer decide nothing
 
 
 def test_weights_of_a_file_are_mapped(tmp_path: Path) -> None:
