@@ -293,43 +293,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 return [found[name] for name in names]
             if not into:
                 return list(super().run(names, dict(input_feed), run_options))
-            return self._run_into(names, input_feed, run_options, into)
+            from memoptc.runtime.outputs import run_into  # numpy, for those who hand in arrays
 
-    def _run_into(
-        self,
-        names: Sequence[str],
-        feed: Feed,
-        run_options: ort.RunOptions | None,
-        into: Mapping[str, npt.NDArray[Any]],
-    ) -> list[Any]:
-        import numpy as np
-
-        binding = super().io_binding()
-        for name, value in feed.items():
-            binding.bind_cpu_input(name, np.asarray(value, order="C"))
-        # Others are copied to: onnxruntime would write beside them, or over what it still reads.
-        direct = {
-            name
-            for name, array in into.items()
-            if array.flags.c_contiguous and not any(np.may_share_memory(array, v) for v in feed.values())
-        }
-        for name in names:
-            if name in direct:
-                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(into[name]))
-            else:
-                binding.bind_output(name)
-        super().run_with_iobinding(binding, run_options)
-        found = dict(zip(names, binding.get_outputs(), strict=True))
-        for name in names:
-            if name in into and name not in direct:
-                written = found[name].numpy()
-                if written.shape != into[name].shape or written.dtype != into[name].dtype:
-                    raise invalid_argument(
-                        f"The output {name!r} is {written.dtype} {written.shape}, its array "
-                        f"{into[name].dtype} {into[name].shape}."
-                    )
-                np.copyto(into[name], written)
-        return [into[n] if n in into else v.numpy() for n, v in found.items()]
+            return run_into(self, names, input_feed, run_options, into)
 
     def set_providers(
         self,

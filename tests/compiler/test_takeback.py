@@ -18,10 +18,11 @@ import memoptc
 from memoptc.allowance import CUT, Allowance
 from memoptc.attempts import Edit
 from memoptc.cli.main import main
+from memoptc.edits import find_edit, weaker_forms
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.pipeline import parse as parse_pipeline
-from memoptc.takeback import Keeper, find_edit, weaker_forms
+from memoptc.takeback import Keeper
 
 MB = 1 << 20
 
