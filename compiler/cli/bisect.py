@@ -46,10 +46,16 @@ def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Ta
     lines = [culprit or "no pass breaks the numbers"]
     if culprit and reduced is not None:
         from memoptc.cli.reduce import describe, portable, reduce_by
+        from memoptc.ir.diagnostics import InputError
 
         plain = portable({name: options[name] for name in ("level", "target", "passes", "dims", "plugins")})
-        found = reduce_by(model, reduced, plain, "differs", quiet=talk.quiet)
-        told["reduced"] = vars(found) | {"file": reduced}
-        lines.append(describe(found, reduced))
+        try:
+            found = reduce_by(model, reduced, plain, "differs", quiet=talk.quiet)
+        except InputError as error:  # what it tries is less than what was found with the data given
+            told["reduced"] = {"error": error.message}
+            lines.append(f"not reduced: {error.message}")
+        else:
+            told["reduced"] = found.to_json() | {"file": reduced}
+            lines.append(describe(found, reduced))
     talk.tell(told, lambda: click.echo("\n".join(lines)), always=True)
     return 3 if culprit else 0

@@ -9,7 +9,6 @@ import click
 
 from memoptc.cli.options import Talk, print_json, takes, talks
 from memoptc.cli.project import ProjectCommand
-from memoptc.ir.diagnostics import MemoptcError
 from memoptc.options import FileOptions
 
 if TYPE_CHECKING:
@@ -47,6 +46,9 @@ def command(
     if model is None:
         if project is None or not project.models:
             raise click.UsageError("Missing argument 'MODEL', and no memoptc.toml here lists models.")
+        reports = any(word.partition("=")[0] == "--report" for word in context.meta["words"])
+        if output is not None or (reports and len(project.models) > 1):
+            raise click.UsageError("One file cannot be that of every model; name MODEL, or outputs in memoptc.toml.")
         return _compile_all(project, context.meta["words"], talk)
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
@@ -67,7 +69,7 @@ def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
     Returns:
         The exit code of the first that failed; 0 when none did.
     """
-    from memoptc.cli.main import report_error
+    from memoptc.cli.main import report_error, what_is_wrong
 
     code, told = 0, []
     for entry in project.models:
@@ -81,10 +83,11 @@ def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
                 entry.output.parent.mkdir(parents=True, exist_ok=True)
             with command.make_context("compile", asked, obj=reports if talk.as_json else None) as context:
                 command.invoke(context)
-        except MemoptcError as error:
-            report_error(f"{entry.model}: {error.message}", error.hint)
-            reports.append({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
-            code = code or error.exit_code
+        except Exception as error:
+            message, hint, status = what_is_wrong(error)
+            report_error(f"{entry.model}: {message}", hint)
+            reports.append({"error": message, "hint": hint, "exit_code": status})
+            code = code or status
         told += [{"model": entry.model} | report for report in reports]
     if talk.as_json:
         print_json({"models": told})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import io
@@ -103,13 +104,15 @@ def main(args: list[str] | None = None) -> int:
             _error_as_json(e.format_message(), "", 2)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has left; Python must not complain about it while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unread()
+    except SystemExit as e:
+        if isinstance(e.__context__, OSError) and e.__context__.errno == errno.EPIPE:  # click's own answer to that
+            return _unread()
+        raise
     except Exception as e:
         if debug:
             raise
-        message, hint, status = _told(e)
+        message, hint, status = what_is_wrong(e)
         report_error(message, hint)
         if as_json:
             _error_as_json(message, hint, status)
@@ -119,7 +122,13 @@ def main(args: list[str] | None = None) -> int:
             gc.freeze()  # the process ends, and what it held with it: Python need not look through that for garbage
 
 
-def _told(e: Exception) -> tuple[str, str, int]:
+def _unread() -> int:
+    """Whoever read our output has left: that is no fault, and Python must not complain while it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def what_is_wrong(e: Exception) -> tuple[str, str, int]:
     """Give what is wrong, how to go on, and the exit code."""
     if isinstance(e, MemoptcError):
         return e.message, e.hint, e.exit_code

@@ -79,7 +79,7 @@ def command(
         seconds=seconds,
         quiet=talk.quiet,
     )
-    talk.tell(vars(found) | {"file": output}, lambda: click.echo(describe(found, output)), always=True)
+    talk.tell(found.to_json() | {"file": output}, lambda: click.echo(describe(found, output)), always=True)
     return 0
 
 

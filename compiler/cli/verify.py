@@ -61,6 +61,7 @@ def command(
 
 
 def _print(found: Verification, metric: str | None) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from memoptc.cli.show import result_console
@@ -70,7 +71,7 @@ def _print(found: Verification, metric: str | None) -> None:
     for o in found.outputs:
         cells = [o[k] for k in ("max_abs", "max_rel", "cosine", "sqnr_db", "top1_agreement")]
         text = ["" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-        table.add_row(o["name"], *text, found.judged_by.get(o["name"], ""))
+        table.add_row(escape(o["name"]), *text, found.judged_by.get(o["name"], ""))
     console.print(table)
     for note in (*found.failures, *found.notes):
         console.print(note, soft_wrap=True, markup=False)

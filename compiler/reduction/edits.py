@@ -245,7 +245,7 @@ def _shrink_tensor(tensor: onnx.TensorProto, extent: int, other: int) -> None:
         return
     array = numpy_helper.to_array(tensor)
     smaller = array[tuple(slice(other if n == extent else n) for n in array.shape)]
-    if smaller.ndim <= 1 and smaller.dtype.kind == "i":
+    if smaller.ndim <= 1 and smaller.dtype.kind == "i" and max(extent, other) <= np.iinfo(smaller.dtype).max:
         smaller = np.where(smaller == extent, np.asarray(other, smaller.dtype), smaller)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(smaller).reshape(smaller.shape), tensor.name))
 

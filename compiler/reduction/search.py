@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,6 +40,10 @@ class Reduction:
     nodes: tuple[int, int]
     trials: int
     complete: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what a report says of it; the model is a file."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
 
 
 def reduce_file(

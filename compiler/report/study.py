@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from memoptc.plain import plain
 from memoptc.report.rows import size
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _PAGE = (
 def render(found: Study, name: str) -> str:
     """Give the text of one of `FILES`."""
     if name.endswith(".json"):
-        return json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(plain(found.to_json()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return _html(found) if name.endswith(".html") else _markdown(found)
 
 

@@ -34,6 +34,7 @@ from lark import Token
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InputError, SourceError
+from memoptc.ir.dims import Sym
 from memoptc.ir.types import DType
 from memoptc.rewrite.driver import RulePass
 from memoptc.rewrite.pattern import Any_, Const, NoMatch, Operand, OpPattern, Optional_, Rest, key_of
@@ -344,11 +345,18 @@ class _Replace:
             attrs |= matched[self.results[Ref(token).name][0]].attrs
         for key, expression in made.attributes:
             value = _evaluate(expression, bindings | matched)
-            if value is None:
+            if not _is_written(value):
                 raise NoMatch(f"attribute {key} is not known")
             attrs[key] = value
         domain, separator, op_type = made.operator.rpartition("::")
         return b.op(op_type, operands, attrs, domain=domain if separator else None, outputs=outputs).results
+
+
+def _is_written(value: Any) -> bool:
+    """True for what an attribute can hold; unknown values and symbolic extents it cannot."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_written, value))
+    return value is not None and not isinstance(value, Sym)
 
 
 def _made(b: Builder, operand: Any, like: Value | None, bindings: Bindings) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator as operator_
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ def shape(value: Value) -> tuple[Any, ...] | None:
 def dim(value: Value, axis: int) -> Any:
     """The extent of an axis."""
     found = shape(value)
-    return None if found is None or not -len(found) <= axis < len(found) else found[axis]
+    if found is None or not isinstance(axis, int) or not -len(found) <= axis < len(found):
+        return None
+    return found[axis]
 
 
 @predicate
@@ -216,22 +219,27 @@ def elements(value: Value) -> Any:
     return tuple(value.tensor.numpy().reshape(-1).tolist())
 
 
+def _plain(number: object) -> bool:
+    """True for a finite number that floats reach; a symbolic extent is none."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
+
+
 @predicate
 def sqrt(number: float) -> float | None:
     """The square root; not known below 0."""
-    return math.sqrt(number) if _number(number) and number >= 0 else None
+    return math.sqrt(number) if _plain(number) and number >= 0 else None
 
 
 @predicate
 def exp(number: float) -> float | None:
     """e to the power of a number."""
-    return math.exp(number) if _number(number) and number < 700 else None
+    return math.exp(number) if _plain(number) and number < 700 else None
 
 
 @predicate
 def log(number: float) -> float | None:
     """The natural logarithm; not known of 0 and below."""
-    return math.log(number) if _number(number) and number > 0 else None
+    return math.log(number) if _plain(number) and number > 0 else None
 
 
 @predicate

@@ -23,6 +23,7 @@ from memoptc.instruments import (
     write_reproducer,
 )
 from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import MemoptcError, first_line
 from memoptc.ir.onnx_io import write_into
 from memoptc.lossy import lossy_passes
 from memoptc.manager import Instrument, PassFailed, run_pipeline
@@ -153,9 +154,12 @@ def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipel
     except PassFailed as failure:
         failure.index += len(before)
         path = Path(f"memoptc-reproducer-{failure.pass_.name}.mir")
-        original = prepare(compilation).graph
-        write_reproducer(path, original, steps, failure, lambda: context_of(compilation), named)
-        failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
+        try:
+            original = prepare(compilation).graph
+            write_reproducer(path, original, steps, failure, lambda: context_of(compilation), named)
+            failure.hint = f"A reproducer was written: memoptc opt {path}{plugins}. {failure.hint}"
+        except (OSError, MemoptcError) as error:  # the failure is what counts
+            failure.hint = f"No reproducer could be written: {first_line(error)} {failure.hint}"
         raise
     trim(collect=False)  # what passes tried and gave up
     changed = changes.positions()

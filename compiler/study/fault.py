@@ -38,8 +38,8 @@ def failure_check(original: Path, file_bytes: int, asked: Asked, scratch: Path) 
     broken = scratch / "broken.onnx"
     write_into(graph, broken)
     words = ["verify", str(original), str(broken)]
-    for name, extent in asked.dims:
-        words += ["--dim", f"{name}={extent}"]
+    for symbol, extent in asked.dims:
+        words += ["--dim", f"{symbol}={extent}"]
     data = asked.validation or asked.calibration
     words += [] if data is None else ["--validation", data]
     words += ["--target", asked.targets[-1]] if asked.targets else []

@@ -43,6 +43,10 @@ def test_command_line_before_entry_before_options_before_defaults(
     assert main(["compile", "--json"]) == 2  # the second model is missing; the first is compiled all the same
     first, second = json.loads(capsys.readouterr().out)["models"]
     assert "missing.onnx" in second["error"]
+    for words in (["-o", "all.onnx"], ["--report", "all.json"]):  # one file for two models
+        assert main(["compile", *words]) == 2
+        assert "cannot be that of every model" in capsys.readouterr().err
+    assert not (tmp_path / "below" / "all.onnx").exists()
     report = json.loads((tmp_path / "out/first.json").read_text())
     assert (tmp_path / "out/first.onnx").is_file()
     for options in (first["options"], report["options"]):

@@ -121,6 +121,19 @@ def test_floats_compare_as_onnx_keeps_them() -> None:
     assert run(graph, text)[0] == {"r": 1}
 
 
+def test_symbolic_extents_are_no_numbers_and_no_attributes() -> None:
+    open_ = TensorType(DType.FLOAT, (Sym("N"), 4))
+    for rule in (
+        "match %y = Neg(%x) where sqrt(dim(%x, 0)) > 2 replace %y = Abs(%x)",
+        "match %y = Neg(%x) where dim(%x, value(%x)) == 1 replace %y = Abs(%x)",
+        "match %y = Neg(%x) replace %y = Softmax(%x) {axis = dim(%x, 0)}",
+        "match %y = Neg(%x) replace %y = Softmax(%x) {axis = value(%x)}",
+    ):
+        graph = graph_of(lambda b, x: b.Neg(x), open_)
+        assert run(graph, f"rule r {{ {rule} }}")[0] == {}
+        assert kinds(graph) == ["Neg"]
+
+
 def test_what_is_not_known_holds_neither_way() -> None:
     unknown = TensorType(DType.FLOAT, None)
     for condition in ("rank(%x) == 2", "not rank(%x) == 2", "rank(%x) != 2", "not rank(%x) < 2"):
