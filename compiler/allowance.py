@@ -1,53 +1,154 @@
-"""Time that a compile may spend on finding out what to take back: one allowance for all of its gates."""
+"""Time of one compile: when work that it could do without is no longer begun, and what was left out for that."""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-SECONDS, SECONDS_PER_NODE = 60.0, 0.05
-"""Seconds for any model, and for each node of it."""
+SECONDS, SECONDS_PER_NODE, SECONDS_PER_MB = 300.0, 0.1, 0.5
+"""Time limit where nobody gives one: seconds for any model, for each node of it, and for each megabyte of weights."""
+WITH_DATA = 4.0
+"""Times as much where passes run the model on samples."""
+
+SEARCHES, PASSES, GATES = 0.4, 0.5, 0.75
+"""Parts of the time limit after which searches inside of passes settle for the best that they have; passes are ended
+and left out; and the same for passes that write the numbers that were asked for, and for attempts of gates. What is
+left is for writing, proof and measurement, which nothing goes without."""
+
+GATE_SECONDS, GATE_SECONDS_PER_NODE = 60.0, 0.05
+"""Seconds of all gates' attempts for any model, and for each node of it."""
 MEASURINGS = 5.0
-"""How often measuring one attempt may take its time besides, which is some fifty runs of the model."""
+"""How often measuring one attempt, some fifty runs of the model, may take its time besides: in gates and in all."""
 BUILDS = 8.0
-"""How often making one attempt may, from the passes to the file."""
+"""The same of making one attempt, from the passes to the file."""
+AGAIN = 1.5
+"""Times as long as the longest one so far that making another attempt may take before its searches end."""
 
 CUT = "The search for less to take back was ended after a while; what is written holds."
+_UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
+_SHOWN = 6
+"""Names of work left out that are listed."""
+
+
+def parse_seconds(text: str | float) -> float:
+    """Read a time such as `90`, `90s`, `5min` or `1.5h`, in seconds.
+
+    Raises:
+        ValueError: it is none, or not above zero.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(s|min|h|)\s*", str(text))
+    try:
+        seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text!r} is no time; write one such as 90s, 5min or 1h")
+    return seconds
 
 
 @dataclass
 class Allowance:
-    """What is left of it; a gate that finds it spent takes back all that it may at once, which is cheap and safe.
+    """The time that a compile takes for what it could do without; asked before each piece of such work is begun.
 
-    Gates that go by predictions are held to seconds of this thread's own work, so that a busy machine writes what an
-    idle one does; those that measure, to seconds by the clock.
+    It counts from when it is made, by the clock. The limit where nobody gives one is some minutes and grows with what
+    making and measuring an attempt turn out to take, so that a compile that comes near to it is one that is stuck.
+
+    Besides, gates share an allowance of their own, far below: those that go by predictions are held to seconds of this
+    thread's own work, so that a busy machine writes what an idle one does; those that measure, to seconds by the clock.
 
     Args:
-        seconds: For any attempts; what making and measuring one takes adds to it.
+        limit: Seconds for the whole compile, as the user gave them, or `None`.
+        nodes: Of the original.
+        weights: Bytes of its weights.
+        data: Whether passes run it on samples.
     """
 
-    seconds: float
+    limit: float | None = None
+    nodes: int = 0
+    weights: int = 0
+    data: bool = False
+    left_out: dict[str, None] = field(default_factory=dict)
+    """What was not done, in the order in which it would have been."""
+    _begun: float = field(default_factory=lambda: time.monotonic())
     _spent: float = 0.0
     _measuring: float = 0.0
     _building: tuple[float, float] = (0.0, 0.0)
     """By the clock, and of the thread's own work."""
+    _again: float | None = None
+    """When the attempt that is being made was begun, where it is not the first."""
 
-    @staticmethod
-    def of(nodes: int) -> Allowance:
-        """Give what a model of so many nodes is worth."""
-        return Allowance(SECONDS + SECONDS_PER_NODE * nodes)
+    @property
+    def seconds(self) -> float:
+        """The time limit of the compile."""
+        if self.limit is not None:
+            return self.limit
+        known = SECONDS + SECONDS_PER_NODE * self.nodes + SECONDS_PER_MB * self.weights / 1e6
+        return known * (WITH_DATA if self.data else 1.0) + MEASURINGS * self._measuring + BUILDS * self._building[0]
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the compile began."""
+        return time.monotonic() - self._begun
+
+    def left(self, part: float) -> float:
+        """Seconds until a part of the limit is over, less than zero after that.
+
+        While an attempt is made that is not the first one, what the longest one took is there for its passes.
+        """
+        until = part * self.seconds
+        if self._again is not None:
+            until = max(until, self._again + (part / SEARCHES) * AGAIN * self._building[0])
+        return until - self.spent
+
+    def is_late(self, what: str, part: float = GATES, needs: float = 0.0) -> bool:
+        """True if work that a compile can do without shall not be begun; it is noted as left out then.
+
+        Args:
+            what: The work, as the user shall read it.
+            part: Part of the limit that must not be over.
+            needs: Seconds that it will take at least.
+        """
+        if self.left(part) >= needs:
+            return False
+        self.left_out.setdefault(what)
+        return True
+
+    def leaves_out(self, pass_: str, part: float) -> bool:
+        """True if a pass shall not run: its part of the limit is over, or an earlier attempt was made without it."""
+        return pass_ in self.left_out or self.is_late(pass_, part)
+
+    @property
+    def warning(self) -> str:
+        """What was left out and how to allow it, in one line; `""` when nothing was."""
+        if not self.left_out:
+            return ""
+        names = list(self.left_out)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        told, longer = ", ".join(names[:_SHOWN]) + more, math.ceil(3 * self.seconds / 60)
+        return f"The time limit of {self.seconds:.0f} s left out: {told}. --time-limit {longer}min allows more."
 
     def grant(self, measuring: float) -> None:
         """Note the seconds that measuring an attempt took: the longest counts."""
         self._measuring = max(self._measuring, measuring)
 
+    @property
+    def attempt(self) -> float:
+        """Seconds that making and measuring another attempt will take, as far as earlier ones tell."""
+        return self._building[0] + self._measuring
+
     @contextmanager
     def building(self) -> Iterator[None]:
         """Note what making an attempt takes, inside: the longest counts."""
         clock, own = time.monotonic(), time.thread_time()
-        yield
+        self._again = clock - self._begun if self._building[0] else None
+        try:
+            yield
+        finally:
+            self._again = None
         taken = time.monotonic() - clock, time.thread_time() - own
         self._building = max(self._building[0], taken[0]), max(self._building[1], taken[1])
 
@@ -64,7 +165,9 @@ class Allowance:
         def is_spent() -> bool:
             self._spent = before + clock() - begun
             building = self._building[0 if measured else 1]
-            return self._spent > self.seconds + MEASURINGS * self._measuring + BUILDS * building
+            own = GATE_SECONDS + GATE_SECONDS_PER_NODE * self.nodes
+            late = self._spent > own + MEASURINGS * self._measuring + BUILDS * building
+            return late or self.is_late("the search for less to take back", needs=self.attempt)
 
         yield is_spent
         is_spent()

@@ -228,6 +228,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
         if options.container:
             containers = bench.containers(attempt.path, feed, attempt.times, options.progress)
         bench.fill(report, attempt.path, feed, attempt.times, containers)
+    report.warnings += filter(None, [compilation.allowance.warning])
     report.seconds = time.perf_counter() - start
     options.progress("done", 1.0)
     return Result(attempt, report, source.kind)
@@ -241,6 +242,7 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
     try:
         data = compilation.data
         bench = Bench(compilation.source.path, data.feed, options.jobs or 0, promised_slowdown(options), data.step)
+        bench.late = compilation.allowance.is_late
         keeper = Keeper(attempts, bench)
         if options.budget.process is not None:
 

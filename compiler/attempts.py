@@ -112,7 +112,7 @@ class Attempts:
         decisions: What was decided before them.
         at_small: What the original is predicted to need at the smallest extents to expect; `None` where these are not
             known, or those that the model is measured at.
-        allowance: What time attempts may take that are made to find out what to take back.
+        allowance: The time of the compile.
     """
 
     compilation: Compilation
@@ -122,7 +122,7 @@ class Attempts:
     warnings: list[str]
     decisions: list[Decision]
     at_small: Sizes | None = None
-    allowance: Allowance = field(default_factory=lambda: Allowance.of(0))
+    allowance: Allowance = field(default_factory=Allowance)
     _files: list[Path] = field(default_factory=list)
     _last: Attempt | None = None
     _snapshots: Snapshots = field(default_factory=Snapshots)
@@ -141,7 +141,7 @@ class Attempts:
         decoder = describe.recognise_decoder(prepared.graph)
         known, decisions = (None, [decoder]) if isinstance(decoder, Decision) else (decoder, [])
         found = Attempts(compilation, original, output, known, warnings, decisions)
-        found.allowance = Allowance.of(original.nodes)
+        found.allowance = compilation.allowance
         found.at_small = found._at_small(prepared.graph, WritingForm("plain", len(original.files) > 1))
         return found
 
@@ -184,7 +184,8 @@ class Attempts:
         for file in self._files:
             file.unlink(missing_ok=True)
         # Measured once: what later attempts take back changes need, hardly what the forms make of it.
-        choice = write.choose_form(compilation, compiled, self._last is None)
+        first = self._last is None and not self.allowance.is_late("measuring forms")
+        choice = write.choose_form(compilation, compiled, first)
         choice, packing, files = self._write(compiled, choice)
         if options.pack_weights and compiled.artefacts.frozen:
             files = write.pack_weights(self.output, files, compilation.scratch)

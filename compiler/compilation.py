@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from memoptc.allowance import Allowance, parse_seconds
 from memoptc.ir.core import Graph
+from memoptc.manager import count_nodes, weight_bytes
 from memoptc.option_fields import parse_input_shape
 from memoptc.options import Options
 from memoptc.runtime.devices import load_device
@@ -35,12 +37,14 @@ class Compilation:
         options: The options in force.
         data: What to calibrate and verify with, and the extents that it implies.
         scratch: A folder for temporary files.
+        allowance: Its time.
     """
 
     source: Source
     options: Options
     data: Inputs
     scratch: Path
+    allowance: Allowance
 
     @staticmethod
     def of(model: Any, options: Options, scratch: Path) -> Compilation:
@@ -54,11 +58,14 @@ class Compilation:
         Raises:
             InputError: the model, the data or an extent cannot be used.
         """
+        allowance = Allowance(None if options.time_limit is None else parse_seconds(options.time_limit))
         source = load(model, scratch)
+        allowance.nodes, allowance.weights = count_nodes(source.graph), weight_bytes(source.graph)
+        allowance.data = options.calibration is not None or options.validation is not None
         dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
         dims |= by_shapes(source.graph, dict(map(parse_input_shape, options.input_shapes)))
         options = for_device(replace(options, dims=dims, freeze=freeze))
-        return Compilation(source, options, Inputs(source, options), scratch)
+        return Compilation(source, options, Inputs(source, options, allowance.seconds), scratch, allowance)
 
     def with_control(self, prepared: Graph) -> Compilation:
         """Compare results with the original as it was prepared for the passes; see `memoptc.source.with_control`."""

@@ -45,6 +45,8 @@ def find_edit(
         return known[dropped]
 
     for edit in weaker:
+        if late():
+            break
         if holds(edit):
             return edit
     culprits: frozenset[int] = frozenset()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from memoptc.allowance import GATES, PASSES, Allowance
 from memoptc.blame import described, file_of
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
@@ -109,6 +111,16 @@ class _Run:
             why = f"{group} still changed the model after {group.rounds} rounds: {names} undo each other, or need more."
             self.warn(group, f"{why} The model stays as the last round left it.")
 
+    @property
+    def allowance(self) -> Allowance:
+        """The time of the compile."""
+        return self.context.allowance
+
+    @staticmethod
+    def part(pass_: Pass) -> float:
+        """Part of the compile's time after which a pass is left out: numbers that were asked for may take more."""
+        return PASSES if pass_.accuracy_target is None else GATES
+
     def warn(self, item: Pass | Group, why: str) -> None:
         """Tell the user what did not end; once each."""
         if not any(w.startswith(why) for w in self.context.warnings):
@@ -127,6 +139,8 @@ class _Run:
         index, self.index = self.index, self.index + 1
         if str(pass_) in self.endless or not all(i.should_run(index, pass_, self.graph) for i in self.instruments):
             return
+        if not pass_.kept and self.allowance.leaves_out(pass_.name, self.part(pass_)):
+            return
         for instrument in self.instruments:
             instrument.before(index, pass_, self.graph)
         stats: Counter[str] = Counter()
@@ -134,16 +148,19 @@ class _Run:
         try:
             self.rollback.before()
             try:
-                with bounded(self.graph, self.context, nodes, self.watch):
+                most = math.inf if pass_.kept else self.allowance.left(self.part(pass_))
+                with bounded(self.graph, self.context, nodes, self.watch, most):
                     self.counted(pass_, stats)
             except (PassOverrun, RulesWithoutEnd) as e:
                 did = str(e) if isinstance(e, RulesWithoutEnd) else describe(e, stats)
                 seconds = time.perf_counter() - start
                 self.rollback.restore()
                 self.endless.add(str(pass_))
+                late = not pass_.kept and self.allowance.is_late(pass_.name, self.part(pass_))
                 stats = Counter({"ended: did not end by itself": 1})
                 why = f"Pass {pass_} did not end on {nodes} ops within {seconds:.1f} s: {did}."
-                self.warn(pass_, f"{why} Its work was taken back, and it is left out from here on.")
+                if not late:
+                    self.warn(pass_, f"{why} Its work was taken back, and it is left out from here on.")
             else:
                 seconds = time.perf_counter() - start
                 if self.graph.version != version:

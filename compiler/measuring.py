@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ _NEAR = 1.1
 _CLEAR = 1.02
 """Times the bound: the slowdown above which a candidate among others is not given a second chance."""
 
+_REMEASURED = "measuring again what is near a bound"
 _REPEATS = 2
 """Further fresh processes then, of each model; the one in the middle counts."""
 
@@ -124,6 +125,7 @@ class Bench:
         threads: Intra-op threads; 0 leaves the choice to onnxruntime.
         bound: Slowdown that candidates are held to, in every way to run them; more turns are taken until they decide.
         step: A decoding step to time, too: most runs of a decoder are such.
+        late: Whether the compile's time is over for something, which is noted as left out then.
     """
 
     original: Path
@@ -131,6 +133,7 @@ class Bench:
     threads: int
     bound: float
     step: Feed | None = None
+    late: Callable[[str], bool] = lambda what: False
 
     @cached_property
     def before(self) -> Needs:
@@ -150,13 +153,13 @@ class Bench:
             InputError: onnxruntime does not run it.
         """
         found = self._needs(path, feed)
-        if self._close(self.before.stock, found.stock):
+        if self._close(self.before.stock, found.stock) and not self.late(_REMEASURED):
             stock = RunOptions(threads=self.threads)
             self.before = Needs(self._usual(self.before.stock, self.original, self.feed, stock), self.before.session)
             found = Needs(self._usual(found.stock, path, feed, stock), found.session)
         if found.session is not None and self.before.session is not None:
             limit = max(self.before.stock, self.before.session, key=lambda n: n.need_bytes)
-            if self._close(limit, found.session):
+            if self._close(limit, found.session) and not self.late(_REMEASURED):
                 way = self._way()
                 session = self._usual(self.before.session, self.original, self.feed, way)
                 self.before = Needs(self.before.stock, session)
@@ -190,7 +193,7 @@ class Bench:
         """
 
         def most(first: Need, way: Way) -> int:
-            if not budget / _NEAR < first.need_bytes <= budget:
+            if not budget / _NEAR < first.need_bytes <= budget or self.late(_REMEASURED):
                 return first.need_bytes
             return max(first.need_bytes, *(measure_need(path, feed, options=way).need_bytes for _ in range(_REPEATS)))
 
@@ -214,14 +217,15 @@ class Bench:
             ways.append(self._way())
         # Some processes are slow, or fast, for as long as they live: two of three decide.
         turns = [self._timed(paths, feeds, ways, known)]
-        if turns[0].certainly_above(self.bound) and not (searching and turns[0].certainly_above(_CLEAR * self.bound)):
+        hopeless = searching and turns[0].certainly_above(_CLEAR * self.bound)
+        if turns[0].certainly_above(self.bound) and not hopeless and not self.late(_REMEASURED):
             turns.append(self._timed(paths, feeds, ways, known))
             if not turns[1].certainly_above(self.bound):
                 turns.append(self._timed(paths, feeds, ways, known))
         found = sorted(turns, key=lambda times: times.worst.ratio)[len(turns) // 2]
         p50 = found.before.latency_ms["p50"]
         decides = found.session is not None and found.slowdown_of(found.session).ratio > self.bound
-        if decides and (self.bound - 1) * p50 < MOST_CALLING_MS:
+        if decides and not self.late(_REMEASURED) and (self.bound - 1) * p50 < MOST_CALLING_MS:
             return replace(found, calling_ms=self.calling_ms)
         return found
 
@@ -292,6 +296,9 @@ class Bench:
 
         stock = RunOptions(threads=self.threads)
         found = Containers()
+        if self.late("containers"):
+            found.problem = "The time limit is over."
+            return found
         try:
             found.original = smallest(self.original, self.feed, stock)
             found.candidate = smallest(path, feed, stock)
@@ -306,7 +313,7 @@ class Bench:
 
         Nor for models that are loaded anew for each turn: nothing depends on what another tier than their own takes.
         """
-        if not side_by_side([self.before.stock, times.after]):
+        if not side_by_side([self.before.stock, times.after]) or self.late("timing the tier planned"):
             return None
         planned = self._way("planned")
         ways: list[Way] = [RunOptions(threads=self.threads), planned]

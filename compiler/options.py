@@ -8,6 +8,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from memoptc.allowance import parse_seconds
 from memoptc.budget import Budget, BudgetLike
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS
@@ -239,6 +240,13 @@ class Options:
         group=PROOF,
     )
     """It holds inputs as they were given; a report shows a few numbers of the outputs in any case."""
+    time_limit: float | str | None = option(
+        "Time for the compile, e.g. 5min: what does not fit is left out, and said; from the model's size if not given.",
+        parse=parse_seconds,
+        metavar="TIME",
+        group=PROOF,
+    )
+    """Seconds, or text such as `90s`, `5min`, `1h`; writing and a proof are done in any case."""
     plugins: tuple[str, ...] = option(
         "Load passes or rules from a module, .py or .rules file; may be repeated.",
         "--plugin",
@@ -257,6 +265,11 @@ class Options:
         for name in ("dims", "freeze"):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
         Budget.of(self.memory_budget)
+        if self.time_limit is not None:
+            try:
+                object.__setattr__(self, "time_limit", parse_seconds(self.time_limit))
+            except ValueError as error:
+                raise InputError(f"time_limit: {error}.") from None
         if self.level not in (0, 1, 2, 3):
             raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
         if self.target not in TARGETS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import queue
 import threading
 import time
@@ -27,12 +28,12 @@ _SHOWN = 3
 
 
 @contextmanager
-def bounded(graph: Graph, context: Context, nodes: int, watch: Watch) -> Iterator[None]:
+def bounded(graph: Graph, context: Context, nodes: int, watch: Watch, most: float = math.inf) -> Iterator[None]:
     """End what runs inside when it takes more steps or seconds than `context.limits` allows for a program of this size.
 
     Changes of `graph` and of what it contains are steps; so is what `context.tick()` counts. Seconds are watched from
     another thread, which raises the exception in this one between two instructions of Python: what hangs in C is not
-    reached.
+    reached. After `most` seconds it is ended whatever the limits say.
 
     Raises:
         PassOverrun: it took too many.
@@ -40,7 +41,7 @@ def bounded(graph: Graph, context: Context, nodes: int, watch: Watch) -> Iterato
     meter = graph.meter = context.meter = Meter(context.limits.steps_for(nodes))
     try:
         try:
-            watch.start(context.limits.seconds_for(nodes, context))
+            watch.start(min(context.limits.seconds_for(nodes, context), most))
             yield
         finally:
             watch.stop()

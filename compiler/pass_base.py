@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
 
+from memoptc.allowance import PASSES, SEARCHES, Allowance
 from memoptc.ir.budget import Meter
 from memoptc.ir.core import Graph
 from memoptc.ir.files import TemporaryFolder
@@ -133,6 +135,7 @@ class Context:
         weights: The pool that models are written to at the moment, if passes share one.
         limits: Bounds beyond which a pass is ended, its work taken back, and the compile goes on with a warning.
         meter: Counts the steps of the pass that runs.
+        allowance: The time of the compile; without end where passes run outside of one.
     """
 
     level: int = 1
@@ -155,6 +158,7 @@ class Context:
     searched: dict[str, Searched] = field(default_factory=dict)
     limits: Limits = Limits()
     meter: Meter | None = field(default=None, repr=False)
+    allowance: Allowance = field(default_factory=lambda: Allowance(math.inf), repr=False)
     _shapes: tuple[Graph, int, Inference] | None = field(default=None, init=False, repr=False)
     _folder: TemporaryFolder | None = field(default=None, init=False, repr=False)
 
@@ -177,6 +181,19 @@ class Context:
         """
         if self.meter is not None:
             self.meter.step(count)
+
+    def is_late(self, what: str) -> bool:
+        """True if a search shall end with the best that it has, as the compile's time for searches is over.
+
+        Args:
+            what: What it leaves out, as the user shall read it.
+        """
+        return self.allowance.is_late(what, SEARCHES)
+
+    @property
+    def left_for_numbers(self) -> float:
+        """Seconds that the compile has for a search for the numbers that were asked for."""
+        return self.allowance.left(PASSES)
 
     def shapes(self, graph: Graph) -> Inference:
         """Infer shapes and known elements of integer vectors; once per version of the graph."""
@@ -203,6 +220,8 @@ class Pass:
     name: ClassVar[str] = ""
     changes_interface: ClassVar[bool] = False
     """Whether the pass is there to change names, types or documentation of inputs and outputs."""
+    kept: ClassVar[bool] = False
+    """Whether nothing takes the pass back or leaves it out: without it there is no file, or not what was asked for."""
 
     @property
     def accuracy_target(self) -> AccuracyTarget | None:

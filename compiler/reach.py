@@ -110,7 +110,8 @@ class _Search:
             self._note(attempt, math.inf)
         for _ in range(ROUNDS if compilation.options.passes is None else 0):
             given = self._next()
-            if given is None:
+            allowance = self.attempts.allowance
+            if given is None or allowance.is_late("other budgets of activations", needs=allowance.attempt):
                 break
             compilation.options.progress(f"fitting activations into {size(int(given))}", None)
             asked = self._asked(given)

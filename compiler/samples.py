@@ -34,6 +34,8 @@ _LARGER = 8.0
 """How often a run at larger extents may take what is affordable: a gigabyte, or some seconds."""
 _PATIENCE = 10.0
 """Seconds after which no more inputs are tried where the compile goes on without: at chosen sizes, for observation."""
+_PATIENCE_PART = 0.05
+"""The same as a part of the time limit, where that is less."""
 
 
 class Inputs:
@@ -45,16 +47,18 @@ class Inputs:
     Args:
         source: The original.
         options: The options in force.
+        seconds: Time limit of the compile.
 
     Raises:
         InputError: the data does not fit the model, or `dims` names no dimension of it.
     """
 
-    def __init__(self, source: Source, options: Options) -> None:
+    def __init__(self, source: Source, options: Options, seconds: float = math.inf) -> None:
         graph = source.graph
         types = {v.name: v.type for v in graph.inputs}
         optional = [v.name for v in graph.defaults]
         self._source = source
+        self._patience = min(_PATIENCE, _PATIENCE_PART * seconds)
         self.searched: dict[str, Searched] = {}
         """What searches did in earlier attempts."""
         self._asked = dict(options.dims) | dict(options.freeze)
@@ -116,7 +120,7 @@ class Inputs:
     def _settle(self, graph: Graph, wanted: DesignPoints) -> None:
         """Take smaller points until the original runs on made-up inputs there, and say so where it takes that."""
         smaller = smaller_points(graph, self._asked, wanted)
-        until = time.monotonic() + 3 * _PATIENCE
+        until = time.monotonic() + 3 * self._patience
         while self.points is not None and not self._runs():
             self.points = next(smaller, None) if time.monotonic() < until else None
         if self.points is wanted:
@@ -155,7 +159,7 @@ class Inputs:
         if self.first is not None and not self._asked:
             return self.first
         dims = self._asked | dict(self.check or {})
-        seconds = _PATIENCE if self.check is not None else math.inf
+        seconds = self._patience if self.check is not None else math.inf
         return self._made_up(dims, seconds)
 
     def _made_up(self, dims: Mapping[str, int] | None, seconds: float) -> dict[str, Any]:
@@ -196,7 +200,7 @@ class Inputs:
         graph = self._source.graph
         feeds = [self.feed]
         with contextlib.suppress(InputError):
-            feeds.append(self._made_up(None, _PATIENCE))
+            feeds.append(self._made_up(None, self._patience))
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
     def timed(self) -> list[dict[str, Any]]:

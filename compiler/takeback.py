@@ -31,8 +31,7 @@ from memoptc.runtime.verification import Verification
 from memoptc.targets import HALF_FLOATS
 
 ASKED_FOR = ("freeze-runtime", "quantize-io")
-KEPT = ("lower", "plan-memory", "inline-functions", *ASKED_FOR)
-"""Passes that are not taken back: without them there is no file, or not what was asked for by name."""
+"""Passes that are not taken back because they were asked for by name."""
 
 _SIMPLER: Mapping[str, Tier] = {"planned": "arena", "arena": "stock"}
 """The tier of `Session` to run in, where one turned out to break a promise."""
@@ -215,7 +214,7 @@ class Keeper:
             return cut
 
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
-        changed = [i for i in first.compiled.changed if passes[i].name not in KEPT]
+        changed = [i for i in first.compiled.changed if not passes[i].kept]
         latest = first
         failed = {first.content}
         start = form = None if first.edit is None else first.edit.form

@@ -238,6 +238,7 @@ def context_of(compilation: Compilation) -> Context:
         scratch=compilation.scratch,
         checkpoint=None if options.checkpoint is None else Path(options.checkpoint),
         searched=data.searched,
+        allowance=compilation.allowance,
     )
 
 

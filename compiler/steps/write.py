@@ -78,6 +78,7 @@ def recorded_contract(
     frugal, peaks = plain.options, dict(plain.peaks)
     wanted = judge(options, compiled.pipeline, compiled.changed, compilation.source.graph)
     choices = [frugal] if frozen else [frugal, replace(frugal, file_order=True)]
+    keeps = wanted.bit_exact or packed or compilation.allowance.is_late("trying without packed weights")
     try:
         found = make_contract(
             written.files[0],
@@ -85,7 +86,7 @@ def recorded_contract(
             threads=frugal.threads,
             candidates=choices,
             timed=lambda: [encode(one) for one in data.timed()],
-            slowdown=0.0 if wanted.bit_exact or packed else min(promised_slowdown(options), _PATIENT),
+            slowdown=0.0 if keeps else min(promised_slowdown(options), _PATIENT),
             transposed=compiled.artefacts.transposed,
             isolate=written.file_bytes > IN_PROCESS_BYTES,
             batch=_batch(compiled),

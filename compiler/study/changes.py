@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memoptc.allowance import parse_seconds
 from memoptc.ir.diagnostics import InputError
 from memoptc.option_fields import check_values, option
 from memoptc.targets import TARGETS
@@ -31,7 +32,7 @@ class Asked:
         threads: Threads of onnxruntime; 0 leaves the choice to it.
         repeats: Fresh ones; need is the median.
         seconds: About that.
-        patience: It is stopped then, and its row says so.
+        time_limit: In seconds; one that takes twice as long is stopped, and its row says so.
         slowdown: A ratio of latencies.
         deployment: In words.
         processes: On this machine.
@@ -53,7 +54,7 @@ class Asked:
     threads: int = 0
     repeats: int = option("Processes for each need.", default=3, parse=int, least=1)
     seconds: float = option("Timed runs of all rows together.", default=20.0, parse=float)
-    patience: float = option("Seconds that one compile may take.", default=900.0, parse=float)
+    time_limit: float = option("Time limit of each compile.", default=900.0, parse=parse_seconds, metavar="TIME")
     slowdown: float = option("Most latency to recommend.", "--max-slowdown", default=1.05, parse=float)
     deployment: str = option("Where the model shall run, for the evidence card.", default="", metavar="TEXT")
     processes: int = option("Compiles at a time.", default=1, parse=int, least=1)
@@ -69,7 +70,8 @@ class Asked:
 
     def shared(self) -> list[str]:
         """Arguments of every compile: all rows are compared on the same data, and none is hidden."""
-        return ["--no-measure", "--force", "--verify", "full", *self.given()]
+        limit = ["--time-limit", f"{self.time_limit:g}s"]
+        return ["--no-measure", "--force", "--verify", "full", *limit, *self.given()]
 
     def given(self) -> list[str]:
         """Arguments that a study and its compiles have in common."""

@@ -35,15 +35,15 @@ class Job:
     report: Path
 
 
-def run_here(words: Sequence[str], patience: float, folder: Path | None = None) -> str:
+def run_here(words: Sequence[str], most: float, folder: Path | None = None) -> str:
     """Run a compile in a process of its own; the reason when it fails."""
     command = [sys.executable, "-m", "memoptc", *words]
     try:
         done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=patience, check=False, cwd=folder
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=most, check=False, cwd=folder
         )
     except subprocess.TimeoutExpired:
-        return f"took more than {patience:g} s"
+        return f"took more than {most:g} s"
     lines = [line for line in done.stderr.splitlines() if line.startswith("memoptc:")] or done.stderr.splitlines()[-1:]
     return "" if done.returncode == 0 else f"exit code {done.returncode}: {' '.join(lines).removeprefix('memoptc: ')}"
 
@@ -54,7 +54,7 @@ def arguments(words: Sequence[str], output: Path, report: Path) -> list[str]:
 
 
 def run_all(
-    jobs: Sequence[Job], model: Path, processes: int, cluster: str, patience: float, done: Callable[[Job, str], None]
+    jobs: Sequence[Job], model: Path, processes: int, cluster: str, most: float, done: Callable[[Job, str], None]
 ) -> None:
     """Run compiles at the same time.
 
@@ -63,27 +63,25 @@ def run_all(
         model: The model that all of them are of.
         processes: How many at a time on this machine.
         cluster: Address of a Dask scheduler instead; `""` for this machine.
-        patience: Seconds that each may take.
+        most: Seconds after which each is stopped.
         done: Called with each job, and why it failed (`""` when it did not), as it ends.
 
     Raises:
         InputError: the cluster cannot be reached, or Dask is not installed.
     """
     if cluster:
-        _on_cluster(jobs, model, cluster, patience, done)
+        _on_cluster(jobs, model, cluster, most, done)
         return
     pool = ThreadPoolExecutor(max(1, processes))
     try:
-        found = pool.map(lambda job: run_here(arguments(job.words, job.output, job.report), patience), jobs)
+        found = pool.map(lambda job: run_here(arguments(job.words, job.output, job.report), most), jobs)
         for job, failure in zip(jobs, found, strict=True):
             done(job, failure)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _on_cluster(
-    jobs: Sequence[Job], model: Path, cluster: str, patience: float, done: Callable[[Job, str], None]
-) -> None:
+def _on_cluster(jobs: Sequence[Job], model: Path, cluster: str, most: float, done: Callable[[Job, str], None]) -> None:
     try:
         from distributed import Client
     except ImportError:
@@ -104,9 +102,7 @@ def _on_cluster(
                 name = f"{number}/{path.name}/{file.name}" if path.is_dir() else f"{number}/{file.name}"
                 files[name] = client.scatter(file.read_bytes(), hash=True)
         futures = [
-            client.submit(
-                compile_there, [names.get(w, w) for w in job.words], files, job.output.name, patience, pure=False
-            )
+            client.submit(compile_there, [names.get(w, w) for w in job.words], files, job.output.name, most, pure=False)
             for job in jobs
         ]
         for job, future in zip(jobs, futures, strict=True):
@@ -124,7 +120,7 @@ def _belonging(path: Path) -> list[Path]:
 
 
 def compile_there(
-    words: Sequence[str], files: Mapping[str, bytes], output: str, patience: float
+    words: Sequence[str], files: Mapping[str, bytes], output: str, most: float
 ) -> tuple[str, dict[str, bytes]]:
     """Compile on a worker.
 
@@ -132,7 +128,7 @@ def compile_there(
         words: Of the command line; paths are names in `files`.
         files: Contents by name.
         output: Name of the model to write.
-        patience: Seconds that it may take.
+        most: Seconds after which it is stopped.
 
     Returns:
         Why it failed, and the files that it wrote by name; the report is called `report.json`.
@@ -145,5 +141,5 @@ def compile_there(
         (folder / "made").mkdir()
         made = folder / "made"
         asked = arguments(words, Path("made") / output, Path("made") / REPORT)
-        failure = run_here(asked, patience, folder)
+        failure = run_here(asked, most, folder)
         return failure, {file.name: file.read_bytes() for file in made.iterdir()}

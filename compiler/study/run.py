@@ -36,6 +36,9 @@ from memoptc.study.findings import Row, Study
 
 Say = Callable[[str, float | None], None]
 
+STUCK = 2.0
+"""Times its time limit after which a compile is stopped: what nothing goes without may take longer."""
+
 
 def study(model: Path, folder: Path, asked: Asked, say: Say = lambda _, __: None) -> Study:
     """Compare the untouched model with one change at a time and in sequence; write all of it into a folder.
@@ -182,7 +185,7 @@ def _compile_missing(tried: Sequence[Change], model: Path, partial: Path, key: s
         say(f"compiled: {job.output.stem}", 0.6 * ended / len(jobs))
 
     say("compiling", 0.0)
-    run_all(jobs, model, asked.processes, asked.cluster, asked.patience, done)
+    run_all(jobs, model, asked.processes, asked.cluster, STUCK * asked.time_limit, done)
 
 
 def _lasts(mark: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class FreezeRuntime(Pass):
         disabled: Names of onnxruntime optimizers not to run.
     """
 
+    kept: ClassVar[bool] = True
     level: str = "extended"
     disabled: tuple[str, ...] = ()
 

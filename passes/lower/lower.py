@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from memoptc.ir.core import Graph
 from memoptc.ir.names import unique
 from memoptc.pass_base import Context, Pass
@@ -18,6 +20,8 @@ class Lower(Pass):
     A node that a rule made carries `memoptc.rules` (which rules, oldest first) and `memoptc.nodes` (which
     nodes of the original it stands for, or codes numbers of), so that any node of the output can say why it is there.
     """
+
+    kept: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:
         """Name and annotate nodes; their order stays."""

@@ -362,7 +362,8 @@ class _Start:
     @property
     def is_spent(self) -> bool:
         """Whether the search is to end with the best that is known."""
-        return self.known.effort > EFFORT + EFFORT_PER_OP * len(self.profile.ops)
+        most = EFFORT + EFFORT_PER_OP * len(self.profile.ops)
+        return self.known.effort > most or self.context.is_late("further tilings of fit")
 
 
 @dataclass

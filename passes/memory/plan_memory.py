@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 from memoptc.ir.core import Graph
 from memoptc.pass_base import Context, Pass
@@ -17,6 +18,8 @@ class PlanMemory(Pass):
     The plan goes to `context.artefacts.plan`, its summary into the model's metadata (`memoptc.plan`). The
     graph itself does not change.
     """
+
+    kept: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:
         """Find live ranges, allocate, check, note."""

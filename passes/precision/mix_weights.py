@@ -307,6 +307,7 @@ class _Search:
         """Number of weights, or groups of them, that are measured alone."""
         few, _ = wanted.examiner.samples
         effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
+        effort.most = self.context.left_for_numbers
         return min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
 
     def sensitivities(self, wanted: AccuracyCheck) -> list[Layer]:

@@ -30,6 +30,7 @@ class QuantizeIo(Pass):
         half: "float16" gives every float32 input and output that dtype; "" only those that are cast to and from it.
     """
 
+    kept: ClassVar[bool] = True
     changes_interface: ClassVar[bool] = True
     half: str = ""
 

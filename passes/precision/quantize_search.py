@@ -220,6 +220,7 @@ class _Search:
         self.trials = self.wanted.trials
         few, _ = self.wanted.examiner.samples
         self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))
+        self.effort.most = context.left_for_numbers
 
     def variant(self, recoveries: tuple[Pass, ...]) -> Variant:
         """The graph after these recoveries, made once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.functions import inlined
@@ -14,6 +16,8 @@ class InlineFunctions(Pass):
     onnxruntime does the same when it loads a model, so no number changes. Functions that cannot be inlined
     (of another opset than the model, say) stay, and passes leave calls of them alone.
     """
+
+    kept: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:
         """Inline all functions at once."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,9 +90,25 @@ class Segment:
         # then what is alive does depend on the order.
         self.is_exact = not any(unused and takes for unused, takes in zip(self.unused, self.takes, strict=True))
 
+        self._reads = [_union([*(users for users, _ in self.frees[op]), *self.takes[op]]) for op in range(self.count)]
+        """For each op, those whose having run or not decides what it adds."""
+        self._known: list[dict[int, tuple[int, int]]] = [{} for _ in range(self.count)]
+        self._may_settle = sum(1 << op for op in range(self.count) if self._least_change(op) <= 0)
+
+    def _least_change(self, op: int) -> int:
+        """Bytes that an op adds at least: all its operands die with it, and one is overwritten."""
+        return self.made[op] - sum(size for _, size in self.frees[op]) - (self.first[op] if self.takes[op] else 0)
+
     def _effect(self, executed: int, op: int) -> tuple[int, int]:
         """Bytes more alive during an op, and after it, when a set has been executed."""
         self.looked += 1
+        key = executed & self._reads[op]
+        found = self._known[op].get(key)
+        if found is None:
+            found = self._known[op][key] = self._computed(executed, op)
+        return found
+
+    def _computed(self, executed: int, op: int) -> tuple[int, int]:
         after = executed | 1 << op
         made = self.made[op]
         taken = any(users & after == users for users in self.takes[op])
@@ -169,7 +187,8 @@ class Segment:
         again = True
         while again:
             again = False
-            rest = ready
+            rest = ready & self._may_settle
+            self.looked += (ready ^ rest).bit_count()
             while rest:
                 bit = rest & -rest
                 rest ^= bit
@@ -248,6 +267,10 @@ class Segment:
                         following[then] = (reached, now, then, open_, _Trail(trail, ran))
             level = heapq.nsmallest(_WIDTH, following.values(), key=lambda t: (t[0], t[1], -t[2].bit_count(), t[2]))
         return None
+
+
+def _union(sets: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, sets, 0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,7 +307,8 @@ def test_when_the_allowance_is_spent_all_is_taken_back_at_once() -> None:
 def test_searches_share_one_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("memoptc.allowance.time", SimpleNamespace(monotonic=lambda: now[0]))
-    allowance = Allowance(20.0)
+    monkeypatch.setattr("memoptc.allowance.GATE_SECONDS", 20.0)
+    allowance = Allowance(math.inf)
     for _ in range(2):
         with allowance.search(measured=True) as spent:
             assert not spent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class Effort:
         few: Samples of a quick look.
         many: Samples of calibration.
         spent: Seconds that are spent.
+        most: Seconds that the compile has for it.
     """
 
     run: float
@@ -41,6 +43,7 @@ class Effort:
     few: int
     many: int
     spent: float = 0.0
+    most: float = math.inf
 
     @classmethod
     def of(cls, layers: Iterable[Op], dims: Mapping[str, int], few: int, many: int) -> Effort:
@@ -60,7 +63,7 @@ class Effort:
     @property
     def allowed(self) -> float:
         """Seconds for all looks."""
-        return LEAST + PER_BYTE * self.nbytes
+        return min(LEAST + PER_BYTE * self.nbytes, max(self.most, 0.0))
 
     def look(self, samples: int | None = None) -> float:
         """Seconds of a look at a copy with most weights in codes, on few samples unless told otherwise."""

@@ -61,6 +61,7 @@ def left_in_float(
         return frozenset()
     few, _ = wanted.examiner.samples
     effort = Effort.of(layers.values(), context.dims, few, few)
+    effort.most = context.left_for_numbers
     count = min(effort.looks(_ALONE, SAMPLES), EXACT)
     if count < min(_FEWEST, len(layers)):
         context.warnings.append(
