@@ -17,7 +17,7 @@ it. Shapes must be inferred; extents may be symbolic. The spaces themselves stan
 from __future__ import annotations
 
 from memoptc.ir.core import Op
-from memoptc.ir.ops import definition
+from memoptc.ir.ops import definition, is_pure
 from memoptc.ir.ops.attention import weights_axis
 from memoptc.ir.ops.axis import Along, Axis, Form, Join
 
@@ -27,11 +27,13 @@ __all__ = ["Along", "Axis", "Form", "Join", "accumulations", "iteration_space", 
 def iteration_space(op: Op) -> list[Axis]:
     """Give the axes along which an op's results can be computed piece by piece; none for a barrier.
 
+    What is random, such as a Dropout in training, is a barrier: a piece would draw other numbers than the whole.
+
     Args:
         op: An op whose operands' and results' types are known.
     """
     space = definition(op).space
-    return [] if space is None or op.regions or not op.results else space(op)
+    return [] if space is None or op.regions or not op.results or not is_pure(op) else space(op)
 
 
 def accumulations(op: Op) -> list[Axis]:

@@ -106,21 +106,30 @@ def read_case(file: Path) -> Case:
             break
         if found[1] not in KEYS and (close := difflib.get_close_matches(found[1].lower(), KEYS, n=1, cutoff=0.7)):
             raise InputError(f"{file.name}: a case says nothing called {found[1]!r}.", hint=f"Did you mean {close[0]}?")
-        head.setdefault(found[1], found[2])
+        if found[1] in KEYS and found[1] in head:
+            raise InputError(f"{file.name} says {found[1]} twice.", hint="Leave one of the lines out.")
+        head[found[1]] = found[2]
     if "pipeline" not in head:
         raise InputError(f"{file.name} names no pipeline.", hint="Let it begin with `// pipeline: NAME`.")
     numbers = head.get("numbers", "")
     if numbers and not _NUMBERS.fullmatch(numbers):
         raise InputError(f"{file.name}: {numbers!r} is no way to compare numbers.", hint="Write `exact`, `close`, ...")
+    dims = _dims(head, file)
     checks = read_checks(text, str(file))
     whole = after if mark and "graph" in re.sub(r"//.*", "", after) else None
     if whole is None and not checks and not mark:
         raise InputError(
             f"{file.name} expects nothing.", hint=f"Add {EXPECT.strip()!r} and a graph, or `// CHECK` lines."
         )
-    pairs = (pair.partition("=") for pair in head.get("dims", "").split())
-    dims = {name: int(extent) for name, _, extent in pairs}
     return Case(file, parse_pipeline(head["pipeline"].strip()), dims, numbers, before, whole, checks)
+
+
+def _dims(head: Mapping[str, str], file: Path) -> dict[str, int]:
+    pairs = [pair.partition("=") for pair in head.get("dims", "").split()]
+    for name, _, extent in pairs:
+        if not name or not extent.isdecimal():
+            raise InputError(f"{file.name}: {head['dims']!r} names no extents.", hint="Write `// dims: N=2 S=64`.")
+    return {name: int(extent) for name, _, extent in pairs}
 
 
 def without_locations(graph: Graph) -> str:

@@ -73,6 +73,11 @@ def read_checks(text: str, file: str = "") -> tuple[Check, ...]:
         found = _CHECK.match(line)
         if found:
             kind, _, count = (found["kind"] or "").removeprefix("-").partition("-")
+            if kind == "COUNT" and not int(count):
+                raise SourceError(
+                    "this holds for every graph", text, number, 1, file=file,
+                    hint="Write CHECK-NOT: for the lines up to the next check, or CHECK-TOTAL-0: for the whole graph.",
+                )  # fmt: skip
             checks.append(Check(kind, found["text"], number, int(count or 1)))
         elif _LIKE_A_CHECK.match(line):
             raise SourceError(

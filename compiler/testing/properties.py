@@ -59,7 +59,7 @@ def _kept(pipeline: str, graph: Graph, numbers: str) -> bool:
         once = print_graph(graph)
         run_pipeline(parse_pipeline(pipeline), graph)
         assert print_graph(graph) == once, f"a second run goes on changing the graph:\n{print_graph(graph)}"
-        compare_numbers(before, graph, numbers)
+        assert compare_numbers(before, graph, numbers) > 0, "the graph before runs with no inputs"
     except (AssertionError, MemoptcError) as e:
         raise AssertionError(f"{pipeline} is wrong for this graph:\n{text}\n{e}") from e
     return done

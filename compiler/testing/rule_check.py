@@ -116,7 +116,8 @@ def check_example(example: RuleExample, *, exact: bool = False) -> None:
         if example.after.strip():
             difference = same_structure(parse(example.after), graph)
             assert difference is None, f"{difference}\n{print_graph(graph)}"
-        compare(before, graph, exact=exact, feeds=tame_feeds(before, 3))
+        counted = compare(before, graph, exact=exact, feeds=tame_feeds(before, 3))
+        assert counted, "onnxruntime does not run the example with extents of 4 for all symbols"
     except (AssertionError, MemoptcError) as e:
         raise AssertionError(
             f"rule {example.rule.name} is wrong for the example in line {example.line}:\n{text}\n{e}"

@@ -11,7 +11,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.iteration import Axis, Form, iteration_space
-from memoptc.ir.ops import facts, opset_of
+from memoptc.ir.ops import is_pure, opset_of
 from memoptc.ir.ops.extent import runs_on_part
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
@@ -137,7 +137,7 @@ def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
     maker = value.op
     if maker is None or maker.graph is not graph or not value.single_use or maker.regions:
         return None
-    if maker.is_const or not facts(maker).pure or any(r.has_uses for r in maker.results if r is not value):
+    if maker.is_const or not is_pure(maker) or any(r.has_uses for r in maker.results if r is not value):
         return None
     axis = _axis(maker, maker.results.index(value), place)
     cut = zip(maker.operands, axis.operands, strict=True) if axis is not None else ()

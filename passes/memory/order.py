@@ -34,10 +34,11 @@ class Order(Pass):
             for region in op.regions.values():
                 self._order(region, context.stats, dims)
         found = self._order(graph, context.stats, dims)
-        context.stats["peak bytes"], context.stats["bound bytes"] = found.peak_bytes, found.bound_bytes
-        gain = found.given_bytes - found.peak_bytes
+        gain = self._gain(found)
+        peak = found.given_bytes - gain
+        context.stats["peak bytes"], context.stats["bound bytes"] = peak, found.bound_bytes
         if gain:
-            gap = found.peak_bytes / found.bound_bytes - 1 if found.bound_bytes else 0.0
+            gap = peak / found.bound_bytes - 1 if found.bound_bytes else 0.0
             known = "no order needs less" if found.proven else f"at most {gap:.1%} above the best there is"
             context.decisions.append(
                 Decision(self.name, f"another order of the nodes ({found.how})", known, gain, "none")
@@ -45,9 +46,13 @@ class Order(Pass):
 
     def _order(self, graph: Graph, stats: Counter[str], dims: Mapping[str, int]) -> Ordered:
         found = best_order(graph, dims, effort=self.effort)
-        gain = found.given_bytes - found.peak_bytes
-        if gain and gain >= self.worth * found.given_bytes:
+        if gain := self._gain(found):
             graph.reorder(found.order)
             stats[f"reordered: {found.how}"] += 1
             stats["bytes saved"] += gain
         return found
+
+    def _gain(self, found: Ordered) -> int:
+        """Bytes that an order saves; none where that is not worth it, and the given order stays."""
+        gain = found.given_bytes - found.peak_bytes
+        return gain if gain >= self.worth * found.given_bytes else 0

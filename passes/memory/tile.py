@@ -48,8 +48,8 @@ class Tile(Pass):
             if region is None or region.rates is None:
                 context.stats["declined: nothing sound can be tiled there"] += 1
                 continue
-            grid = DynamicGrid(region, self.count) if region.is_symbolic else StaticGrid(region, self.count, extent)
             try:
+                grid = DynamicGrid(region, self.count) if region.is_symbolic else StaticGrid(region, self.count, extent)
                 made = Emitter(region, grid, extent, overcompute=self.overcompute, ordered=self.ordered).run()
             except NotTileableError as reason:
                 context.stats[f"declined: {reason}"] += 1

@@ -284,7 +284,5 @@ def _is_blocked(weight: Weight) -> bool:
 
 
 def _static_bytes(value: Value) -> int:
-    type_ = value.tensor_type
-    if type_ is None or type_.static_shape is None or type_.dtype == DType.STRING:
-        return 0
-    return prod(type_.static_shape) * max(1, type_.dtype.bitwidth // 8)
+    size = value.nbytes
+    return size if isinstance(size, int) else 0

@@ -7,13 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memoptc.ir.core import Graph, Op
+from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
+from memoptc.ir.printer import print_graph
+from memoptc.pass_base import Context
+from memoptc.passes.memory.order import Order
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import used_values
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.memory.schedule import best_order
 from memoptc.runtime.memory.tally import Tally
 from memoptc.runtime.memory.workspace import no_workspace
+from memoptc.testing import run_pass
 
 _MOST = 20_000
 
@@ -108,3 +113,23 @@ def test_ops_that_are_no_functions_keep_their_order() -> None:
 """
     found = best_order(parse(text), {})
     assert [op.results[0].name for op in found.order] == ["a", "b", "c"]
+
+
+def test_an_order_that_is_not_worth_it_is_neither_taken_nor_told() -> None:
+    g = parse("""graph @g(%x: f32[1000]) -> (f32[*]) {
+      %h = const() {value=[0]} : i64[1]
+      %t = const() {value=[500]} : i64[1]
+      %a = Relu(%x)
+      %b = Neg(%x)
+      %c = Slice(%a, %h, %t)
+      %d = Slice(%b, %h, %t)
+      %y = Add(%c, %d)
+      return %y
+    }""")
+    infer_shapes(g)
+    most, text = peak(g, {}).peak_bytes, print_graph(g)
+    for worth, taken in ((0.9, False), (0.01, True)):
+        context = Context()
+        stats = run_pass(Order(worth=worth), g, context)
+        assert (print_graph(g) != text) == bool(context.decisions) == (stats["bytes saved"] > 0) == taken
+        assert stats["peak bytes"] == peak(g, {}).peak_bytes <= most

@@ -10,8 +10,9 @@ from memoptc import registry
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InputError, SourceError
+from memoptc.ir.parser import parse
 from memoptc.rewrite import op, opt, rewrite
-from memoptc.testing import RuleTests, check_pass, check_rule, read_case
+from memoptc.testing import RuleTests, check_pass, check_rule, compare_numbers, read_case
 from memoptc.testing.checks import read_checks, run_checks
 
 GRAPH = """\
@@ -47,6 +48,11 @@ def wrong_exchange(b: Builder, x: Value, y: Value) -> Value:
     return b.Sub(y, x)
 
 
+@rewrite(op.Sigmoid("x"))
+def wrong_to_nothing(b: Builder, x: Value) -> Value:
+    return b.Div(b.Sub(x, x), b.Sub(x, x))
+
+
 @rewrite(op.Softmax("x", attrs={"axis": 77}))
 def never(b: Builder, x: Value) -> Value:
     return x
@@ -56,7 +62,7 @@ def test_a_right_rule_passes() -> None:
     assert check_rule(conv_relu, 40) == 40
 
 
-@pytest.mark.parametrize("rule", [wrong_sign, wrong_order, wrong_exchange], ids=lambda r: r.name)
+@pytest.mark.parametrize("rule", [wrong_sign, wrong_order, wrong_exchange, wrong_to_nothing], ids=lambda r: r.name)
 def test_a_planted_wrong_rule_is_caught(rule: object) -> None:
     with pytest.raises(AssertionError, match=rf"rule {rule.name} is wrong for this graph:\n(.*\n)+"):  # type: ignore[attr-defined]
         check_rule(rule, 40)  # type: ignore[arg-type]
@@ -130,6 +136,21 @@ def test_a_line_that_looks_like_a_check_is_one_or_an_error() -> None:
         read_checks("// CHECK: a\n// CHECK-NXT: b", "case.mir")
 
 
+def test_a_count_of_none_is_no_check() -> None:
+    with pytest.raises(SourceError, match=r"case\.mir:1:1: this holds for every graph"):
+        read_checks("// CHECK-COUNT-0: a", "case.mir")
+
+
+def test_another_shape_of_the_same_numbers_is_not_close() -> None:
+    flat, rows = (parse(f"graph @g(%x: f32[6]) -> (f32[*]) {{\n{body}}}\n") for body in (
+        "  %y = Relu(%x)\n  return %y\n",
+        "  %s = const() {value=[2,3]} : i64[2]\n  %a = Relu(%x)\n  %y = Reshape(%a, %s)\n  return %y\n",
+    ))  # fmt: skip
+    for numbers in ("close", "sqnr 20"):
+        with pytest.raises(AssertionError):
+            compare_numbers(flat, rows, numbers)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -138,6 +159,8 @@ def test_a_line_that_looks_like_a_check_is_one_or_an_error() -> None:
         ("// pipeline: simplify\n// number: exact\n" + GRAPH, "Did you mean numbers?"),
         ("// pipeline: simplify\n// numbers: nearly\n" + GRAPH, "no way to compare numbers"),
         ("// pipelin: simplify\n" + GRAPH, "Did you mean pipeline?"),
+        ("// pipeline: simplify\n// dims: N 64\n" + GRAPH, "'N 64' names no extents"),
+        ("// pipeline: simplify\n// dims: N=2\n// dims: M=3\n" + GRAPH, "says dims twice"),
     ],
 )
 def test_a_case_that_says_too_little(text: str, message: str, tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def _pads(p: TileOp) -> Made:
             attrs["pads"] = (*before, *after)
         if before[spatial] >= kernel[spatial] or after[spatial] >= kernel[spatial]:
             raise NotTileableError("a pool whose window would lie in the padding")
+        if after[spatial] > windows[spatial][4]:  # type: ignore[index]
+            # As padding it would count in an average.
+            raise NotTileableError("a pool whose window reaches beyond the padding")
     return attrs, list(p.operands)
 
 
@@ -126,9 +129,12 @@ def _patched(p: TileOp, entry: int) -> Made:
         entries = [1] * (rank - len(known)) + [int(e) for e in known]
         if p.op.attrs.get("allowzero") and 0 in entries:
             raise NotTileableError("a reshape to nothing")
-        # A -1 cannot be worked out where nothing is left: what is known is said.
-        entries = [d if e == -1 and isinstance(d, int) else e for e, d in zip(entries, dims, strict=True)]
+        # A -1 cannot be worked out where nothing is left, and a 0 may copy the tile's extent: what is known is said.
+        entries = [d if e in (-1, 0) and isinstance(d, int) else e for e, d in zip(entries, dims, strict=True)]
         entries[p.place] = entry
+        along = p.axis.operands[0]
+        if along is not None and along.axis != p.place and entries[along.axis : along.axis + 1] == [0]:
+            raise NotTileableError("a reshape that copies the extent which is cut")
         if entries.count(-1) > 1:
             raise NotTileableError("two extents of a reshape are known at run time only")
         return _without_zeros(_with_target(p, entries))
@@ -191,7 +197,8 @@ def _transposed(p: TileOp) -> Made:
     size, stride, dilation, before, after = window
     more = list(p.op.attrs.get("output_padding", (0,) * rank))
     begin, end, extra = before, after, more[spatial]
-    if p.interval.lo != 0:
+    if p.interval.lo != 0 or need.interval.lo != 0:
+        # Padding wider than a filter reaches crops the first elements' taps away: a tile does not read these elements.
         begin = _distance(p.interval.lo, need.interval.lo, stride) + before
     at_end = p.interval.hi is None or (
         p.static and need.after == 0 and p.interval.hi == p.emitter.extent(p.op.results[0], p.place)

@@ -72,14 +72,19 @@ class StaticGrid:
         region: What is cut.
         count: Tiles wanted; there may be fewer.
         extent: Gives the extent of a value's axis.
+
+    Raises:
+        NotTileableError: an output of the region has no elements.
     """
 
     def __init__(self, region: Region, count: int, extent: Extent) -> None:
         self.region, self.extent = region, extent
         ends = [(extent(*region.partitioned_operand(v)), region.rate(_op(v))) for v in region.outputs]
+        if not all(n for n, _ in ends):
+            raise NotTileableError("a result without elements")
         steps = max(-(-n // rate) for n, rate in ends)
-        self.step = max(1, -(-steps // count))
-        self.count = -(-steps // self.step) if steps else 1
+        self.step = -(-steps // count)
+        self.count = -(-steps // self.step)
 
     overlaps = False
 

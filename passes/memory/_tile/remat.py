@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memoptc.ir.core import Op, Value, clone_op
-from memoptc.ir.ops import facts
+from memoptc.ir.ops import is_pure
 from memoptc.passes.memory._tile.estimate import OVERHEAD, MemoryProfile
 from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
 from memoptc.runtime.memory.footprint import is_resident
@@ -111,7 +111,7 @@ def _chain(value: Value, place: int, profile: MemoryProfile) -> tuple[tuple[Op, 
         op = todo.pop()
         if op is None or op in chosen:
             continue
-        if op.regions or TILED in op.metadata or not facts(op).pure or len(chosen) >= LONGEST:
+        if op.regions or TILED in op.metadata or not is_pure(op) or len(chosen) >= LONGEST:
             return (), 0
         chosen.add(op)
         for operand in op.operands:

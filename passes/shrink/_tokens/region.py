@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space
-from memoptc.ir.ops import facts
+from memoptc.ir.ops import facts, is_pure
 from memoptc.ir.ops.axis import everywhere
 from memoptc.ir.tensors import ints
 from memoptc.passes.simplify._simplify.parts import bounds
@@ -127,7 +127,7 @@ def _takes_first(op: Op, region: TokenRegion) -> bool:
 
 def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[Value, tuple[int, ...]] | str | None:
     """The op's results that have a slice per token; `None` when it needs all tokens, or nothing is known of it."""
-    if op.regions or op.is_return or not facts(op).pure:
+    if op.regions or op.is_return or not is_pure(op):
         return None
     covered: set[tuple[int, int]] = set()
     results: dict[Value, set[int]] = {}
