@@ -48,7 +48,7 @@ class Cut:
     """Stages that a model was cut into.
 
     Args:
-        stages: Name of the first result of each op, by stage.
+        stages: Name of the first result that each op gives, by stage.
         weight_bytes: Weights that each stage reads.
         crossing_bytes: What is handed over behind each stage but the last.
     """
@@ -80,9 +80,9 @@ def cut(graph: Graph, count: int, dims: Mapping[str, int]) -> Cut:
     for stages_left in range(count, 1, -1):
         share, done, before, after = sum(weights[i] for i in left) / stages_left or 1, 0.0, set(), set()
         for i in left:
-            before |= {i} if done < 1 - SLACK else set()
-            after |= {i} if done >= 1 + SLACK else set()
-            done += weights[i] / share
+            least, done = done, done + weights[i] / share
+            before |= {i} if least < 1 - SLACK else set()
+            after |= {i} if done > 1 + SLACK and i not in before else set()
         after |= set(left[-1:]) if not after else set()
         if len(left) < 2 or before & after:
             break
@@ -97,7 +97,7 @@ def cut(graph: Graph, count: int, dims: Mapping[str, int]) -> Cut:
         raise InputError("The model has nothing to cut between.", hint="It runs as one file.")
     stage_weights = [{w for op in part for w in _weights(op)} for part in parts]
     return Cut(
-        tuple(tuple(op.results[0].name for op in part) for part in parts),
+        tuple(tuple(next((r.name for r in op.results if not r.omitted), "") for op in part) for part in parts),
         tuple(sum(nbytes(w.attrs["value"]) for w in each) for each in stage_weights),
         tuple(crossing),
     )
@@ -155,7 +155,7 @@ def _bytes(value: Value, dims: Mapping[str, int]) -> int:
     size = type_.nbytes
     if size is None:
         return _UNSIZED
-    return size if isinstance(size, int) else size.evaluate({name: dims.get(name, _UNKNOWN) for name in size.free})
+    return size if isinstance(size, int) else max(0, size.evaluate({n: dims.get(n, _UNKNOWN) for n in size.free}))
 
 
 def split(path: Path, folder: Path, count: int, dims: Mapping[str, int]) -> Cut:

@@ -87,6 +87,7 @@ class Stages:
         missing = [name for name in names if name not in values]
         if missing:
             raise InputError(f"The input {missing[0]!r} is missing.", hint="Give every input of the model.")
+        names += [port.name for port in session.get_overridable_initializers() if port.name in values]
         outputs = [port.name for port in session.get_outputs()]
         values |= zip(outputs, session.run(outputs, {name: values[name] for name in names}), strict=True)
 

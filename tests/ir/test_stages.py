@@ -133,6 +133,25 @@ def test_what_cannot_be_cut_or_run_is_refused(tmp_path: Path) -> None:
         Stages(tmp_path / "out").run(None, {"z": np.zeros(1, np.float32)})
 
 
+def test_an_input_with_a_default_may_be_given(tmp_path: Path) -> None:
+    """And no stage gets more than half a share of the weights beyond its own."""
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[N, 32] x, float[32] bias) => (float[N, 32] y) {
+        a = MatMul (x, u)  b = Add (a, bias)  c = MatMul (b, v)  d = Mul (c, bias)
+        e = MatMul (d, w)  f = Add (e, bias)  g = MatMul (f, t)  y = Mul (g, bias) }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    content = {n: rng.standard_normal((32, 32)).astype(np.float32) for n in "uvwt"} | {"bias": np.ones(32, np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in content.items())
+    onnx.save(model, tmp_path / "m.onnx")
+    found = split(tmp_path / "m.onnx", tmp_path / "out", 3, {})
+    assert sorted(found.weight_bytes) == [4096, 4096, 8192]
+    x = rng.standard_normal((2, 32)).astype(np.float32)
+    for feed in ({"x": x}, {"x": x, "bias": rng.standard_normal(32).astype(np.float32)}):
+        for keep in (False, True):
+            got = Stages(tmp_path / "out", keep=keep, options=plain()).run(None, feed)[0]
+            assert got.tobytes() == whole(tmp_path / "m.onnx", feed, plain())[0].tobytes()
+
+
 def test_values_are_dropped_behind_their_last_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And stages are found again in another folder; an input that no stage reads may be given all the same."""
     text = """<ir_version: 8, opset_import: ["" : 18]> g (float[4] x, float[4] unused) => (float[4] y, float[4] a) {
