@@ -19,7 +19,7 @@ from memoptc.runtime.pack_ahead import pack_ahead
 FIRST_LEVEL = 2
 """Level from which weights are packed ahead unasked."""
 
-PACKED_FROM = 64 << 20
+PACKED_FROM = 16 << 20
 """Bytes of anonymous memory that packing ahead must spare: the file grows by as much."""
 
 SHARE = 1 / 3
