@@ -62,7 +62,10 @@ def try_commands(
         except InputError as e:
             counts[f"no stages: {e.message[:40]}"] += 1
         compile(one, level=1, verify="off", measure=False).save(folder / "out.onnx")
-        tried.append((f"run {tier}", _Callable(Session(folder / "out.onnx", memory=tier).run, names), False))
+        try:
+            tried.append((f"run {tier}", _Callable(Session(folder / "out.onnx", memory=tier).run, names), False))
+        except InputError as e:
+            counts[f"no run {tier}: {e.message[-40:]}"] += 1
         for what, compiled, exact in tried:
             counts[f"way {what}"] += 1
             for feed, expected in runs:

@@ -34,6 +34,13 @@ _NUMBERS = {name: number for number, name in (_NUMPY | _ML_DTYPES).items()}
 SUB_BYTE = frozenset({21, 22, 23})
 """Types of which two elements share a byte."""
 
+_WHOLE_BYTES = frozenset(f"tensor({name})" for number, name in NAMES.items() if number not in SUB_BYTE)
+
+
+def has_whole_bytes(type_: str) -> bool:
+    """True for the type of a tensor, as onnxruntime spells it, whose elements have addresses, or are text."""
+    return type_ in _WHOLE_BYTES
+
 
 @functools.cache
 def numpy_dtype(number: int) -> np.dtype[Any]:

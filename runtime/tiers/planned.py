@@ -20,6 +20,7 @@ from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.native.allocator import LARGE, Block, Script, Trace
+from memoptc.runtime.native.elements import has_whole_bytes
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.native.shared import BlockHome, Shared
 from memoptc.runtime.options import RunOptions
@@ -105,6 +106,13 @@ class Planned:
         self._session = NativeSession(model, options, shared=shared)
         self.inputs: list[Port] = self._session.input_ports
         self.outputs: list[Port] = self._session.output_ports
+        other = next((p for p in (*self.inputs, *self.outputs) if not has_whole_bytes(p.type)), None)
+        if other is not None:
+            self._session.close()
+            raise InputError(
+                f"{other.name!r} is no tensor, or has less than a byte an element; no plan is made for such.",
+                hint="Choose memory='arena'.",
+            )
         self._recorded: dict[Any, _Recorded] = {}
         self._plans: dict[Any, RunPlan] = {}
         self._scripts: dict[Any, Script] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from native_models import model, network, usable
@@ -166,6 +167,31 @@ def test_what_a_planned_session_cannot_do_says_so_and_auto_goes_on_in_the_arena(
     assert auto.get_modelmeta().graph_name == "small"
     assert auto.memory == "arena"
     assert _same(auto.run(None, {"x": x}), expected)
+
+
+def test_what_no_plan_is_made_for_is_refused_at_once_and_auto_runs_it_in_the_arena(tmp_path: Path) -> None:
+    if not usable():
+        pytest.skip("onnxruntime's C interface cannot be used here")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    element = helper.make_tensor_type_proto(TensorProto.FLOAT, ["n", 3])
+    first = helper.make_tensor("first", TensorProto.INT64, [], [0])
+    items = helper.make_value_info("items", helper.make_sequence_type_proto(element))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    take = helper.make_graph([helper.make_node("SequenceAt", ["items", "first"], ["y"])], "g", [items], [y], [first])
+    codes = helper.make_tensor_value_info("y", TensorProto.INT4, ["n", 3])
+    narrow = helper.make_node("Cast", ["items"], ["y"], to=TensorProto.INT4)
+    floats = helper.make_tensor_value_info("items", TensorProto.FLOAT, ["n", 3])
+    graphs = {"sequence": (take, [x]), "int4": (helper.make_graph([narrow], "g", [floats], [codes]), x)}
+    for name, (graph, given) in graphs.items():
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+        with pytest.raises(InputError, match="no plan is made"):
+            Session(path, memory="planned", threads=1)
+        Contract(tier="planned").save(contract_path(path))
+        auto = Session(path, threads=1)
+        assert auto.memory == "arena"
+        if name == "sequence":  # onnxruntime's own session has no numpy type for 4 bits
+            assert np.array_equal(auto.run(None, {"items": given})[0], x)
 
 
 @pytest.mark.parametrize("tier", ["stock", "arena", "planned"])
