@@ -29,14 +29,15 @@ TARGET = 1.15
 """Largest ratio of needs, compiled without sizes over compiled for the size."""
 
 
-def compiled(model: Path, out: Path, level: int, dims: dict[str, int], threads: int) -> Path:
-    """Compile a model; where the gate writes nothing, the model as it is."""
+def compiled(model: Path, folder: Path, level: int, dims: dict[str, int], threads: int) -> Path | None:
+    """Compile a model into a folder of its own; `None` where nothing is written."""
+    folder.mkdir()
     try:
-        compile_file(model, out, level=level, dims=dims, verify="off", jobs=threads)
+        compile_file(model, folder / "out.onnx", level=level, dims=dims, verify="off", jobs=threads)
     except MemoptcError as problem:
         click.echo(f"{model.name} {dims}: {problem.message}", err=True)
-        return model
-    return out
+        return None
+    return folder / "out.onnx"
 
 
 @click.command(help=__doc__)
@@ -53,13 +54,16 @@ def main(model: Path, sizes: tuple[tuple[str, tuple[int, ...]], ...], level: int
     way: Way = InSession() if session else RunOptions(threads=threads)
     table = Table("size", "original MB", "no size MB", "its size MB", "ratio", f"target {TARGET}", title=model.name)
     with tempfile.TemporaryDirectory() as folder:
-        once = compiled(model, Path(folder) / "once.onnx", level, {}, threads)
-        for dims in points:
+        once = compiled(model, Path(folder) / "once", level, {}, threads)
+        for number, dims in enumerate(points):
             feed = make_feed(graph, model, dims)
-            own = compiled(model, Path(folder) / "own.onnx", level, bind_shapes(graph, feed), threads)
+            own = compiled(model, Path(folder) / str(number), level, bind_shapes(graph, feed), threads)
+            size = " ".join(f"{n}={e}" for n, e in dims.items())
+            if once is None or own is None:
+                table.add_row(size, "", "", "", "", "NOT compiled")
+                continue
             before, free, fixed = (measure_need(p, feed, options=way).need_bytes for p in (model, once, own))
             met = "met" if free <= TARGET * fixed else "NOT met"
-            size = " ".join(f"{n}={e}" for n, e in dims.items())
             table.add_row(size, *(f"{b / 1e6:.1f}" for b in (before, free, fixed)), f"{free / fixed:.2f}", met)
     Console(width=120).print(table)
 

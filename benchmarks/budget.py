@@ -136,10 +136,12 @@ def feed_of_one() -> Any:
 def summary(lines: Sequence[Line]) -> tuple[Table, str]:
     """The lines as a table, and what they come to."""
     table = Table("model", "budget MB", "share", "need MB (stock / Session)", "used", "container", "times", "means")
-    over, kept, idle = 0, 0, 0
+    over, kept, idle, failed, killed = 0, 0, 0, 0, 0
     tightest: dict[str, float] = {}
     for line in lines:
         row = [line["name"], f"{line['budget'] / 1e6:.1f}", f"{line['share']:.0%}"]
+        failed += "failed" in line
+        killed += not line.get("container", {}).get("fits", True)
         if "need" not in line:
             table.add_row(*row, "", "", "", "", line.get("refused") or f"FAILED {line['failed']}")
             continue
@@ -159,8 +161,8 @@ def summary(lines: Sequence[Line]) -> tuple[Table, str]:
             ", ".join(line["means"]),
         )
     tight = sum(left <= UNUSED for left in tightest.values())
-    words = f"{over} overruns in {kept} budgets; at most {UNUSED:.0%} left unused at the tightest budget of {tight} of "
-    words += f"{len(tightest)} models; more than that, by a model slower than {FAST:g} times the original, at {idle}"
+    words = f"{over} overruns in {kept} budgets, {killed} killed in their container, {failed} compiles failed; "
+    words += f"at most {UNUSED:.0%} left unused at the tightest budget of {tight} of {len(tightest)} models; more than that, by a model slower than {FAST:g} times the original, at {idle}"
     return table, words
 
 

@@ -143,6 +143,9 @@ def above(line: Line, key: str, index: int, bases: Sequence[float]) -> float | N
 def summary(lines: Sequence[Line], console: Console) -> None:
     """Print a table of all cases, and each target with what was reached."""
     bases = [line for line in lines if line.get("base")]
+    failed = [
+        f"{line['model']} {line['variant']} -O{line['level']} {line['target']}" for line in lines if "error" in line
+    ]
     lines = [line for line in lines if "need_mb" in line and not line.get("base")]
     need = bases[-1]["need_mb"] if bases else 0.0
     in_session = bases[-1].get("session_mb", need) if bases else 0.0
@@ -161,6 +164,7 @@ def summary(lines: Sequence[Line], console: Console) -> None:
         case = f"{line['model']} {line['variant']}"
         table.add_row(case, f"{line['level']}{target}", bound, *figures, latency, ", ".join(line["taken_back"]))
     console.print(table, markup=False)
+    console.print(f"not compiled, and in none of the figures below: {len(failed)} {', '.join(failed)}")
     float32 = [line for line in lines if line["target"] == "float32"]
     for level, targets in ACTIVATIONS.items():
         there = [line for line in float32 if line["level"] == level and line["activation_bound"]]
