@@ -162,7 +162,8 @@ def summary(lines: Sequence[Line]) -> tuple[Table, str]:
         )
     tight = sum(left <= UNUSED for left in tightest.values())
     words = f"{over} overruns in {kept} budgets, {killed} killed in their container, {failed} compiles failed; "
-    words += f"at most {UNUSED:.0%} left unused at the tightest budget of {tight} of {len(tightest)} models; more than that, by a model slower than {FAST:g} times the original, at {idle}"
+    words += f"at most {UNUSED:.0%} left unused at the tightest budget of {tight} of {len(tightest)} models; "
+    words += f"more than that, by a model slower than {FAST:g} times the original, at {idle}"
     return table, words
 
 
