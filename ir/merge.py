@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from onnx_ir import serde
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
-from memoptc.ir.onnx_data import ExternalData
+from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART, ExternalData
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD
 from memoptc.ir.tensors import nbytes
 
@@ -32,7 +34,7 @@ class Merged:
     Args:
         models: The models' new files.
         weights: The file that they share.
-        bytes_before: Of the weights that lie in it, each model's by itself.
+        bytes_before: Of the weights that lie in it and what was packed of them ahead, each model's by itself.
         bytes_after: Of the file.
     """
 
@@ -45,7 +47,8 @@ class Merged:
 def merge_models(models: Sequence[Path], folder: Path) -> Merged:
     """Write models into a folder, their weights of 1 KiB or more into one file beside them, equal ones once.
 
-    Nothing else of the models changes, so each runs as it did, in any onnxruntime. Weights start on pages of their own:
+    Nothing else of the models changes, so each runs as it did, in any onnxruntime; what was packed ahead of weights
+    comes along. Weights start on pages of their own:
     processes and sessions that map the file share them. The folder appears when everything is in it.
 
     Args:
@@ -63,15 +66,17 @@ def merge_models(models: Sequence[Path], folder: Path) -> Merged:
         raise InputError(f"{folder} is there already.", hint="Name a folder to make, or remove it.")
     protos = [_read(path) for path in models]
     weights = [(p, path.parent) for path, proto in zip(models, protos, strict=True) for p in _tensors(proto)]
-    large = [(p, tensor) for p, place in weights if (tensor := _large(p, place)) is not None]
+    large = [(p, tensor, _packed(p, place)) for p, place in weights if (tensor := _large(p, place)) is not None]
+    everything = [tensor for _, weight, packed in large for tensor in (weight, *packed.values())]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFolder("memoptc-merge-", folder.parent) as scratch:
         inner = Path(scratch) / folder.name
         inner.mkdir()
-        data = ExternalData(inner / WEIGHTS, [tensor for _, tensor in large])
+        data = ExternalData(inner / WEIGHTS, everything)
         try:
-            for proto, tensor in large:
-                proto.CopyFrom(_outside(proto, data.write(proto.name, tensor)))
+            for proto, tensor, packed in large:
+                written = data.write(proto.name, tensor)
+                proto.CopyFrom(_outside(proto, written, {at: _offset(data, part) for at, part in packed.items()}))
         except OSError as error:
             raise InputError(f"{folder / WEIGHTS} cannot be written: {error}.") from error
         finally:
@@ -85,7 +90,7 @@ def merge_models(models: Sequence[Path], folder: Path) -> Merged:
     return Merged(
         tuple(folder / name for name in names),
         folder / WEIGHTS,
-        sum(nbytes(tensor) for _, tensor in large),
+        sum(map(nbytes, everything)),
         data.offset,
     )
 
@@ -126,21 +131,58 @@ def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
                 yield from _of_graph(inside)
 
 
+@contextmanager
+def _readable(proto: onnx.TensorProto) -> Iterator[None]:
+    """Name the weight where its content is missing or damaged."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise InputError(f"The weight {proto.name!r} cannot be read: {error}.") from error
+
+
 def _large(proto: onnx.TensorProto, folder: Path) -> Tensor | None:
     """A weight that goes into the file; `None` where it stays in its model."""
     if proto.data_type == onnx.TensorProto.STRING:
         return None
-    try:
+    with _readable(proto), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Ignoring unknown external data key", UserWarning)  # what was packed ahead
         tensor: Tensor = serde.deserialize_tensor(proto, base_path=folder)
         if isinstance(tensor, onnx_ir.ExternalTensor):
             tensor.numpy()  # a file that is missing or short shows here
-    except _UNREADABLE as error:
-        raise InputError(f"The weight {proto.name!r} cannot be read: {error}.") from error
     return tensor if isinstance(tensor, onnx_ir.ExternalTensor) or nbytes(tensor) >= EXTERNAL_THRESHOLD else None
 
 
-def _outside(proto: onnx.TensorProto, written: onnx.TensorProto) -> onnx.TensorProto:
+_Place = tuple[str, str]
+"""Offset and bytes of a part in the file that a weight comes from, as its entries have them."""
+
+
+def _packed(proto: onnx.TensorProto, folder: Path) -> dict[_Place, Tensor]:
+    """What onnxruntime's kernels packed ahead of a weight, and noted in its entries."""
+    entries = {entry.key: entry.value for entry in proto.external_data}
+    places = [p for key, note in entries.items() if key.startswith(PACKED_NOTE) for p in PACKED_PART.findall(note)]
+    found: dict[_Place, Tensor] = {}
+    for at, size in places:
+        with _readable(proto):
+            part = onnx_ir.ExternalTensor(
+                entries["location"], int(at), int(size), onnx_ir.DataType.UINT8,
+                shape=onnx_ir.Shape([int(size)]), name="packed", base_dir=folder,
+            )  # fmt: skip
+            part.numpy()
+        found[at, size] = part
+    return found
+
+
+def _offset(data: ExternalData, part: Tensor) -> int:
+    """Write a packed part; gives where it lies."""
+    return next(int(entry.value) for entry in data.write("", part).external_data if entry.key == "offset")
+
+
+def _outside(proto: onnx.TensorProto, written: onnx.TensorProto, moved: Mapping[_Place, int]) -> onnx.TensorProto:
     """The same tensor, name and notes kept, with its content elsewhere."""
     written.doc_string = proto.doc_string
     written.metadata_props.extend(proto.metadata_props)
+    for entry in proto.external_data:
+        if entry.key.startswith(PACKED_NOTE):
+            note = PACKED_PART.sub(lambda m: f"|{moved[m[1], m[2]]};{m[2]};", entry.value)
+            written.external_data.add(key=entry.key, value=note)
     return written

@@ -17,13 +17,9 @@ from typing import Any, BinaryIO
 import onnx
 
 from memoptc.ir.files import TemporaryFolder
-from memoptc.ir.onnx_data import PAGE, PIECE
+from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART, PAGE, PIECE
 from memoptc.runtime import isolated
 from memoptc.runtime.freeze import save_packed
-
-_NOTE = "prepacked_"
-_PART = re.compile(r"\|(\d+);(\d+);")
-"""A packed part in the value of a note: `OPERATOR+HASH|offset;bytes;checksum|offset;bytes;...`."""
 
 
 def pack_ahead(model: Path, scratch: Path) -> int:
@@ -60,8 +56,8 @@ def append_packed(model: Path, folder: Path) -> int:
             for index, note in enumerate(packed.get(tensor.name, [])):
                 key = note.partition("|")[0]
                 if key not in written:
-                    written[key] = _PART.sub(lambda part: _moved(part, source, target), note)
-                tensor.external_data.add(key=f"{_NOTE}{index}", value=written[key])
+                    written[key] = PACKED_PART.sub(lambda part: _moved(part, source, target), note)
+                tensor.external_data.add(key=f"{PACKED_NOTE}{index}", value=written[key])
     model.write_bytes(proto.SerializeToString(deterministic=True))
     return beside.stat().st_size - before
 
@@ -69,7 +65,7 @@ def append_packed(model: Path, folder: Path) -> int:
 def _notes(model: onnx.ModelProto) -> dict[str, list[str]]:
     """The notes of each weight of the main graph."""
     return {
-        tensor.name: [entry.value for entry in tensor.external_data if entry.key.startswith(_NOTE)]
+        tensor.name: [entry.value for entry in tensor.external_data if entry.key.startswith(PACKED_NOTE)]
         for tensor in model.graph.initializer
     }
 

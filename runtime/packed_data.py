@@ -9,19 +9,18 @@ the wrong addresses, and products come out as noise or NaN without any error. Wi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx
 
+from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART
+
 ALIGNMENT = 64
 """Bytes: the largest that kernels round addresses to, and the one of onnxruntime's own allocations."""
 
 _PIECE = 1 << 20
-_PART = re.compile(r"\|(\d+);(\d+);")
-"""Where a packed part lies, in the value of a `prepacked_N` entry: `KEY|offset;bytes;checksum|offset;bytes;...`."""
 
 
 def align_parts(model: onnx.ModelProto, data: Path) -> bool:
@@ -65,8 +64,8 @@ def _spans(tensor: onnx.TensorProto) -> Iterator[tuple[int, int]]:
     entries = _entries(tensor)
     yield int(entries.get("offset", 0)), int(entries["length"])
     for key, value in entries.items():
-        if key.startswith("prepacked_"):
-            for start, size in _PART.findall(value):
+        if key.startswith(PACKED_NOTE):
+            for start, size in PACKED_PART.findall(value):
                 yield int(start), int(size)
 
 
@@ -76,8 +75,8 @@ def _move(tensor: onnx.TensorProto, moved: dict[tuple[int, int], int]) -> None:
     for entry in tensor.external_data:
         if entry.key == "offset":
             entry.value = str(own)
-        elif entry.key.startswith("prepacked_"):
-            entry.value = _PART.sub(lambda m: f"|{moved[int(m[1]), int(m[2])]};{m[2]};", entry.value)
+        elif entry.key.startswith(PACKED_NOTE):
+            entry.value = PACKED_PART.sub(lambda m: f"|{moved[int(m[1]), int(m[2])]};{m[2]};", entry.value)
     if "offset" not in entries:
         tensor.external_data.add(key="offset", value=str(own))
 

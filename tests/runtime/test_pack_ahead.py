@@ -13,6 +13,8 @@ import pytest
 from memoptc import packing
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.merge import merge_models
+from memoptc.ir.onnx_data import PAGE
 from memoptc.runtime.measured_contract import make_contract
 from memoptc.runtime.pack_ahead import append_packed
 from memoptc.runtime.session import Session
@@ -59,6 +61,18 @@ def test_packed_weights_are_mapped_and_give_the_same_bits(tmp_path: Path) -> Non
     assert LAYERS * WEIGHT_BYTES <= added < (LAYERS + 1) * WEIGHT_BYTES  # equal weights once, computed ones not
     assert outputs(path) == before
     assert loaded_bytes(path) <= packed_before - LAYERS * WEIGHT_BYTES  # what is computed while loading is packed then
+
+
+def test_models_that_are_merged_keep_what_was_packed(tmp_path: Path) -> None:
+    one, two = (chain(tmp_path / f"{name}.onnx") for name in ("one", "two"))
+    for path in (one, two):
+        (folder := tmp_path / path.stem).mkdir()
+        append_packed(path, folder)
+    merged = merge_models([one, two], tmp_path / "merged")
+    assert [outputs(path) for path in merged.models] == [outputs(one), outputs(two)]
+    assert [loaded_bytes(path) for path in merged.models] == [loaded_bytes(one), loaded_bytes(two)]
+    size = one.with_name(f"{one.name}.data").stat().st_size
+    assert merged.weights.stat().st_size <= size + 8 * PAGE < 2 * size  # what both have is there once
 
 
 def test_other_kernels_pack_for_themselves(tmp_path: Path) -> None:
