@@ -42,7 +42,7 @@ def install() -> None:
     registry.register("", "Pad", since_version=11)(_infer_pad)
     registry.register("", "MatMul", since_version=1)(_multiplied(_matmul.infer_matmul))
     registry.register("", "MatMulInteger", since_version=10)(_multiplied(_matmul.infer_matmul_integer))
-    registry.register("com.microsoft", "FusedMatMul", since_version=1)(_multiplied(_microsoft.infer_fused_matmul))
+    registry.register("com.microsoft", "FusedMatMul", since_version=1)(_multiplied(_infer_fused_matmul))
     registry.register("", "Split", since_version=2)(_infer_split)
     registry.register("", "Compress", since_version=9)(_infer_compress)
     registry.register("", "NonZero", since_version=9)(_infer_non_zero)
@@ -165,6 +165,20 @@ def _multiplied(infer: Callable[[Any, onnx_ir.Node], None]) -> Callable[[Any, on
         result.shape = onnx_ir.Shape(dims)
 
     return multiplied
+
+
+def _infer_fused_matmul(context: Any, node: onnx_ir.Node) -> None:
+    """Of operands whose batches lie behind their rows, the engine takes the rows for a batch."""
+    flags = (node.attributes.get(name) for name in ("transBatchA", "transBatchB"))
+    if not any(flag is not None and flag.as_int() for flag in flags):
+        _microsoft.infer_fused_matmul(context, node)
+        return
+    a, b = node.inputs[:2]
+    if a is None or b is None:
+        return
+    ranks = None if a.shape is None or b.shape is None else (len(a.shape), len(b.shape))
+    shape = None if ranks is None else onnx_ir.Shape([context.new_symbolic_dim() for _ in range(max(ranks))])
+    context.set_shape_and_dtype(node.outputs[0], shape, a.dtype)
 
 
 def _infer_split(context: Any, node: onnx_ir.Node) -> None:

@@ -207,3 +207,16 @@ def test_a_slice_by_attributes_is_inferred_as_one_by_operands(starts: str, ends:
     assert assert_sound(graph) > 0
     infer_shapes(graph)
     assert all(value.shape is not None for value in graph.outputs)
+
+
+def test_batches_behind_the_rows_of_a_product_are_not_taken_for_rows() -> None:
+    text = """graph @g(%x: f32[A,B,3], %y: f32[B,3,5]) -> (f32[*]) {
+      %r = com.microsoft::FusedMatMul(%x, %y) {transBatchA=1}
+      return %r
+    }"""
+    graph = parse(text)
+    infer_shapes(graph)
+    (shape,) = (value.shape for value in graph.outputs)
+    assert shape is not None
+    assert len(shape) == 3
+    assert not {"A", "B"} & {name for dim in shape for name in free_symbols(dim)}
