@@ -104,11 +104,10 @@ def with_control(source: Source, prepared: Graph, folder: Path) -> Source:
         keep_last_of(model, last)
     path = folder / "control" / "original.onnx"
     path.parent.mkdir()
-    for file in {Path(t.path): None for t in _external(source.graph)}:
+    for name, file in named_files(source.graph, source.path).items():
         if file.resolve() == source.path.resolve():
             continue  # what lies in the model's own file
-        # By the name that the model has for it, which may be a link to another.
-        copy = path.parent / os.path.relpath(file, source.path.parent)
+        copy = path.parent / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(file.resolve(), copy)
@@ -147,6 +146,12 @@ def _bytes_on_disk(graph: Graph, path: Path) -> int:
 def files_of(graph: Graph, path: Path) -> list[Path]:
     """The files of a model as it was read: its own, then those of external data."""
     return list(dict.fromkeys([path.resolve(), *(Path(t.path).resolve() for t in _external(graph))]))
+
+
+def named_files(graph: Graph, path: Path) -> dict[str, Path]:
+    """The files of a model by the names that it has for them, from its folder on; each may be a link to another."""
+    external = {Path(os.path.relpath(t.path, path.parent)).as_posix(): Path(t.path) for t in _external(graph)}
+    return {path.name: path} | external
 
 
 def _external(graph: Graph) -> list[onnx_ir.ExternalTensor]:

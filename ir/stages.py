@@ -196,7 +196,7 @@ def split(path: Path, folder: Path, count: int, dims: Mapping[str, int]) -> Cut:
             "inputs": [value.name for value in proto.graph.input],
             "outputs": [output.name for output in proto.graph.output],
         }
-        (inner / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (inner / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         os.rename(inner, folder)
     return found
 

@@ -78,19 +78,23 @@ def _thinned(numbers: list[float]) -> list[float]:
 def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Give the last reference of a log of `Shadow`, and the calls since then.
 
+    A process that was killed, or a full disk, leaves a part of a line; it is left out, and counted as `torn` in what is
+    given first.
+
     Raises:
         InputError: the file is no such log, or cannot be read.
     """
     start: dict[str, Any] | None = None
     calls: list[dict[str, Any]] = []
     try:
-        *texts, last = path.read_bytes().split(b"\n")  # lines are written whole, so the last is empty
-        if last and (not texts or _is_json(last)):
-            texts.append(last)  # else it is being written, or the disk was full
-        for text in texts:
-            line = json.loads(text)
-            if line["event"] == "start":
-                start, calls = line, []
+        for text in filter(None, path.read_bytes().split(b"\n")):
+            line = _read_line(text)
+            if line is None:
+                if start is None:
+                    raise ValueError("it begins with something else")
+                start["torn"] += 1
+            elif line["event"] == "start":
+                start, calls = {**line, "torn": 0}, []
             else:
                 calls.append(line)
     except OSError as error:
@@ -102,12 +106,15 @@ def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return start, calls
 
 
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+def _read_line(text: bytes) -> dict[str, Any] | None:
+    """Read a line, or what was written behind a part of one; `None` for a part of one."""
+    for begin in (0, text.rfind(b'{"event": ')):
+        try:
+            found: dict[str, Any] = json.loads(text[max(begin, 0) :])
+        except ValueError:
+            continue
+        return found
+    return None
 
 
 def drifts(reference: Mapping[str, Mapping[str, list[float]]], calls: Sequence[Mapping[str, Any]]) -> list[Drift]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
+from memoptc.runtime.child import environment, python
 
 
 def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -26,21 +25,21 @@ def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]
         InternalError: the process ended without an answer.
     """
     asked, answered = folder / "request.json", folder / "answer.json"
-    asked.write_text(json.dumps(request))
+    asked.write_text(json.dumps(request), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", module, str(asked), str(answered)],
+        python("-m", module, str(asked), str(answered)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",  # of the message
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # data may be `module:function`
+        env=environment(),  # data may be `module:function`
     )
     if not answered.exists():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         name = module.rpartition(".")[2]
         raise InternalError(f"The process of {name} ended with code {done.returncode}: {last}")
-    found: dict[str, Any] = json.loads(answered.read_text())
+    found: dict[str, Any] = json.loads(answered.read_text("utf-8"))
     if "error" in found:
         kind = InputError if found["exit_code"] == InputError.exit_code else InternalError
         raise kind(found["error"], hint=found["hint"])
@@ -50,9 +49,9 @@ def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]], request: str, file: str) -> None:
     """Read a request, do the work, and write the answer or the error, whole or not at all."""
     try:
-        found = work(json.loads(Path(request).read_text()))
+        found = work(json.loads(Path(request).read_text("utf-8")))
     except MemoptcError as error:
         found = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
     part = Path(file).with_suffix(".part")
-    part.write_text(json.dumps(found))
+    part.write_text(json.dumps(found), "utf-8")
     part.replace(file)

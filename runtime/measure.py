@@ -8,7 +8,6 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime import worker
+from memoptc.runtime.child import environment, python
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed, RunOptions
 
@@ -403,7 +403,7 @@ class _Ask:
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
+        except OSError:
             return ""
         return self.process.stdout.readline()
 
@@ -428,11 +428,13 @@ def start_worker(
     else:
         request |= {"options": options.to_json(), "native": options.native()}
     process = subprocess.Popen(
-        [*prefix, sys.executable, worker.__file__],
+        [*prefix, *python(worker.__file__)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment(),
     )
     timer = None if longest is None else threading.Timer(longest, process.kill)
     try:

@@ -57,6 +57,8 @@ class Shadow:
         self.control, self.candidate = (s if hasattr(s, "run") else Session(s) for s in (control, candidate))
         self._names = [output.name for output in self.control.get_outputs()]
         self.rate, self._log = rate, None if log is None else Path(log)
+        # What an earlier process was writing when it was killed may be a part of a line.
+        self._before = "\n" if self._log is not None and self._log.is_file() and self._log.stat().st_size else ""
         self._random, self._lock = random.Random(seed), threading.Lock()
         self.figures = Figures()
         """What was seen so far."""
@@ -119,9 +121,11 @@ class Shadow:
         if self._log is not None:
             # Opened for each line: logs are moved away under a process that runs. Unbuffered, a line is one write.
             with open(self._log, "ab", buffering=0) as file:
-                text = f"{json.dumps(line)}\n".encode()
+                text = f"{self._before}{json.dumps(line)}\n".encode()
+                self._before = "\n"  # where this writes a part of the line, the next one begins behind it
                 if file.write(text) != len(text):
                     raise OSError(f"{self._log} took part of a line only")
+                self._before = ""
 
 
 class Figures:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.ops import facts
+from memoptc.runtime.child import environment, python
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import Feed, RunOptions
@@ -121,7 +121,7 @@ class _InWorker:
             self._answer(_LOAD_SECONDS, "loading")
         assert process.stdin is not None
         with contextlib.suppress(OSError):
-            process.stdin.write(f"{path}\n")
+            process.stdin.write(f"{json.dumps(str(path))}\n")
             process.stdin.flush()
         return bool(self._answer(_RUN_SECONDS, "a run")["finite"])
 
@@ -151,11 +151,13 @@ class _InWorker:
             "options": self._original.options.to_json(),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "memoptc.runtime.trials"],
+            python("-m", "memoptc.runtime.trials"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # of what operators print
+            env=environment(),
         )
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has crashed while it was starting; its answer, which is none, says so
@@ -207,7 +209,7 @@ def _main() -> None:
     runs = _InProcess(original)
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = {"finite": runs.outputs_are_finite(load_feed(Path(line.rstrip(os.linesep))))}
+            answer: dict[str, Any] = {"finite": runs.outputs_are_finite(load_feed(Path(json.loads(line))))}
         except MemoptcError as error:
             answer = {"error": error.message}
         _say(answer)

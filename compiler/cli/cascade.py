@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, takes, talks
+from memoptc.cli.options import GroupedCommand, Talk, takes, talks, unused
 from memoptc.options import FileOptions
 
 _TAKEN = ("calibration", "validation", "dims", "verify", "measure", "jobs", "keep_worst", "force", "reports")
@@ -47,6 +47,8 @@ def command(
     from memoptc.api import compile_file
     from memoptc.cli.show import Progress, tell_result
 
+    if threshold is not None:
+        unused("with --threshold", "max_disagreement")
     settings = [f"small={json.dumps(str(small))}", f"max_disagreement={max_disagreement!r}"]
     settings += [] if threshold is None else [f"threshold={threshold!r}"]
     pipeline = (

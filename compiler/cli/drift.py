@@ -23,7 +23,9 @@ def command(log: Path, talk: Talk) -> int:
         figures.add(line)
     figures.calls = max((line["call"] for line in calls), default=0)
     found = drifts(start["reference"], calls)
+    torn = start["torn"]
     told = {k: getattr(figures, k) for k in ("calls", "shadowed", "errors", "agreement", "slowdown")}
+    told["torn_lines"] = torn
 
     def show() -> None:
         if not talk.quiet:
@@ -38,6 +40,8 @@ def command(log: Path, talk: Talk) -> int:
             click.echo(f"The candidate takes {figures.slowdown:.2f} of the control's time.")
 
     def show_drift() -> None:
+        if torn:
+            click.echo(f"{torn} lines of the log are torn, and were left out.")
         if not start["reference"]:
             click.echo("The log has no calibration data to compare with: give Shadow calibration=.")
         for drift in found:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import BYTES, Talk, takes, talks
+from memoptc.cli.options import BYTES, Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.")
 @click.option("--seconds", default=120.0, show_default=True, type=float, help="About how long the search may take.")
 @click.option("--seed", default=0, show_default=True, help="Of made-up inputs.")
-@takes("options", Options, "dims", "plugins")
+@takes("options", Options, "dims")
 @talks
 def command(
     model: Path,
@@ -67,7 +67,10 @@ def command(
 
     if sizes and (limit is None or inputs is not None):
         raise click.UsageError("--sizes takes --limit, and makes its own inputs: give --limit 512MiB, no --inputs.")
-    feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
+    if limit is not None:
+        unused("with --limit", "seconds")
+    if inputs is not None:
+        unused("with --inputs", "dims", "seed")
     in_session: dict[str, Any] = {"threads": threads} if threads else {}
     way: Way = InSession(None, in_session) if run_with == "session" else RunOptions(threads=threads or 0)
     answer = _Answer({"model": model, "run_with": run_with, "limit_bytes": limit})
@@ -80,6 +83,7 @@ def command(
             if sizes and limit is not None:
                 _find_largest(answer, model, limit, way, options["dims"], seed, trying)
             else:
+                feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
                 shapes = {name: list(v.shape) for name, v in feed.items() if hasattr(v, "shape")}
                 answer.told["inputs"] = shapes
                 answer.lines += [f"inputs: {_shapes(shapes)}"] if inputs is None else []

@@ -34,7 +34,7 @@ def read_prompts(path: Path) -> list[list[int]]:
                 raise ValueError(f"it holds {array.dtype} {array.shape}")
             rows = np.atleast_1d(array)
             return [[int(n) for n in row] for row in rows.reshape(-1, rows.shape[-1])]
-        lines = path.read_text().replace(",", " ").splitlines()
+        lines = path.read_text("utf-8").replace(",", " ").splitlines()
         prompts = [[int(word) for word in line.split()] for line in lines if line.strip()]
         if not prompts:
             raise ValueError("it is empty")

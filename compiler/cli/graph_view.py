@@ -16,7 +16,7 @@ from memoptc.options import Options
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Page to write, .html; nothing if not given.")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=0), help="Nodes to list, largest first.")
-@takes("options", Options, "dims", "plugins")
+@takes("options", Options, "dims")
 @talks
 def command(model: Path, output: Path | None, top: int, options: dict[str, Any], talk: Talk) -> None:
     """Show MODEL's nodes with types, bytes of weights and results, and the original's nodes that they stand for."""

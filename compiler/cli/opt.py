@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks
+from memoptc.cli.options import GroupedCommand, Talk, print_json, takes, talks, unused
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
@@ -59,11 +59,17 @@ def command(
     from memoptc.runtime.data import Data
     from memoptc.textfile import read_any
 
+    if output is not None:
+        unused("with -o: files hold all weights", "full")
     registry.load_plugins(options["plugins"])
     graph, recipe = read_any(file)
     calibration = None
     if recipe.calibration is not None:
         calibration = Data(recipe.calibration, {v.name: v.type for v in graph.inputs}, [v.name for v in graph.defaults])
+    pipeline = parse(recipe.pipeline if options["passes"] is None else options["passes"])
+    names = {pass_.name for pass_ in pipeline.passes()}
+    if missing := [n for n in (print_after or "all").split(",") if n not in {*names, "all"}]:
+        raise InputError(f"No pass {missing[0]!r} runs.", hint=f"These do: {', '.join(sorted(names)) or 'none'}.")
     instruments = _instruments(not no_verify_each, print_after, print_changed)
     with TemporaryFolder() as scratch:
         context = Context(
@@ -77,25 +83,20 @@ def command(
         if trace is not None:
             context.artefacts.trace = trace
         context.shapes(graph)
-        records = run_pipeline(
-            parse(recipe.pipeline if options["passes"] is None else options["passes"]), graph, context, instruments
-        )
+        records = run_pipeline(pipeline, graph, context, instruments)
     if not talk.quiet:
         _report_passes(context.warnings, records, with_times=talk.verbose)
     if trace is not None:
         _report_trace(trace, traced)
+    files: list[Path] = []
+    if output is not None:
+        files = (write_onnx if output.suffix == ".onnx" else write_mir)(graph, output)
     if talk.as_json:
-        facts = {"passes": records, "warnings": context.warnings, "files": [output] if output else []}
+        facts = {"passes": records, "warnings": context.warnings, "files": files}
         text = {} if output else {"graph": print_graph(graph, weights="inline" if full else "elide", notes=full)}
         print_json(facts | text)
     elif output is None:
         click.echo(print_graph(graph, weights="inline" if full else "elide", notes=full), nl=False)
-    if output is None:
-        return
-    if output.suffix == ".onnx":
-        write_onnx(graph, output)
-    else:
-        write_mir(graph, output)
 
 
 def _instruments(verify: bool, print_after: str | None, print_changed: bool) -> list[Instrument]:
@@ -104,7 +105,8 @@ def _instruments(verify: bool, print_after: str | None, print_changed: bool) -> 
 
     found: list[Instrument] = [VerifyEach(types=True)] if verify else []
     if print_after is not None:
-        found.append(PrintAfter(_to_stderr, [n for n in print_after.split(",") if n != "all"]))
+        chosen = print_after.split(",")
+        found.append(PrintAfter(_to_stderr, () if "all" in chosen else chosen))
     if print_changed:
         found.append(PrintChanged(_to_stderr))
     return found

@@ -110,6 +110,29 @@ def takes(into: str, kind: type, *names: str, **changes: Mapping[str, Any]) -> C
     return add
 
 
+def unused(mode: str, *names: str, hint: str = "") -> None:
+    """Refuse options that stand on the command line and do nothing in one mode of the command that runs.
+
+    Those of a project file stay: it has them for other commands, too.
+
+    Args:
+        mode: The mode, behind "does nothing", such as `with --arena`.
+        names: Parameters of the command.
+        hint: How to go on; to leave the option out when empty.
+
+    Raises:
+        InputError: one of them was given.
+    """
+    from memoptc.ir.diagnostics import InputError
+
+    context = click.get_current_context()
+    given = context.meta.get("given", context.get_parameter_source)
+    for parameter in context.command.params:
+        if parameter.name in names and given(parameter.name) is click.core.ParameterSource.COMMANDLINE:
+            flag = parameter.opts[-1] if parameter.opts[0].startswith("--no-") else parameter.opts[0]
+            raise InputError(f"{flag} does nothing {mode}.", hint=hint or f"Leave {flag} out.")
+
+
 def talks(function: F) -> F:
     """Add -q, -v, --json and --debug to a command, which gets them as `talk`."""
 

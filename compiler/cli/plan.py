@@ -36,7 +36,7 @@ FORMS = (".json", ".csv", ".h", ".svg")
     help="Place buffers in several memories, fastest first, and move them between: sram=512KiB,dram=8MiB. COST is that "
     "of reading or writing a byte; unstated, ten times that of the memory before.",
 )
-@takes("options", Options, "dims", "plugins")
+@takes("options", Options, "dims")
 @talks
 def command(
     model: Path,

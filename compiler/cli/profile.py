@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.option_fields import parse_bindings
 from memoptc.options import Options
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @takes(
     "options",
     Options,
-    *("dims", "plugins"),
+    "dims",
     dims={"help": "Extents of a symbolic dimension: N=1,2,4; may be repeated.", "parse": parse_bindings},
 )
 @talks
@@ -52,6 +52,8 @@ def command(
     from memoptc.runtime.configuration import AS_WRITTEN, STOCK_DEFAULT
     from memoptc.runtime.contract import Contract, contract_path, load_contract
 
+    if static:
+        unused("with --static", "contract", hint="A contract is recorded: leave --static out.")
     graph = read_onnx(model)
     infer_shapes(graph)
     points: list[Profile] = []
@@ -90,17 +92,14 @@ def command(
 
         atomic_write(picture, draw(points, model.name).encode())
     if contract:
-        _write_contract(model, feed, threads, static, points[-1])
+        _write_contract(model, feed, threads, points[-1])
     talk.tell(facts | {"points": points}, lambda: _print(facts, points, top))
 
 
-def _write_contract(model: Path, feed: dict[str, Any], threads: int, static: bool, point: Profile) -> None:
-    from memoptc.ir.diagnostics import InputError
+def _write_contract(model: Path, feed: dict[str, Any], threads: int, point: Profile) -> None:
     from memoptc.runtime.contract import contract_path
     from memoptc.runtime.measured_contract import make_contract
 
-    if static:
-        raise InputError("A contract is recorded, so it needs runs.", hint="Leave --static away.")
     made = make_contract(model, feed, threads=threads)
     made = replace(made, peaks={str(point.configuration): point.planned_peak_bytes} | dict(made.peaks))
     made.save(contract_path(model))

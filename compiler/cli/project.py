@@ -38,11 +38,13 @@ class ProjectCommand(GroupedCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line, then once more with what the project file says in front of it."""
         rest = super().parse_args(ctx, list(args))
+        sources = {p.name: ctx.get_parameter_source(str(p.name)) for p in self.params}
+        ctx.meta["given"] = sources.get
         project = _project(ctx.params.get("config", ctx.meta.get("config")))
         if project is None:
             return rest
         taken = {p.name for p in self.params if isinstance(p, Grouped) and p.kind in (Options, FileOptions)}
-        said = {n for n in taken if ctx.get_parameter_source(str(n)) is click.core.ParameterSource.COMMANDLINE}
+        said = {n for n in taken if sources[n] is click.core.ParameterSource.COMMANDLINE}
         model = ctx.params.get("model", ctx.params.get("original"))
         words = [
             word

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Parsed, Talk, takes, talks
+from memoptc.cli.options import Parsed, Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 from memoptc.runtime.sizes import parse_bytes
@@ -65,7 +65,12 @@ def command(
     chosen = [name for name, value in asked.items() if value is not None]
     if len(chosen) != 1:
         raise click.UsageError(f"say what to look for: one of {', '.join(asked)}")
+    if command_ is not None:
+        unused("with --test: what is run says how", "level", "target", "passes", "dims", "plugins")
+    if slow is not None:
+        unused("with --slow, which ends a trial", "trial_seconds")
     if differs is not None:
+        unused("with --differs, which names the level", "level")
         options["level"] = differs
     output = output or model.with_suffix(".reduced.onnx")
     found = reduce_by(

@@ -34,13 +34,13 @@ def command(
     from memoptc.ir.diagnostics import InputError
     from memoptc.testing.rule_check import check_example, check_rule
 
+    passes = [pass_ for name in names for pass_ in _passes(name)]
+    known = [rule.name for pass_ in passes for rule in pass_.rules]
+    if missing := [name for name in only if name not in known]:
+        raise InputError(f"There is no rule {missing[0]!r} here.", hint=f"Rules are {', '.join(known) or 'none'}.")
     told: list[dict[str, Any]] = []
-    for name in names:
-        pass_ = _pass(name)
-        chosen = [r for r in pass_.rules if not only or r.name in only]
-        if not chosen:
-            raise InputError(f"{name} has no such rule.", hint=f"Its rules: {', '.join(r.name for r in pass_.rules)}.")
-        for rule in chosen:
+    for pass_ in passes:
+        for rule in (r for r in pass_.rules if not only or r.name in only):
             examples = [e for e in pass_.examples if e.rule is rule]
             row: dict[str, Any] = {"pass": pass_.name, "rule": rule.name, "examples": len(examples), "failure": ""}
             try:
@@ -58,19 +58,14 @@ def command(
     return 3 if any(row["failure"] for row in told) else 0
 
 
-def _pass(name: str) -> Any:
-    """Give the pass of rules that a file or a name stands for."""
+def _passes(name: str) -> list[Any]:
+    """Give the passes of rules that a file or a name stands for."""
     from memoptc import registry
     from memoptc.ir.diagnostics import InputError
     from memoptc.rewrite import RulePass
 
-    path = Path(name)
-    if path.suffix in (".rules", ".py"):
-        before = set(registry.names())
-        registry.load_plugin(name)
-        stem = path.stem.replace("_", "-")
-        name = next((n for n in registry.names() if n not in before), stem)
-    cls = registry.find(name)
-    if not issubclass(cls, RulePass):
-        raise InputError(f"Pass {name} is not made of rules.", hint="Test it by memoptc.testing.PassTests.")
-    return cls
+    names = registry.load_plugin(name) if Path(name).suffix in (".rules", ".py") else [name]
+    found = [cls for cls in map(registry.find, names) if issubclass(cls, RulePass)]
+    if not found:
+        raise InputError(f"No pass of {name} is made of rules.", hint="Test it by memoptc.testing.PassTests.")
+    return found

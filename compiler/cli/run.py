@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import BYTES, Talk, takes, talks
+from memoptc.cli.options import BYTES, Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
+
+SAMPLING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "stop")
+"""Parameters that only --generate has a use for."""
 
 
 @click.command("run", cls=ProjectCommand)
@@ -44,7 +47,7 @@ from memoptc.options import Options
 @click.option("--top-k", default=0, type=click.IntRange(min=0), help="Choose among so many of the likeliest.")
 @click.option("--top-p", default=1.0, help="Choose among the likeliest that have this probability together.")
 @click.option("--stop", multiple=True, type=int, help="A token that ends a sequence; may be repeated.")
-@takes("options", Options, "dims", "plugins")
+@takes("options", Options, "dims")
 @talks
 def command(
     model: Path,
@@ -75,10 +78,22 @@ def command(
 
     if outputs is not None and outputs.suffix != ".npz":
         raise InputError(f"{outputs} is no name for outputs.", hint="Use a name that ends in .npz.")
-    if memory == "stock" and memory_limit is not None:
-        raise InputError("Stock onnxruntime has no memory limit.", hint="Use --memory arena or planned.")
     if generate != (prompt_ids is not None):
         raise InputError("--generate and --prompt-ids go together.", hint="Give both, or neither.")
+    if arena:
+        unused("with --arena", "generate", "memory", "memory_limit", "strict", "runs", "threads")
+    if memory == "stock":
+        unused("with --memory stock", "memory_limit", hint="Use --memory arena or planned.")
+    if generate:
+        unused("with --generate", "inputs", "dims", "runs", "strict")
+        if temperature is None:
+            unused("without --temperature: the best token is taken", "seed", "top_k", "top_p")
+    else:
+        unused("without --generate", *SAMPLING)
+        if memory != "planned":
+            unused(f"with --memory {memory}", "strict", hint="Add --memory planned.")
+    if inputs is not None:
+        unused("with --inputs", "dims", "seed")
     if prompt_ids is not None:
         from memoptc.cli.generate import print_tokens
 

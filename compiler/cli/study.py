@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from memoptc.cli.options import Talk, print_json, takes, talks
+from memoptc.cli.options import Talk, print_json, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
+from memoptc.option_fields import options_of
 from memoptc.options import Options
 from memoptc.study.changes import Asked
 from memoptc.targets import INTEGERS
@@ -44,10 +45,10 @@ def command(
     from memoptc.study.run import study
 
     if layers:
+        unused("with --layers", "output", "jobs", *(name for name in options_of(Asked) if name != "targets"))
         _layers(model, asked["targets"], options, talk)
         return
-    if any(options[name] != getattr(Options, name) for name in ACCURACY):
-        raise click.UsageError("An accuracy is asked for with --layers, or of a compile.")
+    unused("without --layers", "level", *ACCURACY, hint="Add --layers, or ask for it of a compile.")
     folder = output or model.with_name(f"{model.stem}.study")
     data = {name: options[name] for name in ("calibration", "validation", "plugins")}
     what = Asked(**asked, **data, dims=tuple(options["dims"].items()), threads=options["jobs"] or 0)
@@ -77,7 +78,9 @@ def _layers(model: Path, targets: tuple[str, ...], options: dict[str, Any], talk
     from memoptc.cli.show import Progress, layer_table, result_console
     from memoptc.levels import Accuracy, pipeline_text
 
-    target = targets[-1] if targets else "int8"
+    if len(targets) > 1:
+        raise click.UsageError("--layers goes with one --target.")
+    target = targets[0] if targets else "int8"
     if target not in INTEGERS or options["calibration"] is None:
         raise click.UsageError(f"--layers goes with --calibration and --target {', '.join(INTEGERS)}.")
     asked = Accuracy(options["min_sqnr"], options["max_accuracy_loss"], options["fallback"], study=True)

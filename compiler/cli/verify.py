@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.ir.files import TemporaryFolder
 from memoptc.options import Options
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @takes(
     "options",
     Options,
-    *("target", "validation", "max_error", "min_sqnr", "dims", "plugins"),
+    *("target", "validation", "max_error", "min_sqnr", "dims"),
     target={"help": "Numbers the candidate was made for."},
     validation={"help": ".npz, .npy, folder of .npz, or module:function."},
 )
@@ -45,6 +45,12 @@ def command(
     """Compare CANDIDATE with ORIGINAL; exit code 3 when they differ by more than allowed."""
     from memoptc.runtime.verify import verify
 
+    if bit_exact:
+        unused("with --bit-exact", "target", "max_error", "min_sqnr")
+    if options["max_error"] is not None:
+        unused("with --max-error, which takes the place of other bounds", "min_sqnr")
+    if options["validation"] is None:
+        unused("without data", "metric", hint="Give data with --validation.")
     with TemporaryFolder() as folder:
         found = verify(
             original,

@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.reduction.worker import HAS_FORK
+from memoptc.runtime.child import environment, python
 
 SECONDS = 60.0
 """Longest time of a trial, where none is given."""
@@ -129,7 +129,7 @@ class Trials:
         except subprocess.TimeoutExpired:
             self.close()
             return Outcome("timeout")
-        except BrokenPipeError:
+        except OSError:
             answer = ""
         if not answer:
             self.close()
@@ -139,11 +139,13 @@ class Trials:
     def _start(self) -> subprocess.Popen[str]:
         self.close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "memoptc.reduction.worker"],
+            python("-m", "memoptc.reduction.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment(),
         )
         return self._process
 

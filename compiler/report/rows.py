@@ -30,6 +30,11 @@ def size(count: float | None) -> str:
     return f"{int(count)} B"
 
 
+def markdown_cell(value: object) -> str:
+    """Write a value into a cell of a Markdown table, which a bar or the end of a line would end."""
+    return "<br>".join(f"{value}".replace("|", "\\|").splitlines())
+
+
 def _milliseconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from memoptc.plain import plain
-from memoptc.report.rows import size
+from memoptc.report.rows import markdown_cell, size
 
 if TYPE_CHECKING:
     from memoptc.study.findings import Row, Study
@@ -204,7 +204,7 @@ def _flipped(row: Row) -> str:
 
 def _markdown(found: Study) -> str:
     def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", "<br>") for c in cells) + " |"
+        return "| " + " | ".join(markdown_cell(c) for c in cells) + " |"
 
     table = [line(HEADINGS), "|" + " --- |" * len(HEADINGS), *(line(row) for row in rows(found))]
     facts = [line(("Evidence card", "")), "| --- | --- |", *(line(pair) for pair in card(found))]

@@ -16,7 +16,7 @@ from memoptc.report.evidence import card
 from memoptc.report.facts import PassRecord
 from memoptc.report.model import Report
 from memoptc.report.need_bars import need_bars
-from memoptc.report.rows import before_after, size
+from memoptc.report.rows import before_after, markdown_cell, size
 from memoptc.report.verdict import proof
 from memoptc.runtime.memory.render import arena_map
 from memoptc.version import __version__
@@ -72,7 +72,7 @@ def write_report(report: Report, path: str | Path) -> None:
     from memoptc.ir.files import atomic_write
 
     path = check_report_path(path)
-    atomic_write(path, FORMS[path.suffix](report).encode("utf-8"))
+    atomic_write(path, FORMS[path.suffix](report).encode("utf-8", "backslashreplace"))  # a name that is no text
 
 
 _DRAWN = 1200
@@ -129,7 +129,7 @@ def _render(template: str, report: Report) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"size": size, "strip": _strip, "figure": _figure}
+    environment.filters |= {"size": size, "strip": _strip, "figure": _figure, "cell": markdown_cell}
     return environment.get_template(template).render(
         report=report,
         data=report.to_json(),

@@ -5,8 +5,8 @@ Workers need memoptc, and nothing else of this machine: model and data go to the
 
 from __future__ import annotations
 
+import itertools
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,9 @@ from typing import Any
 
 from memoptc.digest import data_files
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.child import environment, python
+from memoptc.source import named_files
 
 REPORT = "report.json"
 
@@ -37,11 +40,10 @@ class Job:
 
 def run_here(words: Sequence[str], most: float, folder: Path | None = None) -> str:
     """Run a compile in a process of its own; the reason when it fails."""
-    command = [sys.executable, "-m", "memoptc", *words]
+    command = python("-m", "memoptc", *words)
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "cwd": folder, "env": environment()}
     try:
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=most, check=False, cwd=folder
-        )
+        done = subprocess.run(command, capture_output=True, timeout=most, check=False, **how)
     except subprocess.TimeoutExpired:
         return f"took more than {most:g} s"
     lines = [line for line in done.stderr.splitlines() if line.startswith("memoptc:")] or done.stderr.splitlines()[-1:]
@@ -93,30 +95,54 @@ def _on_cluster(jobs: Sequence[Job], model: Path, cluster: str, most: float, don
     except (OSError, ValueError) as error:
         raise InputError(f"No Dask scheduler answers at {cluster}: {error}.", hint="Check --cluster.") from None
     with client:
-        names: dict[str, str] = {}
-        files: dict[str, Any] = {}
-        words = {word for job in jobs for word in job.words}
-        for number, path in enumerate([model, *sorted(Path(w) for w in words if w != str(model) and Path(w).exists())]):
-            names[str(path)] = f"{number}/{path.name}"
-            for file in _belonging(path):
-                name = f"{number}/{path.name}/{file.name}" if path.is_dir() else f"{number}/{file.name}"
-                files[name] = client.scatter(file.read_bytes(), hash=True)
+        given, names = shipped([job.words for job in jobs], model)
+        files = {name: client.scatter(file.read_bytes(), hash=True) for name, file in given.items()}
         futures = [
-            client.submit(compile_there, [names.get(w, w) for w in job.words], files, job.output.name, most, pure=False)
-            for job in jobs
+            client.submit(compile_there, words, files, job.output.name, most, pure=False)
+            for job, words in zip(jobs, names, strict=True)
         ]
         for job, future in zip(jobs, futures, strict=True):
-            failure, made = future.result()
+            made: dict[str, bytes] = {}
+            try:
+                failure, made = future.result()
+            except Exception as error:  # the worker has gone, and Dask has tried others
+                failure = f"the cluster gave nothing back: {type(error).__name__}: {error}"
             for name, content in made.items():
                 (job.report if name == REPORT else job.output.with_name(name)).write_bytes(content)
             done(job, failure)
 
 
-def _belonging(path: Path) -> list[Path]:
-    """Give a file and the weights beside it, or the files of a folder."""
-    if path.suffix == ".onnx":
-        return [path, *path.parent.glob(f"{path.name}*.data")]
-    return list(data_files(str(path))) or [path]
+def shipped(words: Sequence[Sequence[str]], model: Path) -> tuple[dict[str, Path], list[list[str]]]:
+    """Find the files that compiles read, and name them as they lie on a worker.
+
+    Args:
+        words: Of the command lines, the model's path first in each.
+        model: The model.
+
+    Returns:
+        Each file by its name there, and the command lines with these names.
+    """
+    own = named_files(read_onnx(model, lazy=True), model)
+    files = {f"0/{name}": file for name, file in own.items()}
+    places: dict[str, str] = {}
+
+    def place(word: str) -> str:
+        path = Path(word)
+        if word not in places and path.exists():
+            places[word] = f"{len(places) + 1}/{path.resolve().name}"
+            for file in data_files(word) or [path]:
+                files[f"{places[word]}/{file.name}" if path.is_dir() else places[word]] = file
+        return places.get(word, word)
+
+    found = [
+        [f"0/{model.name}", *(place(w) if flag in _FILES else w for flag, w in itertools.pairwise(line))]
+        for line in words
+    ]
+    return files, found
+
+
+_FILES = ("--calibration", "--validation", "--plugin")
+"""Options of which a value may be a path."""
 
 
 def compile_there(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import onnx_ir
@@ -11,6 +10,7 @@ import onnx_ir
 from memoptc.ir.onnx_io import read_onnx, write_into
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
+from memoptc.runtime.child import environment, python
 from memoptc.study.changes import Asked
 
 MOST_BYTES = 1 << 30
@@ -43,7 +43,7 @@ def failure_check(original: Path, file_bytes: int, asked: Asked, scratch: Path) 
     data = asked.validation or asked.calibration
     words += [] if data is None else ["--validation", data]
     words += ["--target", asked.targets[-1]] if asked.targets else []
-    done = subprocess.run([sys.executable, "-m", "memoptc", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(python("-m", "memoptc", *words), capture_output=True, check=False, env=environment())
     outcome = (
         "was reported (exit code 3)" if done.returncode == 3 else f"was NOT reported (exit code {done.returncode})"
     )

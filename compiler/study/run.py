@@ -19,6 +19,8 @@ import onnxruntime
 from memoptc.digest import data_files, digest
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder, atomic_write
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.option_fields import to_argv
 from memoptc.options import Options
 from memoptc.report.study import FILES, render
 from memoptc.runtime.compare import difference
@@ -115,8 +117,8 @@ def _finished(folder: Path, key: str) -> Study:
         InputError: the folder holds something else.
     """
     try:
-        if (folder / "key").read_text() == key:
-            content = json.loads((folder / "study.json").read_text())
+        if (folder / "key").read_text("utf-8") == key:
+            content = json.loads((folder / "study.json").read_text("utf-8"))
             return Study(**{**content, "rows": [Row(**row) for row in content["rows"]]})
     except (OSError, ValueError, TypeError):
         pass
@@ -131,7 +133,7 @@ def _key(model: Path, asked: Asked) -> str:
 
     if not model.is_file():
         raise InputError(f"There is no file {model}.", hint="Name an .onnx file.")
-    files = [model, *model.parent.glob(f"{model.name}*.data")]
+    files = files_of(read_onnx(model, lazy=True), model)
     files += [*data_files(asked.calibration), *data_files(asked.validation)]
     same = replace(asked, processes=1, cluster="")  # where compiles run changes no figure
     parts = json.dumps([__version__, environment(Options()), asdict(same)], sort_keys=True, default=str)
@@ -139,14 +141,9 @@ def _key(model: Path, asked: Asked) -> str:
 
 
 def _command(model: Path, folder: Path, asked: Asked) -> str:
-    words = ["memoptc", "study", str(model), "-o", folder.name]
-    for target in asked.targets:
-        words += ["--target", target]
-    for flag, value in (("--prune-tokens", asked.prune_tokens), ("--early-exit", asked.early_exit)):
-        words += [] if value is None else [flag, f"{value:g}"]
-    words += asked.given()
-    words += [f"--only={name}" for name in asked.only]
-    return shlex.join([*words, "--repeats", str(asked.repeats), "--seconds", f"{asked.seconds:g}"])
+    words = ["memoptc", "study", str(model), "-o", folder.name, *asked.given()]
+    words += to_argv(replace(asked, only=(), processes=1, cluster=""))  # where compiles run changes no figure
+    return shlex.join([*words, *(f"--only={name}" for name in asked.only)])
 
 
 def _row(
@@ -172,7 +169,7 @@ def _compile_missing(tried: Sequence[Change], model: Path, partial: Path, key: s
     first = {change.arguments: change for change in reversed(tried)}  # rows may differ by the runtime only
     for arguments, change in reversed(first.items()):
         output, report, mark = _files(change, partial)
-        if arguments is not None and not (mark.exists() and mark.read_text() == key and _lasts(mark)):
+        if arguments is not None and not (mark.exists() and mark.read_text("utf-8") == key and _lasts(mark)):
             jobs.append(Job([str(model), *arguments, *asked.shared()], output, report))
 
     ended = 0
@@ -190,7 +187,7 @@ def _compile_missing(tried: Sequence[Change], model: Path, partial: Path, key: s
 
 def _lasts(mark: Path) -> bool:
     """False for a compile that ended by a fault or was killed: the study that goes on tries it again."""
-    failure = mark.with_suffix(".failure").read_text()
+    failure = mark.with_suffix(".failure").read_text("utf-8")
     return re.match(r"exit code (?![234]\b)", failure) is None
 
 
@@ -206,10 +203,10 @@ def _compiled(change: Change, model: Path, partial: Path, asked: Asked) -> Row:
     output, report, mark = _files(change, partial)
     words = [str(model), *change.arguments, *asked.shared(), "-o", output.name]
     row = Row(change.name, change.kind, "onnxruntime", shlex.join(["memoptc", *words]))
-    row.failure = mark.with_suffix(".failure").read_text()
+    row.failure = mark.with_suffix(".failure").read_text("utf-8")
     if output.exists() and report.exists():
         row.file, row.sha256 = output.name, digest([output])
-        _read(row, json.loads(report.read_text()))
+        _read(row, json.loads(report.read_text("utf-8")))
     elif not row.failure:
         row.failure = "nothing was written"
     return row
@@ -242,7 +239,7 @@ def _measure(rows: Sequence[Row], original: Path, feed: Feed, partial: Path, ask
         if row.file is not None or not row.command:
             cases.append((row, original if row.file is None else partial / row.file, _way(row, asked.threads)))
     if kept.exists():
-        content = json.loads(kept.read_text())
+        content = json.loads(kept.read_text("utf-8"))
         if content.pop("key") == key:
             for row, *_ in cases:
                 for name, value in content.get(row.name, {}).items():

@@ -44,7 +44,7 @@ def test_profile_prints_tables_and_runs_nothing_when_static(capsys: pytest.Captu
     assert "alive at the peak" in out
     assert "At the peak" in out
     assert main(["profile", str(CNN), "--static", "--contract"]) == 2
-    assert "it needs runs" in capsys.readouterr().err
+    assert "A contract is recorded" in capsys.readouterr().err
 
 
 def test_profile_writes_a_contract_that_run_applies(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_no_page_shows_a_folder_of_this_machine(report: Any) -> None:
         assert "digits_cnn.onnx" in text
 
 
+def test_a_bar_in_a_name_ends_no_cell_of_a_table(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = [{**row, "name": "logits|raw\nfirst"} for row in report.verification["outputs"]]
+    monkeypatch.setattr(report, "verification", {**report.verification, "outputs": outputs})
+    monkeypatch.setattr(report.passes[0], "stats", {"left: a|b": 1})
+    width = 0
+    for line in render_markdown(report).splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not found or not width or found == width, line
+        width = found
+    assert "logits\\|raw<br>first" in render_markdown(report)
+
+
 def test_the_card_says_what_was_made_of_what_and_how_to_repeat_it(report: Any) -> None:
     told = dict(card(report))
     assert told["How to repeat"].startswith("memoptc ")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from memoptc.cli import main
@@ -18,7 +20,7 @@ from memoptc.runtime.compare import Totals, difference
 from memoptc.study import elsewhere
 from memoptc.study import run as running
 from memoptc.study.changes import Asked, Change, changes
-from memoptc.study.elsewhere import Job, compile_there, run_all
+from memoptc.study.elsewhere import Job, compile_there, run_all, shipped
 from memoptc.study.findings import Row, Study
 from memoptc.study.run import study
 
@@ -150,6 +152,30 @@ def test_compiles_are_the_same_wherever_they_run(tmp_path: Path) -> None:
     assert compile_there(["0/m.onnx", "--no-such"], shipped, "a.onnx", 100.0)[0].startswith("exit code 2")
     with pytest.raises(InputError, match="Dask"):
         run_all(jobs, CNN, 1, "tcp://127.0.0.1:1", 1.0, lambda job, failure: None)
+
+
+def test_what_a_worker_needs_goes_by_the_words_that_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(CNN)
+    onnx.save_model(model, "m.onnx", save_as_external_data=True, location="w.bin")
+    for folder in ("data", "int8"):  # the second is named as a target is
+        Path(folder).mkdir()
+    np.savez("data/a.npz", image=np.zeros((1, 1, 8, 8), np.float32))
+    words = ["m.onnx", "--target", "int8", "--calibration", "./data/", "--validation", "data"]
+    files, names = shipped([words, ["m.onnx", "-O1"]], Path("m.onnx"))
+    assert files.keys() == {"0/m.onnx", "0/w.bin", "1/data/a.npz", "2/data/a.npz"}
+    assert names == [["0/m.onnx", "--target", "int8", "--calibration", "1/data", "--validation", "2/data"],
+                     ["0/m.onnx", "-O1"]]  # fmt: skip
+    contents = {name: file.read_bytes() for name, file in files.items()}
+    assert compile_there([*names[1], "--no-measure", "--validation", "2/data"], contents, "a.onnx", 100.0)[0] == ""
+
+
+def test_how_to_repeat_a_study_says_all_that_was_asked(tmp_path: Path) -> None:
+    told = ["--target", "int8", "--max-slowdown", "1.2", "--patience", "60.0", "--only=-O2", "--deployment", "a board"]
+    asked = Asked(targets=("int8",), slowdown=1.2, patience=60.0, only=("-O2",), deployment="a board", processes=2)
+    words = shlex.split(running._command(CNN, tmp_path, asked))
+    assert all(word in words for word in told)
+    assert "--processes" not in words
 
 
 def _interrupt(*_: Any) -> None:

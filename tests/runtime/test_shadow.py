@@ -132,9 +132,17 @@ def test_nothing_behind_the_controls_run_reaches_a_caller(tmp_path: Path) -> Non
     with (tmp_path / "logs" / "log").open("ab") as file:
         file.write(b'{"event": "ca')  # a line that is being written
     assert read_log(tmp_path / "logs" / "log")[1][0]["inputs"].keys() == {"z"}
+    shadow.run(None, {"x": ragged, "z": np.ones(2)})  # behind what a full disk took of a line
+    assert [len(found) for found in read_log(tmp_path / "logs" / "log")][1] == 2
+    again = Shadow(Fixed(ragged), Fixed(ragged), 1.0, log=tmp_path / "logs" / "log")
+    again.run(None, {"x": ragged, "z": np.ones(2)})
+    with (tmp_path / "logs" / "log").open("ab") as file:
+        file.write(b'{"event": "call", "ca\n{"event": "call", "call": 7}\n')  # killed, and another process goes on
+    start, calls = read_log(tmp_path / "logs" / "log")
+    assert ([call["call"] for call in calls], start["torn"]) == ([1, 7], 1)
     (tmp_path / "logs").rename(tmp_path / "moved")
     shadow.run(None, {"x": ragged})
-    assert (shadow.figures.shadowed, shadow.figures.unwritten) == (2, 1)
+    assert (shadow.figures.shadowed, shadow.figures.unwritten) == (3, 1)
     with pytest.raises(InputError, match="cannot be written"):
         Shadow(Fixed(), Fixed(), log=tmp_path / "logs" / "log")
     with pytest.raises(InputError, match="cannot be read"):
