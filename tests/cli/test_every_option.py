@@ -22,7 +22,7 @@ TOKENS = {"model", "outputs", "generate", "prompt_ids", "memory", "memory_limit"
 TOKENS |= {"max_length", "temperature", "stop"}
 LAYERS = {"model", "layers", "targets", "level", "calibration", "validation", "dims"}
 LAYERS |= {"min_sqnr", "max_accuracy_loss", "metric", "fallback"}
-WHOLE = {"repeats", "seconds", "patience", "slowdown", "deployment", "processes", "cluster", "only", "prune_tokens"}
+WHOLE = {"repeats", "seconds", "time_limit", "slowdown", "deployment", "processes", "cluster", "only", "prune_tokens"}
 WHOLE |= {"early_exit", "output", "jobs", "model", "targets", "calibration", "validation", "dims"}
 VERIFY = {"original", "candidate", "full", "keep", "metric", "validation", "dims"}
 REDUCE = {"model", "output", "trial_seconds", "seconds"}
@@ -68,7 +68,14 @@ MODES: dict[str, dict[str, set[str]]] = {
 """Command -> words that choose a mode -> the parameters that it uses; all others must be refused."""
 
 VALUES = {"inputs": "in.npz", "prompt_ids": "ids.txt", "temperature": "1", "limit": "1GiB", "differs": "1", "slow": "9"}
-VALUES |= {"memory_limit": "1GiB", "above": "9", "only": "-O1", "metric": "perplexity", "print_after": "all"}
+VALUES |= {
+    "memory_limit": "1GiB",
+    "above": "9",
+    "only": "-O1",
+    "metric": "perplexity",
+    "print_after": "all",
+    "time_limit": "9s",
+}
 
 
 def _command(name: str) -> click.Command:

@@ -171,8 +171,18 @@ def test_what_a_worker_needs_goes_by_the_words_that_name_it(tmp_path: Path, monk
 
 
 def test_how_to_repeat_a_study_says_all_that_was_asked(tmp_path: Path) -> None:
-    told = ["--target", "int8", "--max-slowdown", "1.2", "--patience", "60.0", "--only=-O2", "--deployment", "a board"]
-    asked = Asked(targets=("int8",), slowdown=1.2, patience=60.0, only=("-O2",), deployment="a board", processes=2)
+    told = [
+        "--target",
+        "int8",
+        "--max-slowdown",
+        "1.2",
+        "--time-limit",
+        "60.0",
+        "--only=-O2",
+        "--deployment",
+        "a board",
+    ]
+    asked = Asked(targets=("int8",), slowdown=1.2, time_limit=60.0, only=("-O2",), deployment="a board", processes=2)
     words = shlex.split(running._command(CNN, tmp_path, asked))
     assert all(word in words for word in told)
     assert "--processes" not in words
