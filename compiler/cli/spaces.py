@@ -47,8 +47,8 @@ def plan_spaces(found: Liveness, spaces: list[Space]) -> SpacedPlan:
     Raises:
         BudgetError: they do not fit.
     """
-    from memoptc.runtime.memory.spread import allocate_spaces
-    from memoptc.runtime.memory.traffic import spaced_problem
+    from memoptc.runtime.memory.accesses import spaced_problem
+    from memoptc.runtime.memory.space_allocation import allocate_spaces
 
     return allocate_spaces(spaced_problem(found), spaces)
 

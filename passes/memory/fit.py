@@ -12,10 +12,10 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.choose import tilings
 from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
+from memoptc.passes.memory._tile.equal_extents import equate_joined
 from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound
 from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
-from memoptc.passes.memory._tile.joined import equate_joined
 from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
 from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise

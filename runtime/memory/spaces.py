@@ -5,7 +5,7 @@ spend parts of its life in different spaces: its life is a row of *stays*, and b
 out of the way (a spill) or back before they are used (a prefetch). Moves of a step happen before that step runs, all
 at once: during them a moved buffer occupies both places. So with step t come two moments: its moves, and its run.
 
-`allocate_spaces` in `memoptc.runtime.memory.spread` makes such plans:
+`allocate_spaces` in `memoptc.runtime.memory.space_allocation` makes such plans:
 
     sram, dram = Space("SRAM", 512 << 10, cost_per_byte=1), Space("DRAM", 8 << 20, cost_per_byte=10)
     plan = allocate_spaces(SpacedProblem(buffers, accesses), (sram, dram))

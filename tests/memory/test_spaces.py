@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from memoptc.ir.diagnostics import BudgetError, InputError, InternalError
 from memoptc.ir.parser import parse
+from memoptc.runtime.memory.accesses import spaced_problem
 from memoptc.runtime.memory.exact import decide
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.problem import Buffer, Problem
+from memoptc.runtime.memory.space_allocation import allocate_spaces
 from memoptc.runtime.memory.spaces import (
     Access,
     Space,
@@ -25,8 +27,6 @@ from memoptc.runtime.memory.spaces import (
     moves_between,
     pieces,
 )
-from memoptc.runtime.memory.spread import allocate_spaces
-from memoptc.runtime.memory.traffic import spaced_problem
 
 
 @st.composite

@@ -14,7 +14,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import write_onnx
 from memoptc.ir.parser import parse
 from memoptc.pass_base import Context
-from memoptc.passes.memory._tile.joined import equate_joined
+from memoptc.passes.memory._tile.equal_extents import equate_joined
 from memoptc.passes.memory.fit import Fit
 from memoptc.runtime.memory.liveness import peak
 from memoptc.testing import run_pass

@@ -1,1 +1,1 @@
-"""Facts about slices for narrow and related passes."""
+"""Rewrites of slices that `narrow` does besides: into the padding of a transposed convolution, two into one."""

@@ -1,4 +1,4 @@
-"""Emit the ops of all tiles; tile results are concatenated or, along a reduction axis, accumulated (`joins`)."""
+"""Emit the ops of all tiles; tile results are concatenated or, along a reduction axis, accumulated (`accumulation`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value, clone_op
 from memoptc.ir.iteration import Form
+from memoptc.passes.memory._tile.accumulation import Accumulated, accumulated, exponentials
 from memoptc.passes.memory._tile.building import TileBuilder
 from memoptc.passes.memory._tile.control_dependence import ControlDependence
-from memoptc.passes.memory._tile.forms import FORMS, TileOp
 from memoptc.passes.memory._tile.grid import (
     TO_END,
     DynamicGrid,
@@ -24,11 +24,11 @@ from memoptc.passes.memory._tile.grid import (
     tiles,
     within,
 )
-from memoptc.passes.memory._tile.joins import Accumulated, accumulated, exponentials
 from memoptc.passes.memory._tile.marks import TILED
 from memoptc.passes.memory._tile.propagation import TileWork, tile_work
 from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.memory._tile.smallest_extent import smallest_extent
+from memoptc.passes.memory._tile.tile_operators import FORMS, TileOp
 
 LARGE = 1 << 16
 """Bytes above which a weight that is used elsewhere, too, is not cut."""

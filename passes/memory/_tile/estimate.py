@@ -9,9 +9,9 @@ from itertools import accumulate
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, facts, in_family
+from memoptc.passes.memory._tile.accumulation_costs import joining, must_wait, part_bytes
 from memoptc.passes.memory._tile.costs import BANDWIDTH, CACHE, CACHED, Costs, joins_convolution
 from memoptc.passes.memory._tile.grid import Interval, NotTileableError, StaticGrid
-from memoptc.passes.memory._tile.join_costs import joining, must_wait, part_bytes
 from memoptc.passes.memory._tile.propagation import TileWork, tile_work
 from memoptc.passes.memory._tile.region import Region
 from memoptc.runtime.memory.footprint import aligned, footprint, is_resident

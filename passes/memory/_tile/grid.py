@@ -264,7 +264,7 @@ def _op(value: Value) -> Op:
 TileGrid: TypeAlias = StaticGrid | DynamicGrid
 
 
-def least(a: Interval, b: Interval) -> Interval:
+def intersection(a: Interval, b: Interval) -> Interval:
     """Intersection of two intervals.
 
     Raises:

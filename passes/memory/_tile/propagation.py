@@ -28,7 +28,7 @@ from memoptc.passes.memory._tile.grid import (
     OperandTile,
     TileGrid,
     ends_at,
-    least,
+    intersection,
 )
 from memoptc.passes.memory._tile.region import Region
 
@@ -140,7 +140,7 @@ def _overcomputed(
         return None
     common = have[0]
     for other in have[1:]:
-        common = least(common, other)
+        common = intersection(common, other)
     if axis.form is Form.SAME:
         return _same(axis, common)
     if axis.form is Form.PADS:

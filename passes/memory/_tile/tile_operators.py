@@ -1,4 +1,7 @@
-"""Attributes and operands of a tile's operator, where they differ from those of the whole, form by form."""
+"""Attributes and operands of a tile's operator, where they differ from those of the whole (see `Form`).
+
+The pads of a convolution at an inner border, the target of a Reshape, the sizes of a Resize, the number of heads.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joining of partial results, for ops that accumulate along the axis that is tiled.
+"""Accumulation of the tiles' partial results, for ops that reduce along the axis that is tiled.
 
 Each tile gives a partial result, which is joined to what the tiles before it gave at once: two of them are alive, not
 all. Sums are added up in another order then, as any kernel that shares its work among threads does. What is largest or

@@ -7,9 +7,9 @@ from math import log, prod
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis, Join
 from memoptc.ir.ops import Family, in_family
+from memoptc.passes.memory._tile.accumulation import is_weighted
 from memoptc.passes.memory._tile.costs import BANDWIDTH, Costs
 from memoptc.passes.memory._tile.grid import Interval
-from memoptc.passes.memory._tile.joins import is_weighted
 from memoptc.passes.memory._tile.region import Region
 from memoptc.runtime.memory.footprint import aligned
 
