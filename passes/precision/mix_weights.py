@@ -19,6 +19,7 @@ from memoptc.passes.precision._quantize.accuracy_check import STRICTER, Accuracy
 from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, obstacle, report, write_all
 from memoptc.passes.precision._quantize.effort import Effort
+from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Weight, WeightUse
@@ -27,10 +28,6 @@ from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
 from memoptc.passes.precision._quantize.tables import Table, make_table
 from memoptc.passes.precision._quantize.tradeoff import (
-    BLOCKS,
-    FLOAT,
-    NARROW,
-    WEIGHTS,
     Layer,
     greedy_moves,
     layer_row,
@@ -44,7 +41,12 @@ from memoptc.runtime.quality import FAILED, Quality, decibels
 _ALONE, _FEWEST = 0.5, 4
 """Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
 
-_BITS = {NARROW: "in 2 bits", BLOCKS: "in 4 bits", WEIGHTS: "in 8 bits", FLOAT: "in float"}
+_BITS = {
+    LayerPrecision.INT2_WEIGHTS: "in 2 bits",
+    LayerPrecision.INT4_WEIGHTS: "in 4 bits",
+    LayerPrecision.INT8_WEIGHTS: "in 8 bits",
+    LayerPrecision.FLOAT: "in float",
+}
 """States as the report names them."""
 
 _MOST = 10.0
@@ -133,10 +135,10 @@ class MixWeights(Pass):
         writer = Writer(search.plan, context.stats, memo=search.memo, tables=search.tables, rounded=search.rounded)
         before, after = search.write(graph, states, writer)
         for state, what in (
-            (NARROW, "in 2 bits"),
-            (BLOCKS, "in 4 bits"),
-            (WEIGHTS, "in 8 bits"),
-            (FLOAT, "kept in float"),
+            (LayerPrecision.INT2_WEIGHTS, "in 2 bits"),
+            (LayerPrecision.INT4_WEIGHTS, "in 4 bits"),
+            (LayerPrecision.INT8_WEIGHTS, "in 8 bits"),
+            (LayerPrecision.FLOAT, "kept in float"),
         ):
             count = sum(found == state for found in states.values())
             if count:
@@ -167,29 +169,29 @@ class _Search:
         """The weights of the graph or of a copy; the same ones in the same order."""
         return find(graph, self.plan, self.asked.smallest, frozenset(self.asked.exclude))
 
-    def write(self, graph: Graph, states: Mapping[str, str], writer: Writer) -> tuple[int, int]:
+    def write(self, graph: Graph, states: Assignment, writer: Writer) -> tuple[int, int]:
         """Code the weights of the graph or of a copy; give the bytes of those that are coded, before and after."""
-        state = {i: states.get(name, BLOCKS) for i, name in enumerate(self.names)}
+        state = {i: states.get(name, LayerPrecision.INT4_WEIGHTS) for i, name in enumerate(self.names)}
         chosen = self.find(graph).chosen
-        blocks = [weight for i, weight in enumerate(chosen) if state[i] == BLOCKS]
-        before = sum(weight.bytes for i, weight in enumerate(chosen) if state[i] != FLOAT)
+        blocks = [weight for i, weight in enumerate(chosen) if state[i] == LayerPrecision.INT4_WEIGHTS]
+        before = sum(weight.bytes for i, weight in enumerate(chosen) if state[i] != LayerPrecision.FLOAT)
         # rounded by data once, and known from then on
         observed = self.context if self.asked.rounding and not (self.memo or self.tables) else None
         after = sum(write_all(graph, blocks, writer, observed))
-        narrow = [weight for i, weight in enumerate(chosen) if state[i] == NARROW]
+        narrow = [weight for i, weight in enumerate(chosen) if state[i] == LayerPrecision.INT2_WEIGHTS]
         coarse = Writer(self.narrow, writer.stats, memo=self.narrow_memo, rounded=writer.rounded)
         after += sum(write_all(graph, narrow, coarse, observed))
         fine = Writer(replace(self.plan, bits=8, block=DECODER_BLOCK, symmetric=True), writer.stats)
         for i, weight in enumerate(chosen):
-            if state[i] == WEIGHTS:
+            if state[i] == LayerPrecision.INT8_WEIGHTS:
                 in_blocks = self.decodes and not any(site.decoded for site in weight.sites)
                 after += fine.write(weight) if in_blocks else writer.write(weight, channels=True)
         writer.signal += fine.signal + coarse.signal
         writer.noise += fine.noise + coarse.noise
         return before, after
 
-    def copy(self, states: Mapping[str, str]) -> Graph:
-        """A copy of the graph with its weights in these states; `BLOCKS` for those that are not named."""
+    def copy(self, states: Assignment) -> Graph:
+        """A copy of the graph with its weights in these states; 4 bits for those not named."""
         graph = self.graph.clone()
         self.write(
             graph, states, Writer(self.plan, Counter(), memo=self.memo, tables=self.tables, rounded=self.rounded)
@@ -204,17 +206,17 @@ class _Search:
         limits = [self.asked.min_sqnr, self.asked.tables_sqnr if bytes_[True] > bytes_[False] else None]
         return max((limit for limit in limits if limit is not None), default=None)
 
-    def by_weights(self) -> dict[str, str]:
+    def by_weights(self) -> dict[str, LayerPrecision]:
         """Choose by what coding changes in the weights."""
         limit = self.asked.min_sqnr
         assert limit is not None
-        layers = self.layers({BLOCKS: {}, WEIGHTS: {}}, self.errors())
+        layers = self.layers({LayerPrecision.INT4_WEIGHTS: {}, LayerPrecision.INT8_WEIGHTS: {}}, self.errors())
         steps = greedy_moves(layers, floats=self.asked.fallback)
         states = steps.states(steps.moves[: needed(layers, steps, 10 ** (-limit / 10))])
         self.note(layers, states, "estimated from weights alone, without data")
         return states
 
-    def by_outputs(self) -> dict[str, str]:
+    def by_outputs(self) -> dict[str, LayerPrecision]:
         """Choose by what coding changes in the outputs."""
         asked = self.asked
         try:
@@ -226,7 +228,7 @@ class _Search:
             return self.by_weights()
         if asked.size is not None:
             return self.by_size(asked.size, wanted)
-        states: Mapping[str, str] = dict.fromkeys(self.names, BLOCKS)
+        states: Assignment = dict.fromkeys(self.names, LayerPrecision.INT4_WEIGHTS)
         quality, layers = wanted.trials.full(self.copy(states)), []
         if not wanted.good(quality) or asked.study:
             layers = self.sensitivities(wanted)
@@ -240,7 +242,7 @@ class _Search:
         self.note(layers, states, setting, wanted, quality)
         return dict(states)
 
-    def by_size(self, size: float, wanted: AccuracyCheck) -> dict[str, str]:
+    def by_size(self, size: float, wanted: AccuracyCheck) -> dict[str, LayerPrecision]:
         """Choose what fits into so much of the bytes."""
         errors, narrow = self.errors(), {}
         for name, weight in zip(self.names, self.found.chosen, strict=True):
@@ -266,7 +268,11 @@ class _Search:
         layers, passed = [], _passed([(narrow[name], outputs) for name, outputs in noise.items()])
         for name, weight in zip(self.names, self.found.chosen, strict=True):
             two = narrow.get(name) if name not in failed else None
-            own = {NARROW: two, BLOCKS: errors[BLOCKS][name], WEIGHTS: errors[WEIGHTS][name]}
+            own = {
+                LayerPrecision.INT2_WEIGHTS: two,
+                LayerPrecision.INT4_WEIGHTS: errors[LayerPrecision.INT4_WEIGHTS][name],
+                LayerPrecision.INT8_WEIGHTS: errors[LayerPrecision.INT8_WEIGHTS][name],
+            }
             part = {
                 k: noise[name][k] / narrow[name] if k in noise.get(name, {}) and narrow[name] else p
                 for k, p in passed.items()
@@ -293,13 +299,19 @@ class _Search:
         """By state: bytes of a weight, with its scale and zero point, as a part of those in float."""
         block = self.asked.block
         eight = 8 + 32 / DECODER_BLOCK if self.decodes else 8.0
-        return {NARROW: (2 + 34 / block) / 32, BLOCKS: (4 + 36 / block) / 32, WEIGHTS: eight / 32, FLOAT: 1.0}
+        return {
+            LayerPrecision.INT2_WEIGHTS: (2 + 34 / block) / 32,
+            LayerPrecision.INT4_WEIGHTS: (4 + 36 / block) / 32,
+            LayerPrecision.INT8_WEIGHTS: eight / 32,
+            LayerPrecision.FLOAT: 1.0,
+        }
 
-    def errors(self) -> dict[str, dict[str, float]]:
+    def errors(self) -> dict[LayerPrecision, dict[str, float]]:
         """By state and weight: what coding changes in it, noise to signal."""
-        found: dict[str, dict[str, float]] = {BLOCKS: {}, WEIGHTS: {}}
+        states = (LayerPrecision.INT4_WEIGHTS, LayerPrecision.INT8_WEIGHTS)
+        found: dict[LayerPrecision, dict[str, float]] = {state: {} for state in states}
         for name, weight in zip(self.names, self.found.chosen, strict=True):
-            for state, error in zip((BLOCKS, WEIGHTS), _errors(weight, self.plan), strict=True):
+            for state, error in zip(states, _errors(weight, self.plan), strict=True):
                 found[state][name] = error
         return found
 
@@ -313,35 +325,47 @@ class _Search:
     def sensitivities(self, wanted: AccuracyCheck) -> list[Layer]:
         """Measure each weight alone in 4 bits, the coarsest first and exactly; 8 bits follow from their errors."""
         errors = self.errors()
-        everywhere = dict.fromkeys(self.names, FLOAT)
+        everywhere = dict.fromkeys(self.names, LayerPrecision.FLOAT)
         count = EXACT if self.asked.study else self.looks(wanted)
-        exact = sorted(self.names, key=lambda name: -errors[BLOCKS][name])[:count]
+        exact = sorted(self.names, key=lambda name: -errors[LayerPrecision.INT4_WEIGHTS][name])[:count]
         noise, pace = {}, Pace(len(exact))
         for number, name in enumerate(exact):
             self.context.say(f"each weight alone, {pace.at(number)}")
-            noise[name] = wanted.trials.quick(self.copy({**everywhere, name: BLOCKS}), SAMPLES).noise
-        return self.layers({BLOCKS: noise, WEIGHTS: {}}, errors)
+            noise[name] = wanted.trials.quick(
+                self.copy({**everywhere, name: LayerPrecision.INT4_WEIGHTS}), SAMPLES
+            ).noise
+        return self.layers({LayerPrecision.INT4_WEIGHTS: noise, LayerPrecision.INT8_WEIGHTS: {}}, errors)
 
     def layers(
-        self, measured: Mapping[str, Mapping[str, Mapping[str, float]]], errors: Mapping[str, Mapping[str, float]]
+        self,
+        measured: Mapping[LayerPrecision, Mapping[str, Mapping[str, float]]],
+        errors: Mapping[LayerPrecision, Mapping[str, float]],
     ) -> list[Layer]:
         """Put together what was measured, and what follows from the weights' own errors for the others."""
-        passed = _passed([(errors[BLOCKS][name], noise) for name, noise in measured[BLOCKS].items()])
+        passed = _passed(
+            [
+                (errors[LayerPrecision.INT4_WEIGHTS][name], noise)
+                for name, noise in measured[LayerPrecision.INT4_WEIGHTS].items()
+            ]
+        )
         found = []
         for name, weight in zip(self.names, self.found.chosen, strict=True):
-            coarse = measured[BLOCKS].get(name)
+            coarse = measured[LayerPrecision.INT4_WEIGHTS].get(name)
             if coarse is None:
-                coarse = {key: part * errors[BLOCKS][name] for key, part in passed.items()}
-            ratio = errors[WEIGHTS][name] / max(errors[BLOCKS][name], 1e-30)
-            noise = {BLOCKS: coarse, WEIGHTS: {key: n * min(ratio, 1.0) for key, n in coarse.items()}}
+                coarse = {key: part * errors[LayerPrecision.INT4_WEIGHTS][name] for key, part in passed.items()}
+            ratio = errors[LayerPrecision.INT8_WEIGHTS][name] / max(errors[LayerPrecision.INT4_WEIGHTS][name], 1e-30)
+            noise = {
+                LayerPrecision.INT4_WEIGHTS: coarse,
+                LayerPrecision.INT8_WEIGHTS: {key: n * min(ratio, 1.0) for key, n in coarse.items()},
+            }
             op_type = weight.sites[0].op.op_type
-            found.append(Layer(name, op_type, weight.bytes, 0.0, noise, name in measured[BLOCKS]))
+            found.append(Layer(name, op_type, weight.bytes, 0.0, noise, name in measured[LayerPrecision.INT4_WEIGHTS]))
         return found
 
     def note(
         self,
         layers: Sequence[Layer],
-        states: Mapping[str, str],
+        states: Assignment,
         setting: str,
         wanted: AccuracyCheck | None = None,
         quality: Quality | None = None,
@@ -349,7 +373,7 @@ class _Search:
         """Tell the report what was decided for each weight, and what came of it."""
         context, name = self.context, self.asked.name
         for layer in layers:
-            if states[layer.name] != BLOCKS:
+            if states[layer.name] != LayerPrecision.INT4_WEIGHTS:
                 worst = max(layer.noise, key=layer.alone)
                 why = f"{decibels(layer.worst):.1f} dB with this weight alone {_BITS[worst]}"
                 why += "" if layer.measured else ", estimated"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,23 +13,23 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
 from memoptc.passes.precision._quantize.bias import join_biases
+from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
+from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
+from memoptc.passes.precision._quantize.layers import quantizable_layers
+from memoptc.passes.precision._quantize.observation import rounding_work
 from memoptc.passes.precision._quantize.observe import checkpoint_of
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER
 from memoptc.passes.precision._quantize.replay import adopt, search_memoized
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
+from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
 from memoptc.passes.precision._quantize.tradeoff import (
-    BLOCKS,
-    FLOAT,
     GIVE_BACK,
-    INTEGER,
-    WEIGHTS,
     Layer,
     greedy_moves,
     layer_row,
 )
-from memoptc.passes.precision._quantize.trial import QuantizationConfig, Setting, Variant, name_layers, rounding_work
 from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
@@ -41,7 +41,11 @@ from memoptc.runtime.devices import USUAL, load_device
 from memoptc.runtime.observers import OBSERVERS
 from memoptc.runtime.quality import Quality, decibels
 
-_WRITTEN = {BLOCKS: "with weights in 4 bits", WEIGHTS: "with weights in 8 bits", FLOAT: "in float"}
+_WRITTEN = {
+    LayerPrecision.INT4_WEIGHTS: "with weights in 4 bits",
+    LayerPrecision.INT8_WEIGHTS: "with weights in 8 bits",
+    LayerPrecision.FLOAT: "in float",
+}
 
 _RECOVERIES, _ALONE = 0.7, 0.85
 """Parts of what a search may look that are spent when recoveries are tried, and when layers were measured alone."""
@@ -149,7 +153,7 @@ class QuantizeSearch(Pass):
             self.outputs,
         )
         join_biases(graph, codes.excluded, context.stats)
-        layers, codes = name_layers(graph, codes, narrow=self.mixed)
+        layers, codes = quantizable_layers(graph, codes, narrow=self.mixed)
         if layers:
             search_memoized(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
         else:
@@ -175,7 +179,7 @@ class QuantizeSearch(Pass):
             return
         wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
         if wanted.good(wanted.trials.full(copy)):
-            coding.run(graph, context)
+            _take(graph, copy, context, trial)
         else:
             left = "weights without integer kernels" if rest else "all weights"
             context.stats[f"left: {left}, for accuracy"] += trial.stats["weights quantized"]
@@ -191,15 +195,22 @@ class QuantizeSearch(Pass):
         if not trial.stats["weights quantized"]:
             return False
         quality = wanted.trials.full(copy)
-        del copy
         if not wanted.good(quality):
             return False
-        blocks.run(graph, context)
+        _take(graph, copy, context, trial)
         what = f"weights of a decoder in blocks of {DECODER_BLOCK} with 8 bits, activations coded by the kernel"
         why = "a step multiplies one row, so that reading weights takes the time"
         context.decisions.append(Decision(self.name, what, why))
         context.artefacts.precision = Precision([], wanted.reached(quality, "weights in blocks of 8 bits"))
         return True
+
+
+def _take(graph: Graph, copy: Graph, context: Context, trial: Context) -> None:
+    """Let a graph become a copy of itself that a pass has coded, and note what that did."""
+    adopt(graph, copy)
+    context.stats.update(trial.stats)
+    context.decisions += trial.decisions
+    context.warnings += trial.warnings
 
 
 class _Search:
@@ -215,14 +226,14 @@ class _Search:
     ) -> None:
         self.asked, self.graph, self.layers, self.codes = asked, graph, layers, codes
         self.stats, self.context = context.stats, context
-        self.variants: dict[tuple[Pass, ...], Variant] = {}
+        self.variants: dict[tuple[Pass, ...], CalibratedGraph] = {}
         self.wanted = AccuracyCheck(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
         self.trials = self.wanted.trials
         few, _ = self.wanted.examiner.samples
         self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))
         self.effort.most = context.left_for_numbers
 
-    def variant(self, recoveries: tuple[Pass, ...]) -> Variant:
+    def variant(self, recoveries: tuple[Pass, ...]) -> CalibratedGraph:
         """The graph after these recoveries, made once."""
         if recoveries not in self.variants:
             graph, stats = self.graph.clone(), Counter[str]()
@@ -232,13 +243,13 @@ class _Search:
             checkpoint = checkpoint_of(self.context, self.asked.name, *(p.name for p in recoveries))
             # tensors of the graph itself outlive all variants, so that their codes hold in each
             memo = dict(self.variants[()].memo) if recoveries else {}
-            self.variants[recoveries] = Variant(graph, self.context, codes, checkpoint, stats, memo)
+            self.variants[recoveries] = CalibratedGraph(graph, self.context, codes, checkpoint, stats, memo)
         return self.variants[recoveries]
 
     def run(self) -> None:
         """Search, then put the result into the graph."""
         setting = self.recovered()
-        chosen: Mapping[str, str] = self.all_integers
+        chosen: Assignment = self.all_integers
         quality = None if self.asked.mixed else self.wanted.look(self.quantized(setting, chosen))
         found: list[Layer] = []
         if quality is None or not self.wanted.good(quality) or self.asked.study:
@@ -255,9 +266,9 @@ class _Search:
         self.stats["trials"] = self.trials.count
 
     @property
-    def all_integers(self) -> dict[str, str]:
+    def all_integers(self) -> dict[str, LayerPrecision]:
         """Every layer where it is cheapest with 8 bits."""
-        return dict.fromkeys(self.layers, INTEGER)
+        return dict.fromkeys(self.layers, LayerPrecision.INT8)
 
     def recovered(self) -> Setting:
         """Try one recovery after the other; each stays if the output gains from it."""
@@ -315,13 +326,11 @@ class _Search:
         yield "rounding", lambda start: [{"rounding": True}]
         yield "correct-bias", lambda start: [{"bias": True}]
 
-    def quantized(self, setting: Setting, states: Mapping[str, str], stats: Counter[str] | None = None) -> Graph:
+    def quantized(self, setting: Setting, states: Assignment, stats: Counter[str] | None = None) -> Graph:
         """Quantize with layers in these states."""
         return self.variant(setting.recoveries).quantized(setting, states, stats)
 
-    def choose(
-        self, setting: Setting, layers: Sequence[Layer], before: Quality | None
-    ) -> tuple[Mapping[str, str], Quality]:
+    def choose(self, setting: Setting, layers: Sequence[Layer], before: Quality | None) -> tuple[Assignment, Quality]:
         """Choose the states of layers; `before` is the quality of all of them on integers, where that is no choice."""
         if before is not None and not self.asked.fallback:
             return self.all_integers, self.wanted.refuse(before, layers)
@@ -341,20 +350,26 @@ class _Search:
         """Note a decision for the report."""
         self.context.decisions.append(Decision(step, what, why, gain))
 
-    def note(self, setting: Setting, layers: Sequence[Layer], state: Mapping[str, str], quality: Quality) -> None:
+    def note(self, setting: Setting, layers: Sequence[Layer], state: Assignment, quality: Quality) -> None:
         """Tell the report what was decided for each layer, and what came of it."""
-        usual = Counter(state.values()).most_common(1)[0][0] if self.asked.mixed else INTEGER
+        usual = Counter(state.values()).most_common(1)[0][0] if self.asked.mixed else LayerPrecision.INT8
         for layer in layers:
             if state[layer.name] != usual:
-                alone = "on integers" if INTEGER in layer.noise else f"with {WEIGHTS}"
-                why = f"{decibels(layer.alone(INTEGER) or layer.worst):.1f} dB with this layer alone {alone}"
+                alone = "on integers" if LayerPrecision.INT8 in layer.noise else f"with {LayerPrecision.INT8_WEIGHTS}"
+                why = (
+                    f"{decibels(layer.alone(LayerPrecision.INT8) or layer.worst):.1f} dB with this layer alone {alone}"
+                )
                 self.decide("mixed precision", f"{layer.name}: {state[layer.name]}", why)
         rows = [layer_row(layer, state[layer.name]) for layer in layers]
         self.context.artefacts.precision = Precision(rows, self.wanted.reached(quality, str(setting)))
         counts = Counter(state.values())
-        others = "".join(f", {counts[s]} {_WRITTEN[s]}" for s in (BLOCKS, WEIGHTS, FLOAT) if counts[s])
+        others = "".join(
+            f", {counts[s]} {_WRITTEN[s]}"
+            for s in (LayerPrecision.INT4_WEIGHTS, LayerPrecision.INT8_WEIGHTS, LayerPrecision.FLOAT)
+            if counts[s]
+        )
         self.decide(
             "quantize-search",
-            f"{counts[INTEGER]} of {len(self.layers)} layers on 8-bit integers{others}: {setting}",
+            f"{counts[LayerPrecision.INT8]} of {len(self.layers)} layers on 8-bit integers{others}: {setting}",
             f"{quality.sqnr_db:.1f} dB reached on {quality.samples} samples",
         )

@@ -23,7 +23,7 @@ from memoptc.ir.onnx_io import read_onnx
 from memoptc.levels import Accuracy, pipeline_text
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.accuracy_check import made_up
-from memoptc.passes.precision._quantize.trial import Trials
+from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision.mix_weights import MixWeights
 from memoptc.passes.precision.quantize import Quantize
 from memoptc.runtime.quality import FAILED, Quality
@@ -214,14 +214,14 @@ def test_a_size_decides_by_2_4_and_8_bits() -> None:
 
 @pytest.mark.parametrize("failing", [1, 3])
 def test_what_onnxruntime_does_not_run_in_2_bits_gets_more(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick, looks = Trials.quick, 0
+    quick, looks = CandidateEvaluator.quick, 0
 
-    def failed_first(self: Trials, graph: Graph, most: int | None = None) -> Quality:
+    def failed_first(self: CandidateEvaluator, graph: Graph, most: int | None = None) -> Quality:
         nonlocal looks
         looks += 1
         return Quality({FAILED: math.inf}, 0, -math.inf) if looks <= failing else quick(self, graph, most)
 
-    monkeypatch.setattr(Trials, "quick", failed_first)
+    monkeypatch.setattr(CandidateEvaluator, "quick", failed_first)
     arrays = {name: normal(64, 64, seed=i, scale=0.125) for i, name in enumerate(("first", "second", "third"))}
     context = Context(dims={"N": 3})
     graph = read_onnx(parse(OUTLIERS, **arrays))

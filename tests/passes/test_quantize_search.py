@@ -18,11 +18,8 @@ from runtime_models import normal, parse
 from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import GateError, InputError
+from memoptc.passes.precision._quantize.layer_precision import LayerPrecision
 from memoptc.passes.precision._quantize.tradeoff import (
-    BLOCKS,
-    FLOAT,
-    INTEGER,
-    WEIGHTS,
     Layer,
     StateChange,
     greedy_moves,
@@ -167,9 +164,9 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
 ) -> None:
     layers = []
     for i, (noise, share, blocks, nbytes, work, product) in enumerate(figures):
-        states = {INTEGER: {"y": noise}}
-        states |= {WEIGHTS: {"y": noise * share}} if product else {}
-        states |= {BLOCKS: {"y": blocks * 1e-2}} if mixed else {}
+        states = {LayerPrecision.INT8: {"y": noise}}
+        states |= {LayerPrecision.INT8_WEIGHTS: {"y": noise * share}} if product else {}
+        states |= {LayerPrecision.INT4_WEIGHTS: {"y": blocks * 1e-2}} if mixed else {}
         layers.append(Layer(f"l{i}", "Conv", nbytes, float(work), states, True))
     steps = greedy_moves(layers)
 
@@ -185,11 +182,11 @@ def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
         if len({m.layer for m in chosen}) == len(chosen):  # no move builds upon another
             for move in chosen[1:]:
                 assert noise_of([m for m in chosen if m is not move]) > limit
-    assert steps.states(steps.moves) == {layer.name: FLOAT for layer in layers}
+    assert steps.states(steps.moves) == {layer.name: LayerPrecision.FLOAT for layer in layers}
     assert noise_of(steps.moves[: needed(layers, steps, limit)]) <= limit * (1 + 1e-9)
     assert shortest(steps.moves, lambda m: False) is None
     kept = greedy_moves(layers, floats=False)
-    assert FLOAT not in kept.states(kept.moves).values()
+    assert LayerPrecision.FLOAT not in kept.states(kept.moves).values()
 
 
 @pytest.mark.parametrize(("target", "asked"), [("int8", None), ("int4", 25.0)])

@@ -19,6 +19,9 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 _TINY = float(np.finfo(np.float32).tiny)
 
+_PIECE = 1 << 20
+"""Weights that are looked at together."""
+
 LARGEST = 12
 """Factors lie between 2^-12 and 2^12 of each other: a channel that was silent in the data may speak later."""
 
@@ -42,11 +45,20 @@ class Reader:
         """Look at a Conv, Gemm or MatMul with constant weights."""
         tensor = op.operands[1].tensor
         assert tensor is not None
-        weight = np.asarray(tensor.numpy(), np.float64)
-        layout = layout_of(op)
+        weight, layout = np.asarray(tensor.numpy()), layout_of(op)
         weight = np.moveaxis(weight, layout.output_axis, 0)
-        parts = weight.reshape(layout.groups, weight.shape[0] // layout.groups, weight.shape[1], -1)
-        return cls(np.square(parts).sum((1, 3)).reshape(-1), np.abs(parts).max(3), parts.shape[3])
+        outputs, inputs = weight.shape[0] // layout.groups, weight.shape[1]
+        taps = weight.size // max(weight.shape[0] * inputs, 1)
+        energy, largest = np.zeros((layout.groups, inputs)), np.empty((layout.groups, outputs, inputs))
+        step = max(1, _PIECE // max(inputs * taps, 1))
+        for group in range(layout.groups):
+            for start in range(0, outputs, step):  # a copy of the whole in float64 takes twice its bytes
+                end = min(start + step, outputs)
+                rows = weight[group * outputs + start : group * outputs + end].astype(np.float64)
+                parts = np.abs(rows, out=rows).reshape(end - start, inputs, -1)
+                largest[group, start:end] = parts.max(2, initial=0.0)
+                energy[group] += np.einsum("oit,oit->i", parts, parts)
+        return cls(energy.reshape(-1), largest, taps)
 
     def noise(self, seen: Channels, factors: Floats) -> float:
         """Noise to signal ratio of the products, both sides on 8 bits (rounding is uniform: Widrow and Kollar, 2008).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
+from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.observe import pool_of
 from memoptc.passes.precision._quantize.tradeoff import GIVE_BACK, Ladder, Layer, StateChange, needed, shortest
-from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
@@ -29,7 +30,7 @@ STRICTER = 10.0
 _EXAMINED = 4
 """How many choices are examined on all data."""
 
-_States: TypeAlias = frozenset[tuple[str, str]]
+_States: TypeAlias = frozenset[tuple[str, LayerPrecision]]
 
 _QUICK = 1.0
 """Decibels by which a quick look may miss what is asked for."""
@@ -81,11 +82,11 @@ class AccuracyCheck:
         if data is None:
             data = [Sample(feed, None, "made up") for feed in made_up(graph, path, context, MADE_UP)]
         self.examiner = Examiner(path, data, metric)
-        self.trials = Trials(self.examiner, pool)
+        self.trials = CandidateEvaluator(self.examiner, pool)
         if context.checkpoint is not None:
             named = getattr(metric, "__qualname__", type(metric).__name__)
             about = ResultCache.key(pool.digest(graph), fingerprint(data), named, self.examiner.metric)
-            self.trials = Trials(self.examiner, pool, ResultCache(context.checkpoint), about)
+            self.trials = CandidateEvaluator(self.examiner, pool, ResultCache(context.checkpoint), about)
 
     def good(self, quality: Quality, margin: float = 0.0) -> bool:
         """True if what was asked for is met, with so many decibels to spare."""
@@ -103,10 +104,10 @@ class AccuracyCheck:
         self,
         steps: Ladder,
         layers: Sequence[Layer],
-        make: Callable[[Mapping[str, str]], Graph],
+        make: Callable[[Assignment], Graph],
         before: Quality,
         give_back: int = GIVE_BACK,
-    ) -> tuple[Mapping[str, str], Quality]:
+    ) -> tuple[Assignment, Quality]:
         """Find the cheapest states that are good enough.
 
         Args:

@@ -16,10 +16,10 @@ SMALLEST = 1e-30
 SHRINKS = {
     2: tuple(1.0 - i / 20 for i in range(14)),
     4: tuple(1.0 - i / 24 for i in range(12)),
-    8: (1.0, 0.995, 0.99, 0.98, 0.97, 0.95),
+    8: (1.0,),
 }
 """By bits: parts of a block's range to try. Clipping pays where few bits make rounding dear: beyond half of the range
-in 4 bits, beyond a twentieth in 8, it never won on trained weights."""
+in 4 bits, it never won on trained weights; in 8 bits it gains 0.03 dB."""
 
 POLISHES = 3
 """Rounds of least squares after the search; errors stop falling after two or three."""
@@ -167,8 +167,10 @@ def _encode(
         for shrink in shrinks:
             scale = (width * np.float32(shrink / best.top)).astype(np.float32)
             center = np.rint(np.float32(best.top / 2) - (low + high) / 2 / scale)
-            for shift in (0, -1, 1) if search else (0,):
-                best.offer(scale, np.clip(center + shift, 0, best.top).astype(np.float32))
+            best.offer(scale, np.clip(center, 0, best.top).astype(np.float32))
+        scale, zero = best.scale, best.zero
+        for shift in (-1, 1) if search else ():
+            best.offer(scale, np.clip(zero + shift, 0, best.top).astype(np.float32))
     if search:
         for _ in range(POLISHES):
             best.polish()

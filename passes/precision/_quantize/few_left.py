@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.effort import Effort
+from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import find_weights
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, bytes_of, work_of
-from memoptc.passes.precision._quantize.tradeoff import FLOAT, GIVE_BACK, INTEGER, Layer, greedy_moves
+from memoptc.passes.precision._quantize.tradeoff import (
+    GIVE_BACK,
+    Layer,
+    greedy_moves,
+)
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import decibels
 
@@ -72,25 +77,29 @@ def left_in_float(
     names = list(layers)
     groups = {names[i]: names[i : i + size] for i in range(0, len(names), size)}
 
-    def floats(states: Mapping[str, str]) -> frozenset[str]:
-        return frozenset(n for first, members in groups.items() if states[first] == FLOAT for n in members)
+    def floats(states: Assignment) -> frozenset[str]:
+        return frozenset(
+            n for first, members in groups.items() if states[first] == LayerPrecision.FLOAT for n in members
+        )
 
-    def copy(states: Mapping[str, str]) -> Graph:
+    def copy(states: Assignment) -> Graph:
         made = graph.clone()
         quantize(made, floats(states))
         return made
 
-    everywhere = dict.fromkeys(groups, INTEGER)
+    everywhere = dict.fromkeys(groups, LayerPrecision.INT8)
     before = wanted.look(copy(everywhere))
     if wanted.good(before):
         return frozenset()
     found, pace = [], Pace(len(groups))
     for number, (first, members) in enumerate(groups.items()):
         context.say(f"each layer alone, {pace.at(number)}")
-        noise = wanted.trials.quick(copy({**dict.fromkeys(groups, FLOAT), first: INTEGER}), SAMPLES).noise
+        noise = wanted.trials.quick(
+            copy({**dict.fromkeys(groups, LayerPrecision.FLOAT), first: LayerPrecision.INT8}), SAMPLES
+        ).noise
         nbytes = sum(bytes_of(layers[n]) for n in members)
         work = sum(work_of(layers[n], context.dims) for n in members)
-        found.append(Layer(first, layers[first].op_type, nbytes, work, {INTEGER: noise}, True))
+        found.append(Layer(first, layers[first].op_type, nbytes, work, {LayerPrecision.INT8: noise}, True))
     effort.spend(len(groups) * effort.look(SAMPLES))
     try:
         states, quality = wanted.choose(greedy_moves(found), found, copy, before, min(effort.looks(1.0), GIVE_BACK))

@@ -1,9 +1,11 @@
-"""Scales, zero points and rounded weights. Everything is computed in float64 and rounded once."""
+"""Scales, zero points and rounded weights. All is computed in float64, some channels at a time, and rounded once."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,9 @@ from memoptc.ir.types import DType
 
 Floats = npt.NDArray[np.float64]
 _SMALLEST = float(np.finfo(np.float32).tiny)
+
+_PIECE = 1 << 20
+"""Weights that are coded at once."""
 
 
 _MAGNITUDES: weakref.WeakKeyDictionary[Tensor, float] = weakref.WeakKeyDictionary()
@@ -98,22 +103,49 @@ def weight_codes(
         energy: How much a squared error at each weight counts, broadcast to the weights. When given, each channel is
             clipped where its error is least instead.
     """
-    w = np.asarray(weight, np.float64)
     top = 2 ** (bits - 1) - 1
-    others = None if axis is None else tuple(i for i in range(w.ndim) if i != axis)
-    magnitude = np.max(np.abs(w), axis=others, initial=0.0)
-    if energy is not None and others is not None:
-        assert axis is not None
-        magnitude = _clipped(w, magnitude, energy, top, axis)
-    scales = np.asarray(magnitude / top, np.float32)
-    scales = np.where(scales < _SMALLEST, np.float32(1.0), scales).astype(np.float32)
-    spread = scales.astype(np.float64)
-    if axis is not None:
-        spread = spread.reshape([-1 if i == axis else 1 for i in range(w.ndim)])
-    codes = np.clip(np.round(w / spread), -top, top).astype(np.int8)
+    codes = np.empty(weight.shape, np.int8)
+    if axis is None:
+        magnitude = np.max(np.abs(np.asarray(weight, np.float64)), initial=0.0)
+        scales = _scales(np.asarray(magnitude), top)
+        _encode(weight.reshape(-1), codes.reshape(-1), scales, top)
+    else:
+        scales = np.empty(weight.shape[axis], np.float32)
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        spread = None if energy is None else np.broadcast_to(energy, weight.shape)
+        for part in _channels(weight.shape, axis):
+            at = (*[slice(None)] * axis, part)
+            w = np.asarray(weight[at], np.float64)
+            magnitude = np.max(np.abs(w), axis=others, initial=0.0)
+            if spread is not None and others:
+                magnitude = _clipped(w, magnitude, spread[at], top, axis)
+            scales[part] = _scales(magnitude, top)
+            _encode(w, codes[at], scales[part].reshape([-1 if i == axis else 1 for i in range(w.ndim)]), top)
     if dtype == DType.UINT8:
-        return Codes((codes.astype(np.int16) + 128).astype(np.uint8), scales, 128, axis)
+        return Codes((codes.view(np.uint8) ^ np.uint8(128)), scales, 128, axis)
     return Codes(codes, scales, 0, axis)
+
+
+def _channels(shape: tuple[int, ...], axis: int) -> Iterator[slice]:
+    """Runs of channels of at most `_PIECE` weights, or of one channel: a copy of all in float64 takes twice the bytes."""
+    step = max(1, _PIECE * shape[axis] // max(prod(shape), 1))
+    for start in range(0, shape[axis], step):
+        yield slice(start, min(start + step, shape[axis]))
+
+
+def _scales(magnitude: Floats, top: int) -> npt.NDArray[np.float32]:
+    """Scales that make the largest magnitude of a channel the largest code; 1 where all weights are 0."""
+    scales = np.asarray(magnitude / top, np.float32)
+    return np.where(scales < _SMALLEST, np.float32(1.0), scales).astype(np.float32)
+
+
+def _encode(
+    weight: npt.NDArray[np.generic], codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], top: int
+) -> None:
+    """Write the codes of weights in place; scales are broadcast to them."""
+    levels = weight / scales.astype(np.float64)
+    np.rint(levels, out=levels)
+    codes[...] = np.clip(levels, -top, top, out=levels)
 
 
 def _clipped(w: Floats, magnitude: Floats, energy: Floats, top: int, axis: int) -> Floats:

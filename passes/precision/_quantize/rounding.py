@@ -240,13 +240,13 @@ def round_channels(
     dampings = Dampings() if dampings is None else dampings
     axis = codes.axis
     assert axis is not None
-    first = np.moveaxis(np.asarray(weight, np.float64), axis, 0)
-    given = np.moveaxis(codes.codes, axis, 0).astype(np.float64) - codes.zero_point
     top = np.asarray(2 ** (bits - 1) - 1, np.float64)
-    grid = Grid(codes.scales.astype(np.float64)[:, None], -top, top)
-    flat = (len(first), -1)
-    found = dampings.note(round_to(first.reshape(flat), grid, moments, given.reshape(flat), dampings.next))
-    levels = np.moveaxis(found.levels.reshape(first.shape), 0, axis) + codes.zero_point
-    changed = np.ascontiguousarray(levels)
-    coded = changed.astype(np.uint8) if codes.zero_point else changed.astype(np.int8)
-    return replace(codes, codes=coded)
+    changed = codes.codes.copy()
+    first, given, after = (np.moveaxis(a, axis, 0) for a in (np.asarray(weight), codes.codes, changed))
+    for part in _parts(len(first), first.size // max(len(first), 1)):
+        rows = first[part].astype(np.float64).reshape(len(first[part]), -1)
+        levels = given[part].astype(np.float64).reshape(rows.shape) - codes.zero_point
+        grid = Grid(codes.scales[part].astype(np.float64)[:, None], -top, top)
+        found = dampings.note(round_to(rows, grid, moments, levels, dampings.next))
+        after[part] = (found.levels + codes.zero_point).reshape(after[part].shape)
+    return replace(codes, codes=changed)

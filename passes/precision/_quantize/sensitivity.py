@@ -12,10 +12,15 @@ from memoptc.ir.mapped import release
 from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.passes.precision._migrate.sites import WEIGHTED
+from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
+from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision._quantize.correct import output_axis
+from memoptc.passes.precision._quantize.layer_precision import LayerPrecision
 from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.tradeoff import BLOCKS, FLOAT, INTEGER, WEIGHTS, Layer
-from memoptc.passes.precision._quantize.trial import Setting, Trials, Variant
+from memoptc.passes.precision._quantize.settings import Setting
+from memoptc.passes.precision._quantize.tradeoff import (
+    Layer,
+)
 from memoptc.runtime.calibrate import Range
 from memoptc.runtime.observers import squared_error
 from memoptc.runtime.quality import FAILED
@@ -40,7 +45,11 @@ _FAINT = 0.01
 
 
 def sensitivities(
-    variant: Variant, setting: Setting, layers: Mapping[str, Op], trials: Trials, exact: int = EXACT
+    variant: CalibratedGraph,
+    setting: Setting,
+    layers: Mapping[str, Op],
+    evaluator: CandidateEvaluator,
+    exact: int = EXACT,
 ) -> list[Layer]:
     """Measure each layer alone, the noisiest by their own error first and exactly, then estimate the others.
 
@@ -48,7 +57,7 @@ def sensitivities(
         variant: The calibrated graph.
         setting: How it is quantized.
         layers: By name, as they are in another copy of the graph.
-        trials: Runs copies.
+        evaluator: Runs copies.
         exact: How many layers are measured.
     """
     own = _own_noise(variant, layers)
@@ -56,12 +65,12 @@ def sensitivities(
     if len(layers) > exact:
         ranked.sort(key=lambda name: -max(own.get(name, {FAILED: math.inf}).values()))
     chosen, rest = ranked[:exact], ranked[exact:]
-    everywhere = dict.fromkeys(layers, FLOAT)
+    everywhere = dict.fromkeys(layers, LayerPrecision.FLOAT)
 
-    def alone(name: str, state: str) -> dict[str, float]:
-        return trials.quick(variant.quantized(setting, {**everywhere, name: state}), SAMPLES).noise
+    def alone(name: str, state: LayerPrecision) -> dict[str, float]:
+        return evaluator.quick(variant.quantized(setting, {**everywhere, name: state}), SAMPLES).noise
 
-    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in layers}
+    found: dict[str, dict[LayerPrecision, dict[str, float]]] = {name: {} for name in layers}
     pace = Pace(len(chosen))
     for number, name in enumerate(chosen):
         variant.context.say(f"each layer alone, {pace.at(number)}")
@@ -69,10 +78,12 @@ def sensitivities(
             found[name][state] = alone(name, state)
     loud = _FAINT * max((max(n.values(), default=0.0) for f in found.values() for n in f.values()), default=0.0)
     for name in chosen:
-        if layers[name].op_type in WEIGHTED and INTEGER in found[name]:
-            noise = found[name][INTEGER]
+        if layers[name].op_type in WEIGHTED and LayerPrecision.INT8 in found[name]:
+            noise = found[name][LayerPrecision.INT8]
             heard = max(noise.values(), default=0.0) >= loud
-            found[name][WEIGHTS] = alone(name, WEIGHTS) if heard else _part(noise, own.get(name, {}))
+            found[name][LayerPrecision.INT8_WEIGHTS] = (
+                alone(name, LayerPrecision.INT8_WEIGHTS) if heard else _part(noise, own.get(name, {}))
+            )
     measured = [(own.get(n, {}).get(state, 0.0), noise) for n in chosen for state, noise in found[n].items()]
     for name in rest:
         for state in _possible(name, layers[name], variant):
@@ -83,25 +94,29 @@ def sensitivities(
     ]
 
 
-def _measured(name: str, op: Op, variant: Variant) -> list[str]:
+def _measured(name: str, op: Op, variant: CalibratedGraph) -> list[LayerPrecision]:
     """States of a layer that are looked at in any case."""
-    states = [INTEGER] if name not in variant.codes.apart else [WEIGHTS]
-    return [*states, BLOCKS] if name in variant.codes.narrow else states
+    states = [LayerPrecision.INT8] if name not in variant.codes.apart else [LayerPrecision.INT8_WEIGHTS]
+    return [*states, LayerPrecision.INT4_WEIGHTS] if name in variant.codes.narrow else states
 
 
-def _possible(name: str, op: Op, variant: Variant) -> list[str]:
+def _possible(name: str, op: Op, variant: CalibratedGraph) -> list[LayerPrecision]:
     states = _measured(name, op, variant)
-    return [*states, WEIGHTS] if op.op_type in WEIGHTED and WEIGHTS not in states else states
+    return (
+        [*states, LayerPrecision.INT8_WEIGHTS]
+        if op.op_type in WEIGHTED and LayerPrecision.INT8_WEIGHTS not in states
+        else states
+    )
 
 
-def _own_noise(variant: Variant, layers: Mapping[str, Op]) -> dict[str, dict[str, float]]:
+def _own_noise(variant: CalibratedGraph, layers: Mapping[str, Op]) -> dict[str, dict[LayerPrecision, float]]:
     """Layer -> state -> noise to signal expected in its own result, from what calibration saw and the weights alone.
 
     Rounding is uniform within a step (Widrow and Kollar, 2008). A product hands on noise as it hands on its signal, as
     long as neither prefers a direction; the signal is what all but one in a thousand elements hold, since the energy
     of a few outliers would hide what their range does to all others.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[LayerPrecision, float]] = {}
     heavy = {op.name: op for op in variant.choice.heavy}
     for name, layer in layers.items():
         weights = heavy[name].operands[1].tensor if name in heavy else _weight_in(layer)
@@ -110,9 +125,13 @@ def _own_noise(variant: Variant, layers: Mapping[str, Op]) -> dict[str, dict[str
         axis = output_axis(heavy[name]) if name in heavy else 0
         found[name] = _rounding_noise(weights, axis)
         if name in variant.codes.wide:  # blocks of 8 bits have steps as much finer as those of 4 have more of them
-            found[name][WEIGHTS] = min(found[name][WEIGHTS], found[name][BLOCKS] * (15 / 255) ** 2)
+            found[name][LayerPrecision.INT8_WEIGHTS] = min(
+                found[name][LayerPrecision.INT8_WEIGHTS], found[name][LayerPrecision.INT4_WEIGHTS] * (15 / 255) ** 2
+            )
         seen = variant.ranges.get(heavy[name].operand) if name in heavy else None
-        found[name][INTEGER] = found[name][WEIGHTS] + (0.0 if seen is None else _activation_noise(seen))
+        found[name][LayerPrecision.INT8] = found[name][LayerPrecision.INT8_WEIGHTS] + (
+            0.0 if seen is None else _activation_noise(seen)
+        )
     return found
 
 
@@ -122,7 +141,7 @@ def _weight_in(op: Op) -> Tensor | None:
     return max((v.tensor for v in read if v.tensor is not None), key=nbytes, default=None)
 
 
-def _rounding_noise(tensor: Tensor, axis: int) -> dict[str, float]:
+def _rounding_noise(tensor: Tensor, axis: int) -> dict[LayerPrecision, float]:
     """Noise-to-signal ratios of a weight's rounding: by channels of 8 bits, and by blocks of 4."""
     content = np.asarray(tensor.numpy())
     rows = (
@@ -141,8 +160,8 @@ def _rounding_noise(tensor: Tensor, axis: int) -> dict[str, float]:
             coarse += float(np.square(width / 15).sum()) * part.shape[1] / whole.shape[1] / 12
     release(tensor)
     if signal <= 0:
-        return {WEIGHTS: 0.0, BLOCKS: 0.0}
-    return {WEIGHTS: fine / signal, BLOCKS: coarse / signal}
+        return {LayerPrecision.INT8_WEIGHTS: 0.0, LayerPrecision.INT4_WEIGHTS: 0.0}
+    return {LayerPrecision.INT8_WEIGHTS: fine / signal, LayerPrecision.INT4_WEIGHTS: coarse / signal}
 
 
 def _activation_noise(seen: Range) -> float:
@@ -159,10 +178,10 @@ def _activation_noise(seen: Range) -> float:
     return noise / signal if signal > 0 else math.inf if noise > 0 else 0.0
 
 
-def _part(noise: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+def _part(noise: Mapping[str, float], own: Mapping[LayerPrecision, float]) -> dict[str, float]:
     """Estimate a layer's noise from the weights' part of it, where that is not worth a measurement."""
-    whole = own.get(INTEGER, 0.0)
-    share = min(own.get(WEIGHTS, 0.0) / whole, 1.0) if math.isfinite(whole) and whole > 0 else 1.0
+    whole = own.get(LayerPrecision.INT8, 0.0)
+    share = min(own.get(LayerPrecision.INT8_WEIGHTS, 0.0) / whole, 1.0) if math.isfinite(whole) and whole > 0 else 1.0
     return {key: n * share for key, n in noise.items()}
 
 

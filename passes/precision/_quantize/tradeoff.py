@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.runtime.quality import decibels
 
-INTEGER, BLOCKS, WEIGHTS, FLOAT = "integer", "4-bit weights", "integer weights", "float"
-"""What a layer can be: computed on 8-bit integers; in float with weights in blocks of 4 bits, or in 8; in float."""
-NARROW = "2-bit weights"
-"""The same in blocks of 2 bits, where bytes are what is asked for."""
-
-COSTS = {INTEGER: (0.25, 0.0), NARROW: (0.09, 1.0), BLOCKS: (0.16, 1.0), WEIGHTS: (0.25, 1.0), FLOAT: (1.0, 1.0)}
+COSTS = {
+    LayerPrecision.INT8: (0.25, 0.0),
+    LayerPrecision.INT2_WEIGHTS: (0.09, 1.0),
+    LayerPrecision.INT4_WEIGHTS: (0.16, 1.0),
+    LayerPrecision.INT8_WEIGHTS: (0.25, 1.0),
+    LayerPrecision.FLOAT: (1.0, 1.0),
+}
 """Bytes of each state, as a part of those in float, and whether it computes in float."""
 
 GIVE_BACK = 12
@@ -33,7 +35,7 @@ class Layer:
         op_type: Its operator.
         nbytes: Of its weights in float.
         work: Multiplications of one run, where extents are known.
-        noise: State -> output -> noise to signal there with this layer alone in the state; `FLOAT` has none.
+        noise: State -> output -> noise to signal there with this layer alone in the state; none for `FLOAT`.
         measured: Whether that was measured, or estimated from the layer's own error.
     """
 
@@ -41,10 +43,10 @@ class Layer:
     op_type: str
     nbytes: int
     work: float
-    noise: Mapping[str, Mapping[str, float]]
+    noise: Mapping[LayerPrecision, Mapping[str, float]]
     measured: bool
 
-    def alone(self, state: str) -> float:
+    def alone(self, state: LayerPrecision) -> float:
         """Noise to signal at the output that suffers most, with this layer alone in a state."""
         return max(self.noise.get(state, {}).values(), default=0.0)
 
@@ -67,10 +69,10 @@ class StateChange:
     """
 
     layer: str
-    state: str
+    state: LayerPrecision
     gain: float
     cost: float
-    between: tuple[str, ...] = ()
+    between: tuple[LayerPrecision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ class Ladder:
         moves: By gain per cost, best first; after all of them every layer is in float, if it may be.
     """
 
-    start: Mapping[str, str]
+    start: Assignment
     moves: Sequence[StateChange]
 
-    def states(self, chosen: Iterable[StateChange] = ()) -> dict[str, str]:
+    def states(self, chosen: Iterable[StateChange] = ()) -> dict[str, LayerPrecision]:
         """The state of each layer after some moves, in their order."""
         return {**self.start, **{move.layer: move.state for move in chosen}}
 
@@ -105,19 +107,22 @@ def greedy_moves(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
     prices = {
         layer.name: {
             state: COSTS[state][0] * layer.nbytes / nbytes + COSTS[state][1] * layer.work / work
-            for state in (*layer.noise, *([FLOAT] if floats or not layer.noise else []))
+            for state in (*layer.noise, *([LayerPrecision.FLOAT] if floats or not layer.noise else []))
         }
         for layer in layers
     }
-    start = {layer.name: min(layer.noise, key=prices[layer.name].__getitem__, default=FLOAT) for layer in layers}
+    start = {
+        layer.name: min(layer.noise, key=prices[layer.name].__getitem__, default=LayerPrecision.FLOAT)
+        for layer in layers
+    }
     keys = {key for layer in layers for noise in layer.noise.values() for key in noise}
     total = {k: sum(la.noise.get(start[la.name], {}).get(k, 0.0) for la in layers) or 1.0 for k in keys}
     found: list[StateChange] = []
     for layer in layers:
         price, at = prices[layer.name], start[layer.name]
         noise = {s: sum(_share(n, total[k]) for k, n in layer.noise.get(s, {}).items()) for s in price}
-        while at != FLOAT:
-            dearer = [s for s in price if s == FLOAT or (price[s] > price[at] and noise[s] < noise[at])]
+        while at != LayerPrecision.FLOAT:
+            dearer = [s for s in price if s == LayerPrecision.FLOAT or (price[s] > price[at] and noise[s] < noise[at])]
             if not dearer:
                 break
             step = [(max(noise[at] - noise[s], 0.0), max(price[s] - price[at], 0.0) + _FREE, s) for s in dearer]
@@ -128,7 +133,9 @@ def greedy_moves(layers: Sequence[Layer], *, floats: bool = True) -> Ladder:
     return Ladder(start, sorted(found, key=lambda m: -m.gain / m.cost))
 
 
-def within(layers: Sequence[Layer], nbytes: int, bytes_of: Callable[[str, str], float]) -> dict[str, str]:
+def within(
+    layers: Sequence[Layer], nbytes: int, bytes_of: Callable[[str, LayerPrecision], float]
+) -> dict[str, LayerPrecision]:
     """Choose the states of least error that take so many bytes at most; the cheapest ones where not even these fit.
 
     Args:
@@ -149,8 +156,14 @@ def within(layers: Sequence[Layer], nbytes: int, bytes_of: Callable[[str, str], 
 
 def layer_row(layer: Layer, decision: str) -> dict[str, Any]:
     """One layer as reports list it."""
-    first = INTEGER if INTEGER in layer.noise else BLOCKS if BLOCKS in layer.noise else WEIGHTS
-    second = WEIGHTS if WEIGHTS in layer.noise else first
+    first = (
+        LayerPrecision.INT8
+        if LayerPrecision.INT8 in layer.noise
+        else LayerPrecision.INT4_WEIGHTS
+        if LayerPrecision.INT4_WEIGHTS in layer.noise
+        else LayerPrecision.INT8_WEIGHTS
+    )
+    second = LayerPrecision.INT8_WEIGHTS if LayerPrecision.INT8_WEIGHTS in layer.noise else first
     row = {
         "layer": layer.name,
         "op": layer.op_type,
@@ -160,7 +173,11 @@ def layer_row(layer: Layer, decision: str) -> dict[str, Any]:
         "measured": layer.measured,
         "decision": decision,
     }
-    return row | ({"blocks_alone_db": decibels(layer.alone(BLOCKS))} if BLOCKS in layer.noise else {})
+    return row | (
+        {"blocks_alone_db": decibels(layer.alone(LayerPrecision.INT4_WEIGHTS))}
+        if LayerPrecision.INT4_WEIGHTS in layer.noise
+        else {}
+    )
 
 
 def _share(noise: float, total: float) -> float:

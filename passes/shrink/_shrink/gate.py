@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision._quantize.observe import pool_of
 from memoptc.passes.precision._quantize.replay import adopt
-from memoptc.passes.precision._quantize.trial import Trials
 from memoptc.report.model import Decision
 from memoptc.runtime.moments import Aside
 from memoptc.runtime.quality import Examiner, Quality, top1
@@ -130,7 +130,7 @@ class Gate:
         given = context.validation
         data = Aside(context.calibration) if given is None or given is context.calibration else given
         self.examiner = Examiner(reference, data, metric)
-        self.trials = Trials(self.examiner, pool)
+        self.trials = CandidateEvaluator(self.examiner, pool)
 
     def holds(self, graph: Graph) -> bool:
         """True if a copy is good enough."""
