@@ -82,7 +82,7 @@ class Probe:
         """Load the model with nodes put in behind the producers of what they read, and with these outputs.
 
         Run in the file's order, unoptimized: a probe then runs right after the tensor it looks at is made, and
-        keeps none alive longer.
+        keeps none alive longer. What no output depends on is left out: onnxruntime would run it all the same.
         """
         model = onnx.ModelProto()
         model.CopyFrom(self.proto)
@@ -108,7 +108,8 @@ class Probe:
             nodes.append(node)
             for name in node.output:
                 release(name)
-        ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        needed = _feeding(nodes, outputs)
+        ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in needed]
         del graph.node[:]
         graph.node.extend(ordered)
         kept = {output.name: output for output in graph.output}
@@ -126,3 +127,23 @@ class Probe:
             config={PACKING_KEY: "1"},  # weights stay mapped: a packed copy costs more than it gains in a few runs
         )
         return Evaluator(model, options, folder=self.folder, label="the model under calibration")
+
+
+def _feeding(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Nodes that outputs depend on, in their order; those are in topological order."""
+    needed, kept = set(outputs), list[onnx.NodeProto]()
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed |= _read_by(node)
+    return kept[::-1]
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, within its subgraphs, too."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            found |= {output.name for output in graph.output}
+            found |= {name for inner in graph.node for name in _read_by(inner)}
+    return found - {""}

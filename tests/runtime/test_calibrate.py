@@ -268,3 +268,29 @@ def test_quantile_is_within_a_bin_of_the_order_statistics(values: list[float], p
     below = ordered[max(0, int(np.floor(part * len(array))) - 1)]
     above = ordered[min(len(array) - 1, int(np.ceil(part * len(array))))]
     assert below - width <= found <= above + width
+
+
+def test_what_lies_behind_the_tensors_is_not_run() -> None:
+    fails = parse("""
+        agraph (float[N, 4] x) => (float[2, 2] z)
+        <int64[2] square = {2, 2}>
+        {
+            y = Relu(x)
+            z = Reshape(y, square)
+        }
+    """)
+    ranges = calibrate(fails, ["y"], [{"x": np.full((3, 4), 2.0, np.float32)}], "auto")  # twelve numbers in no square
+    assert (ranges["y"].max, ranges["y"].count) == (2.0, 12)
+
+
+def test_what_a_branch_reads_from_outside_is_run() -> None:
+    outside = parse("""
+        agraph (float[N, 4] x, bool c) => (float[N, 4] z)
+        {
+            y = Relu(x)
+            z = If(c) <then_branch = g () => (float[N, 4] t) { t = Neg(y) },
+                       else_branch = h () => (float[N, 4] e) { e = Identity(x) }>
+        }
+    """)
+    feed = {"x": np.full((3, 4), 2.0, np.float32), "c": np.array(True)}
+    assert calibrate(outside, ["z"], [feed], "auto")["z"].min == -2.0
