@@ -34,7 +34,9 @@ from memoptc.passes.precision._quantize.tradeoff import (
     needed,
     within,
 )
-from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK, Memo, WeightFormat, Writer, near_divisor
+from memoptc.passes.precision._quantize.weight_coder import Memo, WeightCoder
+from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK, WeightFormat, near_divisor
+from memoptc.passes.precision._quantize.weight_only import Writer
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import FAILED, Quality, decibels
 
@@ -129,11 +131,11 @@ class MixWeights(Pass):
     def _search(self, graph: Graph, context: Context) -> None:
         search = _Search(self, graph, context)
         if not search.found.chosen:
-            report(self.name, context, Writer(search.plan, context.stats), search.found, 0, (0, 0))
+            report(self.name, context, WeightCoder(search.plan), search.found, 0, (0, 0))
             return
         states = search.by_weights() if self.by == "weights" else search.by_outputs()
-        writer = Writer(search.plan, context.stats, memo=search.memo, tables=search.tables, rounded=search.rounded)
-        before, after = search.write(graph, states, writer)
+        coder = search.coder()
+        before, after = search.write(graph, states, coder, context.stats)
         for state, what in (
             (LayerPrecision.INT2_WEIGHTS, "in 2 bits"),
             (LayerPrecision.INT4_WEIGHTS, "in 4 bits"),
@@ -145,7 +147,7 @@ class MixWeights(Pass):
                 context.stats[f"weights {what}"] += count
         if search.found.left:
             context.stats["weights left"] += len(search.found.left)
-        report(self.name, context, writer, search.found, context.stats["weights in 4 bits"], (before, after))
+        report(self.name, context, coder, search.found, context.stats["weights in 4 bits"], (before, after))
 
 
 class _Search:
@@ -165,12 +167,17 @@ class _Search:
         self.tables: dict[tuple[int, int], Table] = {}
         self.rounded: list[Rounded] = []
 
+    def coder(self) -> WeightCoder:
+        """Gives codes of 4 bits and tables, which all copies of the graph have in common."""
+        return WeightCoder(self.plan, memo=self.memo, tables=self.tables, rounded=self.rounded)
+
     def find(self, graph: Graph) -> CodableWeights:
         """The weights of the graph or of a copy; the same ones in the same order."""
         return find(graph, self.plan, self.asked.smallest, frozenset(self.asked.exclude))
 
-    def write(self, graph: Graph, states: Assignment, writer: Writer) -> tuple[int, int]:
+    def write(self, graph: Graph, states: Assignment, coder: WeightCoder, stats: Counter[str]) -> tuple[int, int]:
         """Code the weights of the graph or of a copy; give the bytes of those that are coded, before and after."""
+        writer = Writer(coder, stats)
         state = {i: states.get(name, LayerPrecision.INT4_WEIGHTS) for i, name in enumerate(self.names)}
         chosen = self.find(graph).chosen
         blocks = [weight for i, weight in enumerate(chosen) if state[i] == LayerPrecision.INT4_WEIGHTS]
@@ -179,23 +186,21 @@ class _Search:
         observed = self.context if self.asked.rounding and not (self.memo or self.tables) else None
         after = sum(write_all(graph, blocks, writer, observed))
         narrow = [weight for i, weight in enumerate(chosen) if state[i] == LayerPrecision.INT2_WEIGHTS]
-        coarse = Writer(self.narrow, writer.stats, memo=self.narrow_memo, rounded=writer.rounded)
+        coarse = Writer(WeightCoder(self.narrow, memo=self.narrow_memo, rounded=coder.rounded), stats)
         after += sum(write_all(graph, narrow, coarse, observed))
-        fine = Writer(replace(self.plan, bits=8, block=DECODER_BLOCK, symmetric=True), writer.stats)
+        fine = Writer(WeightCoder(replace(self.plan, bits=8, block=DECODER_BLOCK, symmetric=True)), stats)
         for i, weight in enumerate(chosen):
             if state[i] == LayerPrecision.INT8_WEIGHTS:
                 in_blocks = self.decodes and not any(site.decoded for site in weight.sites)
                 after += fine.write(weight) if in_blocks else writer.write(weight, channels=True)
-        writer.signal += fine.signal + coarse.signal
-        writer.noise += fine.noise + coarse.noise
+        coder.signal += fine.coder.signal + coarse.coder.signal
+        coder.noise += fine.coder.noise + coarse.coder.noise
         return before, after
 
     def copy(self, states: Assignment) -> Graph:
         """A copy of the graph with its weights in these states; 4 bits for those not named."""
         graph = self.graph.clone()
-        self.write(
-            graph, states, Writer(self.plan, Counter(), memo=self.memo, tables=self.tables, rounded=self.rounded)
-        )
+        self.write(graph, states, self.coder(), Counter())
         return graph
 
     def least(self) -> float | None:
@@ -254,7 +259,10 @@ class _Search:
         for number, start in enumerate(range(0, len(members), group)):
             self.context.say(f"weights in 2 bits, {pace.at(number)}")
             together, graph = members[start : start + group], self.graph.clone()
-            writer, named = Writer(self.narrow, Counter()), dict(zip(self.names, self.find(graph).chosen, strict=True))
+            writer, named = (
+                Writer(WeightCoder(self.narrow), Counter()),
+                dict(zip(self.names, self.find(graph).chosen, strict=True)),
+            )
             for name in together:
                 writer.write(named[name])
             found = wanted.trials.quick(graph, SAMPLES).noise

@@ -30,7 +30,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     greedy_moves,
     layer_row,
 )
-from memoptc.passes.precision._quantize.weight_only import DECODER_BLOCK
+from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights

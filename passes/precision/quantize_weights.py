@@ -9,7 +9,9 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.coding import SMALLEST, find, report, write_all
-from memoptc.passes.precision._quantize.weight_only import WeightFormat, Writer
+from memoptc.passes.precision._quantize.weight_coder import WeightCoder
+from memoptc.passes.precision._quantize.weight_format import WeightFormat
+from memoptc.passes.precision._quantize.weight_only import Writer
 
 BLOCKS = (16, 32, 64, 128, 256)
 FORMS = ("nbits", "dq")
@@ -78,11 +80,11 @@ class QuantizeWeights(Pass):
         found = find(graph, plan, self.smallest, frozenset(self.exclude))
         if self.rest:
             found = replace(found, left=[], small=0)
-        writer = Writer(plan, context.stats)
+        writer = Writer(WeightCoder(plan), context.stats)
         before = sum(weight.bytes for weight in found.chosen)
         after = sum(write_all(graph, found.chosen, writer, context if self.rounding else None))
         if found.left:
             context.stats["weights left"] += len(found.left)
         context.stats["weights quantized"] += len(found.chosen)
         if found.chosen or not self.rest:
-            report(self.name, context, writer, found, len(found.chosen), (before, after))
+            report(self.name, context, writer.coder, found, len(found.chosen), (before, after))

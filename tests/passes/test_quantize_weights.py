@@ -21,7 +21,7 @@ from memoptc.ir.parser import parse
 from memoptc.manager import run_pipeline, weight_bytes
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.blocks import encode, error_of, pack
-from memoptc.passes.precision._quantize.weight_only import near_divisor
+from memoptc.passes.precision._quantize.weight_format import near_divisor
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes

@@ -18,7 +18,7 @@ from memoptc.passes.precision._quantize.observe import shared_weights
 from memoptc.passes.precision._quantize.places import Weight
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.tables import Table
-from memoptc.passes.precision._quantize.weight_only import Writer
+from memoptc.passes.precision._quantize.weight_coder import CodedMatrix, CodeKey, WeightCoder
 from memoptc.runtime.result_cache import ResultCache, fingerprint
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -34,21 +34,21 @@ class CodeCache:
 
     Args:
         graph: The graph whose weights are coded.
-        writer: What codes them.
+        coder: What codes them.
         context: Of the compile, with data and a folder to keep codes in.
     """
 
-    def __init__(self, graph: Graph, writer: Writer, context: Context) -> None:
+    def __init__(self, graph: Graph, coder: WeightCoder, context: Context) -> None:
         assert context.checkpoint is not None
-        self._graph, self._writer, self._context = graph, writer, context
+        self._graph, self._coder, self._context = graph, coder, context
         self._cache, self._data = ResultCache(context.checkpoint), fingerprint(context.calibration)
 
     def read(self, weights: Sequence[Weight]) -> str:
-        """Let the writer know the codes of a group; give the key to keep them under where none are known, else ""."""
+        """Let the coder know the codes of a group; give the key to keep them under where none are known, else ""."""
         with shared_weights(self._context) as pool:
             pool.write(self._graph, "coded.onnx").unlink()
             named = [weight.value.name for weight in weights]
-            key = ResultCache.key(pool.digest(self._graph), self._data, self._writer.plan, self._writer.dampings, named)
+            key = ResultCache.key(pool.digest(self._graph), self._data, self._coder.format, self._coder.dampings, named)
         found = self._cache.get_arrays(key)
         if found is None:
             return key
@@ -57,36 +57,36 @@ class CodeCache:
 
     @contextmanager
     def keeping(self, key: str, weights: Sequence[Weight]) -> Iterator[None]:
-        """Keep what the writer codes within."""
-        writer = self._writer
-        before = ({*(writer.memo or ())}, {*(writer.tables or ())}, len(writer.rounded))
+        """Keep what the coder codes within."""
+        coder = self._coder
+        before = ({*(coder.memo or ())}, {*(coder.tables or ())}, len(coder.rounded))
         yield
         number = {id(weight.value.tensor): i for i, weight in enumerate(weights)}
-        rounded = [(r.before, r.after, r.damping) for r in writer.rounded[before[2] :]]
+        rounded = [(r.before, r.after, r.damping) for r in coder.rounded[before[2] :]]
         arrays: Arrays = {
             "rounded": np.array(rounded, np.float64).reshape(-1, 3),
-            "dampings": np.array([*writer.dampings.won.elements()], np.float64),
-            "weights": np.array(writer.dampings.seen),
+            "dampings": np.array([*coder.dampings.won.elements()], np.float64),
+            "weights": np.array(coder.dampings.seen),
         }
-        for known, (blocks, signal, noise) in (writer.memo or {}).items():
+        for known, (blocks, signal, noise) in (coder.memo or {}).items():
             if known not in before[0]:
                 parts = {name: getattr(blocks, name) for name in _BLOCKS} | {"energy": (signal, noise)}
                 arrays |= _named(f"blocks {number[known[0]]} {known[1]} {known[2]!r}", parts)
-        for known, table in (writer.tables or {}).items():
-            if known not in before[1]:
+        for index, table in (coder.tables or {}).items():
+            if index not in before[1]:
                 wide = table.indices.astype(np.uint8)  # numpy writes no elements of 4 bits
                 parts = {"numbers": table.numbers, "indices": wide, "narrow": wide.dtype != table.indices.dtype}
                 parts |= {"shape": table.shape, "energy": (table.signal, table.noise)}
-                arrays |= _named(f"table {number[known[0]]} {known[1]}", parts)
+                arrays |= _named(f"table {number[index[0]]} {index[1]}", parts)
         self._cache.put_arrays(key, arrays)
 
     def _take(self, weights: Sequence[Weight], found: Arrays) -> None:
-        writer = self._writer
+        coder = self._coder
         empty = np.empty((0, 0))
-        writer.rounded.extend(Rounded(empty, *map(float, row)) for row in found["rounded"])
-        writer.dampings.won.clear()
-        writer.dampings.won.update(found["dampings"].tolist())
-        writer.dampings.seen = int(found["weights"])
+        coder.rounded.extend(Rounded(empty, *map(float, row)) for row in found["rounded"])
+        coder.dampings.won.clear()
+        coder.dampings.won.update(found["dampings"].tolist())
+        coder.dampings.seen = int(found["weights"])
         for name in (key.removesuffix(" energy") for key in found if key.endswith(" energy")):
             kind, number, *rest = name.split(" ")
             tensor = weights[int(number)].value.tensor
@@ -95,13 +95,14 @@ class CodeCache:
             if kind == "blocks":
                 parts: dict[str, Any] = {name: part[name] if part[name].ndim else part[name].item() for name in _BLOCKS}
                 blocks = Blocks(**parts)
-                assert writer.memo is not None
-                writer.memo[id(tensor), int(rest[0]), float(rest[1])] = (blocks, signal, noise)
+                assert coder.memo is not None
+                key = CodeKey(id(tensor), int(rest[0]), float(rest[1]))
+                coder.memo[key] = CodedMatrix(blocks, signal, noise)
             else:
                 dtype = DType.UINT4.numpy() if part["narrow"] else np.uint8
                 shape = tuple(part["shape"].tolist())
-                assert writer.tables is not None
-                writer.tables[id(tensor), int(rest[0])] = Table(
+                assert coder.tables is not None
+                coder.tables[id(tensor), int(rest[0])] = Table(
                     part["numbers"], part["indices"].astype(dtype), shape, signal, noise
                 )
 

@@ -23,7 +23,8 @@ from memoptc.passes.precision._quantize.rounding import Dampings, round_channels
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
 from memoptc.passes.precision._quantize.static import Memo, StaticQuantizer
 from memoptc.passes.precision._quantize.static_choice import Choice, is_float32, share_scales
-from memoptc.passes.precision._quantize.weight_only import Memo as BlockMemo
+from memoptc.passes.precision._quantize.weight_coder import Memo as BlockMemo
+from memoptc.passes.precision._quantize.weight_coder import WeightCoder
 from memoptc.passes.precision._quantize.weight_only import Writer
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.calibrate import Range, calibrate
@@ -168,7 +169,7 @@ class CalibratedGraph:
     def _write_blocks(self, graph: Graph, states: Assignment, stats: Counter[str]) -> None:
         """Put weights in blocks of 4 bits, and those of nodes that have no other place for codes of 8."""
         narrow = {n for n, state in states.items() if state == LayerPrecision.INT4_WEIGHTS}
-        writer = Writer(int4_format(graph), stats, memo=self.blocks)
+        writer = Writer(WeightCoder(int4_format(graph), memo=self.blocks), stats)
         if narrow and not self.blocks:
             self._code_blocks()
         for weight in weights_read_by(graph, narrow, self.codes.apart):
@@ -180,13 +181,13 @@ class CalibratedGraph:
             if blocks is None:
                 writer.write(weight, channels=True)
             else:
-                Writer(blocks, stats, memo=self.bytes).write(weight)
+                Writer(WeightCoder(blocks, memo=self.bytes), stats).write(weight)
         if narrow:
             graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
 
     def _code_blocks(self) -> None:
         """Code all weights in blocks once, each knowing the codes of those before it."""
         graph = self.graph.clone()
-        writer = Writer(int4_format(graph), Counter(), memo=self.blocks)
+        writer = Writer(WeightCoder(int4_format(graph), memo=self.blocks), Counter())
         for _ in write_all(graph, weights_read_by(graph, self.codes.narrow), writer, self.context):
             pass

@@ -18,7 +18,9 @@ from memoptc.passes.precision._quantize.numerics import magnitude_of
 from memoptc.passes.precision._quantize.pace import Pace
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Weight, WeightUse, find_weights
 from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
-from memoptc.passes.precision._quantize.weight_only import WINDOW, WeightFormat, Writer
+from memoptc.passes.precision._quantize.weight_coder import WINDOW, WeightCoder
+from memoptc.passes.precision._quantize.weight_format import WeightFormat
+from memoptc.passes.precision._quantize.weight_only import Writer
 from memoptc.report.model import Decision
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments
@@ -86,15 +88,15 @@ def obstacle(weight: Weight, plan: WeightFormat) -> str:
 
 def write_all(graph: Graph, weights: Sequence[Weight], writer: Writer, context: Context | None) -> Iterator[int]:
     """Code weights, rounded for their products where a context has data for that; give the bytes of each."""
-    if weights and writer.plan.bits == 4:
+    if weights and writer.coder.format.bits == 4:
         graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
     with one_thread():
-        for weight, moments in _observed(graph, weights, writer, context):
+        for weight, moments in _observed(graph, weights, writer.coder, context):
             yield writer.write(weight, moments)
 
 
 def _observed(
-    graph: Graph, weights: Sequence[Weight], writer: Writer, context: Context | None
+    graph: Graph, weights: Sequence[Weight], coder: WeightCoder, context: Context | None
 ) -> Iterable[tuple[Weight, Mapping[int, Moments]]]:
     """Give weights with the moments of what they meet, group by group; without, where their codes were kept.
 
@@ -104,8 +106,8 @@ def _observed(
     if context is None or context.calibration is None or not any(needs):
         yield from ((weight, {}) for weight in weights)
         return
-    keeps = context.checkpoint is not None and writer.memo is not None
-    cache = CodeCache(graph, writer, context) if keeps else None
+    keeps = context.checkpoint is not None and coder.memo is not None
+    cache = CodeCache(graph, coder, context) if keeps else None
     pace, done = Pace(len(weights)), 0
     for group in in_groups([[site.op for site in sites] for sites in needs], single=True):
         members = [weights[i] for i in group]
@@ -156,24 +158,24 @@ def _with_rows(weight: Weight, moments: Moments) -> Moments:
 
 
 def report(
-    name: str, context: Context, writer: Writer, found: CodableWeights, count: int, sums: tuple[int, int]
+    name: str, context: Context, coder: WeightCoder, found: CodableWeights, count: int, sums: tuple[int, int]
 ) -> None:
     """Say what was coded in blocks, how well, and what stays and why.
 
     Args:
         name: Of the pass.
         context: Gets the decisions.
-        writer: With what coding changed.
+        coder: With what coding changed.
         found: All weights.
         count: How many were coded in blocks.
         sums: Bytes of those that were coded, before and after.
     """
-    plan, (before, after) = writer.plan, sums
+    plan, (before, after) = coder.format, sums
     if count:
-        exact = not writer.noise
-        decibels = math.inf if exact else 10 * math.log10(max(writer.signal, 1e-300) / writer.noise)
+        exact = not coder.noise
+        decibels = math.inf if exact else 10 * math.log10(max(coder.signal, 1e-300) / coder.noise)
         zero = "symmetric" if plan.symmetric else "with zero points"
-        tables = " (convolutions and recurrent operators: tables, decoded while loading)" if writer.tables else ""
+        tables = " (convolutions and recurrent operators: tables, decoded while loading)" if coder.tables else ""
         what = f"{count} weights in {plan.bits} bits, blocks of {plan.block} {zero}{tables}: {before} -> {after} bytes"
         why = "their codes are exact" if exact else f"weights keep {decibels:.1f} dB over what rounding changed"
         context.decisions.append(Decision(name, what, why, gain_bytes=before - after))
@@ -183,10 +185,10 @@ def report(
             "scales and nodes cost what codes save (option smallest)"
         )
         context.decisions.append(Decision(name, "no weight was quantized", why))
-    gained = [r for r in writer.rounded if r.after < r.before]
+    gained = [r for r in coder.rounded if r.after < r.before]
     if gained:
         middle = 10 * math.log10(statistics.median(r.before / max(r.after, 1e-3 * r.before) for r in gained))
-        what = f"{len(gained)} of {len(writer.rounded)} weights observed are rounded for their products, same scales"
+        what = f"{len(gained)} of {len(coder.rounded)} weights observed are rounded for their products, same scales"
         why = f"error of the products falls by {middle:.1f} dB (median) on data kept aside"
         context.decisions.append(Decision("rounding", what, why))
     for line in found.left[:_LISTED]:

@@ -13,7 +13,7 @@ from memoptc.passes.precision._quantize.coding import SMALLEST, obstacle
 from memoptc.passes.precision._quantize.places import GATHER, PRODUCTS, Weight, find_weights
 from memoptc.passes.precision._quantize.recurrent import recurrent
 from memoptc.passes.precision._quantize.settings import QuantizationConfig
-from memoptc.passes.precision._quantize.weight_only import WeightFormat
+from memoptc.passes.precision._quantize.weight_format import WeightFormat
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 
 BLOCK = 32

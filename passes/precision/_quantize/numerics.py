@@ -127,7 +127,7 @@ def weight_codes(
 
 
 def _channels(shape: tuple[int, ...], axis: int) -> Iterator[slice]:
-    """Runs of channels of at most `_PIECE` weights, or of one channel: a copy of all in float64 takes twice the bytes."""
+    """Runs of channels of at most `_PIECE` weights, or of one channel: a float64 copy of all takes twice the bytes."""
     step = max(1, _PIECE * shape[axis] // max(prod(shape), 1))
     for start in range(0, shape[axis], step):
         yield slice(start, min(start + step, shape[axis]))
