@@ -56,6 +56,9 @@ _LINE = 0.25
 _FEWEST = 4
 """Layers that are measured alone in any case."""
 
+_CHOICES = 8
+"""Choices of layers that are measured in any case."""
+
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
 
@@ -343,8 +346,15 @@ class _Search:
         first = before or self.wanted.look(self.quantized(setting, steps.states()))
         if before is None and self.wanted.good(first):
             return steps.states(), first
-        give_back = min(self.effort.looks(1.0), GIVE_BACK)
-        return self.wanted.choose(steps, layers, lambda states: self.quantized(setting, states), first, give_back)
+        looks = self.effort.looks(1.0)
+        return self.wanted.choose(
+            steps,
+            layers,
+            lambda states: self.quantized(setting, states),
+            first,
+            min(looks, GIVE_BACK),
+            max(looks, _CHOICES),
+        )
 
     def decide(self, step: str, what: str, why: str, gain: int | None = None) -> None:
         """Note a decision for the report."""

@@ -48,6 +48,21 @@ def test_the_layer_with_outliers_is_found_named_and_kept(tmp_path: Path) -> None
     assert found.report.candidate.weight_bytes < 0.35 * found.report.control.weight_bytes
 
 
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 12), st.integers(5, 20))
+def test_a_search_of_few_looks_still_meets_what_is_asked(count: int, enough: int, guess: int, looks: int) -> None:
+    moves = [StateChange(f"l{i}", LayerPrecision.FLOAT, 1.0, 1.0) for i in range(count)]
+    measured = []
+
+    def good(chosen: Sequence[StateChange]) -> bool:
+        measured.append(len(chosen))
+        return len(chosen) >= enough
+
+    chosen = shortest(moves, good, guess, looks=looks)
+    assert (chosen is None) == (enough > count)
+    assert chosen is None or len(chosen) >= enough
+    assert len(measured) <= looks + 1
+
+
 @pytest.mark.parametrize(("asked", "coded"), [("none", True), ("200.0", False)])
 def test_weights_alone_are_coded_where_that_is_accurate_enough(asked: str, coded: bool) -> None:
     steps = f"quantize-search{{min_sqnr={asked},weights_only=true}},drop-dead,lower"

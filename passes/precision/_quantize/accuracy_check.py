@@ -107,6 +107,7 @@ class AccuracyCheck:
         make: Callable[[Assignment], Graph],
         before: Quality,
         give_back: int = GIVE_BACK,
+        looks: int | None = None,
     ) -> tuple[Assignment, Quality]:
         """Find the cheapest states that are good enough.
 
@@ -116,6 +117,7 @@ class AccuracyCheck:
             make: Gives a copy of the graph with its layers in some states.
             before: Quality of the states that the steps start from, which are not good enough.
             give_back: Moves that are tried to take back at the end.
+            looks: How many candidates are measured, about; any number when not given.
 
         Returns:
             The states, and their quality. With `--force` the start, when nothing is good enough.
@@ -142,7 +144,7 @@ class AccuracyCheck:
 
         guess = 1 if self.min_sqnr is None else needed(layers, steps, 10 ** (-self.min_sqnr / 10))
         for _ in range(_EXAMINED):
-            chosen = shortest(steps.moves, good, guess, give_back) if steps.moves else None
+            chosen = shortest(steps.moves, good, guess, give_back, looks) if steps.moves else None
             if chosen is None:
                 break
             states = steps.states(chosen)

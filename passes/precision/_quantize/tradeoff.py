@@ -22,6 +22,9 @@ COSTS = {
 GIVE_BACK = 12
 """Moves that are tried to take back at the end."""
 
+_LAST_LOOKS = 4
+"""Looks before the last in which a search that has found nothing yet takes larger steps."""
+
 _FREE = 1e-6
 """Cost that every move has, as a part of the whole model's."""
 
@@ -214,6 +217,7 @@ def shortest(
     good: Callable[[Sequence[StateChange]], bool],
     guess: int = 1,
     give_back: int = GIVE_BACK,
+    looks: int | None = None,
 ) -> list[StateChange] | None:
     """Give the shortest beginning of the order that is good enough, then without what it can do without.
 
@@ -223,15 +227,23 @@ def shortest(
             the guess is.
         guess: How many moves are probably needed.
         give_back: Moves that are tried to take back at the end, the dearest first.
+        looks: How often to measure; after that the search ends with what is known to be good enough, and jumps to all
+            moves where nothing is. Any number when not given.
 
     Returns:
         The moves, or `None` when not even all of them are good enough.
     """
-    low, high, step = 0, min(max(guess, 1), len(ordered)), 1
-    if good(ordered[:high]):
-        while high - low > 1:
+    low, high, step, left = 0, min(max(guess, 1), len(ordered)), 1, math.inf if looks is None else looks
+
+    def measured(chosen: Sequence[StateChange]) -> bool:
+        nonlocal left
+        left -= 1
+        return good(chosen)
+
+    if measured(ordered[:high]):
+        while high - low > 1 and left > 0:
             at = max(high - step, low + 1)
-            if not good(ordered[:at]):
+            if not measured(ordered[:at]):
                 low = at
                 break
             high, step = at, 2 * step
@@ -239,21 +251,25 @@ def shortest(
         while True:
             if high >= len(ordered):
                 return None
+            if left <= _LAST_LOOKS:  # half of what is left, then all of it
+                step = max(step, -(-(len(ordered) - high) // 2)) if left > 1 else len(ordered)
             low, high, step = high, min(high + step, len(ordered)), 2 * step
-            if good(ordered[:high]):
+            if measured(ordered[:high]):
                 break
-    while high - low > 1:
+    while high - low > 1 and left > 0:
         middle = (low + high) // 2
-        low, high = (low, middle) if good(ordered[:middle]) else (middle, high)
+        low, high = (low, middle) if measured(ordered[:middle]) else (middle, high)
     chosen = list(ordered[:high])
     for move in sorted(chosen[:-1], key=lambda m: -m.cost)[:give_back]:
+        if left <= 0:
+            break
         last = [m for m in chosen if m.layer == move.layer][-1]
         if last is not move:
             continue
         at = chosen.index(move)
         for other in (None, *move.between):
             rest = [*chosen[:at], *([] if other is None else [replace(move, state=other)]), *chosen[at + 1 :]]
-            if good(rest):
+            if measured(rest):
                 chosen = rest
                 break
     return chosen
