@@ -9,7 +9,7 @@ import pytest
 from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
-from memoptc.passes.precision._quantize import trial
+from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision.quantize_search import _Search
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.quality import FEW
@@ -69,7 +69,7 @@ def test_unnamed_nodes_beside_a_tied_table_are_quantized() -> None:
 def test_a_search_has_few_whole_looks_and_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks are counted, not timed: copies that run, and what is searched again when another attempt is made."""
     looks, searches = [0], [0]
-    look, run = trial.Trials._with, _Search.run
+    look, run = CandidateEvaluator._with, _Search.run
 
     def counted_look(self: Any, *args: Any) -> Any:
         looks[0] += 1
@@ -79,7 +79,7 @@ def test_a_search_has_few_whole_looks_and_is_done_once(monkeypatch: pytest.Monke
         searches[0] += 1
         run(self)
 
-    monkeypatch.setattr(trial.Trials, "_with", counted_look)
+    monkeypatch.setattr(CandidateEvaluator, "_with", counted_look)
     monkeypatch.setattr(_Search, "run", counted_run)
     chain = " ".join(f"x{i + 1} = MatMul(x{i}, w{i})" for i in range(60))
     model = parse(
