@@ -10,7 +10,6 @@ therefore taken to be >= 0.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -313,16 +312,16 @@ def _is_among(a: KnownDim, b: KnownDim, name: str) -> bool:
 
 
 _OPS: dict[str, Callable[[KnownDim, KnownDim], KnownDim]] = {
-    "//": floordiv,
-    "%": mod,
+    "//": lambda a, b: 0 if b == 0 else floordiv(a, b),  # of an extent that turned out to be 0
+    "%": lambda a, b: 0 if b == 0 else mod(a, b),
     "min": minimum,
     "max": maximum,
 }
 
 
 _NUMBERS: dict[str, Callable[[int, int], int]] = {
-    "//": operator.floordiv,
-    "%": operator.mod,
+    "//": lambda a, b: a // b if b else 0,
+    "%": lambda a, b: a % b if b else 0,
     "min": min,
     "max": max,
 }

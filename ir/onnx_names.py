@@ -2,8 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Value
+
+
+class _Taken:
+    """Names that a graph cannot take: its own, and those of the graphs around it."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._next: dict[str, int] = {}
+        """Hint -> the number to try next: all before it are taken."""
+        self._log: list[tuple[str, int | None]] = []
+
+    def add(self, name: str) -> None:
+        if name not in self.names:
+            self.names.add(name)
+            self._log.append((name, None))
+
+    def unique(self, hint: str) -> str:
+        """Take a name: the hint where it is free, else with a number."""
+        name = hint
+        if hint in self.names:
+            before = n = self._next.get(hint, 1)
+            while (name := f"{hint}_{n}") in self.names:
+                n += 1
+            self._next[hint] = n + 1
+            self._log.append((hint, before))
+        self.add(name)
+        return name
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Take names that are free again behind it: those of a region, which only it and its regions see."""
+        outer, self._log = self._log, []
+        try:
+            yield
+        finally:
+            for name, before in reversed(self._log):
+                if before is None:
+                    self.names.discard(name)
+                else:
+                    self._next[name] = before
+            self._log = outer
 
 
 class Names:
@@ -14,34 +58,37 @@ class Names:
         self.identities: dict[Graph, list[tuple[str, str]]] = {}
         """Per graph, (source, output name) where an output needs an Identity to get its name."""
 
-    def assign(self, graph: Graph, outer: frozenset[str] | set[str] = frozenset()) -> None:
-        """Name every value of `graph` and its regions; `outer` holds names visible from outside."""
-        taken = set(outer)
-        top = not outer and graph.parent is None
+    def assign(self, graph: Graph) -> None:
+        """Name every value of `graph` and its regions."""
+        self._assign(graph, _Taken(), top=graph.parent is None)
+
+    def _assign(self, graph: Graph, taken: _Taken, *, top: bool = False) -> None:
         for value in graph.inputs:
-            self._take(value, value.name or "input", taken)
+            self.of[value] = taken.unique(value.name or "input")
         if top:
-            taken.update(o.name for o in graph.outputs_info)
+            for info in graph.outputs_info:
+                taken.add(info.name)
         self._outputs(graph, taken, keep=top)
         for op in graph.ops:
             for result in op.results:
                 if not result.omitted and result not in self.of and op.op_type != "absent":
-                    self._take(result, result.name or op.op_type, taken)
+                    self.of[result] = taken.unique(result.name or op.op_type)
         for op in graph.ops:
             for region in op.regions.values():
-                self.assign(region, taken)
+                with taken.inside():
+                    self._assign(region, taken)
         self._missing_outputs(graph, taken)
 
-    def _outputs(self, graph: Graph, taken: set[str], *, keep: bool) -> None:
+    def _outputs(self, graph: Graph, taken: _Taken, *, keep: bool) -> None:
         """Give each output's name to the value it returns, where one value can carry it."""
         for value, info in zip(graph.outputs, graph.outputs_info, strict=True):
             local = value.op is not None and value.op.graph is graph
             name = info.name if keep else (info.name or value.name)
-            if local and value not in self.of and (keep or name not in taken):
+            if local and value not in self.of and (keep or name not in taken.names):
                 self.of[value] = name
                 taken.add(name)
 
-    def _missing_outputs(self, graph: Graph, taken: set[str]) -> None:
+    def _missing_outputs(self, graph: Graph, taken: _Taken) -> None:
         todo: list[tuple[str, str]] = []
         seen: set[str] = set()
         self.outputs = getattr(self, "outputs", {})
@@ -53,23 +100,10 @@ class Names:
                 todo.append((name, info.name))
                 name = info.name
             elif not top and (name in seen or value.graph is not graph or ops.leaves_unwritten(value, graph)):
-                fresh = _unique(info.name or name, taken)
-                taken.add(fresh)
+                fresh = taken.unique(info.name or name)
                 todo.append((name, fresh))
                 name = fresh
             seen.add(name)
             final.append(name)
         self.identities[graph] = todo
         self.outputs[graph] = final
-
-    def _take(self, value: Value, hint: str, taken: set[str]) -> None:
-        name = _unique(hint, taken)
-        self.of[value] = name
-        taken.add(name)
-
-
-def _unique(hint: str, taken: set[str]) -> str:
-    name, n = hint, 1
-    while name in taken:
-        name, n = f"{hint}_{n}", n + 1
-    return name

@@ -85,31 +85,35 @@ def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: flo
         raise InputError(
             f"No inputs were found on which the model runs; the likeliest attempt said: {error}", hint=_way_out(maker)
         )
-    found, choice = [first[0]], first[1]
-    sizes = [first[0].dims]
+    begin, choice, smallest = first
+    found, sizes = [begin], [smallest]
     if maker.is_dynamic:
-        twice = {n: 2 if e == 1 and n not in maker.dims else e for n, e in first[0].dims.items()}
-        most = max(1.0, effort(maker, first[0].dims)) if count > 1 else 0.0
+        twice = {n: 2 if e == 1 and n not in maker.dims else e for n, e in smallest.items()}
+        most = max(1.0, effort(maker, smallest)) if count > 1 else 0.0
         for binding in (*itertools.islice(maker.bindings(), 12), twice):
             if len(found) >= count or time.monotonic() > until:
                 break
             if binding not in sizes and effort(maker, binding) <= most:
-                more = _attempt(maker, trial, binding, first[0].style, len(found), choice)
-                if isinstance(more, Generated) and (more.finite or not first[0].finite):
+                more = _attempt(maker, trial, binding, begin.style, len(found), choice)
+                if isinstance(more, Generated) and (more.finite or not begin.finite):
                     found.append(more)
                     sizes.append(binding)
     number = len(found)
     while len(found) < count:
         binding = sizes[number % len(sizes)]
-        feed = maker.make(binding, first[0].style, seed=number, choice=choice)
-        found.append(Generated(feed, dict(binding), first[0].style, first[0].finite))
+        feed = maker.make(binding, begin.style, seed=number, choice=choice)
+        found.append(Generated(feed, maker.named(binding), begin.style, begin.finite))
         number += 1
     return found
 
 
-def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generated, int] | None, str]:
+_First = tuple[Generated, int, dict[str, int]]
+"""A feed, the choice of its values, and its extents by the names of the maker."""
+
+
+def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[_First | None, str]:
     choices = max([1, *(max(len(set(r.compared)), bool(r.lengths) + len(r.fixed)) for r in maker.roles.values())])
-    fallback: tuple[Generated, int] | None = None
+    fallback: _First | None = None
     error = ""
     attempts = 0
     bindings = _affordable_first(maker, list(maker.bindings()))
@@ -128,9 +132,9 @@ def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[tuple[Generat
                 if isinstance(found, str):
                     error = error or found
                 elif found.finite:
-                    return (found, choice), ""
+                    return (found, choice, binding), ""
                 elif fallback is None:
-                    fallback = found, choice
+                    fallback = found, choice, binding
     return fallback, error
 
 

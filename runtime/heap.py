@@ -10,3 +10,13 @@ def trim_heap() -> None:
     """Give freed memory back to the system, where the C library can."""
     with suppress(OSError, AttributeError, TypeError):  # musl has no such function, Windows no library without a name
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def available_bytes() -> int | None:
+    """Bytes that processes can still take of this machine's memory, swap included; `None` where it does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
+    except (OSError, ValueError, IndexError):
+        return None
+    return 1024 * (found["MemAvailable"] + found.get("SwapFree", 0)) if "MemAvailable" in found else None

@@ -59,6 +59,8 @@ from memoptc.rewrite.syntax import (
 Bindings = dict[str, Any]
 EXPECT = "// ---- expect"
 """Line between a graph and what a rule makes of it."""
+_REST = "..."
+"""Name of remaining operands without one."""
 _DTYPES = {d.short_name(): d for d in DType if d != DType.UNDEFINED}
 
 
@@ -154,6 +156,7 @@ class _Reading:
         self.results: dict[str, OpPattern] = {}
         self.captures: set[str] = set()
         self.assigned: set[str] = set()
+        self.several_rests = False
 
     def fault(self, place: Token, what: str, hint: str = "") -> NoReturn:
         _fault(self.text, self.file, place, what, hint)
@@ -201,15 +204,19 @@ class _Reading:
             if operand.kind != "value":
                 self.fault(operand.token, f"{operand.token} is the result of an operator here")
             return self.results[operand.name]
-        self.captures.add(operand.name)
+        name = operand.name
+        if name == _REST and name in self.captures:  # the remaining operands of another operator
+            name = f"{_REST}{len(self.captures)}"
+            self.several_rests = True
+        self.captures.add(name)
         match operand.kind:
             case "optional":
-                return Optional_(operand.name)
+                return Optional_(name)
             case "const":
-                return Const(operand.name)
+                return Const(name)
             case "rest":
-                return Rest(operand.name)
-        return Any_(operand.name)
+                return Rest(name)
+        return Any_(name)
 
     def expression(self, expression: Expression | None) -> None:
         if isinstance(expression, Arithmetic):
@@ -289,6 +296,8 @@ class _Reading:
     def usable(self, token: Token, roots: set[str]) -> None:
         self.known(token)
         name = Ref(token).name
+        if name == _REST and self.several_rests:
+            self.fault(token, "... stands for operands of several operators here", "Name them, such as ...%more.")
         later = {Ref(t).name for r in self.source.replace for t in r.results}
         if name in self.results and name in later and name not in roots:
             self.fault(token, f"{token} is what gets replaced", "Use its operands.")

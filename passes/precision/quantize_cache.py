@@ -94,7 +94,11 @@ class QuantizeCache(Pass):
 
 
 def kept(graph: Graph) -> Iterator[CodableCache]:
-    """Give every attention whose past and present are the model's own inputs and outputs, and nothing else's."""
+    """Give every attention whose past and present are the model's own inputs and outputs, and nothing else's.
+
+    Of two in the branches of one If that read the same past, the first; the other one is what computes with floats.
+    """
+    taken: set[Value] = set()
     for attention in graph.walk("com.microsoft::GroupQueryAttention"):
         region = attention.graph
         if region is None or any(attention.input(i) is None for i in _PAST):
@@ -116,7 +120,8 @@ def kept(graph: Graph) -> Iterator[CodableCache]:
             present = (outer.results[places[0]], outer.results[places[1]])
             other = next(r for r in outer.regions.values() if r is not region)
         site = CodableCache(attention, (keys, values), present, other)
-        if _alone(graph, site):
+        if taken.isdisjoint(site.past) and _alone(graph, site):
+            taken.update(site.past)
             yield site
 
 

@@ -53,6 +53,13 @@ def numpy_dtype(number: int) -> np.dtype[Any]:
     return dtype
 
 
+@functools.cache
+def element_bytes(type_: str) -> int:
+    """Give the bytes of an element of a tensor whose type onnxruntime spells so; 0 where that is not known."""
+    number = next((n for n, name in NAMES.items() if type_ == f"tensor({name})"), None)
+    return 0 if number is None or number in SUB_BYTE else numpy_dtype(number).itemsize
+
+
 def number_of(dtype: np.dtype[Any]) -> int:
     """Give the element type of a numpy dtype that is no text; raises `KeyError` when there is none."""
     return _NUMBERS[dtype.name]

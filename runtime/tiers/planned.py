@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -15,12 +16,12 @@ import numpy as np
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.errors import MemoryLimit, PlanLeft, no_such_file
-from memoptc.runtime.heap import trim_heap
+from memoptc.runtime.heap import available_bytes, trim_heap
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
 from memoptc.runtime.native.allocator import LARGE, Block, Script, Trace
-from memoptc.runtime.native.elements import has_whole_bytes
+from memoptc.runtime.native.elements import element_bytes, has_whole_bytes
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.native.shared import BlockHome, Shared
 from memoptc.runtime.options import RunOptions
@@ -40,6 +41,9 @@ _ENOUGH = 1.005
 
 _EFFORT = 400_000
 """Looks at a neighbour that planning a run may take: about a tenth of a second, which the run waits for."""
+
+_ASKED_FOR = 1 << 28
+"""Bytes from which on a run asks whether there are so many."""
 
 _LEFT_HINT = "Its sizes depend on more than the shapes of its inputs: run without strict."
 
@@ -153,6 +157,7 @@ class Planned:
         """Run once; give a value per output of the model."""
         arrays = {name: np.asarray(value, order="C") for name, value in feed.items()}
         key = tuple((name, a.dtype.str, a.shape) for name, a in sorted(arrays.items()))
+        self._require(self._output_bytes(arrays, into), "Its outputs alone take")
         with self._lock:
             if self._lefts[key] >= _PATIENCE:
                 return self._on_heap(arrays, into)
@@ -210,6 +215,8 @@ class Planned:
         needed = self._session.loaded_bytes + run_plan.arena_bytes + run_plan.output_bytes
         if self.limit is not None and needed > self.limit:
             raise self._too_much(f"{needed} bytes are planned")
+        room = 0 if self._home.block is None else self._home.block.size
+        self._require(max(0, run_plan.arena_bytes - room) + run_plan.output_bytes, "Its plan takes")
         bound = {n: into[n] for n, known in run_plan.bound.items() if n in into and _fits(into[n], *known)}
         given = sum(run_plan.trace.sizes[run_plan.trace.outputs[name]] for name in bound)
         with self._limited(run_plan.arena_bytes + given, strict=self._strict):
@@ -232,6 +239,32 @@ class Planned:
                     raise
             if allocator.over:
                 raise self._too_much(allocator.over)
+
+    def _output_bytes(self, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Bytes of the outputs whose shapes follow from those of the inputs, but for those that have an array."""
+        extents = {
+            symbol: extent
+            for port in self.inputs
+            if port.name in feed
+            for symbol, extent in zip(port.shape, feed[port.name].shape, strict=False)
+            if isinstance(symbol, str)
+        }
+        total = 0
+        for port in (p for p in self.outputs if p.name not in into):
+            shape = [d if isinstance(d, int) else extents.get(d or "", 0) for d in port.shape]
+            total += math.prod(shape) * element_bytes(port.type)
+        return total
+
+    def _require(self, wanted: int, what: str) -> None:
+        """Raise where memory is asked for that there is not: later, nobody can be told, and the process ends."""
+        if wanted < _ASKED_FOR:
+            return
+        there = available_bytes()
+        if there is not None and wanted > there:
+            raise MemoryLimit(
+                f"{what} {wanted} bytes, and {there} bytes are available.",
+                hint="Feed smaller inputs, or compile the model for less memory.",
+            )
 
     def _too_much(self, what: str) -> MemoryLimit:
         return MemoryLimit(

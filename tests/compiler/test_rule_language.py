@@ -182,6 +182,10 @@ def test_predicates_of_ones_own() -> None:
         ),
         ("rule r { match %y = Relu(%x) where rank(%x, %x) replace %y = %x }", "1:36: rank takes 1 arguments"),
         ("rule r { match %y = Concat(..., %x) replace %y = %x }", "1:28: only the last operand can be"),
+        (
+            "rule r { match %a = Sum(%x, ...) ; %y = Concat(%a, ...) replace %y = Concat(%x, ...) }",
+            "1:81: ... stands for operands of several operators here\n.*\n.*\nName them, such as ...%more.",
+        ),
         ("rule r { match %y = Relu(%x) }", "1:30: '}' cannot stand here"),
         ("rule r { match %y = Relu(%x)", "1:29: the text ends too early"),
         ("rule r { match %y = Neg(%x) replace %y = %x }\nrule r { match %y = Abs(%x) replace %y = %x }", "2:6: "),
@@ -309,3 +313,15 @@ def test_examples_and_instances_catch_a_wrong_rule(tmp_path: Path, capsys: pytes
     file.write_text("// A rule.\n" + WRONG.replace("example wrong {", "example right {"))
     with pytest.raises(SourceError, match=r"planted\.rules:7:9: there is no rule right in this file"):
         load_rules(file)
+
+
+def test_remaining_operands_of_two_operators_need_not_be_the_same() -> None:
+    rules = parse_rules("rule r { match %a = Conv(%x, ...) ; %y = Clip(%a, ...) replace %y = Relu(%x) }", "my.rules")
+
+    def build(b: Builder, x: Value) -> Value:
+        w = b.const(np.ones((2, 2, 1, 1), np.float32))
+        return b.Clip(b.Conv(x, w), b.const(0.0, dtype=DType.FLOAT))
+
+    stats: Counter[str] = Counter()
+    apply_rules(graph_of(build), rules, stats)
+    assert stats == {"r": 1}

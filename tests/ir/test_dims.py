@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memoptc.ir.dim_text import parse_dim
-from memoptc.ir.dims import KnownDim, Sym, ceildiv, floordiv, is_nonnegative, maximum, minimum, mod, same
+from memoptc.ir.dims import KnownDim, Sym, ceildiv, floordiv, is_nonnegative, maximum, minimum, mod, same, substitute
 
 NAMES = ("N", "H", "W")
 
@@ -94,6 +94,13 @@ def test_unknown_is_never_the_same() -> None:
     assert not same(None, None)
     assert not same(None, 3)
     assert same(parse_dim("N+N"), parse_dim("2*N"))
+
+
+def test_a_quotient_of_an_extent_of_0_is_0() -> None:
+    for dim in (Sym("N") // Sym("M"), Sym("N") % Sym("M")):
+        assert isinstance(dim, Sym)
+        assert dim.evaluate({"N": 6, "M": 0}) == 0
+        assert substitute(dim, {"M": 0}) == 0
 
 
 def test_evaluate_names_the_missing_symbol() -> None:

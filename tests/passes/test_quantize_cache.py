@@ -17,8 +17,10 @@ from memoptc.border import read_border, with_border_of
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import recognise
 from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.parser import parse as parse_graph
 from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context
+from memoptc.passes.precision.quantize_cache import kept
 from memoptc.pipeline import parse
 from memoptc.runtime import Decoder
 from memoptc.runtime.evaluate import Evaluator
@@ -106,3 +108,20 @@ def test_what_no_kernel_reads_in_codes_stays(tmp_path: Path) -> None:
     for options, why in (({}, "come from data"), ({"calibration": data()}, "float noise")):
         with pytest.raises(memoptc.InputError, match=why):
             memoptc.compile(model, cache="int8", **options)
+
+
+def test_of_two_attentions_over_one_past_in_the_branches_of_an_if_one_is_coded() -> None:
+    branch = """_branch() -> (f32[1,2,8], f32[1,1,T,8], f32[1,1,T,8]) {
+      %o, %p, %r = com.microsoft::GroupQueryAttention(%q, %q, %q, %pk, %pv, %s, %t) {kv_num_heads=1, num_heads=1}
+        : f32[1,2,8], f32[1,1,T,8], f32[1,1,T,8]
+      return %o, %p, %r
+    }
+    """
+    graph = parse_graph(
+        "graph @g(%c: bool[], %q: f32[1,2,8], %pk: f32[1,1,P,8], %pv: f32[1,1,P,8], %s: i32[1,1], %t: i32[]) "
+        "-> (f32[1,2,8], f32[1,1,T,8], f32[1,1,T,8]) {\n"
+        f"  %y, %k, %v = If(%c)\n region then{branch} region else{branch}\n  return %y, %k, %v\n}}\n"
+    )
+    (site,) = kept(graph)
+    assert site.other is not None
+    assert {op.key for op in site.other.ops} >= {"com.microsoft::GroupQueryAttention"}

@@ -258,6 +258,15 @@ def test_names_that_mean_two_extents_are_taken_apart() -> None:
     assert found.feed["x"].shape[0] >= 5
 
 
+def test_further_samples_of_names_taken_apart_keep_their_extents() -> None:
+    text = "a = Gather(x, i) z = Concat <axis = 1> (a, y)"
+    model = parse(f"g (float[N, 4] x, float[N, 5] y) => (float[a, b] z) {{ {text} }}", i=np.array([0, 4], np.int64))
+    for found in feeds(model, count=40):
+        assert found.feed["y"].shape[0] == 2
+        assert found.feed["x"].shape[0] >= 5
+        assert found.dims.keys() == {"N"}
+
+
 def test_extents_that_depend_on_each_other_are_solved() -> None:
     for text, dims in (
         # a mask is read at computed places

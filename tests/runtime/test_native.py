@@ -159,6 +159,8 @@ def test_texts_pass() -> None:
     outputs, trace = session.record({"x": given})
     assert outputs["y"].tolist() == given.tolist()
     assert len(trace.events) == 1
+    with pytest.raises(InputError, match="a NUL in it"):
+        session.record({"x": np.array([["a\0b", ""], ["", ""]], object)})
 
 
 def test_ports_say_what_the_model_says() -> None:

@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime import Session
 from memoptc.runtime.contract import Contract, contract_path
+from memoptc.runtime.errors import MemoryLimit
 
 CPU = ["CPUExecutionProvider"]
 
@@ -229,3 +230,16 @@ class _none:
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def test_outputs_larger_than_the_machine_are_refused_and_the_session_lives_on() -> None:
+    shapes = {"x": (TensorProto.FLOAT, ["n", 1]), "y": (TensorProto.FLOAT, [1, "m"])}
+    data = model([helper.make_node("MatMul", ["x", "y"], ["z"])], shapes, {"z": (TensorProto.FLOAT, ["n", "m"])})
+    with Session(data, memory="planned") as session:
+        for count, fits in ((10_000_000, False), (2, True)):
+            feed = {"x": np.ones((count, 1), np.float32), "y": np.ones((1, count), np.float32)}
+            if fits:
+                assert session.run(None, feed)[0].sum() == count * count
+            else:
+                with pytest.raises(MemoryLimit, match="bytes are available"):
+                    session.run(None, feed)
