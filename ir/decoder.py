@@ -33,7 +33,7 @@ from memoptc.ir.decoder_paths import (
     shape_of,
     uses_behind,
 )
-from memoptc.ir.decoder_positions import is_rotary, looks_up, numbers_steps, rows_of_table
+from memoptc.ir.decoder_positions import is_rotary, looks_up, numbers_steps, rows_of_table, shares_positions
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import inferred as inferred_copy
 
@@ -85,7 +85,7 @@ class _Reader:
         ids = self._ids(tables, words)
         heads = self._heads() or own[0].heads
         plain = DecoderFacts(
-            ids.name, logits, tables[ids], tuple(sorted(caches, key=self._number)), sum(self._layers(own)), heads,
+            ids.name, logits, tables[ids], tuple(sorted(caches, key=self._number)), sum(self._layers(own)), heads, True,
             rotary=is_rotary(self.graph), last_only=last, shared=self._shared(), grouped=self._grouped(),
             dtypes={v.name: dtype_name(v) for v in rest},
         )  # fmt: skip
@@ -245,8 +245,11 @@ class _Reader:
             names[purpose] = value.name
             if purpose == "positions":
                 longest, rank = tables.get(value, 0), len(shape_of(value) or ())
+        own = [v for v in self.inputs if v.name == names.get("mask") or (v.name == names.get("positions") and rank == 2)]
+        ids = next(v for v in self.inputs if v.name == plain.ids)
         return replace(
             plain, **names, context=tuple(context), max_length=longest, positions_rank=rank,  # type: ignore[arg-type]
+            shared_positions=shares_positions(self.graph, ids, own),
             counted=self._counted(names.get("mask", "")),
         )  # fmt: skip
 

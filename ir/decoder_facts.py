@@ -78,6 +78,8 @@ class DecoderFacts:
         caches: Keys and values, in the order of the inputs.
         layers: Layers that keep keys and values.
         heads: Query heads of each.
+        shared_positions: Whether positions that all sequences have in common are added to embeddings, so that padding
+            cannot lie at the left.
         rotary: Whether queries and keys are turned by their positions.
         last_only: Whether the logits are those of the last step only.
         mask: The input that says which keys count, `""` for none: `[batch, past + steps]`, or as long as the buffer.
@@ -101,6 +103,7 @@ class DecoderFacts:
     caches: tuple[Cache, ...]
     layers: int
     heads: int
+    shared_positions: bool
     rotary: bool = False
     last_only: bool = False
     mask: str = ""

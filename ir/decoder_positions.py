@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from memoptc.ir.core import Graph, Value
-from memoptc.ir.decoder_paths import NEARBY, SCATTER, constant_of, is_integer, makers, shape_of, uses_behind
+from collections.abc import Iterable
+
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.decoder_paths import (
+    NEARBY,
+    SCATTER,
+    constant_of,
+    is_integer,
+    makers,
+    ops_within_reach,
+    shape_of,
+    uses_behind,
+)
 from memoptc.ir.tensors import scalar
 
 _TO_TABLE = {"Gather": 0, "com.microsoft::GatherBlockQuantized": 0, "com.microsoft::EmbedLayerNormalization": 2}
@@ -93,3 +104,69 @@ def is_rotary(graph: Graph) -> bool:
             if first is not None and first.is_a("Neg"):
                 return True
     return False
+
+
+_SUMS = {
+    "Add": 2,
+    "Sub": 2,
+    "com.microsoft::SkipLayerNormalization": 2,
+    "com.microsoft::SkipSimplifiedLayerNormalization": 2,
+}
+"""Operators that add their first operands, and how many of them."""
+
+
+def shares_positions(graph: Graph, ids: Value, own: Iterable[Value]) -> bool:
+    """True if positions that all sequences have in common are added to what is computed from the ids.
+
+    Padding at the left would then shift a sequence's positions. It does no harm where positions follow from what the
+    mask holds, or an input numbers the steps of each sequence, nor where only distances count: rotary embeddings turn
+    queries and keys, and biases are added to scores.
+
+    Args:
+        graph: A decoder with inferred types.
+        ids: The input of token numbers.
+        own: Inputs that say something about each sequence: the mask, positions with an axis of sequences.
+    """
+    content = _computed_from([ids])
+    known = content | _computed_from(own)
+    for op in graph.walk():
+        if op.is_a("com.microsoft::EmbedLayerNormalization") and op.input(6) is None:
+            return True
+        terms = op.operands[: _SUMS.get(op.key, 0)]
+        others = [v for v in terms if v not in known and _varies_with_steps(v)]
+        if others and any(v in content for v in terms) and not _is_score(op):
+            return True
+    return False
+
+
+def _computed_from(starts: Iterable[Value]) -> set[Value]:
+    """Values that depend on what inputs hold, not only on how large they are."""
+    todo = list(starts)
+    seen = set(todo)
+    while todo:
+        for op, index in todo.pop().uses:
+            if op.is_a("Shape", "Size"):
+                continue
+            results = _results_behind(op, index)
+            todo += [r for r in results if r not in seen]
+            seen.update(results)
+    return seen
+
+
+def _results_behind(op: Op, index: int) -> list[Value]:
+    """What an operand goes into: the results of its op, or, where a branch returns it, that of the `If`."""
+    owner = op.graph.parent if op.is_return and op.graph is not None else None
+    if owner is None:
+        return list(op.results)
+    return owner.results[index : index + 1] if owner.op_type == "If" else list(owner.results)
+
+
+def _varies_with_steps(value: Value) -> bool:
+    """True unless a value is the same vector for all steps."""
+    shape = shape_of(value)
+    return shape is None or any(d != 1 for d in shape[:-1])
+
+
+def _is_score(op: Op) -> bool:
+    """True if a sum is one of scores, which Softmax turns into weights."""
+    return any(o.op_type == "Softmax" for o in ops_within_reach(op.result))

@@ -158,8 +158,7 @@ class Tokens:
                 f"The prompts have different lengths, and the model {why}, so that shorter ones cannot be padded.",
                 hint="Run each in a sequence of its own (decoder.sequence()).",
             )
-        per_row = self._facts.positions and self._facts.positions_rank == 2
-        if not shown.all() and not self._facts.rotary and not per_row:
+        if not shown.all() and self._facts.shared_positions:
             raise InputError(
                 "The prompts have different lengths, and the model numbers the steps of all sequences alike, so that "
                 "padding at the left would shift the positions of shorter ones.",

@@ -36,7 +36,8 @@ class Style:
         vocabulary: Tokens.
         norm: `rms`, `rms_reciprocal` (1 / sqrt), `layer` (LayerNormalization), `layer_parts` (spelled out).
         rotary: `halves`, `interleaved`, `partial` (half of the width), `table` (cos and sin looked up), `none`.
-        positions: `input` (an input), `computed` (from past and step), `learned` (a table of 64, added; an input).
+        positions: `input` (an input), `computed` (from past and step), `learned` (a table of 64, added; an input);
+            such a table for computed ones (`learned computed`) or for the mask's ones before a step (`learned masked`).
         mask: `lowest` or `infinite` (filled in where causal and padding hide), `triangle` (sliced from a constant, with
             padding added), `causal` (no padding), `positions` (keys up to `position_ids`), `none`.
         cache: `concat`; `stacked` (one input per layer, keys and values on axis 0); `flat` (one input for all).
@@ -243,10 +244,13 @@ def decoder(style: Style = Style(), opset: int = 18) -> onnx.ModelProto:
     table = w.const(w.weight(s.vocabulary, s.hidden) * np.float32(5))
     x = w.Gather(table, "input_ids")
     positions = "position_ids"
-    if s.positions == "computed":
+    if s.positions in ("computed", "learned computed"):
         positions = w.Unsqueeze(w.Add(w.Range(0, steps, 1), past), [0])
-    elif s.positions == "learned":
-        x = w.Add(x, w.Gather(w.weight(64, s.hidden), "position_ids"))
+    elif s.positions == "learned masked":
+        before = w.Sub(w.CumSum("attention_mask", 1), 1)
+        positions = w.Slice(w.Max(before, 0), w.Unsqueeze(past, [0]), [np.iinfo(np.int64).max], [1])
+    if s.positions.startswith("learned"):
+        x = w.Add(x, w.Gather(w.weight(64, s.hidden), positions))
     cos, sin = w.angles(positions) if s.rotary != "none" else ("", "")
     mask, bias = w.mask(steps, past, total), w.bias(steps, past, total)
     if bias:

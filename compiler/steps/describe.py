@@ -174,7 +174,8 @@ def describe_run(graph: Graph, decoder: DecoderFacts | None) -> dict[str, str]:
     if decoder is None:
         return {}
     own = recognised(graph)  # passes may have made the attention that updates a cache where it is, or undone it
-    return {DECODER: (own or replace(decoder, shared=False)).to_json()}
+    described = own or replace(decoder, shared=False)
+    return {DECODER: replace(described, shared_positions=decoder.shared_positions).to_json()}
 
 
 def provenance(compilation: Compilation, pipeline: Pipeline) -> dict[str, str]:

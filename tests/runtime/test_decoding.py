@@ -105,9 +105,10 @@ def test_shorter_prompts_of_a_batch_are_padded(saved: Any) -> None:
         assert len(set(alone[0])) > 2
         ended = list(model.generate(prompts, max_new_tokens=5, stop=alone[0][1]))
         assert [t[0] for t in ended] == [alone[0][0], *[None] * (len(ended) - 1)]
-    computed = decoder(Style(rotary="none", positions="computed"))
-    with Decoder(saved(computed)) as model, pytest.raises(memoptc.InputError, match="all sequences alike"):
-        model.prefill(prompts)
+    shared = decoder(Style(rotary="none", positions="learned computed"))
+    for file in (saved(shared), saved(memoptc.compile(shared, measure=False, verify="off").model)):
+        with Decoder(file) as model, pytest.raises(memoptc.InputError, match="all sequences alike"):
+            model.prefill(prompts)
     for unmasked in ("genai", "constant length"):
         with Decoder(saved(FORMS[unmasked]())) as model, pytest.raises(memoptc.InputError, match="different lengths"):
             model.prefill(prompts)
@@ -116,6 +117,26 @@ def test_shorter_prompts_of_a_batch_are_padded(saved: Any) -> None:
         batch = model.sequence()
         batch.prefill([PROMPT[:3], PROMPT[:3:-1]])
         assert near(whole, batch.extend([PROMPT[3:], PROMPT[3::-1]]))
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        Style(rotary="none", positions="learned masked", tied=False),
+        Style(rotary="none", positions="computed", bias="alibi", tied=False),
+        Style(rotary="none", positions="computed", bias="t5", tied=False),
+        Style(rotary="none", positions="learned", norm="layer_parts", tied=False),
+        Style(rotary="none", positions="computed", tied=False),
+    ],
+    ids=["positions from the mask", "alibi", "relative", "positions as an input", "no positions"],
+)
+def test_positions_that_padding_does_not_shift(style: Style, saved: Any) -> None:
+    prompts = [PROMPT, PROMPT[2:], [7]]
+    model = decoder(style)
+    for file in (saved(model), saved(memoptc.compile(model, measure=False, verify="off").model)):
+        with Decoder(file) as run:
+            alone = [list(run.generate(p, max_new_tokens=5)) for p in prompts]
+            assert [list(t) for t in zip(*run.generate(prompts, max_new_tokens=5), strict=True)] == alone
 
 
 def test_an_encoders_keys_come_as_context(saved: Any) -> None:
