@@ -96,9 +96,9 @@ class _Reader:
 
     @staticmethod
     def _layers(own: list[Cache]) -> Iterator[int]:
-        keys = [c for c in own if c.part == "key"]
         yield from (c.layers for c in own if c.part == "both")
-        yield from (c.layers for c in keys or (c for c in own if c.part == "value"))
+        alone = ([c for c in own if c.part == part] for part in ("latent", "key", "value"))
+        yield from (c.layers for c in next((caches for caches in alone if caches), []))
 
     # -- caches --------------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ def attentions(graph: Graph) -> dict[Op, bool]:
     for softmax in graph.walk("Softmax"):
         for op, index in uses_behind(softmax.result):
             if op.op_type in ("MatMul", "Einsum") and len(op.operands) == 2:
-                found[softmax] = _leads_back(op.operands[1 - index], lambda o: bool(list(_grown(o, 0))))
+                found[softmax] = _leads_back(op.operands[1 - index])
     return found
 
 
@@ -135,31 +135,63 @@ def queries_of(softmax: Op) -> Iterator[Value]:
             seen.update(op.operands)
 
 
-def _leads_back(value: Value, wanted: object) -> bool:
-    """True if a value holds elements that such an op makes."""
-    return any(wanted(op) for op, _ in makers(value))  # type: ignore[operator]
+def _leads_back(value: Value) -> bool:
+    """True if a value holds elements of what is appended to, or is a product of that with weights."""
+    for op, result in makers(value):
+        if list(_grown(op, result)):
+            return True
+        if op.is_a("MatMul") and constant_of(op.operands[1]) is not None:
+            if any(list(_grown(o, r)) for o, r in makers(op.operands[0])):
+                return True
+    return False
 
 
 def part_of(one: Appended) -> Part | None:
-    """The part of attention that a cache holds (`key`, `value` or `both`), as far as its uses say."""
+    """The part of attention that a cache holds, as far as its uses say."""
     if one.op.key in ATTENTION:
         if one.op.is_a("com.microsoft::Attention"):
             return "both"
         return "key" if one.operand == ATTENTION[one.op.key][0][0] else "value"
-    return part_handed_over(one.op.results[one.result])
+    whole = one.op.results[one.result]
+    return part_handed_over(whole) or _part_put_together(whole)
 
 
 def part_handed_over(value: Value) -> Part | None:
     """The part of attention that a value is used as: `key` or `value`."""
-    for op, index in uses_behind(value, scaled=True):
-        if op.key in ATTENTION and index in (1, 2):
-            return "key" if index == 1 else "value"
-        if op.op_type in ("MatMul", "Einsum") and len(op.operands) == 2:
-            other = op.operands[1 - index]
-            if any(o.op_type == "Softmax" for o, _ in makers(other)):
-                return "value"
-            if any(o.op_type == "Softmax" for o in ops_within_reach(op.result)):
-                return "key"
+    return next((part for op, index in uses_behind(value, scaled=True) if (part := _part_at(op, index))), None)
+
+
+def _part_at(op: Op, index: int) -> Part | None:
+    """The part that an operand of attention is; `None` for any other op."""
+    if op.key in ATTENTION and index in (1, 2):
+        return "key" if index == 1 else "value"
+    if op.op_type in ("MatMul", "Einsum") and len(op.operands) == 2:
+        other = op.operands[1 - index]
+        if any(o.op_type == "Softmax" for o, _ in makers(other)):
+            return "value"
+        if any(o.op_type == "Softmax" for o in ops_within_reach(op.result)):
+            return "key"
+    return None
+
+
+def _part_put_together(value: Value) -> Part | None:
+    """The part of attention that a value is made into: `latent` where a product with weights makes keys or values.
+
+    Multi-head latent attention (DeepSeek-V2, 2024) keeps what all heads' keys and values are computed from, and beside
+    it the rotary part of the keys, one for all heads.
+    """
+    todo, projected = [value], {value: False}
+    while todo and len(projected) < NEARBY:
+        value = todo.pop()
+        for op, index in value.uses:
+            if (part := _part_at(op, index)) is not None:
+                return "latent" if projected[value] else part
+            weighted = op.is_a("MatMul") and index == 0 and constant_of(op.operands[1]) is not None
+            joined = op.is_a("Concat", *SCATTER) or (op.op_type in HAND_ON and index == 0 and not op.domain)
+            if joined or (weighted and not projected[value]):
+                new = [r for r in op.results if r not in projected]
+                projected.update(dict.fromkeys(new, projected[value] or weighted))
+                todo += new
     return None
 
 

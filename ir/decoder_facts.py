@@ -14,7 +14,7 @@ from typing import Any, Literal
 KEY = "memoptc.decoder"
 """Entry of a model's metadata that holds the record as JSON."""
 
-Part = Literal["key", "value", "both"]
+Part = Literal["key", "value", "both", "latent"]
 Form = Literal["grown", "fixed", "read"]
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int8": 1, "uint8": 1}
@@ -27,7 +27,7 @@ class Cache:
     Args:
         past: Name of the input.
         present: Name of the output, `""` where the input is only read.
-        part: Whether it holds keys, values, or both, stacked.
+        part: Whether it holds keys, values, both, stacked, or what keys and values are computed from (`latent`).
         form: `grown`: the output is the input with the new steps behind it; `fixed`: new steps are written into a
             buffer of constant length; `read`: keys and values of an encoder, that no step changes.
         dtype: Element type, as numpy spells it.

@@ -12,7 +12,7 @@ from memoptc.ir.types import DType
 
 HAND_ON = frozenset(
     "Identity Cast CastLike Transpose Unsqueeze Squeeze Reshape Slice Split Gather Expand DequantizeLinear "
-    "QuantizeLinear Dropout Flatten".split()
+    "QuantizeLinear Dropout Flatten Tile".split()
 )
 """Operators whose first result holds elements of their first operand."""
 

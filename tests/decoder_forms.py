@@ -119,6 +119,35 @@ def seq2seq(style: Style) -> onnx.ModelProto:
     return model_of(w, inputs, outputs)
 
 
+def latent(style: Style, rank: int = 12) -> onnx.ModelProto:
+    """Caches of what all heads' keys and values are computed from, and of a part of the keys that heads share."""
+    s, w = style, Writer(style)
+    x = w.Gather(w.weight(s.vocabulary, s.hidden), "input_ids")
+    steps, past = w.Gather(w.Shape("input_ids"), 1), w.Gather(w.Shape(cache_name(s, 0, "key")), 2)
+    mask = w.mask(steps, past, w.Add(past, steps))
+    outputs, inputs = ["logits"], _usual(s)[:2]
+    for layer in range(s.layers):
+        n = w.norm(x, s.hidden)
+        wholes = []
+        for part, width in (("key", rank), ("value", s.width)):
+            name, present = cache_name(s, layer, part), cache_name(s, layer, part, "out")
+            new = w.Unsqueeze(w.MatMul(n, w.weight(s.hidden, width)), [1])
+            wholes.append(w.Concat(name, new, axis=2, out=present))
+            inputs.append((name, TensorProto.FLOAT, ["batch", 1, "past", width]))
+            outputs.append(present)
+        made = w.MatMul(w.Squeeze(wholes[0], [1]), w.weight(rank, 2 * s.hidden))
+        w.Split(w.Transpose(w.Reshape(made, [0, 0, s.heads, 2 * s.width]), perm=[0, 2, 1, 3]), [s.width, s.width],
+                out=[f"apart_{layer}", f"values_{layer}"], axis=-1)  # fmt: skip
+        keys = w.Concat(f"apart_{layer}", w.Expand(wholes[1], [1, s.heads, 1, 1]), axis=-1)
+        own, turned = _heads(w, n), _heads(w, n)
+        scores = w.MatMul(w.Concat(own, turned, axis=-1), w.Transpose(keys, perm=[0, 1, 3, 2]))
+        weights = w.Softmax(w.Add(w.Mul(scores, (2 * s.width) ** -0.5), mask), axis=-1)
+        rows = w.Transpose(w.MatMul(weights, f"values_{layer}"), perm=[0, 2, 1, 3])
+        x = _after(w, x, w.Reshape(rows, [0, 0, s.hidden]))
+    w.MatMul(w.norm(x, s.hidden), w.weight(s.hidden, s.vocabulary), out="logits")
+    return model_of(w, inputs, outputs)
+
+
 def merged(model: onnx.ModelProto, style: Style | None = None, *, handed_back: bool = True) -> onnx.ModelProto:
     """One file for both: an If over `use_cache_branch`, whose other branch starts without a past.
 

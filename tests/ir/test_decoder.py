@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from decoder_forms import LONGEST, genai, merged, opset24, seq2seq
+from decoder_forms import LONGEST, genai, latent, merged, opset24, seq2seq
 from decoders import Style, decoder
 from onnx import TensorProto, helper
 from runtime_models import parse
@@ -58,6 +58,12 @@ def test_a_cache_of_constant_length() -> None:
     found = recognise(read_onnx(opset24(Style(), written=True)))
     assert {(c.form, c.shape[c.axis]) for c in found.caches} == {("fixed", LONGEST)}
     assert (found.positions, found.positions_rank, found.mask) == ("cache_position", 1, "")
+
+
+def test_what_keys_and_values_are_computed_from() -> None:
+    found = recognise(read_onnx(latent(Style())))
+    assert [(c.part, c.heads, c.width) for c in found.caches] == [("latent", 1, 12), ("key", 1, 16)] * 2
+    assert (found.layers, found.heads, found.mask) == (2, 4, "attention_mask")
 
 
 def test_an_encoders_keys_and_values_are_only_read() -> None:

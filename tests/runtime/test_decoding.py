@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
-from decoder_forms import LONGEST, genai, merged, opset24, seq2seq
+from decoder_forms import LONGEST, genai, latent, merged, opset24, seq2seq
 from decoders import CLOSE, Style, decoder
 
 import memoptc
@@ -30,6 +30,7 @@ FORMS: dict[str, Callable[[], onnx.ModelProto]] = {
     "genai": lambda: genai(Style()),
     "opset 24": lambda: opset24(Style()),
     "constant length": lambda: opset24(Style(), written=True),
+    "latent": lambda: latent(Style()),
     "merged": lambda: merged(decoder(Style())),
 }
 
@@ -109,6 +110,9 @@ def test_shorter_prompts_of_a_batch_are_padded(saved: Any) -> None:
     for file in (saved(shared), saved(memoptc.compile(shared, measure=False, verify="off").model)):
         with Decoder(file) as model, pytest.raises(memoptc.InputError, match="all sequences alike"):
             model.prefill(prompts)
+    with Decoder(saved(FORMS["latent"]())) as model:
+        alone = [list(model.generate(p, max_new_tokens=5)) for p in prompts]
+        assert [list(t) for t in zip(*model.generate(prompts, max_new_tokens=5), strict=True)] == alone
     for unmasked in ("genai", "constant length"):
         with Decoder(saved(FORMS[unmasked]())) as model, pytest.raises(memoptc.InputError, match="different lengths"):
             model.prefill(prompts)
