@@ -245,7 +245,9 @@ class _Reader:
             names[purpose] = value.name
             if purpose == "positions":
                 longest, rank = tables.get(value, 0), len(shape_of(value) or ())
-        own = [v for v in self.inputs if v.name == names.get("mask") or (v.name == names.get("positions") and rank == 2)]
+        own = [
+            v for v in self.inputs if v.name == names.get("mask") or (v.name == names.get("positions") and rank == 2)
+        ]
         ids = next(v for v in self.inputs if v.name == plain.ids)
         return replace(
             plain, **names, context=tuple(context), max_length=longest, positions_rank=rank,  # type: ignore[arg-type]
