@@ -158,7 +158,7 @@ def _results_behind(op: Op, index: int) -> list[Value]:
     owner = op.graph.parent if op.is_return and op.graph is not None else None
     if owner is None:
         return list(op.results)
-    return owner.results[index : index + 1] if owner.op_type == "If" else list(owner.results)
+    return list(owner.results[index : index + 1] if owner.op_type == "If" else owner.results)
 
 
 def _varies_with_steps(value: Value) -> bool:
