@@ -29,6 +29,7 @@ from onnx_shape_inference._ops import (
     _utils,
 )
 
+from memoptc.ir import known_elements
 from memoptc.ir.dims import LONGEST_SHAPE
 
 Extent = int | onnx_ir.SymbolicDim
@@ -194,13 +195,7 @@ def _infer_split(context: Any, node: onnx_ir.Node) -> None:
         dims = list(data.shape)
         dims[axis] = known[i] if known is not None else context.new_symbolic_dim()
         result.shape = onnx_ir.Shape(dims)
-        result.metadata_props.pop(_elements_key(), None)
-
-
-def _elements_key() -> str:
-    from onnx_shape_inference import SYM_DATA_KEY
-
-    return str(SYM_DATA_KEY)
+        known_elements.forget(context, result)
 
 
 def _infer_compress(context: Any, node: onnx_ir.Node) -> None:

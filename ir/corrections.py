@@ -223,6 +223,7 @@ _SMALL = 16
 def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
     _slice.infer_slice(context, node)
     data, (result, *_) = node.inputs[0], node.outputs
+    known_elements.forget(context, result)  # found without a look at axes, nor at steps that are computed
     if data is None or data.shape is None or result.shape is None:
         return
     known = [_utils.get_known_dim_values(context, v) for v in node.inputs[1:]]
@@ -245,6 +246,8 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
             dims[axis] = len(_places(extent, start, end, step))
         elif numbers and isinstance(extent, onnx_ir.SymbolicDim) and step > 0 and start >= 0 and end >= 0:
             dims[axis] = _cut(context, extent, start, end, step)
+        elif numbers and step > 0 and start >= 0 and end <= -_FAR:
+            dims[axis] = 0  # before the beginning, though the engine takes this end, too, for none
         elif numbers and step < 0 and -1 > start:
             dims[axis] = context.new_symbolic_dim()
     result.shape = onnx_ir.Shape(dims)
@@ -270,11 +273,16 @@ def _infer_slice_by_attributes(context: Any, node: onnx_ir.Node) -> None:
 
 def _places(extent: int, start: int, end: int, step: int) -> range:
     """The elements of an axis that a slice takes; backwards, it begins no earlier than at the first one."""
-    start, end = (n + extent if n < 0 else n for n in (start, end))
     low, high = (0, extent) if step > 0 else (-1, extent - 1)
+    if step < 0 and end in _NO_END:
+        end = low - extent  # counted from the end: onnxruntime goes on to the first element
+    start, end = (n + extent if n < 0 else n for n in (start, end))
     start = min(max(start, 0), high) if extent else 0
     return range(start, min(max(end, low), high), step) if extent else range(0)
 
+
+_NO_END = (2**31 - 1, 2**63 - 1)
+"""Ends that stand for none, whichever way a slice goes."""
 
 _FAR = 2**31 - 1
 """From here on an end means "to the end"."""

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 import onnx_ir
-from onnx_shape_inference import ShapeInferenceContext, registry
+from onnx_shape_inference import SYM_DATA_KEY, ShapeInferenceContext, registry
 from onnx_shape_inference._ops import _cast, _elementwise
 
 Element = int | onnx_ir.SymbolicDim
@@ -36,10 +36,24 @@ def _checked(original: Callable[..., None]) -> Callable[..., None]:
         extents = [] if value.shape is None else [d for d in value.shape if isinstance(d, int)]
         if value.shape is not None and len(extents) == len(value.shape) and prod(extents) != len(data):
             return
-        original(self, value, [e if _holds(value.dtype, e) else self.new_symbolic_dim() for e in data])
+        plain = [_number(e) for e in data]
+        original(self, value, [e if _holds(value.dtype, e) else self.new_symbolic_dim() for e in plain])
 
     set_symbolic_value.checked = True  # type: ignore[attr-defined]
     return set_symbolic_value
+
+
+def _number(element: Element) -> Element:
+    """What is left where symbols cancel out is a number, which the engine spells as a symbol."""
+    text = "" if isinstance(element, int) else element.value or ""
+    return int(text) if text.removeprefix("-").isdecimal() else element
+
+
+def forget(context: Any, value: onnx_ir.Value) -> None:
+    """Take back what the engine noted of a value's elements."""
+    context._symbolic_values.pop(value, None)
+    if value.metadata_props.pop(SYM_DATA_KEY, None) is not None:
+        value.const_value = None
 
 
 def _holds(dtype: onnx_ir.DataType | None, element: Element) -> bool:

@@ -117,12 +117,29 @@ LINES = {
     "gather": "%i = const() {value=[-1,0]} : i64[2]\n%s = Shape(%x)\n%r = Gather(%s, %i)",
     "cast": "%s = Shape(%x)\n%f = Cast(%s) {to=1}\n%h = const() {value=0.5} : f32[]\n%g = Mul(%f, %h)\n"
     "%r = Cast(%g) {to=7}",
+    "quotient of floats": "%two = const() {value=[2]} : i64[1]\n%t = Cast(%two) {to=1}\n%s = Shape(%x)\n"
+    "%f = Cast(%s) {to=1}\n%q = Div(%f, %t)\n%g = Mul(%q, %t)\n%r = Cast(%g) {to=7}",
     "modulo": "%two = const() {value=[2]} : i64[1]\n%s = Shape(%x)\n%a = Neg(%s)\n%r = Mod(%a, %two)",
     "equal": "%s = Shape(%x)\n%t = Shape(%y)\n%e = Equal(%s, %t)\n%r = Where(%e, %s, %t)",
     "extents that are not -1": "%s = Shape(%x)\n%n = const() {value=[-1,-1]} : i64[2]\n%e = Equal(%s, %n)\n"
     "%o = const() {value=[1,1]} : i64[2]\n%r = Where(%e, %o, %s)",
     "differences that may be -1": "%s = Shape(%x)\n%t = Shape(%y)\n%d = Sub(%s, %t)\n"
     "%n = const() {value=[-1,-1]} : i64[2]\n%e = Equal(%d, %n)\n%r = Where(%e, %s, %t)",
+    "truth of an extent": "%s = Shape(%x)\n%b = Cast(%s) {to=9}\n%r = Cast(%b) {to=7}",
+    "extent in a byte": "%s = Shape(%x)\n%b = Cast(%s) {to=2}\n%one = const() {value=[1]} : u8[1]\n"
+    "%d = Sub(%b, %one)\n%r = Cast(%d) {to=7}",
+    "extents that cancel out": "%s = Shape(%x)\n%n = Sub(%s, %s)\n%r = Reshape(%x, %n)",
+    "table of sums": "%s = Shape(%x)\n%c = const() {value=[2,1]} : i64[2]\n%t = Reshape(%s, %c)\n%u = Add(%t, %s)\n"
+    "%f = const() {value=[-1]} : i64[1]\n%v = Reshape(%u, %f)\n%w1 = Concat(%v, %s) {axis=0}\n%r = Abs(%w1)",
+    "rows of a table": "%s = Shape(%x)\n%two = const() {value=[2,2]} : i64[2]\n%d = Concat(%s, %s) {axis=0}\n"
+    "%t = Reshape(%d, %two)\n%i = const() {value=0} : i64[]\n%r = Gather(%t, %i)",
+    "steps that are computed": "%s = Shape(%x)\n%a = const() {value=[0]} : i64[1]\n%e = const() {value=[2]} : i64[1]\n"
+    "%t = Size(%w)\n%u = Unsqueeze(%t, %a)\n%q = Abs(%u)\n%r = Slice(%s, %a, %e, %a, %q)",
+    "back to the largest number": "%s = Shape(%x)\n%a = const() {value=[-1]} : i64[1]\n"
+    "%b = const() {value=[9223372036854775807]} : i64[1]\n%z0 = const() {value=[0]} : i64[1]\n"
+    "%r = Slice(%s, %a, %b, %z0, %a)",
+    "up to the least number": "%a = const() {value=[0]} : i64[1]\n"
+    "%b = const() {value=[-9223372036854775808]} : i64[1]\n%r = Slice(%x, %a, %b, %a)",
     "resize": "%u = const() {value=[1.0,1.5]} : f32[2]\n%none = absent()\n%r = Resize(%x, %none, %u)",
     "reduce": "%one = const() {value=[1]} : i64[1]\n%r = ReduceMax(%x, %one) {keepdims=0}",
     "unsqueeze": "%one = const() {value=[-1]} : i64[1]\n%r = Unsqueeze(%x, %one)",
