@@ -34,6 +34,9 @@ _LARGER = 8.0
 """How often a run at larger extents may take what is affordable: a gigabyte, or some seconds."""
 _PATIENCE = 10.0
 """Seconds after which no more inputs are tried where the compile goes on without: at chosen sizes, for observation."""
+_RUN_SECONDS = 8.0
+"""Time of processors after which a run at chosen sizes is broken off and smaller ones are taken: several times what is
+meant to be affordable, for models whose tensors inside have sizes that are not known ahead."""
 _PATIENCE_PART = 0.05
 """The same as a part of the time limit, where that is less."""
 
@@ -120,15 +123,16 @@ class Inputs:
     def _settle(self, graph: Graph, wanted: DesignPoints) -> None:
         """Take smaller points until the original runs on made-up inputs there, and say so where it takes that."""
         smaller = smaller_points(graph, self._asked, wanted)
-        until = time.monotonic() + 3 * self._patience
+        until = time.process_time() + 3 * self._patience
         while self.points is not None and not self._runs():
-            self.points = next(smaller, None) if time.monotonic() < until else None
+            self.points = next(smaller, None) if time.process_time() < until else None
         if self.points is wanted:
             return
         at = ", ".join(f"{name}={wanted.check[name]}" for name in wanted.chosen)
         what = f"at most at {self.points}" if self.points is not None else "only at the smallest sizes"
         self.warnings.append(
-            f"No made-up inputs were found on which the original runs at {at}, so it is planned and verified {what}. "
+            f"No made-up inputs were found on which the original runs, in a few seconds, at {at}, so it is planned and "
+            f"verified {what}. "
             "Give real inputs with --validation, or say sizes that suit it with --dim."
         )
 
@@ -159,13 +163,15 @@ class Inputs:
         if self.first is not None and not self._asked:
             return self.first
         dims = self._asked | dict(self.check or {})
-        seconds = self._patience if self.check is not None else math.inf
-        return self._made_up(dims, seconds)
+        seconds, run = (self._patience, _RUN_SECONDS) if self.check is not None else (math.inf, math.inf)
+        return self._made_up(dims, seconds, run)
 
-    def _made_up(self, dims: Mapping[str, int] | None, seconds: float) -> dict[str, Any]:
+    def _made_up(self, dims: Mapping[str, int] | None, seconds: float, run: float = math.inf) -> dict[str, Any]:
         """Make up a feed on which the original runs."""
         with self._one_original() as (original, trial):
-            return find_feeds(self._source.graph, original, count=1, dims=dims, seconds=seconds, trial=trial)[0].feed
+            graph = self._source.graph
+            found = find_feeds(graph, original, count=1, dims=dims, seconds=seconds, cpu_seconds=run, trial=trial)
+            return found[0].feed
 
     @contextlib.contextmanager
     def _one_original(self) -> Iterator[tuple[Evaluator, Trial]]:
@@ -200,7 +206,7 @@ class Inputs:
         graph = self._source.graph
         feeds = [self.feed]
         with contextlib.suppress(InputError):
-            feeds.append(self._made_up(None, self._patience))
+            feeds.append(self._made_up(None, self._patience, _RUN_SECONDS))
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
     def timed(self) -> list[dict[str, Any]]:

@@ -28,7 +28,8 @@ def install() -> None:
     if not hasattr(SymbolicDim.free_symbols, "simple"):
         setattr(SymbolicDim, "free_symbols", _free_symbols(SymbolicDim.free_symbols))  # noqa: B010
     if not hasattr(_utils.max_dim, "simple"):
-        setattr(_utils, "max_dim", _max_dim(_utils.max_dim))  # noqa: B010
+        setattr(_utils, "max_dim", _max_dim(_remembered(_utils.max_dim)))  # noqa: B010
+        setattr(_utils, "min_dim", _remembered(_utils.min_dim))  # noqa: B010
 
 
 def _first(of: Callable[[int, Any], int | None], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,15 +53,15 @@ def _remembered(original: Callable[..., Any]) -> Callable[..., Any]:
     """Make an operator that asks sympy once for the same extents, by how they are spelled: layers repeat."""
     known: dict[tuple[Any, ...], Any] = {}
 
-    def operator(self: SymbolicDim, *operands: Any) -> Any:
-        key = tuple(o.value if type(o) is SymbolicDim else o for o in (self, *operands))
+    def operator(*operands: Any) -> Any:
+        key = tuple(o.value if type(o) is SymbolicDim else o for o in operands)
         if any(type(part) not in (str, int) for part in key):
-            return original(self, *operands)
+            return original(*operands)
         found = known.get(key)
         if found is None:
             if len(known) >= _REMEMBERED:
                 known.clear()
-            found = known[key] = original(self, *operands)
+            found = known[key] = original(*operands)
         return found
 
     operator.simple = True  # type: ignore[attr-defined]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import os
 import re
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +38,8 @@ _ORT_DTYPES = {
 }  # fmt: skip
 
 # Element types onnxruntime's own numpy conversion does not know: they pass as raw bytes of an OrtValue.
+_LOOK = 0.1
+"""Seconds between two looks at the time that a run has taken, where it may take only so much."""
 _RAW = frozenset(
     {
         DType.BFLOAT16, DType.FLOAT8E4M3FN, DType.FLOAT8E4M3FNUZ, DType.FLOAT8E5M2, DType.FLOAT8E5M2FNUZ,
@@ -106,31 +112,58 @@ class Evaluator:
         path.write_bytes(_serialized(self._model))
         return str(path)
 
-    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None, *, cpu_seconds: float = math.inf) -> dict[str, Any]:
         """Run once.
 
         Args:
             feed: A value per input; inputs with a default may be left out.
             outputs: Names of the outputs wanted; all when not given.
+            cpu_seconds: Time of processors, of this process, after which the run is ended behind the node it is at.
 
         Returns:
             Output name -> numpy array, list (sequence), dict (map) or `None` (empty optional).
 
         Raises:
-            MemoptcError: of class `blame`, naming the node that failed.
+            MemoptcError: of class `blame`, naming the node that failed, or as the run took too long.
         """
         names = list(outputs) if outputs is not None else list(self.outputs)
+        until = time.process_time() + cpu_seconds
         try:
-            if any(_is_raw(self.outputs.get(name)) for name in names):
-                values = self._run_raw(feed, names)
-            else:
-                native = {name: self._native(name, value) for name, value in feed.items()}
-                values = self._session.run(names, native, self._run_options)
+            with self._ended_after(cpu_seconds):
+                if any(_is_raw(self.outputs.get(name)) for name in names):
+                    values = self._run_raw(feed, names)
+                else:
+                    native = {name: self._native(name, value) for name, value in feed.items()}
+                    values = self._session.run(names, native, self._run_options)
         except MemoptcError:
             raise
         except Exception as error:
+            if time.process_time() > until:
+                raise self.blame(f"{self.label}: a run of it takes more than {cpu_seconds:g} s.") from None
             raise self.blame(f"{self.label}: onnxruntime cannot run it: {clean_message(error)}.") from error
         return dict(zip(names, values, strict=True))
+
+    @contextlib.contextmanager
+    def _ended_after(self, cpu_seconds: float) -> Iterator[None]:
+        """Ask onnxruntime to end what runs inside when it has taken so much time."""
+        if cpu_seconds == math.inf:
+            yield
+            return
+        ended, until = threading.Event(), time.process_time() + cpu_seconds
+
+        def watch() -> None:
+            while not ended.wait(_LOOK):
+                if time.process_time() > until:
+                    self._run_options.terminate = True
+
+        watching = threading.Thread(target=watch, name="memoptc-run-watch", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
+            self._run_options.terminate = False
 
     def _native(self, name: str, value: Any) -> Any:
         type_ = self.inputs.get(name)

@@ -50,6 +50,7 @@ def find_feeds(
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
     seconds: float = math.inf,
+    cpu_seconds: float = math.inf,
     trial: Trial | None = None,
 ) -> list[Generated]:
     """Find feeds on which the original runs; with open dimensions, over several extents.
@@ -61,6 +62,7 @@ def find_feeds(
         dims: Extents that are decided.
         seed: Seed of all random values.
         seconds: Trials end after so long; a trial under way is not broken off.
+        cpu_seconds: Time of processors after which a run counts as failed.
         trial: What `trial_runs` gave for the same model, where it is searched for feeds several times.
 
     Returns:
@@ -72,6 +74,7 @@ def find_feeds(
     maker = InputMaker(graph, dims, seed)
     with nullcontext(trial) if trial is not None else trial_runs(maker.typed, original) as trial:
         trial.restart()
+        trial.cpu_seconds = cpu_seconds
         return _found(graph, maker, trial, count, time.monotonic() + seconds)
 
 

@@ -42,6 +42,8 @@ _ORDER = ("batch", "past", "sequence", "space")
 _STEPS = 96
 """Halvings and doublings of extents until they agree."""
 _LARGEST_EXTENT = 1 << 24
+_COLOURS = 3
+"""First extent of an input of rank 3 that is an image without a batch, as detectors take it."""
 
 
 def by_symbol(graph: Graph, dims: Mapping[str, int]) -> dict[str, int]:
@@ -107,7 +109,7 @@ class InputMaker:
         self.names: dict[str, str] = {}
         if apart:
             self.types, self.names = _apart(self.types)
-            inferred, found = gather(_retyped(graph, self.types), self.names)
+            inferred, found = graph.analysis(_analysed_apart)
             self.roles = find_roles(inferred)
         self.dims = {name: self.asked[of] for name, of in self.names.items() if of in self.asked} or self.asked
         self.classes = _classify(self.types, self.roles)
@@ -314,6 +316,13 @@ def _analysed(graph: Graph) -> tuple[Graph, list[Requirement]]:
     return gather(graph, _classify({v.name: v.type for v in graph.inputs}, {}))
 
 
+def _analysed_apart(graph: Graph) -> tuple[Graph, list[Requirement]]:
+    """The same of the model with an extent of its own for every open axis."""
+    defaulted = {value.name for value in graph.defaults}
+    types, names = _apart({v.name: v.type for v in graph.inputs if v.name not in defaulted})
+    return gather(_retyped(graph, types), names)
+
+
 def _apart(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], dict[str, str]]:
     """Name every open axis after its input; give the types, and the model's own name of each axis."""
     found: dict[str, Type | None] = {}
@@ -356,7 +365,7 @@ def _classify(types: Mapping[str, Type | None], roles: Mapping[str, Role]) -> di
             if axis == 0 and rank > 1:
                 kind = "batch"
             else:
-                kind = "space" if rank >= 4 else "sequence"
+                kind = "space" if rank >= 4 or (rank == 3 and tensor.shape[0] == _COLOURS) else "sequence"
             if name in roles and axis in roles[name].past_axes:
                 kind = "past"
             if _is_named(dim, f"{name}_d{axis}"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import subprocess
 import sys
@@ -40,6 +41,9 @@ _ANSWER = "memoptc: "
 
 class Trial(Protocol):
     """Runs a model on one feed after another."""
+
+    cpu_seconds: float
+    """Time of processors that a run may take."""
 
     def restart(self) -> None:
         """Begin another search, which is not held to the crashes of those before."""
@@ -88,20 +92,20 @@ def _rank_open(value: Value) -> bool:
 
 class _InProcess:
     def __init__(self, original: Evaluator) -> None:
-        self._original = original
+        self._original, self.cpu_seconds = original, math.inf
 
     def restart(self) -> None:
         """Nothing that runs here ends."""
 
     def outputs_are_finite(self, feed: Feed) -> bool:
-        return all(_finite(value) for value in self._original.run(feed).values())
+        return all(_finite(value) for value in self._original.run(feed, cpu_seconds=self.cpu_seconds).values())
 
 
 class _InWorker:
     """A worker process, started for the first trial and again after one that crashed it."""
 
     def __init__(self, original: Evaluator, folder: Path) -> None:
-        self._original, self._folder = original, folder
+        self._original, self._folder, self.cpu_seconds = original, folder, math.inf
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._crashes = 0

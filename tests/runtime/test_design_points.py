@@ -71,6 +71,11 @@ def test_an_image_is_planned_at_a_megapixel():
     assert points(graph("%x: f32[N,3,H,W]", "  %y = Relu(%x)", "f32[N,3,H,W]"), {"H": 512, "W": 512}).small is None
 
 
+def test_an_image_without_a_batch_is_one() -> None:
+    found = points(graph("%x: f32[3,H,W]", "  %y = Relu(%x)", "f32[3,H,W]"))
+    assert dict(found.plan) == {"H": 1024, "W": 1024}
+
+
 def test_sound_is_planned_at_seconds_not_at_thousands_of_samples():
     body = """  %w = const() {value=@w8_1_10} : f32[8,1,10]
   %axis = const() {value=[1]} : i64[1]
@@ -187,3 +192,25 @@ def test_a_model_that_does_not_run_at_the_chosen_sizes_is_planned_at_the_largest
     result = compile(to_proto(model), 1, measure=False)
     assert 16 <= result.report.sizes["planned"]["S"] <= 77
     assert any(f"S={wanted.check['S']}" in w and "--validation" in w for w in result.report.warnings)
+
+
+def test_sizes_at_which_a_run_takes_far_too_long_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trips of a loop grow with the fourth power of a size: no estimate of work says so."""
+    monkeypatch.setattr("memoptc.samples._RUN_SECONDS", 0.2)
+    body = """  %size = Shape(%x) {start = 1, end = 2} : i64[1]
+  %square = Mul(%size, %size)
+  %fourth = Mul(%square, %square)
+  %trips = Squeeze(%fourth) : i64[]
+  %start = ReduceMean(%x) {keepdims=0} : f32[]
+  %odd = IsNaN(%start)
+  %yes = Not(%odd) : bool[]
+  %y = Loop(%trips, %yes, %start) : f32[]
+    region body(%i: i64[], %more: bool[], %state: f32[]) -> (bool[], f32[]) {
+      %go = Identity(%more)
+      %next = Sin(%state)
+      return %go, %next
+    }"""
+    model = read(graph("%x: f32[1,S]", body, "f32[]"))
+    result = compile(to_proto(model), 1, measure=False)
+    assert 16 <= result.report.sizes["planned"]["S"] < 4096
+    assert any("in a few seconds, at S=" in w for w in result.report.warnings)

@@ -110,6 +110,24 @@ def test_a_failing_run_names_the_node(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr().err == ""
 
 
+LOOP = """g (int64 trips, float x) => (float y) {
+  yes = Constant<value = bool {1}> ()
+  y = Loop(trips, yes, x) <body = b (int64 i, bool more, float state) => (bool go, float next) {
+    go = Identity(more)
+    next = Sin(state)
+  }>
+}"""
+
+
+def test_a_run_that_takes_too_long_is_ended_and_the_next_one_runs() -> None:
+    evaluator = Evaluator(parse(LOOP), label="a loop")
+    x = np.array(0.5, np.float32)
+    with pytest.raises(InputError, match=r"a loop: a run of it takes more than 0\.2 s"):
+        evaluator.run({"trips": np.array(2**62), "x": x}, cpu_seconds=0.2)
+    (y,) = evaluator.run({"trips": np.array(1), "x": x}, cpu_seconds=1000.0).values()
+    np.testing.assert_allclose(y, np.sin(x), rtol=1e-5)
+
+
 def test_options_survive_json() -> None:
     options = RunOptions(optimize=False, file_order=True, disabled_optimizers=("A",), config={"k": "v"})
     again = RunOptions(**options.to_json())

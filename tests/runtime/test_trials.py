@@ -84,10 +84,10 @@ def test_open_axes_do_not_multiply_into_gigabytes() -> None:
     largest = 0
 
     class Watched(Evaluator):
-        def run(self, feed, outputs=None):  # type: ignore[no-untyped-def]
+        def run(self, feed, outputs=None, **limits):  # type: ignore[no-untyped-def]
             nonlocal largest
             largest = max(largest, feed["x"].nbytes)
-            return super().run(feed, outputs)
+            return super().run(feed, outputs, **limits)
 
     assert find_feeds(graph, Watched(model), count=1)[0].feed["x"].size
     assert 0 < largest <= 16 << 20
