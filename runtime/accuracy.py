@@ -31,7 +31,7 @@ class AccuracyTarget:
         """Say why one output misses the target; `""` where it meets it."""
         if self.min_sqnr is not None:
             found = decibels(1.0 - totals.agreement) if totals.lossless else totals.sqnr_db
-            if found < self.min_sqnr:
+            if not found >= self.min_sqnr:  # NaN, where squares are infinite, is not enough either
                 return f"SQNR {found:.1f} dB, {self.min_sqnr:g} dB are asked for"
         agreement = totals.agreement if totals.lossless else totals.top1_agreement
         if self.max_disagreement is not None and agreement is not None:

@@ -224,6 +224,8 @@ def run_in_parts(
     """
     import numpy as np
 
+    from memoptc.runtime.outputs import copied, is_apart
+
     whole = {name: np.asarray(value) for name, value in feed.items()}
     results: dict[str, npt.NDArray[Any]] = {}
     start, total = 0, sum(parts)
@@ -239,7 +241,8 @@ def run_in_parts(
             check_slices(name, found, axis, count)
             shape = (*found.shape[:axis], total, *found.shape[axis + 1 :])
             if name not in results:
-                results[name] = into[name] if name in into else np.empty(shape, found.dtype)
+                own = name in into and is_apart(into[name], whole)
+                results[name] = into[name] if own else np.empty(shape, found.dtype)
                 if (results[name].shape, results[name].dtype) != (shape, found.dtype):
                     raise InputError(
                         f"Output {name!r} is {found.dtype} {list(shape)}; the array for it is {results[name].dtype} "
@@ -248,4 +251,6 @@ def run_in_parts(
                     )
             results[name][(slice(None),) * axis + (slice(start, start + count),)] = found
         start += count
-    return [results[name] for name in names]
+    # What shares memory with an input is written last: later parts, and another try with smaller ones, read that.
+    late = {name for name in names if name in into and results[name] is not into[name]}
+    return [copied(name, results[name], into[name]) if name in late else results[name] for name in names]

@@ -210,7 +210,7 @@ def _as_before(evidence: Evidence, main: Evidence | None, judge: Judge) -> str:
         before.add(pair)
     asked = USUAL_SQNR if judge.min_sqnr is None else judge.min_sqnr
     enough = min(asked, before.sqnr_db - AS_BEFORE)
-    low = totals.sqnr_db < enough
+    low = not totals.sqnr_db >= enough
     return f"SQNR {totals.sqnr_db:.1f} dB instead of {before.sqnr_db:.1f} dB" if low else ""
 
 
@@ -218,9 +218,9 @@ def _gate(totals: Totals, gate: Gate) -> str:
     if totals.lossless:
         low = totals.agreement < gate.agreement
         return f"{totals.agreement:.1%} of the elements agree, {gate.agreement:.0%} are asked for" if low else ""
-    if totals.sqnr_db < gate.sqnr_db:
+    if not totals.sqnr_db >= gate.sqnr_db:  # NaN, where squares are infinite, is not enough either
         return f"SQNR {totals.sqnr_db:.1f} dB, {gate.sqnr_db:.0f} dB are asked for"
-    if totals.cosine < gate.cosine:
+    if not totals.cosine >= gate.cosine:
         return f"cosine {totals.cosine:.4f}, {gate.cosine} is asked for"
     return ""
 

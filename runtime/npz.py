@@ -65,14 +65,19 @@ def load_feed(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: its member {KINDS!r} does not describe its arrays.") from error
 
 
+def _part(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """A name for a part of a value, which no value has."""
+    return f"{KINDS}/{len(arrays)}"
+
+
 def _take_apart(key: str, value: Any, arrays: dict[str, npt.NDArray[Any]]) -> Any:
     if value is None:
         return None
     if isinstance(value, Mapping):
         keys, values = list(value.keys()), list(value.values())
-        return {"map": [_take_apart(f"{key}/{i}", v, arrays) for i, v in enumerate((keys, values))]}
+        return {"map": [_take_apart(_part(arrays), v, arrays) for v in (keys, values)]}
     if isinstance(value, list | tuple):
-        return {"list": [_take_apart(f"{key}/{i}", item, arrays) for i, item in enumerate(value)]}
+        return {"list": [_take_apart(_part(arrays), item, arrays) for item in value]}
     array = np.asarray(value)
     if array.dtype.name in _EXOTIC:
         arrays[key] = np.ascontiguousarray(array).view(np.uint16 if array.itemsize == 2 else np.uint8)

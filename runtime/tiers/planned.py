@@ -25,6 +25,7 @@ from memoptc.runtime.native.elements import element_bytes, has_whole_bytes
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.native.shared import BlockHome, Shared
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.outputs import can_be_written_to, copied
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -166,8 +167,10 @@ class Planned:
             return self._replay(key, arrays, into)
 
     def _on_heap(self, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        straight = {name: array for name, array in into.items() if can_be_written_to(array, feed)}
         with self._limited():
-            return dict(self._session.run(feed, into))
+            found = self._session.run(feed, straight)
+        return _copied(found, into)
 
     def _record(
         self, key: Any, feed: Mapping[str, npt.NDArray[Any]], into: Mapping[str, npt.NDArray[Any]]
@@ -217,7 +220,7 @@ class Planned:
             raise self._too_much(f"{needed} bytes are planned")
         room = 0 if self._home.block is None else self._home.block.size
         self._require(max(0, run_plan.arena_bytes - room) + run_plan.output_bytes, "Its plan takes")
-        bound = {n: into[n] for n, known in run_plan.bound.items() if n in into and _fits(into[n], *known)}
+        bound = {n: into[n] for n, known in run_plan.bound.items() if n in into and _fits(into[n], *known, feed)}
         given = sum(run_plan.trace.sizes[run_plan.trace.outputs[name]] for name in bound)
         with self._limited(run_plan.arena_bytes + given, strict=self._strict):
             found, left = self._session.replay(self._script(key, frozenset(bound)), feed, bound)
@@ -318,8 +321,10 @@ def _outputs_of(trace: Trace) -> frozenset[int]:
     return frozenset(number for number in trace.outputs.values() if trace.sizes[number] >= LARGE)
 
 
-def _fits(array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    return array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
+def _fits(
+    array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any], feed: Mapping[str, npt.NDArray[Any]]
+) -> bool:
+    return array.shape == shape and array.dtype == dtype and can_be_written_to(array, feed)
 
 
 def _copied(found: Mapping[str, Any], into: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
@@ -327,6 +332,5 @@ def _copied(found: Mapping[str, Any], into: Mapping[str, npt.NDArray[Any]]) -> d
     result = dict(found)
     for name, array in into.items():
         if result[name] is not array:
-            np.copyto(array, result[name])
-            result[name] = array
+            result[name] = copied(name, result[name], array)
     return result

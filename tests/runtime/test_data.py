@@ -111,6 +111,20 @@ def test_module_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Data("no_such_module:make", IMAGE)
 
 
+def test_faults_of_a_function_that_gives_data_are_told_as_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "def later():\n    yield {}['x']\ndef at_once():\n    return 1 / 0\n"
+    (tmp_path / "faulty_feeds.py").write_text(text)
+    (tmp_path / "unreadable_feeds.py").write_text("undefined_name\n")
+    monkeypatch.chdir(tmp_path)
+    for name, message in {"later": "raised KeyError: 'x'", "at_once": "raised ZeroDivisionError"}.items():
+        with pytest.raises(InputError, match=f"faulty_feeds:{name} {message}"):
+            list(Data(f"faulty_feeds:{name}", IMAGE))
+    with pytest.raises(InputError, match="NameError"):
+        Data("unreadable_feeds:make", IMAGE)
+
+
 @pytest.mark.parametrize(
     ("feed", "message"),
     [
@@ -195,6 +209,7 @@ def test_feeds_of_every_kind_survive_a_file(tmp_path: Path) -> None:
         "text": np.array(["x", "yy"], object),
         "none": None,
         "seq": [rng_array(1), None, [rng_array(2)]],
+        "seq/0": rng_array(3),
         "map": {1: 0.5, 7: 2.5},
     }
     save_feed(tmp_path / "f.npz", feed)
@@ -206,6 +221,7 @@ def test_feeds_of_every_kind_survive_a_file(tmp_path: Path) -> None:
     assert list(back["text"]) == ["x", "yy"]
     assert back["none"] is None
     assert back["seq"][1] is None
+    assert np.array_equal(back["seq"][0], feed["seq"][0])  # type: ignore[index]
     assert np.array_equal(back["seq"][2][0], feed["seq"][2][0])  # type: ignore[index]
     assert back["map"] == {1: 0.5, 7: 2.5}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.judge import Evidence, Judge, judge_output
 
@@ -20,6 +21,14 @@ def judged(reference: np.ndarray, own: float, moved: float) -> str:
     evidence.pairs.append(pair)
     evidence.own.append(difference(reference, reference + np.array([own, 0, 0], np.float32)))
     return judge_output(evidence, Judge())[0]
+
+
+@pytest.mark.parametrize("judge", [Judge(target="int8"), Judge(accuracy=AccuracyTarget(min_sqnr=20.0))])
+def test_numbers_whose_squares_are_infinite_do_not_pass(judge: Judge) -> None:
+    reference = np.array([1e200, 2e200, -3e200])
+    evidence = Evidence(Totals("y"), "float64")
+    evidence.totals.add(difference(reference, -reference))
+    assert "SQNR" in judge_output(evidence, judge)[0]
 
 
 def test_small_results_may_move_as_far_as_kernels_err() -> None:
