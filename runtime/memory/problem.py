@@ -26,6 +26,8 @@ FEW_BUFFERS = 512
 ALIGNMENT = 64
 """Bytes to which onnxruntime's allocators align, and so does a plan."""
 
+_LARGEST = 1 << 52
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -40,7 +42,7 @@ class Buffer:
         offset: A fixed offset, where it has one.
 
     Raises:
-        InputError: a number is out of range, or the fixed offset not aligned.
+        InputError: a number is out of range (64 bits hold sums of sizes and steps), or the fixed offset not aligned.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Buffer:
                 f"{self.alignment}.",
                 hint="Sizes and alignments are positive, and no range ends before it begins.",
             )
+        if max(self.size, self.last, -self.first, self.alignment, self.offset or 0) > _LARGEST:
+            raise InputError(f"Buffer {self.name!r} has a number of more than 52 bits.", hint="No memory is as large.")
         if self.offset is not None and (self.offset < 0 or self.offset % self.alignment):
             raise InputError(f"Buffer {self.name!r} cannot lie at {self.offset}: its alignment is {self.alignment}.")
 

@@ -58,6 +58,7 @@ def test_csv_keeps_fixed_offsets() -> None:
     ("text", "message"),
     [
         ("id,lower,upper\na,0,1\n", "Line 2 is no buffer: there is no column 'size'."),
+        ("id,lower,upper,size\na,0,1,4503599627370497\n", "Line 2: Buffer 'a' has a number of more than 52 bits."),
         ("id,lower,upper,size\na,0,1,4\nb,0,1,many\n", "Line 3 is no buffer: invalid literal"),
         ("id,lower,upper,size\na,5,5,4\n", "Line 2: Buffer 'a' has size 4, live range 5..4"),
         ("id,lower,upper,size\na,0,1,0\n", "Line 2: Buffer 'a' has size 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis, accumulations, iteration_space, weights_axis
 from memoptc.passes.memory._tile.marks import TILED
+from memoptc.passes.simplify._simplify.parts import may_be_sliced
 
 
 class IterationSpaces:
@@ -46,4 +47,9 @@ def _has_known_extent(op: Op, axis: Axis) -> bool:
 
 
 def _is_settled(op: Op) -> bool:
-    return TILED in op.metadata or all(v.tensor is not None or v.is_absent for v in op.operands)
+    """True if an op stays whole: it is part of a tile, computed when the model is loaded, or of a type that Slice and
+    Concat do not take."""
+    if TILED in op.metadata or all(v.tensor is not None or v.is_absent for v in op.operands):
+        return True
+    computed = [v for v in op.operands if v.tensor is None and not v.is_absent]
+    return not all(may_be_sliced(v) for v in (*computed, *(r for r in op.results if not r.omitted)))
