@@ -13,6 +13,7 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.iteration import Axis, Form
+from memoptc.ir.ops import opset_of
 from memoptc.ir.ops.axis import shape
 from memoptc.ir.ops.resize import factor_of, pad_amounts
 from memoptc.ir.ops.windows import window_of
@@ -141,6 +142,8 @@ def _patched(p: TileOp, entry: int) -> Made:
         if entries.count(-1) > 1:
             raise NotTileableError("two extents of a reshape are known at run time only")
         return _without_zeros(_with_target(p, entries))
+    if (opset_of(p.emitter.graph) or 13) < 9:
+        raise NotTileableError("a reshape to a computed shape, of which nothing can be exchanged before opset 9")
     if entry == -1 or target is None or len(shape(target) or ()) != 1:
         raise NotTileableError("a reshape to a computed shape")
     if (shape(target) or ())[0] != rank:
