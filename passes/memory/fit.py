@@ -92,13 +92,16 @@ class Fit(Pass):
             other = self._found(_Start(split, context, start))
             other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
             found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
-        done = bool(found.moves or found.sums) and found.peak <= start.peak * (1 - self.worth)
+        worth = found.peak <= max(
+            self.budget, start.peak * (1 - self.worth)
+        )  # what keeps the budget is, however little
+        done = bool(found.moves or found.sums) and worth
         if done:
             original.become(found.graph)
             # onnxruntime overwrites an operand only where both shapes are known to be the same, and cannot tell by
             # itself that they are for slices whose ends are computed.
             original.info.states_types = True
-        self._report(found, start.peak, context, done=done)
+        self._report(found, start, context, done=done)
 
     def _found(self, start: _Start) -> _Round:
         """Outcome of fitting a graph, the original or another that computes the same."""
@@ -169,7 +172,7 @@ class Fit(Pass):
             if best.peak <= goal:
                 break
             found = self._round(start, goal, allowance, count)
-            if len(found.remats) < count or found.peak > best.peak * (1 - self.worth):
+            if len(found.remats) < count or found.peak > max(goal, best.peak * (1 - self.worth)):
                 break
             best = found
         return best
@@ -262,7 +265,8 @@ class Fit(Pass):
         for choice in every:
             if settled():
                 break
-            if size(choice) <= peak * (1 - self.worth) and choice.seconds <= allowance:
+            saves = size(choice) <= peak * (1 - self.worth) or choice.peak <= target
+            if saves and choice.seconds <= allowance:
                 fair.append(choice)
                 least = max(size(choice), target)
                 enough = min(enough, target if least <= target else least * 1.08)
@@ -287,11 +291,12 @@ class Fit(Pass):
         after = MemoryProfile(graph, Costs(graph, context.dims))
         steps = [after.position[op] for op in tiled.ops if op in after.position]
         here = max(after.curve[min(steps) : max(steps) + 1], default=0)
-        if here >= profile.peak * (1 - self.worth / 2) or after.peak > profile.peak:
+        little = here >= profile.peak * (1 - self.worth / 2) and after.peak > self.budget
+        if little or after.peak > profile.peak:
             return WORSE
         return _Tiling(name, count, tiled.count, profile.peak, here, choice.seconds, after)
 
-    def _report(self, found: _Round, before: int, context: Context, *, done: bool) -> None:
+    def _report(self, found: _Round, start: MemoryProfile, context: Context, *, done: bool) -> None:
         if done:
             if found.sums:
                 context.stats["products split"] += found.sums
@@ -311,18 +316,16 @@ class Fit(Pass):
                 why = f"{move.before:,} bytes were alive there, now {move.after:,}"
                 cost = f"{move.seconds * 1e3:+.2f} ms predicted"
                 context.decisions.append(Decision(self.name, what, why, move.before - move.after, cost))
-            context.stats["bytes saved"] = before - found.peak
+            context.stats["bytes saved"] = start.peak - found.peak
             if found.measured is not None:
                 cost = f"{found.measured:.2f} times the original's run time"
                 context.decisions.append(Decision(self.name, "measured", "instead of predicted", 0, cost))
-        peak = found.peak if done else before
+        peak, holder = (found.peak, found.holder) if done else (start.peak, _holder(start))
         if peak > self.budget:
             why = "no tiling that helps fits the slowdown allowed" if self.budget else "nothing else is worth its time"
             if found.ended_early:
                 why = "the search ended with the best so far: it had looked at as much as a graph of this size is worth"
-            context.decisions.append(
-                Decision(self.name, f"stopped at {peak:,} bytes, at {found.holder}", why, 0, "none")
-            )
+            context.decisions.append(Decision(self.name, f"stopped at {peak:,} bytes, at {holder}", why, 0, "none"))
 
 
 def _one_decoder_per_use(graph: Graph) -> None:

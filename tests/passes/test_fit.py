@@ -167,6 +167,27 @@ def test_a_budget_out_of_reach_is_refused_with_what_holds_it(
         memoptc.compile(model, dims={"B": 1, "S": 1000}, memory_budget="activations=200000")
 
 
+def test_a_budget_that_little_is_missing_for_is_kept() -> None:
+    """Exp's peak is one per cent above that of Tile, which cannot be tiled."""
+    graph = parse("""graph @g(%x: f32[100,1000], %z: f32[99,1000]) -> (f32[*], f32[*]) {
+      %axes = const() {value=[1]} : i64[1]
+      %twice = const() {value=[2,1]} : i64[2]
+      %a = Relu(%x)
+      %b = Exp(%a)
+      %u = ReduceSum(%b, %axes)
+      %d = Tile(%z, %twice)
+      %v = ReduceMax(%d, %axes)
+      return %u, %v
+    }""")
+    infer_shapes(graph)
+    for budget, kept in ((796_000, True), (790_000, False)):
+        tried, context = graph.clone(), Context()
+        run_pass(Fit(budget=budget, ignore=1000, slowdown=10.0), tried, context)
+        assert (peak(tried, {}).peak_bytes <= budget) == kept
+        if not kept:
+            assert [d.what for d in context.decisions] == ["stopped at 800,000 bytes, at Exp b"]
+
+
 def test_a_search_that_goes_on_for_long_ends_with_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memoptc.passes.memory.fit.EFFORT_PER_OP", 0)
     peaks = []
