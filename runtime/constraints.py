@@ -271,7 +271,7 @@ class _Reader:
         if kind in ("Identity", "Cast"):
             return of[0]
         if kind == "Range" and first is not None and one[1] is not None:
-            return (Bounds(first.low, _plus(one[1].high, -1)),)
+            return _range(first, one[1], one[2])
         if kind in _CARRY:
             return (first,) if first is not None else ()
         if kind == "Add" and first is not None and one[1] is not None:
@@ -310,6 +310,15 @@ class _Reader:
             array = np.asarray(tensor.numpy())
             return (Bounds(int(array.min()), int(array.max())),)
         return self.bounds.get(value, ())
+
+
+def _range(start: Bounds, limit: Bounds, step: Bounds | None) -> tuple[Bounds, ...]:
+    """Bounds of a range that ascends, or descends; none where its direction is not known."""
+    if step is not None and step.low is not None and is_nonnegative(step.low):
+        return (Bounds(start.low, _plus(limit.high, -1)),)
+    if step is not None and step.high is not None and is_nonnegative(-step.high):
+        return (Bounds(_plus(limit.low, 1), start.high),)
+    return ()
 
 
 def _einsum(op: Op, shapes: list[tuple[Dim, ...]]) -> Iterator[tuple[Kind, Dim, Dim]]:

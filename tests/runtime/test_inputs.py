@@ -284,8 +284,11 @@ def test_extents_that_depend_on_each_other_are_solved() -> None:
         # indices are computed from extents, the table is small
         ("g (int64[N, S] x) => (float[a, b] y) { s = Shape <start = 1> (x) n = Squeeze(s) r = Range(zero, n, one)"
          "y = Gather(table, r) }", lambda f: f["x"].shape[1] <= 5),
+        ("g (int64[N, S] x) => (float[a, b] y) { s = Shape <start = 1> (x) n = Squeeze(s) last = Sub(n, one)"
+         "r = Range(last, less, less) y = Gather(table, r) }", lambda f: f["x"].shape[1] <= 5),
     ):  # fmt: skip
-        model = parse(text, zero=np.array(0, np.int64), one=np.array(1, np.int64), table=normal(5, 3))
+        numbers = {"zero": 0, "one": 1, "less": -1}
+        model = parse(text, table=normal(5, 3), **{name: np.array(n, np.int64) for name, n in numbers.items()})
         for found in feeds(model):
             assert dims(found.feed), text
             assert found.style == "typical"
