@@ -80,6 +80,20 @@ def appended_inputs(graph: Graph) -> list[Appended]:
     return found
 
 
+def steps_behind(value: Value) -> Value | None:
+    """Give the operand that attention takes a cache's new steps from: keys for keys, values for values.
+
+    Args:
+        value: A result of any operator; `None` is given for what is no cache that attention gives back.
+    """
+    op = value.op
+    for _, result in ATTENTION.get(op.key, ()) if op is not None else ():
+        if op is not None and len(op.results) > result and op.results[result] is value:
+            given = op.input(result)
+            return op.operand if given is None or given.tensor is not None else given  # packed with the queries
+    return None
+
+
 def _appends(op: Op, result: int, output: int) -> Iterator[Appended]:
     for operand, axis in _grown(op, result):
         for value, axes in origins(op.operands[operand]):

@@ -14,6 +14,7 @@ from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
+from memoptc.passes.precision._quantize.decoder_blocks import code_decoder_in_blocks
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing import is_quantized
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
@@ -21,7 +22,7 @@ from memoptc.passes.precision._quantize.layers import quantizable_layers
 from memoptc.passes.precision._quantize.observation import rounding_work
 from memoptc.passes.precision._quantize.observe import checkpoint_of
 from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER
-from memoptc.passes.precision._quantize.replay import adopt, search_memoized
+from memoptc.passes.precision._quantize.replay import adopt, search_memoized, take_over
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
 from memoptc.passes.precision._quantize.tradeoff import (
@@ -30,7 +31,6 @@ from memoptc.passes.precision._quantize.tradeoff import (
     greedy_moves,
     layer_row,
 )
-from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
@@ -77,8 +77,9 @@ class QuantizeSearch(Pass):
     weights cost the same bytes and less time.
 
     Of a decoder with a cache only the weights are coded, in blocks that MatMulNBits reads as codes: weights for integer
-    products that fall back to float would be decoded anew at every step. Where that is not accurate enough, layers are
-    searched as in any model.
+    products that fall back to float would be decoded anew at every step. Where single outputs err too much so, as keys
+    or values of a cache do, the small products before them stay in float; where that does not do, layers are searched
+    as in any model.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
@@ -140,8 +141,10 @@ class QuantizeSearch(Pass):
             self._code_weights(graph, context, rest=False)
             return
         asks_more = self.mixed or self.outputs or not self.embeddings
-        if not asks_more and recognised(graph) is not None and self._in_blocks(graph, context):
-            return
+        if not asks_more and recognised(graph) is not None:
+            wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
+            if code_decoder_in_blocks(self.name, graph, context, wanted, self.exclude):
+                return
         if self.weights not in DTYPES:
             raise InputError(f"quantize-search has no weights {self.weights!r}.", hint="There are: int8, uint8.")
         device = load_device(self.device)
@@ -182,38 +185,10 @@ class QuantizeSearch(Pass):
             return
         wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
         if wanted.good(wanted.trials.full(copy)):
-            _take(graph, copy, context, trial)
+            take_over(graph, copy, context, trial)
         else:
             left = "weights without integer kernels" if rest else "all weights"
             context.stats[f"left: {left}, for accuracy"] += trial.stats["weights quantized"]
-
-    def _in_blocks(self, graph: Graph, context: Context) -> bool:
-        """Code a decoder's weights in blocks, which a kernel reads as codes, if that is accurate enough."""
-        blocks = QuantizeWeights(
-            bits=8, block=DECODER_BLOCK, symmetric=True, rounding=False, activations=8, exclude=self.exclude
-        )
-        wanted = AccuracyCheck(graph, context, self.min_sqnr, self.max_loss, fallback=self.fallback)
-        copy, trial = graph.clone(), Context()
-        blocks.run(copy, trial)
-        if not trial.stats["weights quantized"]:
-            return False
-        quality = wanted.trials.full(copy)
-        if not wanted.good(quality):
-            return False
-        _take(graph, copy, context, trial)
-        what = f"weights of a decoder in blocks of {DECODER_BLOCK} with 8 bits, activations coded by the kernel"
-        why = "a step multiplies one row, so that reading weights takes the time"
-        context.decisions.append(Decision(self.name, what, why))
-        context.artefacts.precision = Precision([], wanted.reached(quality, "weights in blocks of 8 bits"))
-        return True
-
-
-def _take(graph: Graph, copy: Graph, context: Context, trial: Context) -> None:
-    """Let a graph become a copy of itself that a pass has coded, and note what that did."""
-    adopt(graph, copy)
-    context.stats.update(trial.stats)
-    context.decisions += trial.decisions
-    context.warnings += trial.warnings
 
 
 class _Search:

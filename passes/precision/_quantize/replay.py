@@ -49,3 +49,11 @@ def adopt(graph: Graph, done: Graph) -> None:
     graph.become(done)
     graph.info.opset_imports.update(imports)
     graph.info.ir_version = max(graph.info.ir_version, version)
+
+
+def take_over(graph: Graph, copy: Graph, context: Context, trial: Context) -> None:
+    """Let a graph become a copy of itself that a pass has coded, and note what that did."""
+    adopt(graph, copy)
+    context.stats.update(trial.stats)
+    context.decisions += trial.decisions
+    context.warnings += trial.warnings
