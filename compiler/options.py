@@ -306,6 +306,7 @@ class Options:
         if self.metric not in (None, "perplexity") and self.max_accuracy_loss is None:
             raise InputError("A metric needs to know what may be lost of it.", hint="Add --max-accuracy-loss.")
         self._check_lossy()
+        self._check_effect()
         for text in self.input_shapes:
             parse_input_shape(text)
         for name, extent in (*self.dims.items(), *self.freeze.items()):
@@ -313,6 +314,33 @@ class Options:
                 raise InputError(
                     f"Dimension {name} cannot be {extent!r}.", hint=f"Give a whole number up to {MAX_EXTENT}."
                 )
+
+    def _check_effect(self) -> None:
+        """Refuse what nothing would come of."""
+        coarser = self.target != "float32" or self.cache != "float32"
+        searched = coarser or any(getattr(self, name) not in (None, False) for name in LOSSY_OPTIONS)
+        own = self.passes is not None
+        for asked, what, needs in (
+            (own and self.freeze_runtime, "--freeze-runtime does nothing with --passes", "Put freeze-runtime into it."),
+            (self.tune and self.level < 2 and not own, "--tune does nothing below -O2", "Leave it out, or add -O2."),
+            (
+                self.checkpoint is not None and not searched and not own,
+                "--checkpoint does nothing without a search",
+                "Leave it out, or name a --target.",
+            ),
+            (
+                self.keep_worst and self.verify == "off",
+                "--keep-worst does nothing with --verify off",
+                "Leave one of them out.",
+            ),
+            (
+                self.metric is not None and self.calibration is None and self.validation is None,
+                "--metric does nothing without data",
+                "Give some with --validation.",
+            ),
+        ):
+            if asked:
+                raise InputError(f"{what}.", hint=needs)
 
     def _check_lossy(self) -> None:
         asked = [n for n in LOSSY_OPTIONS if (value := getattr(self, n)) is not None and value is not False]

@@ -51,7 +51,7 @@ def load_feed(path: Path) -> dict[str, Any]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: _native(file[name]) for name in file.files}
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} is no .npz file.", hint="Write one with numpy.savez(FILE, INPUT=array, ...)."
@@ -63,6 +63,11 @@ def load_feed(path: Path) -> dict[str, Any]:
         return {name: _put_together(kind, arrays) for name, kind in json.loads(kinds.tobytes()).items()}
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: its member {KINDS!r} does not describe its arrays.") from error
+
+
+def _native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Give an array in this machine's byte order, which onnxruntime takes all arrays to be in."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _part(arrays: Mapping[str, npt.NDArray[Any]]) -> str:

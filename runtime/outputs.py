@@ -60,7 +60,7 @@ def _given(name: str, value: ort.OrtValue, array: npt.NDArray[Any] | None, *, di
 
 def can_be_written_to(array: npt.NDArray[Any], feed: Feed) -> bool:
     """True if a run may write straight into an array."""
-    return bool(array.flags.c_contiguous) and is_apart(array, feed)
+    return bool(array.flags.c_contiguous) and array.dtype.isnative and is_apart(array, feed)
 
 
 def is_apart(array: npt.NDArray[Any], feed: Feed) -> bool:

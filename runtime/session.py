@@ -229,15 +229,18 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 takes, that is known before it starts. The session stays usable.
             PlanLeft: with `strict`, it asked for memory that its plan does not foresee; the message names the event.
         """
-        if self._closed:
-            raise InputError("The session is closed.", hint="Open another one.")
+        self._check_open()
         known = [p.name for p in self.get_outputs()]
         names = list(output_names or known)
         for name in names:
             if name not in known:
                 raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
+        for name in into or ():
+            if name not in names:
+                raise invalid_argument(f"There is an array for {name!r}, which is no output of this run.")
         if run_options is not None:
             self._need_python("run options")
+        input_feed = _native(input_feed)
         self.parts = []
         if self._admission is None:
             return self._run_once(names, input_feed, run_options, into)
@@ -338,6 +341,10 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._closed = True
         self._sess = self._sess_options = self._model_meta = None
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("The session is closed.", hint="Open another one.")
+
     def __enter__(self) -> Session:
         return self
 
@@ -364,6 +371,7 @@ def _forwarded(name: str) -> Any:
     method = getattr(ort.InferenceSession, name)
 
     def call(self: Session, *arguments: Any, **named: Any) -> Any:
+        self._check_open()
         self._need_python(name)
         with in_flight, translated(self.memory_limit):
             return method(self, *arguments, **named)
@@ -382,6 +390,12 @@ _AS_IN_ONNXRUNTIME = (
 for _name in _AS_IN_ONNXRUNTIME:
     if hasattr(ort.InferenceSession, _name):
         setattr(Session, _name, _forwarded(_name))
+
+
+def _native(feed: Feed) -> Feed:
+    """Give a feed in this machine's byte order, which onnxruntime takes all arrays to be in."""
+    other = {n: v for n, v in feed.items() if not getattr(getattr(v, "dtype", None), "isnative", True)}
+    return {**feed, **{n: v.astype(v.dtype.newbyteorder("=")) for n, v in other.items()}} if other else feed
 
 
 def _on_host(providers: Sequence[Any] | None) -> bool:

@@ -84,6 +84,9 @@ def judge(options: Options, steps: Pipeline, changed: Collection[int], original:
     """
     lossy = [p.accuracy_target for i, p in enumerate(steps.passes()) if i in changed]
     accuracy = combined(t for t in lossy if t is not None)
+    wished = options.min_sqnr is not None or options.max_accuracy_loss is not None
+    if accuracy is None and wished and options.passes is not None and options.target in GATES:
+        accuracy = AccuracyTarget(GATES[options.target].sqnr_db)  # passes that hold to no target of their own
     if accuracy is not None:
         accuracy = _with_wishes(accuracy, options)
     other = options.passes is not None or options.freeze_runtime or accuracy is not None

@@ -146,3 +146,18 @@ def test_every_parameter_is_read(name: str) -> None:
             assert parameter.name in read, f"{name} does nothing with {parameter.name}"
     plugins = [p for p in _command(name).params if p.name == "plugins"]
     assert not plugins or whole or "plugins" in keys, f"{name} loads no --plugin"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--passes lower --freeze-runtime",
+        "-O1 --tune",
+        "--checkpoint folder",
+        "--verify off --keep-worst",
+        "--metric perplexity",
+    ],
+)
+def test_a_compile_refuses_what_nothing_would_come_of(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["none.onnx", *words.split(), "--config", "none"]) == 2
+    assert "does nothing" in capsys.readouterr().err

@@ -52,3 +52,19 @@ def test_parts_read_their_input_before_it_is_written_over() -> None:
     (found,) = run_in_parts(run, ["y"], {"x": x[:6]}, batch, [2, 2, 2], {"y": x[2:]})
     assert np.array_equal(np.concatenate(calls), np.arange(6.0))
     assert np.array_equal(found, np.arange(6.0) + 1)
+
+
+@pytest.mark.parametrize("tier", ["stock", "arena", *(["planned"] if usable() else [])])
+def test_arrays_of_another_byte_order_and_for_other_outputs(tier: Any) -> None:
+    given = np.random.default_rng(0).random((1, WIDTH), np.float32)
+    with opened(tier) as session:
+        for _ in range(2):
+            assert np.array_equal(session.run(["y"], {"x": given.astype(">f4")})[0], -given)
+        for name in ("z", "q"):
+            with pytest.raises(InputError, match="no output of this run"):
+                session.run(["y"], {"x": given}, into={name: np.zeros_like(given)})
+        with pytest.raises(InputError, match=">f4"):
+            session.run(["y"], {"x": given}, into={"y": np.zeros(given.shape, ">f4")})
+    for call in (session.io_binding, session.get_modelmeta, session.get_session_options):
+        with pytest.raises(InputError, match="closed"):
+            call()
