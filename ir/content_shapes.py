@@ -30,7 +30,8 @@ from onnx_shape_inference._ops import (
 )
 
 from memoptc.ir import known_elements
-from memoptc.ir.dims import LONGEST_SHAPE
+from memoptc.ir.dim_text import parse_dim
+from memoptc.ir.dims import LONGEST_SHAPE, is_nonnegative, product
 
 Extent = int | onnx_ir.SymbolicDim
 
@@ -320,10 +321,22 @@ def _infer_reshape(context: Any, node: onnx_ir.Node) -> None:
     for i, extent in enumerate(known):
         if isinstance(extent, int) or (i < len(data.shape) and data.shape[i] == extent):
             continue
-        if not set(extent.free_symbols()) <= names:
+        if not set(extent.free_symbols()) <= names or not _is_no_sign(extent, data.shape):
             dims = [context.new_symbolic_dim() if not isinstance(d, int) else d for d in dims]
             break
     result.shape = onnx_ir.Shape(dims)
+
+
+def _is_no_sign(extent: onnx_ir.SymbolicDim, shape: onnx_ir.Shape) -> bool:
+    """True if a computed extent is never -1, which means another one: it is a product of extents that are there, or not
+    negative for any that its symbols stand for."""
+    try:
+        wanted = parse_dim(str(extent.value))
+        own = [parse_dim(str(d)) for d in shape]
+    except ValueError:
+        return False
+    runs = (own[i:j] for i in range(len(own)) for j in range(i + 1, len(own) + 1))
+    return is_nonnegative(wanted) or any(product(run) == wanted for run in runs)
 
 
 def _infer_mel_weights(context: Any, node: onnx_ir.Node) -> None:

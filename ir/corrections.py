@@ -104,7 +104,9 @@ def broadcast_extents(a: _Extent, b: _Extent) -> _Extent | None:
     for whole, part in ((a, b), (b, a)):
         if whole.value is not None and _is_cut(part.value or "", whole.value):
             return whole
-    return onnx_ir.SymbolicDim(_either(*sorted((a.value or "", b.value or ""))))
+    if a.value is None or b.value is None:  # two that nobody knows are not the same two elsewhere
+        return onnx_ir.SymbolicDim(f"_d{next(_NUMBERS)}")
+    return onnx_ir.SymbolicDim(_either(*sorted((a.value, b.value))))
 
 
 def _is_cut(part: str, whole: str) -> bool:

@@ -129,6 +129,10 @@ LINES = {
     "extent in a byte": "%s = Shape(%x)\n%b = Cast(%s) {to=2}\n%one = const() {value=[1]} : u8[1]\n"
     "%d = Sub(%b, %one)\n%r = Cast(%d) {to=7}",
     "extents that cancel out": "%s = Shape(%x)\n%n = Sub(%s, %s)\n%r = Reshape(%x, %n)",
+    "extents less than nothing": "%s = Shape(%x)\n%n = Neg(%s)\n%z0 = const() {value=[0]} : i64[1]\n"
+    "%m = Gather(%n, %z0)\n%r = Reshape(%x, %m)",
+    "extents less one": "%s = Shape(%x)\n%one = const() {value=[1]} : i64[1]\n%z0 = const() {value=[0]} : i64[1]\n"
+    "%n = Gather(%s, %z0)\n%d = Sub(%n, %one)\n%t = Concat(%d, %one) {axis=0}\n%r = Reshape(%x, %t)",
     "table of sums": "%s = Shape(%x)\n%c = const() {value=[2,1]} : i64[2]\n%t = Reshape(%s, %c)\n%u = Add(%t, %s)\n"
     "%f = const() {value=[-1]} : i64[1]\n%v = Reshape(%u, %f)\n%w1 = Concat(%v, %s) {axis=0}\n%r = Abs(%w1)",
     "rows of a table": "%s = Shape(%x)\n%two = const() {value=[2,2]} : i64[2]\n%d = Concat(%s, %s) {axis=0}\n"
