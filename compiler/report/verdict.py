@@ -181,6 +181,8 @@ def _worse_file(report: ReportFacts) -> list[Worse]:
         return []
     weights = candidate.weight_bytes - control.weight_bytes
     why = f"{candidate.nodes} nodes instead of {control.nodes}"
+    if candidate.nodes <= control.nodes:
+        why = "what the writer adds: names, types, whole pages for weights that are mapped"
     if (b - a) / 2 < weights <= b - a:  # more of them than that are stored once: a branch has those of the other
         why = f"weights take {size(weights)} more"
     packing = [d for d in report.decisions if d.step == "packing" and d.gain_bytes]
