@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -54,8 +55,9 @@ def parse_seconds(text: str | float) -> float:
 class Allowance:
     """The time that a compile takes for what it could do without; asked before each piece of such work is begun.
 
-    It counts from when it is made, by the clock. The limit where nobody gives one is some minutes and grows with what
-    making and measuring an attempt turn out to take, so that a compile that comes near to it is one that is stuck.
+    It counts from when it is made: a limit that the user gives by the clock. Where nobody gives one it is some minutes
+    of work of processors, this process's and its children's, so that a busy machine writes what an idle one does; it
+    grows with what making and measuring an attempt turn out to take, so that a compile that comes near to it is stuck.
 
     Besides, gates share an allowance of their own, far below: those that go by predictions are held to seconds of this
     thread's own work, so that a busy machine writes what an idle one does; those that measure, to seconds by the clock.
@@ -73,7 +75,7 @@ class Allowance:
     data: bool = False
     left_out: dict[str, None] = field(default_factory=dict)
     """What was not done, in the order in which it would have been."""
-    _begun: float = field(default_factory=lambda: time.monotonic())
+    _begun: float = field(default=0.0, init=False)
     _spent: float = 0.0
     _measuring: float = 0.0
     _building: tuple[float, float] = (0.0, 0.0)
@@ -81,18 +83,24 @@ class Allowance:
     _again: float | None = None
     """When the attempt that is being made was begun, where it is not the first."""
 
+    def __post_init__(self) -> None:
+        self._begun = self._now()
+
+    def _now(self) -> float:
+        return sum(os.times()[:4]) if self.limit is None else time.monotonic()
+
     @property
     def seconds(self) -> float:
         """The time limit of the compile."""
         if self.limit is not None:
             return self.limit
         known = SECONDS + SECONDS_PER_NODE * self.nodes + SECONDS_PER_MB * self.weights / 1e6
-        return known * (WITH_DATA if self.data else 1.0) + MEASURINGS * self._measuring + BUILDS * self._building[0]
+        return known * (WITH_DATA if self.data else 1.0) + MEASURINGS * self._measuring + BUILDS * self._longest
 
     @property
     def spent(self) -> float:
         """Seconds since the compile began."""
-        return time.monotonic() - self._begun
+        return self._now() - self._begun
 
     def left(self, part: float) -> float:
         """Seconds until a part of the limit is over, less than zero after that.
@@ -101,8 +109,17 @@ class Allowance:
         """
         until = part * self.seconds
         if self._again is not None:
-            until = max(until, self._again + (part / SEARCHES) * AGAIN * self._building[0])
+            until = max(until, self._again + (part / SEARCHES) * AGAIN * self._longest)
         return until - self.spent
+
+    def by_clock(self, part: float) -> float:
+        """Seconds by the clock until a part of the limit is over; a limit that nobody gave does not go by it."""
+        return math.inf if self.limit is None else self.left(part)
+
+    @property
+    def _longest(self) -> float:
+        """Seconds that making an attempt took at most."""
+        return self._building[1 if self.limit is None else 0]
 
     def is_late(self, what: str, part: float = GATES, needs: float = 0.0) -> bool:
         """True if work that a compile can do without shall not be begun; it is noted as left out then.
@@ -138,13 +155,13 @@ class Allowance:
     @property
     def attempt(self) -> float:
         """Seconds that making and measuring another attempt will take, as far as earlier ones tell."""
-        return self._building[0] + self._measuring
+        return self._longest + self._measuring
 
     @contextmanager
     def building(self) -> Iterator[None]:
         """Note what making an attempt takes, inside: the longest counts."""
         clock, own = time.monotonic(), time.thread_time()
-        self._again = clock - self._begun if self._building[0] else None
+        self._again = self.spent if self._building[0] else None
         try:
             yield
         finally:

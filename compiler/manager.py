@@ -148,7 +148,7 @@ class _Run:
         try:
             self.rollback.before()
             try:
-                most = math.inf if pass_.kept else self.allowance.left(self.part(pass_))
+                most = math.inf if pass_.kept else self.allowance.by_clock(self.part(pass_))
                 with bounded(self.graph, self.context, nodes, self.watch, most):
                     self.counted(pass_, stats)
             except (PassOverrun, RulesWithoutEnd) as e:

@@ -131,6 +131,13 @@ def test_the_limit_that_nobody_gives_grows_with_the_model() -> None:
     assert small.seconds > before
 
 
+def test_a_limit_that_nobody_gives_does_not_go_by_the_clock(clock: list[float]) -> None:
+    allowance = Allowance()
+    clock[0] = 1e9
+    assert not allowance.is_late("anything")
+    assert allowance.by_clock(PASSES) == math.inf
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("1.5min", 90.0), ("2h", 7200.0), (0.5, 0.5), ("1e-06", 1e-6)]
 )
