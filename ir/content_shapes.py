@@ -321,15 +321,15 @@ def _infer_reshape(context: Any, node: onnx_ir.Node) -> None:
     for i, extent in enumerate(known):
         if isinstance(extent, int) or (i < len(data.shape) and data.shape[i] == extent):
             continue
-        if not set(extent.free_symbols()) <= names or not _is_no_sign(extent, data.shape):
+        if not set(extent.free_symbols()) <= names or not _is_extent(extent, data.shape):
             dims = [context.new_symbolic_dim() if not isinstance(d, int) else d for d in dims]
             break
     result.shape = onnx_ir.Shape(dims)
 
 
-def _is_no_sign(extent: onnx_ir.SymbolicDim, shape: onnx_ir.Shape) -> bool:
-    """True if a computed extent is never -1, which means another one: it is a product of extents that are there, or not
-    negative for any that its symbols stand for."""
+def _is_extent(extent: onnx_ir.SymbolicDim, shape: onnx_ir.Shape) -> bool:
+    """True if a computed element of a target is an extent, never the -1 that asks for one: a product of the operand's
+    own extents, or not negative whatever its symbols stand for."""
     try:
         wanted = parse_dim(str(extent.value))
         own = [parse_dim(str(d)) for d in shape]

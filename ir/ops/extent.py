@@ -1,4 +1,4 @@
-"""Extents that an operator's kernels take: an axis without elements ends a run, or the process, in some of them."""
+"""Operators on empty tensors: which ones onnxruntime runs where an extent is 0; others fail, or end the process."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from memoptc.ir.dims import Dim, is_nonnegative
 from memoptc.ir.ops.definition import Family
 from memoptc.ir.ops.table import definition
 
-_NEEDS_ELEMENTS = frozenset({Family.CONVOLUTION, Family.POOL, Family.RECURRENT, Family.NORMALIZATION, Family.ATTENTION})
-"""Families with kernels that refuse operands without elements, in onnxruntime 1.31."""
+_REFUSING_FAMILIES = frozenset(
+    {Family.CONVOLUTION, Family.POOL, Family.RECURRENT, Family.NORMALIZATION, Family.ATTENTION}
+)
+"""Families with kernels that refuse empty operands, in onnxruntime 1.31."""
 
-_TAKES_NOTHING = frozenset(
+_ACCEPTS_EMPTY = frozenset(
     {
         "BatchNormalization", "Hardmax", "LogSoftmax", "Softmax", "com.microsoft::SkipLayerNormalization",
         "com.microsoft::SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
-"""Operators of these families that run on them."""
+"""Operators of these families that run on them all the same."""
 
-_ELSEWHERE = frozenset({"Pad", "Resize", "RotaryEmbedding", "Upsample", "com.microsoft::RotaryEmbedding"})
+_REFUSES_EMPTY = frozenset({"Pad", "Resize", "RotaryEmbedding", "Upsample", "com.microsoft::RotaryEmbedding"})
 """Operators of no such family that refuse them, in some of their modes."""
 
 
-def takes_nothing(op: Op) -> bool:
-    """True if an op runs on operands without elements."""
-    if op.key in _ELSEWHERE:
+def accepts_empty(op: Op) -> bool:
+    """True if an op runs on empty operands."""
+    if op.key in _REFUSES_EMPTY:
         return False
-    return definition(op).family not in _NEEDS_ELEMENTS or op.key in _TAKES_NOTHING
+    return definition(op).family not in _REFUSING_FAMILIES or op.key in _ACCEPTS_EMPTY
 
 
 def runs_on_part(op: Op, extent: Dim, *, never_alone_empty: bool = False) -> bool:
@@ -39,6 +41,6 @@ def runs_on_part(op: Op, extent: Dim, *, never_alone_empty: bool = False) -> boo
         extent: Elements of the part; `None` when not known.
         never_alone_empty: The part is known to have elements wherever the whole axis has.
     """
-    if takes_nothing(op) or never_alone_empty:
+    if accepts_empty(op) or never_alone_empty:
         return True
     return extent is not None and is_nonnegative(extent - 1)
