@@ -30,7 +30,7 @@ def llama() -> Case:
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=1, max_position_embeddings=128,
         initializer_range=0.3, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return causal(LlamaForCausalLM(config), LAYERS, 1, WIDTH)
+    return causal(LlamaForCausalLM(config))
 
 
 def gpt2() -> Case:
@@ -39,7 +39,7 @@ def gpt2() -> Case:
         vocab_size=VOCABULARY, n_positions=64, n_embd=HEADS * WIDTH, n_layer=LAYERS, n_head=HEADS,
         initializer_range=0.3, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return causal(GPT2LMHeadModel(config), LAYERS, HEADS, WIDTH)
+    return causal(GPT2LMHeadModel(config))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from modules import Case, Input
 from torch import Tensor, nn
 from transformers import (
@@ -53,6 +54,17 @@ class Causal(nn.Module):
         return [out.logits, *(t for layer in out.past_key_values for t in layer[:2])]
 
 
+class Unnumbered(Causal):
+    """The same of a model that takes no positions."""
+
+    leading = 2
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor) -> list[Tensor]:
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        return [out.logits, *(t for layer in out.past_key_values for t in layer[:2])]
+
+
 class CrossDecoder(nn.Module):
     """A decoder over what an encoder's states gave: its keys and values come in and are only read."""
 
@@ -77,14 +89,22 @@ class CrossDecoder(nn.Module):
         return [logits, *(t for layer in grown for t in layer[:2])]
 
 
-def causal(model: nn.Module, layers: int, kv: int, width: int) -> Case:
-    caches = [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+def causal(model: nn.Module) -> Case:
+    """Ids, mask, positions where the model takes them, and as many caches of such forms as a run gives."""
+    model.eval()
+    with torch.no_grad():
+        run = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True)
+    shapes = {f"past_key_values.{i}.{part}": cache.shape
+              for i, layer in enumerate(run.past_key_values)
+              for part, cache in zip(("key", "value"), layer, strict=False)}  # fmt: skip
+    numbered = "position_ids" in inspect.signature(model.forward).parameters
     inputs = [
         Input("input_ids", ["B", "T"], f"ids:{VOCABULARY}"), Input("attention_mask", ["B", "P+T"], "ones"),
-        Input("position_ids", ["B", "T"], "positions"), *(Input(n, ["B", kv, "P", width]) for n in caches),
+        *([Input("position_ids", ["B", "T"], "positions")] if numbered else []),
+        *(Input(name, ["B", shape[1], "P", shape[3]]) for name, shape in shapes.items()),
     ]  # fmt: skip
-    outputs = ["logits", *(n.replace("past_key_values", "present") for n in caches)]
-    return Case(Causal(model.eval()), inputs, outputs, SIZES)
+    outputs = ["logits", *(n.replace("past_key_values", "present") for n in shapes)]
+    return Case((Causal if numbered else Unnumbered)(model), inputs, outputs, SIZES)
 
 
 def seq2seq(model: nn.Module, t5: bool, layers: int, heads: int, width: int) -> Case:
@@ -102,7 +122,7 @@ def seq2seq(model: nn.Module, t5: bool, layers: int, heads: int, width: int) -> 
 def gpt2(wide: float) -> Case:
     w = int(32 * wide)
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=w, n_layer=2, n_head=4)
-    return causal(GPT2LMHeadModel(config), 2, 4, w // 4)
+    return causal(GPT2LMHeadModel(config))
 
 
 def llama(wide: float) -> Case:
@@ -111,7 +131,7 @@ def llama(wide: float) -> Case:
         vocab_size=VOCABULARY, hidden_size=w, intermediate_size=2 * w, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128,
     )  # fmt: skip
-    return causal(LlamaForCausalLM(config), 2, 2, w // 4)
+    return causal(LlamaForCausalLM(config))
 
 
 def qwen3(wide: float) -> Case:
@@ -120,7 +140,7 @@ def qwen3(wide: float) -> Case:
         vocab_size=VOCABULARY, hidden_size=w, intermediate_size=2 * w, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=w // 4, max_position_embeddings=128, tie_word_embeddings=True,
     )  # fmt: skip
-    return causal(Qwen3ForCausalLM(config), 2, 2, w // 4)
+    return causal(Qwen3ForCausalLM(config))
 
 
 def t5(wide: float) -> Case:
@@ -148,68 +168,68 @@ _COMMON = {
     "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 _MIX = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": _WIDTH}
-_ALIKE: dict[str, tuple[str, dict[str, Any], int]] = {
+_ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     # softcap of scores and logits, a window in every other layer, norms on both sides
-    "gemma2": ("gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 8}, 2),
+    "gemma2": ("gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 8}),
     # norms of queries and keys, windows with a rotary base of their own
-    "gemma3": ("gemma3_text", {"sliding_window": 4, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}, 2),
-    "phi3": ("phi3", {}, 2),  # queries, keys and values packed, gate and up packed
-    "phi3_window": ("phi3", {"sliding_window": 4}, 2),
-    "olmo2": ("olmo2", {}, 2),  # norms behind, of queries and keys over all heads
-    "falcon_alibi": ("falcon", {"alibi": True, "new_decoder_architecture": False, "multi_query": False}, _HEADS),
-    "falcon": ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}, 2),
-    "mpt": ("mpt", {"d_model": _WIDTH, "n_heads": _HEADS, "n_layers": _LAYERS, "max_seq_len": 128}, _HEADS),
-    "neox": ("gpt_neox", {"rotary_pct": 0.5, "use_parallel_residual": True}, _HEADS),
-    "bloom": ("bloom", {"n_head": _HEADS, "n_layer": _LAYERS}, _HEADS),
-    "mistral": ("mistral", {"sliding_window": 4}, 2),
-    "mixtral": ("mixtral", _MIX, 2),
-    "qwen3_moe": ("qwen3_moe", {**_MIX, "decoder_sparse_step": 1}, 2),
-    "granite": ("granite", {"attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0}, 2),
-    "cohere": ("cohere", {"logit_scale": 0.5}, 2),  # interleaved rotary, parallel residual
-    "starcoder2": ("starcoder2", {"sliding_window": None}, 2),
-    "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}, 2),
-    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}, 2),  # a layer without rotary
-    "gpt_oss": ("gpt_oss", {**_MIX, "sliding_window": 4}, 2),  # sinks
-    "opt": ("opt", {"ffn_dim": 2 * _WIDTH, "word_embed_proj_dim": _WIDTH}, _HEADS),
-    "gptj": ("gptj", {"n_embd": _WIDTH, "n_head": _HEADS, "n_layer": _LAYERS, "rotary_dim": 4, "n_positions": 128}, 4),
-    "glm4": ("glm4", {"partial_rotary_factor": 0.5}, 2),  # interleaved partial rotary, four norms
-    "nemotron": ("nemotron", {"partial_rotary_factor": 0.5}, 2),
-    "exaone4": ("exaone4", {"sliding_window": 4, "sliding_window_pattern": "LG"}, 2),
+    "gemma3": ("gemma3_text", {"sliding_window": 4, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2}),
+    "phi3": ("phi3", {}),  # queries, keys and values packed, gate and up packed
+    "phi3_window": ("phi3", {"sliding_window": 4}),
+    "olmo2": ("olmo2", {}),  # norms behind, of queries and keys over all heads
+    "falcon_alibi": ("falcon", {"alibi": True, "new_decoder_architecture": False, "multi_query": False}),
+    "falcon": ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "mpt": ("mpt", {"d_model": _WIDTH, "n_heads": _HEADS, "n_layers": _LAYERS, "max_seq_len": 128}),
+    "neox": ("gpt_neox", {"rotary_pct": 0.5, "use_parallel_residual": True}),
+    "bloom": ("bloom", {"n_head": _HEADS, "n_layer": _LAYERS}),
+    "mistral": ("mistral", {"sliding_window": 4}),
+    "mixtral": ("mixtral", _MIX),
+    "qwen3_moe": ("qwen3_moe", {**_MIX, "decoder_sparse_step": 1}),
+    "granite": ("granite", {"attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "cohere": ("cohere", {"logit_scale": 0.5}),  # interleaved rotary, parallel residual
+    "starcoder2": ("starcoder2", {"sliding_window": None}),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),  # a layer without rotary
+    "gpt_oss": ("gpt_oss", {**_MIX, "sliding_window": 4}),  # sinks
+    "opt": ("opt", {"ffn_dim": 2 * _WIDTH, "word_embed_proj_dim": _WIDTH}),
+    "gptj": ("gptj", {"n_embd": _WIDTH, "n_head": _HEADS, "n_layer": _LAYERS, "rotary_dim": 4, "n_positions": 128}),
+    "glm4": ("glm4", {"partial_rotary_factor": 0.5}),  # interleaved partial rotary, four norms
+    "nemotron": ("nemotron", {"partial_rotary_factor": 0.5}),
+    "exaone4": ("exaone4", {"sliding_window": 4, "sliding_window_pattern": "LG"}),
     "llama3_scaled": (
         "llama",
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
                              "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
-        2,
     ),
 }  # fmt: skip
-"""Name -> kind of model, what its configuration has besides `_COMMON`, and key/value heads."""
+"""Name -> kind of model, and what its configuration has besides `_COMMON`."""
 
 
 def alike(name: str) -> Callable[[float], Case]:
     """Builder of a decoder of `_ALIKE`; its width is that of `_COMMON`."""
 
     def build(wide: float) -> Case:
-        kind, own, groups = _ALIKE[name]
+        kind, own = _ALIKE[name]
         known = set(inspect.signature(CONFIG_MAPPING[kind]).parameters)
         config = AutoConfig.for_model(kind, **{k: v for k, v in _COMMON.items() if k in known}, **own)
-        config._attn_implementation = "eager"
-        return causal(AutoModelForCausalLM.from_config(config), _LAYERS, groups, _WIDTH // _HEADS)
+        return causal(_made(config))
 
     return build
 
 
 def deepseek(wide: float) -> Case:
-    """Keys and values made from a narrow latent; keys are wider than values."""
+    """Keys and values made from a narrow latent, which is what the cache holds, beside the rotary part of the keys."""
     config = AutoConfig.for_model(
         "deepseek_v3", **{**_COMMON, "num_key_value_heads": _HEADS}, **_MIX, n_routed_experts=4, n_group=1,
         topk_group=1, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
         first_k_dense_replace=2,
     )  # fmt: skip
-    case = causal(AutoModelForCausalLM.from_config(config), _LAYERS, _HEADS, 16)
-    for given in case.inputs:
-        if given.name.endswith(".value"):
-            given.dims[3] = 8
-    return case
+    return causal(_made(config))
+
+
+def _made(config: Any) -> nn.Module:
+    config._attn_implementation = "eager"
+    config._experts_implementation = "batched_mm"  # what experts are sorted by otherwise has no operator of ONNX
+    return AutoModelForCausalLM.from_config(config)
 
 
 DECODERS: dict[str, Callable[[float], Case]] = {
