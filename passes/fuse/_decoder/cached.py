@@ -124,6 +124,8 @@ def _scores(softmax: Op, ops: set[Op]) -> tuple[Op, float, float, list[Masking]]
                 value, softcap, scale = value.op.operand, factor, factor
                 continue
             scale *= factor
+        elif (raised := _raised(op)) is not None and scale == 1.0 and not softcap and not masks:
+            value = raised
         elif masked is not None and scale == 1.0 and not softcap:
             value, mask = masked
             masks.insert(0, mask)
@@ -134,6 +136,17 @@ def _scores(softmax: Op, ops: set[Op]) -> tuple[Op, float, float, list[Masking]]
         return None
     ops.add(value.op)
     return value.op, scale, softcap, masks
+
+
+def _raised(op: Op) -> Value | None:
+    """The masked scores that an op keeps from overflowing, max(scores, lowest): what is shown stays as it is."""
+    if not op.is_a("Max") or len(op.operands) != 2:
+        return None
+    for place in (0, 1):
+        number = scalar(op.operands[1 - place].tensor)
+        if number is not None and number <= HIDDEN:
+            return op.operands[place]
+    return None
 
 
 def _masked(op: Op) -> tuple[Value, Masking] | None:
