@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.infer import infer_shapes
@@ -81,8 +80,8 @@ def _row(op: Op, dims: Mapping[str, int]) -> NodeRow:
 
 def _bytes(value: Value, dims: Mapping[str, int]) -> int | None:
     found = value.tensor_type
-    shape = None if found is None else found.bind(dims).static_shape
-    return None if shape is None or found is None else int(prod(shape) * found.dtype.itemsize)
+    count = None if found is None else found.bind(dims).nbytes
+    return count if isinstance(count, int) else None
 
 
 def _short(value: object) -> str:

@@ -79,6 +79,8 @@ class Observation:
         if not open_values:
             return ""
         rest = len(open_values) - fitted
+        if not fitted:
+            return f"{rest} values have no known size, and count as 0 in planned figures."
         return (
             f"{fitted} values have sizes that were observed in {len(self._points)} runs, not proven; "
             "planned figures assume them" + (f", and {rest} of unknown size count as 0." if rest else ".")

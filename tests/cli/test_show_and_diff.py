@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import onnx
+import onnx.parser
 import pytest
 from accuracy_models import CNN, DATA
 
@@ -21,6 +22,16 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out = folder / f"{name}.onnx"
         assert main([str(CNN), str(out), *words, *more, "--report", str(folder / f"{name}.json")]) == 0
     return folder
+
+
+def test_text_and_numbers_of_less_than_a_byte_have_pages_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (string[3] x, float[3] z) => (string[3] y, int4[3] q) '
+    model = onnx.parser.parse_model(f"{text} {{ y = Identity(x) i = Cast <to = 22> (z) q = Identity(i) }}")
+    onnx.save(model, tmp_path / "m.onnx")
+    assert main(["show", str(tmp_path / "m.onnx"), "--json", "--config", "none"]) == 0
+    assert [row["result_bytes"] for row in json.loads(capsys.readouterr().out)["nodes"]] == [None, 2, 2]
 
 
 def test_every_node_that_codes_says_what_it_is_for(coded: Path) -> None:
