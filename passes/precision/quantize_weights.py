@@ -22,9 +22,9 @@ class QuantizeWeights(Pass):
 
     Scales and zero points are searched for the least squared error of each block (see `_quantize/blocks.py`). With
     calibration data, weights of products and convolutions are then rounded to the same grid for the least error of
-    their product (see `_quantize/rounding.py`), each only where that shows on data kept aside. A
-    weight is coded once for all that read it, and stays float32 when something else reads it, too. Every weight that
-    stays is named, with the reason, in the report's decisions.
+    their product (see `_quantize/rounding.py`), and scales are fitted to that, each only where it shows on data kept
+    aside. A weight is coded once for all that read it, and stays float32 when something else reads it, too. Every
+    weight that stays is named, with the reason, in the report's decisions.
 
     Args:
         bits: 4, 8, or 2: of products and lookups only, in the form "nbits"; other kernels for it than those for

@@ -188,7 +188,8 @@ def report(
     gained = [r for r in coder.rounded if r.after < r.before]
     if gained:
         middle = 10 * math.log10(statistics.median(r.before / max(r.after, 1e-3 * r.before) for r in gained))
-        what = f"{len(gained)} of {len(coder.rounded)} weights observed are rounded for their products, same scales"
+        observed = f"{len(gained)} of {len(coder.rounded)} weights observed"
+        what = f"{observed} are rounded for their products, and scales of blocks are fitted to that"
         why = f"error of the products falls by {middle:.1f} dB (median) on data kept aside"
         context.decisions.append(Decision("rounding", what, why))
     for line in found.left[:_LISTED]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from memoptc.passes.precision._quantize.blocks import Blocks
 from memoptc.passes.precision._quantize.numerics import Codes
+from memoptc.passes.precision._quantize.refit import refit_scales
 from memoptc.runtime.moments import Moments
 
 Floats = npt.NDArray[np.float64]
@@ -185,7 +186,7 @@ def _factor(moments: Floats, damping: float) -> tuple[npt.NDArray[np.intp], Floa
 def round_blocks(
     rows: npt.NDArray[np.float32], blocks: Blocks, moments: Moments, dampings: Dampings | None = None
 ) -> tuple[Blocks, Rounded]:
-    """Give blocks with the same scales and zeros, and codes that make the product's error least.
+    """Give blocks with the same zeros, and codes and then scales that make the product's error least.
 
     Args:
         rows: The weights, of shape (results, columns).
@@ -196,17 +197,34 @@ def round_blocks(
     dampings = Dampings() if dampings is None else dampings
     results, columns = rows.shape
     count = blocks.codes.size // results // blocks.block
-    scales, zeros = (a.reshape(results, count) for a in (blocks.scales, blocks.zeros))
-    changed = blocks.codes.reshape(results, -1).copy()
+    scales, zeros = blocks.scales.reshape(results, count), blocks.zeros.reshape(results, count)
+    changed, fitted = blocks.codes.reshape(results, -1).copy(), scales.copy()
     before = after = damping = 0.0
     for part in _parts(results, columns):
         step, zero = (np.repeat(a[part].astype(np.float64), blocks.block, axis=1)[:, :columns] for a in (scales, zeros))
         grid = Grid(step, -zero, 2**blocks.bits - 1 - zero)
         found = dampings.note(round_to(rows[part], grid, moments, changed[part, :columns] - zero, dampings.next))
         changed[part, :columns] = (found.levels + zero).astype(np.uint8)
+        if found.damping:
+            fitted[part] = _refitted(rows[part], found.levels, scales[part], blocks.block, moments)
         before, after, damping = before + found.before, after + found.after, found.damping or damping
-    coded = replace(blocks, codes=changed.reshape(blocks.codes.shape))
+    coded = replace(blocks, codes=changed.reshape(blocks.codes.shape), scales=fitted.reshape(blocks.scales.shape))
     return coded, Rounded(np.empty((0, columns)), before, after, damping)
+
+
+def _refitted(
+    rows: npt.NDArray[np.float32], levels: Floats, scales: npt.NDArray[np.float32], block: int, moments: Moments
+) -> npt.NDArray[np.float32]:
+    """Scales fitted to levels, if that shows on rows that were kept aside; those that there were, else."""
+    weight, before = rows.astype(np.float64), scales.astype(np.float64)
+
+    def error(tried: Floats) -> float:
+        return _energy(weight - levels * np.repeat(tried, block, axis=1)[:, : weight.shape[1]], moments.check)
+
+    if error(refit_scales(weight, levels, before, block, moments.fit.astype(np.float64))) >= error(before):
+        return scales
+    whole = (moments.fit + moments.check).astype(np.float64)
+    return refit_scales(weight, levels, before, block, whole).astype(np.float32)
 
 
 def nearer(rows: npt.NDArray[np.float32], first: Blocks, second: Blocks, moments: Moments) -> Blocks:
