@@ -163,7 +163,7 @@ def liveness(
         # Outputs that must be copied are, once everything else is done.
         steps.append(graph.terminator)
     found = Liveness([], steps, unknown, alignment)
-    _walk(layout, sizes, sequence, found, dims, workspace, in_place)
+    _walk(layout, sizes, sequence, found, dims, workspace, in_place, fused)
     end = len(steps) - 1
     for first, copies in ((0, layout.early), (end, layout.copies)):
         for name, value in copies:
@@ -181,6 +181,7 @@ def _walk(
     dims: Mapping[str, int],
     workspace: Workspace,
     in_place: bool,
+    fused: bool,
 ) -> None:
     """Run the ops in order: who is made, who takes over whose bytes, who dies."""
     groups = layout.groups
@@ -213,7 +214,9 @@ def _walk(
                 home[group].last = max(home[group].last, step)
         if workspace is no_workspace and index not in layout.nested:
             continue
-        scratch = inner_bytes(layout.ops[index], dims, workspace, found.alignment, found.unknown)
+        scratch = inner_bytes(
+            layout.ops[index], dims, workspace, found.alignment, found.unknown, fused=fused, in_place=in_place
+        )
         if scratch:
             found.storages.append(Storage(f"{label(layout.ops[index])} (inside)", scratch, step, step))
 
@@ -224,6 +227,9 @@ def inner_bytes(
     workspace: Workspace = no_workspace,
     alignment: int = ALIGNMENT,
     unknown: list[str] | None = None,
+    *,
+    fused: bool = True,
+    in_place: bool = True,
 ) -> int:
     """Bytes that an op needs during its own step besides operands and results, rounded up.
 
@@ -233,8 +239,10 @@ def inner_bytes(
         workspace: Bytes that a kernel needs.
         alignment: Bytes to which every size is rounded up.
         unknown: Gets the names of values inside whose size is not known.
+        fused: As for `liveness`.
+        in_place: As for `liveness`.
     """
-    bodies = [_body_bytes(op, r, dims, workspace, alignment, unknown) for r in branches(op, dims)]
+    bodies = [_body_bytes(op, r, dims, workspace, alignment, unknown, fused, in_place) for r in branches(op, dims)]
     inside = max(bodies, default=0)
     if op.op_type == "Loop" and not op.domain:
         inside = _loop_bytes(op, inside, dims)
@@ -256,12 +264,14 @@ def _body_bytes(
     workspace: Workspace,
     alignment: int,
     unknown: list[str] | None,
+    fused: bool,
+    in_place: bool,
 ) -> int:
     known = region.analysis(_known)
     model = workspace.key if isinstance(workspace, KernelWorkspace) else workspace
-    key = (frozenset(dims.items()), model, alignment, tuple(r.omitted for r in op.results))
+    key = (frozenset(dims.items()), model, alignment, fused, in_place, tuple(r.omitted for r in op.results))
     if key not in known:
-        inner = liveness(region, dims, workspace=workspace, alignment=alignment)
+        inner = liveness(region, dims, workspace=workspace, alignment=alignment, fused=fused, in_place=in_place)
         forwarded, late = _forwarded_outputs(op, region, dims), 0
         for storage in inner.storages:
             value = storage.values[0] if storage.values else None
