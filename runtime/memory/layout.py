@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
+from memoptc.ir.facts import OBSERVED
 from memoptc.ir.ops import Blocked, definition
 from memoptc.ir.types import DType, TensorType, Type
 
@@ -77,6 +78,7 @@ def fuse_around_convolutions(graph: Graph) -> None:
                     if gate.result.single_use:
                         b = Builder(graph, op)
                         made = b.op("QuickGelu", [gate.operands[0]], domain="com.microsoft", type=op.result.type)
+                        _as_observed(made.result, op.result)
                         op.result.replace_by(made.result)
                         op.erase()
                         gate.erase()
@@ -117,8 +119,10 @@ class _Layout:
             if data not in self.inputs:
                 type_ = _padded(data)
                 self.inputs[data] = b.op("ReorderInput", [data], domain=BLOCKED_DOMAIN, type=type_).result
+                _as_observed(self.inputs[data], data)
             operands[0] = self.inputs[data]
         made = b.op("Conv", operands, dict(op.attrs), domain=BLOCKED_DOMAIN, type=op.result.type).result
+        _as_observed(made, op.result)
         op.result.replace_by(made)
         op.erase()
         self._mark(made)
@@ -147,7 +151,14 @@ class _Layout:
         if value not in self.plain:
             b = Builder(self.graph, user)
             self.plain[value] = b.op("ReorderOutput", [value], domain=BLOCKED_DOMAIN, type=self.unpadded[value]).result
+            _as_observed(self.plain[value], value)
         return self.plain[value]
+
+
+def _as_observed(made: Value, value: Value) -> None:
+    """Keep the bytes that runs showed of a value for the one made of it; those up to whole blocks are left out."""
+    if OBSERVED in value.metadata:
+        made.metadata[OBSERVED] = value.metadata[OBSERVED]
 
 
 def _channels(value: Value) -> int:

@@ -51,6 +51,25 @@ def test_sizes_of_runs_count_in_plans_and_are_named() -> None:
     assert "observed" in predict_need(graph, {"N": 100}).notes[0]
 
 
+def test_convolutions_in_blocks_keep_what_runs_showed() -> None:
+    """Blocks of channels are made of the values that runs showed, and so is x * Sigmoid(x) in one."""
+    graph = parse("""graph @g(%x: f32[N,48], %s: i64[4]) -> (f32[?,48,?,?]) {
+  %r = Reshape(%x, %s)
+  %w = const() {value=splat(0.5)} : f32[48,48,1,1]
+  %c = Conv(%r, %w)
+  %d = Sigmoid(%c)
+  %m = Mul(%c, %d)
+  %t = Transpose(%m) {perm=[2,3,0,1]}
+  %y = Transpose(%t) {perm=[2,3,0,1]}
+  return %y
+}""")
+    infer_shapes(graph)
+    assert predict_need(graph, {"N": 100}).unknown
+    feeds = [{"x": np.zeros((n, 48), np.float32), "s": np.array([1, 48, n, 1], np.int64)} for n in (3, 8, 40)]
+    observe_sizes(graph, to_proto(graph), feeds)
+    assert not predict_need(graph, {"N": 100}).unknown
+
+
 def test_extents_that_runs_disagree_on_stay_unknown() -> None:
     graph = parse(TEXT)
     infer_shapes(graph)
