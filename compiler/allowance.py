@@ -179,12 +179,15 @@ class Allowance:
         clock, before = time.monotonic if measured else time.thread_time, self._spent
         begun = clock()
 
-        def is_spent() -> bool:
+        def spend() -> None:
             self._spent = before + clock() - begun
+
+        def is_spent() -> bool:
+            spend()
             building = self._building[0 if measured else 1]
             own = GATE_SECONDS + GATE_SECONDS_PER_NODE * self.nodes
             late = self._spent > own + MEASURINGS * self._measuring + BUILDS * building
             return late or self.is_late("the search for less to take back", needs=self.attempt)
 
         yield is_spent
-        is_spent()
+        spend()

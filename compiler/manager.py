@@ -119,7 +119,9 @@ class _Run:
     @staticmethod
     def part(pass_: Pass) -> float:
         """Part of the compile's time after which a pass is left out: numbers that were asked for may take more."""
-        return PASSES if pass_.accuracy_target is None else GATES
+        if pass_.kept or pass_.runs_late:
+            return math.inf
+        return GATES if pass_.changes_numbers or pass_.accuracy_target is not None else PASSES
 
     def warn(self, item: Pass | Group, why: str) -> None:
         """Tell the user what did not end; once each."""
@@ -139,7 +141,7 @@ class _Run:
         index, self.index = self.index, self.index + 1
         if str(pass_) in self.endless or not all(i.should_run(index, pass_, self.graph) for i in self.instruments):
             return
-        if not pass_.kept and self.allowance.leaves_out(pass_.name, self.part(pass_)):
+        if self.allowance.leaves_out(pass_.name, self.part(pass_)):
             return
         for instrument in self.instruments:
             instrument.before(index, pass_, self.graph)
@@ -148,7 +150,7 @@ class _Run:
         try:
             self.rollback.before()
             try:
-                most = math.inf if pass_.kept else self.allowance.by_clock(self.part(pass_))
+                most = self.allowance.by_clock(self.part(pass_))
                 with bounded(self.graph, self.context, nodes, self.watch, most):
                     self.counted(pass_, stats)
             except (PassOverrun, RulesWithoutEnd) as e:
@@ -156,7 +158,7 @@ class _Run:
                 seconds = time.perf_counter() - start
                 self.rollback.restore()
                 self.endless.add(str(pass_))
-                late = not pass_.kept and self.allowance.is_late(pass_.name, self.part(pass_))
+                late = self.allowance.is_late(pass_.name, self.part(pass_))
                 stats = Counter({"ended: did not end by itself": 1})
                 why = f"Pass {pass_} did not end on {nodes} ops within {seconds:.1f} s: {did}."
                 if not late:

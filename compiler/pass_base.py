@@ -220,6 +220,10 @@ class Pass:
     name: ClassVar[str] = ""
     changes_interface: ClassVar[bool] = False
     """Whether the pass is there to change names, types or documentation of inputs and outputs."""
+    changes_numbers: ClassVar[bool] = False
+    """Whether the pass is there to write coarser numbers: a compile that runs late has more time for it."""
+    runs_late: ClassVar[bool] = False
+    """Whether it runs even when the compile's time is over: it is quick, and others leave to it what they replaced."""
     kept: ClassVar[bool] = False
     """Whether nothing takes the pass back or leaves it out: without it there is no file, or not what was asked for."""
 

@@ -47,7 +47,9 @@ def check_target(attempt: Attempt, compilation: Compilation) -> None:
         if options.target in _INTEGERS:
             attempt.warnings += _floats_left(graph, original, options.target)
         return
-    message = f"--target {options.target} changed nothing: {'; '.join(_reasons(graph, options.target))}."
+    late = any(p.name in compilation.allowance.left_out for p in attempt.pipeline.passes())
+    reasons = ["the compile's time was over"] if late else _reasons(graph, options.target)
+    message = f"--target {options.target} changed nothing: {'; '.join(reasons)}."
     if options.fallback or options.force:
         attempt.warnings.append(message)
         return

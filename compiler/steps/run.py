@@ -163,7 +163,8 @@ def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipel
         raise
     trim(collect=False)  # what passes tried and gave up
     changed = changes.positions()
-    context.warnings += _idle(steps, changed, passes)
+    late = [i for i, pass_ in enumerate(steps.passes()) if pass_.name in context.allowance.left_out]
+    context.warnings += _idle(steps, [*changed, *late], passes)
     border = border_since(graph, compilation.source.graph)
     said = (context.warnings, context.decisions)
     return Compiled(graph, steps, context.artefacts, border, passes, changed, *said)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -91,6 +92,7 @@ class MixWeights(Pass):
         size: Bytes of the weights with their scales, at most, as a part of those in float; no accuracy is asked for.
     """
 
+    changes_numbers: ClassVar[bool] = True
     min_sqnr: float | None = 10.0
     tables_sqnr: float | None = 20.0
     max_loss: float | None = None

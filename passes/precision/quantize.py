@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Value
@@ -66,6 +67,7 @@ class Quantize(Pass):
             of signal to difference, on data or on made-up inputs. Not measured unless given.
     """
 
+    changes_numbers: ClassVar[bool] = True
     form: str = "auto"
     method: str = "auto"
     percentile: float = 99.99

@@ -60,6 +60,7 @@ class QuantizeCache(Pass):
     attention stay as they are, and the report says so.
     """
 
+    changes_numbers: ClassVar[bool] = True
     changes_interface: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.decoder import recognised
@@ -101,6 +101,7 @@ class QuantizeSearch(Pass):
             "load"s them; with "run" they stay in float.
     """
 
+    changes_numbers: ClassVar[bool] = True
     min_sqnr: float | None = 20.0
     max_loss: float | None = None
     mixed: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
@@ -46,6 +47,7 @@ class QuantizeWeights(Pass):
         exclude: Node names or operators to leave in float.
     """
 
+    changes_numbers: ClassVar[bool] = True
     bits: int = 4
     block: int = 32
     symmetric: bool = False

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,6 +52,7 @@ class ToHalf(Pass):
         device: Whose kernels to count on: a profile's name or `.toml` file.
     """
 
+    changes_numbers: ClassVar[bool] = True
     format: str = "float16"
     storage: bool = False
     whole: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
@@ -26,6 +26,8 @@ class DropDead(Pass):
     Each graph is swept once, inside out; what goes after that, because nothing uses an output of its subgraph any
     more, is reached from that output alone. Both end: ops, results and inputs only ever become fewer.
     """
+
+    runs_late: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> None:
         """Walk backwards, so that a whole dead chain goes in one sweep."""

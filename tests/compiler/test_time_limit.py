@@ -96,6 +96,35 @@ def test_without_a_limit_nothing_is_left_out(tmp_path: Path) -> None:
     assert not [w for w in result.report.warnings if "time limit" in w]
 
 
+@pytest.mark.parametrize("options", [{"target": "int8"}, {"target": "float16"}, {"passes": "to-half,drop-dead"}])
+def test_numbers_asked_for_have_more_time_and_leave_no_floats_behind(
+    options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Allowance, "spent", (PASSES + GATES) / 2 * 100.0)
+    output = tmp_path / "out.onnx"
+    found = compile_file(DIGITS, output, time_limit=100.0, level=2, measure=False, force=True, **options)
+    assert 0 < found.report.candidate.weight_bytes < 0.6 * found.report.control.weight_bytes
+
+
+def test_a_target_that_the_time_left_out_is_not_said_to_be_of_no_use(tmp_path: Path) -> None:
+    found = compile_file(DIGITS, tmp_path / "out.onnx", time_limit=TINY, target="int8", measure=False)
+    assert "--target int8 changed nothing: the compile's time was over." in found.report.warnings
+    found = compile_file(DIGITS, tmp_path / "out.onnx", time_limit=TINY, passes="prune", measure=False)
+    assert not [w for w in found.report.warnings if "nothing it applies to" in w]
+
+
+def test_a_search_that_ended_by_itself_left_nothing_out(clock: list[float]) -> None:
+    allowance = Allowance(100.0)
+    allowance.grant(measuring=20.0)
+    clock[0] = 30
+    with allowance.search(measured=True) as is_spent:
+        assert not is_spent()
+        clock[0] = 70  # the only attempt that it took
+    assert not allowance.warning
+    with allowance.search(measured=True) as is_spent:
+        assert is_spent()
+
+
 def test_a_search_settles_a_pass_is_ended_and_what_is_needed_runs(clock: list[float]) -> None:
     allowance = Allowance(100.0)
     context = Context(allowance=allowance)
