@@ -56,8 +56,9 @@ class Allowance:
     """The time that a compile takes for what it could do without; asked before each piece of such work is begun.
 
     It counts from when it is made: a limit that the user gives by the clock. Where nobody gives one it is some minutes
-    of work of processors, this process's and its children's, so that a busy machine writes what an idle one does; it
-    grows with what making and measuring an attempt turn out to take, so that a compile that comes near to it is stuck.
+    of work of processors, this process's and its children's, so that a busy machine writes what an idle one does, and
+    no more than the clock shows, since that of many processors adds up; it grows with what making and measuring an
+    attempt turn out to take, so that a compile that comes near to it is stuck.
 
     Besides, gates share an allowance of their own, far below: those that go by predictions are held to seconds of this
     thread's own work, so that a busy machine writes what an idle one does; those that measure, to seconds by the clock.
@@ -75,19 +76,15 @@ class Allowance:
     data: bool = False
     left_out: dict[str, None] = field(default_factory=dict)
     """What was not done, in the order in which it would have been."""
-    _begun: float = field(default=0.0, init=False)
+    _begun: tuple[float, float] = field(default_factory=lambda: _clocks())
     _spent: float = 0.0
     _measuring: float = 0.0
     _building: tuple[float, float] = (0.0, 0.0)
     """By the clock, and of the thread's own work."""
+    _longest: float = 0.0
+    """Seconds that making an attempt took at most, as `spent` counts them."""
     _again: float | None = None
     """When the attempt that is being made was begun, where it is not the first."""
-
-    def __post_init__(self) -> None:
-        self._begun = self._now()
-
-    def _now(self) -> float:
-        return sum(os.times()[:4]) if self.limit is None else time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -100,7 +97,8 @@ class Allowance:
     @property
     def spent(self) -> float:
         """Seconds since the compile began."""
-        return self._now() - self._begun
+        clock, work = (now - then for now, then in zip(_clocks(), self._begun, strict=True))
+        return min(clock, work) if self.limit is None else clock
 
     def left(self, part: float) -> float:
         """Seconds until a part of the limit is over, less than zero after that.
@@ -115,11 +113,6 @@ class Allowance:
     def by_clock(self, part: float) -> float:
         """Seconds by the clock until a part of the limit is over; a limit that nobody gave does not go by it."""
         return math.inf if self.limit is None else self.left(part)
-
-    @property
-    def _longest(self) -> float:
-        """Seconds that making an attempt took at most."""
-        return self._building[1 if self.limit is None else 0]
 
     def is_late(self, what: str, part: float = GATES, needs: float = 0.0) -> bool:
         """True if work that a compile can do without shall not be begun; it is noted as left out then.
@@ -160,14 +153,15 @@ class Allowance:
     @contextmanager
     def building(self) -> Iterator[None]:
         """Note what making an attempt takes, inside: the longest counts."""
-        clock, own = time.monotonic(), time.thread_time()
-        self._again = self.spent if self._building[0] else None
+        clock, own, spent = time.monotonic(), time.thread_time(), self.spent
+        self._again = spent if self._longest else None
         try:
             yield
         finally:
             self._again = None
         taken = time.monotonic() - clock, time.thread_time() - own
         self._building = max(self._building[0], taken[0]), max(self._building[1], taken[1])
+        self._longest = max(self._longest, self.spent - spent)
 
     @contextmanager
     def search(self, *, measured: bool) -> Iterator[Callable[[], bool]]:
@@ -191,3 +185,8 @@ class Allowance:
 
         yield is_spent
         spend()
+
+
+def _clocks() -> tuple[float, float]:
+    """The clock, and the work of this process and of the children that it has waited for, in seconds."""
+    return time.monotonic(), sum(os.times()[:4])

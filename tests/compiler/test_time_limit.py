@@ -167,6 +167,17 @@ def test_a_limit_that_nobody_gives_does_not_go_by_the_clock(clock: list[float]) 
     assert allowance.by_clock(PASSES) == math.inf
 
 
+@pytest.mark.parametrize(("clock", "work"), [(10.0, 640.0), (640.0, 10.0)], ids=["many processors", "a busy machine"])
+def test_a_limit_that_nobody_gives_goes_by_the_machine_in_no_way(
+    clock: float, work: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memoptc.allowance._clocks", lambda: (0.0, 0.0))
+    allowance = Allowance()
+    monkeypatch.setattr("memoptc.allowance._clocks", lambda: (clock, work))
+    assert allowance.spent == 10.0
+    assert not allowance.is_late("anything", SEARCHES)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("1.5min", 90.0), ("2h", 7200.0), (0.5, 0.5), ("1e-06", 1e-6)]
 )
