@@ -125,7 +125,7 @@ class _InWorker:
             self._answer(_LOAD_SECONDS, "loading")
         assert process.stdin is not None
         with contextlib.suppress(OSError):
-            process.stdin.write(f"{json.dumps(str(path))}\n")
+            process.stdin.write(f"{json.dumps([str(path), self.cpu_seconds])}\n")
             process.stdin.flush()
         return bool(self._answer(_RUN_SECONDS, "a run")["finite"])
 
@@ -201,7 +201,7 @@ def _finite(value: Any) -> bool:
 
 
 def _main() -> None:
-    """Answer each line of stdin, the path of a feed, by a line of JSON on stdout."""
+    """Answer each line of stdin, the path of a feed and the time that it may take, by a line of JSON on stdout."""
     asked = json.loads(sys.stdin.readline())
     try:
         options = RunOptions(**asked["options"])
@@ -213,7 +213,8 @@ def _main() -> None:
     runs = _InProcess(original)
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = {"finite": runs.outputs_are_finite(load_feed(Path(json.loads(line))))}
+            path, runs.cpu_seconds = json.loads(line)
+            answer: dict[str, Any] = {"finite": runs.outputs_are_finite(load_feed(Path(path)))}
         except MemoptcError as error:
             answer = {"error": error.message}
         _say(answer)

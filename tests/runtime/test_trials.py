@@ -67,6 +67,26 @@ def test_a_worker_goes_on_after_a_refusal() -> None:
         assert not trial.outputs_are_finite({**good, "x": np.full((3, 2), np.nan, np.float32)})
 
 
+def test_a_run_in_a_worker_is_ended_after_its_time_and_no_crash() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 18]> g (int64 trips, float x) => (float y) {
+      yes = Constant<value = bool {1}> ()
+      y = Loop(trips, yes, x) <body = b (int64 i, bool more, float state) => (bool go, float next) {
+        go = Identity(more)
+        next = Sin(state)
+      }>
+    }""")
+    model.graph.input.extend([_open("r"), _open("n", onnx.TensorProto.INT64)])
+    model.graph.node.append(helper.make_node("ReverseSequence", ["r", "n"], ["z"]))
+    model.graph.output.append(helper.make_empty_tensor_value_info("z"))
+    feed = {"x": np.array(0.5, np.float32), "r": np.ones((3, 2), np.float32), "n": np.array([1, 2])}
+    with trial_runs(InputMaker(read_onnx(model)).typed, Evaluator(model)) as trial:
+        trial.cpu_seconds = 0.2
+        for _ in range(4):
+            with pytest.raises(InputError, match=r"a run of it takes more than 0\.2 s"):
+                trial.outputs_are_finite({**feed, "trips": np.array(2**62)})
+        assert trial.outputs_are_finite({**feed, "trips": np.array(1)})
+
+
 def test_a_worker_answers_for_numbers_of_every_format() -> None:
     model = _model("Cast", [_open("x")], to=onnx.TensorProto.BFLOAT16)
     graph = InputMaker(read_onnx(model)).typed
