@@ -6,8 +6,9 @@ import errno
 import mmap
 import os
 import stat
+import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,7 @@ import onnx_ir
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.spelling import tensor_from_bytes
-from memoptc.ir.tensors import from_array, tensor_type
+from memoptc.ir.tensors import MadeTensor, from_array, tensor_type
 from memoptc.ir.types import DType
 
 _CHUNK = 1 << 22
@@ -27,6 +28,9 @@ _CHUNK = 1 << 22
 _ALIGNMENT = 16
 """Bytes that the start of what is mapped inside a model must be a multiple of: there nothing aligns it, and kernels may
 rely on it."""
+
+_LINE = 64
+"""Bytes that the start of a moved constant is a multiple of: those of a cache line."""
 
 _EAGER = 1 << 16
 """Weights up to this many bytes are read and kept; larger ones are mapped for as long as an array of them lives."""
@@ -237,14 +241,48 @@ def detach(graph: Graph) -> None:
             op.set_attr("value", copied(tensor))
 
 
+def is_mapped(tensor: Tensor) -> bool:
+    """True if a constant's content lies in a file that is mapped, or is read when somebody asks."""
+    return isinstance(tensor, onnx_ir.ExternalTensor) or _mapping(tensor) is not None
+
+
+def move_to_file(tensors: Collection[MadeTensor], folder: Path) -> None:
+    """Move the content of constants from memory into one file without a name, mapped for as long as any of them lives.
+
+    Args:
+        tensors: The constants; each must have an array in memory.
+        folder: Where the file is made.
+
+    Raises:
+        OSError: it cannot be written; the constants are as they were.
+    """
+    places = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.numpy())
+            file.write(bytes(-file.tell() % _LINE))
+            places.append((tensor, file.tell(), array.nbytes, array.dtype, array.shape))
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for tensor, start, size, dtype, shape in places:
+        tensor.move(np.frombuffer(mapping, np.uint8, size, start).view(dtype).reshape(shape))
+
+
 def release(tensor: Tensor) -> None:
     """Give back the memory in which a constant's content lies, as far as it can be read again from its file."""
     if isinstance(tensor, MappedTensor):
         tensor.release()
-    elif isinstance(tensor, onnx_ir.Tensor) and isinstance(tensor.raw, np.ndarray):
-        base: Any = tensor.raw
-        while isinstance(base, np.ndarray | memoryview):
-            base = base.base if isinstance(base, np.ndarray) else base.obj
-        if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+    else:
+        mapping = _mapping(tensor)
+        if mapping is not None and hasattr(mapping, "madvise"):
             # Views of a mapped file: their pages come back from the file when somebody looks again.
-            base.madvise(mmap.MADV_DONTNEED)
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(tensor: Tensor) -> mmap.mmap | None:
+    """The mapped file that a constant's array is a view of."""
+    base: Any = tensor.raw if isinstance(tensor, onnx_ir.Tensor) else None
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, mmap.mmap) else None

@@ -17,6 +17,14 @@ def tensor_type(tensor: Tensor) -> TensorType:
     return TensorType(DType(tensor.dtype), tuple(tensor.shape.numpy()))
 
 
+class MadeTensor(onnx_ir.Tensor[npt.NDArray[np.generic]]):
+    """A constant that was computed, not read: its content may be moved from memory into a file."""
+
+    def move(self, content: npt.NDArray[np.generic]) -> None:
+        """Take the same content in another place, which it is not copied from."""
+        self._raw = content
+
+
 def from_array(array: npt.ArrayLike, name: str = "", dtype: DType | None = None) -> Tensor:
     """Make a constant from an array.
 
@@ -31,7 +39,7 @@ def from_array(array: npt.ArrayLike, name: str = "", dtype: DType | None = None)
         return onnx_ir.StringTensor(flat, shape=onnx_ir.Shape(content.shape), name=name or None)
     if not content.flags.c_contiguous:
         content = content.copy(order="C")
-    return onnx_ir.Tensor(content, dtype=dtype, name=name or None)
+    return MadeTensor(content, dtype=dtype, name=name or None)
 
 
 def nbytes(tensor: Tensor) -> int:

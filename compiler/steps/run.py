@@ -27,6 +27,7 @@ from memoptc.ir.diagnostics import MemoptcError, first_line
 from memoptc.ir.onnx_io import write_into
 from memoptc.lossy import lossy_passes
 from memoptc.manager import Instrument, PassFailed, run_pipeline
+from memoptc.moved_weights import MoveWeights
 from memoptc.options import Options
 from memoptc.pass_base import Artefacts, Context
 from memoptc.pipeline import Pipeline, parse
@@ -143,6 +144,7 @@ def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipel
         KeepsInterface(),
         progress,
         ReproduceEndless(lambda t: Recipe(t, options.level, options.target, dict(data.dims), named), options=plugins),
+        MoveWeights(compilation.scratch),
         *snapshots.recorder(steps, context, changes),
     ]
     if options.dump_dir is not None:
