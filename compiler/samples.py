@@ -131,8 +131,8 @@ class Inputs:
         at = ", ".join(f"{name}={wanted.check[name]}" for name in wanted.chosen)
         what = f"at most at {self.points}" if self.points is not None else "only at the smallest sizes"
         self.warnings.append(
-            f"No made-up inputs were found on which the original runs, in a few seconds, at {at}, so it is planned and "
-            f"verified {what}. "
+            f"No made-up inputs were found on which the original runs, in a few seconds, at {at} in the memory that is "
+            f"free, so it is planned and verified {what}. "
             "Give real inputs with --validation, or say sizes that suit it with --dim."
         )
 

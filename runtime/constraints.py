@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.dims import Dim, KnownDim, Sym, is_nonnegative, maximum, product
+from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols, is_nonnegative, maximum, product
 from memoptc.ir.infer import Inference
 from memoptc.ir.ops import Family, in_family
 
@@ -90,9 +90,24 @@ class _Reader:
                 self.bounds[result] = self._bounds(op)
         for value, info in zip(self.graph.outputs, self.graph.outputs_info, strict=True):
             stated = info.shape
-            for one, other in zip(self._shape(value) or (), stated or (), strict=False):
+            for axis, (one, other) in enumerate(zip(self._shape(value) or (), stated or (), strict=False)):
                 if isinstance(one, Sym) and isinstance(other, Sym) and one != other:
+                    if self._is_mistaken(one, other, axis):
+                        continue
                     yield Requirement("equal", one, other, f"output {info.name}", 2)
+
+    def _is_mistaken(self, found: Sym, stated: Sym, axis: int) -> bool:
+        """True if what is stated of an output's axis, which the inputs' axes alone decide, says nothing of them.
+
+        Exporters make up names that no input has, one for several axes, and write those that they are given, also of
+        axes that their user has mixed up: none but the first is as long as a batch.
+        """
+        shapes = [s for v in self.graph.inputs if (s := self._shape(v)) is not None]
+        known = frozenset(name for shape in shapes for dim in shape for name in free_symbols(dim))
+        if not free_symbols(found) <= known:
+            return False
+        batch = any(s[:1] == (stated,) for s in shapes) and not any(stated in s[1:] for s in shapes)
+        return not free_symbols(stated) <= known or (batch and axis > 0)
 
     def _least(self, op: Op, trust: int) -> Iterator[Requirement]:
         """No extent is negative, and a window that does not fit once is refused, or gives nothing to compute with."""

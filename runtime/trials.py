@@ -26,6 +26,9 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.ops import facts
 from memoptc.runtime.child import environment, python
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.heap import available_bytes
+from memoptc.runtime.memory.extents import bind_shapes
+from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import Feed, RunOptions
 
@@ -35,6 +38,8 @@ _LOAD_SECONDS = 600.0
 """Seconds that a worker may take to start and to load the model."""
 _MOST_CRASHES = 3
 """Workers that may crash, or be stopped, before trials are given up: each costs about a second."""
+_SHARE = 0.5
+"""Part of the free memory that a run at sizes of our own choice may be predicted to take."""
 _ANSWER = "memoptc: "
 """What an answer of a worker begins with."""
 
@@ -69,10 +74,10 @@ def trial_runs(graph: Graph, original: Evaluator) -> Iterator[Trial]:
         original: The same model in onnxruntime.
     """
     if not may_crash_process(graph):
-        yield _InProcess(original)
+        yield _WithinMemory(graph, _InProcess(original))
         return
     with TemporaryFolder("memoptc-trial-") as folder, contextlib.closing(_InWorker(original, Path(folder))) as trial:
-        yield trial
+        yield _WithinMemory(graph, trial)
 
 
 def may_crash_process(graph: Graph) -> bool:
@@ -88,6 +93,39 @@ def _rank_open(value: Value) -> bool:
     if value.omitted:
         return False
     return value.is_shapeless
+
+
+class _WithinMemory:
+    """Trials at sizes that nobody asked for, which is where their time is bounded: none begins that may not fit."""
+
+    def __init__(self, graph: Graph, trial: Trial) -> None:
+        self._graph, self._trial = graph, trial
+        self._predicted: dict[frozenset[tuple[str, int]], int] = {}
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self._trial.cpu_seconds
+
+    @cpu_seconds.setter
+    def cpu_seconds(self, seconds: float) -> None:
+        self._trial.cpu_seconds = seconds
+
+    def restart(self) -> None:
+        self._trial.restart()
+
+    def outputs_are_finite(self, feed: Feed) -> bool:
+        free = available_bytes() if self.cpu_seconds < math.inf else None
+        if free is not None and (predicted := self._peak(feed)) > _SHARE * free:
+            raise InputError(f"a run is predicted to take {predicted:,} bytes; {free:,} are free")
+        return self._trial.outputs_are_finite(feed)
+
+    def _peak(self, feed: Feed) -> int:
+        """Bytes of activations at the sizes of a feed; 0 for a model of one size."""
+        dims = bind_shapes(self._graph, feed)
+        key = frozenset(dims.items())
+        if dims and key not in self._predicted:
+            self._predicted[key] = peak(self._graph, dims).peak_bytes
+        return self._predicted.get(key, 0)
 
 
 class _InProcess:

@@ -76,6 +76,18 @@ def test_an_image_without_a_batch_is_one() -> None:
     assert dict(found.plan) == {"H": 1024, "W": 1024}
 
 
+@pytest.mark.parametrize("stated", ["f32[D0,3,D0,D3]", "f32[N,3,N,W]"])
+def test_names_that_an_exporter_mixed_up_among_outputs_tie_no_inputs_together(stated: str) -> None:
+    found = points(graph("%x: f32[N,3,H,W]", "  %y = Relu(%x)", stated))
+    assert dict(found.plan) == {"N": 1, "H": 1024, "W": 1024}
+
+
+def test_a_length_that_an_output_states_as_a_sum_of_others_is_that_sum() -> None:
+    text = graph("%x: f32[N,P,8], %z: f32[N,S,8], %m: f32[N,T]", "  %y = Concat(%x, %z) {axis = 1}", "f32[N,T,8]")
+    check = points(text).check
+    assert check["T"] == check["P"] + check["S"]
+
+
 def test_sound_is_planned_at_seconds_not_at_thousands_of_samples():
     body = """  %w = const() {value=@w8_1_10} : f32[8,1,10]
   %axis = const() {value=[1]} : i64[1]

@@ -122,3 +122,24 @@ def test_design_points_count_what_goes_in() -> None:
     assert points is not None
     assert InputMaker(graph).nbytes(points.plan) <= PLANNED
     assert InputMaker(graph).nbytes(points.check) <= AFFORDABLE
+
+
+def test_no_run_begins_that_may_not_fit_at_sizes_of_our_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores of 4,096 rows against each other take 64 MiB."""
+    x = helper.make_tensor_value_info("x", 1, ["n", 8])
+    y = helper.make_tensor_value_info("y", 1, ["n", 8])
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["scores"]),
+        helper.make_node("MatMul", ["scores", "x"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    monkeypatch.setattr("memoptc.runtime.trials.available_bytes", lambda: 64 << 20)
+    feed = {"x": np.ones((4096, 8), np.float32)}
+    with trial_runs(InputMaker(read_onnx(model)).typed, Evaluator(model)) as trial:
+        assert trial.outputs_are_finite(feed)  # where the caller asked for the size, it is tried
+        trial.cpu_seconds = 60.0
+        assert trial.outputs_are_finite({"x": feed["x"][:64]})
+        with pytest.raises(InputError, match="predicted to take"):
+            trial.outputs_are_finite(feed)
