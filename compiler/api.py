@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from memoptc.attempts import Attempt, Attempts
+from memoptc.budget_search import reach, slowdown_where_slow
 from memoptc.compilation import Compilation
 from memoptc.digest import digest
 from memoptc.gate import check_budget, check_verification
@@ -21,12 +22,13 @@ from memoptc.ir.diagnostics import InputError, ProofError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
 from memoptc.ir.mapped import detach
 from memoptc.ir.onnx_io import to_proto
+from memoptc.left_in_float import check_target
 from memoptc.levels import SLOWDOWN, promised_slowdown
 from memoptc.measuring import Bench, Containers
 from memoptc.option_fields import keywords_after_one, keywords_after_two, to_argv
 from memoptc.options import FileOptions, Options
 from memoptc.packing import write_in_form
-from memoptc.reach import reach, slowdown_where_slow
+from memoptc.process_budget import Held, check_process, held
 from memoptc.report import Report, write_report
 from memoptc.report.model import Decision
 from memoptc.report.write import check_report_path
@@ -38,9 +40,7 @@ from memoptc.steps import prepare, prove, run
 from memoptc.steps.describe import Figures
 from memoptc.steps.reporting import report_of
 from memoptc.takeback import Keeper, with_proof
-from memoptc.untouched import check_target
 from memoptc.version import __version__
-from memoptc.within import Held, check_process, held
 
 
 class Result:
@@ -223,7 +223,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     report = report_of(compilation, attempts, attempt)
     if bench is not None:
         assert attempt.times is not None
-        feed = attempt.compiled.border.encode(data.feed)
+        feed = attempt.compiled.interface.encode(data.feed)
         containers = Containers()
         if options.container:
             containers = bench.containers(attempt.path, feed, attempt.times, options.progress)
@@ -279,7 +279,7 @@ def _measured_needs(attempt: Attempt, bench: Bench, options: Options) -> Held:
     budget = options.budget.process
     assert budget is not None
     if attempt.largest is None:
-        feed = attempt.compiled.border.encode(bench.feed)
+        feed = attempt.compiled.interface.encode(bench.feed)
         attempt.largest = bench.largest(attempt.path, feed, attempt.needs, budget)
     return held(attempt.largest, options, "measured")
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from memoptc.graph_files import Recipe, write_with_recipe
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.interface import Interface, interface_of
@@ -17,7 +18,6 @@ from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Group, Pipeline
 from memoptc.report.model import PassRecord
-from memoptc.textfile import Recipe, write_with_recipe
 
 
 class VerifyEach(Instrument):

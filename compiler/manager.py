@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memoptc.allowance import GATES, PASSES, Allowance
-from memoptc.blame import described, file_of
+from memoptc.exception_origin import described, file_of
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError

@@ -100,7 +100,7 @@ class Keeper:
         assert self.bench is not None
         if attempt.needs is None:
             self.attempts.record(attempt)
-            attempt.needs = self.bench.needs(attempt.path, attempt.compiled.border.encode(self.bench.feed))
+            attempt.needs = self.bench.needs(attempt.path, attempt.compiled.interface.encode(self.bench.feed))
         return broken_needs(self.bench.before.sizes, attempt.needs.sizes)
 
     def measure_times(self, attempt: Attempt) -> list[Broken]:
@@ -110,7 +110,7 @@ class Keeper:
         assert self.bench is not None
         assert attempt.needs is not None
         if attempt.times is None:
-            encode = attempt.compiled.border.encode
+            encode = attempt.compiled.interface.encode
             searching = attempt.edit is not None
             attempt.times = self.bench.times(attempt.path, encode(self.bench.feed), attempt.needs, searching=searching)
             if self.bench.step is not None:

@@ -24,7 +24,7 @@ def command(before: Path, after: Path, talk: Talk) -> int:
     from memoptc.cli.show import result_console
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.model_diff import diff_models
-    from memoptc.plain import plain
+    from memoptc.plain_values import plain
     from memoptc.report.rows import size
     from memoptc.report.side_by_side import report_of, side_by_side
 

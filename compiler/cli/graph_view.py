@@ -24,11 +24,11 @@ def command(model: Path, output: Path | None, top: int, options: dict[str, Any],
     from rich.table import Table
 
     from memoptc.cli.show import result_console
+    from memoptc.graph_files import read_any
     from memoptc.ir.diagnostics import InputError
     from memoptc.ir.files import atomic_write
     from memoptc.report.graph_page import graph_rows, render_graph
     from memoptc.report.rows import size
-    from memoptc.textfile import read_any
 
     if output is not None and output.suffix != ".html":
         raise InputError(f"{output} is no name for a page.", hint="Use a name that ends in .html.")

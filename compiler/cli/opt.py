@@ -49,6 +49,7 @@ def command(
 ) -> None:
     """Run passes on FILE and print the graph; statistics go to stderr."""
     from memoptc import registry
+    from memoptc.graph_files import read_any
     from memoptc.ir.mir import write_mir
     from memoptc.ir.onnx_io import write_onnx
     from memoptc.ir.printer import print_graph
@@ -57,7 +58,6 @@ def command(
     from memoptc.pipeline import parse
     from memoptc.rewrite.trace import Trace
     from memoptc.runtime.data import Data
-    from memoptc.textfile import read_any
 
     if output is not None:
         unused("with -o: files hold all weights", "full")

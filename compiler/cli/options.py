@@ -57,7 +57,7 @@ class Talk:
         """Print a result on stdout: as one JSON document, or as a person reads it, or not at all.
 
         Args:
-            result: What `memoptc.plain.plain` makes plain values of, or a function that gives it.
+            result: What `memoptc.plain_values.plain` makes plain values of, or a function that gives it.
             show: Prints it for a person.
             always: Print it with `--quiet`, too: it is all that the command is called for.
         """
@@ -71,7 +71,7 @@ def print_json(result: Any) -> None:
     """Print one JSON document on stdout."""
     import json
 
-    from memoptc.plain import plain
+    from memoptc.plain_values import plain
 
     click.echo(json.dumps(plain(result), indent=2, ensure_ascii=False))
 

@@ -100,13 +100,13 @@ def _judge(bit_exact: bool, options: dict[str, Any]) -> Judge:
 
 def _comparable(original: Path, candidate: Path, folder: Path) -> Path:
     """Give the candidate, or, where it takes or gives codes, a model around it that takes and gives what they code."""
-    from memoptc.border import with_border_of
+    from memoptc.coded_interface import with_interface_of
     from memoptc.ir.diagnostics import MemoptcError
     from memoptc.ir.onnx_io import read_onnx, write_into
 
     try:
         graph = read_onnx(candidate)
-        floating = with_border_of(read_onnx(original), graph)
+        floating = with_interface_of(read_onnx(original), graph)
     except MemoptcError:
         return candidate  # the comparison says what is wrong with either
     if floating is graph:

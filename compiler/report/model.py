@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memoptc.plain import plain
+from memoptc.plain_values import plain
 from memoptc.report import verdict as judged
 from memoptc.report.facts import Curve, Decision, PassRecord, ReportFacts, Side
 from memoptc.report.verdict import Worse

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from memoptc.plain import plain
+from memoptc.plain_values import plain
 from memoptc.report.rows import markdown_cell, size
 
 if TYPE_CHECKING:

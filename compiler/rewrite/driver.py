@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from memoptc.blame import defined_at, described, file_of
+from memoptc.exception_origin import defined_at, described, file_of
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.pass_base import Context, Pass

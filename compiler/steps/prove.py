@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from memoptc.bisect import bisect
-from memoptc.border import with_border_of
+from memoptc.coded_interface import with_interface_of
 from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
@@ -32,11 +32,11 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
     Args:
         compilation: With the original.
         compiled: What the passes made.
-        written: Its file; one that takes and gives codes is compared with the border put back.
+        written: Its file; one that takes and gives codes is compared with the interface put back.
     """
     source, options, data = compilation.source, compilation.options, compilation.data
-    floating = with_border_of(source.graph, compiled.graph)
-    candidate = written if floating is compiled.graph else compilation.scratch / "border.onnx"
+    floating = with_interface_of(source.graph, compiled.graph)
+    candidate = written if floating is compiled.graph else compilation.scratch / "float_interface.onnx"
     if candidate is not written:
         write_into(floating, candidate)
     wanted = judge(options, compiled.pipeline, compiled.changed, source.graph)
@@ -133,7 +133,7 @@ def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
     wanted = judge(options, steps, range(len(list(steps.passes()))), source.graph)
 
     def good(graph: Graph) -> bool:
-        write_into(with_border_of(source.graph, graph), path)
+        write_into(with_interface_of(source.graph, graph), path)
         return verify_models(
             source.control,
             path,

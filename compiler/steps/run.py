@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from memoptc import levels, registry
-from memoptc.border import Border, border_since, with_border_of
+from memoptc.coded_interface import CodedInterface, interface_since, with_interface_of
 from memoptc.compilation import Compilation
 from memoptc.exclusion import excluding
+from memoptc.graph_files import Recipe
 from memoptc.instruments import (
     Changes,
     CheckEach,
@@ -42,7 +43,6 @@ from memoptc.runtime.spool import trim
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.snapshots import Snapshots
 from memoptc.steps.prepare import Prepared, prepare
-from memoptc.textfile import Recipe
 
 _TUNING = 4.0
 """Seconds that measuring one candidate may take."""
@@ -84,7 +84,7 @@ class Compiled:
         graph: The graph.
         pipeline: What ran.
         artefacts: What passes made besides.
-        border: Inputs and outputs that are codes now.
+        interface: Inputs and outputs that are codes now.
         passes: What each pass did.
         changed: Which passes of the pipeline changed the graph, counted as `Pipeline.passes` gives them.
         warnings: What the user must know.
@@ -94,7 +94,7 @@ class Compiled:
     graph: Graph
     pipeline: Pipeline
     artefacts: Artefacts
-    border: Border
+    interface: CodedInterface
     passes: list[PassRecord]
     changed: list[int]
     warnings: list[str]
@@ -167,9 +167,9 @@ def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipel
     changed = changes.positions()
     late = [i for i, pass_ in enumerate(steps.passes()) if pass_.name in context.allowance.left_out]
     context.warnings += _idle(steps, [*changed, *late], passes)
-    border = border_since(graph, compilation.source.graph)
+    interface = interface_since(graph, compilation.source.graph)
     said = (context.warnings, context.decisions)
-    return Compiled(graph, steps, context.artefacts, border, passes, changed, *said)
+    return Compiled(graph, steps, context.artefacts, interface, passes, changed, *said)
 
 
 def _idle(steps: Pipeline, changed: list[int], records: list[PassRecord]) -> list[str]:
@@ -247,7 +247,7 @@ def context_of(compilation: Compilation) -> Context:
 
 def _error(graph: Graph, compilation: Compilation) -> float:
     path, data = compilation.scratch / "check.onnx", compilation.data
-    write_into(with_border_of(compilation.source.graph, graph), path)
+    write_into(with_interface_of(compilation.source.graph, graph), path)
     found = verify_models(compilation.source.control, path, mode="fast", data=data.raw, inputs=data.kind)
     errors = [o["max_abs"] for o in found.outputs if isinstance(o["max_abs"], int | float)]
     return max(errors, default=0.0)

@@ -28,7 +28,7 @@ def choose_form(compilation: Compilation, compiled: Compiled, measured: bool) ->
     """Choose how the graph is written; by measuring where that is on and `measured`, else on paper."""
     options, data = compilation.options, compilation.data
     measured = measured and options.measure and options.form == "auto"
-    feed = compiled.border.encode(data.feed) if measured else None
+    feed = compiled.interface.encode(data.feed) if measured else None
     return forms.choose_form(compiled.graph, data.dims, options, frozen=compiled.artefacts.frozen, feed=feed)
 
 
@@ -73,7 +73,7 @@ def recorded_contract(
         The contract, and why nothing was recorded; `""` when something was.
     """
     options, data = compilation.options, compilation.data
-    frozen, encode = compiled.artefacts.frozen, compiled.border.encode
+    frozen, encode = compiled.artefacts.frozen, compiled.interface.encode
     plain = contract(compilation, compiled, written)
     frugal, peaks = plain.options, dict(plain.peaks)
     wanted = judge(options, compiled.pipeline, compiled.changed, compilation.source.graph)

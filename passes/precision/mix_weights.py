@@ -22,8 +22,7 @@ from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, 
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.numerics import weight_codes
-from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Weight, WeightUse
+from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.replay import search_memoized
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
@@ -38,6 +37,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
 from memoptc.passes.precision._quantize.weight_coder import Memo, WeightCoder
 from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK, WeightFormat, near_divisor
 from memoptc.passes.precision._quantize.weight_only import Writer
+from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, Weight, WeightUse
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import FAILED, Quality, decibels
 

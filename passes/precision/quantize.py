@@ -15,13 +15,13 @@ from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize import embedding
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
-from memoptc.passes.precision._quantize.existing import is_quantized, without_sign
-from memoptc.passes.precision._quantize.few_left import left_in_float
+from memoptc.passes.precision._quantize.existing_codes import is_quantized, without_sign
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
 from memoptc.passes.precision._quantize.observe import checkpoint_of, observe
-from memoptc.passes.precision._quantize.places import GATHER, RECURRENT
 from memoptc.passes.precision._quantize.static import StaticQuantizer
 from memoptc.passes.precision._quantize.static_choice import Choice, choose, is_float32, share_scales
+from memoptc.passes.precision._quantize.weight_operands import GATHER, RECURRENT
+from memoptc.passes.precision._quantize.worst_layers import left_in_float
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from memoptc.border import Coded, read_border, write_border
+from memoptc.coded_interface import Coded, read_coded_interface, write_coded_interface
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
@@ -76,7 +76,7 @@ class QuantizeCache(Pass):
         context.shapes(graph)
         found = list(kept(graph))
         scales = _scales(graph, [v for site in found for v in site.present], context)
-        border = read_border(graph)
+        interface = read_coded_interface(graph)
         for site in found:
             if any(v not in scales for v in site.present):
                 context.stats["left: no steps in the data"] += 1
@@ -84,9 +84,9 @@ class QuantizeCache(Pass):
             codes = tuple(_coded(scales[v]) for v in site.present)
             _code(graph, site, codes)
             for past, present, coded in zip(site.past, site.present, codes, strict=True):
-                border.inputs[past.name] = border.outputs[_name(graph, present)] = coded
+                interface.inputs[past.name] = interface.outputs[_name(graph, present)] = coded
                 context.stats["caches coded"] += 1
-        write_border(graph, border)
+        write_coded_interface(graph, interface)
         if context.stats["caches coded"]:
             what = f"{context.stats['caches coded']} caches are int8"
             context.decisions.append(Decision("quantize-cache", what, "a scale for each channel of each head"))

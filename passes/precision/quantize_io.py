@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from memoptc.border import Border, Coded, read_border, write_border
+from memoptc.coded_interface import Coded, CodedInterface, read_coded_interface, write_coded_interface
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
@@ -20,7 +20,7 @@ _HALF = {"": None, "float16": DType.FLOAT16}
 
 
 class QuantizeIo(Pass):
-    """Move the border of the model behind the first QuantizeLinear and before the last DequantizeLinear.
+    """Move the interface of the model behind the first QuantizeLinear and before the last DequantizeLinear.
 
     An input that only goes into one code becomes that code, and so does an output that comes from one; what else reads
     the input gets it decoded. Scales and zero points are written into the model's metadata (`memoptc.io`) and into the
@@ -40,26 +40,26 @@ class QuantizeIo(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         """Change what can be changed, and say what callers have to hand in."""
-        border = read_border(graph)
+        interface = read_coded_interface(graph)
         left = []
         wanted = _HALF[self.half]
         for value in graph.inputs:
             if _is_float32(value):
                 found = _input(graph, value, wanted)
                 if isinstance(found, Coded):
-                    border.inputs[value.name] = found
+                    interface.inputs[value.name] = found
                 else:
                     left.append((f"input {value.name!r} stays float32", found))
         for index, info in enumerate(graph.outputs_info):
             if _is_float32(graph.outputs[index]):
                 found = _output(graph, index, wanted)
                 if isinstance(found, Coded):
-                    border.outputs[info.name] = found
+                    interface.outputs[info.name] = found
                 else:
                     left.append((f"output {info.name!r} stays float32", found))
-        write_border(graph, border)
-        context.stats["inputs and outputs coded"] += len(border.inputs) + len(border.outputs)
-        _report(border, left, context)
+        write_coded_interface(graph, interface)
+        context.stats["inputs and outputs coded"] += len(interface.inputs) + len(interface.outputs)
+        _report(interface, left, context)
 
 
 def _is_float32(value: Value) -> bool:
@@ -148,11 +148,11 @@ def _first(graph: Graph) -> Op | None:
     return next((op for op in graph.ops if not op.is_const and op.op_type != "absent"), None)
 
 
-def _report(border: Border, left: list[tuple[str, str]], context: Context) -> None:
-    for kind, found in (("input", border.inputs), ("output", border.outputs)):
+def _report(interface: CodedInterface, left: list[tuple[str, str]], context: Context) -> None:
+    for kind, found in (("input", interface.inputs), ("output", interface.outputs)):
         for name, coded in found.items():
             why = "callers hand in and get what the model works with"
             context.decisions.append(Decision("quantize-io", f"{kind} {name!r} is {coded}", why))
     context.decisions.extend(Decision("quantize-io", what, why) for what, why in left)
-    if not border.inputs and not border.outputs:
+    if not interface.inputs and not interface.outputs:
         context.warnings.append("No input or output is quantized as a whole, so all keep their dtypes.")

@@ -16,12 +16,11 @@ from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
 from memoptc.passes.precision._quantize.decoder_blocks import code_decoder_in_blocks
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
-from memoptc.passes.precision._quantize.existing import is_quantized
+from memoptc.passes.precision._quantize.existing_codes import is_quantized
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.layers import quantizable_layers
 from memoptc.passes.precision._quantize.observation import rounding_work
 from memoptc.passes.precision._quantize.observe import checkpoint_of
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER
 from memoptc.passes.precision._quantize.replay import adopt, search_memoized, take_over
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
@@ -31,6 +30,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     greedy_moves,
     layer_row,
 )
+from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GATHER
 from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights

@@ -17,8 +17,8 @@ from memoptc.ir.types import DType, TensorType, Type
 from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
-from memoptc.passes.shrink._exit.allowed import disagreements, samples_for
 from memoptc.passes.shrink._exit.branch import confident, end_or_go_on
+from memoptc.passes.shrink._exit.disagreement_bound import disagreements, samples_for
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, threshold_for
 from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications

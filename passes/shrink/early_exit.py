@@ -13,10 +13,10 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
-from memoptc.passes.shrink._exit.allowed import disagreements, samples_for
-from memoptc.passes.shrink._exit.borders import Border, borders
 from memoptc.passes.shrink._exit.branch import pooled, write_exit
+from memoptc.passes.shrink._exit.disagreement_bound import disagreements, samples_for
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, fit_head, threshold_for
+from memoptc.passes.shrink._exit.layer_boundaries import LayerBoundary, layer_boundaries
 from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink._shrink.work import FLOATS
 from memoptc.report.model import Decision
@@ -83,7 +83,7 @@ class EarlyExit(Pass):
             raise InputError("early-exit needs data.", hint="Give some with --calibration; labels are not needed.")
         context.shapes(graph)
         reason = _why_not(graph)
-        found = [] if reason else borders(graph)
+        found = [] if reason else layer_boundaries(graph)
         if not found:
             context.stats[f"left: {reason or 'no border between layers with something to save behind it'}"] += 1
             return
@@ -140,7 +140,7 @@ class EarlyExit(Pass):
             "kind helps, and so does more validation data, which can show how sure an exit has to be."
         )
 
-    def _chosen(self, found: list[Border], heads: Mapping[int, Head]) -> list[_Exit]:
+    def _chosen(self, found: list[LayerBoundary], heads: Mapping[int, Head]) -> list[_Exit]:
         """The exits that save most on the calibration data."""
         if self.threshold is not None:
             return [_Exit(0, found[0], self.threshold)]
@@ -156,7 +156,7 @@ class EarlyExit(Pass):
         exits = self._calibrated([exit_.index for exit_ in best[1]], found, odd)
         return exits if _saved(exits, odd) > WORTH else []
 
-    def _as_sure_as(self, chosen: list[_Exit], found: list[Border], seen: Mapping[int, Head]) -> list[_Exit]:
+    def _as_sure_as(self, chosen: list[_Exit], found: list[LayerBoundary], seen: Mapping[int, Head]) -> list[_Exit]:
         """The exits with thresholds that validation samples allow, too, where these are enough to show anything.
 
         Calibration data are often what the model was trained on, of which it is surer than of other inputs.
@@ -169,7 +169,7 @@ class EarlyExit(Pass):
         least = {e.index: e.threshold for e in self._calibrated([exit_.index for exit_ in chosen], found, seen)}
         return [replace(e, threshold=max(e.threshold, least[e.index])) for e in chosen if e.index in least]
 
-    def _calibrated(self, indices: list[int], found: list[Border], heads: Mapping[int, Head]) -> list[_Exit]:
+    def _calibrated(self, indices: list[int], found: list[LayerBoundary], heads: Mapping[int, Head]) -> list[_Exit]:
         """The exits with the lowest thresholds that the samples allow; without those that nobody leaves by."""
         samples = len(heads[indices[0]].agrees) if indices else 0
         allowed = disagreements(self.max_disagreement, samples)
@@ -215,7 +215,7 @@ class _Exit:
     """
 
     index: int
-    border: Border
+    border: LayerBoundary
     threshold: float
 
 
@@ -278,9 +278,9 @@ def _why_not(graph: Graph) -> str:
 
 
 def _observed(
-    graph: Graph, found: list[Border], data: Iterable[Sample], context: Context
-) -> tuple[list[Border], list[Floats], Floats]:
-    """Pooled features at borders `[rows, features]`, and scores `[rows, classes]`, on data.
+    graph: Graph, found: list[LayerBoundary], data: Iterable[Sample], context: Context
+) -> tuple[list[LayerBoundary], list[Floats], Floats]:
+    """Pooled features at boundaries `[rows, features]`, and scores `[rows, classes]`, on data.
 
     Borders are left out where a sample has other rows than its scores: tokens of all sequences, one after the other, or
     the time axis first.

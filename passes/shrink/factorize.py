@@ -15,8 +15,8 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.sites import WEIGHTED
 from memoptc.passes.precision._quantize.matrix import Floats, energy, rows_of
-from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
-from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.passes.precision._quantize.operand_moments import in_groups, moments_of, why_not
+from memoptc.passes.shrink._shrink.accuracy_search import Gate, Level, Levels
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments

@@ -13,8 +13,8 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.tensors import nbytes
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.matrix import Floats, as_weight_of, energy, replace_constant, rows_of
-from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
-from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.passes.precision._quantize.operand_moments import in_groups, moments_of, why_not
+from memoptc.passes.shrink._shrink.accuracy_search import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.units import Units, find_units, remove
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.blas import one_thread

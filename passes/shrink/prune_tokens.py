@@ -13,9 +13,9 @@ from memoptc.ir.dims import same
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.estimate import run_seconds
-from memoptc.passes.precision._quantize.pace import Pace
+from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.replay import adopt
-from memoptc.passes.shrink._shrink.gate import Gate, Level, Levels
+from memoptc.passes.shrink._shrink.accuracy_search import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, TokenDrop, drop_tokens
 from memoptc.passes.shrink._tokens.merge import MOST_MERGED, TokenCounts

@@ -14,15 +14,15 @@ from runtime_models import normal, parse
 
 import memoptc
 from memoptc.budget import Budget
+from memoptc.budget_search import reach
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import BudgetError, InputError
 from memoptc.options import Options
-from memoptc.reach import reach
+from memoptc.process_budget import MARGIN, Held, check_process, held
 from memoptc.runtime.measure import measure_need
 from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.runtime.options import STOCK
 from memoptc.runtime.sizes import RESOLUTION
-from memoptc.within import MARGIN, Held, check_process, held
 
 MB = 10**6
 

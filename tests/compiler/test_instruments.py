@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import memoptc
 from memoptc import registry
 from memoptc.cli.main import cli
+from memoptc.graph_files import read_any
 from memoptc.instruments import CheckEach, Dump, PrintAfter, PrintChanged, VerifyEach, write_reproducer
 from memoptc.ir.core import Graph, Op, Tensor
 from memoptc.ir.equality import same_structure
@@ -22,7 +23,6 @@ from memoptc.ir.tensors import from_array
 from memoptc.manager import PassFailed, run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import parse as pipeline
-from memoptc.textfile import read_any
 
 TEXT = """
 graph @g(%x: f32[2,3]) -> (f32[2,3]) {

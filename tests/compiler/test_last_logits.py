@@ -20,7 +20,7 @@ from memoptc.last_logits import keep_last, keep_last_of, logits_of
 from memoptc.pass_base import Context
 from memoptc.passes.fuse._fuse.core import shape_of
 from memoptc.passes.memory.narrow import Narrow
-from memoptc.passes.precision._quantize.reading import moments_of
+from memoptc.passes.precision._quantize.operand_moments import moments_of
 from memoptc.runtime.data import Data
 from memoptc.testing import run_pass
 

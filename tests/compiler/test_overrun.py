@@ -12,6 +12,7 @@ import pytest
 import memoptc
 from memoptc import registry
 from memoptc.compilation import Compilation
+from memoptc.graph_files import read_any
 from memoptc.instruments import VerifyEach
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph, Op, Value
@@ -28,7 +29,6 @@ from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.problem import Problem
 from memoptc.steps import run
 from memoptc.testing import run_pass
-from memoptc.textfile import read_any
 
 TEXT = """
 graph @g(%x: f32[2,3]) -> (f32[2,3]) {

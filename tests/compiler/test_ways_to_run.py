@@ -126,9 +126,9 @@ def attempt_at(folder: Path) -> Any:
     path = folder / "m.onnx"
     contract = Contract(tier="planned")
     contract.save(contract_path(path))
-    border = SimpleNamespace(encode=lambda feed: feed)
+    interface = SimpleNamespace(encode=lambda feed: feed)
     return SimpleNamespace(path=path, contract=contract, needs=None, times=None, decisions=[], warnings=[],
-                           compiled=SimpleNamespace(border=border), edit=None)  # fmt: skip
+                           compiled=SimpleNamespace(interface=interface), edit=None)  # fmt: skip
 
 
 @pytest.mark.parametrize(

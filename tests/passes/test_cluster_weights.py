@@ -19,7 +19,7 @@ from memoptc.ir.verifier import verify
 from memoptc.manager import weight_bytes
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.codebook import codebook, nearest
-from memoptc.passes.shrink._shrink.gate import Level, furthest, steps
+from memoptc.passes.shrink._shrink.accuracy_search import Level, furthest, steps
 from memoptc.passes.shrink.cluster_weights import ClusterWeights
 from memoptc.runtime.data import Data
 from memoptc.testing import run_pass

@@ -13,7 +13,7 @@ from decoder_forms import genai, seq2seq
 from decoders import Style, decoder, feed
 
 import memoptc
-from memoptc.border import read_border, with_border_of
+from memoptc.coded_interface import read_coded_interface, with_interface_of
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import recognise
 from memoptc.ir.onnx_io import read_onnx, to_proto
@@ -53,12 +53,12 @@ def test_codes_are_those_of_the_original_and_decode_one_by_one(form: str, tmp_pa
     original, graph, _ = coded(model, tmp_path)
     caches = [c for c in recognise(graph).own if c.dtype == "int8"]
     assert len(caches) == 4
-    floating = Evaluator(to_proto(with_border_of(original, graph)))
+    floating = Evaluator(to_proto(with_interface_of(original, graph)))
     fed = {n: v for n, v in feed(STYLE, 1, len(IDS), 0).items() if n in {i.name for i in model.graph.input}}
     fed["input_ids"] = np.asarray([IDS])
     wanted, got = Evaluator(model).run(fed), floating.run(fed)
     for part in ("key", "value"):  # of the first layer, which no code has touched before
-        scales = read_border(graph).outputs[f"present.0.{part}"].scales()
+        scales = read_coded_interface(graph).outputs[f"present.0.{part}"].scales()
         difference = np.abs(wanted[f"present.0.{part}"] - got[f"present.0.{part}"])
         assert (difference <= 0.501 * scales).all()
         assert difference.max() > 0
@@ -103,7 +103,7 @@ def test_what_no_kernel_reads_in_codes_stays(tmp_path: Path) -> None:
         kept = {v.name: v.dtype for v in graph.inputs if "past" in v.name}
         assert [d.name for d in kept.values() if d is not None] == ["FLOAT", "FLOAT", "INT8", "INT8"]
         _, other, context = coded(seq2seq(Style(kv=4, width=20)), tmp_path)
-        assert not read_border(other).inputs
+        assert not read_coded_interface(other).inputs
         assert any("No cache is kept in codes" in w for w in context.warnings)
     for options, why in (({}, "come from data"), ({"calibration": data()}, "float noise")):
         with pytest.raises(memoptc.InputError, match=why):

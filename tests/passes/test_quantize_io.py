@@ -14,8 +14,8 @@ import zoo
 from onnx import TensorProto
 
 from memoptc.api import Result, compile
-from memoptc.border import Coded, read_border
 from memoptc.cli.main import main
+from memoptc.coded_interface import Coded, read_coded_interface
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
@@ -73,9 +73,9 @@ def decoded(name: str, found: Result, value: npt.NDArray[Any]) -> npt.NDArray[np
 
 
 def assert_same_numbers(before: onnx.ModelProto, found: Result, least: float) -> None:
-    old, new, border = Evaluator(before), Evaluator(found.model), read_border(found.graph)
+    old, new, interface = Evaluator(before), Evaluator(found.model), read_coded_interface(found.graph)
     for feed in feeds():
-        got = new.run(border.encode(feed))
+        got = new.run(interface.encode(feed))
         for name, value in old.run(feed).items():
             noise = np.square(value - decoded(name, found, got[name])).sum()
             assert 10 * np.log10(np.square(value).sum() / noise) > least, name
@@ -96,7 +96,7 @@ def test_outputs_of_products_are_codes_and_extents_are_read_off_codes() -> None:
     found = compile(before, 1, "int8", calibration=data, quantize_io=True)
     assert kinds(found) == ({"x": TensorProto.UINT8}, {"y": TensorProto.UINT8, "n": TensorProto.INT64})
     assert [op.op_type for op in found.graph.ops if not op.is_const].count("DequantizeLinear") == 2
-    got = Evaluator(found.model).run(read_border(found.graph).encode(data[0]))
+    got = Evaluator(found.model).run(read_coded_interface(found.graph).encode(data[0]))
     expected = Evaluator(before).run(data[0])
     assert np.abs(decoded("y", found, got["y"]) - expected["y"]).max() < 0.03 * np.abs(expected["y"]).max()
     assert (got["n"] == expected["n"]).all()
@@ -152,21 +152,21 @@ def test_a_model_that_takes_codes_already_goes_on_taking_them() -> None:
     again = compile(once.model, 1)
     assert kinds(again) == kinds(once)
     assert again.report.verification["bit_exact"]
-    assert read_border(again.graph) == read_border(once.graph)
+    assert read_coded_interface(again.graph) == read_coded_interface(once.graph)
 
 
 def test_wrong_codes_are_found() -> None:
     """The proof runs the result itself behind the codes that it declares: a wrong scale fails."""
-    from memoptc.border import with_border_of, write_border
+    from memoptc.coded_interface import with_interface_of, write_coded_interface
     from memoptc.ir.onnx_io import read_onnx
 
     before = net()
     found = compile(before, 1, "int8", calibration=feeds(), quantize_io=True)
-    original, border = read_onnx(before), read_border(found.graph)
-    right = with_border_of(original, found.graph)
-    border.inputs["image"] = Coded(DType.UINT8, border.inputs["image"].scale or 1.0 * 2, 0)
-    write_border(found.graph, border)
-    wrong = with_border_of(original, found.graph)
+    original, interface = read_onnx(before), read_coded_interface(found.graph)
+    right = with_interface_of(original, found.graph)
+    interface.inputs["image"] = Coded(DType.UINT8, interface.inputs["image"].scale or 1.0 * 2, 0)
+    write_coded_interface(found.graph, interface)
+    wrong = with_interface_of(original, found.graph)
     (feed,) = feeds(1)
     expected, good, bad = (Evaluator(m).run(feed)["y"] for m in (before, to_proto(right), to_proto(wrong)))
     assert np.abs(good - expected).max() < 0.1 * np.abs(expected).max() < np.abs(bad - expected).max()

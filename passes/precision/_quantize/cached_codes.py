@@ -15,10 +15,10 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.blocks import Blocks
 from memoptc.passes.precision._quantize.observe import shared_weights
-from memoptc.passes.precision._quantize.places import Weight
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.tables import Table
 from memoptc.passes.precision._quantize.weight_coder import CodedMatrix, CodeKey, WeightCoder
+from memoptc.passes.precision._quantize.weight_operands import Weight
 from memoptc.runtime.result_cache import ResultCache, fingerprint
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -15,12 +15,12 @@ from memoptc.ir.core import Graph
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.cached_codes import CodeCache
 from memoptc.passes.precision._quantize.numerics import magnitude_of
-from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Weight, WeightUse, find_weights
-from memoptc.passes.precision._quantize.reading import in_groups, moments_of, why_not
+from memoptc.passes.precision._quantize.operand_moments import in_groups, moments_of, why_not
+from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.weight_coder import WINDOW, WeightCoder
 from memoptc.passes.precision._quantize.weight_format import WeightFormat
 from memoptc.passes.precision._quantize.weight_only import Writer
+from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GATHER, Weight, WeightUse, find_weights
 from memoptc.report.model import Decision
 from memoptc.runtime.blas import one_thread
 from memoptc.runtime.moments import Moments

@@ -8,10 +8,10 @@ from memoptc.ir.core import Graph
 from memoptc.pass_base import Context, Precision
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.nearest_products import nearest_products
-from memoptc.passes.precision._quantize.places import find_weights
 from memoptc.passes.precision._quantize.replay import take_over
 from memoptc.passes.precision._quantize.sensitivity import bytes_of
 from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK
+from memoptc.passes.precision._quantize.weight_operands import find_weights
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import FAILED, Quality, decibels

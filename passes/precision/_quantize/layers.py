@@ -10,10 +10,10 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op
 from memoptc.passes.precision._quantize import embedding
 from memoptc.passes.precision._quantize.coding import SMALLEST, obstacle
-from memoptc.passes.precision._quantize.places import GATHER, PRODUCTS, Weight, find_weights
 from memoptc.passes.precision._quantize.recurrent import recurrent
 from memoptc.passes.precision._quantize.settings import QuantizationConfig
 from memoptc.passes.precision._quantize.weight_format import WeightFormat
+from memoptc.passes.precision._quantize.weight_operands import GATHER, PRODUCTS, Weight, find_weights
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 
 BLOCK = 32

@@ -9,9 +9,9 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.blocks import Blocks, pack
-from memoptc.passes.precision._quantize.places import PRODUCTS, Weight, WeightUse
 from memoptc.passes.precision._quantize.weight_coder import WeightCoder
 from memoptc.passes.precision._quantize.weight_constants import WeightConstants
+from memoptc.passes.precision._quantize.weight_operands import PRODUCTS, Weight, WeightUse
 from memoptc.runtime.kernels import gathers_codes
 
 _MATRIX = (1, 1.0)

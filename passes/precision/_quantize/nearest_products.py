@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.decoder_caches import steps_behind
-from memoptc.passes.precision._quantize.places import PRODUCTS
+from memoptc.passes.precision._quantize.weight_operands import PRODUCTS
 
 
 def nearest_products(graph: Graph, outputs: Collection[str]) -> list[Op]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from memoptc.ir.core import Graph, Op
 from memoptc.pass_base import Context
-from memoptc.passes.precision._quantize.reading import columns_of, in_groups, moments_of, why_not
+from memoptc.passes.precision._quantize.operand_moments import columns_of, in_groups, moments_of, why_not
 from memoptc.runtime.moments import Moments
 
 WORK = 3e11

@@ -16,7 +16,7 @@ from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
 from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision._quantize.correct import output_axis
 from memoptc.passes.precision._quantize.layer_precision import LayerPrecision
-from memoptc.passes.precision._quantize.pace import Pace
+from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.settings import Setting
 from memoptc.passes.precision._quantize.tradeoff import (
     Layer,

@@ -22,7 +22,7 @@ from memoptc.passes.precision._quantize.correct import (
     shift_following,
     spread_inputs,
 )
-from memoptc.passes.precision._quantize.existing import decoded_weight, is_decoder, reads_codes
+from memoptc.passes.precision._quantize.existing_codes import decoded_weight, is_decoder, reads_codes
 from memoptc.passes.precision._quantize.numerics import (
     Codes,
     Scale,

@@ -12,7 +12,7 @@ from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
-from memoptc.passes.precision._quantize.existing import Existing, decoded_weight, find_existing
+from memoptc.passes.precision._quantize.existing_codes import Existing, decoded_weight, find_existing
 from memoptc.passes.precision._quantize.numerics import Scale, magnitude_of
 from memoptc.runtime.devices import Device
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from memoptc.ir.types import DType
 from memoptc.passes.precision._quantize.blocks import Blocks, encode, error_of
 from memoptc.passes.precision._quantize.numerics import Codes, weight_codes
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, Weight, WeightUse
 from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, nearer, round_blocks
 from memoptc.passes.precision._quantize.tables import Table, make_table
 from memoptc.passes.precision._quantize.weight_format import WeightFormat, near_divisor
+from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, Weight, WeightUse
 from memoptc.runtime.moments import Moments
 
 WINDOW = 2

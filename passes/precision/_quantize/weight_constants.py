@@ -11,7 +11,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.types import DType
 from memoptc.passes.precision._quantize.blocks import Blocks
-from memoptc.passes.precision._quantize.places import Weight
+from memoptc.passes.precision._quantize.weight_operands import Weight
 
 _DTYPES = {(4, True): DType.INT4, (4, False): DType.UINT4, (8, True): DType.INT8, (8, False): DType.UINT8}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memoptc.passes.precision._quantize.places import GATHER, Weight, WeightUse
+from memoptc.passes.precision._quantize.weight_operands import GATHER, Weight, WeightUse
 from memoptc.runtime.kernels import multiplies_codes
 
 BLOCKED_SINCE = 21

@@ -14,11 +14,11 @@ from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InternalError
 from memoptc.ir.types import DType, TensorType
 from memoptc.passes.precision._quantize.lookups import look_up_blocks, look_up_rows
-from memoptc.passes.precision._quantize.places import CONVOLUTIONS, GATHER, Weight, WeightUse
 from memoptc.passes.precision._quantize.tables import read_table
 from memoptc.passes.precision._quantize.weight_coder import WeightCoder
 from memoptc.passes.precision._quantize.weight_constants import WeightConstants
 from memoptc.passes.precision._quantize.weight_format import BLOCKED_SINCE
+from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GATHER, Weight, WeightUse
 from memoptc.runtime.moments import Moments
 
 RULE = "quantize-weights"

@@ -1,4 +1,4 @@
-"""Borders between layers: values that alone carry what a model has computed so far."""
+"""Boundaries between layers: values that alone carry what a model has computed so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FROM, UNTIL = 0.05, 0.9
 
 
 @dataclass(frozen=True)
-class Border:
+class LayerBoundary:
     """A place between two layers.
 
     Args:
@@ -28,7 +28,7 @@ class Border:
     done: float
 
 
-def borders(graph: Graph) -> list[Border]:
+def layer_boundaries(graph: Graph) -> list[LayerBoundary]:
     """Find values of rank 2 to 4 with a known width that are all that later ops know of the inputs.
 
     One walk over the ops: a border is where exactly one computed float value of rank 2 or more is used later. Extents
@@ -58,9 +58,9 @@ def borders(graph: Graph) -> list[Border]:
             shape = value.shape or ()
             fits = value.op is op and 2 <= len(shape) <= 4 and isinstance(_width(value), int)
             if fits and (None in (shape[0], batch) or shape[0] == batch):
-                found.append(Border(value.name, done / whole))
+                found.append(LayerBoundary(value.name, done / whole))
     found = [border for border in found if FROM <= border.done <= UNTIL]
-    spread: dict[int, Border] = {}
+    spread: dict[int, LayerBoundary] = {}
     for border in found:
         spread.setdefault(int(border.done * MOST), border)
     return list(spread.values())

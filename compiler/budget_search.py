@@ -17,9 +17,9 @@ from memoptc.ir.form_names import FormName
 from memoptc.measuring import Bench
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
+from memoptc.process_budget import MATTERS, Held, estimate_of
 from memoptc.report.rows import size
 from memoptc.steps import run
-from memoptc.within import MATTERS, Held, estimate_of
 
 ROUNDS = 4
 """Pipelines with a budget of activations that are tried: what a process takes besides is only known afterwards."""
@@ -43,7 +43,7 @@ def slowdown_where_slow(attempt: Attempt, way: str, bench: Bench) -> float | Non
         bench: With the bound.
     """
     assert attempt.needs is not None
-    times = bench.times(attempt.path, attempt.compiled.border.encode(bench.feed), attempt.needs)
+    times = bench.times(attempt.path, attempt.compiled.interface.encode(bench.feed), attempt.needs)
     side = times.session if way == "session" and times.session is not None else times.after
     slowdown = times.slowdown_of(side)
     return slowdown.ratio if slowdown.above(bench.bound) else None

@@ -83,7 +83,7 @@ class Coded:
 
 
 @dataclass
-class Border:
+class CodedInterface:
     """The quantized inputs and outputs of a model, by name."""
 
     inputs: dict[str, Coded] = field(default_factory=dict)
@@ -94,16 +94,16 @@ class Border:
         return {k: self.inputs[k].encode(v) if k in self.inputs else v for k, v in feed.items()}
 
 
-def read_border(graph: Graph) -> Border:
+def read_coded_interface(graph: Graph) -> CodedInterface:
     """Give what a model says of its inputs and outputs; nothing for most."""
     found = json.loads(graph.info.metadata.get(KEY, "{}"))
     inputs, outputs = ({n: _read(c) for n, c in found.get(side, {}).items()} for side in ("inputs", "outputs"))
-    return Border(inputs, outputs)
+    return CodedInterface(inputs, outputs)
 
 
-def write_border(graph: Graph, border: Border) -> None:
+def write_coded_interface(graph: Graph, interface: CodedInterface) -> None:
     """Write it into the model's metadata."""
-    sides = {"inputs": border.inputs, "outputs": border.outputs}
+    sides = {"inputs": interface.inputs, "outputs": interface.outputs}
     plain = {k: {n: _plain(c) for n, c in side.items()} for k, side in sides.items() if side}
     if plain:
         graph.info.metadata[KEY] = json.dumps(plain, sort_keys=True)
@@ -123,34 +123,34 @@ def _plain(coded: Coded) -> dict[str, Any]:
     return plain | {"shape": coded.shape} if coded.shape else plain
 
 
-def border_since(graph: Graph, original: Graph) -> Border:
+def interface_since(graph: Graph, original: Graph) -> CodedInterface:
     """Give what a model codes that its original did not."""
-    border, before = read_border(graph), read_border(original)
-    return Border(
-        {n: c for n, c in border.inputs.items() if n not in before.inputs},
-        {n: c for n, c in border.outputs.items() if n not in before.outputs},
+    interface, before = read_coded_interface(graph), read_coded_interface(original)
+    return CodedInterface(
+        {n: c for n, c in interface.inputs.items() if n not in before.inputs},
+        {n: c for n, c in interface.outputs.items() if n not in before.outputs},
     )
 
 
-def with_border_of(original: Graph, graph: Graph) -> Graph:
+def with_interface_of(original: Graph, graph: Graph) -> Graph:
     """Give a model with the inputs and outputs its original has: itself, or a copy that codes and decodes them."""
-    border = border_since(graph, original)
-    if not border.inputs and not border.outputs:
+    interface = interface_since(graph, original)
+    if not interface.inputs and not interface.outputs:
         return graph
     copy = graph.clone()
     del copy.info.metadata[KEY]
     first = next((op for op in copy.ops if not op.is_const and op.op_type != "absent"), None)
     for value in copy.inputs:
-        if value.name in border.inputs and value.tensor_type is not None:
-            coded, uses = border.inputs[value.name], value.uses
+        if value.name in interface.inputs and value.tensor_type is not None:
+            coded, uses = interface.inputs[value.name], value.uses
             value.type = TensorType(DType.FLOAT, value.shape)
             code = coded.convert(Builder(copy, before=first), value, coded.dtype)
             for user, index in uses:
                 user.set_operand(index, code)
     outputs = list(copy.outputs)
     for index, info in enumerate(copy.outputs_info):
-        if info.name in border.outputs:
-            outputs[index] = border.outputs[info.name].convert(Builder(copy), outputs[index], DType.FLOAT)
+        if info.name in interface.outputs:
+            outputs[index] = interface.outputs[info.name].convert(Builder(copy), outputs[index], DType.FLOAT)
             if info.tensor_type is not None:
                 info.type = TensorType(DType.FLOAT, info.shape)
     copy.set_outputs(outputs, copy.outputs_info)

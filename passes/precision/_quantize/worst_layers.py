@@ -10,14 +10,14 @@ from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
-from memoptc.passes.precision._quantize.pace import Pace
-from memoptc.passes.precision._quantize.places import find_weights
+from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, bytes_of, work_of
 from memoptc.passes.precision._quantize.tradeoff import (
     GIVE_BACK,
     Layer,
     greedy_moves,
 )
+from memoptc.passes.precision._quantize.weight_operands import find_weights
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import decibels
 
