@@ -27,7 +27,7 @@ ASKED = {
     "plan": (0, ["{cnn}"], "arena_bytes buffers"),
     "run": (0, ["{cnn}", "--outputs", "{out}/o.npz"], "outputs median_ms"),
     "show": (0, ["{cnn}", "-o", "{out}/graph.html"], "files nodes"),
-    "fits": (0, ["{cnn}", "--limit", "2GiB", "--seconds", "1"], "need"),
+    "fits": (0, ["{cnn}", "--limit", "2GiB"], "need"),
     "verify": (0, ["{cnn}", "{cnn}"], "passed outputs"),
     "bisect": (0, ["{cnn}", "--passes", "drop-dead", "--dim", "batch=1"], "culprit"),
     "reduce": (2, ["{cnn}"], "error hint"),
@@ -67,7 +67,7 @@ def test_every_command_prints_one_json_document(
     "words",
     [
         ["bisect", str(CNN), "--passes", "drop-dead", "--dim", "batch=1"],
-        ["fits", str(CNN), "--limit", "2GiB", "--seconds", "1"],
+        ["fits", str(CNN), "--limit", "2GiB"],
         ["compile", str(CNN), "--print-pipeline"],
     ],
     ids=lambda words: words[0],

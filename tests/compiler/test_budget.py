@@ -13,6 +13,7 @@ import pytest
 from runtime_models import normal, parse
 
 import memoptc
+from memoptc.allowance import Allowance
 from memoptc.budget import Budget
 from memoptc.budget_search import reach
 from memoptc.cli.main import main
@@ -168,7 +169,7 @@ def reached(script: list[tuple[int, float | None]], **options: Any) -> tuple[Fak
         built.append(FakeAttempt(pipeline, form, need * MB, slowdown, need * MB))
         return built[-1]
 
-    attempts: Any = SimpleNamespace(compilation=compilation, build=build)
+    attempts: Any = SimpleNamespace(compilation=compilation, build=build, allowance=Allowance())
     best: Any = reach(
         attempts,
         build("first", "branch"),

@@ -75,7 +75,7 @@ def test_extents_that_runs_disagree_on_stay_unknown() -> None:
     infer_shapes(graph)
     other = feed(8) | {"s": np.array([-1, 8], np.int64)}
     text = observe_sizes(graph, to_proto(graph), [feed(3), other, feed(40)])
-    assert text.endswith("of unknown size count as 0.")
+    assert text.endswith("values have no known size, and count as 0 in planned figures.")
     assert "t" in liveness(graph, {"N": 10}).unknown
 
 

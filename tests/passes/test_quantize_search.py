@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
 from decoders import Style, decoder
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from runtime_models import normal, parse
 
@@ -174,6 +174,9 @@ LAYER = st.tuples(FIGURE, st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000)
 
 
 @given(st.lists(LAYER, min_size=1, max_size=5), st.booleans())
+@example(  # what the last move of a layer was built upon goes when that goes
+    [(2**-7, 0.0, 0.0, 1, 1, False), (2**-7, 0.0, 0.0, 4, 3, False), (2**-8, 0.25, 0.0, 1, 1, True)], False
+)
 def test_the_choice_meets_what_is_asked_at_no_avoidable_cost(
     figures: list[tuple[float, float, float, int, int, bool]], mixed: bool
 ) -> None:

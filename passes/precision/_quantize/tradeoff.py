@@ -260,16 +260,21 @@ def shortest(
         middle = (low + high) // 2
         low, high = (low, middle) if measured(ordered[:middle]) else (middle, high)
     chosen = list(ordered[:high])
-    for move in sorted(chosen[:-1], key=lambda m: -m.cost)[:give_back]:
+    tried, passed_over = sorted(chosen[:-1], key=lambda m: -m.cost)[:give_back], list[StateChange]()
+    for move in tried:
         if left <= 0:
             break
         last = [m for m in chosen if m.layer == move.layer][-1]
         if last is not move:
+            passed_over.append(move)
             continue
         at = chosen.index(move)
         for other in (None, *move.between):
             rest = [*chosen[:at], *([] if other is None else [replace(move, state=other)]), *chosen[at + 1 :]]
             if measured(rest):
                 chosen = rest
+                # What it built upon is the last move of its layer now.
+                tried += [m for m in passed_over if m.layer == move.layer]
+                passed_over = [m for m in passed_over if m.layer != move.layer]
                 break
     return chosen
