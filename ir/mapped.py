@@ -261,7 +261,7 @@ def move_to_file(tensors: Collection[MadeTensor], folder: Path) -> None:
         for tensor in tensors:
             array = np.ascontiguousarray(tensor.numpy())
             file.write(bytes(-file.tell() % _LINE))
-            places.append((tensor, file.tell(), array.nbytes, array.dtype, array.shape))
+            places.append((tensor, file.tell(), array.nbytes, array.dtype, tensor.numpy().shape))
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

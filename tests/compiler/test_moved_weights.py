@@ -52,8 +52,10 @@ def test_what_passes_make_is_moved_and_stays_what_it_was(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "bool"])
 def test_content_in_a_file_is_the_same(tmp_path: Path, dtype: str) -> None:
     arrays = [np.arange(count).reshape(-1, 1).astype(dtype) for count in (5, 1, 300)]
+    arrays.append(np.array(1, dtype))
     tensors = [from_array(array) for array in arrays]
     move_to_file(tensors, tmp_path)  # type: ignore[arg-type]
     assert all(is_mapped(t) for t in tensors)
     assert [t.numpy().tolist() for t in tensors] == [a.tolist() for a in arrays]
+    assert [t.numpy().shape for t in tensors] == [a.shape for a in arrays]
     assert list(tmp_path.iterdir()) == []
