@@ -7,18 +7,20 @@ from collections.abc import Iterable, Mapping
 import onnx
 import onnx.inliner
 
-from memoptc.ir.core import Graph
+from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import read_onnx, to_proto
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.ir.onnx_write import proto_with_weights
 from memoptc.ir.tensors import tensor_type
+from memoptc.ir.types import DType
 
 
 def inlined(graph: Graph) -> Graph:
     """Give a copy of a top graph with the bodies of its model's functions where they are called, types not inferred.
 
-    ONNX's own inliner makes it. Functions that it leaves, of another opset than the model say, stay. Weights of the top
-    graph are not copied: those that are mapped stay so.
+    ONNX's own inliner makes it. Functions that it leaves, of another opset than the model say, stay. Weights are
+    neither copied nor read: those that are mapped stay so.
 
     Args:
         graph: A top graph of a model that has functions.
@@ -26,13 +28,31 @@ def inlined(graph: Graph) -> Graph:
     Raises:
         MemoptcError: what the inliner makes of it is no valid model.
     """
-    copy = read_onnx(onnx.inliner.inline_local_functions(_with_defaults(to_proto(graph))))
-    weights = {op.result.name: op.attrs["value"] for op in graph.ops if op.is_a("const")}
-    for op in copy.ops:
-        known = weights.get(op.result.name) if op.is_a("const") else None
-        if known is not None and tensor_type(known) == tensor_type(op.attrs["value"]):
-            op.set_attr("value", known)
+    aside = _WeightsAside()
+    proto = _with_defaults(proto_with_weights(graph, aside, threshold=0))
+    copy = read_onnx(onnx.inliner.inline_local_functions(proto))
+    for op in copy.walk("const"):
+        tensor = aside.of(op.attrs["value"])
+        op.set_attr("value", tensor)
+        op.result.type = tensor_type(tensor)
+    copy.defaults = {value: aside.of(tensor) for value, tensor in copy.defaults.items()}
     return copy
+
+
+class _WeightsAside:
+    """Keeps the weights of a model, and gives empty tensors in place of them, whose second extent is a number."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def write(self, name: str, tensor: Tensor) -> onnx.TensorProto:
+        """Give what stands for a weight."""
+        self._tensors.append(tensor)
+        return onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=(0, len(self._tensors) - 1))
+
+    def of(self, stand_in: Tensor) -> Tensor:
+        """Give the weight again; text, which the writer leaves where it is, is itself."""
+        return stand_in if stand_in.dtype == DType.STRING else self._tensors[int(stand_in.shape.numpy()[1])]
 
 
 def as_loaded(graph: Graph) -> Graph:

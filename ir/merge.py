@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnx.external_data_helper
 import onnx_ir
 from onnx_ir import serde
 
@@ -18,6 +17,7 @@ from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART, ExternalData
+from memoptc.ir.onnx_weights import tensors_of
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD
 from memoptc.ir.tensors import nbytes
 
@@ -65,7 +65,7 @@ def merge_models(models: Sequence[Path], folder: Path) -> Merged:
     if folder.exists():
         raise InputError(f"{folder} is there already.", hint="Name a folder to make, or remove it.")
     protos = [_read(path) for path in models]
-    weights = [(p, path.parent) for path, proto in zip(models, protos, strict=True) for p in _tensors(proto)]
+    weights = [(p, path.parent) for path, proto in zip(models, protos, strict=True) for p in tensors_of(proto)]
     large = [(p, tensor, _packed(p, place)) for p, place in weights if (tensor := _large(p, place)) is not None]
     everything = [tensor for _, weight, packed in large for tensor in (weight, *packed.values())]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,35 +100,6 @@ def _read(path: Path) -> onnx.ModelProto:
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own errors have no common base
         raise InputError(f"{path} cannot be read as an ONNX model: {error}.", hint="Name an .onnx file.") from error
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All weights, and what else of a model lies in files beside it: its new folder has none of these."""
-    yield from _of_graph(model.graph)
-    for function in model.functions:
-        yield from _of_nodes(function.node)
-
-
-def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from filter(onnx.external_data_helper.uses_external_data, (sparse.values, sparse.indices))
-    yield from _of_nodes(graph.node)
-
-
-def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """Weights of branches and bodies, and tensors of attributes that lie in files."""
-    for node in nodes:
-        for attribute in node.attribute:
-            held = [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
-            for sparse in [
-                *attribute.sparse_tensors,
-                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-            ]:
-                held += [sparse.values, sparse.indices]
-            yield from filter(onnx.external_data_helper.uses_external_data, held)
-            for inside in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-                yield from _of_graph(inside)
 
 
 @contextmanager

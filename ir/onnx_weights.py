@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+import onnx.external_data_helper
 import onnx_ir
 from onnx_ir import serde
 
@@ -131,3 +133,32 @@ def _bytes_of(proto: onnx.TensorProto, dtype: DType) -> int:
     for extent in proto.dims:
         elements *= extent
     return (elements * dtype.bitwidth + 7) // 8 if dtype != DType.STRING else 0
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Give all weights of a model, and what else of it lies in files beside it."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from filter(onnx.external_data_helper.uses_external_data, (sparse.values, sparse.indices))
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """Weights of branches and bodies, and tensors of attributes that lie in files."""
+    for node in nodes:
+        for attribute in node.attribute:
+            held = [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
+            for sparse in [
+                *attribute.sparse_tensors,
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+            ]:
+                held += [sparse.values, sparse.indices]
+            yield from filter(onnx.external_data_helper.uses_external_data, held)
+            for inside in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                yield from _of_graph(inside)

@@ -195,7 +195,7 @@ class Totals:
         _, a2, _, e2 = self.sums
         if e2 == 0.0:
             return math.inf
-        return 10 * math.log10(a2 / e2) if a2 else -math.inf
+        return 10 * (math.log10(a2) - math.log10(e2)) if a2 else -math.inf
 
     @property
     def top1_agreement(self) -> float | None:

@@ -23,6 +23,7 @@ import onnx
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.onnx_weights import tensors_of
 from memoptc.runtime.measure import Way, start_worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed
@@ -245,7 +246,7 @@ def model_files(model: Path) -> list[Path]:
     if model.stat().st_size < _PARSED:
         with contextlib.suppress(Exception):  # what is no model is refused by onnxruntime, in its own words
             proto = onnx.load_model(model, load_external_data=False)
-            for tensor in proto.graph.initializer:
+            for tensor in tensors_of(proto):
                 found += [model.parent / e.value for e in tensor.external_data if e.key == "location"]
     return [f for f in dict.fromkeys(found) if f.is_file()]
 

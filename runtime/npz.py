@@ -83,7 +83,7 @@ def _take_apart(key: str, value: Any, arrays: dict[str, npt.NDArray[Any]]) -> An
         return {"map": [_take_apart(_part(arrays), v, arrays) for v in (keys, values)]}
     if isinstance(value, list | tuple):
         return {"list": [_take_apart(_part(arrays), item, arrays) for item in value]}
-    array = np.asarray(value)
+    array = _native(np.asarray(value))
     if array.dtype.name in _EXOTIC:
         arrays[key] = np.ascontiguousarray(array).view(np.uint16 if array.itemsize == 2 else np.uint8)
         return {"key": key, "dtype": array.dtype.name}
@@ -91,7 +91,7 @@ def _take_apart(key: str, value: Any, arrays: dict[str, npt.NDArray[Any]]) -> An
         arrays[key] = array.astype(str)
         return {"key": key, "dtype": "string"}
     arrays[key] = array
-    return key if isinstance(value, np.ndarray) else {"key": key, "dtype": "python"}
+    return key if isinstance(value, np.ndarray | np.generic) else {"key": key, "dtype": "python"}
 
 
 def _put_together(kind: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:

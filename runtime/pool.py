@@ -233,6 +233,10 @@ class PoolSession:
         with self._pool._home.lock:
             return self._pool._ready(self)
 
+    def get_inputs(self) -> list[Any]:
+        """Give the model's inputs, as `Session.get_inputs` does."""
+        return list(self.loaded.get_inputs())
+
     def get_outputs(self) -> list[Any]:
         """Give the model's outputs, as `Session.get_outputs` does."""
         return list(self.loaded.get_outputs())

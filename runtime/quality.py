@@ -341,4 +341,6 @@ def _plain(value: Any) -> TypeGuard[npt.NDArray[np.float32]]:
 
 
 def _ratios(sums: Mapping[str, list[float]]) -> dict[str, float]:
-    return {k: 0.0 if not error else error / signal if signal else math.inf for k, (error, signal) in sums.items()}
+    """Noise over signal; infinite where the energies of both are too large for a number."""
+    ratios = {k: 0.0 if not error else error / signal if signal else math.inf for k, (error, signal) in sums.items()}
+    return {k: math.inf if math.isnan(ratio) else ratio for k, ratio in ratios.items()}

@@ -77,10 +77,11 @@ class Shadow:
         with self._lock:
             self.figures.calls += 1
             number, shadowed = self.figures.calls, self._random.random() < self.rate
+        given = () if run_options is None else (run_options,)  # sessions of a pool take none
         if not shadowed:
-            return self.control.run(output_names, input_feed, run_options)
+            return self.control.run(output_names, input_feed, *given)
         started = time.perf_counter()
-        outputs = self.control.run(output_names, input_feed, run_options)
+        outputs = self.control.run(output_names, input_feed, *given)
         seconds = time.perf_counter() - started
         line: dict[str, Any] = {"event": "call", "call": number, "time": time.time()}
         try:
@@ -115,7 +116,9 @@ class Shadow:
         return self.figures.openmetrics()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["control"], name)
+        if "control" not in self.__dict__:  # before it is made, as `copy` asks
+            raise AttributeError(name)
+        return getattr(self.control, name)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._log is not None:

@@ -286,8 +286,10 @@ def zero_padding(b: Builder, x: Value, pad: Op, others: tuple[Value, ...], node:
     rank = len(amounts) // 2
     begin, end = amounts[:rank], amounts[rank:]
     _require(not any((*begin[:2], *end[:2])) and min(amounts) >= 0, "pads other axes")
-    _require(node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID"), "padding computed by the operator")
-    pads = tuple(node.attrs.get("pads", (0,) * (2 * (rank - 2))))
+    automatic = node.attrs.get("auto_pad", "NOTSET")
+    _require(automatic in ("NOTSET", "VALID"), "padding computed by the operator")
+    none = (0,) * (2 * (rank - 2))
+    pads = none if automatic == "VALID" else tuple(node.attrs.get("pads", none))  # VALID is none, whatever they say
     attrs = dict(node.attrs)
     if node.op_type == "AveragePool":
         version = ops.opset_of(node.graph) if node.graph is not None else None

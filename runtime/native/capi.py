@@ -218,4 +218,4 @@ def api() -> Api:
 
 def encode_path(path: str) -> Any:
     """Give a path as the interface takes it."""
-    return path if sys.platform == "win32" else path.encode()
+    return path if sys.platform == "win32" else os.fsencode(path)

@@ -308,13 +308,13 @@ class _Call:
         self._kept.append(array)
         dims = (ctypes.c_int64 * array.ndim)(*array.shape)
         if array.dtype.kind in "OUST":
-            value = self.api.new("CreateTensorAsOrtValue", self.api.allocator, dims, array.ndim, STRING)
             texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
             if any(b"\0" in text for text in texts):
                 raise InputError(
                     f"The {what} has text with a NUL in it, which this way of running would cut there.",
                     hint="Choose memory='arena'.",
                 )
+            value = self.api.new("CreateTensorAsOrtValue", self.api.allocator, dims, array.ndim, STRING)
             self.api.FillStringTensor(value, (ctypes.c_char_p * len(texts))(*texts), len(texts))
             return value
         try:

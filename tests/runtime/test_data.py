@@ -248,3 +248,12 @@ def test_pieces_put_together_are_the_file(
     pieces = [s.feed["x"] for s in Data(path, {"x": TensorType(DType.FLOAT, (batch, 3))})]
     assert len(pieces) == count
     assert np.array_equal(np.concatenate(pieces), x)
+
+
+def test_numbers_of_numpy_and_foreign_byte_orders_come_back_as_they_were(tmp_path: Path) -> None:
+    data = Data(iter([{"x": np.float32(3)}]), {"x": TensorType(DType.FLOAT, ())})
+    assert [[s.feed["x"].item() for s in data] for _ in range(2)] == [[3.0], [3.0]]
+    save_feed(tmp_path / "f.npz", {"x": np.arange(3, dtype=">f4")})
+    with np.load(tmp_path / "f.npz") as file:  # as the measuring process reads it
+        assert file["x"].dtype.isnative
+        assert file["x"].tolist() == [0, 1, 2]

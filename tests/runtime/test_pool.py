@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from native_models import usable
 from pool_models import LAYERS, WEIGHTS, alone, feed, write
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime import MemoryLimit, Pool, Session
+from memoptc.runtime import MemoryLimit, Pool, Session, Shadow
 from memoptc.runtime.external_weights import ExternalWeight, external_weights
 from memoptc.runtime.native import shared
 from memoptc.runtime.native.shared import WeightStore
@@ -187,3 +188,13 @@ def test_a_closed_session_says_so_and_gives_its_weights_back(models: list[Path])
         held = {w for w in pool._store._places.values()}
         assert held == set(second.weights.values())
         assert second.run(None, feed())[0].tobytes() == alone(models[1], 3)
+
+
+def test_a_pool_s_session_serves_where_another_one_did(models: list[Path]) -> None:
+    with Pool() as pool:
+        session = pool.open(models[0])
+        shadow = Shadow(session, session, 1.0)
+        assert [port.name for port in shadow.get_inputs()] == list(feed())
+        assert shadow.run(None, feed())[0].tolist() == session.run(None, feed())[0].tolist()
+        assert not shadow.figures.errors
+        assert copy.copy(shadow).rate == 1.0

@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from memoptc.runtime import quality
+from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.quality import Examiner
+from memoptc.runtime.quality import Examiner, Quality
 
 
 def _scaling(path: Path, factor: float) -> Path:
@@ -62,3 +63,11 @@ def test_outputs_beyond_what_is_kept_run_again(
     examiner = Examiner(_scaling(tmp_path / "one.onnx", 1.0), data, few=2)
     assert examiner.full(_scaling(tmp_path / "other.onnx", 1.1)).samples == 5
     assert runs["the original"] > 5
+
+
+def test_energies_that_no_number_holds_are_the_worst() -> None:
+    far = Totals("y")
+    far.add(difference(np.array([1e-150]), np.array([1e150])))
+    assert far.sqnr_db == pytest.approx(-6000)
+    ratios = quality._ratios({"y": [1.0, 1.0], "z": [np.inf, np.inf]})
+    assert Quality(ratios, 1).sqnr_db == -np.inf
