@@ -24,6 +24,7 @@ import onnx
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_weights import tensors_of
+from memoptc.runtime.control_groups import MOUNTS, OWN, groups
 from memoptc.runtime.measure import Way, start_worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed
@@ -36,8 +37,6 @@ TICK_MS = 0.5
 
 CLOSE = 1.03
 """Ratio of the smallest limit that fits to the largest that does not, at which the search ends."""
-
-MOUNTS, OWN = Path("/proc/self/mounts"), Path("/proc/self/cgroup")
 
 _RUNS = 3
 _LEAST = 8 << 20
@@ -160,8 +159,8 @@ def control_group(mounts: Path | None = None, own: Path | None = None) -> Iterat
         Unavailable: there are no control groups here, or none that this process may make.
     """
     found = None
-    for parent, version in _parents(mounts or MOUNTS, own or OWN):
-        found = _make(parent, version)
+    for parent, version in groups(mounts or MOUNTS, own or OWN):
+        found = _make(Path(parent), version)
         if found is not None:
             break
     if found is None:
@@ -179,32 +178,6 @@ def control_group(mounts: Path | None = None, own: Path | None = None) -> Iterat
                 break
             except OSError:
                 time.sleep(0.05)
-
-
-def _parents(mounts: Path, own: Path) -> Iterator[tuple[Path, int]]:
-    """Groups to make one in: that of this process first, then those above it."""
-    try:
-        mounted = [line.split()[:4] for line in mounts.read_text().splitlines()]
-        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return
-    for _, point, kind, options in mounted:
-        if kind == "cgroup2":
-            inside = [path for number, _, path in groups if number == "0"]
-            version = 2
-        elif kind == "cgroup" and "memory" in options.split(","):
-            inside = [path for _, names, path in groups if "memory" in names.split(",")]
-            version = 1
-        else:
-            continue
-        for path in inside or ["/"]:
-            folder = Path(point) / path.lstrip("/")
-            while True:
-                if folder.is_dir():  # in a namespace of its own, a process may be told a path that it cannot see
-                    yield folder, version
-                if folder == Path(point):
-                    break
-                folder = folder.parent
 
 
 def _make(parent: Path, version: int) -> ControlGroup | None:

@@ -40,6 +40,11 @@ def too_much_memory(limit: int | None, what: str) -> MemoryLimit:
     )
 
 
+def too_large(what: str) -> MemoryLimit:
+    """Make the error for more memory than there is."""
+    return MemoryLimit(f"{what}.", hint="Feed smaller inputs, or compile the model for less memory.")
+
+
 _CODES = (
     "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
     "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
+from memoptc.runtime.control_groups import bytes_left
+
 
 def trim_heap() -> None:
     """Give freed memory back to the system, where the C library can."""
@@ -13,10 +15,15 @@ def trim_heap() -> None:
 
 
 def available_bytes() -> int | None:
-    """Bytes that processes can still take of this machine's memory, swap included; `None` where it does not tell."""
+    """Give the bytes that this process can still take: of memory and swap, and of its control groups' limits.
+
+    `None` where the system does not tell.
+    """
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             found = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
     except (OSError, ValueError, IndexError):
         return None
-    return 1024 * (found["MemAvailable"] + found.get("SwapFree", 0)) if "MemAvailable" in found else None
+    there = [1024 * (found["MemAvailable"] + found.get("SwapFree", 0))] if "MemAvailable" in found else []
+    left = bytes_left()
+    return min([*there, *([] if left is None else [left])], default=None)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memoptc.runtime.heap import available_bytes
 from memoptc.runtime.memory.bfc import BestFit
 from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
 from memoptc.runtime.native.capi import Alloc, Free, Info, OrtAllocator, api
+from memoptc.runtime.native.refusal import RefusingAlloc
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,6 +32,12 @@ _POISON = 0xA5
 
 LARGE = 1 << 12
 """Bytes from which an allocation is mapped by itself, where it is recorded or handed out."""
+
+ALWAYS_MAPPED = 1 << 25
+"""Bytes from which every allocation is, as a heap would do it: a mapping that cannot be had is said, and refused."""
+
+ASKED_FOR = 1 << 28
+"""Bytes from which on it is asked whether there are so many: pages are counted when they are used, too late."""
 
 RELEASED = 1 << 20
 """Bytes from which an output that is mapped by itself takes the place of pages of the block that the run is done with:
@@ -238,7 +246,8 @@ class TrackingAllocator:
 
     It works in one of three ways: plainly on the heap, recording, or following a script. An allocation that the
     script does not foresee is served by the heap, and so is every one after it; onnxruntime never sees a null
-    pointer, which it does not survive.
+    pointer, which it does not survive. What is more than there is is refused: `refused` says so, and the run ends with
+    an error, where `can_refuse`.
 
     `limit` bounds the bytes alive on the heap. What passes it is served nevertheless, `over` then says so, and `stop`
     is called, which should end the run before its next node. `stop` is called, too, when a script is left and
@@ -250,7 +259,7 @@ class TrackingAllocator:
         self.strict = False
         self.live_bytes = 0
         self.peak_bytes = 0
-        self.over = ""
+        self.over = self.refused = ""
         self.limit: int | None = None
         self._live: dict[int, int] = {}
         self._mapped: dict[int | None, Block] = {}
@@ -260,10 +269,21 @@ class TrackingAllocator:
         self.struct = OrtAllocator(version=18)
         self.struct.Info = Info(lambda _: info)
         self._plain = (Alloc(self._alloc), Free(self._free))
+        self._refusing: RefusingAlloc | None = None
+        with contextlib.suppress(OSError):
+            self._refusing = RefusingAlloc(self._heap, self._heap_alloc)
+            self.struct.Alloc = self.struct.Reserve = self._refusing.function
         self._use(*self._plain)
-        _immortal.append((self.struct, self._plain))
+        _immortal.append((self.struct, self._plain, self._refusing))
+
+    @property
+    def can_refuse(self) -> bool:
+        """True if what is more than there is ends a run, and not the process."""
+        return self._refusing is not None
 
     def _alloc(self, _: int | None, size: int) -> int | None:
+        if size >= ALWAYS_MAPPED and self.can_refuse:
+            return self._map(size)
         place: int | None = self._heap_alloc(self._heap, size)
         if place:
             self._count(place, size)
@@ -290,11 +310,18 @@ class TrackingAllocator:
             self._heap_free(self._heap, place)
 
     def _map(self, size: int) -> int:
-        """Give the address of a mapping of its own, which leaves with its pages when it is freed."""
+        """Give the address of a mapping of its own, which leaves with its pages when it is freed; 0 for none."""
+        there = available_bytes() if size >= ASKED_FOR and self.can_refuse else None
         try:
+            if there is not None and size > there:
+                raise MemoryError
             block = Block(size)
-        except OSError:  # no more mappings: an exception would be lost between onnxruntime and here
-            return self._alloc(None, size) or 0
+        except (OSError, OverflowError, MemoryError):  # an exception would be lost between onnxruntime and here
+            if size < ALWAYS_MAPPED or not self.can_refuse:
+                return self._alloc(None, size) or 0  # no more mappings
+            free = "" if there is None else f", and {there} bytes are available"
+            self.refused = f"An operator asks for {size} bytes{free}"
+            return 0
         self._mapped[block.base] = block
         self._count(block.base, size)
         return block.base
@@ -361,8 +388,10 @@ class TrackingAllocator:
                 plain_free(this, place)
 
         with self._functions(alloc, free):
-            outputs = run()
-        self.live_bytes -= sum(inside.values())  # outputs, which are read before the block is used again
+            try:
+                outputs = run()
+            finally:
+                self.live_bytes -= sum(inside.values())  # outputs, which are read before the block is used again
         found = {name: numbers[place] for name, place in outputs.items() if place in numbers}
         return Trace(tuple(events), found, fit.highest)
 
@@ -438,7 +467,10 @@ class TrackingAllocator:
             self._use(*self._plain)
 
     def _use(self, alloc: Any, free: Any) -> None:
-        self.struct.Alloc = self.struct.Reserve = alloc
+        if self._refusing is not None:
+            self._refusing.call(alloc)
+        else:
+            self.struct.Alloc = self.struct.Reserve = alloc
         self.struct.Free = free
 
 

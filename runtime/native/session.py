@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.errors import invalid_argument, of_code
+from memoptc.runtime.errors import invalid_argument, of_code, too_large
 from memoptc.runtime.native.allocator import Block, Script, Trace, TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
 from memoptc.runtime.native.elements import NAMES, STRING, SUB_BYTE, number_of, numpy_dtype
@@ -86,6 +86,8 @@ class NativeSession:
                 raise Unavailable(f"onnxruntime {a.version} keeps its session options in a way not known.")
             self.load_events = self.allocator.record(lambda: self._load(model, native)).events
         except OrtError as error:
+            if self.allocator.refused:
+                raise too_large(self.allocator.refused) from None
             raise of_code(error.code)(f"onnxruntime cannot load the model: {clean_message(error)}.") from None
         finally:
             a.release["ReleaseSessionOptions"](native)
@@ -214,7 +216,8 @@ class NativeSession:
         """
         allocator, a = self.allocator, self._api
         with self._lock:
-            allocator.limit, allocator.strict, allocator.over = limit, strict, ""
+            allocator.limit, allocator.strict = limit, strict
+            allocator.over = allocator.refused = ""
             allocator.stop = lambda: a.RunOptionsSetTerminate(self._run_options)
             try:
                 yield allocator

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.errors import MemoryLimit, PlanLeft, no_such_file
+from memoptc.runtime.errors import MemoryLimit, PlanLeft, no_such_file, too_large
 from memoptc.runtime.heap import available_bytes, trim_heap
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
-from memoptc.runtime.native.allocator import LARGE, Block, Script, Trace
+from memoptc.runtime.native.allocator import ASKED_FOR, LARGE, Block, Script, Trace
 from memoptc.runtime.native.elements import element_bytes, has_whole_bytes
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.native.shared import BlockHome, Shared
@@ -42,9 +42,6 @@ _ENOUGH = 1.005
 
 _EFFORT = 400_000
 """Looks at a neighbour that planning a run may take: about a tenth of a second, which the run waits for."""
-
-_ASKED_FOR = 1 << 28
-"""Bytes from which on a run asks whether there are so many."""
 
 _LEFT_HINT = "Its sizes depend on more than the shapes of its inputs: run without strict."
 
@@ -158,7 +155,8 @@ class Planned:
         """Run once; give a value per output of the model."""
         arrays = {name: np.asarray(value, order="C") for name, value in feed.items()}
         key = tuple((name, a.dtype.str, a.shape) for name, a in sorted(arrays.items()))
-        self._require(self._output_bytes(arrays, into), "Its outputs alone take")
+        if not self._session.allocator.can_refuse:
+            self._require(self._output_bytes(arrays, into), "Its outputs alone take")
         with self._lock:
             if self._lefts[key] >= _PATIENCE:
                 return self._on_heap(arrays, into)
@@ -238,8 +236,10 @@ class Planned:
             try:
                 yield
             except InputError:
-                if not allocator.over:
+                if not (allocator.over or allocator.refused):
                     raise
+            if allocator.refused:
+                raise too_large(allocator.refused)
             if allocator.over:
                 raise self._too_much(allocator.over)
 
@@ -260,14 +260,9 @@ class Planned:
 
     def _require(self, wanted: int, what: str) -> None:
         """Raise where memory is asked for that there is not: later, nobody can be told, and the process ends."""
-        if wanted < _ASKED_FOR:
-            return
-        there = available_bytes()
+        there = available_bytes() if wanted >= ASKED_FOR else None
         if there is not None and wanted > there:
-            raise MemoryLimit(
-                f"{what} {wanted} bytes, and {there} bytes are available.",
-                hint="Feed smaller inputs, or compile the model for less memory.",
-            )
+            raise too_large(f"{what} {wanted} bytes, and {there} bytes are available")
 
     def _too_much(self, what: str) -> MemoryLimit:
         return MemoryLimit(

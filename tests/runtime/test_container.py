@@ -16,6 +16,7 @@ from runtime_models import normal, parse
 from memoptc.cli.main import main
 from memoptc.runtime import container
 from memoptc.runtime.container import ControlGroup, Limiter, Unavailable, control_group, drop_from_cache, model_files
+from memoptc.runtime.control_groups import bytes_left
 from memoptc.runtime.options import STOCK
 
 MB = 1 << 20
@@ -208,3 +209,22 @@ def test_the_largest_sizes_in_a_limit(tmp_path: Path, capsys: pytest.CaptureFixt
     assert shown is not None
     # The input, three results at 256 KiB each, and Python with onnxruntime.
     assert 40 < int(shown[1]) < int(shown[2]) < 192
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_groups_bound_what_is_left(version: int, tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    mounts, own = unified(root, controllers="memory", handed={"": "", "user": "", "user/app": ""})
+    limit, used, prefix = "memory.max", "memory.current", ""
+    if version == 1:
+        limit, used, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        mounts.write_text(f"cgroup {root} cgroup rw,memory 0 0\n")
+        own.write_text("4:memory:/user/app\n0::/\n")
+    assert bytes_left(mounts, own) is None
+    for name, most, charged, pages in (("user/app", "max", 7, 0), ("user", "1000", 700, 300)):
+        if version == 2 or most != "max":
+            (root / name / limit).write_text(most + "\n")
+            (root / name / used).write_text(f"{charged}\n")
+            stated = f"{prefix}anon 5\n{prefix}inactive_file {pages}\n{prefix}active_file 0\n"
+            (root / name / "memory.stat").write_text(stated)
+    assert bytes_left(mounts, own) == 600

@@ -243,3 +243,19 @@ def test_outputs_larger_than_the_machine_are_refused_and_the_session_lives_on() 
             else:
                 with pytest.raises(MemoryLimit, match="bytes are available"):
                     session.run(None, feed)
+
+
+def test_buffers_larger_than_the_machine_are_refused_and_the_session_lives_on() -> None:
+    shapes = {"x": (TensorProto.FLOAT, [1000, 1]), "k": (TensorProto.INT64, [2])}
+    nodes = [helper.make_node("Expand", ["x", "k"], ["t"]), helper.make_node("ReduceSum", ["t"], ["y"], keepdims=0)]
+    data = model(nodes, shapes, {"y": (TensorProto.FLOAT, [])})
+    with Session(data, memory="planned") as session:
+        if session._planned is None or not session._planned._session.allocator.can_refuse:
+            pytest.skip("onnxruntime cannot be told on this machine")
+        for columns in (10**11, 1, 10**11, 1):  # for the first time, and against a plan
+            feed = {"x": np.ones((1000, 1), np.float32), "k": np.array([1, columns])}
+            if columns == 1:
+                assert session.run(None, feed)[0] == 1000
+            else:
+                with pytest.raises(MemoryLimit, match="asks for 400000000000000 bytes"):
+                    session.run(None, feed)
