@@ -2,7 +2,8 @@
 
 A *cache* is an input of which an output is made by appending to it or writing into it: `Concat` along the steps,
 `TensorScatter` or `ScatterND`, or an attention operator that takes the past and gives the present. Between the input
-or the output and that operator may lie what only hands elements on, and the borders of an `If`.
+or the output and that operator may lie what only hands elements on, and the borders of an `If`. A *state* is an input
+of constant size of which an output of that size is computed, as recurrent layers have.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from memoptc.ir.decoder_paths import (
     uses_behind,
 )
 from memoptc.ir.decoder_positions import is_rotary, looks_up, numbers_steps, rows_of_table, shares_positions
+from memoptc.ir.decoder_states import state_inputs
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.dims import Dim
 from memoptc.ir.infer import inferred as inferred_copy
 
 __all__ = ["KEY", "Appended", "Cache", "DecoderFacts", "appended_inputs", "numbers_steps", "recognise", "recognised"]
@@ -75,21 +78,31 @@ class _Reader:
 
     def decoder(self) -> DecoderFacts:
         own = list(self._own())
-        if not own:
-            raise _refused("no input is appended to along an axis of steps and given back (a cache of keys and values)")
         caches = own + list(self._read(own))
+        caches += state_inputs(self.graph, {n for c in caches for n in (c.past, c.present)}, self._sequences())
+        if all(c.form == "read" for c in caches):
+            raise _refused("no input is appended to along an axis of steps and given back (a cache of keys and values)")
         of_caches = {c.past for c in caches}
         rest = [v for v in self.inputs if v.name not in of_caches]
         tables = {v: t for v in rest if is_integer(v) and (t := rows_of_table(v)) is not None}
         logits, words, last = self._logits({c.present for c in caches}, tables)
         ids = self._ids(tables, words)
-        heads = self._heads() or own[0].heads
+        if (
+            not own and tables[ids] != words
+        ):  # states alone may be anything's: tokens go in, and scores of them come out
+            raise _refused("no input is appended to, and no output scores the tokens that go in")
+        heads = self._heads() or next((c.heads for c in own), 0)
         plain = DecoderFacts(
             ids.name, logits, tables[ids], tuple(sorted(caches, key=self._number)), sum(self._layers(own)), heads, True,
             rotary=is_rotary(self.graph), last_only=last, shared=self._shared(), grouped=self._grouped(),
-            dtypes={v.name: dtype_name(v) for v in rest},
+            dtypes={v.name: dtype_name(v) for v in rest}, steps=_fixed_steps(ids),
         )  # fmt: skip
         return self._others([v for v in rest if v is not ids], plain, tables)
+
+    def _sequences(self) -> Dim:
+        """Extent of sequences, as the first input of integers that looks rows up has it."""
+        ids = (v for v in self.inputs if is_integer(v) and rows_of_table(v) is not None)
+        return next((shape[0] for v in ids if (shape := shape_of(v))), None)
 
     def _number(self, cache: Cache) -> int:
         return next(i for i, v in enumerate(self.graph.inputs) if v.name == cache.past)
@@ -248,6 +261,7 @@ class _Reader:
         own = [
             v for v in self.inputs if v.name == names.get("mask") or (v.name == names.get("positions") and rank == 2)
         ]
+        own += [v for v in self.inputs if v.name in {c.past for c in plain.states}]
         ids = next(v for v in self.inputs if v.name == plain.ids)
         return replace(
             plain, **names, context=tuple(context), max_length=longest, positions_rank=rank,  # type: ignore[arg-type]
@@ -303,6 +317,12 @@ def _keys_or_values(value: Value) -> tuple[Part, int, int] | None:
         value = value.op.operand
         part = part_handed_over(value)
     return None if part is None else (part, shape[1], shape[3])
+
+
+def _fixed_steps(ids: Value) -> int:
+    """Number of tokens that one run takes; 0 where it is open."""
+    steps = (shape_of(ids) or (None,))[-1]
+    return steps if isinstance(steps, int) else 0
 
 
 def _refused(why: str) -> InputError:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 KEY = "memoptc.decoder"
 """Entry of a model's metadata that holds the record as JSON."""
 
-Part = Literal["key", "value", "both", "latent"]
-Form = Literal["grown", "fixed", "read"]
+Part = Literal["key", "value", "both", "latent", "state"]
+Form = Literal["grown", "fixed", "read", "state"]
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int8": 1, "uint8": 1}
 
@@ -27,13 +27,15 @@ class Cache:
     Args:
         past: Name of the input.
         present: Name of the output, `""` where the input is only read.
-        part: Whether it holds keys, values, both, stacked, or what keys and values are computed from (`latent`).
+        part: Whether it holds keys, values, both, stacked, what keys and values are computed from (`latent`), or what
+            a recurrent layer carries on (`state`).
         form: `grown`: the output is the input with the new steps behind it; `fixed`: new steps are written into a
-            buffer of constant length; `read`: keys and values of an encoder, that no step changes.
+            buffer of constant length; `read`: keys and values of an encoder, that no step changes; `state`: of constant
+            size, and computed anew in each run, from zeros at the beginning.
         dtype: Element type, as numpy spells it.
         shape: Extents of the input, -1 where open.
         batch: The axis of sequences.
-        axis: The axis of steps.
+        axis: The axis of steps; that of sequences for a state, which has none.
         heads: Key/value heads.
         width: Width of a head.
     """
@@ -56,7 +58,7 @@ class Cache:
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes that one step of one sequence takes."""
+        """Bytes that one step of one sequence takes; of a state, all its bytes."""
         return self._rest * _BYTES.get(self.dtype, 4)
 
     @property
@@ -95,6 +97,7 @@ class DecoderFacts:
         counted: Whether the mask's ones are added up to a number of keys, so that padding cannot lie at the left.
         grouped: Whether attention takes several steps after a past for one sequence only (GroupQueryAttention).
         max_length: Steps that the model's tables of positions hold, 0 where nothing bounds them.
+        steps: How many steps one run takes, 0 for any number.
     """
 
     ids: str
@@ -119,11 +122,27 @@ class DecoderFacts:
     counted: bool = False
     grouped: bool = False
     max_length: int = 0
+    steps: int = 0
 
     @property
     def own(self) -> tuple[Cache, ...]:
         """The caches that steps are added to."""
-        return tuple(c for c in self.caches if c.form != "read")
+        return tuple(c for c in self.caches if c.form in ("grown", "fixed"))
+
+    @property
+    def states(self) -> tuple[Cache, ...]:
+        """What recurrent layers carry on."""
+        return tuple(c for c in self.caches if c.form == "state")
+
+    @property
+    def encoder(self) -> tuple[Cache, ...]:
+        """Keys and values of an encoder, which steps only read."""
+        return tuple(c for c in self.caches if c.form == "read")
+
+    @property
+    def given(self) -> set[str]:
+        """Names of inputs that do not follow from ids and steps: an encoder's states, its mask, keys and values."""
+        return {*self.context, self.encoder_mask, *(c.past for c in self.encoder)} - {""}
 
     @property
     def bytes_per_token(self) -> int:
@@ -131,17 +150,18 @@ class DecoderFacts:
         return sum(c.bytes_per_step for c in self.own)
 
     def __str__(self) -> str:
-        cache = self.own[0]
-        groups = f" over {cache.heads} key/value heads" if cache.heads != self.heads else ""
-        size = self.bytes_per_token
-        parts = [
-            f"{self.layers} layer{'s' * (self.layers != 1)}",
-            f"{self.heads} heads{groups} of {cache.width}",
-            *(["rotary"] if self.rotary else []),
-            *(["cross attention"] if len(self.own) < len(self.caches) else []),
-            f"vocabulary {self.vocabulary}",
-            f"cache {size / 1e3:.0f} kB a token" if size >= 10_000 else f"cache {size} bytes a token",
-        ]
+        parts = []
+        if self.own:
+            cache = self.own[0]
+            groups = f" over {cache.heads} key/value heads" if cache.heads != self.heads else ""
+            parts = [f"{self.layers} layer{'s' * (self.layers != 1)}", f"{self.heads} heads{groups} of {cache.width}"]
+        if self.states:
+            size = _size(sum(c.bytes_per_step for c in self.states))
+            parts.append(f"{len(self.states)} recurrent state{'s' * (len(self.states) != 1)} ({size} a sequence)")
+        parts += ["rotary"] if self.rotary else []
+        parts += ["cross attention"] if self.encoder else []
+        parts.append(f"vocabulary {self.vocabulary}")
+        parts += [f"cache {_size(self.bytes_per_token)} a token"] if self.own else []
         return ", ".join(parts)
 
     def to_json(self) -> str:
@@ -161,3 +181,7 @@ class DecoderFacts:
             return DecoderFacts(**{**plain, "caches": caches, "context": tuple(plain["context"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"no record of a decoder: {error}") from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e3:.0f} kB" if count >= 10_000 else f"{count} bytes"

@@ -106,13 +106,14 @@ def is_rotary(graph: Graph) -> bool:
     return False
 
 
-_SUMS = {
+_SUMS: dict[str, int | None] = {
     "Add": 2,
     "Sub": 2,
+    "Sum": None,
     "com.microsoft::SkipLayerNormalization": 2,
     "com.microsoft::SkipSimplifiedLayerNormalization": 2,
 }
-"""Operators that add their first operands, and how many of them."""
+"""Operators that add their first operands, and how many of them; `None` for all."""
 
 
 def shares_positions(graph: Graph, ids: Value, own: Iterable[Value]) -> bool:

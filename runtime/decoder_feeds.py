@@ -18,21 +18,27 @@ Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Array"
 
 
 def empty_cache(cache: Cache, batch: int, room: int) -> Array:
-    """A cache without a past: of no steps, or with room for so many."""
+    """A cache without a past: of no steps, or with room for so many; a state before the first step, which is zeros."""
     shape = list(cache.shape)
     shape[cache.batch] = batch
-    if shape[cache.axis] < 0 or room:
+    if cache.form != "state" and (shape[cache.axis] < 0 or room):
         shape[cache.axis] = room
     return np.zeros(shape, numpy_dtype(cache.dtype))
+
+
+def buffer_length(facts: DecoderFacts, steps: int) -> int:
+    """Steps that a mask covers: those of a buffer of constant length, else as many as there are."""
+    cache = next((c for c in facts.own if c.form == "fixed"), None)
+    return steps if cache is None else cache.shape[cache.axis]
 
 
 def first_feed(facts: DecoderFacts, ids: Array) -> dict[str, Array]:
     """Inputs of a model beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
     batch, steps = ids.shape
-    feed = {c.past: empty_cache(c, batch, 0) for c in facts.own}
+    feed = {c.past: empty_cache(c, batch, 0) for c in (*facts.own, *facts.states)}
     if facts.mask:
-        held = facts.own[0].shape[facts.own[0].axis] if facts.own[0].form == "fixed" else steps
-        feed[facts.mask] = np.pad(np.ones((batch, steps), np.int64), ((0, 0), (0, max(0, held - steps))))
+        shown = np.ones((batch, steps), np.int64)
+        feed[facts.mask] = np.pad(shown, ((0, 0), (0, max(0, buffer_length(facts, steps) - steps))))
     if facts.positions:
         counted = np.arange(steps)
         feed[facts.positions] = np.tile(counted, (batch, 1)) if facts.positions_rank == 2 else counted

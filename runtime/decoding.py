@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from memoptc.ir.decoder_facts import KEY, DecoderFacts
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.decoder_feeds import Ids, empty_cache, padded_ids
+from memoptc.runtime.decoder_feeds import Ids, buffer_length, empty_cache, padded_ids
 from memoptc.runtime.errors import MemoryLimit
 from memoptc.runtime.sampling import Sampler
 from memoptc.runtime.session import Session
@@ -75,6 +75,8 @@ class Decoder:
         limits = [n for n in (max_length, self.facts.max_length, *held) if n]
         self.max_length: int | None = min(limits) if limits else None
         self.in_place = self.facts.shared and self.max_length is not None
+        if self.facts.steps:
+            self.chunk = self.facts.steps
         self._shapes = {port.name: port.shape for port in self.session.get_inputs()}
         self._own = self.sequence()
         if self.in_place:
@@ -142,7 +144,8 @@ class Tokens:
         Args:
             ids: Token numbers of one sequence, or of several, which need not be equally long where the model can tell
                 padding: shorter ones are padded at the left, and the padding masked.
-            context: Other inputs by name, such as the states of an encoder, kept for later steps.
+            context: Other inputs by name, such as the states of an encoder, kept for later steps; states of recurrent
+                layers to begin with, which are zeros if not given.
 
         Returns:
             Scores of the vocabulary for the token after the last, `[batch, vocabulary]`.
@@ -156,6 +159,11 @@ class Tokens:
             why = "counts keys instead of masking them" if self._facts.mask else "has no mask"
             raise InputError(
                 f"The prompts have different lengths, and the model {why}, so that shorter ones cannot be padded.",
+                hint="Run each in a sequence of its own (decoder.sequence()).",
+            )
+        if not shown.all() and self._facts.states:
+            raise InputError(
+                "The prompts have different lengths, and the model carries states on, which padding would change.",
                 hint="Run each in a sequence of its own (decoder.sequence()).",
             )
         if not shown.all() and self._facts.shared_positions:
@@ -275,9 +283,9 @@ class Tokens:
 
     def _start(self, batch: int, context: Mapping[str, Array]) -> None:
         facts, decoder = self._facts, self._decoder
-        known = {*facts.context, facts.encoder_mask, *(c.past for c in facts.caches if c.form == "read")} - {""}
+        known = facts.given | {c.past for c in facts.states}
         unknown = set(context) - known
-        needed = set(facts.context) | (set() if facts.switch else known - {facts.encoder_mask})
+        needed = set(facts.context) | (set() if facts.switch else facts.given - {facts.encoder_mask})
         if unknown or needed - set(context):
             wrong = sorted(unknown or needed - set(context))[0]
             raise InputError(
@@ -286,14 +294,16 @@ class Tokens:
             )
         self.length, self.batch = 0, batch
         self._mask = np.ones((batch, 0), np.int64)
-        self._context = {name: np.asarray(value) for name, value in context.items()}
+        self._context = {name: np.asarray(value) for name, value in context.items() if name in facts.given}
         if facts.encoder_mask and facts.encoder_mask not in self._context:
             self._context[facts.encoder_mask] = np.ones((batch, self._source_length()), np.int64)
         room = decoder.max_length if decoder.in_place else 0
         self._caches = {}
         for cache in facts.caches:
             if cache.past not in self._context:
-                self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(empty_cache(cache, batch, room or 0))
+                held = context.get(cache.past)
+                start = empty_cache(cache, batch, room or 0) if held is None else np.ascontiguousarray(held)
+                self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(start)
 
     def _source_length(self) -> int:
         """Number of steps that the encoder computed."""
@@ -317,6 +327,11 @@ class Tokens:
             for at in range(rows.shape[1]):
                 scores = self._run(rows[:, at : at + 1], shown[:, at : at + 1])
             return scores
+        if rows.shape[1] % max(1, facts.steps):
+            raise InputError(
+                f"The model takes {facts.steps} tokens at a time, and there are {rows.shape[1]}.",
+                hint="Export it with an open number of steps, or with one.",
+            )
         done = 0
         while done < rows.shape[1]:
             room = rows.shape[1] - done
@@ -324,13 +339,13 @@ class Tokens:
             try:
                 scores = self._run(rows[:, done : done + count], shown[:, done : done + count])
             except MemoryLimit:
-                if count <= _SMALLEST_CHUNK or whole:
+                if count <= max(_SMALLEST_CHUNK, facts.steps) or whole:
                     raise
                 decoder.chunk = max(_SMALLEST_CHUNK, count // 2)
                 continue
             done += count
             if done < rows.shape[1]:
-                decoder.note(f"prompts are computed {decoder.chunk} tokens at a time")
+                decoder.note(f"prompts are computed {decoder.chunk} token{'s' * (decoder.chunk != 1)} at a time")
         return scores
 
     def _run(self, rows: Array, shown: Array) -> Array:
@@ -344,15 +359,15 @@ class Tokens:
             binding.bind_ortvalue_input(name, held)
         binding.bind_output(facts.logits, "cpu")
         kept = [c for c in facts.caches if c.present and (c.form != "read" or (facts.switch and not self.length))]
+        in_place = {c.past for c in facts.own if decoder.in_place}
         for cache in kept:
-            if decoder.in_place:
+            if cache.past in in_place:
                 binding.bind_ortvalue_output(cache.present, self._caches[cache.past])
             else:
                 binding.bind_output(cache.present, "cpu")
         decoder.session.run_with_iobinding(binding)
         logits, *presents = binding.get_outputs()
-        if not decoder.in_place:
-            self._caches.update({c.past: v for c, v in zip(kept, presents, strict=True)})
+        self._caches.update({c.past: v for c, v in zip(kept, presents, strict=True) if c.past not in in_place})
         self._mask, self.length = mask, mask.shape[1]
         scores = logits.numpy()
         if self._all is not None:
@@ -364,10 +379,8 @@ class Tokens:
         batch, steps = rows.shape
         total = mask.shape[1]
         feed: dict[str, Array] = {facts.ids: rows, **self._context}
-        fixed = facts.own[0]
         if facts.mask:
-            rest = fixed.shape[fixed.axis] - total if fixed.form == "fixed" else 0
-            feed[facts.mask] = np.pad(mask, ((0, 0), (0, max(0, rest))))
+            feed[facts.mask] = np.pad(mask, ((0, 0), (0, max(0, buffer_length(facts, total) - total))))
         if facts.positions:
             counted = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - steps :]
             feed[facts.positions] = counted if facts.positions_rank == 2 else np.arange(total - steps, total)

@@ -87,9 +87,8 @@ def measure_perplexity(
     """
     decoder = Decoder.over(Evaluator(model, options).session, facts)
     total, count = 0.0, 0
-    context = {*facts.context, facts.encoder_mask, *(c.past for c in facts.caches if c.form == "read")}
     for sample in samples:
-        given = {name: np.asarray(sample.feed[name]) for name in context if name in sample.feed}
+        given = {name: np.asarray(sample.feed[name]) for name in facts.given if name in sample.feed}
         rows = np.asarray(sample.feed[facts.ids])
         mask = sample.feed.get(facts.mask) if facts.mask else None
         for at, row in enumerate(rows):

@@ -162,7 +162,7 @@ def figures_of_original(compilation: Compilation, graph: Graph) -> Figures:
 def recognise_decoder(graph: Graph) -> DecoderFacts | Decision | None:
     """Recognise the decoder that a graph with inferred types is; where it keeps a cache and is none, say why."""
     if not appended_inputs(graph):
-        return None
+        return recognised(graph, inferred=True)
     try:
         return recognise(graph, inferred=True)
     except InputError as error:
