@@ -26,8 +26,9 @@ import zoo
 
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
-from memoptc.runtime.measure import InSession, Way, measure
+from memoptc.runtime.measure import measure
 from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.session import Session

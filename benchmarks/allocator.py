@@ -13,6 +13,7 @@ minimalloc's own program where its path is given. Columns are arena over floor a
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import statistics
@@ -168,7 +169,7 @@ def one(name: str, problem: Problem, repeat: int, solver_seconds: float, binary:
     line["by size"] = timed(lambda: greedy(problem, lambda b: -b.size), problem, 1)
     line["by execution"] = timed(lambda: greedy(problem, lambda b: b.first), problem, 1)
     if problem.capacity is not None:
-        compiled, exact.compiled = exact.compiled, exact.cache(lambda: None)
+        compiled, exact.compiled = exact.compiled, functools.cache(lambda: None)
         line["plain"] = timed(lambda: allocate(problem).offsets, problem, repeat)
         exact.compiled = compiled
         if solver_seconds:

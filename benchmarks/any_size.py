@@ -21,7 +21,8 @@ from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.option_fields import parse_bindings
-from memoptc.runtime.measure import InSession, Way, measure_need
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import bind_shapes, make_feed
 

@@ -32,7 +32,8 @@ import zoo
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import BudgetError, MemoptcError
 from memoptc.runtime.container import Unavailable, limiter, smallest_container
-from memoptc.runtime.measure import InSession, Way, measure_need
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.options import RunOptions
 
 MODELS = {

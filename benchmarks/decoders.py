@@ -34,7 +34,8 @@ from memoptc.runtime.decoding import Decoder
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.measure import InSession, measure_need
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measuring_process import InSession
 from memoptc.runtime.options import RunOptions
 
 THREADS = 2

@@ -33,8 +33,9 @@ from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.contract import contract_path
-from memoptc.runtime.measure import InSession, Way, measure
+from memoptc.runtime.measure import measure
 from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.options import RunOptions
 

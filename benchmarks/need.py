@@ -35,7 +35,8 @@ from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.container import Unavailable, smallest_container
-from memoptc.runtime.measure import InSession, measure_need
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measuring_process import InSession
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.options import RunOptions
 

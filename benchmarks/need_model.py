@@ -31,7 +31,8 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.configuration import AS_WRITTEN, planned_peak
 from memoptc.runtime.contract import contract_path, load_contract
-from memoptc.runtime.measure import InSession, measure_need
+from memoptc.runtime.measure import measure_need
+from memoptc.runtime.measuring_process import InSession
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.need import Configuration, SessionKind, predict_need
 from memoptc.runtime.options import RunOptions

@@ -32,8 +32,9 @@ import zoo
 
 from memoptc.api import compile_file
 from memoptc.runtime.contract import contract_path
-from memoptc.runtime.measure import InSession, Way, measure
+from memoptc.runtime.measure import measure
 from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.options import RunOptions
 
 

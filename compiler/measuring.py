@@ -13,9 +13,11 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.options import ProgressCallback
 from memoptc.report import Report, Side
 from memoptc.runtime.container import Unavailable, smallest_container
-from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need, side_by_side
+from memoptc.runtime.measure import Measured, Need, measure, measure_need, side_by_side
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.options import Feed, RunOptions
 from memoptc.runtime.sizes import grown
+from memoptc.runtime.slowdown import Slowdown
 
 _PLANNED_SECONDS = 2.0
 """Seconds that timing the tier `planned` against the original may take."""

@@ -18,7 +18,7 @@ import onnx_ir
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.spelling import tensor_from_bytes
+from memoptc.ir.element_spelling import tensor_from_bytes
 from memoptc.ir.tensors import MadeTensor, from_array, tensor_type
 from memoptc.ir.types import DType
 

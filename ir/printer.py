@@ -12,18 +12,8 @@ from typing import Any, Literal
 import onnx
 
 from memoptc.ir.core import NOWHERE, AttrRef, EmptyList, Function, Graph, Loc, ModelInfo, Op, Output, Tensor, Value
-from memoptc.ir.spelling import (
-    bytes_text,
-    elements_text,
-    float_text,
-    key_name,
-    op_name,
-    quote,
-    symbol_name,
-    tensor_bytes,
-    type_text,
-    value_name,
-)
+from memoptc.ir.element_spelling import elements_text, tensor_bytes
+from memoptc.ir.spelling import bytes_text, float_text, key_name, op_name, quote, symbol_name, type_text, value_name
 from memoptc.ir.tensors import tensor_type
 from memoptc.ir.types import Type
 

@@ -16,7 +16,7 @@ import onnx_ir
 from google.protobuf.message import DecodeError
 from lark import Token, Transformer
 
-from memoptc.ir import spelling
+from memoptc.ir import element_spelling, spelling
 from memoptc.ir.core import AttrRef, EmptyList, Graph, Tensor
 from memoptc.ir.diagnostics import SourceError
 from memoptc.ir.spelling import unquote
@@ -190,7 +190,7 @@ class ValueReader(Transformer[Token, Graph]):
         if isinstance(raw, Token) and raw.type == "SYMBOL":
             return take(self._find(raw), type_, name)
         if isinstance(raw, Token) and raw.type == "BYTES":
-            return spelling.tensor_from_bytes(type_, self.raw_bytes(raw), name)
+            return element_spelling.tensor_from_bytes(type_, self.raw_bytes(raw), name)
         if type_.dtype == DType.STRING:
             parts = raw if isinstance(raw, list) else [raw]
             if not all(isinstance(p, Token) and p.type in ("STRING", "BYTES") for p in parts):
@@ -199,12 +199,12 @@ class ValueReader(Transformer[Token, Graph]):
             _check_count(len(items), size, type_)
             return onnx_ir.StringTensor(items, shape=onnx_ir.Shape(shape), name=name or None)
         if isinstance(raw, Splat):
-            array = np.full(shape, spelling.array_of(str(raw.number), type_.dtype)[0])
+            array = np.full(shape, element_spelling.array_of(str(raw.number), type_.dtype)[0])
         elif isinstance(raw, Rand):
             array = random_elements(str(raw.number), size, type_.dtype).reshape(shape)
         elif (isinstance(raw, Token) and raw.type in ("NUMBER", "NUMBERS")) or raw == []:
             text = str(raw)[1:-1] if isinstance(raw, list) or raw.type == "NUMBERS" else str(raw)
-            array = spelling.array_of(text, type_.dtype)
+            array = element_spelling.array_of(text, type_.dtype)
             _check_count(array.size, size, type_)
             array = array.reshape(shape)
         else:

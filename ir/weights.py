@@ -15,8 +15,9 @@ import onnx_ir
 from memoptc.ir.archives import UNREADABLE, npy_header
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.element_spelling import tensor_bytes, tensor_from_bytes
 from memoptc.ir.mapped import release
-from memoptc.ir.spelling import tensor_bytes, tensor_from_bytes, type_text
+from memoptc.ir.spelling import type_text
 from memoptc.ir.tensors import from_array, tensor_type
 from memoptc.ir.types import DType, TensorType
 

@@ -25,7 +25,7 @@ from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_weights import tensors_of
 from memoptc.runtime.control_groups import MOUNTS, OWN, groups
-from memoptc.runtime.measure import Way, start_worker
+from memoptc.runtime.measuring_process import Way, start_worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed
 

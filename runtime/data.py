@@ -13,10 +13,7 @@ Files of a folder and dictionaries from Python follow the stacked rule, else eac
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +22,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.types import DType, OptionalType, TensorType, Type, as_tensor
 from memoptc.runtime.npz import KINDS, ArrayFile, load_feed, one_line, save_feed
+from memoptc.runtime.user_functions import guarded_items, load_function
 
 Feeds: TypeAlias = Iterable[Mapping[str, Any]]
 DataSource: TypeAlias = "str | os.PathLike[str] | Feeds | Callable[[], Feeds]"
@@ -102,7 +100,7 @@ class Data:
             module, colon, function = text.rpartition(":")
             if colon and module and function.isidentifier() and not path.exists():
                 call = load_function(module, function)
-                return text, lambda: self._dicts(_guarded(_call(call, text), text), text)
+                return text, lambda: self._dicts(guarded_items(_call(call, text), text), text)
             if not path.exists():
                 raise InputError(
                     f"{text}: no such file or folder.",
@@ -360,55 +358,6 @@ def _check_shape(
                     f"{where}: {dim.name} is {known} in input {other!r} but {extent} in input {name!r}; "
                     "the model says they are equal."
                 )
-
-
-def load_function(module: str, function: str) -> Callable[..., Any]:
-    """Import a user's function; the current folder counts as a place of modules.
-
-    Raises:
-        InputError: there is no such module or function.
-    """
-    added = os.getcwd() not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # the module's own faults, too
-        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise InputError(f"{module}:{function}: {kind}{one_line(error)}.", hint="--debug shows where.") from error
-    finally:
-        if added:
-            sys.path.remove(os.getcwd())
-    if not callable(found):
-        raise InputError(f"{module} has no function {function!r}.")
-
-    @functools.wraps(found)
-    def call(*arguments: Any) -> Any:
-        try:
-            return found(*arguments)
-        except MemoptcError:
-            raise
-        except Exception as error:
-            raise _raised(f"{module}:{function}", error) from error
-
-    return call
-
-
-def _raised(name: str, error: Exception) -> InputError:
-    return InputError(f"{name} raised {type(error).__name__}: {one_line(error)}.", hint="--debug shows where.")
-
-
-def _guarded(items: Feeds, name: str) -> Iterator[Mapping[str, Any]]:
-    """Give what a user's function gives; a fault of a generator is told as the function's."""
-    rest = iter(items)
-    while True:
-        try:
-            item = next(rest)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _raised(name, error) from error
-        yield item
 
 
 def _call(function: Callable[[], Feeds], name: str) -> Feeds:

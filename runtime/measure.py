@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import math
 import os
 import statistics
-import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.files import TemporaryFolder
-from memoptc.runtime import worker
-from memoptc.runtime.child import environment, python
+from memoptc.runtime.measuring_process import InSession, Way, start_worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed, RunOptions
+from memoptc.runtime.slowdown import Slowdown
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
 _MOST_ROUNDS = 60  # until an interval leaves the bound that is asked about
@@ -32,8 +26,6 @@ _TURN_SECONDS = 0.2  # then a turn takes about so long: many short turns tell mo
 _APART_ROUNDS = 5  # where each turn loads its model anew
 _APART_SHARE = 2  # times the seconds for runs: what these turns may take, loading included
 _MOST_RUNS = 100  # per turn
-_UNSURE = 0.07
-"""Share of cases in which the interval of a slowdown may miss the true one."""
 _TOGETHER = 256 << 20
 """Bytes that all models of one comparison may need together; larger ones are loaded one at a time."""
 
@@ -120,85 +112,6 @@ class Measured(Need):
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
         return {k: v for k, v in self.__dict__.items() if k != "turns_ms"}
-
-
-@dataclass(frozen=True)
-class Slowdown:
-    """Slowdown of one model against another: the middle of the ratios of their turns, and an interval for it.
-
-    Args:
-        ratio: The middle of the ratios' means in pairs (Hodges and Lehmann's estimate).
-        low: Lower end of the interval that holds the true middle in at least 93 % of cases; of fewer than five turns,
-            all of which count, in 87.5 % (four), 75 % (three) or 50 % (two).
-        high: Its upper end.
-    """
-
-    ratio: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(before: Sequence[float], after: Sequence[float]) -> Slowdown:
-        """Compare two models whose turns alternated: Wilcoxon's signed-rank test on the logarithms of their ratios.
-
-        What disturbs turns meets both models alike, so these lie symmetrically around the true one, whatever the noise
-        looks like otherwise. The ends are order statistics of the geometric means of all pairs of ratios.
-        """
-        ratios = [b / a for a, b in zip(before, after, strict=True)]
-        means = sorted(
-            a if i == j else math.sqrt(a * b) for i, a in enumerate(ratios) for j, b in enumerate(ratios[: i + 1])
-        )
-        drop = _dropped(len(ratios))
-        return Slowdown(statistics.median(means), means[drop], means[-1 - drop])
-
-    def above(self, bound: float) -> bool:
-        """True if noise alone does not explain that the bound is exceeded."""
-        return self.low > bound
-
-    def decided(self, bound: float) -> bool:
-        """True if the interval lies on one side of the bound."""
-        return self.low > bound or self.high <= bound
-
-
-@functools.cache
-def _dropped(count: int) -> int:
-    """Number of means to drop at each end, so that the interval still holds the middle in 93 % of cases.
-
-    None below five turns: then even the whole range holds it less often.
-
-    Of the 2**count ways to choose among the ranks 1 ... count, those with a sum of at most n make up the probability
-    that the true middle lies below the mean number n + 1.
-    """
-    ways = [1]  # by sum
-    for rank in range(1, count + 1):
-        longer = ways + [0] * rank
-        ways = [n + (longer[i - rank] if i >= rank else 0) for i, n in enumerate(longer)]
-    below, drop = ways[0], 0
-    while 2 * (below + ways[drop + 1]) <= _UNSURE * 2**count:
-        drop += 1
-        below += ways[drop]
-    return drop
-
-
-@dataclass(frozen=True)
-class InSession:
-    """Run in `memoptc.runtime.Session` instead of plain onnxruntime.
-
-    Args:
-        memory: Its tier; its default one when not given.
-        arguments: Its other arguments, as plain values.
-    """
-
-    memory: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the session's keyword arguments."""
-        return {**({} if self.memory is None else {"memory": self.memory}), **self.arguments}
-
-
-Way: TypeAlias = RunOptions | InSession
-"""How a model is run."""
 
 
 def measure(
@@ -379,73 +292,3 @@ def _result(need: Need, turns: Sequence[Sequence[float]]) -> Measured:
         runs=len(ms),
         turns_ms=tuple(statistics.median(turn) for turn in turns),
     )
-
-
-class _Ask:
-    """A worker process that one may ask."""
-
-    def __init__(self, process: subprocess.Popen[str], label: str) -> None:
-        self.process, self.label = process, label
-
-    def __call__(self, **order: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.send(order) or "{}")
-        if not answer:
-            code = self.process.wait()
-            raise InternalError(f"{self.label}: the measuring process ended with code {code}.")
-        if "error" in answer:
-            raise InputError(f"{self.label}: onnxruntime cannot run it: {answer['error']}")
-        return answer
-
-    def send(self, order: Mapping[str, Any]) -> str:
-        """Send one line and wait for the answer; `""` when the process is gone."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            return ""
-        return self.process.stdout.readline()
-
-
-@contextmanager
-def start_worker(
-    model: str | os.PathLike[str], options: Way, feed: Path, prefix: Sequence[str] = (), longest: float | None = None
-) -> Iterator[_Ask]:
-    """Start a fresh process for one model; what is given asks it to `load`, to `time`, or for its `need`.
-
-    Args:
-        model: The path.
-        options: How to run it.
-        feed: File with inputs.
-        prefix: A command to run the process with.
-        longest: Seconds after which it is killed.
-    """
-    path = os.path.abspath(os.fspath(model))
-    request: dict[str, Any] = {"model": path, "feed": str(feed)}
-    if isinstance(options, InSession):
-        request["session"] = options.to_json()
-    else:
-        request |= {"options": options.to_json(), "native": options.native()}
-    process = subprocess.Popen(
-        [*prefix, *python(worker.__file__)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-        errors="replace",
-        env=environment(),
-    )
-    timer = None if longest is None else threading.Timer(longest, process.kill)
-    try:
-        if timer is not None:
-            timer.daemon = True
-            timer.start()
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(request) + "\n")
-        yield _Ask(process, Path(path).name)
-    finally:
-        if timer is not None:
-            timer.cancel()
-        process.kill()
-        process.communicate()

@@ -17,10 +17,11 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime.compare import difference, flatten
-from memoptc.runtime.data import Sample, load_function
+from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.perplexity import PERPLEXITY, Perplexity
+from memoptc.runtime.user_functions import load_function
 
 FEW = 16
 """Samples on which candidates are compared with each other."""

@@ -6,18 +6,26 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.contract import Contract, beside, load_contract
-from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, no_such_file, translated
+from memoptc.runtime.contract import Contract
+from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, translated
 from memoptc.runtime.heap import trim_heap
 from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.library_pages import library_pages_returned
-from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
+from memoptc.runtime.options import Feed, RunOptions
+from memoptc.runtime.session_arguments import (
+    Packing,
+    as_contract,
+    as_limit,
+    as_options,
+    as_source,
+    native_feed,
+    runs_on_host,
+)
 from memoptc.runtime.sizes import as_bytes
 from memoptc.runtime.tiers.arena import combined, registered_arena
 
@@ -29,13 +37,6 @@ if TYPE_CHECKING:
     from memoptc.runtime.tiers.planned import Planned, RunPlan
 
 Memory: TypeAlias = Literal["auto", "arena", "planned", "stock"]
-Packing: TypeAlias = Literal["auto"] | bool
-
-_SMALLEST_LIMIT = 1 << 16
-"""onnxruntime ignores the limit of an arena of a few kilobytes (found by trial: 4 KiB is ignored, 64 KiB holds)."""
-
-_HOST_PROVIDERS = frozenset({"CPUExecutionProvider", "AzureExecutionProvider"})
-"""Providers whose sessions compute in the process's own memory."""
 
 
 class Session(ort.InferenceSession):  # type: ignore[misc]
@@ -98,17 +99,17 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             raise InputError(f"{memory!r} is no way to run.", hint="Choose 'auto', 'arena', 'planned' or 'stock'.")
         if packing not in ("auto", True, False):
             raise InputError(f"{packing!r} is no choice of packing.", hint="Choose 'auto', True or False.")
-        self._source: str | bytes | None = _source(path_or_bytes)
+        self._source: str | bytes | None = as_source(path_or_bytes)
         self._chosen = memory
-        self.contract = _contract(contract, self._source)
-        self.memory_limit = _limit(memory_limit)
+        self.contract = as_contract(contract, self._source)
+        self.memory_limit = as_limit(memory_limit)
         self._planned: Planned | None = None
         self._shared = shared
         self._caller = (sess_options, providers, provider_options, kwargs)
         self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else as_bytes(arena_bytes)
-        self._run_options = _options(self.contract.options, packing, threads)
+        self._run_options = as_options(self.contract.options, packing, threads)
         self._strict, self._threads = strict, threads
-        on_host = _on_host(providers)
+        on_host = runs_on_host(providers)
         if self.memory_limit is not None and (memory == "stock" or not on_host):
             raise InputError(
                 "onnxruntime as it comes holds no memory limit; the tiers 'arena' and 'planned' do.",
@@ -240,7 +241,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 raise invalid_argument(f"There is an array for {name!r}, which is no output of this run.")
         if run_options is not None:
             self._need_python("run options")
-        input_feed = _native(input_feed)
+        input_feed = native_feed(input_feed)
         self.parts = []
         if self._admission is None:
             return self._run_once(names, input_feed, run_options, into)
@@ -310,7 +311,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         Raises:
             InputError: the model came as bytes, which only the tier `"stock"` keeps.
         """
-        if _on_host(providers):
+        if runs_on_host(providers):
             return
         self._need_python("other providers")
         if self._source is None:
@@ -390,59 +391,6 @@ _AS_IN_ONNXRUNTIME = (
 for _name in _AS_IN_ONNXRUNTIME:
     if hasattr(ort.InferenceSession, _name):
         setattr(Session, _name, _forwarded(_name))
-
-
-def _native(feed: Feed) -> Feed:
-    """Give a feed in this machine's byte order, which onnxruntime takes all arrays to be in."""
-    other = {n: v for n, v in feed.items() if not getattr(getattr(v, "dtype", None), "isnative", True)}
-    return {**feed, **{n: v.astype(v.dtype.newbyteorder("=")) for n, v in other.items()}} if other else feed
-
-
-def _on_host(providers: Sequence[Any] | None) -> bool:
-    """True if all providers compute in the process's own memory; what is no provider onnxruntime will refuse."""
-    named = (p[0] if isinstance(p, tuple) and p else p for p in providers or ())
-    return all(name in _HOST_PROVIDERS for name in named if isinstance(name, str))
-
-
-def _source(model: Any) -> str | bytes:
-    if hasattr(model, "SerializeToString"):  # a protobuf, without importing onnx to ask
-        return bytes(model.SerializeToString())
-    if isinstance(model, bytes):
-        return model
-    if not isinstance(model, str | os.PathLike):
-        raise as_both(TypeError)(f"A model is a path, bytes or a protobuf, not {type(model).__name__}.")
-    path = os.fspath(model)
-    if not os.path.isfile(path):
-        raise no_such_file(path)
-    return path
-
-
-def _contract(given: Contract | str | os.PathLike[str] | Literal[False] | None, source: str | bytes) -> Contract:
-    if isinstance(given, str | os.PathLike):
-        read = load_contract(given)
-        if read is None:
-            raise InputError(f"{given}: no such file.")
-        return read
-    if given is None and isinstance(source, str):
-        given = load_contract(beside(source))
-    return given or Contract()
-
-
-def _limit(given: int | str | None) -> int | None:
-    limit = None if given is None else as_bytes(given)
-    if limit is not None and limit < _SMALLEST_LIMIT:
-        raise InputError(
-            f"A limit of {limit} bytes is too small: onnxruntime's arena does not hold to it.",
-            hint=f"Give at least {_SMALLEST_LIMIT} bytes.",
-        )
-    return limit
-
-
-def _options(options: RunOptions, packing: Packing, threads: int | None) -> RunOptions:
-    if packing != "auto":
-        config = {k: v for k, v in options.config.items() if k != PACKING_KEY}
-        options = replace(options, config=config if packing else config | {PACKING_KEY: "1"})
-    return options if threads is None else replace(options, threads=threads)
 
 
 __all__ = ["Memory", "MemoryLimit", "Packing", "PlanLeft", "Session"]

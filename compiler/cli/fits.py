@@ -61,7 +61,7 @@ def command(
     from memoptc.ir.diagnostics import BudgetError
     from memoptc.report.rows import size
     from memoptc.runtime.container import Unavailable
-    from memoptc.runtime.measure import InSession, Way
+    from memoptc.runtime.measuring_process import InSession, Way
     from memoptc.runtime.npz import load_feed
     from memoptc.runtime.options import RunOptions
 
@@ -169,7 +169,7 @@ def _find_container(
 
 def _called(way: Any) -> str:
     """The name of a way of running."""
-    from memoptc.runtime.measure import InSession
+    from memoptc.runtime.measuring_process import InSession
 
     return "Session" if isinstance(way, InSession) else "stock onnxruntime"
 
@@ -188,7 +188,7 @@ def _edges(
     from memoptc.runtime.design_points import SMALLEST, design_points
     from memoptc.runtime.inputs import InputMaker
     from memoptc.runtime.largest import largest_extents
-    from memoptc.runtime.measure import InSession
+    from memoptc.runtime.measuring_process import InSession
     from memoptc.runtime.memory.need import Configuration, predict_need
 
     graph = read_onnx(model)

@@ -23,29 +23,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 from lark import Token
 
-from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InputError, SourceError
-from memoptc.ir.dims import Sym
-from memoptc.ir.types import DType
 from memoptc.rewrite.driver import RulePass
-from memoptc.rewrite.pattern import Any_, Const, NoMatch, Operand, OpPattern, Optional_, Rest, key_of
-from memoptc.rewrite.predicates import PREDICATES, calculate, compare
+from memoptc.rewrite.pattern import Any_, Const, Operand, OpPattern, Optional_, Rest, key_of
+from memoptc.rewrite.predicates import PREDICATES
+from memoptc.rewrite.replacement import DTYPES, Replacement
 from memoptc.rewrite.rule import Rule
 from memoptc.rewrite.syntax import (
     EXAMPLE,
     Arithmetic,
     Call,
     Computed,
-    Condition,
     Expression,
     Listed,
     Literal,
@@ -56,12 +52,10 @@ from memoptc.rewrite.syntax import (
     read,
 )
 
-Bindings = dict[str, Any]
 EXPECT = "// ---- expect"
 """Line between a graph and what a rule makes of it."""
 _REST = "..."
 """Name of remaining operands without one."""
-_DTYPES = {d.short_name(): d for d in DType if d != DType.UNDEFINED}
 
 
 def load_rules(path: Path) -> type[RulePass]:
@@ -172,7 +166,7 @@ class _Reading:
         names = [n for n in self.results if n in roots]
         try:
             patterns = tuple(self.results[n] for n in names)
-            whole = Rule(patterns, _Replace(self.source, self.results, names), str(self.source.name), ())
+            whole = Rule(patterns, Replacement(self.source, self.results, names), str(self.source.name), ())
         except TypeError as e:
             self.fault(self.source.name, str(e))
         whole.parameters = list(whole.captures)
@@ -281,11 +275,11 @@ class _Reading:
                 self.expression(operand)
             elif isinstance(operand, Computed):
                 self.expression(operand.expression)
-                if operand.dtype is not None and operand.dtype not in _DTYPES:
+                if operand.dtype is not None and operand.dtype not in DTYPES:
                     self.fault(
                         operand.dtype,
                         f"there is no element type {operand.dtype}",
-                        f"Such as {', '.join(list(_DTYPES)[:4])}.",
+                        f"Such as {', '.join(list(DTYPES)[:4])}.",
                     )
         for _, expression in made.attributes:
             self.expression(expression)
@@ -310,110 +304,3 @@ class _Reading:
                 self.fault(statement.results[0], "a statement needs a named result")
             if self.results[Ref(named[0]).name].base not in reached:
                 self.fault(named[0], f"{named[0]} is not part of what gets replaced")
-
-
-class _Replace:
-    """The function of a rule: asks its conditions, then builds."""
-
-    def __init__(self, rule: RuleText, results: Mapping[str, OpPattern], roots: Sequence[str]) -> None:
-        self.source, self.roots = rule, list(roots)
-        self.results = {name: (p.base.bind, p.index) for name, p in results.items()}
-
-    def __call__(self, b: Builder, **captures: Any) -> tuple[Value, ...]:
-        bindings: Bindings = dict(captures)
-        for name, (bind, index) in self.results.items():
-            if index >= len(captures[bind].results):
-                raise NoMatch("too few results")
-            bindings[name] = captures[bind].results[index]
-        matched = dict(bindings)
-        for condition in self.source.where:
-            if not _holds(condition, matched):
-                raise NoMatch(f"not: {condition.text}")
-        for replacement in self.source.replace:
-            if isinstance(replacement.source, Made):
-                values = self.build(b, replacement.source, len(replacement.results), bindings, matched)
-            else:
-                values = (bindings[Ref(replacement.source).name],)
-            if any(v is None for v in values):
-                raise NoMatch("an operand is not given")
-            for token, value in zip(replacement.results, values, strict=False):
-                bindings[Ref(token).name] = value
-        return tuple(bindings[name] for name in self.roots)
-
-    def build(self, b: Builder, made: Made, outputs: int, bindings: Bindings, matched: Bindings) -> tuple[Value, ...]:
-        operands: list[Any] = []
-        for operand in made.operands:
-            if isinstance(operand, Ref) and operand.kind == "rest":
-                operands.extend(v if not v.is_absent else None for v in bindings[operand.name])
-            else:
-                operands.append(bindings[operand.name] if isinstance(operand, Ref) else operand)
-        like = next((v for v in operands if isinstance(v, Value)), None)
-        operands = [_made(b, o, like, bindings | matched) for o in operands]
-        attrs: dict[str, Any] = {}
-        for token in made.spreads:
-            attrs |= matched[self.results[Ref(token).name][0]].attrs
-        for key, expression in made.attributes:
-            value = _evaluate(expression, bindings | matched)
-            if not _is_written(value):
-                raise NoMatch(f"attribute {key} is not known")
-            attrs[key] = value
-        domain, separator, op_type = made.operator.rpartition("::")
-        return b.op(op_type, operands, attrs, domain=domain if separator else None, outputs=outputs).results
-
-
-def _is_written(value: Any) -> bool:
-    """True for what an attribute can hold; unknown values and symbolic extents it cannot."""
-    if isinstance(value, tuple | list):
-        return all(map(_is_written, value))
-    return value is not None and not isinstance(value, Sym)
-
-
-def _made(b: Builder, operand: Any, like: Value | None, bindings: Bindings) -> Any:
-    """Give an operand; a literal or computed one becomes a constant."""
-    if isinstance(operand, Computed):
-        content = _evaluate(operand.expression, bindings)
-        if content is None:
-            raise NoMatch("a constant cannot be computed")
-        if operand.dtype is not None:
-            return b.const(content, dtype=_DTYPES[operand.dtype])
-        return _constant(b, content, like)
-    if isinstance(operand, Literal | Listed):
-        return _constant(b, _evaluate(operand, bindings), like)
-    return operand
-
-
-def _constant(b: Builder, content: Any, like: Value | None) -> Value:
-    if isinstance(content, tuple):
-        if not all(isinstance(item, int) for item in content):
-            raise NoMatch("a list of other things than integers")
-        return b.const(np.asarray(content, np.int64))
-    if like is None or like.dtype in (None, DType.UNDEFINED):
-        raise NoMatch("the element type of a number is not known")
-    return b.const(content, dtype=like.dtype)
-
-
-def _holds(condition: Condition, bindings: Bindings) -> bool:
-    found = _evaluate(condition.left, bindings)
-    if condition.right is not None:
-        found = compare(found, condition.comparison, _evaluate(condition.right, bindings))
-    return found is not None and bool(found) != condition.negated
-
-
-def _evaluate(expression: Expression, bindings: Bindings) -> Any:
-    if isinstance(expression, Literal):
-        return expression.value
-    if isinstance(expression, Listed):
-        return tuple(_evaluate(item, bindings) for item in expression.items)
-    if isinstance(expression, Arithmetic):
-        return calculate(_evaluate(expression.left, bindings), expression.sign, _evaluate(expression.right, bindings))
-    found = PREDICATES[expression.name]
-    arguments: list[Any] = []
-    for argument, kind in zip(expression.arguments, found.kinds, strict=False):
-        if isinstance(argument, Ref):
-            value = bindings[argument.name]
-            if isinstance(value, tuple) or (value is None and expression.name != "given"):
-                return None
-            arguments.append(value.op if kind is Op else value)
-        else:
-            arguments.append(_evaluate(argument, bindings))
-    return found.function(*arguments)

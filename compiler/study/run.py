@@ -24,9 +24,11 @@ from memoptc.option_fields import to_argv
 from memoptc.options import Options
 from memoptc.report.study import FILES, render
 from memoptc.runtime.compare import difference
-from memoptc.runtime.measure import InSession, Measured, Need, Slowdown, Way, measure, measure_need
+from memoptc.runtime.measure import Measured, Need, measure, measure_need
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.options import Feed, RunOptions
 from memoptc.runtime.session import Session
+from memoptc.runtime.slowdown import Slowdown
 from memoptc.samples import Inputs
 from memoptc.source import files_of, load
 from memoptc.steps.reporting import environment

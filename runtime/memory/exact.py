@@ -15,18 +15,18 @@ steps, so nothing but the time depends on numba; budgets are counted in looks at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from math import gcd
-from types import FunctionType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from memoptc.runtime.memory import canonical
 from memoptc.runtime.memory.canonical import FRAME, PRIME, Ints, Tables, Work
+from memoptc.runtime.memory.compiled_search import Search, compiled
 from memoptc.runtime.memory.overlap import Overlaps
 from memoptc.runtime.memory.problem import Buffer, Problem
 
@@ -45,8 +45,6 @@ MOST_PAIRS = 1_000_000
 _SLOTS = 1 << 17
 _PARTS = 1 << 18
 _FIRST_BUDGET = 6
-
-Search: TypeAlias = Callable[[Tables, Work, int, int, int, int], int]
 
 
 @dataclass(frozen=True)
@@ -385,28 +383,3 @@ def _orders(
         for place, index in enumerate(order):
             rank[index] = place
         yield rank, int(name[0] == "T")
-
-
-@cache
-def compiled() -> Search | None:
-    """The search compiled by numba, or `None` where numba is not installed.
-
-    The machine code is kept beside this file or in numba's folder of the user; where neither can be written, it is
-    made anew in every process.
-    """
-    try:
-        import numba
-    except ImportError:
-        return None
-    # The functions call each other by global name: give compiled twins a namespace of their own.
-    scope = dict(vars(canonical))
-    plain = [f for f in scope.values() if isinstance(f, FunctionType) and f.__module__ == canonical.__name__]
-    for function in plain:
-        twin = FunctionType(function.__code__, scope, function.__name__)
-        twin.__module__, twin.__qualname__ = function.__module__, function.__qualname__
-        try:
-            scope[function.__name__] = numba.njit(cache=True)(twin)
-        except RuntimeError:
-            scope[function.__name__] = numba.njit(twin)
-    search: Search = scope["search"]
-    return search

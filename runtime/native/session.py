@@ -14,10 +14,11 @@ import numpy as np
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.errors import invalid_argument, of_code, too_large
-from memoptc.runtime.native.allocator import Block, Script, Trace, TrackingAllocator
+from memoptc.runtime.native.allocator import TrackingAllocator
 from memoptc.runtime.native.capi import OrtError, Pointer, Unavailable, api, encode_path
 from memoptc.runtime.native.elements import NAMES, STRING, SUB_BYTE, number_of, numpy_dtype
 from memoptc.runtime.native.layout import set_hidden
+from memoptc.runtime.native.trace import Block, Script, Trace
 from memoptc.runtime.options import FOLDER_KEY, STOCK, RunOptions, clean_message, registration
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.external_weights import ExternalWeight
-from memoptc.runtime.native.allocator import Block
 from memoptc.runtime.native.capi import Pointer, api
+from memoptc.runtime.native.trace import Block
 
 _PAGE = mmap.PAGESIZE
 

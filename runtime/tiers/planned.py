@@ -20,10 +20,11 @@ from memoptc.runtime.heap import available_bytes, trim_heap
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Buffer, Problem
-from memoptc.runtime.native.allocator import ASKED_FOR, LARGE, Block, Script, Trace
+from memoptc.runtime.native.allocator import ASKED_FOR
 from memoptc.runtime.native.elements import element_bytes, has_whole_bytes
 from memoptc.runtime.native.session import NativeSession, Port
 from memoptc.runtime.native.shared import BlockHome, Shared
+from memoptc.runtime.native.trace import LARGE, Block, Script, Trace
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.outputs import can_be_written_to, copied
 

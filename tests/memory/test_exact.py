@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def small(draw: st.DrawFn) -> Problem:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled code."""
-    monkeypatch.setattr(exact, "compiled", exact.cache(lambda: None))
+    monkeypatch.setattr(exact, "compiled", functools.cache(lambda: None))
 
 
 @given(small())
@@ -139,7 +140,7 @@ def test_compiled_code_takes_the_same_steps() -> None:
     answers: list[list[Any]] = []
     for code in (None, exact.compiled()):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(exact, "compiled", exact.cache(lambda code=code: code))
+            patch.setattr(exact, "compiled", functools.cache(lambda code=code: code))
             exact.compiled()
             answers.append([decide(p, p.floor, effort=effort) for p, effort in questions])
             answers[-1] += [Exact(p).improve(p.apart, effort) for p, effort in questions]

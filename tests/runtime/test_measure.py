@@ -16,8 +16,10 @@ import pytest
 from runtime_models import mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.measure import InSession, Need, Slowdown, measure, measure_need
+from memoptc.runtime.measure import Need, measure, measure_need
+from memoptc.runtime.measuring_process import InSession
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.slowdown import Slowdown
 from memoptc.runtime.worker import PeakMeter
 
 MB = 1 << 20

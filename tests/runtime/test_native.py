@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.native.allocator import RELEASED, Block, Script, Trace
 from memoptc.runtime.native.session import NativeSession
+from memoptc.runtime.native.trace import RELEASED, Block, Script, Trace
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED
 

@@ -1,0 +1,78 @@
+"""What `Session` is given, in the forms that it works with: models, contracts, limits, options and feeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.contract import Contract, beside, load_contract
+from memoptc.runtime.errors import as_both, no_such_file
+from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
+from memoptc.runtime.sizes import as_bytes
+
+Packing: TypeAlias = Literal["auto"] | bool
+_SMALLEST_LIMIT = 1 << 16
+"""onnxruntime ignores the limit of an arena of a few kilobytes (found by trial: 4 KiB is ignored, 64 KiB holds)."""
+
+_HOST_PROVIDERS = frozenset({"CPUExecutionProvider", "AzureExecutionProvider"})
+"""Providers whose sessions compute in the process's own memory."""
+
+
+def native_feed(feed: Feed) -> Feed:
+    """Give a feed in this machine's byte order, which onnxruntime takes all arrays to be in."""
+    other = {n: v for n, v in feed.items() if not getattr(getattr(v, "dtype", None), "isnative", True)}
+    return {**feed, **{n: v.astype(v.dtype.newbyteorder("=")) for n, v in other.items()}} if other else feed
+
+
+def runs_on_host(providers: Sequence[Any] | None) -> bool:
+    """True if all providers compute in the process's own memory; what is no provider onnxruntime will refuse."""
+    named = (p[0] if isinstance(p, tuple) and p else p for p in providers or ())
+    return all(name in _HOST_PROVIDERS for name in named if isinstance(name, str))
+
+
+def as_source(model: Any) -> str | bytes:
+    """Give the path or the bytes of a model: a path that exists, bytes, or a protobuf."""
+    if hasattr(model, "SerializeToString"):  # a protobuf, without importing onnx to ask
+        return bytes(model.SerializeToString())
+    if isinstance(model, bytes):
+        return model
+    if not isinstance(model, str | os.PathLike):
+        raise as_both(TypeError)(f"A model is a path, bytes or a protobuf, not {type(model).__name__}.")
+    path = os.fspath(model)
+    if not os.path.isfile(path):
+        raise no_such_file(path)
+    return path
+
+
+def as_contract(given: Contract | str | os.PathLike[str] | Literal[False] | None, source: str | bytes) -> Contract:
+    """Give the contract itself, the one in a file, or the one beside the model; `False` asks for none."""
+    if isinstance(given, str | os.PathLike):
+        read = load_contract(given)
+        if read is None:
+            raise InputError(f"{given}: no such file.")
+        return read
+    if given is None and isinstance(source, str):
+        given = load_contract(beside(source))
+    return given or Contract()
+
+
+def as_limit(given: int | str | None) -> int | None:
+    """Give a limit in bytes; refuse one that onnxruntime's arena would not hold to."""
+    limit = None if given is None else as_bytes(given)
+    if limit is not None and limit < _SMALLEST_LIMIT:
+        raise InputError(
+            f"A limit of {limit} bytes is too small: onnxruntime's arena does not hold to it.",
+            hint=f"Give at least {_SMALLEST_LIMIT} bytes.",
+        )
+    return limit
+
+
+def as_options(options: RunOptions, packing: Packing, threads: int | None) -> RunOptions:
+    """Give the options of a run with packing and threads as they were asked for."""
+    if packing != "auto":
+        config = {k: v for k, v in options.config.items() if k != PACKING_KEY}
+        options = replace(options, config=config if packing else config | {PACKING_KEY: "1"})
+    return options if threads is None else replace(options, threads=threads)
