@@ -57,6 +57,15 @@ def test_few_different_weights_are_exact() -> None:
     assert (book[nearest(weights, book)] == weights).all()
 
 
+@pytest.mark.parametrize("scale", [1e-42, 1e-6, 1e38])
+def test_weights_are_coded_that_differ_by_next_to_nothing_or_by_more_than_float32_holds(scale: float) -> None:
+    weights = np.clip(RNG.standard_normal(5000), -3.3, 3.3) * scale + (1.0 if scale == 1e-6 else 0.0)
+    weights = weights.astype(np.float32)
+    book = codebook(weights, 256)
+    error = np.abs(weights.astype(np.float64) - book[nearest(weights, book)]).max()
+    assert error < 0.1 * (weights.max().astype(np.float64) - weights.min())
+
+
 def model(opset: int, values: np.ndarray) -> Graph:
     listed = ",".join(repr(float(np.float32(v))) for v in values.reshape(-1))
     text = f"""model {{ir_version=8, opset={{""={opset}}}}}

@@ -13,6 +13,9 @@ CELLS = 1 << 14
 _NONE = 1e-13
 """Part of all weights' importance below which differences of sums are rounding errors."""
 
+_PIECE = 1 << 20
+"""Weights that are looked at at once."""
+
 ROUNDS = 40
 """Rounds of Lloyd's algorithm at most."""
 
@@ -36,15 +39,29 @@ def codebook(
     if len(different) <= size:
         return different
     cells = min(CELLS, max(64 * size, 1024))
-    each = np.ones(flat.shape) if importance is None else importance.reshape(-1)
-    counts, edges = np.histogram(flat, cells, weights=each)
-    totals = np.histogram(flat, edges, weights=each * flat)[0]
+    edges, counts, totals = _histogram(flat, cells, None if importance is None else importance.reshape(-1))
     density = np.cumsum(np.cbrt(counts))
     places = (np.arange(size) + 0.5) / size * density[-1]
     dense = edges[np.minimum(np.searchsorted(density, places), cells - 1)]
     even = np.linspace(edges[0], edges[-1], size)
     found = [_improved(start, edges, counts, totals) for start in (dense, even)]
     return np.unique(max(found, key=lambda pair: pair[1])[0].astype(np.float32))
+
+
+def _histogram(flat: npt.NDArray[np.float32], cells: int, each: Floats | None) -> tuple[Floats, Floats, Floats]:
+    """Edges of cells, and in each the importance of its weights and the sum of weights times that.
+
+    In float64: of weights that differ by little, or by more than float32 can hold, cells in float32 have no width.
+    """
+    low, high = float(flat.min()), float(flat.max())
+    counts, totals = np.zeros(cells), np.zeros(cells)
+    for start in range(0, flat.size, _PIECE):
+        part = flat[start : start + _PIECE].astype(np.float64)
+        much = np.ones(part.shape) if each is None else each[start : start + _PIECE]
+        cell = np.minimum(((part - low) / (high - low) * cells).astype(np.intp), cells - 1)
+        counts += np.bincount(cell, much, cells)
+        totals += np.bincount(cell, much * part, cells)
+    return np.linspace(low, high, cells + 1), counts, totals
 
 
 def _improved(centers: Floats, edges: Floats, counts: Floats, totals: Floats) -> tuple[Floats, float]:
