@@ -205,7 +205,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     prepared = prepare.prepare(compilation)
     compilation = compilation.with_control(prepared.graph)
     attempts = Attempts.at(compilation, prepared, output)
-    attempt = attempts.build(run.pipeline(options, data.calibration is not None), prepared)
+    attempt = attempts.build(run.pipeline_of(compilation, options), prepared)
     del prepared  # another attempt may take its place
     attempt = Keeper(attempts).hold_small(attempt)
 

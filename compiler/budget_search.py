@@ -115,7 +115,7 @@ class _Search:
                 break
             compilation.options.progress(f"fitting activations into {size(int(given))}", None)
             asked = self._asked(given)
-            attempt = self.attempts.build(run.pipeline(asked, compilation.data.calibration is not None))
+            attempt = self.attempts.build(run.pipeline_of(compilation, asked))
             self._note(attempt, given)
         best = self._best()
         if best is not self.tried[-1]:

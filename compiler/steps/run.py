@@ -76,6 +76,16 @@ def pipeline(options: Options, calibrated: bool) -> Pipeline:
     return edited(parse(text), options.skip_passes, options.settings)
 
 
+def pipeline_of(compilation: Compilation, options: Options) -> Pipeline:
+    """The pipeline that options stand for in a compile: its passes leave alone what is excluded.
+
+    Raises:
+        InputError: nodes to exclude are none of the model's, or no pass leaves any out.
+    """
+    steps = pipeline(options, compilation.data.calibration is not None)
+    return excluding(steps, compilation.source.graph, options.exclude)
+
+
 @dataclass
 class Compiled:
     """Result of the passes.
@@ -115,11 +125,9 @@ def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipel
         snapshots: Those of an earlier pipeline: where both begin alike, this one goes on from there.
 
     Raises:
-        InputError: nodes to exclude are none of the model's, or no pass leaves any out.
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
     """
     options, data = compilation.options, compilation.data
-    steps = excluding(steps, compilation.source.graph, options.exclude)
     context = context_of(compilation)
     if options.dump_dir is not None or options.check_each:
         snapshots = Snapshots()  # who asked for that wants to see each pass run

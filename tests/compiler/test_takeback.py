@@ -118,6 +118,14 @@ def test_a_pass_that_does_again_what_was_taken_back_goes_too(model: Path, hoard:
     assert "Concat" not in [n.op_type for n in result.model.graph.node]
 
 
+def test_the_only_pass_that_leaves_nodes_out_is_taken_back(model: Path, tmp_path: Path) -> None:
+    """What is excluded then has no pass that would do anything to it."""
+    plugin = tmp_path / "hoard.py"
+    plugin.write_text(HOARD.replace("copies: int = 8", "copies: int = 8\n    exclude: tuple[str, ...] = ()"))
+    result = memoptc.compile(str(model), 1, passes=PIPELINE, plugins=(str(plugin),), exclude=("Sin",))
+    assert result.report.options["passes"] == "simplify,drop-dead,plan-memory,lower"
+
+
 def test_of_a_pass_that_is_taken_back_a_weaker_one_stays(model: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "hoard.py"
     plugin.write_text(
