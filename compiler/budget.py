@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TypeAlias
 
 from memoptc.ir.diagnostics import InputError
@@ -37,15 +38,17 @@ class Budget:
             return Budget()
         if isinstance(value, Budget):
             return value
-        if isinstance(value, int):
-            return Budget(process=value)
+        if isinstance(value, Real) and not isinstance(value, bool):
+            if not 0 <= value < math.inf:
+                raise InputError(f"memory_budget={value!r} is no size.", hint="Give bytes, or a size such as 256MiB.")
+            return Budget(process=int(value))
         found: dict[str, int] = {}
         for part in str(value).split(","):
             name, equals, text = part.rpartition("=")
             name = name.strip() if equals else PROCESS
             if name not in (f.name for f in fields(Budget)) or name in found:
                 raise InputError(
-                    f"memory_budget={os.fspath(value)!r}: {part.strip()!r} is no budget.",
+                    f"memory_budget={value!r}: {part.strip()!r} is no budget.",
                     hint="Write 256MiB for the whole process, or activations=64MiB,weights=100MiB for its parts.",
                 )
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from memoptc.allowance import Allowance, parse_seconds
 from memoptc.ir.core import Graph
+from memoptc.ir.diagnostics import InputError
 from memoptc.manager import count_nodes, weight_bytes
 from memoptc.option_fields import parse_input_shape
 from memoptc.options import Options
@@ -63,7 +64,15 @@ class Compilation:
         allowance.nodes, allowance.weights = count_nodes(source.graph), weight_bytes(source.graph)
         allowance.data = options.calibration is not None or options.validation is not None
         dims, freeze = (by_symbol(source.graph, names) for names in (options.dims, options.freeze))
-        dims |= by_shapes(source.graph, dict(map(parse_input_shape, options.input_shapes)))
+        shapes = by_shapes(source.graph, dict(map(parse_input_shape, options.input_shapes)))
+        said = dict(dims)
+        for name, extent in (*shapes.items(), *freeze.items()):
+            if said.setdefault(name, extent) != extent:
+                raise InputError(
+                    f"Dimension {name} is said to be {said[name]} and {extent}.",
+                    hint="Say it once, with --dim, --input-shape or --freeze.",
+                )
+        dims |= shapes
         options = for_device(replace(options, dims=dims, freeze=freeze))
         return Compilation(source, options, Inputs(source, options, allowance.seconds), scratch, allowance)
 

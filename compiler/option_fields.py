@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from memoptc.ir.diagnostics import InputError
@@ -86,26 +88,32 @@ def check_values(options: Any) -> None:
     """Hold the values of options against their words and bounds, as the command line does.
 
     Args:
-        options: An instance of a dataclass with options.
+        options: An instance of a dataclass with options; one word for an option that takes several stands for a list.
 
     Raises:
-        InputError: a word that is not among the choices, NaN, or a number outside of its bounds.
+        InputError: a word that is not among the choices, what is no number, or a number outside of its bounds.
     """
     for name, (f, how) in options_of(type(options)).items():
         given = getattr(options, name)
+        if isinstance(default_of(f), tuple) and isinstance(given, str | os.PathLike):
+            given = (given,)
+            object.__setattr__(options, name, given)
         for value in given if isinstance(given, tuple) else (given,):
             if how.choices and value != f.default and value not in how.choices:
                 raise InputError(f"{name}={value!r} is unknown.", hint=f"Use {' or '.join(how.choices)}.")
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                _check_bounds(name, value, how)
+            if how.parse in (int, float) and value != f.default:
+                _check_number(name, value, how)
 
 
-def _check_bounds(name: str, value: float, how: OptionField) -> None:
+def _check_number(name: str, value: Any, how: OptionField) -> None:
     low, high = how.least, how.most
-    inside = (low is None or value >= low) and (high is None or value <= high)
-    if not inside or value != value:
-        bounds = [f"at least {low:g}"] * (low is not None) + [f"at most {high:g}" for _ in [0] if high is not None]
-        raise InputError(f"{name} cannot be {value!r}.", hint=f"Give a number, {' and '.join(bounds) or 'not NaN'}.")
+    kind = Integral if how.parse is int else Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or (low is not None and value < low) or (high is not None and value > high):
+        what = "a whole number" if how.parse is int else "a number"
+        what += "" if low is None else f" of at least {low:g}"
+        what += "" if high is None else f", and at most {high:g}"
+        raise InputError(f"{name} cannot be {value!r}.", hint=f"Give {what}.")
 
 
 def default_of(f: Field[Any]) -> Any:

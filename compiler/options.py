@@ -275,6 +275,8 @@ class Options:
         if self.target not in TARGETS:
             raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
         check_values(self)
+        if not isinstance(self.passes, str | None):
+            raise InputError(f"passes={self.passes!r} is no pipeline.", hint="Give its text, as str() writes it.")
         if self.run_with is not None and Budget.of(self.memory_budget).process is None:
             raise InputError(
                 "A way of running is chosen for a budget of the whole process, and there is none.",

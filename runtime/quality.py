@@ -137,7 +137,7 @@ def load_metric(metric: str | Metric, graph: Graph | None = None) -> Metric:
         return metric
     if metric == PERPLEXITY and graph is not None:
         return Perplexity(graph)
-    module, colon, function = metric.rpartition(":")
+    module, colon, function = f"{metric}".rpartition(":")
     if not colon:
         raise InputError(f"{metric!r} names no metric.", hint="Write module:function.")
     found: Metric = load_function(module, function)

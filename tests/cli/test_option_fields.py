@@ -114,11 +114,21 @@ def test_what_no_words_can_stand_for_is_named_by_its_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value"), [("jobs", 0), ("max_error", -1.0), ("max_slowdown", float("nan")), ("form", "round")]
-)
+    ("keyword", "value"),
+    [
+        ("jobs", 0), ("jobs", 2.5), ("jobs", "2"), ("max_error", -1.0), ("max_slowdown", float("nan")),
+        ("max_slowdown", float("inf")), ("min_sqnr", float("-inf")), ("level", True), ("form", "round"),
+        ("memory_budget", -1), ("memory_budget", True), ("passes", 3),
+    ],
+)  # fmt: skip
 def test_keywords_are_held_to_what_the_command_line_takes(keyword: str, value: object) -> None:
     with pytest.raises(InputError, match=keyword):
         Options(**{keyword: value})  # type: ignore[arg-type]
+
+
+def test_one_word_is_a_list_of_one() -> None:
+    given = FileOptions(exclude="Gemm", plugins="rules", reports=Path("a.md"))  # type: ignore[arg-type]
+    assert (given.exclude, given.plugins, given.reports) == (("Gemm",), ("rules",), (Path("a.md"),))
 
 
 def test_numbers_of_numpy_are_extents_and_truth_is_none() -> None:

@@ -45,6 +45,9 @@ def test_shapes_of_inputs_are_extents(tmp_path: Path) -> None:
             Compilation.of(CNN, Options(input_shapes=(shape,), verify="off"), tmp_path)
     with pytest.raises(InputError, match="no shape of an input"):
         Options(input_shapes=("image",))
+    for other in ({"dims": {"batch": 8}}, {"freeze": {"batch": 8}}):
+        with pytest.raises(InputError, match="Dimension batch is said to be"):
+            Compilation.of(CNN, Options(input_shapes=("image:4,1,8,8",), verify="off", **other), tmp_path)
 
 
 def test_excluded_nodes_stay_in_float() -> None:

@@ -161,7 +161,9 @@ def reached(script: list[tuple[int, float | None]], **options: Any) -> tuple[Fak
     """Search with attempts that need so much (MB) and are so slow, one after the other; give the best, and all."""
     built: list[FakeAttempt] = []
     compilation = SimpleNamespace(
-        options=Options(memory_budget=10 * MB, external="never", **options), data=SimpleNamespace(calibration=None)
+        options=Options(memory_budget=10 * MB, external="never", **options),
+        data=SimpleNamespace(calibration=None),
+        source=SimpleNamespace(graph=None),
     )
 
     def build(pipeline: Any, form: str = "auto") -> Any:
