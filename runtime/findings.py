@@ -43,6 +43,7 @@ class Findings:
         self.random: set[str] = set()
         self.measured = [0.0, 0.0]
         self._evidence: dict[str, Evidence] = {}
+        self._unjudged: set[str] = set()  # of the evidence, what is of random outputs
         self._other_evidence: dict[str, Evidence] = {}
         self._worst = 0.0
         self._example: dict[str, Any] | None = None
@@ -64,6 +65,7 @@ class Findings:
                 evidence = self._evidence.setdefault(key, Evidence(Totals(key), dtype_name(a)))
                 found = difference(a, b)
                 if name in self.random:
+                    self._unjudged.add(key)
                     if found.fault and "shape" not in found.fault and "type" not in found.fault:
                         continue
                     evidence.totals.samples += 1
@@ -141,7 +143,7 @@ class Findings:
         """
         failures, judged = [], {}
         for key, evidence in self._evidence.items():
-            if key.split("[")[0].split("{")[0] in self.random:
+            if key in self._unjudged:
                 judged[key] = "structure (nondeterministic)"
                 fault = evidence.totals.faults[0] if evidence.totals.faults else ""
             else:

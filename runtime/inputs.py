@@ -81,6 +81,26 @@ def by_shapes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return found
 
 
+def check_symbols(types: Mapping[str, Type | None], dims: Mapping[str, int]) -> None:
+    """Refuse extents that are of no open axis.
+
+    Args:
+        types: Of the inputs.
+        dims: Extents by symbol, or by `input_dAXIS`.
+
+    Raises:
+        InputError: one names nothing that the inputs have.
+    """
+    classes = _classify(types, {})
+    unknown = set(dims) - set(classes)
+    if unknown:
+        known = ", ".join(sorted(classes)) or "none"
+        raise InputError(
+            f"{sorted(unknown)[0]!r} is not a symbolic dimension of the model's inputs.",
+            hint=f"Its symbolic dimensions are: {known}.",
+        )
+
+
 class InputMaker:
     """Makes feeds for one model, the same ones for the same seed.
 
@@ -101,7 +121,7 @@ class InputMaker:
         self.types = {v.name: v.type for v in graph.inputs if v.name not in defaulted}
         self.asked = by_symbol(graph, dims or {})
         self.seed = seed
-        self._check_asked()
+        check_symbols(self.types, self.asked)
         inferred, found = graph.analysis(_analysed)
         self.typed = inferred
         """A copy of the model with inferred types."""
@@ -115,16 +135,6 @@ class InputMaker:
         self.classes = _classify(self.types, self.roles)
         self.solution = solve([*found, *self._positions()], self.dims, self.classes)
         self.past = next((dim for dim in map(self._past_of, self.types) if dim is not None), None)
-
-    def _check_asked(self) -> None:
-        classes = _classify(self.types, {})
-        unknown = set(self.asked) - set(classes)
-        if unknown:
-            known = ", ".join(sorted(classes)) or "none"
-            raise InputError(
-                f"{sorted(unknown)[0]!r} is not a symbolic dimension of the model's inputs.",
-                hint=f"Its symbolic dimensions are: {known}.",
-            )
 
     def _past_of(self, name: str) -> Dim:
         """The extent that a cache grows along, if the input is one."""

@@ -48,7 +48,9 @@ def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Ta
         from memoptc.cli.reduce import describe, portable, reduce_by
         from memoptc.ir.diagnostics import InputError
 
-        plain = portable({name: options[name] for name in ("level", "target", "passes", "dims", "plugins")})
+        plain = portable(
+            {name: options[name] for name in ("level", "target", "passes", "max_error", "dims", "plugins")}
+        )
         try:
             found = reduce_by(model, reduced, plain, "differs", quiet=talk.quiet)
         except InputError as error:  # what it tries is less than what was found with the data given

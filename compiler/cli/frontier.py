@@ -45,8 +45,10 @@ def command(
     """Compile MODEL for smaller and smaller memory budgets; verify, enforce and measure each."""
     from memoptc.cli.show import Progress
     from memoptc.frontier import SHARES, frontier
-    from memoptc.report.frontier import write_frontier
+    from memoptc.report.frontier import check_frontier_path, write_frontier
 
+    for path in reports:
+        check_frontier_path(path)
     with Progress(talk.quiet, talk.progress) as progress:
         found = frontier(
             model,

@@ -58,11 +58,14 @@ def command(
     from memoptc.pipeline import parse
     from memoptc.rewrite.trace import Trace
     from memoptc.runtime.data import Data
+    from memoptc.runtime.inputs import by_symbol, check_symbols
 
     if output is not None:
         unused("with -o: files hold all weights", "full")
     registry.load_plugins(options["plugins"])
     graph, recipe = read_any(file)
+    dims = by_symbol(graph, options["dims"])
+    check_symbols({value.name: value.type for value in graph.inputs}, dims)
     calibration = None
     if recipe.calibration is not None:
         calibration = Data(recipe.calibration, {v.name: v.type for v in graph.inputs}, [v.name for v in graph.defaults])
@@ -75,7 +78,7 @@ def command(
         context = Context(
             level=recipe.level,
             target=recipe.target,
-            dims={**recipe.dims, **options["dims"]},
+            dims={**recipe.dims, **dims},
             calibration=calibration,
             scratch=Path(scratch),
         )

@@ -45,6 +45,7 @@ def command(
     """Show where MODEL's memory goes: on paper, and recorded inside onnxruntime."""
     from memoptc.cli.show import Progress
     from memoptc.ir.decoder import recognised
+    from memoptc.ir.diagnostics import InputError
     from memoptc.ir.infer import infer_shapes
     from memoptc.ir.onnx_io import read_onnx
     from memoptc.manager import count_nodes, weight_bytes
@@ -52,6 +53,8 @@ def command(
     from memoptc.runtime.configuration import AS_WRITTEN, STOCK_DEFAULT
     from memoptc.runtime.contract import Contract, contract_path, load_contract
 
+    if picture is not None and picture.suffix != ".svg":
+        raise InputError(f"{picture} is no name for a picture.", hint="Use a name that ends in .svg.")
     if static:
         unused("with --static", "contract", hint="A contract is recorded: leave --static out.")
     graph = read_onnx(model)

@@ -25,10 +25,15 @@ def command(model: Path, output: Path, count: int, options: dict[str, Any], talk
     Each stage runs in any onnxruntime, `memoptc.runtime.Stages` runs one after the other: its process needs the weights
     of one or two stages at a time, and the time to load them.
     """
+    from memoptc.ir.onnx_io import read_onnx
     from memoptc.ir.stages import split
     from memoptc.report.rows import size
+    from memoptc.runtime.inputs import by_symbol, check_symbols
 
-    found = split(model, output, count, options["dims"])
+    graph = read_onnx(model, lazy=True)
+    dims = by_symbol(graph, options["dims"])
+    check_symbols({value.name: value.type for value in graph.inputs}, dims)
+    found = split(model, output, count, dims)
     lines = []
     for number, (names, weights) in enumerate(zip(found.stages, found.weight_bytes, strict=True)):
         crossing = f", hands over {size(found.crossing_bytes[number])}" if number < len(found.crossing_bytes) else ""

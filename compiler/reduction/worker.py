@@ -63,8 +63,9 @@ def _compile(request: dict[str, Any], folder: Path) -> tuple[str, str]:
         return "ok", ""
     candidate = folder / "candidate.onnx"
     result.save(candidate)
+    bound = options.get("max_error")
     exact = level <= 1 and target == "float32" and options.get("passes") is None
-    judge = Judge(bit_exact=exact, target=target)
+    judge = Judge(bit_exact=exact, target=target, max_error=bound)
     found = verify(request["model"], candidate, judge, dims=options.get("dims") or None)
     return ("ok", "") if found.passed else ("differs", "; ".join(found.failures))
 

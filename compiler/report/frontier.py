@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 340, 84, 70, 40, 44
 HEADINGS = ("budget", "planned", "of the original", "run peak", "latency", "largest error", "verified", "held", "nodes")
+FORMS = ".svg, .html or .json"
+"""How names of reports end."""
 _STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#495057}.title{font-weight:600;font-size:14px;fill:#212529}"
     ".grid{stroke:#dee2e6}.line{fill:none;stroke-width:2}</style>"
@@ -46,24 +48,31 @@ def _mark(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
 
 
+def check_frontier_path(path: str | Path) -> Path:
+    """Give the path when its ending names a known form.
+
+    Raises:
+        InputError: it does not.
+    """
+    path = Path(path)
+    if path.suffix not in (".svg", ".html", ".json"):
+        raise InputError(f"{path.name} is no report of a frontier.", hint=f"Use a name that ends in {FORMS}.")
+    return path
+
+
 def write_frontier(found: Frontier, path: str | Path) -> None:
     """Write a frontier whole or not at all; the ending (.svg, .html, .json) says in which form.
 
     Raises:
         InputError: the ending names no known form, or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix == ".svg":
-        text = picture(found)
-    elif path.suffix == ".json":
-        text = json.dumps(found.to_json(), indent=2) + "\n"
-    elif path.suffix == ".html":
-        text = page(found)
-    else:
-        raise InputError(
-            f"{path.name} is no report of a frontier.", hint="Use a name that ends in .svg, .html or .json."
-        )
-    atomic_write(path, text.encode())
+    path = check_frontier_path(path)
+    render = {".svg": picture, ".html": page, ".json": _json}[path.suffix]
+    atomic_write(path, render(found).encode("utf-8", "backslashreplace"))
+
+
+def _json(found: Frontier) -> str:
+    return json.dumps(found.to_json(), indent=2) + "\n"
 
 
 def page(found: Frontier) -> str:

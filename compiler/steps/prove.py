@@ -20,7 +20,7 @@ from memoptc.runtime.perplexity import PERPLEXITY
 from memoptc.runtime.verification import Verification
 from memoptc.runtime.verify import verify as verify_models
 from memoptc.steps.prepare import prepare
-from memoptc.steps.run import Compiled, context_of
+from memoptc.steps.run import Compiled, bound, context_of
 
 EXACT_LEVEL = 1
 """Up to this level no output bit may change."""
@@ -47,7 +47,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
         mode=options.verify,  # type: ignore[arg-type]
         data=data.raw,
         inputs=data.kind,
-        dims=_bound(options),
+        dims=bound(options),
         point=data.check,
         keep=compilation.scratch / WORST_SAMPLE,
         # A search by all data is proven with all: a part of it may well be below what all of it is above.
@@ -119,11 +119,6 @@ def _with_wishes(target: AccuracyTarget, options: Options) -> AccuracyTarget:
     return target
 
 
-def _bound(options: Options) -> dict[str, int] | None:
-    """Extents that are decided for every run and that neither the control nor the candidate has fixed."""
-    return {name: extent for name, extent in options.dims.items() if name not in options.freeze} or None
-
-
 def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
     """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
     if compilation.allowance.is_late("the search for the pass that breaks the numbers"):
@@ -141,10 +136,11 @@ def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
             mode="fast",
             data=data.raw,
             inputs=data.kind,
-            dims=_bound(options),
+            dims=bound(options),
             point=data.check,
             every=wanted.accuracy is not None,
-            metric=options.metric if wanted.accuracy is not None else None,
+            metric=options.metric if options.metric == PERPLEXITY or wanted.accuracy is not None else None,
+            max_loss=options.max_accuracy_loss,
         ).passed
 
     found = bisect(prepare(compilation).graph, steps, good, lambda: context_of(compilation))

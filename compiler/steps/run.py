@@ -253,9 +253,22 @@ def context_of(compilation: Compilation) -> Context:
     )
 
 
+def bound(options: Options) -> dict[str, int] | None:
+    """Extents that are decided for every run and that neither the control nor a candidate has fixed."""
+    return {name: extent for name, extent in options.dims.items() if name not in options.freeze} or None
+
+
 def _error(graph: Graph, compilation: Compilation) -> float:
-    path, data = compilation.scratch / "check.onnx", compilation.data
+    path, data, options = compilation.scratch / "check.onnx", compilation.data, compilation.options
     write_into(with_interface_of(compilation.source.graph, graph), path)
-    found = verify_models(compilation.source.control, path, mode="fast", data=data.raw, inputs=data.kind)
+    found = verify_models(
+        compilation.source.control,
+        path,
+        mode="fast",
+        data=data.raw,
+        inputs=data.kind,
+        dims=bound(options),
+        point=data.check,
+    )
     errors = [o["max_abs"] for o in found.outputs if isinstance(o["max_abs"], int | float)]
     return max(errors, default=0.0)

@@ -180,3 +180,17 @@ def test_run_generates_tokens(capsys: pytest.CaptureFixture[str], tmp_path: Path
     ):
         assert main(wrong) == 2
         assert why in capsys.readouterr().err
+
+
+def test_what_no_input_has_is_refused_by_commands_that_run_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for words in (["opt", str(CNN), "--passes", "simplify"], ["stages", str(CNN), "-o", str(tmp_path / "s")]):
+        assert main([*words, "--dim", "nobody=3"]) == 2
+        assert "'nobody' is not a symbolic dimension" in capsys.readouterr().err
+
+
+def test_names_of_what_is_written_are_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["frontier", "nowhere.onnx", "--report", "a.txt"], ["profile", "nowhere.onnx", "--picture", "a.txt"]):
+        assert main(words) == 2
+        assert "a.txt is no" in capsys.readouterr().err

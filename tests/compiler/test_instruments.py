@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from runtime_models import parse as parse_onnx
 
 import memoptc
 from memoptc import registry
@@ -243,3 +244,27 @@ def test_opt_prints_what_a_person_reads_and_all_of_it_when_asked(tmp_path: Path)
     again = parse(full)
     assert print_graph(again) == full
     assert again.doc == "made by hand"
+
+
+def test_numbers_are_checked_after_each_pass_at_the_extents_asked_for(tmp_path: Path) -> None:
+    """The pass is wrong for seven rows only."""
+    plugin = tmp_path / "seven.py"
+    plugin.write_text("""
+import numpy as np
+
+from memoptc import Context, Pass
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph
+
+
+class Seven(Pass):
+    def run(self, graph: Graph, context: Context) -> None:
+        (op,) = graph.walk("Relu")
+        b = Builder(graph, before=op.next)
+        seven = b.Cast(b.Equal(b.Shape(op.result), np.array([7], np.int64)), to=1)
+        op.result.replace_by(b.Add(op.result, seven, _type=op.result.type), where=lambda user, _: user.is_return)
+""")
+    model = parse_onnx("g (float[N] x) => (float[N] y) { y = Relu (x) }")
+    how = {"passes": "seven,lower", "plugins": (str(plugin),), "check_each": True, "force": True}
+    report = memoptc.compile(model, 2, dims={"N": 7}, **how).report
+    assert [round(r.max_error or 0.0, 3) for r in report.passes if r.name == "seven"] == [1.0]

@@ -14,6 +14,7 @@ from memoptc.cli.main import main
 from memoptc.ir.diagnostics import InputError
 from memoptc.reduction import CommandCheck, reduce_model
 from memoptc.reduction.edits import KnownTypes, inline_branch, keep_nodes
+from memoptc.reduction.worker import perform
 
 FAULTS = '''
 """Passes that are wrong, each on one small pattern."""
@@ -185,3 +186,12 @@ def test_a_branch_takes_the_place_of_its_if() -> None:
     assert [n.op_type for n in left.graph.node] == ["Abs", "Neg"]
     assert left.graph.node[1].output == ["y"]
     onnx.checker.check_model(left, full_check=True)
+
+
+def test_what_counts_as_another_number_is_said_by_the_options(network: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(parse("g (float[2] x) => (float[2] y) { b = Sigmoid (x) y = Mul (b, x) }"), path)
+    options = {"passes": "drop-scale,lower", "plugins": [str(network / "faults.py")]}
+    request = {"model": str(path), "options": options, "compare": True}
+    assert perform(request, tmp_path)["kind"] == "differs"
+    assert perform({**request, "options": {**options, "max_error": 1e6}}, tmp_path)["kind"] == "ok"
