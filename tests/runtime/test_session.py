@@ -381,7 +381,7 @@ import numpy as np
 sys.path.insert(0, {root!r})
 from zoo import ZOO
 from memoptc.runtime.memory.allocate import allocate
-from memoptc.runtime.native import allocator
+from memoptc.runtime.native import trace as recorded
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.profile import AS_PLANNED
 from dataclasses import replace
@@ -389,17 +389,17 @@ from dataclasses import replace
 libc = ctypes.CDLL(None, use_errno=True)
 PAGE = mmap.PAGESIZE
 
-class Guarded(allocator.Block):
+class Guarded(recorded.Block):
     '''The block ends at a page that nobody may touch, and begins right after one, as far as alignment allows.'''
     def __init__(self, size, front):
         self.size = size
-        body = -(-(size + allocator.OVERRUN) // PAGE) * PAGE
+        body = -(-(size + recorded.OVERRUN) // PAGE) * PAGE
         self._memory = mmap.mmap(-1, body + 2 * PAGE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         for guard in (start, start + PAGE + body):
             assert libc.mprotect(ctypes.c_void_p(guard), PAGE, 0) == 0
         end = start + PAGE + body
-        self.base = start + PAGE if front else (end - size - allocator.OVERRUN) // 64 * 64
+        self.base = start + PAGE if front else (end - size - recorded.OVERRUN) // 64 * 64
 
 name = sys.argv[1]
 feed, path = ZOO.inputs(name), str(ZOO.path(name))
@@ -407,7 +407,7 @@ session = NativeSession(path, replace(AS_PLANNED, threads=int(sys.argv[2]), opti
 expected, trace = session.record(feed)
 plan = allocate(trace.problem())
 for front in (True, False):
-    script = allocator.Script(trace, plan.offsets, Guarded(max(plan.arena_bytes, 64), front), poison=True)
+    script = recorded.Script(trace, plan.offsets, Guarded(max(plan.arena_bytes, 64), front), poison=True)
     for _ in range(3):
         found, left = session.replay(script, feed)
         assert not left, left
