@@ -47,6 +47,7 @@ def command(
         if project is None or not project.models:
             raise click.UsageError("Missing argument 'MODEL', and no memoptc.toml here lists models.")
         reports = any(word.partition("=")[0] == "--report" for word in context.meta["words"])
+        reports = reports or "reports" in project.options
         if output is not None or (reports and len(project.models) > 1):
             raise click.UsageError("One file cannot be that of every model; name MODEL, or outputs in memoptc.toml.")
         return _compile_all(project, context.meta["words"], talk)

@@ -91,6 +91,9 @@ def command(
     except Unavailable as missing:
         click.echo(f"memoptc: {missing.message}\n{missing.hint}", err=True)
         answer.told["unavailable"] = missing.message
+        need = answer.told.get("need")
+        if limit is not None and need is not None and need.need_bytes > limit:
+            answer.problem = f"the model alone needs {size(need.need_bytes)}"
     told, problem = answer.told, answer.problem
     if problem and limit is not None:
         told["error"] = f"{model.name} does not run in {size(limit)} ({_called(way)}): {problem}."
@@ -107,7 +110,13 @@ def command(
 
 @dataclass
 class _Answer:
-    """Answer of the command: facts for `--json`, lines for people, and why it does not run; `""` where it does."""
+    """Answer of the command.
+
+    Args:
+        told: Facts for `--json`.
+        lines: For people.
+        problem: Why it does not run; `""` where it does.
+    """
 
     told: dict[str, Any]
     lines: list[str] = field(default_factory=list)

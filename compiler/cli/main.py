@@ -132,6 +132,8 @@ def what_is_wrong(e: Exception) -> tuple[str, str, int]:
     """Give what is wrong, how to go on, and the exit code."""
     if isinstance(e, MemoptcError):
         return e.message, e.hint, e.exit_code
+    if isinstance(e, click.ClickException):
+        return e.format_message(), "`memoptc compile --help` lists the options.", 2
     if isinstance(e, MemoryError):
         return f"There is not enough memory: {e or 'sizes are too large'}.", "Give smaller sizes with --dim.", 2
     if isinstance(e, OSError) and e.filename is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memoptc.report.facts import ReportFacts
+from memoptc.report.facts import ReportFacts, stats_by_pass
 from memoptc.report.rows import before_after, size
 from memoptc.report.verdict import TAKEN_BACK, proof, worse
 
@@ -42,12 +42,8 @@ def _artefact(report: ReportFacts) -> str:
 
 
 def _changed(report: ReportFacts) -> str:
-    did: dict[str, dict[str, int]] = {}
-    for record in report.passes:
-        for key, count in record.stats.items():
-            counts = did.setdefault(record.name, {})
-            counts[key] = counts.get(key, 0) + count
-    said = [f"{name} ({', '.join(f'{k} {v}' for k, v in counts.items())})" for name, counts in did.items()]
+    did = stats_by_pass((record.name, record.stats) for record in report.passes)
+    said = [f"{name} ({', '.join(f'{k} {v}' for k, v in counts.items())})" for name, counts in did.items() if counts]
     return "; ".join(said) or "nothing"
 
 

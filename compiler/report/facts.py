@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,20 @@ class PassRecord:
     weight_bytes: int = 0
     max_error: float | None = None
     stats: dict[str, int] = field(default_factory=dict)
+
+
+def stats_by_pass(passes: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Sum up what each pass did, however often it ran: name -> what -> how often; idle ones have nothing.
+
+    Args:
+        passes: Names and statistics of passes as they ran.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for name, stats in passes:
+        counts = found.setdefault(name, {})
+        for what, count in stats.items():
+            counts[what] = counts.get(what, 0) + count
+    return found
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memoptc.digest import digest
+from memoptc.report.facts import stats_by_pass
 from memoptc.report.rows import size
 
 FIGURES = {
@@ -63,7 +64,7 @@ def side_by_side(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tu
         values = [o.get(name) for o in options]
         if values[0] != values[1]:
             rows.append((f"option {name}", str(values[0]), str(values[1])))
-    passes = [{p["name"]: p["stats"] for p in report["passes"]} for report in (first, second)]
+    passes = [stats_by_pass((p["name"], p["stats"]) for p in report["passes"]) for report in (first, second)]
     for name in dict.fromkeys((*passes[0], *passes[1])):
         did = [", ".join(f"{k} {v}" for k, v in p[name].items()) if name in p else "not run" for p in passes]
         if did[0] != did[1]:

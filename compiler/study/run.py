@@ -22,6 +22,7 @@ from memoptc.ir.files import TemporaryFolder, atomic_write
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.option_fields import to_argv
 from memoptc.options import Options
+from memoptc.report.facts import stats_by_pass
 from memoptc.report.study import FILES, render
 from memoptc.runtime.compare import difference
 from memoptc.runtime.measure import Measured, Need, measure, measure_need
@@ -137,13 +138,14 @@ def _key(model: Path, asked: Asked) -> str:
         raise InputError(f"There is no file {model}.", hint="Name an .onnx file.")
     files = files_of(read_onnx(model, lazy=True), model)
     files += [*data_files(asked.calibration), *data_files(asked.validation)]
+    files += [path for plugin in asked.plugins if (path := Path(plugin)).is_file()]
     same = replace(asked, processes=1, cluster="")  # where compiles run changes no figure
     parts = json.dumps([__version__, environment(Options()), asdict(same)], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode() + digest(files).encode()).hexdigest()
 
 
 def _command(model: Path, folder: Path, asked: Asked) -> str:
-    words = ["memoptc", "study", str(model), "-o", folder.name, *asked.given()]
+    words = ["memoptc", "study", str(model), "-o", str(folder), *asked.given()]
     words += to_argv(replace(asked, only=(), processes=1, cluster=""))  # where compiles run changes no figure
     return shlex.join([*words, *(f"--only={name}" for name in asked.only)])
 
@@ -227,7 +229,8 @@ def _read(row: Row, report: dict[str, Any]) -> None:
     row.worst_example = proof.get("worst_sample")
     row.flipped = sorted({number for o in numbers for number in o.get("flipped", ())})
     row.unchanged = [w for w in report["warnings"] if IDLE in w]
-    row.passes = {p["name"]: p["stats"] for p in report["passes"] if p["stats"]}
+    did = stats_by_pass((p["name"], p["stats"]) for p in report["passes"])
+    row.passes = {name: stats for name, stats in did.items() if stats}
     if proof.get("passed") is False and not row.failure:
         row.failure = f"outputs differ by more than allowed: {proof.get('worst') or 'see its report'}"
 

@@ -69,6 +69,19 @@ def test_command_line_before_entry_before_options_before_defaults(
     assert "fit" in json.loads(capsys.readouterr().out)["pipeline"]
 
 
+def test_what_is_wrong_with_one_model_is_no_fault_of_memoptc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "memoptc.toml").write_text(f'[[models]]\nmodel = "{CNN}"\nlevel = 9\n')
+    assert main(["compile"]) == 2
+    assert "9 is not in the range" in capsys.readouterr().err
+    text = f'[options]\nreport = ["all.json"]\n[[models]]\nmodel = "{CNN}"\n[[models]]\nmodel = "other.onnx"\n'
+    (tmp_path / "memoptc.toml").write_text(text)
+    assert main(["compile"]) == 2
+    assert "cannot be that of every model" in capsys.readouterr().err
+
+
 def test_other_commands_read_what_they_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,14 @@ def test_reports_stand_side_by_side(coded: Path, capsys: pytest.CaptureFixture[s
         assert rows["file"]["before"] != rows["file"]["after"]
         assert any(what.startswith("pass quantize") for what in rows)
     assert main(["diff", str(coded / "a.json"), str(coded / "a.json"), "-q"]) == 0
+    other = json.loads((coded / "a.json").read_text())
+    first = other["passes"][0]
+    other["passes"] = [first, *other["passes"]]  # what ran twice did twice as much
+    first["stats"] = {"looked": 1}
+    (coded / "c.json").write_text(json.dumps(other))
+    assert main(["diff", str(coded / "a.json"), str(coded / "c.json"), "--json"]) == 3
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["reports"]}
+    assert "looked 2" in rows[f"pass {first['name']}"]["after"]
     assert main(["diff", str(CNN), str(coded / "b.onnx"), "--json"]) == 3  # one of them has no report
     assert json.loads(capsys.readouterr().out)["reports"] == []
 

@@ -97,7 +97,9 @@ def test_a_compile_measures_it_when_asked(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nothing")
 def test_without_control_groups_need_is_given(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fits", str(model), "-q", "--limit", "1MiB"]) == 0
+    assert main(["fits", str(model), "-q", "--limit", "1MiB"]) == 4
+    assert "the model alone needs" in capsys.readouterr().err
+    assert main(["fits", str(model), "-q", "--limit", "1GiB"]) == 0
     shown = capsys.readouterr()
     assert "need in stock onnxruntime" in shown.out
     assert "No memory limit can be set here" in shown.err
