@@ -29,7 +29,7 @@ class DropDeadChannels(Pass):
     """
 
     def run(self, graph: Graph, context: Context) -> None:
-        """Look at all units again after each removal, what they read may be dead now: ever fewer channels are left."""
+        """Look at all units again after removals, what they read may be dead now: ever fewer channels are left."""
         changed = True
         while changed:
             changed = False
@@ -39,7 +39,6 @@ class DropDeadChannels(Pass):
                     context.stats["channels"] += units.count - len(kept)
                     remove(graph, units, kept, self.name)
                     changed = True
-                    break
 
 
 def _kept(units: Units) -> npt.NDArray[np.int64]:

@@ -67,12 +67,26 @@ def ladder_of_angles(n: int) -> Graph:
     return _graph("%x: f32[1,2,3,8], %a0: f32[1,1,3,8]", lines, "%y", 1)
 
 
+def half_dead(n: int) -> Graph:
+    """Products one after the other, half of whose columns are zero."""
+    weight = ",".join(str(i % 2) for i in range(32 * 32))
+    lines = [f"%w{i} = const() {{value=[{weight}]}} : f32[32,32]" for i in range(n)]
+    for i in range(n):
+        lines += [
+            f"%p{i} = MatMul(%{f'r{i - 1}' if i else 'x'}, %w{i}) : f32[2,32]",
+            f"%r{i} = Relu(%p{i}) : f32[2,32]",
+        ]
+    return _graph("%x: f32[2,32]", lines, f"%r{n - 1}", 1)
+
+
 def _graph(inputs: str, lines: list[str], outputs: str, count: int) -> Graph:
     body = "\n".join([*lines, f"return {outputs}"])
     return parse(f"graph @g({inputs}) -> ({', '.join(['f32[*]'] * count)}) {{\n{body}\n}}")
 
 
-@pytest.mark.parametrize(("name", "make"), [("fold-constants", shared_constant), ("fuse-rotary", ladder_of_angles)])
+@pytest.mark.parametrize(("name", "make"), [
+    ("drop-dead-channels", half_dead), ("fold-constants", shared_constant), ("fuse-rotary", ladder_of_angles),
+])  # fmt: skip
 def test_steps_of_one_pass(name: str, make: Callable[[int], Graph]) -> None:
     first = cost(name, make(30), 10**6)
     allowed = int(FACTOR ** GROWTH["flat"] * first) + 100
