@@ -237,6 +237,7 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
         return
     starts, ends, axes, steps = (known + [None] * 2)[:4]
     if starts is None or ends is None:
+        result.shape = _beside(data.shape, axes, result.shape)
         return
     dims = list(result.shape.dims)
     axes = axes if axes is not None else list(range(len(starts)))
@@ -254,6 +255,14 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
             dims[axis] = context.new_symbolic_dim()
     result.shape = onnx_ir.Shape(dims)
     _infer_cut_elements(context, node, starts, ends, steps)
+
+
+def _beside(data: onnx_ir.Shape, axes: Any, found: onnx_ir.Shape) -> onnx_ir.Shape:
+    """Extents of a slice whose ends are not known: axes that it does not name are as long as they were."""
+    if axes is None or len(found) != len(data):
+        return found
+    cut = {axis % len(data) for axis in axes}
+    return onnx_ir.Shape([f if i in cut else d for i, (d, f) in enumerate(zip(data, found, strict=True))])
 
 
 def _infer_slice_by_attributes(context: Any, node: onnx_ir.Node) -> None:

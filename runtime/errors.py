@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from memoptc.ir.diagnostics import BudgetError, InputError, MemoptcError
-from memoptc.runtime.options import clean_message
+from memoptc.runtime.options import clean_message, way_out
 
 
 class PlanLeft(InputError, ort_state.Fail):  # type: ignore[misc]
@@ -84,4 +84,5 @@ def translated(limit: int | None = None) -> Iterator[None]:
     except Exception as error:
         if limit is not None and "memory" in str(error).lower():
             raise too_much_memory(limit, clean_message(error)) from None
-        raise as_both(type(error))(f"onnxruntime cannot run the model: {clean_message(error)}.") from error
+        what = f"onnxruntime cannot run the model: {clean_message(error)}."
+        raise as_both(type(error))(what, hint=way_out(error)) from error

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, SparseTensorType, TensorType, Type, as_tensor
-from memoptc.runtime.options import FOLDER_KEY, STOCK, Feed, RunOptions, clean_message
+from memoptc.runtime.options import FOLDER_KEY, STOCK, Feed, RunOptions, clean_message, way_out
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 """A model: path of a file, serialised bytes, or a protobuf. Only a path can hold more than 2 GB."""
@@ -93,7 +93,8 @@ class Evaluator:
                 # before onnxruntime knew the folder's key, it followed absolute places
                 self._session = _load(_with_absolute_places(source, Path(folder)), native, options)
             except Exception:
-                raise blame(f"{self.label}: onnxruntime cannot load it: {clean_message(error)}.") from error
+                what = f"{self.label}: onnxruntime cannot load it: {clean_message(error)}."
+                raise blame(what, hint=way_out(error)) from error
         self.inputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_inputs()}
         self.outputs = {arg.name: port_type(arg.type, arg.shape) for arg in self._session.get_outputs()}
         self._run_options = ort.RunOptions()

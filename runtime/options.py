@@ -102,6 +102,17 @@ def session_options(attributes: Mapping[str, Any], config: Mapping[str, str]) ->
     return options
 
 
+def way_out(error: BaseException) -> str:
+    """Say how to go on where onnxruntime has no kernel for a type; `""` for any other failure."""
+    if "Could not find an implementation for" not in str(error):
+        return ""
+    return (
+        "There is no kernel for an operator on this type, as for most on bfloat16. "
+        "`memoptc opt MODEL --passes 'widen-half{smallest=0,interface=true}' -o WIDE.onnx` "
+        "makes all that has 16 bits float32."
+    )
+
+
 def clean_message(error: BaseException) -> str:
     """Give onnxruntime's message as part of a sentence: one line, no error codes, no C++ source places."""
     text = " ".join(str(error).split())

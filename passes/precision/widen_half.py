@@ -1,4 +1,4 @@
-"""widen-half: a float16 model computed in float32, so that its weights can become codes."""
+"""widen-half: a float16 or bfloat16 model computed in float32, so that its weights can become codes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from memoptc.pass_base import Context, Pass
 
 
 class WidenHalf(Pass):
-    """Let all float16 tensors be float32, with a Cast behind each input and before each output that is float16.
+    """Let all float16 and bfloat16 tensors be float32, with a Cast behind each such input and before each such output.
 
-    onnxruntime's CPU kernels compute float16 in float32 anyway, and what codes weights knows float32 only. Only models
-    with large float16 weights change, and none with operators outside the standard on float16, whose kernels may ask
-    for it, or with a BitCast, which takes bits for numbers. A model whose weights then do not become codes is twice as
-    large, so this stands before what codes them.
+    onnxruntime's CPU kernels compute float16 in float32 anyway, those for bfloat16 are few, and what codes weights knows
+    float32 only. Only models with large weights of 16 bits change, and none with operators outside the standard on
+    them, whose kernels may ask for that, or with a BitCast, which takes bits for numbers. A model whose weights then do
+    not become codes is twice as large, so this stands before what codes them.
 
     Args:
-        smallest: Bytes of float16 weights below which the model stays as it is.
+        smallest: Bytes of weights of 16 bits below which the model stays as it is.
+        interface: Whether inputs and outputs become float32, too, without a Cast.
     """
 
     smallest: int = 8192
+    interface: bool = False
 
     def run(self, graph: Graph, context: Context) -> None:
         """Widen the graph and all subgraphs."""
@@ -36,21 +38,22 @@ class WidenHalf(Pass):
         held = [op for op in graph.walk() if any(_holds_half(v) for v in (*op.operands, *op.results))]
         other = [op.key for op in [*narrow, *held] if op.domain or op in held or op.is_a("BitCast")]
         if other:
-            context.stats[f"left: {other[0]} works on float16"] += 1
+            context.stats[f"left: {other[0]} works on halves"] += 1
             return
         pairs = zip(graph.outputs, graph.outputs_info, strict=True)
-        given = [_is_half(value) or _is_half(info) for value, info in pairs]
+        given = [_half(value) or _half(info) for value, info in pairs]
         for op in list(graph.walk()):
             self._widen(op, context)
         for inner in (graph, *(region for op in graph.walk() for region in op.regions.values())):
-            for value in inner.inputs:
-                if _is_half(value) and inner is not graph:
-                    value.type = TensorType(DType.FLOAT, value.shape)
-            if inner is not graph:
+            if inner is not graph or self.interface:
+                for value in inner.inputs:
+                    if _is_half(value):
+                        value.type = TensorType(DType.FLOAT, value.shape)
                 for info in inner.outputs_info:
-                    if info.tensor_type is not None and info.tensor_type.dtype == DType.FLOAT16:
+                    if _is_half(info):
                         info.type = TensorType(DType.FLOAT, info.shape)
-        self._border(graph, given)
+        if not self.interface:
+            self._border(graph, given)
 
     def _widen(self, op: Op, context: Context) -> None:
         """Widen an op's attributes and results."""
@@ -62,8 +65,8 @@ class WidenHalf(Pass):
                 result.type = TensorType(DType.FLOAT, result.shape)
                 context.stats["widened"] += 1
 
-    def _border(self, graph: Graph, given: list[bool]) -> None:
-        """Let callers hand in and get float16 as before; outputs, too, whose type is only inferred."""
+    def _border(self, graph: Graph, given: list[DType | None]) -> None:
+        """Let callers hand in and get what they did before; outputs, too, whose type is only inferred."""
         first = next((op for op in graph.ops if not op.is_const and not op.is_a("absent")), None)
         for value in graph.inputs:
             uses = list(value.uses)
@@ -76,20 +79,29 @@ class WidenHalf(Pass):
                     user.set_operand(index, wide)
         outputs, builder = list(graph.outputs), Builder(graph)
         for index, value in enumerate(outputs):
-            if given[index] and not _is_half(value):
-                type_ = TensorType(DType.FLOAT16, value.shape)
-                narrow = builder.op("Cast", [value], {"to": int(DType.FLOAT16)}, domain="", type=type_).result
+            half = given[index]
+            if half is not None and not _is_half(value):
+                type_ = TensorType(half, value.shape)
+                narrow = builder.op("Cast", [value], {"to": int(half)}, domain="", type=type_).result
                 narrow.name, value.name = value.name, narrow.name
                 outputs[index] = narrow
         graph.set_outputs(outputs, graph.outputs_info)
 
 
+_HALVES = (DType.FLOAT16, DType.BFLOAT16)
+
+
+def _half(of: Value | Output) -> DType | None:
+    """The element type where it has 16 bits."""
+    return of.tensor_type.dtype if of.tensor_type is not None and of.tensor_type.dtype in _HALVES else None
+
+
 def _is_half(of: Value | Output) -> bool:
-    return of.tensor_type is not None and of.tensor_type.dtype == DType.FLOAT16
+    return _half(of) is not None
 
 
 def _holds_half(value: Value) -> bool:
-    """True if a value is a sequence, map or optional of float16."""
+    """True if a value is a sequence, map or optional of such elements."""
     return value.type is not None and value.tensor_type is None and "FLOAT16" in repr(value.type)
 
 
@@ -98,10 +110,10 @@ _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_typ
 
 
 def _wide(op: Op, name: str, value: Any) -> Any:
-    """An attribute, wide where it is float16: a type that is asked for, or a tensor."""
+    """An attribute, wide where it is a half: a type that is asked for, or a tensor."""
     if isinstance(value, Tensor):
-        if DType(value.dtype) != DType.FLOAT16:
+        if DType(value.dtype) not in _HALVES:
             return value
         return from_array(np.asarray(value.numpy()).astype(np.float32), name=value.name or "")
     asks = name in _TYPE_ATTRIBUTES and isinstance(value, int) and not op.regions
-    return int(DType.FLOAT) if asks and value == DType.FLOAT16 else value
+    return int(DType.FLOAT) if asks and value in _HALVES else value

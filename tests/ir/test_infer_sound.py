@@ -241,3 +241,16 @@ def test_batches_behind_the_rows_of_a_product_are_not_taken_for_rows() -> None:
     assert shape is not None
     assert len(shape) == 3
     assert not {"A", "B"} & {name for dim in shape for name in free_symbols(dim)}
+
+
+def test_axes_that_a_slice_of_unknown_ends_does_not_name_keep_their_extents() -> None:
+    graph = parse("""graph @g(%x: f32[N,C,5], %from: i64[1]) -> (f32[*]) {
+      %ends = const() {value=[9223372036854775807]} : i64[1]
+      %axes = const() {value=[-2]} : i64[1]
+      %r = Slice(%x, %from, %ends, %axes)
+      return %r
+    }""")
+    infer_shapes(graph)
+    n, c, five = graph.outputs[0].shape or ()
+    assert (n, five) == (graph.inputs[0].shape[0], 5)  # type: ignore[index]
+    assert c != graph.inputs[0].shape[1]  # type: ignore[index]

@@ -18,9 +18,10 @@ from memoptc.api import Result, compile, compile_file
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.onnx_io import to_proto
+from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.types import DType, TensorType
+from memoptc.manager import run_pipeline
 from memoptc.passes.precision._half.table import FORMATS
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.devices import load_device
@@ -289,3 +290,21 @@ def test_what_is_inside_of_an_input_keeps_its_type(kind: str, dtype: str, passes
     found = Evaluator(compile(before, passes=f"{passes},lower", verify="off", measure=False).model).run(feed)["y"]
     assert found.dtype == expected.dtype
     assert np.allclose(found, expected, atol=5e-3)
+
+
+def test_the_way_out_that_an_error_names_runs_a_bfloat16_model() -> None:
+    """onnxruntime has no kernel for most operators on bfloat16, and Python cannot even hand such numbers in."""
+    before = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (bfloat16[N,2] x) => (bfloat16[N,2] y) '
+        "{ z = Mul (x, x) y = MatMul (z, w) }"
+    )
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [2, 2], [0.5, -1.0, 0.25, 2.0])
+    before.graph.initializer.append(weight)
+    with pytest.raises(InputError, match="interface=true") as caught:
+        Evaluator(before)
+    passes = caught.value.hint.split("'")[1]
+    graph = read_onnx(before)
+    run_pipeline(parse_pipeline(f"{passes},lower"), graph)
+    x = RNG.standard_normal((3, 2)).astype(np.float32)
+    found = Evaluator(to_proto(graph)).run({"x": x})["y"]
+    assert np.allclose(found, (x * x) @ np.asarray([[0.5, -1.0], [0.25, 2.0]], np.float32))

@@ -63,6 +63,8 @@ def rotary(op: Op, known: Known) -> Rotary | None:
         return None
     (whole, start, end), (other, after, last) = (cut for cut, _ in cuts if cut is not None)
     width = shape_of(whole)[-1]
+    if shape_of(whole)[1:2] != shape_of(part.x)[1:2]:
+        return None
     if whole is not other or not isinstance(width, int) or start != 0 or end != after or last != width:
         return None
     assert first is not None
@@ -71,8 +73,8 @@ def rotary(op: Op, known: Known) -> Rotary | None:
 
 def _sum(op: Op, known: Known) -> Rotary | None:
     shape = shape_of(op.result)
-    if len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
-        return None
+    if len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int) or shape[3] % 2:
+        return None  # the operator is told how many heads there are
     if op.result.dtype != DType.FLOAT:
         return None
     for plain, other in ((0, 1), (1, 0)):
