@@ -17,10 +17,10 @@ from memoptc.pass_base import Context, Pass
 class WidenHalf(Pass):
     """Let all float16 and bfloat16 tensors be float32, with a Cast behind each such input and before each such output.
 
-    onnxruntime's CPU kernels compute float16 in float32 anyway, those for bfloat16 are few, and what codes weights knows
-    float32 only. Only models with large weights of 16 bits change, and none with operators outside the standard on
-    them, whose kernels may ask for that, or with a BitCast, which takes bits for numbers. A model whose weights then do
-    not become codes is twice as large, so this stands before what codes them.
+    onnxruntime's CPU kernels compute float16 in float32 anyway, those for bfloat16 are few, and what codes weights
+    knows float32 only. Only models with large weights of 16 bits change, and none with operators outside the standard
+    on them, whose kernels may ask for that, or with a BitCast, which takes bits for numbers. A model whose weights then
+    do not become codes is twice as large, so this stands before what codes them.
 
     Args:
         smallest: Bytes of weights of 16 bits below which the model stays as it is.
