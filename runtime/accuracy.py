@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memoptc.runtime.compare import Totals
-from memoptc.runtime.quality import decibels
-
-SLACK = 1e-12
-"""Rounding of ratios of counts."""
+from memoptc.runtime.loss_bound import SLACK
+from memoptc.runtime.quality import Quality, decibels
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,26 @@ class AccuracyTarget:
                 most = self.max_disagreement
                 return f"another likeliest class in {1 - agreement:.2%} of the rows, {most:.2%} allowed"
         return ""
+
+    def met_by(self, quality: Quality, metric: float | None, margin: float = 0.0) -> bool:
+        """Say whether a candidate of a search meets the target.
+
+        A loss of top-1 accuracy has to be shown (`PairedHits.allow`); one of another metric is taken as measured.
+
+        Args:
+            quality: Of the candidate, measured.
+            metric: The original's own.
+            margin: Decibels to spare.
+        """
+        if self.min_sqnr is not None and not quality.sqnr_db >= self.min_sqnr + margin:
+            return False
+        if self.max_loss is None:
+            return True
+        if quality.hits is not None:
+            return quality.hits.allow(self.max_loss)
+        assert metric is not None
+        assert quality.metric is not None
+        return metric - quality.metric <= self.max_loss + SLACK
 
     def loss_fault(self, accuracy: Mapping[str, Any] | None) -> str:
         """Say why the measured metric misses the target; `""` where it meets it or nothing is asked of it."""

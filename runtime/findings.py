@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from memoptc.runtime.compare import Difference, Totals, deciles, difference, flatten
 from memoptc.runtime.data import Sample
 from memoptc.runtime.example import farthest
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
+from memoptc.runtime.loss_bound import PairedHits
+from memoptc.runtime.quality import hits_of
 from memoptc.runtime.verification import Verification
 
 Outputs = Mapping[str, Any]
@@ -47,7 +47,7 @@ class Findings:
         self._other_evidence: dict[str, Evidence] = {}
         self._worst = 0.0
         self._example: dict[str, Any] | None = None
-        self._hits = [0, 0, 0]  # labelled rows; right by the original; right by the candidate
+        self._right, self._hits = [0, 0], PairedHits(0, 0, 0)  # labelled rows right by the original, by the candidate
 
     def repeated(self, first: Outputs, second: Outputs) -> None:
         """Note which outputs differ between two runs of the original on one sample."""
@@ -86,14 +86,9 @@ class Findings:
         """Count right answers of both models, where a sample has labels and an output has a score for each class."""
         if sample.label is None:
             return
-        labels = np.atleast_1d(sample.label).reshape(-1)
-        for name, value in wanted.items():
-            fits = isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == labels.size
-            if fits and value.shape[1] > 1 and labels.dtype.kind in "iu":
-                self._hits[0] += int(labels.size)
-                for place, scores in ((1, value), (2, got[name])):
-                    self._hits[place] += int((np.argmax(np.asarray(scores), 1) == labels).sum())
-                return
+        before, after = hits_of(wanted, sample.label), hits_of(got, sample.label)
+        self._right = [self._right[0] + int(before.sum()), self._right[1] + int(after.sum())]
+        self._hits += PairedHits.of(before, after)
 
     def compare_other_way(self, first: Outputs, wanted: Outputs, got: Outputs) -> None:
         """Compare the outputs on one sample with onnxruntime's optimizer switched the other way.
@@ -164,6 +159,9 @@ class Findings:
             if not lost <= self.judge.gate.accuracy_loss + 1 / accuracy["samples"]:
                 found.append(f"accuracy fell from {accuracy['control']:.4f} to {accuracy['candidate']:.4f}")
         notes = [*notes, *self.notes]
+        if target is not None and target.max_loss is not None and self.metric is None and self._hits.rows:
+            doubt = self._hits.doubt(target.max_loss)
+            notes += [doubt] if doubt else []
         if self.random:
             names = ", ".join(repr(name) for name in sorted(self.random))
             notes.append(f"the original is not deterministic: {names} compared by shape and type only")
@@ -199,10 +197,12 @@ class Findings:
         if self.metric is not None:
             control, candidate = self.measured
             return {"metric": self.metric, "control": control, "candidate": candidate, "samples": self.count}
-        rows, control, candidate = self._hits
+        lost, won, rows = self._hits
         if not rows:
             return None
-        return {"control": control / rows, "candidate": candidate / rows, "samples": rows}
+        control, candidate = self._right
+        found = {"control": control / rows, "candidate": candidate / rows, "samples": rows}
+        return found | {"lost": lost, "won": won, "loss_bound": self._hits.bound}
 
 
 def _leaves(name: str, a: Any, b: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
+
+import numpy as np
 
 from memoptc.runtime.data import LABEL_KEYS, Data, Sample
 
@@ -31,6 +33,38 @@ class Part(Data):
         for sample in self:
             key = next(k for k in LABEL_KEYS if k not in sample.feed)
             yield sample.feed | ({} if sample.label is None else {key: sample.label})
+
+
+class FollowedBy:
+    """Samples, and behind them the first ones of others.
+
+    Args:
+        first: Samples that are all taken.
+        others: What comes behind them.
+        more: How many of those.
+    """
+
+    def __init__(self, first: Iterable[Sample], others: Iterable[Sample], more: int) -> None:
+        self._first, self._others, self._more = first, others, more
+
+    def __iter__(self) -> Iterator[Sample]:
+        return chain(self._first, islice(self._others, self._more))
+
+
+def samples_with(data: Iterable[Sample], rows: int) -> int:
+    """Number of samples that have so many rows with labels; of all samples, where these have fewer."""
+    samples = 0
+    for sample in data if rows > 0 else ():
+        samples += 1
+        rows -= labelled_rows(sample)
+        if rows <= 0:
+            break
+    return samples
+
+
+def labelled_rows(sample: Sample) -> int:
+    """Number of labels of a sample."""
+    return 0 if sample.label is None else int(np.size(sample.label))
 
 
 def can_hold_out(data: Iterable[Sample]) -> bool:

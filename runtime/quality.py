@@ -19,6 +19,7 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime.compare import difference, flatten
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator, ModelSource
+from memoptc.runtime.loss_bound import PairedHits
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.perplexity import PERPLEXITY, Perplexity
 from memoptc.runtime.user_functions import load_function
@@ -74,11 +75,23 @@ class Quality:
         noise: Per output, energy of the difference over that of the original; infinite for NaN, Inf and other shapes.
         samples: On how many samples.
         metric: The metric's value, where there is one.
+        hits: Labelled rows that either model alone has right, where the metric is top-1 accuracy.
     """
 
     noise: dict[str, float]
     samples: int
     metric: float | None = None
+    hits: PairedHits | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain data."""
+        return dict(vars(self))
+
+    @staticmethod
+    def from_json(plain: Mapping[str, Any]) -> Quality:
+        """Read what `to_json` gave."""
+        hits = plain.get("hits")
+        return Quality(**{**plain, "hits": None if hits is None else PairedHits(*hits)})
 
     @property
     def sqnr_db(self) -> float:
@@ -106,21 +119,29 @@ def top1(outcomes: Iterable[Outcome]) -> float:
     """
     right = seen = 0
     for outcome in outcomes:
-        if outcome.label is None:
-            continue
-        labels = np.atleast_1d(outcome.label).reshape(-1)
-        for value in outcome.outputs.values():
-            if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == labels.size:
-                if value.shape[1] > 1 and labels.dtype.kind in "iu":
-                    right += int((np.argmax(value, 1) == labels).sum())
-                    seen += labels.size
-                    break
+        hits = hits_of(outcome.outputs, outcome.label)
+        right, seen = right + int(hits.sum()), seen + hits.size
     if not seen:
         raise InputError(
             "The data has no labels that fit an output, so accuracy cannot be measured.",
             hint="Give labels with the data, or a metric of your own with --metric module:function.",
         )
     return right / seen
+
+
+def hits_of(outputs: Mapping[str, Any], label: Any) -> npt.NDArray[np.bool_]:
+    """Say which labels are where the largest score is, in the first output with one row of scores per label.
+
+    Returns:
+        `[rows]`; none where there is no label, or no output that fits.
+    """
+    labels = np.atleast_1d(np.asarray(label)).reshape(-1)
+    if labels.dtype.kind in "iu":
+        for value in outputs.values():
+            if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == labels.size:
+                if value.shape[1] > 1:
+                    return np.asarray(np.argmax(value, 1) == labels, np.bool_)
+    return np.zeros(0, np.bool_)
 
 
 def load_metric(metric: str | Metric, graph: Graph | None = None) -> Metric:
@@ -277,21 +298,23 @@ class Examiner:
         self._run_original()
         evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
         sums: dict[str, list[float]] = {}
-        samples = 0
+        samples, hits = 0, PairedHits(0, 0, 0)
 
         def walk() -> Iterator[Outcome]:
-            nonlocal samples
+            nonlocal samples, hits
             for index, sample in self._samples():
-                got = evaluator.run(sample.feed)
-                _add(sums, self._original.of(index, sample), got)
+                got, wanted = evaluator.run(sample.feed), self._original.of(index, sample)
+                _add(sums, wanted, got)
                 samples += 1
+                if self._metric is top1:
+                    hits += PairedHits.of(hits_of(wanted, sample.label), hits_of(got, sample.label))
                 yield Outcome(sample.feed, got, sample.label)
 
         outcomes = walk()
         value = None if self._metric is None else float(self._metric(outcomes))
         for _ in outcomes:  # a metric may stop early
             pass
-        return Quality(_ratios(sums), samples, value)
+        return Quality(_ratios(sums), samples, value, hits if hits.rows else None)
 
     def _run_original(self) -> None:
         """Run the original where it has not, so that it and a candidate are not in memory together."""

@@ -18,7 +18,6 @@ from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
 from memoptc.passes.shrink._exit.branch import confident, end_or_go_on
-from memoptc.passes.shrink._exit.disagreement_bound import disagreements, samples_for
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, threshold_for
 from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
@@ -27,6 +26,7 @@ from memoptc.report.model import Decision
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.loss_bound import disagreements, samples_for
 from memoptc.runtime.options import RunOptions
 
 OPSET = 18

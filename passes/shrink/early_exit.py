@@ -14,7 +14,6 @@ from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
 from memoptc.passes.shrink._exit.branch import pooled, write_exit
-from memoptc.passes.shrink._exit.disagreement_bound import disagreements, samples_for
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, fit_head, threshold_for
 from memoptc.passes.shrink._exit.layer_boundaries import LayerBoundary, layer_boundaries
 from memoptc.passes.shrink._exit.scores import class_scores
@@ -23,6 +22,7 @@ from memoptc.report.model import Decision
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
+from memoptc.runtime.loss_bound import disagreements, samples_for
 from memoptc.runtime.options import RunOptions
 
 FEWEST = 32

@@ -111,7 +111,7 @@ class PruneTokens(Pass):
             )
             context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
-        gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss)
+        gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss, fitted=False)
         ways, curves = self._curves(graph, sites, gate, context)
         if not any(level.saved > 0 for levels in curves for level in levels):
             context.stats[f"left: {UNPAID} ({LONGER})"] += 1

@@ -18,8 +18,9 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.shrink._exit.scores import class_scores
-from memoptc.passes.shrink.early_exit import EarlyExit, disagreements, samples_for
+from memoptc.passes.shrink.early_exit import EarlyExit
 from memoptc.runtime.data import Data
+from memoptc.runtime.loss_bound import disagreements, samples_for
 from memoptc.testing import run_pass
 
 Floats = npt.NDArray[np.float32]
@@ -148,13 +149,6 @@ def test_exits_are_as_sure_as_validation_data_ask_for() -> None:
     model, stats = exited(options, Context(calibration=data(300), validation=held))
     assert stats["exits"] >= 1
     assert sum(run(model, x).argmax() != run(MODEL, x).argmax() for x in chosen) <= allowed
-
-
-@pytest.mark.parametrize(
-    ("share", "samples", "allowed"), [(0.02, 114, 0), (0.02, 113, None), (0.5, 10, 2), (0.0, 99, None)]
-)
-def test_what_samples_show(share: float, samples: int, allowed: int | None) -> None:
-    assert disagreements(share, samples) == allowed
 
 
 @pytest.mark.parametrize("options", [{"most": 3}, {"threshold": 2.0}, {"max_disagreement": 1.0}])

@@ -246,7 +246,7 @@ def test_data_says_how_many() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
-@pytest.mark.parametrize(("seconds", "samples"), [(60.0, 8), (0.0, prune_tokens.FEWEST)])
+@pytest.mark.parametrize(("seconds", "samples"), [(60.0, 16), (0.0, prune_tokens.FEWEST)])
 def test_large_models_are_measured_on_few_samples(
     seconds: float, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,9 +14,11 @@ from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.observe import pool_of
 from memoptc.passes.precision._quantize.tradeoff import GIVE_BACK, Ladder, Layer, StateChange, needed, shortest
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
+from memoptc.runtime.held_out import FollowedBy
 from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.quality import Examiner, Quality, decibels, top1
 from memoptc.runtime.result_cache import ResultCache, fingerprint
@@ -38,17 +40,6 @@ _QUICK = 1.0
 
 _FEW, _BESIDE = 4, 16
 """Validation samples below which they alone say little, and how many of the calibration are looked at then."""
-
-
-class _Enough:
-    """Validation samples, and behind fewer than `_FEW` the first ones of the calibration."""
-
-    def __init__(self, validation: Iterable[Sample], calibration: Iterable[Sample]) -> None:
-        self._validation, self._calibration = validation, calibration
-
-    def __iter__(self) -> Iterator[Sample]:
-        few = sum(1 for _ in islice(self._validation, _FEW)) < _FEW
-        return chain(self._validation, islice(self._calibration, _BESIDE if few else 0))
 
 
 class AccuracyCheck:
@@ -77,7 +68,8 @@ class AccuracyCheck:
         data = context.validation if context.validation is not None else context.calibration
         both = context.validation is not None and context.calibration not in (None, context.validation)
         if metric is None and both:
-            data = _Enough(context.validation, context.calibration)
+            few = sum(1 for _ in islice(context.validation, _FEW)) < _FEW
+            data = FollowedBy(context.validation, context.calibration, _BESIDE if few else 0)
         self.made_up = data is None
         if data is None:
             data = [Sample(feed, None, "made up") for feed in made_up(graph, path, context, MADE_UP)]
@@ -90,9 +82,7 @@ class AccuracyCheck:
 
     def good(self, quality: Quality, margin: float = 0.0) -> bool:
         """True if what was asked for is met, with so many decibels to spare."""
-        if self.min_sqnr is not None and quality.sqnr_db < self.min_sqnr + margin:
-            return False
-        return self.max_loss is None or self.loss(quality) <= self.max_loss + 1e-12
+        return AccuracyTarget(self.min_sqnr, self.max_loss).met_by(quality, self.examiner.metric, margin)
 
     def loss(self, quality: Quality) -> float:
         """Loss of the metric."""
@@ -182,9 +172,11 @@ class AccuracyCheck:
         if self.max_loss is not None:
             wanted.append(f"a loss of {self.max_loss:g}")
             got.append(f"a loss of {self.loss(reached):.4g}")
+        doubt = "" if self.max_loss is None or reached.hits is None else reached.hits.doubt(self.max_loss)
         worst = sorted(layers, key=lambda layer: -layer.worst)[:3]
         names = ", ".join(f"{la.name} ({decibels(la.worst):.1f} dB alone)" for la in worst)
         costs = f"; what costs most: {names}" if names else ""
+        costs += f"; {doubt}" if doubt else ""
         message = f"{' and '.join(wanted)} was asked for, {' and '.join(got)} was reached{costs}."
         if not self.context.force:
             hint = "Leave --no-fallback out, so that such layers stay in float." if not self.fallback else ""

@@ -45,9 +45,9 @@ class CandidateEvaluator:
             key = ResultCache.key(self._about, how, self._pool.digest(graph))
             known = self._cache.get_record(key)
             if known is None:
-                known = vars(look(path))
+                known = look(path).to_json()
                 self._cache.put_record(key, known)
-            return Quality(**known)
+            return Quality.from_json(known)
         except MemoptcError:  # what onnxruntime does not run is no candidate
             return Quality({FAILED: math.inf}, 0, -math.inf)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memoptc.ir.core import Graph
@@ -12,8 +12,12 @@ from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision._quantize.observe import pool_of
 from memoptc.passes.precision._quantize.replay import adopt
 from memoptc.report.model import Decision
+from memoptc.runtime.accuracy import AccuracyTarget
+from memoptc.runtime.data import Sample
+from memoptc.runtime.held_out import FollowedBy, labelled_rows, samples_with
+from memoptc.runtime.loss_bound import samples_for
 from memoptc.runtime.moments import Aside
-from memoptc.runtime.quality import Examiner, Quality, top1
+from memoptc.runtime.quality import MOST, Examiner, top1
 
 Levels = Mapping[int, int]
 """Site -> how far it is taken; sites that stay are left out."""
@@ -106,19 +110,28 @@ class Gate:
         context: Of the compile.
         min_sqnr: Least signal to difference of every output, in decibels; `None` for any.
         max_loss: Largest accepted loss of the metric; `None` for any.
+        fitted: Whether calibration data are fitted to. Where they are not, they are looked at, too, if the labels of
+            the validation data are too few to show so small a loss; as many as that takes.
 
     Raises:
         InputError: there is no data to measure on, or nothing is asked for.
     """
 
     def __init__(
-        self, name: str, graph: Graph, context: Context, min_sqnr: float | None, max_loss: float | None
+        self,
+        name: str,
+        graph: Graph,
+        context: Context,
+        min_sqnr: float | None,
+        max_loss: float | None,
+        *,
+        fitted: bool = True,
     ) -> None:
         if context.calibration is None:
             raise InputError(f"{name} needs data.", hint="Give some with --calibration.")
         if min_sqnr is None and max_loss is None:
             raise InputError(f"{name} was given no limit.", hint="Set min_sqnr or max_loss.")
-        self.name, self.min_sqnr, self.max_loss = name, min_sqnr, max_loss
+        self.name, self.target = name, AccuracyTarget(min_sqnr, max_loss)
         metric = context.metric if context.metric is not None or max_loss is None else top1
         if context.artefacts.reference is None:
             # What an earlier lossy pass took of the limits is taken: all of them together have to keep to them.
@@ -128,24 +141,23 @@ class Gate:
         # What weights were fitted to says little of other data. A compile without validation data hands out its
         # calibration data as such.
         given = context.validation
-        data = Aside(context.calibration) if given is None or given is context.calibration else given
+        data: Iterable[Sample] = context.calibration
+        if given is not None and given is not context.calibration:
+            data = given
+            if metric is top1 and max_loss is not None and not fitted:
+                missing = min(samples_for(max_loss), MOST) - sum(map(labelled_rows, given))
+                data = FollowedBy(given, context.calibration, samples_with(context.calibration, missing))
+        elif fitted:
+            data = Aside(context.calibration)
         self.examiner = Examiner(reference, data, metric)
         self.trials = CandidateEvaluator(self.examiner, pool)
 
     def holds(self, graph: Graph) -> bool:
         """True if a copy is good enough."""
-        if self.min_sqnr is not None and self.trials.quick(graph).sqnr_db < self.min_sqnr - _QUICK:
+        least = self.target.min_sqnr
+        if least is not None and self.trials.quick(graph).sqnr_db < least - _QUICK:
             return False
-        quality = self.trials.full(graph)
-        if self.min_sqnr is not None and quality.sqnr_db < self.min_sqnr:
-            return False
-        return self.max_loss is None or self.loss(quality) <= self.max_loss + 1e-12
-
-    def loss(self, quality: Quality) -> float:
-        """Loss of the metric."""
-        assert self.examiner.metric is not None
-        assert quality.metric is not None
-        return self.examiner.metric - quality.metric
+        return self.target.met_by(self.trials.full(graph), self.examiner.metric)
 
     def search(self, graph: Graph, curves: Sequence[Sequence[Level]], make: Callable[[Levels], Graph]) -> Levels:
         """Choose levels, and put what they make into the graph.
@@ -170,6 +182,8 @@ class Gate:
         why = f"{quality.sqnr_db:.1f} dB reached on {quality.samples} samples"
         if quality.metric is not None:
             why += f", metric {self.examiner.metric:.4f} -> {quality.metric:.4f}"
+        if quality.hits is not None and self.target.max_loss is not None:
+            why += f" ({quality.hits})"
         context.decisions.append(Decision(self.name, what, why, gain_bytes=saved))
         if quality.samples < ENOUGH:
             context.warnings.append(
