@@ -165,9 +165,9 @@ def pictures(folder: Path) -> Case:
         if tensor.name in heads:
             tensor.CopyFrom(onnx.numpy_helper.from_array(heads[tensor.name].astype(np.float32), tensor.name))
     onnx.save(model, path)
-    held = draw(4)
+    held = draw(10)
     shifted = [{**f, "image": f["image"] * 0.5 + rng.normal(0, 0.3, f["image"].shape).astype(np.float32)} for f in held]
-    return Case(path, "prune_tokens", fitted[: len(files)], draw(2), held, shifted)
+    return Case(path, "prune_tokens", draw(40), draw(10), held, shifted)
 
 
 def sounds(name: str, option: str) -> Case:
@@ -195,6 +195,7 @@ def sounds(name: str, option: str) -> Case:
 
 CASES: dict[str, Callable[[Path], Case]] = {
     "digits_vit": lambda folder: digits("digits_vit", "prune_tokens"),
+    "digits_vit, 8 at a time": lambda folder: digits("digits_vit", "prune_tokens", 8),
     "digits_vit, 64 at a time": lambda folder: digits("digits_vit", "prune_tokens", 64),
     "minilm_l6": lambda folder: sentences(),
     "vit_s": pictures,

@@ -52,7 +52,7 @@ def share_for(count: int, samples: int) -> float:
 
 
 def _at_most(most: int, samples: int, share: float) -> npt.NDArray[np.float64]:
-    """Probabilities of at most 0, 1, ... `most` successes among samples; by logarithms, since powers of a share underflow."""
+    """Probabilities of at most 0, 1, ... `most` disagreements; by logarithms, since powers of a share underflow."""
     if share >= 1:
         return np.asarray(np.arange(most + 1) >= samples, np.float64)
     counts = np.arange(most + 1)
