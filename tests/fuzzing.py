@@ -307,8 +307,13 @@ def _is_defined(model: Evaluator, feed: Mapping[str, Any], outputs: Mapping[str,
     if not all(i.type.startswith("tensor(") for i in model.session.get_inputs()):
         return True
     for name, value in feed.items():
-        if not isinstance(value, np.ndarray) or value.dtype.kind in "OU" or name not in bound:
-            return True
+        if (
+            not isinstance(value, np.ndarray)
+            or value.dtype.isbuiltin != 1
+            or value.dtype.kind in "OU"
+            or name not in bound
+        ):
+            return True  # bfloat16 and its like cannot be bound
         binding.bind_cpu_input(name, value)
     for name, value in outputs.items():
         if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "fiu":
