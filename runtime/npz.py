@@ -47,12 +47,16 @@ def load_feed(path: Path) -> dict[str, Any]:
     """Read what `save_feed` wrote.
 
     Raises:
-        InputError: the file is no `.npz`, or what `__kinds__` says of its arrays does not fit them.
+        InputError: the file is no `.npz`, holds Python objects, or what `__kinds__` says of its arrays does not fit
+            them.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: _native(file[name]) for name in file.files}
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        if zipfile.is_zipfile(path):
+            with ArrayFile(path, ""):  # which says of what array it is
+                pass
         raise InputError(
             f"{path} is no .npz file.", hint="Write one with numpy.savez(FILE, INPUT=array, ...)."
         ) from error

@@ -6,6 +6,7 @@ import io
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accuracy_models import CNN, DATA, FLAGS
 
@@ -87,6 +88,12 @@ def test_what_nothing_matches_is_an_error() -> None:
 def test_a_mistake_is_no_fault(arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert what in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_arrays_of_objects_are_called_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "in.npz", image=np.array(["a", "b"], object))  # type: ignore[arg-type]  # takes it for `allow_pickle`
+    assert main(["run", str(CNN), "--inputs", str(tmp_path / "in.npz")]) == 2
+    assert "'image' holds Python objects" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_console_without_box_characters_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
