@@ -8,17 +8,19 @@ from typing import Any
 
 from memoptc.attempts import Attempt, Edit
 from memoptc.pass_base import Pass
+from memoptc.report.model import PassRecord
 
 MOST_ATTEMPTS = 16
 """Compiles after which the search settles for the best that is known to hold."""
 
-_HALFWAY = 0.5
+RUNGS = 8
+"""Peaks, from the one that a pass reached to the one that it found, at which it may stop; three or four are tried."""
 
 
 def find_edit(
     changed: Sequence[int],
     holds: Callable[[Edit], bool],
-    weaker: Iterable[Edit],
+    weaker: Iterable[Sequence[Edit]],
     most: int = MOST_ATTEMPTS,
     late: Callable[[], bool] = lambda: False,
 ) -> Edit | None:
@@ -29,7 +31,8 @@ def find_edit(
     Args:
         changed: Positions of the passes that may be dropped, in the order in which they run.
         holds: Whether the promise holds after an edit; called at most once for each, and about `most` times in all.
-        weaker: Edits to try before any pass is dropped.
+        weaker: Edits to try before any pass is dropped, in ladders: each from what takes back least to what takes back
+            most.
         most: When to stop looking for a smaller edit than is known.
         late: Whether to stop for another reason, such as time; while nothing is known that holds, all passes are
             dropped at once then.
@@ -44,11 +47,10 @@ def find_edit(
             known[dropped] = holds(Edit(dropped))
         return known[dropped]
 
-    for edit in weaker:
-        if late():
-            break
-        if holds(edit):
-            return edit
+    for ladder in weaker:
+        found = _first_that_holds(ladder, holds, late)
+        if found is not None:
+            return found
     culprits: frozenset[int] = frozenset()
     while True:
         rest = [c for c in changed if c not in culprits]
@@ -69,33 +71,66 @@ def find_edit(
         culprits |= {rest[len(rest) - high]}
 
 
+BOLDER = 4.0
+"""Times as much slowdown as is asked for that such a pass may predict: without caches all is predicted too slow."""
+
+
+def _first_that_holds(ladder: Sequence[Edit], holds: Callable[[Edit], bool], late: Callable[[], bool]) -> Edit | None:
+    """Find the first edit of a ladder after which a promise holds, as if it then held after all that follow."""
+    low, high = 0, len(ladder)
+    while low < high and not late():
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(ladder[middle]) else (middle + 1, high)
+    return ladder[high] if high < len(ladder) else None
+
+
 NODE_WEIGHTS = (8.0, 64.0, 512.0)
 """How much more the bytes of nodes shall count, tried one after the other."""
 
 
-def weaker_forms(passes: Sequence[Pass], changed: Sequence[int], asked: float, found: float) -> Iterator[Edit]:
-    """Give edits that let passes slow a model down by less, where they take a bound on that.
+def weaker_forms(
+    passes: Sequence[Pass], changed: Sequence[int], records: Sequence[PassRecord]
+) -> Iterator[Sequence[Edit]]:
+    """Give ladders of edits that let passes slow a model down by less, where they take a bound on that.
+
+    A pass that says down to which peak it goes on is let go less and less far, on predictions that count on no cache:
+    what costs nothing on paper does in fact, and the cheapest way to a higher peak takes fewer and larger pieces. What
+    that takes is measured.
 
     Args:
         passes: The passes of the pipeline.
         changed: Positions of those that changed the graph.
-        asked: Slowdown that is allowed.
-        found: Slowdown that was measured.
+        records: What passes did.
     """
     bounded = {i: p for i, p in enumerate(passes) if i in changed and _slowdown(p) > 1}
-    if bounded and asked > 1:
-        share = min(_HALFWAY, (asked - 1) / max(found - 1, 1e-6))
-        yield Edit(replaced={i: _with_slowdown(p, 1 + share * (_slowdown(p) - 1)) for i, p in bounded.items()})
-    free = {i: _with_slowdown(p, 1.0) for i, p in bounded.items()}
+    lowered = {i: peaks for i, p in bounded.items() if hasattr(p, "ignore") and (peaks := _peaks(p, records))}
+    if lowered:
+        yield [
+            Edit(replaced={i: _stopping_at(bounded[i], peaks, rung / RUNGS) for i, peaks in lowered.items()})
+            for rung in range(RUNGS)
+        ]
+    free = {i: _with_slowdown(p, 1.0) for i, p in bounded.items() if i not in lowered}
     if free:
-        yield Edit(replaced=free)
-    for factor in NODE_WEIGHTS[:2]:  # what costs nothing on paper does in fact: fewer of it
-        lighter = _weighing(free, factor)
-        if lighter:
-            yield Edit(replaced={**free, **lighter})
+        yield [Edit(replaced=free)]
 
 
-def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -> Iterator[Edit]:
+def _peaks(pass_: Pass, records: Sequence[PassRecord]) -> tuple[int, int] | None:
+    """Peak that a pass reached and the one that it had found, in bytes; `None` where its records do not say."""
+    for record in reversed(records):
+        saved = record.stats.get("bytes saved", 0)
+        if record.name == pass_.name and saved > 0 and record.planned_peak_bytes:
+            return record.planned_peak_bytes, record.planned_peak_bytes + saved
+    return None
+
+
+def _stopping_at(pass_: Pass, peaks: tuple[int, int], share: float) -> Pass:
+    """Give a pass that stops at a share of the way back, by ratios, from the peak that it reached."""
+    reached, before = peaks
+    goal = round(reached * (before / reached) ** share)
+    return _replaced(pass_, slowdown=round(1 + BOLDER * (_slowdown(pass_) - 1), 3), ignore=goal, caches=False)
+
+
+def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -> Iterator[Sequence[Edit]]:
     """Give edits with which passes make fewer and fewer nodes, where they take a weight of these.
 
     Args:
@@ -106,7 +141,7 @@ def fewer_nodes(passes: Sequence[Pass], changed: Sequence[int], excess: float) -
     for factor in (w for w in NODE_WEIGHTS if w >= min(excess, NODE_WEIGHTS[-1])):
         lighter = _weighing({i: p for i, p in enumerate(passes) if i in changed}, factor)
         if lighter:
-            yield Edit(replaced=lighter)
+            yield [Edit(replaced=lighter)]
 
 
 def _weighing(passes: Mapping[int, Pass], factor: float) -> dict[int, Pass]:
@@ -115,12 +150,12 @@ def _weighing(passes: Mapping[int, Pass], factor: float) -> dict[int, Pass]:
     return {i: _replaced(passes[i], node_weight=factor * w) for i, w in weights.items() if isinstance(w, int | float)}
 
 
-def fewer_copies(attempt: Attempt) -> Iterator[Edit]:
+def fewer_copies(attempt: Attempt) -> Iterator[Sequence[Edit]]:
     """Give an edit with which weights stay codes in memory, where passes let onnxruntime decode them while it loads."""
     passes = list(attempt.pipeline.passes())
     copying = [i for i in attempt.compiled.changed if getattr(passes[i], "decode", "") == "load"]
     if copying:
-        yield Edit(replaced={i: _replaced(passes[i], decode="run") for i in copying})
+        yield [Edit(replaced={i: _replaced(passes[i], decode="run") for i in copying})]
 
 
 def with_weaker(edit: Edit, passes: Sequence[Pass]) -> Edit | None:

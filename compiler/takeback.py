@@ -89,7 +89,7 @@ class Keeper:
         def check(attempt: Attempt) -> list[Broken]:
             return [] if attempt.at_small is None else broken_at_small(before, attempt.at_small, small)
 
-        def weaker(broken: Sequence[Broken]) -> Iterator[Edit]:
+        def weaker(broken: Sequence[Broken]) -> Iterator[Sequence[Edit]]:
             excess = max((b.after - b.before) / SMALL for b in broken)
             return fewer_nodes(list(attempt.pipeline.passes()), attempt.compiled.changed, excess)
 
@@ -138,9 +138,9 @@ class Keeper:
         def check(attempt: Attempt) -> list[Broken]:
             return self._in_tiers(attempt, lambda a: self.measure_needs(a) or self.measure_times(a))
 
-        def weaker(broken: Sequence[Broken]) -> Iterator[Edit]:
-            passes = list(attempt.pipeline.passes())
-            return weaker_forms(passes, attempt.compiled.changed, broken[0].bound, broken[0].ratio)
+        def weaker(broken: Sequence[Broken]) -> Iterator[Sequence[Edit]]:
+            compiled = attempt.compiled
+            return weaker_forms(list(attempt.pipeline.passes()), compiled.changed, compiled.passes)
 
         return self._hold(attempt, check, weaker)
 
@@ -182,7 +182,7 @@ class Keeper:
         self,
         first: Attempt,
         check: Callable[[Attempt], list[Broken]],
-        weaker: Callable[[Sequence[Broken]], Iterator[Edit]],
+        weaker: Callable[[Sequence[Broken]], Iterator[Sequence[Edit]]],
     ) -> Attempt:
         begun = time.monotonic()
         if self.options.level < 1 or self.options.force or not (broken := check(first)):
@@ -197,7 +197,7 @@ class Keeper:
         self,
         first: Attempt,
         check: Callable[[Attempt], list[Broken]],
-        weaker: Callable[[Sequence[Broken]], Iterator[Edit]],
+        weaker: Callable[[Sequence[Broken]], Iterator[Sequence[Edit]]],
         broken: Sequence[Broken],
         late: Callable[[], bool],
     ) -> Attempt:
@@ -235,7 +235,7 @@ class Keeper:
             return True
 
         simpler = SIMPLER_FORMS[first.choice.form.name] if self.options.form == "auto" else ()
-        edit = find_edit(changed, holds, chain((Edit(form=name) for name in simpler), weaker(broken)), late=ended)
+        edit = find_edit(changed, holds, chain(([Edit(form=name)] for name in simpler), weaker(broken)), late=ended)
         if edit is None:  # what is taken back of one pass a later one does again, which had nothing left to do
             everywhere = Everywhere(passes)
             edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()), late=ended)

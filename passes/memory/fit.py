@@ -66,6 +66,7 @@ class Fit(Pass):
         ignore: Bytes; without a budget a smaller peak is not worth a node.
         node_weight: How much a byte that nodes take, or weights packed once more, counts against one of activations.
             Nodes cost as much at small extents, where there is less to save, as at those that are planned for.
+        caches: Whether tiles that fit into a cache are predicted to move their bytes faster.
     """
 
     budget: int = 0
@@ -75,13 +76,14 @@ class Fit(Pass):
     max_remat: int = 6
     ignore: int = 1 << 20
     node_weight: float = 1.0
+    caches: bool = True
 
     def run(self, graph: Graph, context: Context) -> None:
         """Tile, and say what was done."""
         original, graph = graph, graph.clone()
         _one_decoder_per_use(graph)
         equate_joined(graph)
-        start = MemoryProfile(graph, Costs(graph, context.dims))
+        start = MemoryProfile(graph, self._costs(graph, context))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
         found = self._found(_Start(graph, context, start))
@@ -102,6 +104,9 @@ class Fit(Pass):
             # itself that they are for slices whose ends are computed.
             original.info.states_types = True
         self._report(found, start, context, done=done)
+
+    def _costs(self, graph: Graph, context: Context) -> Costs:
+        return Costs(graph, context.dims, caches=self.caches)
 
     def _found(self, start: _Start) -> _Round:
         """Outcome of fitting a graph, the original or another that computes the same."""
@@ -189,7 +194,7 @@ class Fit(Pass):
     def _tiled(self, found: _Round, start: _Start, goal: int, allowance: float, count: int) -> _Round:
         graph, context = found.graph, start.context
         for _ in range(count):
-            values = remat_candidates(MemoryProfile(graph, Costs(graph, context.dims)), allowance - found.seconds)
+            values = remat_candidates(MemoryProfile(graph, self._costs(graph, context)), allowance - found.seconds)
             if not values:
                 break
             found.remats.append(values[0])
@@ -198,7 +203,7 @@ class Fit(Pass):
         refused: set[object] = set()
         misses = 0
         spaces = IterationSpaces()
-        profile = MemoryProfile(graph, Costs(graph, context.dims))
+        profile = MemoryProfile(graph, self._costs(graph, context))
         while True:
             found.peak = profile.peak
             found.course.append((profile.peak, sum(NODE_BYTES + further_copy_bytes(op) for op in profile.ops)))
@@ -231,7 +236,7 @@ class Fit(Pass):
                     # It had to be made to be seen: back to what was before, whose ops are others.
                     graph.become(before)
                     spaces = IterationSpaces()
-                    profile = MemoryProfile(graph, Costs(graph, context.dims))
+                    profile = MemoryProfile(graph, self._costs(graph, context))
                     break
 
     def _checked(self, found: _Round) -> _Round:
@@ -288,7 +293,7 @@ class Fit(Pass):
             ).run()
         except NotTileableError as reason:
             return str(reason)
-        after = MemoryProfile(graph, Costs(graph, context.dims))
+        after = MemoryProfile(graph, self._costs(graph, context))
         steps = [after.position[op] for op in tiled.ops if op in after.position]
         here = max(after.curve[min(steps) : max(steps) + 1], default=0)
         little = here >= profile.peak * (1 - self.worth / 2) and after.peak > self.budget

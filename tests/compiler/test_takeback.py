@@ -23,6 +23,7 @@ from memoptc.edits import find_edit, weaker_forms
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.pipeline import parse as parse_pipeline
+from memoptc.report.model import PassRecord
 from memoptc.takeback import Keeper
 
 MB = 1 << 20
@@ -223,20 +224,34 @@ def test_nothing_helps() -> None:
 
 
 def test_of_a_slow_tiling_less_is_tried_before_it_is_dropped() -> None:
-    """Less time on paper, none, and then fewer nodes: what costs nothing on paper may cost time in fact."""
+    """It stops at higher and higher peaks, between the one that it reached and the one that it found."""
     passes = list(parse_pipeline("fit{slowdown=1.05},lower").passes())
-    assert [str(edit.replaced[0]) for edit in weaker_forms(passes, [0], 1.05, 1.1)] == [
-        "fit{slowdown=1.025}",
-        "fit{slowdown=1.0}",
-        "fit{slowdown=1.0,node_weight=8.0}",
-        "fit{slowdown=1.0,node_weight=64.0}",
-    ]
-    assert not list(weaker_forms(passes, [1], 1.05, 1.1))
+    record = PassRecord("fit", 1.0, 5, 9, planned_peak_bytes=10 * MB, stats={"bytes saved": 30 * MB})
+    (ladder,) = weaker_forms(passes, [0], [record])
+    goals = [edit.replaced[0].ignore for edit in ladder]  # type: ignore[attr-defined]
+    assert goals == sorted(goals)
+    assert goals[0] == 10 * MB
+    assert 30 * MB < goals[-1] < 40 * MB
+    assert not list(weaker_forms(passes, [1], [record]))
+
+
+@pytest.mark.parametrize("least", range(9))
+def test_of_a_ladder_the_least_that_holds_is_found(least: int) -> None:
+    ladder = [Edit(frozenset({9}), {0: index}) for index in range(8)]  # type: ignore[dict-item]
+    asked: list[Edit] = []
+
+    def holds(edit: Edit) -> bool:
+        asked.append(edit)
+        return not edit.replaced or edit.replaced[0] >= least  # type: ignore[operator]
+
+    found = find_edit([1], holds, iter([ladder]))
+    assert found == (ladder[least] if least < 8 else Edit(frozenset({1})))
+    assert sum(bool(edit.replaced) for edit in asked) <= 4
 
 
 def test_a_weaker_form_is_tried_first() -> None:
     weak = Edit(replaced={1: object()})  # type: ignore[dict-item]
-    assert find_edit([1, 2], lambda e: bool(e.replaced), iter([weak])) is weak
+    assert find_edit([1, 2], lambda e: bool(e.replaced), iter([[weak]])) is weak
 
 
 def attempts_that_hold(holds: Callable[[str, str], bool], seconds: float = 60.0) -> tuple[Any, list[str]]:

@@ -45,11 +45,10 @@ def tilings(
     """
     known = known or KnownTilings()
     every = [
-        _Offer(kind, max(bound(region, profile)[2], target), i, region)
-        for i, (kind, region) in enumerate(regions(profile, spaces))
+        _Offer(kind, bound(region, profile)[2], i, region) for i, (kind, region) in enumerate(regions(profile, spaces))
     ]
     known.effort += sum(len(offer.region.ops) for offer in every)
-    for region in _skyline(every):
+    for region in _skyline(every, target):
         last = 1
         inside = 0
         for count in (*COUNTS, *MORE_COUNTS):
@@ -75,15 +74,19 @@ class _Offer:
     region: Region
 
 
-def _skyline(every: Sequence[_Offer]) -> list[Region]:
-    """Regions that could need less than every smaller one grown along the same axis; of them the smallest bounds."""
+def _skyline(every: Sequence[_Offer], target: int) -> list[Region]:
+    """Regions that could need less than every smaller one grown along the same axis; of them the smallest bounds.
+
+    Larger ones count, too, where a smaller one suffices for the target: what ends outside of two convolutions may well
+    cost less than what ends between them.
+    """
     found: list[_Offer] = []
     best: dict[tuple[Op, Axis], int] = {}
     for offer in sorted(every, key=lambda o: (len(o.region.ops), o.floor, o.index)):
         if offer.kind not in best or offer.floor < best[offer.kind] * CLEARER:
             best[offer.kind] = offer.floor
             found.append(offer)
-    found.sort(key=lambda o: (o.floor, o.index))
+    found.sort(key=lambda o: (max(o.floor, target), o.index))
     return [offer.region for offer in found[:REGIONS]]
 
 

@@ -37,9 +37,16 @@ DEPTH = 64
 
 
 class Costs:
-    """Sizes and times of a graph's values and ops at the planned extents."""
+    """Sizes and times of a graph's values and ops at the planned extents.
 
-    def __init__(self, graph: Graph, dims: Mapping[str, int]) -> None:
+    Args:
+        graph: The graph.
+        dims: Extents of its symbolic dimensions.
+        caches: Whether what fits into a cache moves faster.
+    """
+
+    def __init__(self, graph: Graph, dims: Mapping[str, int], *, caches: bool = True) -> None:
+        self._cached = CACHED if caches else BANDWIDTH
         self.dims = extents(graph, dims)
         self._fused = fused_pairs(graph)
         self._workspace = kernel_workspace(self.dims)
@@ -95,11 +102,15 @@ class Costs:
             flops *= (count + ROWS) / max(count, 1.0)
         if terms and in_family(op, Family.MATMUL):
             flops += 2.0 * (1 - share) * prod(self.shape(op.results[0])) * DEPTH
-        transfer = max(moved / (CACHED if moved <= CACHE else BANDWIDTH), slow * moved / CACHED)
+        transfer = max(self.moving(moved, moved <= CACHE), slow * moved / CACHED)
         if in_family(op, Family.RECURRENT):
             steps = (self.shape(op.operands[0]) or (0,))[0]
             return steps * STEP + flops / RECURRENT_FLOPS + transfer
         return flops / FLOPS + transfer
+
+    def moving(self, size: float, cached: bool) -> float:
+        """Time of moving bytes that come from a cache, or from memory."""
+        return size / (self._cached if cached else BANDWIDTH)
 
     def _measure(self, op: Op) -> tuple[float, float]:
         """Operations, and bytes moved."""

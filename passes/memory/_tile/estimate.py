@@ -10,7 +10,7 @@ from itertools import accumulate
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, facts, in_family
 from memoptc.passes.memory._tile.accumulation_costs import joining, must_wait, part_bytes
-from memoptc.passes.memory._tile.costs import BANDWIDTH, CACHE, CACHED, Costs, joins_convolution
+from memoptc.passes.memory._tile.costs import BANDWIDTH, CACHE, Costs, joins_convolution
 from memoptc.passes.memory._tile.grid import Interval, NotTileableError, StaticGrid
 from memoptc.passes.memory._tile.propagation import TileWork, tile_work
 from memoptc.passes.memory._tile.region import Region
@@ -212,7 +212,7 @@ def _borders(region: Region, count: int, costs: Costs) -> tuple[float, int]:
 
     def laid_out(value: Value) -> float:
         moved = 2 * costs.nbytes(value)
-        return moved / (CACHED if moved / count <= CACHE else BANDWIDTH)
+        return costs.moving(moved, moved / count <= CACHE)
 
     for value in {v for op in region.ops for v in op.operands if v.op is not None and v not in region.cut}:
         if value.op is not None and not is_resident(value.op):
