@@ -64,11 +64,12 @@ class Inference:
     failure: str = ""
 
 
-def infer_shapes(graph: Graph) -> Inference:
+def infer_shapes(graph: Graph, *, elements: bool = True) -> Inference:
     """Infer the types of all values, in regions too, and set them.
 
     Args:
         graph: The top graph; inputs and declared outputs keep their stated types.
+        elements: Whether the elements of values that hold extents are asked for, too.
     """
     found = Inference()
     install()
@@ -92,9 +93,8 @@ def infer_shapes(graph: Graph) -> Inference:
         merged = _merge(value, inferred, found)
         if merged is not None and merged != value.type:
             value.type = merged
-        elements = _elements(mirror, names)
-        if elements is not None:
-            found.elements[value] = elements
+        if elements and (known := _elements(mirror, names)) is not None:
+            found.elements[value] = known
     if found.failure:
         _one_by_one(graph)
     found.unknown = [v.name for v in _defined(graph) if not v.omitted and is_shapeless(v.type)]

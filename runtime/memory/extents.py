@@ -126,7 +126,7 @@ def _complete(graph: Graph, dims: Mapping[str, int]) -> Extents:
     for value in twins.values():
         if value.tensor_type is not None:
             value.type = value.tensor_type.bind(dims)
-    infer_shapes(copy)
+    infer_shapes(copy, elements=False)
     found = dict(dims)
     for value, twin in twins.items():
         for dim, extent in zip(value.shape or (), twin.shape or (), strict=False):
