@@ -29,6 +29,12 @@ from memoptc.runtime.probe import PREFIX, Probe, copies
 BUDGET = 128 << 20
 """Bytes of activations that one run hands out at most (one tensor may be larger)."""
 
+DOUBLINGS = 2.0
+"""How often as many samples as were seen shall double and stay in range."""
+
+WIDEST = 0.5
+"""Part of an end by which it is widened at most."""
+
 _KINDS = ("min", "max", "sum", "size")
 
 
@@ -43,6 +49,7 @@ class Range:
         histogram: Their distribution, where the method needed one.
         method: What chose `min` and `max`.
         extremes: Smallest and largest value seen.
+        growth: By how much each end moved outwards when samples became twice as many; see `Accumulator.growth`.
     """
 
     min: float
@@ -51,6 +58,22 @@ class Range:
     histogram: Histogram | None = None
     method: str = "minmax"
     extremes: tuple[float, float] = (0.0, 0.0)
+    growth: tuple[float, float] = (0.0, 0.0)
+
+    def with_headroom(self, ends: tuple[float, float]) -> tuple[float, float]:
+        """Widen a range for samples that were not seen.
+
+        What lies beyond the range of an 8-bit code errs by all that it lies beyond, so that a few such samples hold
+        most of the error of a model calibrated on few. Ends go on growing as they did, for `DOUBLINGS`, clipped ones
+        in proportion; those that all samples reach equally stay.
+
+        Args:
+            ends: Smallest and largest value to be represented.
+        """
+        return tuple(  # type: ignore[return-value]
+            end * (1 + min(DOUBLINGS * grown / abs(reached), WIDEST)) if reached else end
+            for end, grown, reached in zip(ends, self.growth, self.extremes, strict=True)
+        )
 
 
 def calibrate(
@@ -112,10 +135,10 @@ def _range_of(seen: Accumulator, method: str, percentile: float) -> Range:
     """Choose the range of one tensor from its extremes, or from its distribution."""
     extremes = (seen.low, seen.high)
     if method == "minmax":
-        return Range(*extremes, seen.count, None, "minmax", extremes)
+        return Range(*extremes, seen.count, None, "minmax", extremes, seen.growth())
     histogram = seen.histogram()
     (low, high), chosen = covered_range(histogram, extremes, method, percentile)
-    return Range(low, high, seen.count, histogram, chosen, extremes)
+    return Range(low, high, seen.count, histogram, chosen, extremes, seen.growth())
 
 
 def _walk(
@@ -233,6 +256,7 @@ def _extremes(
                 least, most = -np.inf, np.inf
             was = seen[name]
             was.low, was.high, was.count = min(was.low, least), max(was.high, most), was.count + int(size)
+            was.note(least, most)
     return seen
 
 

@@ -64,8 +64,9 @@ class Checkpoint:
         found = self.state["groups"].get(str(group))
         if found is None:
             return 0
-        for name, (low, high, count, zeros, exponent, first, counts) in found["seen"].items():
-            seen[name] = Accumulator(low, high, count, zeros, exponent, first, np.array(counts, np.int64))
+        for name, (low, high, count, zeros, exponent, first, counts, lows, highs) in found["seen"].items():
+            cells = np.array(counts, np.int64)
+            seen[name] = Accumulator(low, high, count, zeros, exponent, first, cells, lows, highs)
         done: int = found["samples"]
         return done
 
@@ -99,7 +100,7 @@ class Checkpoint:
             "data": self._digest.hexdigest(),
             "last": last,
             "seen": {
-                name: [a.low, a.high, a.count, a.zeros, a.exponent, a.first, a.counts.tolist()]
+                name: [a.low, a.high, a.count, a.zeros, a.exponent, a.first, a.counts.tolist(), a.lows, a.highs]
                 for name, a in seen.items()
                 if a.count
             },

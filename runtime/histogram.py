@@ -8,6 +8,7 @@ floor(x / (a * 2^d)). Hence counts depend on the values alone, neither on their 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,9 @@ _LEAST = -160
 
 _CHUNK = 1 << 18
 """Elements counted at once: they stay in the cache."""
+
+_KEPT = 12
+"""Largest values of single calls that are remembered, at each end."""
 
 _LEAST_SINGLE = -100
 """Exponent from which what elements are multiplied with, and the result, are float32 numbers."""
@@ -71,6 +75,8 @@ class Accumulator:
         exponent: Cells are 2^exponent wide.
         first: Index of the first cell.
         counts: int64, one per cell from `first` on; as many as `low` to `high` need.
+        lows: Smallest elements of single calls, the smallest few in order.
+        highs: Largest elements of single calls, the largest few in order.
     """
 
     low: float = math.inf
@@ -80,6 +86,22 @@ class Accumulator:
     exponent: int = _LEAST
     first: int = 0
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    lows: list[float] = field(default_factory=list)
+    highs: list[float] = field(default_factory=list)
+
+    def note(self, least: float, most: float) -> None:
+        """Remember the extremes of one call."""
+        self.lows = sorted([*self.lows, least])[:_KEPT]
+        self.highs = sorted([*self.highs, most], reverse=True)[:_KEPT]
+
+    def growth(self) -> tuple[float, float]:
+        """By how much each end moved outwards, on average, when the calls became twice as many as they were.
+
+        That is the extreme of all less the expected one of a random half. In a half, the k-th most extreme call is the
+        most extreme with probability 2^-k, whatever the distribution, so a few calls at each end are enough; 0 where
+        all reach equally far, as pixels do, and where there was one call only.
+        """
+        return _growth([-value for value in self.lows]), _growth(self.highs)
 
     def add(self, array: npt.NDArray[np.generic]) -> bool:
         """Count elements of any shape and float type, as float32.
@@ -94,6 +116,7 @@ class Accumulator:
         if not (math.isfinite(least) and math.isfinite(most)):
             return False
         self._reach(least, most)
+        self.note(least, most)
         # a power of two from 1 on scales exactly, and indices have fewer digits than float32
         exact = np.float32 if _LEAST_SINGLE <= self.exponent <= 0 else np.float64
         factor, first = exact(2.0**-self.exponent), exact(self.first)
@@ -125,6 +148,14 @@ class Accumulator:
             moved = (np.arange(len(self.counts)) + self.first >> (exponent - self.exponent)) - first
             np.add.at(counts, moved, self.counts)
         self.low, self.high, self.exponent, self.first, self.counts = low, high, exponent, first, counts
+
+
+def _growth(ends: Sequence[float]) -> float:
+    """The largest of some numbers, in falling order, less the expected largest of a random half of them."""
+    if len(ends) < 2:
+        return 0.0
+    expected = math.fsum(math.ldexp(value, -k - 1) for k, value in enumerate(ends)) + math.ldexp(ends[-1], -len(ends))
+    return max(ends[0] - expected, 0.0)
 
 
 def _cell(value: float, exponent: int) -> int:

@@ -22,8 +22,9 @@ from memoptc.passes.precision._quantize.layers import quantizable_layers
 from memoptc.passes.precision._quantize.observation import rounding_work
 from memoptc.passes.precision._quantize.observe import checkpoint_of
 from memoptc.passes.precision._quantize.replay import adopt, search_memoized, take_over
-from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
+from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities, work_of
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
+from memoptc.passes.precision._quantize.static_choice import alone_on_integers
 from memoptc.passes.precision._quantize.tradeoff import (
     GIVE_BACK,
     Layer,
@@ -59,8 +60,14 @@ _FEWEST = 4
 _CHOICES = 8
 """Choices of layers that are measured in any case."""
 
+_LITTLE = 0.1
+"""Part of the multiplications that convolutions among floats may do to be tried in float."""
+
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
+
+_UNSEEN = 1.0
+"""Decibels that ranges of each run may cost on the data: they cut off nothing of samples that were not seen."""
 
 
 class QuantizeSearch(Pass):
@@ -68,11 +75,13 @@ class QuantizeSearch(Pass):
 
     Copies of the graph are quantized and held against the graph in float on data: validation data where there is
     any, else that of the calibration. First the recoveries: `equalize`, `smooth`, `split-outliers`, how ranges are
-    found, where weights are clipped, weights rounded by data, corrected biases; each stays if the output gains from
-    it. If what was asked for is not met then, each layer's effect on the output is measured alone, and layers leave
-    the integers, those first that bring most for the bytes and the work they cost: first their activations (weights
-    stay integers), then the weights, too. With `mixed`, weights in blocks of 4 bits are one more state of a layer, and
-    each layer starts in its cheapest: tables and products whose bytes weigh more than their work in 4 bits.
+    found (by calibration, or of products in each run), where weights are clipped, weights rounded by data, corrected
+    biases; each stays if the output gains from it. Convolutions among floats that do little of the work compute in
+    float on integer weights if the output gains from that. If what was asked for is not met then, each layer's effect
+    on the output is measured alone, and layers leave the integers, those first that bring most for the bytes and the
+    work they cost: first their activations (weights stay integers), then the weights, too. With `mixed`, weights in
+    blocks of 4 bits are one more state of a layer, and each layer starts in its cheapest: tables and products whose
+    bytes weigh more than their work in 4 bits.
     Activations of 16 bits are no state: onnxruntime computes with them in float, so float activations on integer
     weights cost the same bytes and less time.
 
@@ -228,7 +237,7 @@ class _Search:
     def run(self) -> None:
         """Search, then put the result into the graph."""
         setting = self.recovered()
-        chosen: Assignment = self.all_integers
+        chosen = self.without_lonely(setting)
         quality = None if self.asked.mixed else self.wanted.look(self.quantized(setting, chosen))
         found: list[Layer] = []
         if quality is None or not self.wanted.good(quality) or self.asked.study:
@@ -249,6 +258,26 @@ class _Search:
         """Every layer where it is cheapest with 8 bits."""
         return dict.fromkeys(self.layers, LayerPrecision.INT8)
 
+    def without_lonely(self, setting: Setting) -> Assignment:
+        """All on integers, but for convolutions among floats that do little of the work, if the output gains so."""
+        every, variant = self.all_integers, self.variant(setting.recoveries)
+        if not self.asked.fallback or self.asked.mixed or self.asked.outputs:
+            return every
+        # neighbours that find their range in each run hand over floats
+        floats = variant.codes.excluded | (variant.run_time_products if setting.run_time else frozenset())
+        choice = variant.codes.choose(variant.graph, floats, Counter())
+        work = sum(work_of(op, self.context.dims) for op in self.layers.values())
+        lonely = [op.name for op in alone_on_integers(choice)]
+        if not lonely or sum(work_of(self.layers[n], self.context.dims) for n in lonely) > _LITTLE * work:
+            return every
+        states = {**every, **dict.fromkeys(lonely, LayerPrecision.INT8_WEIGHTS)}
+        before, after = (self.trials.quick(self.quantized(setting, tried)).mean_db for tried in (every, states))
+        if after <= before + _WORTH:
+            return every
+        why = f"codes before and after them cost {after - before:.1f} dB on the data, and they do little of the work"
+        self.decide("quantize-search", f"{', '.join(lonely)}: {_WRITTEN[LayerPrecision.INT8_WEIGHTS]}", why)
+        return states
+
     def recovered(self) -> Setting:
         """Try one recovery after the other; each stays if the output gains from it."""
         best = Setting()
@@ -267,10 +296,13 @@ class _Search:
             for tried in options:
                 self.effort.spend(self.cost(tried))
                 recovered = self.variant(tried.recoveries)
+                if tried.run_time and not recovered.run_time_products:
+                    continue
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
                     continue
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
-                if reached > level + _WORTH:
+                worth = -_UNSEEN if tried.run_time and not start.run_time else _WORTH
+                if reached > level + worth:
                     self.decide(what, str(tried), f"the output gains {reached - level:.1f} dB on the data")
                     best, level = tried, reached
             self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
@@ -300,6 +332,7 @@ class _Search:
         both = (Equalize(), Smooth())
         yield "equalize, smooth", lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
         yield "split-outliers", lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]
+        yield "ranges of each run", lambda start: [{"run_time": True}]
         yield "ranges", lambda start: [{"method": m} for m in OBSERVERS]
         yield "clip-weights", lambda start: [{"clip": True}]
         yield "rounding", lambda start: [{"rounding": True}]

@@ -132,7 +132,7 @@ def test_int4_holds_what_was_asked(change: Callable[[np.random.Generator, Weight
         assert len(codes_of(graph)) == 1
 
 
-@pytest.mark.parametrize(("count", "looked_at"), [(1, 9), (4, 4)])
+@pytest.mark.parametrize(("count", "looked_at"), [(1, 9), (4, 12)])
 def test_few_validation_samples_are_not_gone_by_alone(count: int, looked_at: int, tmp_path: Path) -> None:
     model, seen, unseen = hard(dead_channel)
     graph = read(model)

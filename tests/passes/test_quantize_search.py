@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
 from decoders import Style, decoder
 from hypothesis import example, given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
@@ -26,7 +28,8 @@ from memoptc.passes.precision._quantize.tradeoff import (
     needed,
     shortest,
 )
-from memoptc.runtime.quality import Outcome
+from memoptc.runtime.data import Sample
+from memoptc.runtime.quality import Examiner, Outcome
 
 
 def test_the_layer_with_outliers_is_found_named_and_kept(tmp_path: Path) -> None:
@@ -220,3 +223,72 @@ def test_weights_of_a_decoder_are_read_as_codes_at_every_step(target: str, asked
     assert {op.attrs["accuracy_level"] for op in result.graph.walk("com.microsoft::MatMulNBits")} == {4}
     assert result.report.verification["passed"]
     assert target == "int4" or any("weights of a decoder" in decision.what for decision in result.report.decisions)
+
+
+def _products(path: Path) -> Path:
+    """Two products; what the second reads is as large as the samples are."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=s, scale=s[0] ** -0.5).astype(np.float32) for s in ((16, 64), (64, 48)))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["p"], name="first"),
+        helper.make_node("Relu", ["p"], ["r"]),
+        helper.make_node("MatMul", ["r", "w1"], ["y"], name="second"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 48])],
+        [numpy_helper.from_array(first, "w0"), numpy_helper.from_array(second, "w1")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_with_data_samples_that_reach_further_err_no_more_than_without(tmp_path: Path) -> None:
+    model, rng = _products(tmp_path / "m.onnx"), np.random.default_rng(1)
+    data = [{"x": rng.standard_normal((1, 16), np.float32)} for _ in range(20)]
+    compile_model(model, 2, "int8", calibration=data, measure=False).save(tmp_path / "a.onnx")
+    compile_model(model, 2, "int8", measure=False).save(tmp_path / "b.onnx")
+    further = [{"x": 3 * rng.standard_normal((1, 16), np.float32)} for _ in range(20)]
+    examiner = Examiner(model, [Sample(feed, None, "further") for feed in further])
+    errs = [examiner.full(path).sqnr_db for path in (tmp_path / "a.onnx", tmp_path / "b.onnx")]
+    assert errs[0] > errs[1] - 0.5
+    assert (tmp_path / "a.onnx").stat().st_size < 1.1 * (tmp_path / "b.onnx").stat().st_size
+
+
+def test_a_convolution_among_floats_keeps_its_activations_where_their_codes_cost_most(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(32, 3, 4, 4), scale=0.15).astype(np.float32)
+    kernel[0] *= 300  # a channel whose range all others share
+    weights = {
+        "k": kernel,
+        "gain": np.ones(32, np.float32),
+        "w0": rng.normal(size=(32, 256), scale=32**-0.5).astype(np.float32),
+        "w1": rng.normal(size=(256, 64), scale=256**-0.5).astype(np.float32),
+        "reach": np.float32([300] + [1] * 31),
+        "rows": np.array([0, 32, -1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], name="patches", strides=[4, 4]),
+        helper.make_node("Reshape", ["c", "rows"], ["f"]),
+        helper.make_node("Transpose", ["f"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Div", ["t", "reach"], ["e"], name="even_out"),
+        helper.make_node("LayerNormalization", ["e", "gain"], ["n"]),
+        helper.make_node("MatMul", ["n", "w0"], ["p"], name="up"),
+        helper.make_node("Tanh", ["p"], ["h"]),
+        helper.make_node("MatMul", ["h", "w1"], ["y"], name="down"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64, 64])],
+        [numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
+    model = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), model)
+    data = [{"x": rng.standard_normal((1, 3, 32, 32), np.float32)} for _ in range(10)]
+    found = compile_model(model, 2, "int8", calibration=data, measure=False, passes="quantize-search")
+    assert any("patches: with weights in 8 bits" in d.what for d in found.report.decisions)
+    assert found.report.verification["outputs"][0]["sqnr_db"] > 30.0

@@ -205,7 +205,9 @@ def test_the_search_takes_rounding_where_the_output_gains(tmp_path: object) -> N
     context = Context(calibration=data, scratch=tmp_path)  # type: ignore[arg-type]
     result, plain = graph.clone(), graph.clone()
     run_pass(QuantizeSearch(weights="int8", device="x86-avx2"), result, context)
-    assert [d.what for d in context.decisions if d.step == "rounding"] == ["ranges by auto, weights rounded by data"]
+    assert [d.what for d in context.decisions if d.step == "rounding"] == [
+        "ranges by auto, products by the range of each run, weights rounded by data"
+    ]
     run_pass(QuantizeSearch(weights="int8", device="x86-avx2", recover=False), plain, context)
     new = feeds(PRODUCT, rng, 6)
     assert noise(graph, result, new) < noise(graph, plain, new)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -252,6 +253,35 @@ def test_distributions_do_not_depend_on_order_or_batches(parts: list[list[float]
     assert histogram.low <= values.min()
     assert values.max() < histogram.high
     assert histogram.counts.tolist() == np.histogram(values.astype(np.float64), histogram.edges)[0].tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=10), st.randoms())
+def test_growth_is_what_the_extremes_of_all_exceed_those_of_a_random_half_by(ends: list[float], chance: Random) -> None:
+    seen, shuffled = Accumulator(), Accumulator()
+    for value in ends:
+        seen.add(np.float32([value]))
+    for value in chance.sample(ends, len(ends)):
+        shuffled.add(np.float32([value]))
+    assert seen.growth() == shuffled.growth()
+    # each sample is in the half or not, with equal chances; an empty half counts as one of the least sample
+    subsets = [[v for i, v in enumerate(ends) if bits >> i & 1] for bits in range(1 << len(ends))]
+    highest = np.mean([max(half, default=min(ends)) for half in subsets])
+    lowest = np.mean([min(half, default=max(ends)) for half in subsets])
+    assert seen.growth() == pytest.approx((lowest - min(ends), max(ends) - highest), abs=1e-6)
+
+
+def test_headroom_is_left_where_samples_reach_unequally_far(tmp_path: Path) -> None:
+    onnx.save(convolutions(), tmp_path / "m.onnx")
+    images = [normal(1, 3, 16, 16, seed=i).clip(-1, 1) * (1 + i % 5) for i in range(20)]
+    for image in images:
+        image[0, 0, 0, 0] = -7.0  # all reach as far down
+    ranges = calibrate(str(tmp_path / "m.onnx"), ["x"], [{"x": image} for image in images])
+    low, high = ranges["x"].with_headroom((ranges["x"].min, ranges["x"].max))
+    assert low == -7.0
+    assert 5.0 < high < 5.0 * 1.5
+    one = calibrate(str(tmp_path / "m.onnx"), ["x"], [{"x": images[4]}])["x"]
+    assert one.with_headroom((one.min, one.max)) == (one.min, one.max)
 
 
 @settings(max_examples=50, deadline=None)

@@ -38,14 +38,14 @@ _QUICK = 1.0
 """Decibels by which a quick look may miss what is asked for."""
 
 
-_FEW, _BESIDE = 4, 16
+_FEW, _BESIDE = 16, 16
 """Validation samples below which they alone say little, and how many of the calibration are looked at then."""
 
 
 class AccuracyCheck:
     """Holds copies of a graph against it: on validation data, else on that of the calibration, else on made-up inputs.
 
-    Fewer than 4 validation samples say little: the data of the calibration is looked at, too.
+    Fewer than 16 validation samples say little: the data of the calibration is looked at, too.
 
     Args:
         graph: The graph as it is right.

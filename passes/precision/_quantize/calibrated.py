@@ -22,7 +22,7 @@ from memoptc.passes.precision._quantize.recurrent import quantize_recurrent, rec
 from memoptc.passes.precision._quantize.rounding import Dampings, round_channels
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
 from memoptc.passes.precision._quantize.static import Memo, StaticQuantizer
-from memoptc.passes.precision._quantize.static_choice import Choice, is_float32, share_scales
+from memoptc.passes.precision._quantize.static_choice import Choice, is_float32, may_code_at_run_time, share_scales
 from memoptc.passes.precision._quantize.weight_coder import Memo as BlockMemo
 from memoptc.passes.precision._quantize.weight_coder import WeightCoder
 from memoptc.passes.precision._quantize.weight_only import Writer
@@ -64,7 +64,12 @@ class CalibratedGraph:
     @cached_property
     def choice(self) -> Choice:
         """All that can be quantized."""
-        return self.codes.choose(self.graph, self.codes.excluded, Counter(), frozenset())
+        return self.codes.choose(self.graph, self.codes.excluded, Counter())
+
+    @cached_property
+    def run_time_products(self) -> frozenset[str]:
+        """Names of the products that can find the range of what they read in each run."""
+        return frozenset() if self.codes.outputs else frozenset(op.name for op in may_code_at_run_time(self.choice))
 
     @cached_property
     def ranges(self) -> dict[Value, Range]:
@@ -124,7 +129,7 @@ class CalibratedGraph:
                 ends = (seen.min, seen.max)
                 if method != "auto":
                     ends, _ = covered_range(seen.histogram, seen.extremes, method, self.codes.percentile)
-                found[value] = activation_scale(*ends)
+                found[value] = activation_scale(*seen.with_headroom(ends))
             self._covers[method] = found
         return self._covers[method]
 
@@ -144,7 +149,9 @@ class CalibratedGraph:
             n for n, state in states.items() if state in (LayerPrecision.FLOAT, LayerPrecision.INT4_WEIGHTS)
         )
         left, decoded = left | (weights & self.codes.wide), weights - self.codes.wide
-        choice = self.codes.choose(graph, left, stats, decoded)
+        choice = self.codes.choose(
+            graph, left, stats, decoded, self.run_time_products if setting.run_time else frozenset()
+        )
         covers = self.scales(setting.method)
         scales = {mapping[v]: scale for v, scale in covers.items() if mapping[v] in choice.tensors}
         share_scales(choice, scales)

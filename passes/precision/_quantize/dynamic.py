@@ -82,8 +82,21 @@ def _conv_weights(builder: Builder, op: Op, weight: Value, dtype: DType, bits: i
 
 
 def _product(builder: Builder, op: Op, weight: Value, dtype: DType, bits: int, shared: Shared) -> Value:
-    """onnxruntime's DynamicQuantizeMatMul codes the left side by its own range in each run."""
-    codes = _codes(builder, weight, layout_of(op).output_axis + 1, dtype, bits, shared)
+    """A product with codes of its weight."""
+    return run_time_product(builder, op, _codes(builder, weight, layout_of(op).output_axis + 1, dtype, bits, shared))
+
+
+def run_time_product(builder: Builder, op: Op, codes: tuple[Value, ...]) -> Value:
+    """A product whose left side is coded by its own range in each run, by onnxruntime's DynamicQuantizeMatMul.
+
+    Args:
+        builder: Before the product.
+        op: A MatMul or Gemm with a constant weight, and a bias (if any) that is a row or one number.
+        codes: Of the weight, results along the last axis; its scales and zero points, one for each result.
+
+    Returns:
+        The result.
+    """
     bias = op.input(2)
     operands: list[Value | None] = [op.operand, *codes]
     if bias is not None:

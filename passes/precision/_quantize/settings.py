@@ -22,6 +22,7 @@ class Setting:
         clip: Clip weights where the error of the product is least.
         bias: Correct biases.
         rounding: Round weights for the least error of their products.
+        run_time: Let products that read floats find their range in each run.
     """
 
     recoveries: tuple[Pass, ...] = ()
@@ -29,9 +30,11 @@ class Setting:
     clip: bool = False
     bias: bool = False
     rounding: bool = False
+    run_time: bool = False
 
     def __str__(self) -> str:
         parts = [p.name for p in self.recoveries] + [f"ranges by {self.method}"]
+        parts += ["products by the range of each run"] if self.run_time else []
         parts += ["clipped weights"] if self.clip else []
         parts += ["weights rounded by data"] if self.rounding else []
         return ", ".join(parts + (["corrected biases"] if self.bias else []))
@@ -67,6 +70,13 @@ class QuantizationConfig:
     apart: frozenset[str] = frozenset()
     wide: frozenset[str] = frozenset()
 
-    def choose(self, graph: Graph, excluded: frozenset[str], stats: Counter[str], decoded: frozenset[str]) -> Choice:
-        """Decide what to quantize in a graph, as `static.choose`."""
-        return choose(graph, excluded, stats, self.device, outputs=self.outputs, decoded=decoded)
+    def choose(
+        self,
+        graph: Graph,
+        excluded: frozenset[str],
+        stats: Counter[str],
+        decoded: frozenset[str] = frozenset(),
+        run_time: frozenset[str] = frozenset(),
+    ) -> Choice:
+        """Decide what to quantize in a graph, as `static_choice.choose`."""
+        return choose(graph, excluded, stats, self.device, outputs=self.outputs, decoded=decoded, run_time=run_time)

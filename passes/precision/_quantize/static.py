@@ -22,6 +22,7 @@ from memoptc.passes.precision._quantize.correct import (
     shift_following,
     spread_inputs,
 )
+from memoptc.passes.precision._quantize.dynamic import run_time_product
 from memoptc.passes.precision._quantize.existing_codes import decoded_weight, is_decoder, reads_codes
 from memoptc.passes.precision._quantize.numerics import (
     Codes,
@@ -76,6 +77,7 @@ class StaticQuantizer:
         self._coded: dict[tuple[Value, int], Codes] = {}
         self._memo: Memo = {} if memo is None else memo
         self._decoded: dict[tuple[Value, int | None], Value] = {}
+        self._right_sides: dict[tuple[Value, int | None], tuple[Value, ...]] = {}
 
     def emit(self) -> None:
         """Insert all pairs, then put integer weights in."""
@@ -90,6 +92,8 @@ class StaticQuantizer:
         for op in self.choice.heavy:
             if self._source(op.operand) is not None:
                 self._weighted(op)
+        for op in self.choice.run_time:
+            self._at_run_time(op)
         for op in self.choice.decoded:
             weight = op.operands[1]
             assert weight.tensor is not None
@@ -233,6 +237,21 @@ class StaticQuantizer:
                 self.stats[f"left {op.op_type}: bias too large for its scale"] += 1
                 return
         op.set_operand(1, self._weight(weight, codes))
+        self.stats[f"quantized {op.op_type}"] += 1
+
+    def _at_run_time(self, op: Op) -> None:
+        """Let a product code what it reads by its range in each run."""
+        weight, seen = op.operands[1], self.correction.of(op.operand)
+        energy = None if seen is None or not self.correction.clip else spread_inputs(op, seen.mean_square)
+        codes = self._codes(weight, output_axis(op), energy)
+        builder = Builder(self.graph, before=op, loc=op.loc.union(rule=RULE))
+        if (weight, codes.axis) not in self._right_sides:
+            content = codes.codes if codes.axis else np.ascontiguousarray(codes.codes.T)
+            parts = ((content, "q"), (codes.scales, "s"), (codes.zero_points, "zp"))
+            self._right_sides[weight, codes.axis] = tuple(
+                builder.const(part, f"{weight.name}_{suffix}") for part, suffix in parts
+            )
+        op.replace_by(run_time_product(builder, op, self._right_sides[weight, codes.axis]))
         self.stats[f"quantized {op.op_type}"] += 1
 
     def _code_bias(self, op: Op, bias: npt.NDArray[np.generic], scale: Scale, codes: Codes) -> bool:

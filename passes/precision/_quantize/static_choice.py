@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +34,7 @@ class Choice:
         existing: Codes that the model brought along.
         device: What has integer kernels.
         decoded: Products and convolutions in float whose weights are stored as integers.
+        run_time: Products that code what they read by its range in each run.
     """
 
     device: Device
@@ -44,6 +46,7 @@ class Choice:
     kept: dict[Op, None] = field(default_factory=dict)
     existing: Existing = field(default_factory=Existing)
     decoded: dict[Op, None] = field(default_factory=dict)
+    run_time: dict[Op, None] = field(default_factory=dict)
 
     def result_of(self, op: Op) -> Value:
         """The op's result, behind an absorbed activation."""
@@ -66,6 +69,7 @@ def choose(
     *,
     outputs: bool = False,
     decoded: frozenset[str] = frozenset(),
+    run_time: frozenset[str] = frozenset(),
 ) -> Choice:
     """Decide what to quantize in the top graph; reasons for leaving something go into `stats`.
 
@@ -76,6 +80,7 @@ def choose(
         device: What has integer kernels.
         outputs: Whether outputs shall be codes, too, where an operator with an integer kernel makes them.
         decoded: Names of nodes that compute in float, with weights stored as integers.
+        run_time: Names of products that code what they read by its range in each run.
     """
     choice = Choice(device, existing=find_existing(graph))
     choice.tensors = dict.fromkeys(choice.existing.scales)
@@ -90,6 +95,8 @@ def choose(
             stats[f"left {op.op_type}: {reason}"] += 1
         elif op.name in decoded:
             choice.decoded[op] = None
+        elif op.name in run_time:
+            choice.run_time[op] = None
         else:
             choice.heavy[op] = None
     for op in graph.ops:
@@ -106,6 +113,35 @@ def choose(
                 _absorb(op, choice)
             choice.tensors[choice.result_of(op)] = None
     return choice
+
+
+def may_code_at_run_time(choice: Choice) -> Iterator[Op]:
+    """Products that can find the range of what they read in each run: none that reads codes anyway.
+
+    No range then cuts off what calibration has not seen; the price is one more look at what is read.
+    """
+    for op in choice.heavy:
+        readers = [user for user in op.operand.users if user in choice.heavy or user in choice.light]
+        if not choice.quantized(op.operand.op) and all(user.op_type in ("MatMul", "Gemm") for user in readers):
+            yield op
+
+
+def alone_on_integers(choice: Choice) -> Iterator[Op]:
+    """Convolutions that read floats, and whose result nothing reads in codes: both are coded for them alone.
+
+    Operators that only move elements, and follow into codes for that, do not count.
+    """
+    for op in choice.heavy:
+        if op.op_type != "Conv" or choice.quantized(op.operand.op):
+            continue
+        todo, alone = [choice.result_of(op)], True
+        while todo:
+            for user in todo.pop().users:
+                moves = user in choice.light and user.op_type in choice.device.same_scale
+                alone &= moves or not choice.quantized(user)
+                todo += [choice.result_of(user)] if moves else []
+        if alone:
+            yield op
 
 
 def _absorb(op: Op, choice: Choice) -> None:
