@@ -120,10 +120,15 @@ def may_code_at_run_time(choice: Choice) -> Iterator[Op]:
 
     No range then cuts off what calibration has not seen; the price is one more look at what is read.
     """
-    for op in choice.heavy:
+    for op in (op for op in choice.heavy if _is_product(op, choice)):
         readers = [user for user in op.operand.users if user in choice.heavy or user in choice.light]
-        if not choice.quantized(op.operand.op) and all(user.op_type in ("MatMul", "Gemm") for user in readers):
+        if not choice.quantized(op.operand.op) and all(_is_product(user, choice) for user in readers):
             yield op
+
+
+def _is_product(op: Op, choice: Choice) -> bool:
+    """True for a product; convolutions have a window."""
+    return op in choice.heavy and not layout_of(op).taps
 
 
 def alone_on_integers(choice: Choice) -> Iterator[Op]:
@@ -132,7 +137,7 @@ def alone_on_integers(choice: Choice) -> Iterator[Op]:
     Operators that only move elements, and follow into codes for that, do not count.
     """
     for op in choice.heavy:
-        if op.op_type != "Conv" or choice.quantized(op.operand.op):
+        if _is_product(op, choice) or choice.quantized(op.operand.op):
             continue
         todo, alone = [choice.result_of(op)], True
         while todo:
