@@ -14,10 +14,38 @@ from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, schema, schem
 from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, names_where, weight_layout
 
 __all__ = [
-    "BINARY", "CONTRIB_PURE", "MICROSOFT", "TABLE", "UNARY", "VARIADIC", "VIEWS", "Arity", "Blocked", "Family",
-    "IntegerKernel", "Operator", "ShapeOf", "WeightLayout", "default_of", "definition", "definition_of",
-    "domain_of", "facts", "feeds_packed", "in_family", "is_pure", "is_removable", "keeps_kernels", "layout_of",
-    "leaves_unwritten", "names_where", "needs_own_codes", "opset_of", "schema", "schema_of", "weight_layout",
+    "BINARY",
+    "CONTRIB_PURE",
+    "MICROSOFT",
+    "TABLE",
+    "UNARY",
+    "VARIADIC",
+    "VIEWS",
+    "Arity",
+    "Blocked",
+    "Family",
+    "IntegerKernel",
+    "Operator",
+    "ShapeOf",
+    "WeightLayout",
+    "default_of",
+    "definition",
+    "definition_of",
+    "domain_of",
+    "facts",
+    "has_packing_user",
+    "in_family",
+    "is_pure",
+    "is_removable",
+    "layout_of",
+    "leaves_unwritten",
+    "names_where",
+    "needs_own_codes",
+    "opset_of",
+    "packs_alike_in",
+    "schema",
+    "schema_of",
+    "weight_layout",
 ]  # fmt: skip
 
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)
@@ -85,7 +113,7 @@ def leaves_unwritten(value: Value, body: Graph) -> bool:
     return value.is_input and body.parent is not None and body.parent.op_type == "Scan"
 
 
-def feeds_packed(value: Value) -> bool:
+def has_packing_user(value: Value) -> bool:
     """True if an op uses this value that rounds differently when it is a constant (see `Operator.packs_weights`)."""
     floats = value.dtype is not None and not value.is_integer
     todo, seen = [value], {value}
@@ -100,7 +128,7 @@ def feeds_packed(value: Value) -> bool:
     return False
 
 
-def keeps_kernels(constant: Op, graph: Graph) -> bool:
+def packs_alike_in(constant: Op, graph: Graph) -> bool:
     """True if `graph`, which lies around a constant's own, may hold it without any kernel losing its layout.
 
     onnxruntime looks for codes of products, and for weights that it lays out in blocks of channels, in the kernel's own

@@ -15,7 +15,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("const absent sparse_const"),
     *define("return", pure=False, removable=False),
 )
-OPERATORS = also(OPERATORS, "If Loop Scan", loses_symbols=True)
+OPERATORS = also(OPERATORS, "If Loop Scan", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "If", parameters={0: Mask()})
 OPERATORS = also(OPERATORS, "Loop", parameters={0: Setting((3,))})
 OPERATORS = also(OPERATORS, "SequenceAt SequenceErase", parameters={1: Setting((0,))})

@@ -235,7 +235,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("CausalConvWithState DeformConv"),
     *define("ConvTransposeWithDynamicPads NhwcConv NhwcFusedConv WordConvEmbedding", MICROSOFT),
 )
-OPERATORS = also(OPERATORS, "Conv ConvTranspose", loses_symbols=True)
+OPERATORS = also(OPERATORS, "Conv ConvTranspose", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "ConvTranspose ConvInteger", packed=(1,))
 OPERATORS = also(OPERATORS, "QLinearConv", packed=(3,))
 OPERATORS = also(OPERATORS, "QLinearConv", MICROSOFT, packed=(3,))

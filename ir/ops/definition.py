@@ -125,7 +125,7 @@ class Operator:
         packed: Operands that onnxruntime's CPU kernel packs while a session loads, when they are constants.
         packs_matrices: Of these it packs matrices only, and reads stacks of matrices as they are.
         blocked: When its result stays in blocks of channels, as onnxruntime lays out convolutions.
-        loses_symbols: onnxruntime's own shape inference does not carry symbolic extents through it.
+        ort_forgets_symbols: onnxruntime's own shape inference does not carry symbolic extents through it.
         rounds_by_position: onnxruntime's kernel rounds an element by where it lies: whole vector registers otherwise
             than the rest.
         integer: Whether onnxruntime has an 8-bit integer kernel.
@@ -169,7 +169,7 @@ class Operator:
     packed: tuple[int, ...] = ()
     packs_matrices: bool = False
     blocked: Blocked | None = None
-    loses_symbols: bool = False
+    ort_forgets_symbols: bool = False
     rounds_by_position: bool = False
     integer: IntegerKernel | None = None
     joins_convolution: bool = False

@@ -115,5 +115,5 @@ OPERATORS: tuple[Operator, ...] = (
     *define("QLinearAveragePool", MICROSOFT, workspace=_as_floats),
 )
 OPERATORS = also(OPERATORS, "AveragePool GlobalAveragePool GlobalMaxPool MaxPool", blocked=Blocked.ONE_RESULT)
-OPERATORS = also(OPERATORS, "AveragePool LpPool MaxPool", loses_symbols=True)
+OPERATORS = also(OPERATORS, "AveragePool LpPool MaxPool", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "QLinearAveragePool", MICROSOFT, on_codes=True)

@@ -136,7 +136,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("CumProd NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"),
     *define("ReduceSumInteger", MICROSOFT, **_FACTS),
 )
-OPERATORS = also(OPERATORS, "TopK", loses_symbols=True)
+OPERATORS = also(OPERATORS, "TopK", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, _SUMS, parameters={1: Setting((-1, -2, -3, -4))})
 OPERATORS = also(OPERATORS, "CumSum", parameters={1: Setting((0,))})
 OPERATORS = also(OPERATORS, "TopK", parameters={1: Setting((1,))})

@@ -164,7 +164,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("CropAndResize", MICROSOFT),
 )
 OPERATORS = also(OPERATORS, "Resize Upsample", blocked=Blocked.ALWAYS)
-OPERATORS = also(OPERATORS, "Pad Resize Upsample", loses_symbols=True)
+OPERATORS = also(OPERATORS, "Pad Resize Upsample", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "Resize", parameters={2: Setting((1.0,)), 3: Setting((1.0,), as_operand=True)})
 OPERATORS = also(OPERATORS, "Upsample", parameters={1: Setting((1.0,))})
 OPERATORS = also(OPERATORS, "Pad", parameters={1: Setting((0,))})

@@ -294,7 +294,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("NonMaxSuppression", stays_float32=True),
     *define("ExpandDims GatherND MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
 )
-OPERATORS = also(OPERATORS, "ConstantOfShape Expand NonZero Range Reshape Slice Tile", loses_symbols=True)
+OPERATORS = also(OPERATORS, "ConstantOfShape Expand NonZero Range Reshape Slice Tile", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "Flatten", sample=_flatten_sample)
 OPERATORS = also(OPERATORS, "Reshape", sample=_reshape_sample)
 OPERATORS = also(OPERATORS, "Squeeze", sample=_squeeze_sample)

@@ -12,8 +12,8 @@ from memoptc.ir.dims import Dim, same
 from memoptc.ir.ops import opset_of
 from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.fuse._decoder.apart import take_heads_apart
 from memoptc.passes.fuse._decoder.cached import HIDDEN, Cached, Masking, agreeing, cached_attention
+from memoptc.passes.fuse._decoder.merged_heads import unmerge_heads
 from memoptc.passes.fuse._fuse.core import LOWEST, shape_of
 from memoptc.passes.fuse._fuse.heads import inside, is_inside, merged_again, outside, source, unsplit
 from memoptc.runtime.memory.branches import LIKELY
@@ -40,7 +40,7 @@ class FuseCachedAttention(Pass):
         """Look at every Softmax."""
         context.shapes(graph)
         for inner in dict.fromkeys(op.graph for op in graph.walk() if op.graph is not None):
-            products = take_heads_apart(inner) if (opset_of(inner) or 0) >= 13 else 0
+            products = unmerge_heads(inner) if (opset_of(inner) or 0) >= 13 else 0
             if products:
                 context.stats["products with heads taken apart from the batch"] += products
         guards: dict[Value, list[Guard]] = {}

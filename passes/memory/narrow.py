@@ -17,7 +17,7 @@ from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._narrow.crop import crop
 from memoptc.passes.memory._narrow.merge import merge
-from memoptc.passes.simplify._simplify.parts import keeps_some, may_be_sliced
+from memoptc.passes.simplify._simplify.slice_ranges import keeps_some, may_be_sliced
 
 _PASSED = 8
 """Slices and Gathers that another one passes in one go, at most: bounds the work for each."""

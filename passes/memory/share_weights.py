@@ -115,7 +115,7 @@ def _as_int64(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
 
 def _may_be_view(weight: Value) -> bool:
     """True if a Reshape may stand in a weight's place: there is one, and no kernel wants the constant itself."""
-    if ops.feeds_packed(weight) or weight.dtype is None or weight.dtype.bitwidth < 8:
+    if ops.has_packing_user(weight) or weight.dtype is None or weight.dtype.bitwidth < 8:
         return False
     readers = [*weight.users, *(u for d in weight.users if d.is_a("DequantizeLinear") for u in d.result.users)]
     return not any(ops.in_family(u, ops.Family.MATMUL, ops.Family.CONVOLUTION) for u in readers)
@@ -125,7 +125,7 @@ def _visible(weight: Op, elsewhere: Op) -> bool:
     """True if a weight can be used where another one stands."""
     if weight.graph is None or elsewhere.graph is None or not weight.graph.encloses(elsewhere.graph):
         return False
-    return ops.keeps_kernels(elsewhere, weight.graph)
+    return ops.packs_alike_in(elsewhere, weight.graph)
 
 
 def _meet(weight: Op, twin: Op) -> bool:
@@ -138,7 +138,7 @@ def _meet(weight: Op, twin: Op) -> bool:
             return False
         graph = graph.parent.graph
     first = graph.first
-    if first is None or not (ops.keeps_kernels(weight, graph) and ops.keeps_kernels(twin, graph)):
+    if first is None or not (ops.packs_alike_in(weight, graph) and ops.packs_alike_in(twin, graph)):
         return False
     weight.move_before(first)
     return True

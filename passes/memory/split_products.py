@@ -15,7 +15,7 @@ from memoptc.ir.iteration import Axis, iteration_space
 from memoptc.ir.ops import VIEWS, facts, layout_of, opset_of
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.simplify._simplify.parts import Part, parts_of
+from memoptc.passes.simplify._simplify.slice_ranges import Part, parts_of
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.liveness import value_bytes
 

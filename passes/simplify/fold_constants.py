@@ -117,7 +117,7 @@ class FoldConstants(Pass):
             return False
         # what has as many uses as this op has of it is used by nothing else
         freed = sum(_size(v) or 0 for v in given if v.use_count == op.operands.count(v))
-        if self.exact and any(ops.feeds_packed(r) for r in op.results):
+        if self.exact and any(ops.has_packing_user(r) for r in op.results):
             stats["kept: another kernel"] += 1
             return False
         if self.exact and _rounds_halves(op):

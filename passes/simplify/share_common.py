@@ -40,7 +40,7 @@ def _share(graph: Graph, outer: list[dict[Hashable, Op]], stats: Counter[str]) -
         if key is None:
             continue
         twin = next((t[key] for t in tables if key in t), None)
-        if twin is None or (op.is_const and not ops.keeps_kernels(op, _graph(twin))):
+        if twin is None or (op.is_const and not ops.packs_alike_in(op, _graph(twin))):
             table[key] = op
             continue
         for result, other in zip(op.results, twin.results, strict=True):

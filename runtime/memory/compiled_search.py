@@ -7,8 +7,8 @@ from functools import cache
 from types import FunctionType
 from typing import TypeAlias
 
-from memoptc.runtime.memory import canonical
-from memoptc.runtime.memory.canonical import Tables, Work
+from memoptc.runtime.memory import canonical_search
+from memoptc.runtime.memory.canonical_search import Tables, Work
 
 Search: TypeAlias = Callable[[Tables, Work, int, int, int, int], int]
 
@@ -25,8 +25,8 @@ def compiled() -> Search | None:
     except ImportError:
         return None
     # The functions call each other by global name: give compiled twins a namespace of their own.
-    scope = dict(vars(canonical))
-    plain = [f for f in scope.values() if isinstance(f, FunctionType) and f.__module__ == canonical.__name__]
+    scope = dict(vars(canonical_search))
+    plain = [f for f in scope.values() if isinstance(f, FunctionType) and f.__module__ == canonical_search.__name__]
     for function in plain:
         twin = FunctionType(function.__code__, scope, function.__name__)
         twin.__module__, twin.__qualname__ = function.__module__, function.__qualname__

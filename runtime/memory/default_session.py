@@ -93,7 +93,7 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
             blocked.update(op.results)
         # Operators of that domain are convolutions, and the copies.
         computes = op.domain == BLOCKED_DOMAIN and not op.op_type.startswith("Reorder")
-        loses = definition(op).loses_symbols or computes
+        loses = definition(op).ort_forgets_symbols or computes
         carried = not loses and all(v in known for v in op.operands if not v.is_absent)
         for value in op.results:
             stated = graph.info.states_types and value not in blocked and named(value)

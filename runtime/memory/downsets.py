@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from memoptc.runtime.memory.footprint import Footprint
-from memoptc.runtime.memory.tally import Tally
+from memoptc.runtime.memory.running_liveness import RunningLiveness
 
 LARGEST = 3000
 """Most ops of a piece that is searched at all."""
@@ -30,7 +30,7 @@ class Tables(Protocol):
     before: list[list[int]]
     after: list[list[int]]
     users: list[list[int]]
-    tally: Tally
+    running: RunningLiveness
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Segment:
         self.made = [sum(problem.sizes[g] for g in layout.makes[i]) for i in order]
         self.first = [problem.sizes[layout.makes[i][0]] if layout.makes[i] else 0 for i in order]
         self.unused = [bool(layout.makes[i]) and not groups[layout.makes[i][0]].users for i in order]
-        self.inner = [problem.tally.inner_bytes(i) for i in order]
+        self.inner = [problem.running.inner_bytes(i) for i in order]
         # A result that nobody uses goes at once where it could overwrite an operand, and stays where it could not:
         # then what is alive does depend on the order.
         self.is_exact = not any(unused and takes for unused, takes in zip(self.unused, self.takes, strict=True))

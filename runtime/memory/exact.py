@@ -1,7 +1,7 @@
 """Exact allocation: whether buffers fit into a capacity, by canonical search with several orders and restarts.
 
-`runtime/memory/canonical.py` has the search itself. Here a problem is made ready for it: times become *sections*, of
-which a new one begins only where a buffer is born after another one has died (between two such births the set of
+`runtime/memory/canonical_search.py` has the search itself. Here a problem is made ready for it: times become *sections*,
+of which a new one begins only where a buffer is born after another one has died (between two such births the set of
 living buffers only grows, so the last of it is all that counts); numbers are divided by what they have in common;
 buffers that no chain of overlaps connects are solved apart.
 
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.runtime.memory import canonical
-from memoptc.runtime.memory.canonical import FRAME, PRIME, Ints, Tables, Work
+from memoptc.runtime.memory import canonical_search
+from memoptc.runtime.memory.canonical_search import FRAME, PRIME, Ints, Tables, Work
 from memoptc.runtime.memory.compiled_search import Search, compiled
 from memoptc.runtime.memory.overlap import Overlaps
 from memoptc.runtime.memory.problem import Buffer, Problem
@@ -271,16 +271,16 @@ class _Rounds:
                 break
             verdict, looks = self._run(rank, by_load, capacity, min(budget, effort - spent), effort - spent > LONG)
             spent += looks
-            if verdict == canonical.SOLVED:
+            if verdict == canonical_search.SOLVED:
                 unit = self.group.unit
                 return Answer(True, tuple(int(o) * unit for o in self.work.solution), spent)
-            if verdict == canonical.IMPOSSIBLE:
+            if verdict == canonical_search.IMPOSSIBLE:
                 self.impossible = capacity
                 return Answer(False, None, spent)
         return Answer(None, None, spent)
 
     def _run(self, rank: Ints, by_load: int, capacity: int, budget: int, long: bool) -> tuple[int, int]:
-        search: Search = canonical.search
+        search: Search = canonical_search.search
         tables = self.lists
         # Once there, compiled code is used from the start.
         ready = compiled.cache_info().currsize or (long and self.looks > PLAIN)
@@ -298,7 +298,7 @@ class _Rounds:
             self.work.counter[0] = 0
             verdict = search(tables, self.work, capacity, self.padding, by_load, budget)
             spent += int(self.work.counter[0])
-            if verdict != canonical.CROWDED:
+            if verdict != canonical_search.CROWDED:
                 break
             self.work = self.work._replace(trail=_longer(self.work.trail))
         self.looks += spent

@@ -20,7 +20,7 @@ from memoptc.runtime.memory.downsets import LARGEST, Piece, Segment
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import Footprint, footprint, is_resident, used_values
 from memoptc.runtime.memory.heuristics import heuristic_orders
-from memoptc.runtime.memory.tally import Tally
+from memoptc.runtime.memory.running_liveness import RunningLiveness
 from memoptc.runtime.memory.workspace import Workspace, kernel_workspace
 
 EFFORT = 1_000_000
@@ -109,8 +109,8 @@ class _Problem:
         for index, groups in enumerate(self.layout.needs):
             for group in groups:
                 self.users[group].append(index)
-        self.tally = Tally(graph, self.dims, workspace=self.workspace)
-        self.at_the_end = self.tally.end_bytes
+        self.running = RunningLiveness(graph, self.dims, workspace=self.workspace)
+        self.at_the_end = self.running.end_bytes
 
     def _dependences(self) -> list[list[int]]:
         found = []
@@ -125,10 +125,10 @@ class _Problem:
 
     def peak(self, order: Sequence[int]) -> int:
         """The peak of an order, as the memory model sees it."""
-        self.tally.reset()
+        self.running.reset()
         for index in order:
-            self.tally.run(index)
-        return self.tally.peak
+            self.running.run(index)
+        return self.running.peak
 
     def waists(self) -> list[int]:
         """Ops that every other op comes before or after: as many must run before one as cannot run after it."""
@@ -202,14 +202,14 @@ class _Search:
         """Cut an order behind each waist."""
         ends = set(self.problem.waists())
         rank = {index: i for i, index in enumerate(order)}
-        tally = self.problem.tally
-        tally.reset()
+        running = self.problem.running
+        running.reset()
         start = 0
-        live = peak = tally.live
+        live = peak = running.live
         for position, index in enumerate(order):
-            peak = max(peak, tally.live + tally.effect(index)[0])
-            tally.run(index)
+            peak = max(peak, running.live + running.effect(index)[0])
+            running.run(index)
             if index in ends or position == len(order) - 1:
                 yield Piece(list(order[start : position + 1]), live, peak, rank, position + 1)
-                start, live = position + 1, tally.live
+                start, live = position + 1, running.live
                 peak = live

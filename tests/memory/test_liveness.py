@@ -17,7 +17,7 @@ from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import footprint
 from memoptc.runtime.memory.liveness import Storage, inner_bytes, liveness, peak
-from memoptc.runtime.memory.tally import Tally
+from memoptc.runtime.memory.running_liveness import RunningLiveness
 
 KB = 1024
 
@@ -128,12 +128,12 @@ def test_outputs_without_memory_of_their_own_are_copied() -> None:
     g = graph("%y = Neg(%x) : f32[256]\nreturn %y, %y, %i", "f32[256], f32[256], f32[256]")
     found = liveness(g, {})
     assert [s.size for s in found.storages] == [KB] * 3
-    assert peak(g, {}).peak_bytes == Tally(g, {}).run_all(g.ops) == 3 * KB
+    assert peak(g, {}).peak_bytes == RunningLiveness(g, {}).run_all(g.ops) == 3 * KB
 
 
 def test_a_graph_without_ops() -> None:
     g = graph("return %x")
-    assert peak(g, {}).peak_bytes == Tally(g, {}).run_all([]) == KB
+    assert peak(g, {}).peak_bytes == RunningLiveness(g, {}).run_all([]) == KB
     assert peak(g, {}).labels == ("return",)
 
 
@@ -180,7 +180,7 @@ def test_extents_follow_from_those_of_the_inputs(n: int, m: int, k: int) -> None
     """What two symbols broadcast to is a third symbol, which nobody binds."""
     g = parse(BROADCAST)
     assert extents(g, {"N": n, "M": m}) == {"N": n, "M": m, "K": k}
-    assert peak(g, {"N": n, "M": m}).peak_bytes == 2 * 256 * k == Tally(g, {"N": n, "M": m}).run_all(g.ops)
+    assert peak(g, {"N": n, "M": m}).peak_bytes == 2 * 256 * k == RunningLiveness(g, {"N": n, "M": m}).run_all(g.ops)
     assert peak(g, {"N": n, "M": m}).unknown == ()
 
 
@@ -231,7 +231,7 @@ def test_workspace_is_counted_in_its_step_only() -> None:
         return 100 if op.op_type == "Exp" else 0
 
     assert liveness(g, {}, workspace=workspace).curve == [KB, 2 * KB + 128]
-    assert Tally(g, {}, workspace=workspace).run_all(g.ops) == 2 * KB + 128
+    assert RunningLiveness(g, {}, workspace=workspace).run_all(g.ops) == 2 * KB + 128
 
 
 def test_carried_values_live_through_an_iteration() -> None:
@@ -252,17 +252,17 @@ return %y"""
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_the_tally_agrees_with_liveness_in_any_order(seed: int) -> None:
+def test_running_liveness_agrees_with_liveness_in_any_order(seed: int) -> None:
     g = graphs.random_graph(seed)
     dims = {name: 3 for name in _symbols(g)}
     order = _some_order(g, random.Random(seed))
-    tally = Tally(g, dims)
-    assert tally.run_all(order) == peak(g, dims, order).peak_bytes
-    live, highest = tally.live, tally.peak
-    back = [tally.undo() for _ in range(len(tally.ops) // 2)]
+    running = RunningLiveness(g, dims)
+    assert running.run_all(order) == peak(g, dims, order).peak_bytes
+    live, highest = running.live, running.peak
+    back = [running.undo() for _ in range(len(running.ops) // 2)]
     for index in reversed(back):
-        tally.run(index)
-    assert (tally.live, tally.peak) == (live, highest)
+        running.run(index)
+    assert (running.live, running.peak) == (live, highest)
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -15,8 +15,8 @@ from memoptc.passes.memory.order import Order
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import used_values
 from memoptc.runtime.memory.liveness import peak
+from memoptc.runtime.memory.running_liveness import RunningLiveness
 from memoptc.runtime.memory.schedule import best_order
-from memoptc.runtime.memory.tally import Tally
 from memoptc.runtime.memory.workspace import no_workspace
 from memoptc.testing import run_pass
 
@@ -25,20 +25,20 @@ _MOST = 20_000
 
 def smallest_peak(g: Graph, dims: dict[str, int]) -> int | None:
     """The smallest peak of all topological orders; `None` when there are too many."""
-    tally = Tally(g, extents(g, dims))
-    makers = [{v.op for v in used_values(op) if v.op in tally.number} for op in tally.ops]
+    running = RunningLiveness(g, extents(g, dims))
+    makers = [{v.op for v in used_values(op) if v.op in running.number} for op in running.ops]
     best, looked = [1 << 60], [0]
 
     def go_on(done: frozenset[Op]) -> None:
         looked[0] += 1
-        if len(done) == len(tally.ops):
-            best[0] = min(best[0], tally.peak)
-        for index, op in enumerate(tally.ops):
+        if len(done) == len(running.ops):
+            best[0] = min(best[0], running.peak)
+        for index, op in enumerate(running.ops):
             if looked[0] < _MOST and op not in done and makers[index] <= done:
-                tally.run(index)
-                if tally.peak < best[0]:
+                running.run(index)
+                if running.peak < best[0]:
                     go_on(done | {op})
-                tally.undo()
+                running.undo()
 
     go_on(frozenset())
     return best[0] if looked[0] < _MOST else None

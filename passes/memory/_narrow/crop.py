@@ -5,7 +5,7 @@ from __future__ import annotations
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op
 from memoptc.ir.ops.windows import window_of
-from memoptc.passes.simplify._simplify.parts import ENDLESS, bounds
+from memoptc.passes.simplify._simplify.slice_ranges import ENDLESS, bounds
 
 
 def crop(op: Op) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op
-from memoptc.passes.simplify._simplify.parts import ENDLESS, bounds, interval
+from memoptc.passes.simplify._simplify.slice_ranges import ENDLESS, bounds, interval
 
 _Cut = tuple[int, int]
 

@@ -14,7 +14,7 @@ from memoptc.ir.iteration import Axis, Form
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
 from memoptc.passes.memory._tile.reachability import Reachability
 from memoptc.passes.memory._tile.region import Region
-from memoptc.passes.simplify._simplify.parts import may_be_sliced
+from memoptc.passes.simplify._simplify.slice_ranges import may_be_sliced
 
 
 class Growth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis, accumulations, iteration_space, weights_axis
 from memoptc.passes.memory._tile.marks import TILED
-from memoptc.passes.simplify._simplify.parts import may_be_sliced
+from memoptc.passes.simplify._simplify.slice_ranges import may_be_sliced
 
 
 class IterationSpaces:

@@ -10,7 +10,7 @@ from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space
 from memoptc.ir.ops import facts, is_pure
 from memoptc.ir.ops.axis import everywhere
 from memoptc.ir.tensors import ints
-from memoptc.passes.simplify._simplify.parts import bounds
+from memoptc.passes.simplify._simplify.slice_ranges import bounds
 
 Use = tuple[Op, int]
 """An op, and which of its operands."""

@@ -9,7 +9,7 @@ import numpy as np
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.forms import inline
-from memoptc.ir.ops import definition, feeds_packed
+from memoptc.ir.ops import definition, has_packing_user
 from memoptc.ir.tensors import scalar
 
 
@@ -82,13 +82,13 @@ def _inline_loop(op: Op, stats: Counter[str]) -> bool:
 
 def _exposes_constant(value: Value, place: Value) -> bool:
     """True if a kernel would see a constant where it saw a computed value, and round otherwise."""
-    return value.tensor is not None and feeds_packed(place)
+    return value.tensor is not None and has_packing_user(place)
 
 
 def _brings_weights_near(op: Op, region: Graph) -> bool:
     """True if kernels two graphs inside the op's would see its weights from one graph inside, and so pack them.
 
-    See `memoptc.ir.ops.keeps_kernels`.
+    See `memoptc.ir.ops.packs_alike_in`.
     """
     within = (inner for around in region.ops for deeper in around.regions.values() for inner in deeper.ops)
     read = (v for inner in within if definition(inner).packs_weights for v in inner.operands)

@@ -74,7 +74,7 @@ def opset(op: Op) -> int:
 
 def forward(value: Value, result: Value) -> Value:
     """Give `value` in place of `result`, unless making a constant visible changes which kernel runs."""
-    if value.tensor is not None and ops.feeds_packed(result):
+    if value.tensor is not None and ops.has_packing_user(result):
         raise NoMatch("another kernel for a constant")
     return value
 

@@ -9,7 +9,7 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.passes.simplify._simplify.parts import Part, parts_of
+from memoptc.passes.simplify._simplify.slice_ranges import Part, parts_of
 
 SLICES = 10
 """Opset from which on Slice takes its bounds as operands."""

@@ -12,7 +12,7 @@ from memoptc.runtime.memory.problem import ALIGNMENT
 from memoptc.runtime.memory.workspace import Workspace, kernel_workspace, no_workspace
 
 
-class Tally:
+class RunningLiveness:
     """Runs ops on paper in whatever topological order the caller picks.
 
     Ops are numbered as in `ops`; weights and markers are not among them. The figures are those of

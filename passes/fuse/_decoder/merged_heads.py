@@ -40,7 +40,7 @@ class _Chain:
     ops: list[Op] = field(default_factory=list)
 
 
-def take_heads_apart(graph: Graph) -> int:
+def unmerge_heads(graph: Graph) -> int:
     """Write products over [batch * heads, ...] as over [batch, heads, ...]; how many it concerned.
 
     Only where all that is computed from the merged form is taken apart again, and shapes show that it is the same
