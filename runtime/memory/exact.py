@@ -1,6 +1,6 @@
 """Exact allocation: whether buffers fit into a capacity, by canonical search with several orders and restarts.
 
-`runtime/memory/canonical_search.py` has the search itself. Here a problem is made ready for it: times become *sections*,
+`runtime/memory/canonical_search.py` has the search itself. Here a problem is made ready: times become *sections*,
 of which a new one begins only where a buffer is born after another one has died (between two such births the set of
 living buffers only grows, so the last of it is all that counts); numbers are divided by what they have in common;
 buffers that no chain of overlaps connects are solved apart.
