@@ -95,7 +95,7 @@ class Data:
                 return text, lambda: self._folder(path)
             if path.suffix in (".npz", ".npy"):
                 if not path.is_file():
-                    raise InputError(f"{text}: no such file.")
+                    raise InputError(f"{text}: no such file.", hint="Check the path of the data.")
                 return text, lambda: self._file(path, split=True)
             module, colon, function = text.rpartition(":")
             if colon and module and function.isidentifier() and not path.exists():

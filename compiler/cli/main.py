@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import gc
 import importlib
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from memoptc.ir.diagnostics import MemoptcError
+from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.version import __version__
 
 EPILOG = (
@@ -43,6 +44,40 @@ COMMANDS = {
     "drift": "memoptc.cli.drift",
 }
 
+SUMMARIES = {
+    "Compile": {
+        "compile": "MODEL into one that needs less memory, and prove it",
+        "frontier": "for smaller and smaller budgets: memory against latency",
+        "study": "one change at a time against the original: which is worth it",
+        "cascade": "SMALL and BIG into one that asks BIG only where needed",
+    },
+    "Look and run": {
+        "profile": "where a model's memory goes, planned and recorded",
+        "plan": "the arena of its activations: figures, C header, picture",
+        "show": "its nodes, with types, bytes and what they come from",
+        "run": "run it, and show outputs and the memory that it took",
+        "fits": "the smallest memory limit in which it runs",
+    },
+    "Check": {
+        "verify": "the numbers of two models against each other",
+        "diff": "the nodes and reports of two models side by side",
+        "drift": "whether live inputs are still those of the calibration",
+        "bisect": "the pass and the rewrite that first break the numbers",
+        "reduce": "the smallest model that still shows a failure",
+    },
+    "Deploy": {
+        "merge": "several models in one folder over one file of weights",
+        "stages": "one model cut into stages that run one after the other",
+    },
+    "Extend": {
+        "passes": "every pass and rule, with its options",
+        "opt": "run passes on a graph, and print it",
+        "rules": "test rules: their examples and random instances",
+        "new-pass": "write a package with a pass of your own and its tests",
+    },
+}
+"""What each command does, in the words of `memoptc --help`, by what one wants to do."""
+
 
 class _Commands(click.Group):
     """Loads a subcommand when it is asked for; anything that is no subcommand is a model to compile."""
@@ -58,8 +93,23 @@ class _Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in COMMANDS and args[0] not in ("--help", "-h", "--version"):
+            _refuse_unknown_word(args[0])
             args = ["compile", *args]
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, commands in SUMMARIES.items():
+            with formatter.section(section):
+                formatter.write_dl(list(commands.items()))
+
+
+def _refuse_unknown_word(word: str) -> None:
+    """Tell a mistyped command from a model that is not there."""
+    if word.startswith("-") or os.path.exists(word) or os.path.splitext(word)[1] or os.path.dirname(word):
+        return
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f"Did you mean `memoptc {near[0]}`?" if near else "`memoptc --help` lists the commands."
+    raise InputError(f"{word}: no command and no file of that name.", hint=hint)
 
 
 @click.command(
@@ -73,7 +123,8 @@ class _Commands(click.Group):
 def cli() -> None:
     """Make ONNX models run in far less memory, and prove what changed.
 
-    `memoptc MODEL.onnx OUT.onnx -O2 --target int8` compiles; `memoptc compile --help` lists its options.
+    `memoptc MODEL.onnx OUT.onnx -O2 --target int8` compiles; `memoptc compile --help` lists its options, `memoptc
+    COMMAND --help` those of the others.
     """
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from memoptc.report import Report
 from memoptc.report.chart import sparkline
-from memoptc.report.rows import before_after, size
+from memoptc.report.rows import before_after, size, statistics_text
 from memoptc.report.verdict import planned_for, proof
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _print_result(report: Report, written: list[Path], *, verbose: bool) -> None
     """Print the verdict, the before/after table, the proof, and what was written."""
     console = result_console()
     _print_verdict(report, console)
-    console.print(result_table(report))
+    console.print(result_table(report, parts=verbose))
     _print_curves(report, console)
     console.print(proof(report), soft_wrap=True)
     if report.precision is not None and _differ(report.precision["layers"]):
@@ -94,6 +94,7 @@ def _print_result(report: Report, written: list[Path], *, verbose: bool) -> None
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
     for path in written:
         console.print(f"wrote {path}{_note(path)}", soft_wrap=True, markup=False)
+    console.print(f"next: {_next(report, written)}", soft_wrap=True, markup=False)
 
 
 _NOTES = {
@@ -102,6 +103,18 @@ _NOTES = {
     ".worst.npz": "the sample on which outputs differ most; it holds your data",
 }
 """What files written beside a model are, by how their names end."""
+
+
+def _next(report: Report, written: list[Path]) -> str:
+    """Where to look next: what the result leaves open first, then where the rest of it stands."""
+    checked, found = report.verification, []
+    if checked.get("mode", "off") == "off" or (checked.get("inputs") == "random" and not checked.get("bit_exact")):
+        found.append("--validation DATA compares both models on your own inputs")
+    if not report.control.measured:
+        found.append("without --no-measure both are measured")
+    if not any(path.suffix in (".html", ".md", ".json") and "session" not in path.suffixes for path in written):
+        found.append("--report FILE.html keeps all of this as a page")
+    return "; ".join([*found, "-v says what each pass did and what the need is made of"])
 
 
 def _note(path: Path) -> str:
@@ -147,8 +160,13 @@ def result_console() -> Console:
     return console
 
 
-def result_table(report: Report) -> Table:
-    """The before/after table."""
+def result_table(report: Report, *, parts: bool) -> Table:
+    """The before/after table.
+
+    Args:
+        report: The report.
+        parts: With what each need is made of.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -158,6 +176,8 @@ def result_table(report: Report) -> Table:
     for heading in ("before", "after", ""):
         table.add_column(heading, justify="right")
     for row in before_after(report):
+        if row.part and not parts:
+            continue
         style = "" if row.better is None else "green" if row.better else "red"
         table.add_row(escape(row.what), row.before, row.after, f"[{style}]{row.ratio}[/]" if style else row.ratio)
     return table
@@ -172,8 +192,8 @@ def pass_table(report: Report) -> Table:
     for heading in ("pass", "seconds", "nodes", "what it did"):
         table.add_column(heading, justify="right" if heading in ("seconds", "nodes") else "left")
     for p in report.passes:
-        did = ", ".join(f"{k} {v}" for k, v in p.stats.items())
-        table.add_row(p.name, f"{p.seconds:.2f}", f"{p.nodes_before} → {p.nodes_after}", escape(did))
+        did = escape(statistics_text(p.stats))
+        table.add_row(p.name, f"{p.seconds:.2f}", f"{p.nodes_before} → {p.nodes_after}", did)
     return table
 
 

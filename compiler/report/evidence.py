@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memoptc.report.facts import ReportFacts, stats_by_pass
-from memoptc.report.rows import before_after, size
+from memoptc.report.rows import before_after, size, statistics_text
 from memoptc.report.verdict import TAKEN_BACK, proof, worse
 
 TOLD = ("need", "need, predicted", "latency p50", "file", "activations, planned arena")
@@ -43,7 +43,8 @@ def _artefact(report: ReportFacts) -> str:
 
 def _changed(report: ReportFacts) -> str:
     did = stats_by_pass((record.name, record.stats) for record in report.passes)
-    said = [f"{name} ({', '.join(f'{k} {v}' for k, v in counts.items())})" for name, counts in did.items() if counts]
+    told = ((name, statistics_text(counts)) for name, counts in did.items())
+    said = [f"{name} ({text})" for name, text in told if text]
     return "; ".join(said) or "nothing"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from memoptc.plain_values import plain
 from memoptc.report import verdict as judged
+from memoptc.report.evidence import card
 from memoptc.report.facts import Curve, Decision, PassRecord, ReportFacts, Side
 from memoptc.report.verdict import Worse
 
@@ -42,6 +43,7 @@ class Report(ReportFacts):
                 "schema_version": SCHEMA_VERSION,
                 "verdict": self.verdict,
                 "worse": [vars(w) for w in self.worse],
+                "evidence": dict(card(self)),
                 "model": self.model,
                 "options": self.options,
                 "control": self.control.to_json(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ class Row:
     after: str
     ratio: str
     better: bool | None
+    part: bool = False
+    """It tells what the row above is made of."""
 
 
 def size(count: float | None) -> str:
@@ -28,6 +31,13 @@ def size(count: float | None) -> str:
         if abs(count) >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{int(count)} B"
+
+
+def statistics_text(stats: Mapping[str, int]) -> str:
+    """Write what a pass counted: bytes as sizes, and nothing that is nought."""
+    return ", ".join(
+        f"{key} {size(count) if 'bytes' in key.split() else count}" for key, count in stats.items() if count
+    )
 
 
 def markdown_cell(value: object) -> str:
@@ -101,11 +111,11 @@ def _breakdown(before: dict[str, Any], after: dict[str, Any], *anonymous: int | 
     for part in PARTS:
         a, b = before["parts"][part], after["parts"][part]
         if a or b:
-            rows.append(replace(_row(f"  {_LABELS.get(part, part)}", a, b, size), better=None))
+            rows.append(replace(_row(f"  {_LABELS.get(part, part)}", a, b, size), better=None, part=True))
     if None not in anonymous:
         rows.append(replace(_row("  not evictable", anonymous[0], anonymous[1], size), better=None))
     for key, what in (("load_peak_bytes", "  peak of loading"), ("run_peak_bytes", "  peak of runs over loaded")):
-        rows.append(replace(_row(what, before[key], after[key], size), better=None))
+        rows.append(replace(_row(what, before[key], after[key], size), better=None, part=True))
     if after["container_bytes"] is not None:
         rows.append(_row("  smallest container", before["container_bytes"], after["container_bytes"], size))
     return rows

@@ -162,11 +162,30 @@ def worse(report: ReportFacts) -> list[Worse]:
     """Give every measured figure that got worse by more than measuring can be off."""
     before, after = report.control.measured, report.candidate.measured
     if not (before and after):
-        return _worse_file(report)
+        return _worse_file(report) + _worse_accuracy(report)
     found = _worse_process("in stock onnxruntime", before, {**after, **_stock(after)})
     for where, session in _sessions(report):
         found += _worse_process(where, before, session)
-    return found + _worse_latency(report, before, after) + _worse_file(report)
+    return found + _worse_latency(report, before, after) + _worse_file(report) + _worse_accuracy(report)
+
+
+def _worse_accuracy(report: ReportFacts) -> list[Worse]:
+    """The task's own figure, where it got worse by what its four decimals show."""
+    found = report.accuracy
+    if not found:
+        return []
+    metric, a, b = found["metric"], found["control"], found["candidate"]
+    if not (_number(a) and _number(b)):
+        return []
+    loss = b - a if metric == "perplexity" else a - b
+    if round(loss, 4) <= 0:
+        return []
+    why = f"over {found['samples']} {'tokens' if metric == 'perplexity' else 'samples'}"
+    if metric == "top-1":
+        why = f"{round(loss * found['samples'])} fewer of {found['samples']} samples are right"
+    allowed = report.options.get("max_accuracy_loss")
+    why += f"; a loss of {allowed:g} is allowed" if allowed is not None else "; no limit was asked for"
+    return [Worse(metric, f"{a:.4f}", f"{b:.4f}", b / a if a else float("inf"), why)]
 
 
 _RECORDS = 16 << 10

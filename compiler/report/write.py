@@ -16,7 +16,7 @@ from memoptc.report.evidence import card
 from memoptc.report.facts import PassRecord
 from memoptc.report.model import Report
 from memoptc.report.need_bars import need_bars
-from memoptc.report.rows import before_after, markdown_cell, size
+from memoptc.report.rows import before_after, markdown_cell, size, statistics_text
 from memoptc.report.verdict import proof
 from memoptc.runtime.memory.render import arena_map
 from memoptc.version import __version__
@@ -97,7 +97,7 @@ def _steps(report: Report) -> list[tuple[PassRecord, int | None]]:
     return [
         (p, bytes_)
         for p, bytes_ in zip(report.passes, saved, strict=True)
-        if p.stats or bytes_ or p.nodes_before != p.nodes_after
+        if any(p.stats.values()) or bytes_ or p.nodes_before != p.nodes_after
     ]
 
 
@@ -130,6 +130,7 @@ def _render(template: str, report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"size": size, "strip": _strip, "figure": _figure, "cell": markdown_cell}
+    environment.filters["statistics"] = statistics_text
     return environment.get_template(template).render(
         report=report,
         data=report.to_json(),

@@ -113,7 +113,10 @@ def changes(asked: Asked) -> list[Change]:
     names = [change.name for change in found]
     for name in asked.only:
         if name not in names:
-            raise InputError(f"The study has no row {name!r}.", hint=f"Rows are {', '.join(names)}.")
+            raise InputError(
+                f"The study has no row {name!r}.",
+                hint=f"Rows are {', '.join(names)}; the original always is one, and --target adds a target's.",
+            )
     return [change for change in found if not asked.only or change.name in asked.only]
 
 

@@ -11,7 +11,7 @@ import pytest
 from accuracy_models import CNN, DATA, FLAGS
 
 import memoptc
-from memoptc.cli.main import EPILOG, main
+from memoptc.cli.main import COMMANDS, EPILOG, SUMMARIES, main
 from memoptc.compilation import Compilation
 from memoptc.exclusion import excluding
 from memoptc.ir.diagnostics import InputError
@@ -106,3 +106,32 @@ def test_a_console_without_box_characters_is_no_fault(monkeypatch: pytest.Monkey
 
 def test_all_exit_codes_are_told() -> None:
     assert [code for code in ("0", "1", "2", "3", "4", "130") if f" {code} " not in EPILOG] == []
+
+
+def test_a_mistyped_command_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word, hint in {"profil": "Did you mean `memoptc profile`?", "wardrobe": "`memoptc --help` lists"}.items():
+        assert main([word, str(CNN)]) == 2
+        said = capsys.readouterr().err
+        assert f"{word}: no command and no file" in said
+        assert hint in said
+    assert main([str(tmp_path / "profil")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_help_names_every_command_in_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(name for group in SUMMARIES.values() for name in group) == sorted(COMMANDS)
+    main(["--help"])
+    said = capsys.readouterr().out
+    for group in SUMMARIES.values():
+        for name, summary in group.items():
+            assert [line for line in said.splitlines() if line.split()[:1] == [name] and line.endswith(summary)]
+
+
+def test_what_a_need_is_made_of_is_shown_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(CNN), "-O0", "--verify", "off", "-o", str(tmp_path / "o.onnx")]
+    assert main(asked) == 0
+    short = capsys.readouterr().out
+    assert "--validation DATA compares both models" in short
+    assert main([*asked, "-v"]) == 0
+    assert "peak of loading  " not in short
+    assert "peak of loading  " in capsys.readouterr().out

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from memoptc.api import compile_file
 from memoptc.ir.diagnostics import BudgetError, GateError
 from memoptc.report.chart import sparkline
 from memoptc.report.evidence import card
+from memoptc.report.rows import statistics_text
 from memoptc.report.verdict import Worse
 from memoptc.report.write import render_html, render_markdown, schema
 
@@ -195,3 +197,22 @@ def test_a_curve_in_one_line() -> None:
 def test_what_grew_from_nothing_is_said_in_words() -> None:
     grew = Worse("activations in Session", "0 B", "6.96 MB", float("inf"), "activations take 6.96 MB more")
     assert str(grew).startswith("activations in Session from nothing (6.96 MB instead of 0 B)")
+
+
+def test_a_loss_of_the_task_is_named_among_what_got_worse(report: Any) -> None:
+    accuracy = {"metric": "top-1", "control": 0.5, "candidate": 0.375, "samples": 128}
+    (found,) = [w for w in replace(report, accuracy=accuracy).worse if w.what == "top-1"]
+    assert (found.before, found.after) == ("0.5000", "0.3750")
+    assert found.why.startswith("16 fewer of 128 samples are right")
+    perplexity = accuracy | {"metric": "perplexity"}
+    assert not [w for w in replace(report, accuracy=perplexity).worse if w.what == "perplexity"]
+    assert not [w for w in replace(report, accuracy=accuracy | {"candidate": 0.5}).worse if w.what == "top-1"]
+    assert "top-1 0.75" in dict(card(replace(report, accuracy=accuracy)))["Worse, or at risk"]
+
+
+def test_the_card_is_in_the_data_too(report: Any) -> None:
+    assert report.to_json()["evidence"] == dict(card(report))
+
+
+def test_what_a_pass_counted_is_written_for_people() -> None:
+    assert statistics_text({"peak bytes": 270336, "merged": 8, "bytes of notes": 0}) == "peak bytes 270.34 kB, merged 8"
