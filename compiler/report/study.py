@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from memoptc.plain_values import plain
-from memoptc.report.rows import markdown_cell, size
+from memoptc.report.rows import markdown_cell, size, statistics_text
 
 if TYPE_CHECKING:
     from memoptc.study.findings import Row, Study
@@ -101,7 +101,8 @@ def card(found: Study) -> list[tuple[str, str]]:
 
 
 def _changed(row: Row) -> str:
-    did = [f"{name} ({', '.join(f'{k} {v}' for k, v in stats.items())})" for name, stats in row.passes.items()]
+    told = ((name, statistics_text(stats)) for name, stats in row.passes.items())
+    did = [f"{name} ({text})" for name, text in told if text]
     return f"{row.name}: {', '.join(did) or 'the file is the original'}"
 
 
