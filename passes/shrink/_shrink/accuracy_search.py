@@ -185,8 +185,9 @@ class Gate:
         if quality.hits is not None and self.target.max_loss is not None:
             why += f" ({quality.hits})"
         context.decisions.append(Decision(self.name, what, why, gain_bytes=saved))
-        if quality.samples < ENOUGH:
+        rows = quality.samples if quality.hits is None else quality.hits.rows
+        if rows < ENOUGH:
             context.warnings.append(
-                f"{self.name} was held against {quality.samples} samples only, kept aside from calibration; what holds "
-                "on them may not on others. More calibration data, or --validation, makes it firmer."
+                f"{self.name} was held against {rows} samples only; what holds on them may not on others. "
+                "More calibration data, or more with --validation, makes it firmer."
             )
