@@ -124,6 +124,24 @@ def test_no_rows_and_rows_without_a_number_go_the_way_of_the_large_model_or_nowh
         np.testing.assert_array_equal(run(made, x), run(LARGE, x))
 
 
+def test_validation_data_make_the_small_model_surer(small: Path) -> None:
+    """Rows on which the two disagree raise the threshold; where hardly any agrees, the small model answers none."""
+    thresholds, alone = [], onnx.load(small)
+    rows = [inputs(1, seed) for seed in range(9000, 11000)]
+    wrong = [x for x in rows if run(alone, x).argmax() != run(LARGE, x).argmax()]
+    right = [x for x in rows if run(alone, x).argmax() == run(LARGE, x).argmax()]
+    for feeds in (right[:100], right[:60] + wrong[:40]):
+        held = Data([{"x": x} for x in feeds], {value.name: value.type for value in read_onnx(LARGE).inputs})
+        context = Context(calibration=data(300), validation=held)
+        made, _ = cascaded(context, small=str(small), max_disagreement=0.05)
+        thresholds.append(float(re.findall(r"confidence of ([\d.]+)", context.decisions[-1].what)[0]))
+        assert sum(run(made, x).argmax() != run(LARGE, x).argmax() for x in feeds) <= 0.05 * len(feeds)
+    assert thresholds[0] < thresholds[1]
+    held = Data([{"x": x} for x in wrong[:60]], {value.name: value.type for value in read_onnx(LARGE).inputs})
+    _, stats = cascaded(Context(calibration=data(300), validation=held), small=str(small), max_disagreement=0.05)
+    assert stats == {"left: the small model is sure enough of no sample": 1}
+
+
 def test_a_small_model_that_never_agrees_is_left_out(tmp_path: Path) -> None:
     other = classifier(0.0, "n")
     weight = numpy_helper.to_array(other.graph.initializer[0])

@@ -246,6 +246,28 @@ def test_data_says_how_many() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
+def test_few_labels_are_followed_by_as_many_of_the_calibration_as_a_loss_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    full = Examiner.full
+
+    def counted(self: Examiner, candidate: ModelSource) -> Quality:
+        found = full(self, candidate)
+        assert found.hits is not None
+        seen.append(found.hits.rows)
+        return found
+
+    monkeypatch.setattr(Examiner, "full", counted)
+    model = encoder(2, "tokens", readout="first", masked=True)
+    types = {value.name: value.type for value in read_onnx(model).inputs}
+    feeds = [{**sample.feed, "labels": np.array([3])} for sample in masked_data(model, 8)]
+    options = PruneTokens(min_sqnr=None, max_loss=0.05)
+    context = Context(calibration=Data(feeds * 2, types), validation=Data(feeds[:20], types), dims=LONG)
+    _, stats = pruned(model, options, context)
+    assert stats["layers that drop tokens"] >= 1
+    assert set(seen) == {45}  # 0.95 ** 45 < 0.1
+    assert "0 lost and 0 won of 45" in context.decisions[-1].why
+
+
 @pytest.mark.parametrize(("seconds", "samples"), [(60.0, 16), (0.0, prune_tokens.FEWEST)])
 def test_large_models_are_measured_on_few_samples(
     seconds: float, samples: int, monkeypatch: pytest.MonkeyPatch
