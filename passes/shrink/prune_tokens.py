@@ -270,8 +270,12 @@ def _attention(op: Op) -> bool:
 
 
 def _hidden_behind(softmax: Op, ops: Sequence[Op]) -> Iterator[Value]:
-    """Values `[batch, tokens, width]` that depend on a softmax, among ops."""
-    tokens = (softmax.result.shape or (None,))[-1]
+    """Values `[batch, tokens, width]` that depend on a softmax, among ops.
+
+    Attention within windows has these in its batch; as many tokens behind it, after patches were merged, are others.
+    """
+    scores = softmax.result.shape or (None,)
+    batch, tokens = scores[0], scores[-1]
     reached = {softmax.result}
     for op in ops:
         if not any(v in reached for v in op.operands):
@@ -279,4 +283,5 @@ def _hidden_behind(softmax: Op, ops: Sequence[Op]) -> Iterator[Value]:
         reached |= set(op.results)
         shape = op.results[0].shape
         if shape is not None and len(shape) == 3 and same(shape[1], tokens) and op.results[0].dtype in FLOATS:
-            yield op.results[0]
+            if len(scores) < 4 or same(shape[0], batch):
+                yield op.results[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from encoders import WIDTH, Readout, encoder
@@ -319,6 +320,26 @@ def test_a_model_without_attention_is_left_alone() -> None:
     same, stats = pruned(model, PruneTokens(keep=0.5))
     assert stats["left: no attention layer behind which tokens can go"] == 1
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
+
+
+WINDOWS = """<ir_version: 9, opset_import: ["" : 18]> g (float[N,8,8] x) => (float[N,16] y) {
+    w = Reshape (x, windows)  k = Transpose <perm = [0, 1, 3, 2]> (w)  s = MatMul (w, k)  p = Softmax (s)
+    a = MatMul (p, w)  m = Reshape (a, merged)  h = MatMul (m, weight)  r = Relu (h)  h2 = MatMul (r, weight)
+    y = Gather <axis = 1> (h2, first) }"""
+
+
+@pytest.mark.parametrize("form", ["drop", "merge"])
+def test_attention_within_windows_is_left_alone(form: str) -> None:
+    """Two windows of 4 tokens, then 4 tokens of merged patches: as many, but not those that were attended to."""
+    model = onnx.parser.parse_model(WINDOWS)
+    weight = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    arrays = {"weight": weight, "windows": np.array([-1, 1, 4, 8]), "merged": np.array([-1, 4, 16])}
+    arrays |= {"first": np.array(0)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
+    same, stats = pruned(model, PruneTokens(keep=0.5, form=form))
+    assert stats["left: no attention layer behind which tokens can go"] == 1
+    feed = {"x": np.random.default_rng(1).standard_normal((3, 8, 8)).astype(np.float32)}
+    np.testing.assert_array_equal(outputs(same, feed), outputs(model, feed))
 
 
 @pytest.mark.parametrize("form", ["drop", "merge"])
