@@ -14,6 +14,7 @@ from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, dtype_of, extents, gi
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
 from memoptc.ir.ops.double import NoDouble, OpBuilder, i64, rank_of
 from memoptc.ir.ops.matmul import matmul_terms
+from memoptc.ir.ops.parameters import Index
 from memoptc.ir.ops.sample import Rng, Sample, floats
 from memoptc.ir.ops.schema import MICROSOFT, opset_of, since
 from memoptc.ir.ops.sizes import FLOAT, Sizes, width
@@ -182,3 +183,5 @@ OPERATORS: tuple[Operator, ...] = (
 )
 OPERATORS = also(OPERATORS, "Attention QAttention", MICROSOFT, packed=(1,))
 OPERATORS = also(OPERATORS, "QAttention", MICROSOFT, on_codes=True)
+OPERATORS = also(OPERATORS, "RotaryEmbedding", parameters={3: Index(1)})
+OPERATORS = also(OPERATORS, "RotaryEmbedding", MICROSOFT, parameters={1: Index(2)})
