@@ -93,6 +93,8 @@ def _weight(op: Op) -> tuple[int, ...] | None:
     if value is None or value.tensor is None or not value.single_use or value.tensor.dtype != DType.FLOAT:
         return None
     shape = tuple(value.tensor.shape.numpy())
+    if not all(shape):
+        return None
     if op.operand.tensor is not None or (op.op_type != "Conv" and len(shape) != 2) or op.attrs.get("transA", 0):
         return None
     return shape if op.op_type != "Gemm" or op.attrs.get("alpha", 1.0) == op.attrs.get("beta", 1.0) == 1.0 else None
