@@ -121,7 +121,7 @@ def _first(maker: InputMaker, trial: Trial, until: float) -> tuple[_First | None
     attempts = 0
     bindings = _affordable_first(maker, list(maker.bindings()))
     sizes = [maker.nbytes(binding) for binding in bindings]
-    bound = max(_LARGEST_FEED, min(sizes, default=0))
+    bound = max(_LARGEST_FEED, 2 * min(sizes, default=0))
     for style in STYLES:
         for binding, size in zip(bindings, sizes, strict=True):
             for choice in range(min(choices, 6) if size <= bound else 0):
