@@ -175,7 +175,11 @@ def describe_run(graph: Graph, decoder: DecoderFacts | None) -> dict[str, str]:
         return {}
     own = recognised(graph)  # passes may have made the attention that updates a cache where it is, or undone it
     described = own or replace(decoder, shared=False)
-    return {DECODER: replace(described, shared_positions=decoder.shared_positions).to_json()}
+    given_back = {c.past: c.present for c in decoder.encoder}  # a fused branch no longer shows what it computes it for
+    caches = tuple(
+        replace(c, present=c.present or given_back.get(c.past, "")) if c.form == "read" else c for c in described.caches
+    )
+    return {DECODER: replace(described, caches=caches, shared_positions=decoder.shared_positions).to_json()}
 
 
 def provenance(compilation: Compilation, pipeline: Pipeline) -> dict[str, str]:
