@@ -11,8 +11,9 @@ from onnx import TensorProto, helper
 from runtime_models import parse
 
 import memoptc
-from memoptc.ir.decoder import DecoderFacts, recognise
+from memoptc.ir.decoder import KEY, DecoderFacts, recognise
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.steps.describe import describe_run
 
 STYLES = {
     "usual": Style(),
@@ -161,3 +162,13 @@ def test_positions_with_an_offset_and_inputs_that_nothing_reads() -> None:
     found = recognise(read_onnx(model))
     assert found.context == ("states",)
     assert (found.positions, found.max_length, found.mask) == ("position_ids", LONGEST - 2, "unread")
+
+
+def test_what_an_encoders_keys_come_from_outlives_passes() -> None:
+    """Attention that was fused may no longer show which output gives keys that are read; the original's facts do."""
+    style = Style()
+    plain, whole = (read_onnx(m) for m in (seq2seq(style), merged(seq2seq(style), style)))
+    assert {c.present for c in recognise(plain).encoder} == {""}
+    kept = DecoderFacts.from_json(describe_run(plain, recognise(whole))[KEY])
+    assert [(c.past, c.present) for c in kept.encoder] == [(c.past, c.present) for c in recognise(whole).encoder]
+    assert all(c.present for c in kept.encoder)
