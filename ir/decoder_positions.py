@@ -38,6 +38,8 @@ def rows_of_table(value: Value, depth: int = 0) -> int | None:
         shape = shape_of(table)
         axis = op.attrs.get("axis", op.attrs.get("gather_axis", 0))
         ranks = (2, 3) if op.domain else (2,)  # codes may have an axis of blocks
+        if not op.domain and shape and shape[0] == 1 and axis == 1:  # laid out for a product that reads it, too
+            shape, axis = shape[1:], 0
         if shape and len(shape) in ranks and isinstance(shape[0], int) and axis == 0:
             if _is_fixed(table):
                 rows.append(shape[0])

@@ -172,3 +172,21 @@ def test_what_an_encoders_keys_come_from_outlives_passes() -> None:
     kept = DecoderFacts.from_json(describe_run(plain, recognise(whole))[KEY])
     assert [(c.past, c.present) for c in kept.encoder] == [(c.past, c.present) for c in recognise(whole).encoder]
     assert all(c.present for c in kept.encoder)
+
+
+def test_a_table_of_embeddings_that_a_product_reads_too() -> None:
+    """`share-transposed` lays the table out for the head: [1, words, width], looked up along axis 1."""
+    model = decoder(Style(tied=False))
+    lookup = next(n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "input_ids")
+    table = next(i for i in model.graph.initializer if i.name == lookup.input[0])
+    wanted = recognise(read_onnx(model))
+    table.dims.insert(0, 1)
+    del lookup.attribute[:]
+    lookup.attribute.append(helper.make_attribute("axis", 1))
+    model.graph.initializer.append(helper.make_tensor("front", TensorProto.INT64, [1], [0]))
+    squeeze = helper.make_node("Squeeze", [lookup.output[0], "front"], ["embedded"])
+    for node in model.graph.node:
+        node.input[:] = ["embedded" if n == lookup.output[0] else n for n in node.input]
+    model.graph.node.insert(list(model.graph.node).index(lookup) + 1, squeeze)
+    found = recognise(read_onnx(model))
+    assert (found.ids, found.vocabulary, found.caches) == (wanted.ids, wanted.vocabulary, wanted.caches)
