@@ -15,6 +15,7 @@ from memoptc.cli.main import main
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime import Session, Shadow
 from memoptc.runtime.drift import drifts, read_log, reference_of
+from memoptc.runtime.shadow import Figures
 
 IMAGES = np.load(DATA["validation"])["image"]
 
@@ -155,3 +156,11 @@ def test_what_makes_no_sense_is_said(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("something else")
     with pytest.raises(InputError, match="no log of"):
         read_log(tmp_path / "log")
+
+
+def test_a_few_stalls_do_not_decide_the_slowdown() -> None:
+    figures = Figures()
+    for seconds in [0.0011] * 97 + [0.5] * 3:
+        figures.add({"latency_s": {"control": 0.001, "candidate": seconds}, "outputs": {}})
+    assert figures.slowdown == pytest.approx(1.1, rel=0.01)
+    assert Figures().slowdown is None
