@@ -72,6 +72,9 @@ def base(folder: Path, threads: int, containers: bool) -> Line:
 def cases(only: Sequence[str], big: bool) -> Iterator[tuple[str, str | None]]:
     """Every model in every size."""
     assert zoo.ZOO is not None
+    known = zoo.ZOO.names(big=True)
+    if unknown := sorted(set(only) - set(known)):
+        raise click.UsageError(f"No model of the zoo is called {', '.join(unknown)}. There are: {', '.join(known)}.")
     for name in only or zoo.ZOO.names(big=big):
         for variant in (None, *zoo.ZOO.meta(name).get("variants", {})):
             yield name, variant

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.ops import Family, definition, in_family
-from memoptc.runtime.options import RunOptions
+from memoptc.runtime.optimized_model import write_optimized
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,7 @@ def integer_run(path: str | Path) -> IntegerRun | None:
     """Let onnxruntime optimize a model for this machine, and look at what it made; `None` when it refuses."""
     with TemporaryFolder() as folder:
         written = Path(folder) / "optimized.onnx"
-        options = RunOptions().session_options()
-        options.optimized_model_filepath = str(written)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
-        try:
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception:  # onnxruntime has many classes of errors, and each of them means no
-            return None
-        return look(read_onnx(written))
+        return look(read_onnx(written)) if write_optimized(Path(path), written) else None
 
 
 def look(graph: Graph) -> IntegerRun:

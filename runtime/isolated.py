@@ -38,6 +38,11 @@ def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]
     if not answered.exists():
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         name = module.rpartition(".")[2]
+        if done.returncode < 0:
+            raise InternalError(
+                f"onnxruntime ended the process of {name} (signal {-done.returncode}): {last}",
+                hint="Run the original by itself first: where it ends, too, onnxruntime does not survive that model.",
+            )
         raise InternalError(f"The process of {name} ended with code {done.returncode}: {last}")
     found: dict[str, Any] = json.loads(answered.read_text("utf-8"))
     if "error" in found:

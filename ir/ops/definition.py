@@ -126,6 +126,7 @@ class Operator:
         packs_matrices: Of these it packs matrices only, and reads stacks of matrices as they are.
         blocked: When its result stays in blocks of channels, as onnxruntime lays out convolutions.
         ort_forgets_symbols: onnxruntime's own shape inference does not carry symbolic extents through it.
+        ort_passes_codes: onnxruntime moves a DequantizeLinear from before to behind it, a QuantizeLinear the other way.
         rounds_by_position: onnxruntime's kernel rounds an element by where it lies: whole vector registers otherwise
             than the rest.
         integer: Whether onnxruntime has an 8-bit integer kernel.
@@ -170,6 +171,7 @@ class Operator:
     packs_matrices: bool = False
     blocked: Blocked | None = None
     ort_forgets_symbols: bool = False
+    ort_passes_codes: bool = False
     rounds_by_position: bool = False
     integer: IntegerKernel | None = None
     joins_convolution: bool = False

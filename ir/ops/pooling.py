@@ -116,4 +116,5 @@ OPERATORS: tuple[Operator, ...] = (
 )
 OPERATORS = also(OPERATORS, "AveragePool GlobalAveragePool GlobalMaxPool MaxPool", blocked=Blocked.ONE_RESULT)
 OPERATORS = also(OPERATORS, "AveragePool LpPool MaxPool", ort_forgets_symbols=True)
+OPERATORS = also(OPERATORS, "MaxPool", ort_passes_codes=True)
 OPERATORS = also(OPERATORS, "QLinearAveragePool", MICROSOFT, on_codes=True)

@@ -1,4 +1,4 @@
-"""lower: make the graph ready to be written: every new node named, and told where it comes from."""
+"""lower: make the graph ready to be written: what onnxruntime does not survive kept apart, every new node named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar
 from memoptc.ir.core import Graph
 from memoptc.ir.names import unique
 from memoptc.pass_base import Context, Pass
+from memoptc.passes.lower._bodies import enter_bodies
 
 BORDERS = ("QuantizeLinear", "DequantizeLinear")
 """Between codes and floats: there may be more of them than of all others, and their results' names serve as names."""
@@ -25,6 +26,7 @@ class Lower(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         """Name and annotate nodes; their order stays."""
+        context.stats["moved into bodies"] += enter_bodies(graph)
         taken = {op.name for op in graph.walk() if op.name}
         for op in graph.walk():
             if not op.domain and op.op_type in MARKERS:

@@ -13,7 +13,10 @@ from runtime_models import from_text as model
 
 from memoptc.api import compile
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import write_onnx
 from memoptc.ir.parser import parse
+from memoptc.manager import run_pipeline
+from memoptc.pipeline import parse as parse_pipeline
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.integer_kernels import IntegerRun, has_codes, integer_run, look
 
@@ -148,3 +151,34 @@ def test_a_model_that_does_not_load_has_no_answer(tmp_path: Any) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     assert integer_run(tmp_path / "broken.onnx") is None
     assert IntegerRun().to_json()["fallbacks"] == []
+
+
+DECODED = """
+graph @g(%q: u8[2,3], %c: bool[]) -> (f32[3,2]) {
+  %s = const() {value=0.5} : f32[]
+  %z = const() {value=3} : u8[]
+  %shape = const() {value=[3,2]} : i64[2]
+  %d = DequantizeLinear(%q, %s, %z) : f32[2,3]
+  %r = Reshape(%d, %shape) : f32[3,2]
+  %y = If(%c) : f32[3,2]
+    region then_branch @then() -> (f32[3,2]) {
+      %t = Relu(%r) : f32[3,2]
+      return %t
+    }
+    region else_branch @else() -> (f32[3,2]) {
+      %e = Neg(%r) : f32[3,2]
+      return %e
+    }
+  return %y
+}
+"""
+
+
+def test_a_view_of_decoded_values_that_a_body_uses(tmp_path: Any) -> None:
+    """onnxruntime 1.32 ends the process that loads such a model as it is: it must not be ours, nor the user's."""
+    onnx.save(model(DECODED), tmp_path / "plain.onnx")
+    integer_run(tmp_path / "plain.onnx")
+    graph = parse(DECODED)
+    run_pipeline(parse_pipeline("lower"), graph)
+    write_onnx(graph, tmp_path / "lowered.onnx")
+    assert integer_run(tmp_path / "lowered.onnx") is not None
