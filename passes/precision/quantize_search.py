@@ -303,7 +303,10 @@ class _Search:
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
                 worth = -_UNSEEN if tried.run_time and not start.run_time else _WORTH
                 if reached > level + worth:
-                    self.decide(what, str(tried), f"the output gains {reached - level:.1f} dB on the data")
+                    gain = f"the output gains {reached - level:.1f} dB on the data"
+                    if reached < level:
+                        gain = f"no sample reaches past such ranges; on the data they cost {level - reached:.1f} dB"
+                    self.decide(what, str(tried), gain)
                     best, level = tried, reached
             self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
         for key, kept in self.variants.items():
