@@ -53,7 +53,10 @@ class RefusingAlloc:
     def __init__(self, heap: Pointer, heap_alloc: Any) -> None:
         if not _can_run_it():
             raise OSError("no instructions for this machine")
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        # of this process alone: what a forked one calls is another function, at another address
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        rights = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, flags=private, prot=rights)
         throws = ctypes.cast(heap_alloc, ctypes.c_void_p).value
         self._memory[: len(_CODE) + 24] = _CODE + struct.pack("<QQQ", 0, heap.value or 0, throws or 0)
         self._python: Any = None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -228,3 +232,28 @@ def test_pages_that_later_allocations_use_stay() -> None:
     assert all(any(low <= start and end <= high for low, high in free) for start, end in ranges)
     small = Trace((size, -1, RELEASED - 1), {"y": 1})
     assert Script(small, [0], block, apart=frozenset({1})).done == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_changes_no_allocator_of_this_one() -> None:
+    """The few instructions that may refuse an allocation hold an address: that of a child is not its parent's."""
+    script = """
+import os
+from native_models import network
+from memoptc.runtime import Session
+from memoptc.runtime.native.capi import Alloc
+allocator = Session(network(), memory="planned", threads=1)._planned._session.allocator
+if allocator.can_refuse:
+    before = bytes(allocator._refusing._memory)
+    child = os.fork()
+    if child == 0:
+        allocator._use(Alloc(lambda *_: 1), allocator.struct.Free)
+        os._exit(before == bytes(allocator._refusing._memory))
+    assert os.waitpid(child, 0)[1] == 0
+    assert before == bytes(allocator._refusing._memory)
+print("held")
+"""
+    folder = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": folder}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "held", done.stderr[-2000:]
