@@ -45,9 +45,9 @@ def feeds() -> list[dict[str, npt.NDArray[Any]]]:
 def largest_code(device: str, target: str = "int8") -> int:
     found = compile(net(), 1, target, calibration=feeds(), device=device)
     weights = [
-        op.operand.tensor.numpy().astype(np.int64)
+        op.result.tensor.numpy().astype(np.int64)
         for op in found.graph.ops
-        if op.op_type == "DequantizeLinear" and op.operand.tensor is not None and op.operand.tensor.size > 1
+        if op.is_const and op.result.shape is not None and len(op.result.shape) == 2 and op.result.is_integer
     ]
     assert len(weights) == 1
     return int(np.abs(weights[0] - (128 if target == "uint8" else 0)).max())

@@ -167,7 +167,10 @@ def test_labels_give_accuracy(tmp_path: Path) -> None:
     labels = np.array([int(Evaluator(model).run({"x": row})["y"].argmax()) for row in x])
     np.savez(tmp_path / "d.npz", x=x, labels=labels)
     found = verify(model, model, data=tmp_path / "d.npz", mode="full")
-    assert found.accuracy == {"control": 1.0, "candidate": 1.0, "samples": 40}
+    assert found.accuracy is not None
+    bound = found.accuracy.pop("loss_bound")
+    assert found.accuracy == {"control": 1.0, "candidate": 1.0, "samples": 40, "lost": 0, "won": 0}
+    assert (1 - bound - 1e-3) ** 40 < 0.1 < (1 - bound + 1e-3) ** 40  # what none lost of 40 shows
     assert found.samples == 40
     flipped = with_weight(model, "w2", weight(model, "w2")[:, ::-1])
     worse = verify(model, flipped, Judge(target="int8"), data=tmp_path / "d.npz")
