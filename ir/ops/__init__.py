@@ -46,7 +46,7 @@ __all__ = [
     "schema",
     "schema_of",
     "weight_layout",
-]  # fmt: skip
+]
 
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)
 BINARY = names_where(lambda o: o.arity is Arity.BINARY)
