@@ -142,16 +142,31 @@ IS_INT = re.compile(r"-?\d+")
 
 
 def number_of(text: str) -> int | float:
-    """Read a number: an integer when it is spelled like one, else single precision."""
-    return int(text) if IS_INT.fullmatch(text) else float_of(text)
+    """Read a number: an integer of 64 bits when it is spelled like one, else single precision.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        number = int(text) if IS_INT.fullmatch(text) else float_of(text)
+    except (ValueError, struct.error):
+        raise ValueError(f"{text} is no number") from None
+    if isinstance(number, int) and not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{text} does not fit i64")
+    return number
 
 
 def numbers_of(text: str) -> tuple[int | float, ...]:
-    """Read `[1, 2.5, ...]`."""
+    """Read `[1, 2.5, ...]`.
+
+    Raises:
+        ValueError: one of them is no number of `number_of`.
+    """
+    parts = [part.strip() for part in text[1:-1].split(",")]
     try:
-        return tuple(map(int, text[1:-1].split(",")))
-    except ValueError:
-        return tuple(number_of(t.strip()) for t in text[1:-1].split(","))
+        return tuple(np.array(list(map(int, parts)), np.int64).tolist())
+    except (ValueError, OverflowError):
+        return tuple(map(number_of, parts))
 
 
 # -- dimensions and types -----------------------------------------------------------------------------

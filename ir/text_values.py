@@ -34,6 +34,7 @@ from memoptc.ir.weights import take
 
 T = TypeVar("T")
 _ELIDED = "this tensor's content was left out when the text was printed"
+_KINDS: dict[type, str] = {int: "a whole number", str: "a string", bytes: "bytes in base 64", tuple: "a list"}
 _ELIDED_HINT = 'Print the graph with weights="inline" (memoptc opt --full), or write it with write_mir (-o FILE.mir).'
 
 
@@ -181,7 +182,7 @@ class ValueReader(Transformer[Token, Graph]):
             raise self.error(at, f"a tensor needs a type with known extents, but {stated}")
         try:
             return self._tensor(at, raw, type_, name)
-        except (ValueError, OverflowError) as e:
+        except (ValueError, OverflowError, MemoryError) as e:
             raise self.error(at, str(e)) from None
 
     def _tensor(self, place: Token, raw: Any, type_: TensorType, name: str) -> Tensor:
@@ -276,7 +277,7 @@ class ValueReader(Transformer[Token, Graph]):
         try:
             return read(str(token))
         except ValueError as e:
-            raise self.error(token, str(e) if read is spelling.bytes_of else f"{token} cannot be read") from None
+            raise self.error(token, f"{token} is no whole number" if read is int else str(e)) from None
 
     def string(self, token: Token) -> str:
         return self._checked(token, unquote)
@@ -290,7 +291,7 @@ class ValueReader(Transformer[Token, Graph]):
     def expect(self, key: Token, raw: Any, kind: type[T]) -> T:
         value = self.value_of(key, raw)
         if not isinstance(value, kind):
-            raise self.error(key, f"{text_of(key)} is a {kind.__name__}")
+            raise self.error(key, f"{text_of(key)} is {_KINDS[kind]}")
         return value
 
     def table_of(self, key: Token, raw: Any, kind: type[T]) -> dict[str, T]:
