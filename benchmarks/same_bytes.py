@@ -115,8 +115,8 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
         return "nodes: " + ", ".join(f"{key} {by:+d}" for key, by in changed.items())
     if before["weights"] != after["weights"]:
         return "weights"
-    changed_files = [k for k in {**before["files"], **after["files"]} if before["files"].get(k) != after["files"].get(k)]
-    if changed_files == [".session.json"]:
+    old, new = before["files"], after["files"]
+    if [file for file in {**old, **new} if old.get(file) != new.get(file)] == [".session.json"]:
         return "contract"
     return "names, attributes or order"
 

@@ -16,6 +16,7 @@ from memoptc.attempts import Attempt, Attempts
 from memoptc.budget_search import reach, slowdown_where_slow
 from memoptc.compilation import Compilation
 from memoptc.digest import digest
+from memoptc.file_options import FileOptions
 from memoptc.gate import check_budget, check_verification
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, ProofError
@@ -26,7 +27,7 @@ from memoptc.left_in_float import check_target
 from memoptc.levels import SLOWDOWN, promised_slowdown
 from memoptc.measuring import Bench, Containers
 from memoptc.option_fields import keywords_after_one, keywords_after_two, to_argv
-from memoptc.options import FileOptions, Options
+from memoptc.options import Options
 from memoptc.packing import write_in_form
 from memoptc.process_budget import Held, check_process, held
 from memoptc.report import Report, write_report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Integral
 from pathlib import Path
@@ -392,18 +392,3 @@ class Options:
                 value = str(value)
             found[f.name] = dict(value) if isinstance(value, Mapping) else value
         return found
-
-
-@dataclass(frozen=True)
-class FileOptions(Options):
-    """Options of the compile of one file into another."""
-
-    config: Path | None = option(
-        "Project file with options and models; memoptc.toml here or in a folder above if not given, `none` for none.",
-        parse=Path,
-        metavar="FILE",
-    )
-    """Read by the command line only; a report names it."""
-    reports: Sequence[str | Path] = option(
-        "Write a report: .json, .html or .md; may be repeated.", "--report", default=(), parse=Path, group=PROOF
-    )

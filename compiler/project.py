@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memoptc.file_options import FileOptions
 from memoptc.ir.diagnostics import InputError
 from memoptc.option_fields import default_of, flags_of, options_of
-from memoptc.options import FileOptions
 
 NAME = "memoptc.toml"
 """Looked for in the working directory, and then in the folders above it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from lark import Lark, Token
 from lark.exceptions import UnexpectedInput
@@ -22,11 +22,11 @@ from lark.exceptions import UnexpectedInput
 from memoptc.ir.core import Function, Graph, Loc, ModelInfo, Op, Output, Value
 from memoptc.ir.diagnostics import InputError, syntax_error
 from memoptc.ir.printer import implied_name
-from memoptc.ir.text_values import ValueReader, symbol_of, text_of, value_key, value_name_of
+from memoptc.ir.text_clauses import Clause, ClauseReader, Note
+from memoptc.ir.text_values import symbol_of, text_of, value_key, value_name_of
 from memoptc.ir.types import Type
 from memoptc.ir.weights import open_weights
 
-Note: TypeAlias = tuple[str, dict[str, str]]
 _LOCK = threading.Lock()
 _TEXT_FACTS = ("producer_name", "producer_version", "domain", "doc", "source_path", "source_sha256")
 
@@ -72,11 +72,6 @@ def _lark() -> tuple[Lark, _Reader]:
     return Lark(grammar, parser="lalr", lexer="contextual", transformer=reader, maybe_placeholders=True), reader
 
 
-class _Clause(NamedTuple):
-    kind: str
-    value: Any
-
-
 class _Input(NamedTuple):
     name: Token
     type: Type | None
@@ -111,7 +106,7 @@ class _Frame:
     returned: list[Token] = field(default_factory=list)
 
 
-class _Reader(ValueReader):
+class _Reader(ClauseReader):
     """Builds the graph. Each public method gets the children of the grammar rule of its name."""
 
     def begin(self, text: str, file: str, first_line: int, weights: Any, folder: Path) -> None:
@@ -203,9 +198,9 @@ class _Reader(ValueReader):
 
     def _open(
         self, graph: Graph, inputs: list[_Input], outputs: list[_Output] | None, place: Token,
-        clauses: list[_Clause], allowed: tuple[str, ...], key: str = "",
+        clauses: list[Clause], allowed: tuple[str, ...], key: str = "",
     ) -> None:  # fmt: skip
-        facts = self._facts(place, clauses, allowed)
+        facts = self.facts_of(place, clauses, allowed)
         graph.doc, graph.metadata = facts.get("doc", ""), facts.get("meta", {})
         frame = _Frame(graph, outputs, place, facts, key)
         self.frames.append(frame)
@@ -301,7 +296,7 @@ class _Reader(ValueReader):
 
     def op_head(self, children: list[Any]) -> _OpHead:
         results, (place, domain, op_type), operands, entries, types, *clauses = children
-        facts = self._facts(place, clauses, ("loc", "name", "doc", "meta", "overload")) if clauses else {}
+        facts = self.facts_of(place, clauses, ("loc", "name", "doc", "meta", "overload")) if clauses else {}
         if types is None:
             types = [(None, None)] * len(results)
         elif len(types) != len(results):
@@ -356,55 +351,3 @@ class _Reader(ValueReader):
     def quoted_op(self, children: list[Any]) -> tuple[Token, str, str]:
         domain, op_type = children
         return domain, self.string(domain), self.string(op_type)
-
-    # -- clauses --------------------------------------------------------------------------------------
-
-    def _facts(self, place: Token, clauses: Sequence[_Clause], allowed: tuple[str, ...]) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        for kind, value in clauses:
-            if kind not in allowed:
-                raise self.error(place, f"{kind!r} says nothing about this")
-            if kind in facts:
-                raise self.error(place, f"{kind!r} is given twice")
-            facts[kind] = value
-        return facts
-
-    def loc(self, children: list[Any]) -> _Clause:
-        nodes, rules, file, line, col = children
-        at = ("", 0, 0) if file is None else (self.string(file), self.integer(line), self.integer(col))
-        return _Clause("loc", Loc(nodes or (), rules or (), *at))
-
-    def strings(self, children: list[Any]) -> tuple[str, ...]:
-        return tuple(self.string(c) for c in children)
-
-    def name(self, children: list[Any]) -> _Clause:
-        return _Clause("name", self.string(children[0]))
-
-    def doc(self, children: list[Any]) -> _Clause:
-        return _Clause("doc", self.string(children[0]))
-
-    def meta(self, children: list[Any]) -> _Clause:
-        return _Clause("meta", dict(c for c in children if c is not None))
-
-    def overload(self, children: list[Any]) -> _Clause:
-        return _Clause("overload", self.string(children[0]))
-
-    def opset(self, children: list[Any]) -> _Clause:
-        (entries,) = children
-        return _Clause("opset", {text_of(k): self.expect(k, v, int) for k, v in entries})
-
-    def attributes(self, children: list[Any]) -> _Clause:
-        return _Clause("attributes", self.attrs_of(children[0], none=True))
-
-    def body_note(self, children: list[Any]) -> _Clause:
-        return _Clause("body", children[0])
-
-    def note(self, children: list[Any]) -> Note:
-        docs = [c for c in children if isinstance(c, Token)]
-        if len(docs) > 1:
-            raise self.error(docs[1], "a note has one text, and pairs")
-        return self.string(docs[0]) if docs else "", dict(c for c in children if isinstance(c, tuple))
-
-    def pair(self, children: list[Any]) -> tuple[str, str]:
-        key, value = children
-        return self.string(key), self.string(value)

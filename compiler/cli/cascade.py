@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from memoptc.cli.options import GroupedCommand, Talk, takes, talks, unused
-from memoptc.options import FileOptions
+from memoptc.file_options import FileOptions
 
 _TAKEN = ("calibration", "validation", "dims", "verify", "measure", "jobs", "keep_worst", "force", "reports")
 

@@ -9,7 +9,7 @@ import click
 
 from memoptc.cli.options import Talk, print_json, takes, talks
 from memoptc.cli.project import ProjectCommand
-from memoptc.options import FileOptions
+from memoptc.file_options import FileOptions
 
 if TYPE_CHECKING:
     from memoptc.project import Project

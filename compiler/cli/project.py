@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memoptc.cli.options import Grouped, GroupedCommand
+from memoptc.file_options import FileOptions
 from memoptc.option_fields import GENERAL
-from memoptc.options import FileOptions, Options
+from memoptc.options import Options
 
 if TYPE_CHECKING:
     from memoptc.project import Project

@@ -6,21 +6,17 @@ compared.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.ir.builder import Builder
-from memoptc.ir.core import Graph, Loc, ModelInfo, Op, Output, Value
+from memoptc.ir.core import Graph, Output, Value
 from memoptc.ir.dims import KnownDim, Sym, product
 from memoptc.ir.types import DType, Shape, TensorType
+from memoptc.testing.placing import FLOATS, NUMBERS, ControlFlow, numbers
 
-FLOATS = (DType.FLOAT, DType.DOUBLE)
-INTS = (DType.INT64, DType.INT32)
-NUMBERS = FLOATS + INTS
 BINDINGS = {"N": 3, "M": 5}
 """Extents to run random graphs with; any others >= 1 work as well."""
 
@@ -52,26 +48,16 @@ def feeds(graph: Graph, seed: int = 0, bindings: Mapping[str, int] | None = None
         assert type_ is not None
         shape = type_.bind(bindings or BINDINGS).static_shape
         assert shape is not None
-        made[value.name] = _numbers(rng, type_.dtype, shape)
+        made[value.name] = numbers(rng, type_.dtype, shape)
     return made
 
 
-def _numbers(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    if dtype == DType.BOOL:
-        return np.asarray(rng.integers(0, 2, shape), np.bool_)
-    if dtype in INTS:
-        return np.asarray(rng.integers(-4, 5, shape), dtype.numpy())
-    return np.asarray(rng.standard_normal(shape), dtype.numpy())
-
-
-class _Maker:
+class _Maker(ControlFlow):
     """Places operators whose operands exist with fitting types; a try that finds none falls back to a unary."""
 
     def __init__(self, seed: int, control: bool, symbolic: bool) -> None:
-        self.random = random.Random(seed)
-        self.rng = np.random.default_rng(seed)
+        super().__init__(seed)
         self.symbolic = symbolic
-        self.count = 0
         self.moves: list[Callable[[], Value | None]] = [
             self.unary, self.unary, self.binary, self.binary, self.binary, self.matmul, self.concat,
             self.reshape, self.flatten, self.transpose, self.reduce, self.softmax, self.where, self.cast,
@@ -82,9 +68,6 @@ class _Maker:
             self.moves += [self.branch, self.loop, self.scan]
 
     def graph(self, size: int) -> Graph:
-        self.top = Graph("random", ModelInfo(opset_imports={"": 18}))
-        self.b = Builder(self.top)
-        self.pool_: list[Value] = []
         shapes = [s for s in SHAPES if self.symbolic or all(isinstance(d, int) for d in s)]
         for index in range(self.random.randint(1, 4)):
             dtype = self.random.choice((DType.FLOAT, DType.FLOAT, DType.FLOAT, *NUMBERS, DType.BOOL))
@@ -105,48 +88,6 @@ class _Maker:
         if self.random.random() < 0.3:
             results.append(self.random.choice(self.pool_))
         self.top.set_outputs(results, [Output(f"out{i}", v.type) for i, v in enumerate(results)])
-
-    # -- helpers --------------------------------------------------------------------------------------
-
-    def type(self, value: Value) -> TensorType:
-        type_ = value.tensor_type
-        assert type_ is not None
-        return type_
-
-    def shape(self, value: Value) -> tuple[KnownDim, ...]:
-        shape = self.type(value).shape
-        assert shape is not None
-        return tuple(d for d in shape if d is not None)
-
-    def pick(self, test: Callable[[Value], bool] = lambda v: True) -> Value | None:
-        fitting = [v for v in self.pool_ if test(v)]
-        # Later values are likelier, so that graphs grow deep and not only wide.
-        return max(self.random.choices(fitting, k=2), key=fitting.index) if fitting else None
-
-    def emit(
-        self, op_type: str, operands: list[Value], shape: Shape | None, dtype: DType | None = None, /, **attrs: Any
-    ) -> Value:
-        return self.emit_many(op_type, operands, [TensorType(dtype or self.type(operands[0]).dtype, shape)], attrs)[0]
-
-    def emit_many(
-        self, op_type: str, operands: list[Value], types: list[TensorType], attrs: dict[str, Any],
-        regions: dict[str, Graph] | None = None,
-    ) -> tuple[Value, ...]:  # fmt: skip
-        self.count += 1
-        name = f"{op_type.lower()}_{self.count}"
-        op = self.b.op(op_type, operands, attrs, outputs=len(types), type=types, regions=regions, name=name)
-        op.name = f"/{name}"
-        op.loc = Loc((op.name,))
-        return op.results
-
-    def ints(self, *values: int) -> Value:
-        return self.b.const(np.asarray(values, np.int64))
-
-    def array(self, dtype: DType, *shape: int) -> Value:
-        return self.b.const(_numbers(self.rng, dtype, shape))
-
-    def is_float(self, value: Value) -> bool:
-        return self.type(value).dtype == DType.FLOAT
 
     # -- moves: each gives a new value, or None when nothing fits ------------------------------------
 
@@ -373,68 +314,6 @@ class _Maker:
     def constant(self) -> Value | None:
         shape = self.random.choice([(2, 3), (4,), (), (3, 4)])
         return self.array(self.random.choice(NUMBERS), *shape)
-
-    # -- control flow ---------------------------------------------------------------------------------
-
-    def branch(self) -> Value | None:
-        """If: both branches compute from captured values."""
-        a = self.pick(self.is_float)
-        if a is None:
-            return None
-        test = self.flag(a)
-        type_ = TensorType(DType.FLOAT, self.shape(a))
-        regions = {}
-        for name, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
-            region = Graph(name)
-            first = region.append(Op(op_type, [a], [type_], result_names=["shared"])).result
-            add = region.append(Op("Add", [first, a], [type_], result_names=[f"{name}_sum"])).result
-            region.set_outputs([add])
-            regions[name] = region
-        return self.emit_many("If", [test], [type_], {}, regions)[0]
-
-    def flag(self, a: Value) -> Value:
-        zero = self.b.const(np.asarray(0, np.float32))
-        flat = self.emit("ReduceMax", [a], (), keepdims=0)
-        return self.emit("Less", [flat, zero], (), DType.BOOL)
-
-    def loop(self) -> Value | None:
-        """Loop: one carried value, one collected value, one capture."""
-        a = self.pick(self.is_float)
-        if a is None:
-            return None
-        type_, steps = TensorType(DType.FLOAT, self.shape(a)), self.random.randint(1, 3)
-        scalar, flag = TensorType(DType.INT64, ()), TensorType(DType.BOOL, ())
-        body = Graph("loop_body")
-        body.add_input("i", scalar)
-        keep, state = body.add_input("keep", flag), body.add_input("state", type_)
-        bounded = body.append(Op("Tanh", [state], [type_], result_names=["bounded"])).result
-        after = body.append(Op("Add", [bounded, a], [type_], result_names=["after"])).result
-        again = body.append(Op("Identity", [keep], [flag], result_names=["again"])).result
-        body.set_outputs([again, after, bounded])
-        count, true = self.b.const(np.asarray(steps, np.int64)), self.b.const(np.asarray(True))
-        last, every = self.emit_many(
-            "Loop", [count, true, a], [type_, TensorType(DType.FLOAT, (steps, *self.shape(a)))], {}, {"body": body}
-        )
-        self.pool_.append(every)
-        return last
-
-    def scan(self) -> Value | None:
-        """Scan along axis 0: a running maximum and each step's sum."""
-        a = self.pick(lambda v: self.is_float(v) and len(self.shape(v)) > 1)
-        if a is None:
-            return None
-        rows, *rest = self.shape(a)
-        row = TensorType(DType.FLOAT, tuple(rest))
-        body = Graph("scan_body")
-        state, item = body.add_input("state", row), body.add_input("item", row)
-        best = body.append(Op("Max", [state, item], [row], result_names=["best"])).result
-        total = body.append(Op("Add", [best, item], [row], result_names=["total"])).result
-        body.set_outputs([best, total])
-        start = self.emit("ReduceMin", [a, self.ints(0)], tuple(rest), keepdims=0)
-        collected = TensorType(DType.FLOAT, (rows, *rest))
-        final, every = self.emit_many("Scan", [start, a], [row, collected], {"num_scan_inputs": 1}, {"body": body})
-        self.pool_.append(every)
-        return final
 
 
 __all__ = ["BINDINGS", "feeds", "random_graph"]

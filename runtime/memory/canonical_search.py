@@ -34,10 +34,7 @@ compiles it (`memoptc.runtime.memory.exact`). Both take the same steps.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
-
-Ints: TypeAlias = list[int]
-"""Lists of integers; arrays of int64 in compiled code."""
+from memoptc.runtime.memory.canonical_tables import FRAME, Tables, Work
 
 SOLVED, IMPOSSIBLE, UNDECIDED, CROWDED = 1, 0, -1, -2
 """What `search` answers: placed; cannot be placed; out of budget; the trail is too short, to be called with more."""
@@ -53,61 +50,6 @@ _ENTER, _NEXT, _PART, _UNDO, _FAIL, _SUCCEED = range(6)
 # Columns of a frame.
 _BEGIN, _END, _LOW, _HIGH, _OFFSET, _RANK, _CEILING, _CHOSEN = range(8)
 _MARK, _ALONE, _AT, _TIME, _SPLIT, _KEY, _PART_ID, _OPENED = range(8, 16)
-FRAME = 16
-"""Numbers per depth in `Work.frames`."""
-
-
-class Tables(NamedTuple):
-    """A problem for the search, in units of the greatest common divisor of all its numbers; read only.
-
-    Per buffer: `first` and `stop`, its sections [first, stop); `size`; `unit`, what its offset is a multiple of;
-    `least`, its first rest; `slack`, how far below the capacity it must begin; `fixed`, 1 where `least` is its only
-    offset; `twin`, an equal buffer of lower rank, or -1; `still`, its rank before loads count; `mix` and `stir`,
-    factors of the hash. Neighbours of buffer i are `near[near_begin[i]:near_begin[i + 1]]`, buffers alive in
-    section t `alive[alive_begin[t]:alive_begin[t + 1]]`.
-    """
-
-    first: Ints
-    stop: Ints
-    size: Ints
-    unit: Ints
-    least: Ints
-    slack: Ints
-    fixed: Ints
-    twin: Ints
-    still: Ints
-    mix: Ints
-    stir: Ints
-    near_begin: Ints
-    near: Ints
-    alive_begin: Ints
-    alive: Ints
-
-
-class Work(NamedTuple):
-    """State of the search.
-
-    `state` holds the rests of n buffers, their ranks, and per section the lowest rest of those not placed; `trail`
-    old values of it, as pairs of place and value. `members` is a permutation of the buffers in which every part of
-    the search owns a range, `position` its inverse. `frames` has FRAME numbers per depth. `known` and `source` are
-    the table of dead ends: hashes, and the part that found them; `solved` says which parts have been solved.
-    `counter` holds the looks spent, the parts opened, and the nodes entered.
-    """
-
-    state: Ints
-    trail: Ints
-    placed: Ints
-    members: Ints
-    position: Ints
-    total: Ints
-    crossing: Ints
-    dirty: Ints
-    frames: Ints
-    known: Ints
-    source: Ints
-    solved: Ints
-    solution: Ints
-    counter: Ints
 
 
 def search(t: Tables, w: Work, capacity: int, padding: int, by_load: int, budget: int) -> int:

@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import TypeAlias
 
 from memoptc.runtime.memory import canonical_search
-from memoptc.runtime.memory.canonical_search import Tables, Work
+from memoptc.runtime.memory.canonical_tables import Tables, Work
 
 Search: TypeAlias = Callable[[Tables, Work, int, int, int, int], int]
 

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.runtime.memory import canonical_search
-from memoptc.runtime.memory.canonical_search import FRAME, PRIME, Ints, Tables, Work
+from memoptc.runtime.memory.canonical_search import PRIME
+from memoptc.runtime.memory.canonical_tables import FRAME, Ints, Tables, Work
 from memoptc.runtime.memory.compiled_search import Search, compiled
 from memoptc.runtime.memory.overlap import Overlaps
 from memoptc.runtime.memory.problem import Buffer, Problem

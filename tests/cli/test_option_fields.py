@@ -17,9 +17,10 @@ import memoptc
 from memoptc.api import compile_file
 from memoptc.cli.compile import command as compile_command
 from memoptc.cli.options import GroupedCommand, takes
+from memoptc.file_options import FileOptions
 from memoptc.ir.diagnostics import InputError
 from memoptc.option_fields import keywords_after_one, option, options_of, parse_binding, to_argv
-from memoptc.options import FileOptions, Options
+from memoptc.options import Options
 
 
 @dataclass(frozen=True)
