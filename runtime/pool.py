@@ -66,12 +66,12 @@ class Pool:
             options: Arguments of `Session`, such as `contract`.
 
         Raises:
-            InputError: it cannot be loaded, or an option is the pool's own (`memory`, `shared`).
+            InputError: it cannot be loaded, or an option is not for a pool (`memory`, `shared`, `weights`).
             MemoryLimit: it does not fit, not even alone.
         """
         if not os.path.isfile(path):
             raise no_such_file(path)
-        fixed = sorted({"memory", "shared"} & set(options))
+        fixed = sorted({"memory", "shared", "weights", "weight_limit"} & set(options))
         if fixed:
             raise InputError(
                 f"{fixed[0]}= is no option of a pool's session: the pool itself says so.",

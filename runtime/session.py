@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnxruntime as ort
@@ -27,12 +29,14 @@ from memoptc.runtime.session_arguments import (
     runs_on_host,
 )
 from memoptc.runtime.sizes import as_bytes
+from memoptc.runtime.streaming import UNPACKED, UNSPUN, Weights, as_weight_limit, paged, streamed
 from memoptc.runtime.tiers.arena import combined, registered_arena
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from memoptc.runtime.admission import Admission
+    from memoptc.runtime.native.pager import Pager, Traffic
     from memoptc.runtime.native.shared import Shared
     from memoptc.runtime.tiers.planned import Planned, RunPlan
 
@@ -70,6 +74,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         packing: Whether weights are copied into the layout that kernels read fastest. `"auto"` is what the contract
             says, and `True` without one. `False` leaves mapped weights where they are: less memory of the process's
             own, at a latency that depends on the model.
+        weights: `"streamed"` keeps no more than `weight_limit` of the mapped weights in memory (on Linux): a share
+            stays, the rest is read when a run comes to it. They are not packed, unless `packing=True` asks for it.
+        weight_limit: Bytes, or text such as `"64MiB"`; with `weights="streamed"`.
         shared: What a `memoptc.runtime.Pool` gives its sessions.
         kwargs: `InferenceSession`'s other arguments.
 
@@ -92,6 +99,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         arena_bytes: int | str | None = None,
         contract: Contract | str | os.PathLike[str] | Literal[False] | None = None,
         packing: Packing = "auto",
+        weights: Weights = "loaded",
+        weight_limit: int | str | None = None,
         shared: Shared | None = None,
         **kwargs: Any,
     ) -> None:
@@ -107,7 +116,13 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._shared = shared
         self._caller = (sess_options, providers, provider_options, kwargs)
         self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else as_bytes(arena_bytes)
+        self._weight_limit = as_weight_limit(weights, weight_limit)
+        self._pager: Pager | None = None
+        if self._weight_limit is not None and packing == "auto":
+            packing = False
         self._run_options = as_options(self.contract.options, packing, threads)
+        if self._weight_limit is not None:
+            self._run_options = replace(self._run_options, config={**self._run_options.config, **UNSPUN})
         self._strict, self._threads = strict, threads
         on_host = runs_on_host(providers)
         if self.memory_limit is not None and (memory == "stock" or not on_host):
@@ -153,7 +168,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
     def _open_any(self, on_host: bool) -> None:
         """Load the model in the chosen tier; in the next simpler one where `"auto"` chose one that cannot be had."""
-        with library_pages_returned():
+        self._stop_streaming()
+        with library_pages_returned(), streamed(self._source, self._weight_limit) as found:
             if self.memory == "planned":
                 try:
                     self._open_planned()
@@ -163,6 +179,9 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                     self.memory = "arena"
             if self._planned is None:
                 self._open(on_host)
+        if found:
+            self._pager = found[0]
+            self._stops = weakref.finalize(self, self._pager.close)  # before the weights are unmapped
         trim_heap()  # what loading freed stands beside what runs take, else
 
     def _open(self, on_host: bool = True) -> None:
@@ -171,7 +190,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         options, limit = self._run_options, self.memory_limit
         stock = self.memory == "stock"
         if stock and on_host:
-            options = RunOptions(threads=self._threads or 0)
+            options = RunOptions(threads=self._threads or 0, config=UNPACKED if self._weight_limit else {})
         providers = providers or ["CPUExecutionProvider"]
         disabled = kwargs.pop("disabled_optimizers", None) or list(options.disabled_optimizers) or None
         with (
@@ -290,7 +309,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         into: Mapping[str, npt.NDArray[Any]] | None,
     ) -> list[Any]:
         """Run all samples in one call."""
-        with in_flight, translated(self.memory_limit):
+        with in_flight, translated(self.memory_limit), paged(self._pager):
             if self._planned is not None:
                 self._validate_input(list(input_feed))
                 found = self._planned.run(input_feed, into or {})
@@ -335,8 +354,20 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             self.memory_limit = self._planned.limit = limit
             self._admission = self._make_admission()
 
+    @property
+    def traffic(self) -> Traffic | None:
+        """What was read of weights that stream; `None` where they do not."""
+        return None if self._pager is None else self._pager.traffic
+
+    def _stop_streaming(self) -> None:
+        """Before the weights are unmapped: afterwards, their addresses may be somebody else's."""
+        if self._pager is not None:
+            self._stops()
+            self._pager = None
+
     def close(self) -> None:
         """Release the model's memory; the session cannot run any more."""
+        self._stop_streaming()
         if self._planned is not None:
             self._planned.close()
         self._closed = True
@@ -361,9 +392,10 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 f"A planned session has no {what}: it goes through onnxruntime's C interface.",
                 hint="Choose memory='arena'; arrays for outputs are taken by run(..., into={name: array}).",
             )
+        self._stop_streaming()
         self._planned.close()
         self._planned, self.memory = None, "arena"
-        self._open()
+        self._open_any(True)
         self._admission = self._make_admission()
 
 
@@ -374,7 +406,7 @@ def _forwarded(name: str) -> Any:
     def call(self: Session, *arguments: Any, **named: Any) -> Any:
         self._check_open()
         self._need_python(name)
-        with in_flight, translated(self.memory_limit):
+        with in_flight, translated(self.memory_limit), paged(self._pager if "run" in name else None):
             return method(self, *arguments, **named)
 
     call.__name__, call.__doc__, call.__qualname__ = name, method.__doc__, f"Session.{name}"

@@ -1,0 +1,101 @@
+"""Sessions whose weights stream from their file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.options import PACKING_KEY
+from memoptc.runtime.sizes import as_bytes
+
+if TYPE_CHECKING:
+    from memoptc.runtime.external_weights import ExternalWeight
+    from memoptc.runtime.native.file_mappings import FileMapping
+    from memoptc.runtime.native.pager import Pager
+
+Weights: TypeAlias = Literal["loaded", "streamed"]
+
+UNPACKED = {PACKING_KEY: "1", "session.intra_op.allow_spinning": "0"}
+UNSPUN = {"session.intra_op.allow_spinning": "0"}
+"""A kernel's thread that spins takes the processor from the one that reads its weights."""
+
+
+@contextmanager
+def streamed(model: str | bytes | None, limit: int | None) -> Iterator[list[Pager]]:
+    """Load a session inside; afterwards the list holds what streams the weights that were mapped meanwhile.
+
+    Args:
+        model: Path of the model, in whose folder its weights lie.
+        limit: Most bytes of weights in memory at once; `None` where they do not stream.
+
+    Raises:
+        InputError: they cannot be streamed, and why.
+    """
+    if limit is None:
+        yield []
+        return
+    from memoptc.runtime.external_weights import OUTPUT, external_weights, port_names
+    from memoptc.runtime.native.file_mappings import mappings_below
+    from memoptc.runtime.native.pager import Pager
+
+    if not isinstance(model, str):
+        raise InputError(
+            "A model that is given as bytes has no file to stream weights from.", hint="Load it from its path."
+        )
+    folder = os.path.dirname(os.path.abspath(model))
+    before = {(m.start, m.end) for m in mappings_below(folder)}
+    found: list[Pager] = []
+    yield found
+    outputs = set(port_names(model, OUTPUT))
+    kept = [w for w in external_weights(model) if w.name in outputs]  # read while Python waits, and the pager with it
+    mapped = [
+        m
+        for m in mappings_below(folder)
+        if (m.start, m.end) not in before and not any(_overlap(m, weight) for weight in kept)
+    ]
+    if not mapped:
+        raise InputError(
+            f"{os.path.basename(model)} has no weights in a file of their own to stream.",
+            hint="Write it with memoptc --external always.",
+        )
+    found.append(Pager(mapped, limit))
+
+
+def as_weight_limit(weights: Weights, limit: int | str | None) -> int | None:
+    """Give the limit of weights that stream in bytes, `None` where they do not.
+
+    Raises:
+        InputError: the two do not go together.
+    """
+    if weights not in ("loaded", "streamed") or (weights == "streamed") != (limit is not None):
+        raise InputError(
+            f"weights={weights!r} does not go with weight_limit={limit!r}.",
+            hint="Say weights='streamed' and weight_limit='64MiB', or neither.",
+        )
+    return None if limit is None else as_bytes(limit)
+
+
+@contextmanager
+def paged(pager: Pager | None) -> Iterator[None]:
+    """Run inside; what was computed with weights that could not be read is not given.
+
+    Raises:
+        InputError: some could not be read.
+    """
+    if pager is None:
+        yield
+        return
+    failures = pager.begin_run()
+    try:
+        yield
+    finally:
+        pager.check(failures)
+
+
+def _overlap(mapping: FileMapping, weight: ExternalWeight) -> bool:
+    length = mapping.end - mapping.start
+    same = os.path.realpath(weight.file) == mapping.path
+    return same and weight.offset < mapping.offset + length and mapping.offset < weight.offset + weight.length
