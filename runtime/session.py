@@ -169,7 +169,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
     def _open_any(self, on_host: bool) -> None:
         """Load the model in the chosen tier; in the next simpler one where `"auto"` chose one that cannot be had."""
         self._stop_streaming()
-        with library_pages_returned(), streamed(self._source, self._weight_limit) as found:
+        with library_pages_returned(), streamed(self._source, self._weight_limit, self._run_options.threads) as found:
             if self.memory == "planned":
                 try:
                     self._open_planned()

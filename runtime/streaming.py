@@ -24,12 +24,13 @@ UNSPUN = {"session.intra_op.allow_spinning": "0"}
 
 
 @contextmanager
-def streamed(model: str | bytes | None, limit: int | None) -> Iterator[list[Pager]]:
+def streamed(model: str | bytes | None, limit: int | None, threads: int) -> Iterator[list[Pager]]:
     """Load a session inside; afterwards the list holds what streams the weights that were mapped meanwhile.
 
     Args:
         model: Path of the model, in whose folder its weights lie.
         limit: Most bytes of weights in memory at once; `None` where they do not stream.
+        threads: Intra-op threads; 0 for as many as there are processors.
 
     Raises:
         InputError: they cannot be streamed, and why.
@@ -61,7 +62,7 @@ def streamed(model: str | bytes | None, limit: int | None) -> Iterator[list[Page
             f"{os.path.basename(model)} has no weights in a file of their own to stream.",
             hint="Write it with memoptc --external always.",
         )
-    found.append(Pager(mapped, limit))
+    found.append(Pager(mapped, limit, threads or os.cpu_count() or 1))
 
 
 def as_weight_limit(weights: Weights, limit: int | str | None) -> int | None:

@@ -29,11 +29,20 @@ CHUNK = 1 << 20
 AHEAD = 4
 """Chunks that are read ahead of a run."""
 WINDOW = 4
-"""Chunks behind a run that stay, at least: threads of a kernel are not at the same place."""
-LEAST = (AHEAD + 1 + WINDOW + 1) * CHUNK
-"""Smallest limit."""
+"""Chunks behind a run that stay, at least."""
+_READER = "memoptc-read-ahead"
 SMALLEST = CHUNK // 4
 """Bytes of a mapping that are worth it; smaller ones are left to the kernel."""
+
+
+def least_window(threads: int) -> int:
+    """Bytes of the smallest window: each thread of a kernel may be at the border of two chunks of its own."""
+    return max(WINDOW, 2 * threads) * CHUNK
+
+
+def least_limit(threads: int) -> int:
+    """The smallest limit: buffers, the window, and a chunk that stays."""
+    return (AHEAD + 2) * CHUNK + least_window(threads)
 
 
 @dataclass(eq=False)
@@ -90,15 +99,20 @@ class Pager:
     Args:
         mappings: Of the weights; replaced at once.
         limit: Bytes.
+        threads: Threads of a kernel.
 
     Raises:
         Unsupported: the system does not let a program fill its own pages.
         InputError: the limit is too small.
     """
 
-    def __init__(self, mappings: Iterable[FileMapping], limit: int) -> None:
-        if limit < LEAST:
-            raise InputError(f"weight_limit={limit} is too small.", hint=f"Give at least {LEAST} bytes.")
+    def __init__(self, mappings: Iterable[FileMapping], limit: int, threads: int) -> None:
+        least, self._window_least = least_limit(threads), least_window(threads)
+        if limit < least:
+            raise InputError(
+                f"weight_limit={limit} is too small for {threads} threads.",
+                hint=f"Give at least {least} bytes, or fewer threads=.",
+            )
         self.traffic = Traffic()
         self.limit = limit
         self._error: Exception | None = None
@@ -110,17 +124,18 @@ class Pager:
         self._mappings = [m for m in mappings if m.end - m.start >= SMALLEST]
         self._chunks: list[Chunk] = []
         self._run = 0
+        self._closed = False
         self._pinned: dict[Chunk, None] = {}
         self._window: OrderedDict[Chunk, None] = OrderedDict()
         """The oldest first."""
         self._window_bytes = 0
-        self._window_most = WINDOW * CHUNK
+        self._window_most = self._window_least
         self._staged: OrderedDict[Chunk, Future[mmap.mmap]] = OrderedDict()
         self._free = [mmap.mmap(-1, CHUNK) for _ in range(AHEAD + 1)]
         self._latest: Chunk | None = None
         self._lock = threading.Lock()
         self._stop, self._stopped = os.pipe()
-        self._reader = ThreadPoolExecutor(1, "memoptc-read-ahead")
+        self._reader = ThreadPoolExecutor(1, _READER)
         for mapping in self._mappings:
             self._replace(mapping)
         self._chunks.sort(key=lambda c: c.start)
@@ -138,7 +153,7 @@ class Pager:
         with self._lock:
             self._run += 1
             if not self._again:
-                self._window_most = max(WINDOW * CHUNK, self._window_most * 7 // 8)
+                self._window_most = max(self._window_least, self._window_most * 7 // 8)
             self._again = 0
             for chunk in self._unread:
                 self._forget(chunk)
@@ -167,7 +182,7 @@ class Pager:
         poll = select.poll()
         poll.register(self._faults.descriptor, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
-        while True:
+        while not self._closed:
             if any(descriptor == self._stop for descriptor, _ in poll.poll()):
                 return
             for address in self._faults.faults():
@@ -287,9 +302,12 @@ class Pager:
 
     def close(self) -> None:
         """Map the files again as they were: before the weights are unmapped, while nothing runs."""
+        self._closed = True
         os.write(self._stopped, b"x")
-        self._thread.join()
-        self._reader.shutdown()
+        here = threading.current_thread()  # that of the garbage collector, which may be one of ours
+        if here is not self._thread:
+            self._thread.join()
+        self._reader.shutdown(wait=not here.name.startswith(_READER))
         for mapping in self._mappings:
             _, plain = self._files[mapping.path]
             with contextlib.suppress(OSError):

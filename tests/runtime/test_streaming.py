@@ -22,6 +22,7 @@ from memoptc.runtime.pool import Pool
 from memoptc.runtime.session import Session
 
 LAYERS, WIDTH = 10, 1024
+LEAST = pager.least_limit(1)
 WEIGHT_BYTES = LAYERS * WIDTH * WIDTH * 4
 
 
@@ -107,7 +108,7 @@ def test_a_window_grows_for_kernels_that_come_back_and_shrinks_for_others(model:
             session.run(None, feed(batch))
         return streamed.bytes - before
 
-    with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=pager.LEAST + (8 << 20)) as session:
+    with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=LEAST + (8 << 20)) as session:
         assert session.traffic is not None
         streamed = session.traffic
         first = passed(200, 1)  # these go through a whole weight for some columns
@@ -122,7 +123,7 @@ def test_a_window_grows_for_kernels_that_come_back_and_shrinks_for_others(model:
 def test_runs_at_the_same_time_give_the_same_bits(model: Path) -> None:
     expected = bits(model, 1, packing=False, memory="arena")
     found: list[Any] = []
-    with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=pager.LEAST) as session:
+    with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=LEAST) as session:
         threads = [threading.Thread(target=lambda: found.append(session.run(None, feed()))) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -143,7 +144,7 @@ def test_what_cannot_be_read_is_said_and_read_again(model: Path, monkeypatch: py
         return real(descriptor, buffers, offset)
 
     monkeypatch.setattr(pager.os, "preadv", preadv)
-    with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=pager.LEAST) as session:
+    with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=LEAST) as session:
         with pytest.raises(InputError, match="cannot be read"):
             session.run(None, feed())
         for _ in range(3):
@@ -156,7 +157,7 @@ def test_a_file_that_was_cut_is_said(model: Path, tmp_path: Path) -> None:
     copy.write_bytes(model.read_bytes())
     data = tmp_path / "layers.data"
     data.write_bytes((model.parent / "layers.data").read_bytes())
-    with Session(copy, memory="arena", threads=1, weights="streamed", weight_limit=pager.LEAST) as session:
+    with Session(copy, memory="arena", threads=1, weights="streamed", weight_limit=LEAST) as session:
         session.run(None, feed())
         os.truncate(data, WEIGHT_BYTES // 2)
         with pytest.raises(InputError, match="cannot be read"):
@@ -171,7 +172,7 @@ def test_the_threads_and_descriptors_end_with_the_session(model: Path) -> None:
 
     bits(model, 1, memory="arena")
     before = ours()
-    session = Session(model, memory="arena", weights="streamed", weight_limit=pager.LEAST)
+    session = Session(model, memory="arena", threads=1, weights="streamed", weight_limit=LEAST)
     session.run(None, feed())
     assert ours() > before
     del session
@@ -184,7 +185,7 @@ def test_a_session_that_is_left_open_ends_with_its_process(model: Path) -> None:
     program = f"""
 import numpy as np
 from memoptc.runtime import Session
-s = Session({str(model)!r}, weights="streamed", weight_limit={pager.LEAST})
+s = Session({str(model)!r}, threads=1, weights="streamed", weight_limit={LEAST})
 print(s.run(None, {{"h0": np.ones((1, {WIDTH}), np.float32)}})[0].shape)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
@@ -196,20 +197,22 @@ def test_what_cannot_stream_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not go with"):
         Session(model, weights="streamed")
     with pytest.raises(InputError, match="does not go with"):
-        Session(model, weight_limit=pager.LEAST)
+        Session(model, weight_limit=LEAST)
     with pytest.raises(InputError, match="is too small"):
-        Session(model, weights="streamed", weight_limit=pager.LEAST - 1)
+        Session(model, threads=2, weights="streamed", weight_limit=LEAST - 1)
     with pytest.raises(InputError, match="given as bytes"):
-        Session(onnx.load(model).SerializeToString(), weights="streamed", weight_limit=pager.LEAST)
+        Session(onnx.load(model).SerializeToString(), weights="streamed", weight_limit=LEAST)
     inside = tmp_path / "inside.onnx"
     onnx.save_model(onnx.load(model), inside)
     with pytest.raises(InputError, match="no weights in a file of their own"):
-        Session(inside, weights="streamed", weight_limit=pager.LEAST)
+        Session(inside, weights="streamed", weight_limit=LEAST)
+    with pytest.raises(InputError, match="for 64 threads"):
+        Session(model, threads=64, weights="streamed", weight_limit=4 * LEAST)
     with Pool() as pool, pytest.raises(InputError, match="no option of a pool"):
-        pool.open(model, weights="streamed", weight_limit=pager.LEAST)
+        pool.open(model, weights="streamed", weight_limit=LEAST)
 
 
 def test_other_systems_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(userfault.sys, "platform", "darwin")
     with pytest.raises(InputError, match="on Linux only"):
-        Session(model, weights="streamed", weight_limit=pager.LEAST)
+        Session(model, weights="streamed", weight_limit=LEAST)
