@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from memoptc.ir.core import Graph, Value
+from memoptc.ir.decoder_buffers import with_reused_buffers
 from memoptc.ir.decoder_caches import (
     ATTENTION,
     Appended,
@@ -92,6 +93,7 @@ class _Reader:
         ):  # states alone may be anything's: tokens go in, and scores of them come out
             raise _refused("no input is appended to, and no output scores the tokens that go in")
         heads = self._heads() or next((c.heads for c in own), 0)
+        caches = with_reused_buffers(self.graph, caches)
         plain = DecoderFacts(
             ids.name, logits, tables[ids], tuple(sorted(caches, key=self._number)), sum(self._layers(own)), heads, True,
             rotary=is_rotary(self.graph), last_only=last, shared=self._shared(), grouped=self._grouped(),

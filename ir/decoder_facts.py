@@ -38,6 +38,7 @@ class Cache:
         axis: The axis of steps; that of sequences for a state, which has none.
         heads: Key/value heads.
         width: Width of a head.
+        reuses: Name of the past over which the present may be written, `""` for none: every read of it comes before.
     """
 
     past: str
@@ -50,6 +51,7 @@ class Cache:
     axis: int
     heads: int
     width: int
+    reuses: str = ""
 
     @property
     def layers(self) -> int:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from memoptc.ir.decoder_facts import KEY, DecoderFacts
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.cache_rings import CacheRings
 from memoptc.runtime.decoder_feeds import Ids, buffer_length, empty_cache, padded_ids
 from memoptc.runtime.errors import MemoryLimit
 from memoptc.runtime.sampling import Sampler
@@ -28,7 +29,9 @@ class Decoder:
 
     Which input is which stands in the metadata of a compiled model; any other is analysed when it is loaded. The cache
     is updated in place where the graph's attention allows that and `max_length` says how much room it takes; elsewhere
-    the graph itself writes it anew in each step. `notes` says which, and what else a caller should know.
+    the graph itself writes it anew in each step, each layer's, where the graph's order allows that, over the past of
+    the layer before, so that one layer's cache exists twice and not all. `notes` says which, and what else a caller
+    should know.
 
     One sequence (or batch) is kept by the decoder itself; `sequence()` makes others over the same weights, which may
     run in threads of their own.
@@ -37,7 +40,8 @@ class Decoder:
         path: The model.
         max_length: Most tokens of a sequence, prompt included; what the model's tables hold if not given.
         memory_limit: Most bytes that onnxruntime may allocate, as for `Session`. A prompt that takes more is computed
-            in chunks. Caches that are updated in place come on top.
+            in chunks. Caches that the decoder itself keeps come on top: those that are updated in place, and those
+            whose presents are written over the pasts of other layers.
         chunk: Most tokens of a prompt that are computed at once; all, as far as the limit allows, if not given.
         options: `Session`'s other arguments, such as `threads` and `packing`.
 
@@ -82,6 +86,8 @@ class Decoder:
         if self.in_place:
             size = self.max_length * self.facts.bytes_per_token  # type: ignore[operator]
             self.note(f"caches of {self.max_length} tokens are updated in place ({size / 1e6:.1f} MB a sequence)")
+        elif any(c.reuses for c in self.facts.own):
+            self.note("the graph writes its caches anew in each step, each where the past of the layer before was")
         else:
             self.note("the graph writes its caches anew in each step: the past and the present exist side by side")
 
@@ -136,6 +142,9 @@ class Tokens:
         self._caches: dict[str, ort.OrtValue] = {}
         self._mask: Array = np.ones((0, 0), np.int64)
         self._context: dict[str, Array] = {}
+        self._rows: Array = np.zeros((0, 0), np.int64)
+        self._given: Mapping[str, Array] = {}
+        self._rings = CacheRings((), 0, None)
         self._all: list[Array] | None = None  # collects the scores of all steps
 
     def prefill(self, ids: Ids, *, context: Mapping[str, Array] | None = None) -> Array:
@@ -293,14 +302,16 @@ class Tokens:
                 hint=f"context= takes {', '.join(sorted(known)) or 'nothing'}.",
             )
         self.length, self.batch = 0, batch
-        self._mask = np.ones((batch, 0), np.int64)
+        self._mask, self._rows, self._given = np.ones((batch, 0), np.int64), np.ones((batch, 0), np.int64), context
         self._context = {name: np.asarray(value) for name, value in context.items() if name in facts.given}
         if facts.encoder_mask and facts.encoder_mask not in self._context:
             self._context[facts.encoder_mask] = np.ones((batch, self._source_length()), np.int64)
         room = decoder.max_length if decoder.in_place else 0
         self._caches = {}
+        self._rings = CacheRings(() if decoder.in_place else facts.own, batch, decoder.max_length)
+        ringed = self._rings.pasts
         for cache in facts.caches:
-            if cache.past not in self._context:
+            if cache.past not in ringed and cache.past not in self._context:
                 held = context.get(cache.past)
                 start = empty_cache(cache, batch, room or 0) if held is None else np.ascontiguousarray(held)
                 self._caches[cache.past] = ort.OrtValue.ortvalue_from_numpy(start)
@@ -342,6 +353,13 @@ class Tokens:
                 if count <= max(_SMALLEST_CHUNK, facts.steps) or whole:
                     raise
                 decoder.chunk = max(_SMALLEST_CHUNK, count // 2)
+                if not self.batch:  # what the run has overwritten is computed again
+                    rows = np.concatenate([self._rows, rows[:, done:]], axis=1)
+                    shown = np.concatenate([self._mask, shown[:, done:]], axis=1)
+                    self._start(len(rows), self._given)
+                    done = 0
+                    if self._all is not None:
+                        self._all.clear()
                 continue
             done += count
             if done < rows.shape[1]:
@@ -359,16 +377,23 @@ class Tokens:
             binding.bind_ortvalue_input(name, held)
         binding.bind_output(facts.logits, "cpu")
         kept = [c for c in facts.caches if c.present and (c.form != "read" or (facts.switch and not self.length))]
+        kept = [c for c in kept if c.past in self._caches or c.form == "read"]
         in_place = {c.past for c in facts.own if decoder.in_place}
         for cache in kept:
             if cache.past in in_place:
                 binding.bind_ortvalue_output(cache.present, self._caches[cache.past])
             else:
                 binding.bind_output(cache.present, "cpu")
-        decoder.session.run_with_iobinding(binding)
-        logits, *presents = binding.get_outputs()
+        try:
+            self._rings.run(decoder.session, binding, self.length, mask.shape[1])
+        except BaseException:
+            if self._rings and self.length:  # presents lie over pasts that another try would need
+                self.batch = 0
+            raise
+        logits, *presents = binding.get_outputs()[: 1 + len(kept)]
         self._caches.update({c.past: v for c, v in zip(kept, presents, strict=True) if c.past not in in_place})
         self._mask, self.length = mask, mask.shape[1]
+        self._rows = np.concatenate([self._rows, rows], axis=1)
         scores = logits.numpy()
         if self._all is not None:
             self._all.append(scores[0])

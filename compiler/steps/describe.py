@@ -174,7 +174,7 @@ def describe_run(graph: Graph, decoder: DecoderFacts | None) -> dict[str, str]:
     if decoder is None:
         return {}
     own = recognised(graph)  # passes may have made the attention that updates a cache where it is, or undone it
-    described = own or replace(decoder, shared=False)
+    described = own or replace(decoder, shared=False, caches=tuple(replace(c, reuses="") for c in decoder.caches))
     given_back = {c.past: c.present for c in decoder.encoder}  # a fused branch no longer shows what it computes it for
     caches = tuple(
         replace(c, present=c.present or given_back.get(c.past, "")) if c.form == "read" else c for c in described.caches

@@ -95,7 +95,10 @@ def test_the_same_whatever_names_say() -> None:
     assert [found.ids, found.mask, found.positions, found.logits] == [
         names[n] for n in (plain.ids, plain.mask, plain.positions, plain.logits)
     ]
-    caches = tuple(dataclasses.replace(c, past=names[c.past], present=names[c.present]) for c in plain.caches)
+    caches = tuple(
+        dataclasses.replace(c, past=names[c.past], present=names[c.present], reuses=names.get(c.reuses, ""))
+        for c in plain.caches
+    )
     assert found.caches == caches
 
 
