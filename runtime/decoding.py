@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -64,9 +65,10 @@ class Decoder:
 
     @classmethod
     def over(cls, session: ort.InferenceSession, facts: DecoderFacts, max_length: int | None = None) -> Decoder:
-        """Run a session that exists, of a model of which `facts` hold."""
+        """Run a session that exists, of a model of which `facts` hold, though they may be those of its original."""
         made = cls.__new__(cls)
-        made._open(session, facts, max_length, None)
+        apart = tuple(replace(c, reuses="") for c in facts.caches)  # another graph may read its pasts in another order
+        made._open(session, replace(facts, caches=apart), max_length, None)
         return made
 
     def _open(
