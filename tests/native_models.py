@@ -54,3 +54,15 @@ def network(width: int = 64, depth: int = 4) -> bytes:
     nodes.append(helper.make_node("Add", [value, "t0"], ["y"]))
     ports = {"x": (TensorProto.FLOAT, ["batch", width])}
     return model(nodes, ports, {"y": (TensorProto.FLOAT, ["batch", width])}, weights)
+
+
+def feed(batch: int, width: int = 64, seed: int = 0) -> dict[str, Any]:
+    """Made-up inputs."""
+    return {"x": np.random.default_rng(seed).standard_normal((batch, width)).astype(np.float32)}
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    """Whether two lists of arrays agree bit for bit."""
+    return len(a) == len(b) and all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(a, b, strict=True)
+    )
