@@ -6,8 +6,9 @@
 MODEL has its weights in a file of their own (`memoptc --external always`). For each limit, fresh processes run it by
 turns in two ways, the page cache dropped before each: `Session(packing=False)`, whose mapped weights the kernel pages
 in and out as it likes, and `Session(weights="streamed")`, whose `weight_limit` is the limit without what the process
-takes besides (measured before, in a group without a limit). Given are medians of a run's time, their ratio, and beside
-it the ideal: bytes that are not pinned over the disk's speed, measured before each pair. `anonymous` is the most that a
+takes besides (its memory that cannot be evicted, measured before, and 40 MiB). Given are medians of a run's time, their
+ratio, and beside it the ideal: bytes that are not pinned over the disk's speed, measured before each pair.
+`anonymous` is the most that a
 streaming process held of memory that cannot be evicted. `--generate` makes a float32 encoder of that size.
 """
 
@@ -38,8 +39,8 @@ from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.sizes import parse_bytes
 
-SPARE = 8 << 20
-"""Bytes of a limit that stay free: the kernel charges in batches."""
+SPARE = 40 << 20
+"""Bytes of a limit that are left to pages of libraries, and to the kernel, which charges in batches."""
 THREADS = 2
 
 
@@ -70,7 +71,9 @@ def worker(model: str, inputs: str, weight_limit: int, runs: int) -> dict[str, A
     over.set()
     watcher.join()
     traffic = session.traffic
-    told = {} if traffic is None else {"pinned": traffic.pinned_bytes, "read": traffic.bytes, "faults": traffic.faults}
+    told = (
+        {} if traffic is None else {"pinned": traffic.pinned_bytes, "read": traffic.bytes, "held": traffic.peak_bytes}
+    )
     return {"seconds": seconds, "anonymous": most, "pinned": 0, **told}
 
 
@@ -199,7 +202,7 @@ def main(
         weights = sum(f.stat().st_size for f in model_files(model) if f.suffix != ".json")
         free = start(group, None, model, [str(inputs), str(32 << 20), "3"])
         assert free is not None, "it does not stream"
-        besides = free["peak"] - (32 << 20)
+        besides = free["anonymous"] - free["held"]
         for limit in (parse_bytes(text) for text in limits):
             room = (limit - besides - SPARE) // (2 << 20) * (2 << 20)
             blind: list[float] = []
@@ -221,7 +224,7 @@ def main(
                 "disk": weights / statistics.median(ideal) if last.get("pinned") == 0 else speed,
             }  # fmt: skip
             table.add_row(
-                *(f"{v / 1e6:.0f}" for v in list(row.values())[:4]),
+                *(f"{(v or 0) / 1e6:.0f}" for v in list(row.values())[:4]),
                 f"{1e3 * b:.0f}",
                 f"{1e3 * s:.0f}",
                 f"{s / b:.2f}",

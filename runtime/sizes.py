@@ -19,7 +19,14 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
+        if text.strip().endswith("%"):
+            raise ValueError(
+                f"{text!r} is a share, and no size; `memoptc fits MODEL` says what it is a share of. "
+                "Write a size like 64MiB, 1.5GB or 4096"
+            )
         raise ValueError(f"{text!r} is no size; write one like 64MiB, 1.5GB or 4096")
+    if "." in match[1] and match[2].upper() in ("", "B"):
+        raise ValueError(f"{text!r} is no whole number of bytes; write a size with its unit, like {match[1]}GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

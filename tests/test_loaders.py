@@ -87,3 +87,62 @@ def test_cpp_runs_a_compiled_model_in_a_sized_arena(folder: Path) -> None:
     refused = load(1 << 16)
     assert refused.returncode == 1
     assert "Available memory" in refused.stderr
+
+
+STUBS = {
+    "OrtException": "public class OrtException extends Exception {}",
+    "OnnxValue": "public interface OnnxValue { Object getValue() throws OrtException; }",
+    "OnnxTensorLike": "public abstract class OnnxTensorLike implements OnnxValue {}",
+    "OnnxJavaType": "public enum OnnxJavaType { FLOAT; public final int size = 4; }",
+    "NodeInfo": 'public class NodeInfo { public String getName() { return ""; }'
+    " public Object getInfo() { return null; } }",
+    "TensorInfo": "public class TensorInfo { public OnnxJavaType type; public long[] getShape() { return null; } }",
+    "OnnxTensor": """public class OnnxTensor extends OnnxTensorLike { public Object getValue() { return null; }
+  public static OnnxTensor createTensor(OrtEnvironment e, java.nio.ByteBuffer b, long[] s, OnnxJavaType t)
+  throws OrtException { return null; } }""",
+    "OrtEnvironment": """public class OrtEnvironment {
+  public static OrtEnvironment getEnvironment() { return new OrtEnvironment(); }
+  public OrtSession createSession(String path, OrtSession.SessionOptions options) throws OrtException {
+    System.out.println("opened=" + path); return new OrtSession(); } }""",
+    "OrtSession": """public class OrtSession implements AutoCloseable { public void close() {}
+  public java.util.Map<String, NodeInfo> getInputInfo() { return java.util.Map.of(); }
+  public java.util.Map<String, OnnxValue> none = java.util.Map.of();
+  public Iterable<java.util.Map.Entry<String, OnnxValue>> run(java.util.Map<String, ? extends OnnxTensorLike> feed) {
+    return none.entrySet(); }
+  static void said(String what) { System.out.println(what); }
+  public static class SessionOptions { public enum OptLevel { NO_OPT, ALL_OPT }
+    public void setMemoryPatternOptimization(boolean b) { said("pattern=" + b); }
+    public void setCPUArenaAllocator(boolean b) { said("arena=" + b); }
+    public void setOptimizationLevel(OptLevel level) { said("level=" + level); }
+    public void setIntraOpNumThreads(int n) { said("threads=" + n); }
+    public void addConfigEntry(String key, String value) { said(key + "=" + value); } } }""",
+}
+"""What the loader uses of onnxruntime's Java package, which no registry of Python's or Debian's holds."""
+
+
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no Java compiler is installed")
+def test_java_sets_what_the_contract_says(folder: Path) -> None:
+    package = folder / "ai" / "onnxruntime"
+    package.mkdir(parents=True)
+    for name, text in STUBS.items():
+        (package / f"{name}.java").write_text(f"package ai.onnxruntime;\n{text}\n")
+    run(folder, "javac", "-cp", ".", "Load.java")
+    contract = json.loads((folder / "small.session.json").read_text())
+    told = set(run(folder, "java", "-cp", ".", "Load", "small.onnx").split())
+    session = contract["session"]
+    expected = {f"{key}={value}" for key, value in contract["config"].items()} | {"opened=small.onnx"}
+    expected |= {f"pattern={str(session['enable_mem_pattern']).lower()}"}
+    assert expected <= told
+    assert f"threads={session.get('intra_op_num_threads', 0)}" in told
+    assert "level=ALL_OPT" in told
+
+
+@pytest.mark.skipif(shutil.which("dotnet") is None, reason="dotnet is not installed")
+def test_csharp_runs_a_compiled_model_by_its_contract(folder: Path) -> None:
+    run(folder, "dotnet", "new", "console", "-o", "load_cs")
+    shutil.copy(folder / "Load.cs", folder / "load_cs" / "Program.cs")
+    run(folder / "load_cs", "dotnet", "add", "package", "Microsoft.ML.OnnxRuntime")
+    told = run(folder / "load_cs", "dotnet", "run", "--", str(folder / "small.onnx"), f"image={folder / 'image.bin'}")
+    name, _, numbers = told.partition(":")
+    assert name == "logits"
+    np.testing.assert_allclose(np.array(numbers.split(), float), logits(folder), rtol=1e-4, atol=1e-5)
