@@ -16,6 +16,8 @@ _EXACT = "inline-functions,(simplify,fold-constants,share-common,drop-dead)*,sha
 nothing back. Those of `_FUSE` move what shrinks towards the inputs (narrow, scale-early) or fold it into weights, and
 what grows towards the outputs (widen-late); each of them has a measure of its own, none undoes another. The manager
 bounds rounds anyway."""
+_NARROW = "(narrow,share-common,drop-dead)*"
+"""Before products of views become ones over all rows of a batch, which what takes one token cannot pass."""
 _FUSE = (
     "(fold-constants{exact=false},fuse-conv-bn,drop-dead-channels,narrow,widen-late,scale-early,simplify,share-common,"
     "drop-dead)*"
@@ -111,6 +113,8 @@ def pipeline_text(
         parts.append("raise-opset" if target in ("int8", "uint8") else "raise-opset{needed=false}")
     if level >= 1:
         parts.append(_EXACT)
+    if level >= 2:
+        parts.append(_NARROW)
     parts += lossy.tokens
     if level >= 2 and target in INTEGERS:
         parts.append(_OPEN_WEIGHTS)

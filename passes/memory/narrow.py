@@ -190,7 +190,9 @@ def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
     """The same part of another value, along an axis of its own; the axis stays."""
     if op.op_type == "Gather":
         index = op.operands[1]
-        if index.shape == ():
+        if index.tensor is not None:
+            index = b.const(index.tensor.numpy().reshape(1), "index")
+        elif index.shape == ():
             old = (opset_of(b.graph) or 5) < 5
             index = b.Reshape(index, shape=[1]) if old else b.Reshape(index, np.array([1], np.int64))
         return b.op("Gather", [operand, index], {"axis": axis})

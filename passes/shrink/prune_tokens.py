@@ -171,7 +171,7 @@ class PruneTokens(Pass):
             if isinstance(region, str):
                 continue
             probabilities = None if self.score == "norm" else values[site.probabilities]
-            first = self.score == "first" or (self.score == "auto" and region.keeps_first)
+            first = self.score == "first" or (self.score == "auto" and region.leading > 0)
             drop_tokens(region, TokenDrop(way.parts, probabilities, first, way.form == "merge"), sizes, self.name)
             done += 1
         return done

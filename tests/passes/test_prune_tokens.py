@@ -14,6 +14,7 @@ import pytest
 from encoders import WIDTH, Readout, encoder
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx.helper import make_node
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
@@ -191,6 +192,56 @@ def test_the_class_token_stays_whatever_its_score() -> None:
         if node.op_type == "GatherND":
             hidden, kept = tensor(less, node.input[0], feed), tensor(less, node.output[0], feed)
             np.testing.assert_array_equal(kept[:, 0], hidden[:, 0])
+
+
+def with_readers(model: onnx.ModelProto, *nodes: onnx.NodeProto, **arrays: object) -> onnx.ModelProto:
+    """The model with further outputs, one for each of some nodes that read its last one, `y`."""
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items())
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    for node in nodes:
+        model.graph.output.add().name = node.output[0]
+    return onnx.shape_inference.infer_shapes(model)
+
+
+TWO_READERS = [
+    [make_node("Gather", ["y", "zero"], ["a"], axis=1), make_node("Gather", ["y", "one"], ["b"], axis=1)],
+    [make_node("Slice", ["y", "starts", "ends", "axes"], ["b"])],
+    [make_node("Gather", ["y", "both"], ["b"], axis=1)],
+]
+
+
+@pytest.mark.parametrize("form", ["drop", "merge"])
+@pytest.mark.parametrize("readers", TWO_READERS, ids=["two Gathers", "a Slice", "one Gather"])
+def test_distillation_and_class_token_both_stay(readers: list[onnx.NodeProto], form: str) -> None:
+    """DeiT reads tokens 0 and 1, each for a classifier of its own: neither is dropped or averaged with another."""
+    arrays = {"zero": np.int64(0), "one": np.int64(1), "both": np.array([1, 0])}
+    arrays |= {"starts": np.array([0]), "ends": np.array([2]), "axes": np.array([1])}
+    model = with_readers(encoder(2, 16, readout="tokens"), *readers, **arrays)
+    less, stats = pruned(model, PruneTokens(keep=0.1, form=form))
+    assert stats["layers that drop tokens"] == 2
+    assert all(node.op_type != "ScatterElements" or form == "merge" for node in less.graph.node)
+    feed = feed_for(less, 4, 16)
+    # The first layer's hidden states, and what goes on from them: with two tokens that are each as they were.
+    graph = read_onnx(model)
+    Context().shapes(graph)
+    hidden = next(PruneTokens().sites(graph, Counter())).hidden
+    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization" and hidden in node.input)
+    thin = next(node.input[0] for node in less.graph.node if node.output[0] == norm.output[0])
+    whole, kept = tensor(less, hidden, feed), tensor(less, thin, feed)
+    assert kept.shape == (4, 2 if form == "drop" else 9, WIDTH)
+    np.testing.assert_array_equal(kept[:, :2], whole[:, :2])
+
+
+def test_more_tokens_read_than_stay_in_any_case_are_given_back() -> None:
+    """Of a length that only a run decides, and of many tokens, none is known to be there: all rows are."""
+    for tokens, many in (("tokens", [0, 1]), (16, list(range(12)))):
+        reads = make_node("Gather", ["y", "many"], ["b"], axis=1)
+        model = with_readers(encoder(2, tokens, readout="tokens"), reads, many=np.array(many))
+        less, _ = pruned(model, PruneTokens(keep=0.1))
+        feed = feed_for(less, 2, 16)
+        assert outputs(less, feed).shape == (2, len(many), WIDTH)
+        assert any(node.op_type == "ScatterElements" for node in less.graph.node)
 
 
 def test_the_class_token_stays_among_scores_that_overflow() -> None:

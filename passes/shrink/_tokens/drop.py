@@ -19,7 +19,7 @@ PARTS = 16
 
 _TO_END = np.iinfo(np.int64).max
 _FIRST = np.inf
-"""Score of the token that has to stay: none is larger, and of equal ones TopK takes the first."""
+"""Score of the tokens that have to stay: none is larger, and of equal ones TopK takes the first."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def drop_tokens(region: TokenRegion, drop: TokenDrop, sizes: TokenCounts, rule: 
     value = region.value
     assert value.op is not None
     assert value.op.graph is not None
+    drop = replace(drop, parts=_possible(region, drop))
     graph, anchor = value.op.graph, value.op.next
     readers = [(op, i) for op in region.ops for i, v in enumerate(op.operands) if v is value]
     b = Builder(graph, before=anchor, loc=value.op.loc.union(rule=rule))
@@ -90,6 +91,14 @@ def drop_tokens(region: TokenRegion, drop: TokenDrop, sizes: TokenCounts, rule: 
                 places = b.Expand(b.Unsqueeze(order, integers(2)), b.Shape(part))
                 whole[part] = b.ScatterElements(value, places, part, axis=1, _type=value.type)
         op.set_operand(index, whole[part])
+
+
+def _possible(region: TokenRegion, drop: TokenDrop) -> int:
+    """As many sixteenths of those that were asked for as leave the leading tokens."""
+    most = region.most_gone(merged=drop.merge)
+    if most is None or not isinstance(region.extent, int):
+        return drop.parts
+    return max(parts for parts in range(drop.parts + 1) if region.extent * parts // PARTS <= max(most, 0))
 
 
 def _pairs(b: Builder, region: TokenRegion, drop: TokenDrop, count: Value) -> Pairs:
@@ -141,7 +150,11 @@ def _count(b: Builder, region: TokenRegion, parts: int) -> Value:
 def _chosen(b: Builder, region: TokenRegion, drop: TokenDrop, count: Value) -> Value:
     """Indices of the tokens that stay, int64 `[batch, kept]`, ascending."""
     score = _scores(b, region.value, drop)
-    if region.keeps_first:
+    if region.leading and isinstance(region.extent, int):
+        # Scores are not negative.
+        least = np.where(np.arange(region.extent) < region.leading, _FIRST, 0).astype(np.float32)
+        score = b.Max(score, least[None])
+    elif region.leading:
         first, rest = (b.Slice(score, *map(integers, bounds)) for bounds in ((0, 1, 1), (1, _TO_END, 1)))
         first = b.Max(first, np.array(_FIRST, np.float32))
         score = b.Concat(first, rest, axis=1)
@@ -161,8 +174,7 @@ def _scores(b: Builder, value: Value, drop: TokenDrop) -> Value:
     else:
         rank = len(given.shape or ())
         if drop.from_first:
-            rows = b.Slice(given, *map(integers, (0, 1, rank - 2)))
-            given = b.Squeeze(rows, integers(rank - 2))
+            given = b.Gather(given, np.int64(0), axis=rank - 2)
         else:
             given = b.ReduceMean(given, integers(rank - 2), keepdims=0)
         if rank == 3:

@@ -76,7 +76,7 @@ def pair_tokens(b: Builder, region: TokenRegion, count: Value, extent: Dim, rece
     """Pair tokens by bipartite soft matching (Bolya et al., "Token Merging: Your ViT but Faster", 2022).
 
     Every second token is held against all the others by the cosine of their hidden states; those with the most similar
-    partner go into it. Token 0 stays where it is read by itself.
+    partner go into it. Leading tokens stay as they are, neither sources nor targets.
 
     Args:
         b: Where ops are made.
@@ -94,11 +94,15 @@ def pair_tokens(b: Builder, region: TokenRegion, count: Value, extent: Dim, rece
         here, there = _halves(b, seen)
         alike = b.Sub(alike, b.Mul(b.Abs(b.Sub(here, b.Transpose(there, perm=[0, 2, 1]))), _PADDING))
     # One partner more, whom nobody takes: a single token has no other, and the largest of nothing is refused.
-    alike = b.Pad(alike, integers(0, 0, 0, 0, 0, 1), _UNPAIRED)
+    whole = region.leading // 2
+    if whole:
+        alike = b.Slice(alike, integers(whole), integers(_TO_END), integers(2))
+    alike = b.Pad(alike, integers(0, 0, whole, 0, 0, 1), _UNPAIRED)
     likeness, partner = b.ReduceMax(alike, integers(2), keepdims=0), b.ArgMax(alike, axis=2, keepdims=0)
-    if region.keeps_first:
-        others = b.Slice(likeness, integers(1), integers(_TO_END), integers(1))
-        likeness = b.Pad(others, integers(0, 1, 0, 0), _UNPAIRED)
+    stay = (region.leading + 1) // 2
+    if stay:
+        others = b.Slice(likeness, integers(stay), integers(_TO_END), integers(1))
+        likeness = b.Pad(others, integers(0, stay, 0, 0), _UNPAIRED)
     best = b.op("TopK", [likeness, count], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2).results[1]
     sources = b.Mul(best, np.int64(2))
     targets = b.Add(b.Mul(b.GatherElements(partner, best, axis=1), np.int64(2)), np.int64(1))

@@ -15,6 +15,9 @@ from memoptc.passes.simplify._simplify.slice_ranges import bounds
 Use = tuple[Op, int]
 """An op, and which of its operands."""
 
+MOST_LEADING = 8
+"""Tokens at the front that may be read by themselves and stay for that: class, distillation and register tokens."""
+
 SHAPE_OPERAND = 1
 """Where Reshape and Expand have the extents of their result."""
 
@@ -32,7 +35,7 @@ class TokenRegion:
         sides: Operands that come from elsewhere and have a slice per token, such as masks, with the axes of tokens.
         shapes: Operands that say the extents of a result, with the element that is the number of tokens.
         returned: Uses that need all tokens again, and the value `[batch, tokens, width]` that is given back to them.
-        keeps_first: Whether token 0 is read by itself, as the class token.
+        leading: So many tokens at the front are read by themselves, as the class token is: they stay, in their places.
     """
 
     value: Value
@@ -43,7 +46,16 @@ class TokenRegion:
     sides: dict[Use, tuple[int, ...]] = field(default_factory=dict)
     shapes: dict[Use, int] = field(default_factory=dict)
     returned: list[Use] = field(default_factory=list)
-    keeps_first: bool = False
+    leading: int = 0
+
+    def most_gone(self, *, merged: bool) -> int | None:
+        """Tokens that can be dropped or merged beside the leading ones; `None` if their number is not known."""
+        if not isinstance(self.extent, int):
+            return None
+        if not merged:
+            return self.extent - self.leading
+        sources, targets = (self.extent + 1) // 2 - (self.leading + 1) // 2, self.extent // 2 - self.leading // 2
+        return sources if targets > 0 else 0
 
 
 def token_region(graph: Graph, value: Value) -> TokenRegion | str:
@@ -99,8 +111,9 @@ def _follow(op: Op, region: TokenRegion) -> str:
     wanted = {(i, axis) for i, v in enumerate(op.operands) for axis in region.carried.get(v, ())}
     if not wanted:
         return f"{op.op_type} {op.name} has a subgraph that reads tokens"
-    if _takes_first(op, region):
-        region.keeps_first = True
+    leading = _takes_leading(op, region)
+    if leading:
+        region.leading = max(region.leading, leading)
         return ""
     through = _through(op, wanted, region)
     if isinstance(through, str):
@@ -114,15 +127,25 @@ def _follow(op: Op, region: TokenRegion) -> str:
     return ""
 
 
-def _takes_first(op: Op, region: TokenRegion) -> bool:
-    """True if an op reads token 0 and no other."""
+def _takes_leading(op: Op, region: TokenRegion) -> int:
+    """The number of tokens at the front among which are all that an op reads; 0 if it reads others, too.
+
+    Of a number that only a run decides, token 0 alone: among fewer than leading ones none could go.
+    """
     axes = region.carried.get(op.operands[0])
     if axes is None or len(axes) != 1:
-        return False
+        return 0
     if op.is_a("Gather"):
         axis = int(op.attrs.get("axis", 0)) % len(op.operands[0].shape or (0,))
-        return axis == axes[0] and ints(op.operands[1].tensor) == (0,)
-    return bounds(op) == {axes[0]: (0, 1)}
+        indices = ints(op.operands[1].tensor)
+        if axis != axes[0] or not indices or min(indices) < 0:
+            return 0
+        end = max(indices) + 1
+    else:
+        start, end = (bounds(op) or {}).get(axes[0], (-1, -1))
+        if not 0 <= start < end or len(bounds(op) or {}) != 1:
+            return 0
+    return end if end == 1 or (isinstance(region.extent, int) and end <= min(MOST_LEADING, region.extent)) else 0
 
 
 def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[Value, tuple[int, ...]] | str | None:
