@@ -46,7 +46,7 @@ def slowdown_where_slow(attempt: Attempt, way: str, bench: Bench) -> float | Non
     times = bench.times(attempt.path, attempt.compiled.interface.encode(bench.feed), attempt.needs)
     side = times.session if way == "session" and times.session is not None else times.after
     slowdown = times.slowdown_of(side)
-    return slowdown.ratio if slowdown.above(bench.bound) else None
+    return slowdown.ratio if slowdown.breaks(bench.bound) else None
 
 
 def reach(

@@ -11,10 +11,10 @@ from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.measuring import Needs, Sizes, Times
 from memoptc.options import Options
 from memoptc.report.rows import size
-from memoptc.report.verdict import TICK_MS
 from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
 from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
+from memoptc.runtime.slowdown import TICK_MS
 
 
 def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], str]) -> None:
@@ -130,10 +130,10 @@ def broken_latency(times: Times, bound: float) -> list[Broken]:
     for what, turns, side in sides:
         if side is None:
             continue
-        before, slowdown = turns.before.latency_ms["p50"], turns.slowdown_of(side)
+        before, slowdown = turns.control_of(side).latency_ms["p50"], turns.slowdown_of(side)
         in_session = side is times.session
         granted = TICK_MS + (times.calling_ms if in_session else 0.0)
-        if slowdown.above(bound) and side.latency_ms["p50"] - bound * before > granted:
+        if slowdown.breaks(bound) and side.latency_ms["p50"] - bound * before > granted:
             found.append(Broken(what, before, before * slowdown.ratio, bound, "ms", in_session=in_session))
     return found
 

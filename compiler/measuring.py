@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,10 +37,8 @@ _CONTAINER_SECONDS = 90.0
 _NEAR = 1.1
 """Up to this ratio a need above the bound is measured again, before anything is taken back for it."""
 
-_CLEAR = 1.02
-"""Times the bound: the slowdown above which a candidate among others is not given a second chance."""
-
 _REMEASURED = "measuring again what is near a bound"
+_RETIMED = "timing again what is near a bound"
 _REPEATS = 2
 """Further fresh processes then, of each model; the one in the middle counts."""
 
@@ -73,6 +71,7 @@ class Times:
         calling_ms: What a call of `Session` takes more than one of onnxruntime, whatever the model; 0 where it decides
             nothing.
         step: Both in stock onnxruntime at a decoding step; `None` for what is no decoder.
+        beside: The original in the turns of the candidate in `Session`, where these were other ones.
     """
 
     before: Measured
@@ -80,24 +79,15 @@ class Times:
     session: Measured | None
     calling_ms: float = 0.0
     step: Times | None = None
+    beside: Measured | None = None
+
+    def control_of(self, side: Measured) -> Measured:
+        """Give the original as it was timed in turns with the candidate, run in one of the two ways."""
+        return self.beside if self.beside is not None and side is self.session else self.before
 
     def slowdown_of(self, side: Measured) -> Slowdown:
         """Compare the candidate, run in one of the two ways, with the original in stock onnxruntime."""
-        return Slowdown.of(self.before.turns_ms, side.turns_ms)
-
-    @property
-    def worst(self) -> Slowdown:
-        """The larger slowdown of the two ways of running."""
-        return max(map(self.slowdown_of, self._sides), key=lambda slowdown: slowdown.ratio)
-
-    def certainly_above(self, bound: float) -> bool:
-        """True if one way of running is slower than `bound` times the original by more than noise or calls explain."""
-        most = bound * self.before.latency_ms["p50"] + MOST_CALLING_MS
-        return any(self.slowdown_of(s).above(bound) and s.latency_ms["p50"] > most for s in self._sides)
-
-    @property
-    def _sides(self) -> list[Measured]:
-        return [side for side in (self.after, self.session) if side is not None]
+        return Slowdown.of(self.control_of(side).turns_ms, side.turns_ms)
 
 
 @dataclass
@@ -159,6 +149,19 @@ class Bench:
             stock = RunOptions(threads=self.threads)
             self.before = Needs(self._usual(self.before.stock, self.original, self.feed, stock), self.before.session)
             found = Needs(self._usual(found.stock, path, feed, stock), found.session)
+        return self._usual_in_session(found, path, feed)
+
+    def needs_in_session(self, path: Path, feed: Feed, needs: Needs) -> Needs:
+        """Measure what a candidate needs in `Session` anew, which runs it in another tier now; stock's need stays.
+
+        Raises:
+            InputError: `Session` does not run it.
+        """
+        found = Needs(needs.stock, measure_need(path, feed, options=self._way()))
+        return self._usual_in_session(found, path, feed)
+
+    def _usual_in_session(self, found: Needs, path: Path, feed: Feed) -> Needs:
+        """Measure the need in `Session` again where it exceeds the original's by little."""
         if found.session is not None and self.before.session is not None:
             limit = max(self.before.stock, self.before.session, key=lambda n: n.need_bytes)
             if self._close(limit, found.session) and not self.late(_REMEASURED):
@@ -202,14 +205,13 @@ class Bench:
         session = None if needs.session is None else most(needs.session, self._way())
         return most(needs.stock, RunOptions(threads=self.threads)), session
 
-    def times(self, path: Path, feed: Feed, needs: Needs, *, searching: bool = False) -> Times:
+    def times(self, path: Path, feed: Feed, needs: Needs) -> Times:
         """Time a candidate against the original.
 
         Args:
             path: The candidate.
             feed: What to run it with.
             needs: What it needs.
-            searching: It is one of several that are tried: one that is clearly too slow is not timed again.
         """
         stock = RunOptions(threads=self.threads)
         paths, feeds, known = [self.original, path], [self.feed, feed], [self.before.stock, needs.stock]
@@ -217,23 +219,32 @@ class Bench:
         if needs.session is not None:
             paths, feeds, known = [*paths, path], [*feeds, feed], [*known, needs.session]
             ways.append(self._way())
-        # Some processes are slow, or fast, for as long as they live: two of three decide.
-        turns = [self._timed(paths, feeds, ways, known)]
-        hopeless = searching and turns[0].certainly_above(_CLEAR * self.bound)
-        if turns[0].certainly_above(self.bound) and not hopeless and not self.late(_REMEASURED):
-            turns.append(self._timed(paths, feeds, ways, known))
-            if not turns[1].certainly_above(self.bound):
-                turns.append(self._timed(paths, feeds, ways, known))
-        found = sorted(turns, key=lambda times: times.worst.ratio)[len(turns) // 2]
+        before, after, *others = measure(
+            paths, feeds, options=ways, bound=self.bound, needs=known, ended=lambda: self.late(_RETIMED)
+        )
+        return self._granting_calls(Times(before, after, others[0] if others else None))
+
+    def times_in_session(self, path: Path, feed: Feed, needs: Needs, times: Times) -> Times:
+        """Time a candidate in `Session` anew, which runs it in another tier now; in stock onnxruntime it stays."""
+        if needs.session is None:
+            return replace(times, session=None, beside=None)
+        before, session = measure(
+            [self.original, path],
+            [self.feed, feed],
+            options=[RunOptions(threads=self.threads), self._way()],
+            bound=self.bound,
+            needs=[self.before.stock, needs.session],
+            ended=lambda: self.late(_RETIMED),
+        )
+        return self._granting_calls(replace(times, session=session, beside=before, calling_ms=0.0))
+
+    def _granting_calls(self, found: Times) -> Times:
+        """Add what a call of `Session` takes with any model, where that may decide."""
         p50 = found.before.latency_ms["p50"]
         decides = found.session is not None and found.slowdown_of(found.session).ratio > self.bound
         if decides and not self.late(_REMEASURED) and (self.bound - 1) * p50 < MOST_CALLING_MS:
             return replace(found, calling_ms=self.calling_ms)
         return found
-
-    def _timed(self, paths: Sequence[Path], feeds: Sequence[Feed], ways: Sequence[Way], known: Sequence[Need]) -> Times:
-        before, after, *session = measure(paths, feeds, options=ways, bound=self.bound, needs=known)
-        return Times(before, after, session[0] if session else None)
 
     @cached_property
     def calling_ms(self) -> float:
@@ -272,7 +283,8 @@ class Bench:
             candidate.measured["step_slowdown"] = self._slowdown_json(times.step.before, times.step.after)
         candidate.session = {}
         if times.session is not None:
-            slowdown = self._slowdown_json(times.before, times.session) | {"calling_ms": times.calling_ms}
+            control_in_turns = times.control_of(times.session)
+            slowdown = self._slowdown_json(control_in_turns, times.session) | {"calling_ms": times.calling_ms}
             figures = {"container_bytes": containers.session, "slowdown": slowdown}
             candidate.session[times.session.tier] = measured_json(times.session, candidate) | figures
         if "planned" not in candidate.session and (other := self._planned(path, feed, times)):

@@ -20,7 +20,7 @@ from memoptc.edits import Everywhere, fewer_copies, fewer_nodes, find_edit, weak
 from memoptc.forms import SIMPLER_FORMS
 from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, more_in_session, refusal
 from memoptc.ir.diagnostics import GateError
-from memoptc.measuring import Bench, Times
+from memoptc.measuring import Bench, Needs, Times
 from memoptc.options import Options
 from memoptc.pass_base import Pass
 from memoptc.report.model import Decision
@@ -111,8 +111,7 @@ class Keeper:
         assert attempt.needs is not None
         if attempt.times is None:
             encode = attempt.compiled.interface.encode
-            searching = attempt.edit is not None
-            attempt.times = self.bench.times(attempt.path, encode(self.bench.feed), attempt.needs, searching=searching)
+            attempt.times = self.bench.times(attempt.path, encode(self.bench.feed), attempt.needs)
             if self.bench.step is not None:
                 step = self.bench.step_times(attempt.path, encode(self.bench.step), attempt.needs)
                 attempt.times = replace(attempt.times, step=step)
@@ -162,8 +161,16 @@ class Keeper:
             attempt.decisions.append(Decision(TAKEN_BACK, f"the tier {tier} of Session", f"with it, {why}"))
             text = f"Taken back: the tier {tier} of Session, which runs in the tier {simpler} instead. With it, {why}"
             attempt.warnings.append(f"{text}; --force writes it all the same.")
-            attempt.needs = attempt.largest = attempt.times = None
+            self._measure_tier(attempt, needs)
         return broken
+
+    def _measure_tier(self, attempt: Attempt, needs: Needs) -> None:
+        """Measure an attempt in `Session` once more, in the tier that its contract names now."""
+        assert self.bench is not None
+        feed = attempt.compiled.interface.encode(self.bench.feed)
+        attempt.largest, attempt.needs = None, self.bench.needs_in_session(attempt.path, feed, needs)
+        if attempt.times is not None:
+            attempt.times = self.bench.times_in_session(attempt.path, feed, attempt.needs, attempt.times)
 
     def _more_in_tier(self, attempt: Attempt) -> list[Broken]:
         needs = attempt.needs

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,18 @@ from memoptc.ir.files import TemporaryFolder
 from memoptc.runtime.measuring_process import InSession, Way, start_worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed, RunOptions
-from memoptc.runtime.slowdown import Slowdown
+from memoptc.runtime.slowdown import TICK_MS, Slowdown
 
 _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of the machine does not move
-_MOST_ROUNDS = 60  # until an interval leaves the bound that is asked about
 _DECIDING_ROUNDS = 5  # the fewest of which an interval holds the true slowdown as often as `_UNSURE` says
 _TURN_SECONDS = 0.2  # then a turn takes about so long: many short turns tell more than few long ones
+_SPREAD = 1.02  # what a slowdown in one process may differ from that in most
+_CLEAR = 1.1  # what it does not differ by
+_TELLING_PROCESSES = 3  # the fewest whose slowdowns tell by how much these differ
+_MOST_PROCESSES = 11  # of each model, until an interval leaves the bound that is asked about
+_PATIENCE = 3.0  # times the seconds for runs: what that may take, loading included
 _APART_ROUNDS = 5  # where each turn loads its model anew
-_APART_SHARE = 2  # times the seconds for runs: what these turns may take, loading included
+_APART_SHARE = 2.0  # times the seconds for runs: what these turns may take, loading included
 _MOST_RUNS = 100  # per turn
 _TOGETHER = 256 << 20
 """Bytes that all models of one comparison may need together; larger ones are loaded one at a time."""
@@ -101,7 +106,8 @@ class Measured(Need):
         latency_ms: `p50`, `p95`, `p99` of one run.
         throughput_per_s: Runs per second, one after the other.
         runs: Runs that were timed.
-        turns_ms: Median of each turn; the turns of models that were measured together belong together.
+        turns_ms: Median of each turn; the turns of models that were measured together belong together. One for each
+            process where several were timed.
     """
 
     latency_ms: dict[str, float]
@@ -122,6 +128,7 @@ def measure(
     seconds: float = 10.0,
     bound: float | None = None,
     needs: Sequence[Need] | None = None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> list[Measured]:
     """Measure models against each other.
 
@@ -130,15 +137,20 @@ def measure(
     a change of the machine's speed meets all of them; only one runs at a time. Models that need more than 256 MiB
     together are loaded anew for each turn, so that one at a time is in memory.
 
+    A process is fast or slow for as long as it lives, by where its memory came to lie (Kalibera and Jones, Rigorous
+    benchmarking in reasonable time, 2013). Where a `bound` is asked about, further processes are therefore timed as
+    long as it is undecided whether the slowdown lies above it; each process then counts once.
+
     Args:
         models: Paths of the models, usually control and candidate.
         feed: The inputs: the same for all, or one per model.
         options: How to run: one for all, or one per model.
         seconds: About how long all timed runs together may take. Every model runs at least 3 times; at least 5 times
             where a `bound` is asked about and all models are loaded together.
-        bound: Take short turns, and more of them, up to three times `seconds`, until it is decided that the slowdown
-            of one other model against the first lies above the bound, or of none.
+        bound: Time more processes, for up to three times `seconds`, until it is decided that the slowdown of one other
+            model against the first lies above the bound, or of none.
         needs: What `measure_need` gave for each of the cases, where that is known already.
+        ended: Says that there is no time for more processes.
 
     Raises:
         InputError: a model cannot be loaded or run.
@@ -147,8 +159,14 @@ def measure(
     with _feeds(models, feed) as files:
         cases = list(zip(models, each, files, strict=True))
         needs = [_need(*case, seconds) for case in cases] if needs is None else needs
-        times = _times(cases, seconds, bound) if side_by_side(needs) else _times_apart(cases, seconds)
-    return [_result(need, turns) for need, turns in zip(needs, times, strict=True)]
+        if not side_by_side(needs):
+            times, turns = _times_apart(cases, seconds, bound, ended)
+        elif bound is None or len(cases) < 2:
+            times = _times(cases, seconds, _ROUNDS)
+            turns = _medians(times)
+        else:
+            times, turns = _times_in_processes(cases, seconds, bound, ended)
+    return [_result(*one) for one in zip(needs, times, turns, strict=True)]
 
 
 def side_by_side(needs: Sequence[Need]) -> bool:
@@ -228,43 +246,86 @@ def need_of(found: Mapping[str, Any]) -> Need:
 _Case: TypeAlias = tuple[str | os.PathLike[str], Way, Path]
 
 
-def _times(cases: Sequence[_Case], seconds: float, bound: float | None) -> list[list[list[float]]]:
-    """Milliseconds of each run, by model and turn; all models loaded."""
+_Times: TypeAlias = list[list[list[float]]]
+"""Milliseconds of each run, by model and turn."""
+
+
+def _times(
+    cases: Sequence[_Case], seconds: float, most: int, fewest: int = 3, turn_seconds: float = math.inf
+) -> _Times:
+    """Take as many turns as fit into so many seconds, within these numbers; all models loaded."""
     with ExitStack() as stack:
         workers = [stack.enter_context(start_worker(*case)) for case in cases]
         for ask in workers:
             ask(do="load")
         warm = max(1e-6, sum(ask(do="time", runs=2)["ms"][-1] / 1e3 for ask in workers))
-        fewest = 3 if bound is None else _DECIDING_ROUNDS
-        rounds = most = max(fewest, min(_ROUNDS, int(seconds / warm)))
-        turn = seconds / rounds
-        if bound is not None and len(cases) > 1:
-            turn = min(turn, _TURN_SECONDS * len(cases))
-            most = max(rounds, min(_MOST_ROUNDS, int(3 * seconds / max(turn, warm))))
-        count = max(1, min(_MOST_RUNS, int(turn / warm)))
-        found: list[list[list[float]]] = [[] for _ in workers]
-        while len(found[0]) < most:
+        rounds = max(fewest, min(most, int(seconds / warm)))
+        count = max(1, min(_MOST_RUNS, int(min(seconds / rounds, turn_seconds) / warm)))
+        found: _Times = [[] for _ in workers]
+        for _ in range(rounds):
             for ask, turns in zip(workers, found, strict=True):
                 turns.append(ask(do="time", runs=count)["ms"])
-            if len(found[0]) >= rounds and (bound is None or _is_decided(_slowdowns(found), bound)):
-                break
     return found
 
 
-def _slowdowns(found: Sequence[Sequence[Sequence[float]]]) -> list[Slowdown]:
-    """Compare every model with the first."""
-    before, *others = ([statistics.median(turn) for turn in turns] for turns in found)
-    return [Slowdown.of(before, after) for after in others]
+def _times_in_processes(
+    cases: Sequence[_Case], seconds: float, bound: float, ended: Callable[[], bool]
+) -> tuple[_Times, list[list[float]]]:
+    """As `_times`, in further processes until these decide about the bound; and what they are compared by."""
+    started = time.perf_counter()
+    longest, parts = 0.0, list[_Times]()
+    while True:
+        begun = time.perf_counter()
+        fewest = 3 if parts else _DECIDING_ROUNDS
+        parts.append(_times(cases, seconds, _DECIDING_ROUNDS, fewest, _TURN_SECONDS * len(cases)))
+        longest = max(longest, time.perf_counter() - begun)
+        compared = _medians(parts[0]) if len(parts) == 1 else _one_each(parts)
+        over = time.perf_counter() - started + longest > _PATIENCE * seconds
+        if len(parts) >= _MOST_PROCESSES or _is_decided(compared, bound, len(parts)) or over or ended():
+            return [[turn for part in parts for turn in part[i]] for i in range(len(cases))], compared
 
 
-def _is_decided(slowdowns: Sequence[Slowdown], bound: float) -> bool:
-    """True if one model is slower than the bound allows, which is enough to know, or none is."""
-    return any(s.above(bound) for s in slowdowns) or all(s.decided(bound) for s in slowdowns)
+def _medians(times: _Times) -> list[list[float]]:
+    return [[statistics.median(turn) for turn in turns] for turns in times]
 
 
-def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float]]]:
-    """As `_times`, with one model in memory at a time; loading counts, so that large models take fewer turns."""
-    found: list[list[list[float]]] = [[] for _ in cases]
+def _one_each(parts: Sequence[_Times]) -> list[list[float]]:
+    """One figure for each process: the first model's median, and of the others as much more as their slowdown says."""
+    medians = [_medians(part) for part in parts]
+    first = [statistics.median(before) for before, *_ in medians]
+    others = [
+        [ms * Slowdown.of(turns[0], turns[i]).ratio for ms, turns in zip(first, medians, strict=True)]
+        for i in range(1, len(medians[0]))
+    ]
+    return [first, *others]
+
+
+def _is_decided(turns: Sequence[Sequence[float]], bound: float, processes: int) -> bool:
+    """True if one model is slower than the bound allows, which is enough to know, or none is.
+
+    Args:
+        turns: Milliseconds by model, the first of which the others are compared with.
+        bound: The slowdown asked about.
+        processes: How many of each model they come from: where it is one, what another may differ by counts, too.
+    """
+    before, *others = turns
+    few, before_ms = processes < _TELLING_PROCESSES, statistics.median(before)
+    unsure = False
+    for after in others:
+        slowdown = Slowdown.of(before, after)
+        if (slowdown.high * (_SPREAD if few else 1) - bound) * before_ms <= TICK_MS:
+            continue
+        if slowdown.low > bound * (_CLEAR if few else 1):
+            return True
+        unsure = True
+    return not unsure
+
+
+def _times_apart(
+    cases: Sequence[_Case], seconds: float, bound: float | None, ended: Callable[[], bool]
+) -> tuple[_Times, list[list[float]]]:
+    """As `_times_in_processes`, with one model in memory at a time, each turn in a process of its own."""
+    found: _Times = [[] for _ in cases]
     rounds, count = _APART_ROUNDS, 0
     started = time.perf_counter()
     while len(found[0]) < rounds:
@@ -277,18 +338,23 @@ def _times_apart(cases: Sequence[_Case], seconds: float) -> list[list[list[float
                 if not count:
                     count = max(1, min(_MOST_RUNS, int(seconds / rounds / len(cases) / max(warm, 1e-6))))
                 turns.append(ask(do="time", runs=count)["ms"])
-        round_seconds = (time.perf_counter() - started) / len(found[0])
-        rounds = max(3, min(_APART_ROUNDS, int(_APART_SHARE * seconds / round_seconds)))
-    return found
+        taken = time.perf_counter() - started
+        number = len(found[0])
+        rounds = max(3, min(_APART_ROUNDS, int(_APART_SHARE * seconds * number / taken)))
+        undecided = bound is not None and len(cases) > 1 and not _is_decided(_medians(found), bound, number)
+        over = taken * (1 + 1 / number) > 2 * _PATIENCE * seconds
+        if number >= rounds and undecided and number < _MOST_PROCESSES and not over and not ended():
+            rounds = number + 1
+    return found, _medians(found)
 
 
-def _result(need: Need, turns: Sequence[Sequence[float]]) -> Measured:
-    ms = [value for turn in turns for value in turn]
+def _result(need: Need, times: Sequence[Sequence[float]], turns: Sequence[float]) -> Measured:
+    ms = [value for turn in times for value in turn]
     p50, p95, p99 = (float(value) for value in np.percentile(ms, [50, 95, 99]))
     return Measured(
         **need.__dict__,
         latency_ms={"p50": p50, "p95": p95, "p99": p99},
         throughput_per_s=1e3 / statistics.fmean(ms),
         runs=len(ms),
-        turns_ms=tuple(statistics.median(turn) for turn in turns),
+        turns_ms=tuple(turns),
     )

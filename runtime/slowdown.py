@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+TICK_MS = 0.02
+"""Milliseconds below which a difference of latencies says nothing."""
+
 _UNSURE = 0.07
 """Share of cases in which the interval of a slowdown may miss the true one."""
 
@@ -45,9 +48,13 @@ class Slowdown:
         """True if noise alone does not explain that the bound is exceeded."""
         return self.low > bound
 
-    def decided(self, bound: float) -> bool:
-        """True if the interval lies on one side of the bound."""
-        return self.low > bound or self.high <= bound
+    def breaks(self, bound: float) -> bool:
+        """True if a promise of at most `bound` is to be taken for broken.
+
+        Where the interval holds the bound after all turns that there was time for, the ratio decides; but not where
+        noise may explain more than half of the slowdown that is allowed: then nothing is known to be slow.
+        """
+        return self.above(bound) or (self.ratio > bound and self.low > (1 + bound) / 2)
 
 
 @functools.cache

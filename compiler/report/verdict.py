@@ -10,15 +10,13 @@ from typing import Any
 from memoptc.report.facts import ReportFacts
 from memoptc.report.rows import evictable, size
 from memoptc.runtime.sizes import GROWTH, grown
+from memoptc.runtime.slowdown import TICK_MS
 
 TAKEN_BACK = "taken back"
 """Step of the decisions that the gate takes back."""
 
 BUDGET = "budget"
 """Step of the decision that a budget of the whole process is kept."""
-
-TICK_MS = 0.02
-"""Milliseconds below which a difference of latencies says nothing."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,11 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -146,7 +150,6 @@ def test_a_slowdown_is_decided_by_its_interval() -> None:
     assert not same.above(1.05)
     slower = Slowdown.of([1.0] * 9, [2 * n for n in noisy])
     assert slower.above(1.05)
-    assert slower.decided(1.05)
     assert Slowdown.of([1.0] * 3, [1.0, 1.0, 5.0]).high == 5.0  # of three, all count
     # The second smallest ratio lies below the bound; that the others lie so far above decides.
     assert Slowdown.of([1.0] * 9, [1.06, 1.18, 1.02, 1.15, 1.12, 1.09, 1.2, 1.04, 1.13]).above(1.05)
@@ -160,6 +163,67 @@ def test_the_interval_of_a_slowdown_misses_as_often_as_it_says() -> None:
     found = [Slowdown.of([1.0] * len(sizes), [a**s for a, s in zip(sizes, one, strict=True)]) for one in signs]
     missed = sum(1 for slowdown in found if not slowdown.low <= 1 <= slowdown.high)
     assert 0.04 < missed / len(signs) <= 0.07
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "broken"),
+    [
+        (Slowdown(1.12, 1.06, 1.19), True),
+        (Slowdown(1.12, 1.04, 1.19), True),  # slow for certain, and too slow as far as one can tell
+        (Slowdown(1.12, 0.90, 1.40), False),  # who knows
+        (Slowdown(1.04, 1.03, 1.08), False),
+    ],
+)
+def test_noise_breaks_no_promise(slowdown: Slowdown, broken: bool) -> None:
+    assert slowdown.breaks(1.05) == broken
+
+
+def timed_against(ratios: list[float], need: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Slowdown, int]:
+    """Time a model, whose processes are so many times as slow as the other's: the slowdown, and how many they were."""
+    started = Counter[str]()
+
+    @contextmanager
+    def start(model: str, *_: Any) -> Iterator[Any]:
+        ms = 100 * (ratios[started[model] % len(ratios)] if model == "after" else 1)
+        started[model] += 1
+        yield lambda do, runs=0: {"ms": [ms] * runs}
+
+    monkeypatch.setattr("memoptc.runtime.measure.start_worker", start)
+    needs = [Need(need, *[0] * 6, load_seconds=0, memory_runs=4, method="", tier="")] * 2
+    before, after = measure(["before", "after"], {}, seconds=9, bound=1.05, needs=needs)
+    assert started["before"] == started["after"]
+    assert len(before.turns_ms) == len(after.turns_ms)
+    return Slowdown.of(before.turns_ms, after.turns_ms), started["after"]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "processes", "broken"),
+    [
+        ([1.0], 1, False),
+        ([1.3], 1, True),
+        ([1.03], 3, False),  # another process may be slower by more than is left
+        ([1.08], 3, True),
+        ([2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], 1, True),  # clear
+        ([1.10, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], 6, False),  # one slow process of many
+        ([1.10, 1.03], 11, True),  # undecided to the end
+    ],
+)
+def test_processes_are_timed_until_they_decide(
+    ratios: list[float], processes: int, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is as fast as it is for as long as it lives; its turns say nothing of the next one."""
+    slowdown, started = timed_against(ratios, MB, monkeypatch)
+    assert (started, slowdown.breaks(1.05)) == (processes, broken)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "processes", "broken"), [([1.0], 5, False), ([1.08], 5, True), ([1.10, 1.03], 11, True)]
+)
+def test_large_models_are_loaded_anew_until_they_decide(
+    ratios: list[float], processes: int, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowdown, started = timed_against(ratios, 1 << 30, monkeypatch)
+    assert (started, slowdown.breaks(1.05)) == (processes, broken)
 
 
 WATCHED = """
