@@ -223,7 +223,7 @@ class Keeper:
         pipeline, passes = first.pipeline, list(first.pipeline.passes())
         changed = [i for i in first.compiled.changed if not passes[i].kept]
         latest = first
-        failed = {first.content}
+        failed, held = {first.content}, dict[str, Attempt]()
         start = form = None if first.edit is None else first.edit.form
 
         def in_form(edit: Edit) -> Edit:
@@ -235,10 +235,13 @@ class Keeper:
             self.options.progress(f"taking back {_named(passes, edit)}", None)
             latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
             latest.edit = edit
-            if latest.content in failed or check(latest):
+            if latest.content in held:
+                _take_figures(latest, held[latest.content])
+            elif latest.content in failed or check(latest):
                 failed.add(latest.content)
                 form = edit.form  # chosen anew, the form that broke the promise would break it again without passes
                 return False
+            held[latest.content] = latest
             return True
 
         simpler = SIMPLER_FORMS[first.choice.form.name] if self.options.form == "auto" else ()
@@ -260,7 +263,10 @@ class Keeper:
         if latest.edit != edit:
             latest = self.attempts.build(pipeline.without(edit.dropped, edit.replaced), form=edit.form)
             latest.edit = edit
-            check(latest)
+            if latest.content in held:
+                _take_figures(latest, held[latest.content])
+            else:
+                check(latest)
         self._tell(first, latest, broken, passes, edit)
         if cut:
             latest.warnings.append(CUT)
@@ -321,6 +327,16 @@ def with_proof(attempts: Attempts, first: Attempt, verify: Callable[[Attempt], V
         latest.decisions += decisions
         latest.warnings += warnings
     return latest
+
+
+def _take_figures(attempt: Attempt, same: Attempt) -> None:
+    """Take over what was measured of an attempt that is written alike, and the tier of `Session` that it came to."""
+    attempt.needs, attempt.largest, attempt.times = same.needs, same.largest, same.times
+    if same.recorded:
+        attempt.contract, attempt.recorded = same.contract, True
+        attempt.contract.save(contract_path(attempt.path))
+    attempt.decisions += [d for d in same.decisions if d.step == TAKEN_BACK]
+    attempt.warnings += [w for w in same.warnings if w not in attempt.warnings]
 
 
 def _named(passes: Sequence[Pass], edit: Edit) -> str:

@@ -30,6 +30,7 @@ def print_graph(
     limit: int = INLINE_LIMIT,
     notes: bool = True,
     positions: bool = False,
+    names: bool = True,
     files: Iterable[str] = (),
 ) -> str:
     """Write a graph, and the model it is the top of, as text.
@@ -40,11 +41,13 @@ def print_graph(
             (`"inline"`), leave them out (`"elide"`: to look at only, the parser refuses it), or refer to them by
             name (see `write_mir` for a file with its weights beside it).
         limit: Up to how many elements a tensor is spelled out in any case.
-        notes: Also write doc strings and metadata of graphs, ops and values.
+        notes: Also write doc strings and metadata of models, graphs, ops and values.
         positions: Also write from which place of which text file each op was parsed.
+        names: Write names of values and ops, and where ops come from. Without, values are numbered: graphs that compute
+            the same in the same order give the same text, to look at and to compare.
         files: Files that hold the tensors referred to, for the text's header.
     """
-    return _Printer(weights, limit, positions, notes).whole(graph, files)
+    return _Printer(weights, limit, positions, notes, names).whole(graph, files)
 
 
 def print_op(op: Op, *, nested: bool = False) -> str:
@@ -63,14 +66,16 @@ def print_op(op: Op, *, nested: bool = False) -> str:
 class _Names:
     """Spells values so that no two visible at one place are spelled alike."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbered: bool = False) -> None:
         self.of: dict[Value, str] = {}
         self.taken: dict[str, int] = {}
+        self.numbered = numbered
 
     def define(self, value: Value) -> str:
-        number = self.taken.get(value.name, 0)
-        self.taken[value.name] = number + 1
-        text = self.of[value] = value_name(value.name, number)
+        name = "" if self.numbered and not value.is_input else value.name
+        number = self.taken.get(name, 0)
+        self.taken[name] = number + 1
+        text = self.of[value] = value_name(name, number)
         return text
 
     def use(self, value: Value) -> str:
@@ -79,21 +84,27 @@ class _Names:
 
 class _Printer:
     def __init__(
-        self, weights: Literal["inline", "elide"] | Reference, limit: int, positions: bool, with_notes: bool = True
+        self,
+        weights: Literal["inline", "elide"] | Reference,
+        limit: int,
+        positions: bool,
+        with_notes: bool = True,
+        with_names: bool = True,
     ) -> None:
         self.weights = weights
         self.with_notes = with_notes
+        self.with_names = with_names
         self.limit = limit
         self.positions = positions
         self.nested = True
-        self.names = _Names()
+        self.names = _Names(not with_names)
         self.lines: list[str] = []
 
     # -- the model ------------------------------------------------------------------------------------
 
     def whole(self, graph: Graph, files: Iterable[str]) -> str:
         if graph.model is not None:
-            self.lines.append(f"model {self.entries(_model_facts(graph.model))}")
+            self.lines.append(f"model {self.entries(_model_facts(graph.model, self.with_notes))}")
         self.lines += [f"weights {quote(f)}" for f in files]
         if self.lines:
             self.lines.append("")
@@ -104,7 +115,7 @@ class _Printer:
         return "\n".join([*self.lines, ""])
 
     def function(self, function: Function) -> None:
-        self.names = _Names()
+        self.names = _Names(not self.with_names)
         head = f"function {op_name(function.domain, function.name)}"
         tail = f" overload({quote(function.overload)})" if function.overload else ""
         tail += f" opset{self.entries(function.opset_imports, in_order=True)}"
@@ -144,11 +155,13 @@ class _Printer:
 
     def outputs(self, graph: Graph, always: bool) -> str:
         infos, values = graph.outputs_info, graph.outputs
+        if not self.with_names and not always:
+            return ""
         if len(infos) == len(values):
             pairs = list(zip(infos, values, strict=True))
             if not always and all(i == Output(v.name, v.type) for i, v in pairs):
                 return ""
-            texts = [self.output(info, value.name) for info, value in pairs]
+            texts = [self.output(info, value.name if self.with_names else None) for info, value in pairs]
         else:
             texts = [self.output(info, None) for info in infos]
         return f" -> ({', '.join(texts)})"
@@ -181,9 +194,9 @@ class _Printer:
 
     def facts(self, op: Op) -> str:
         text = ""
-        if op.loc is not NOWHERE:
+        if op.loc is not NOWHERE and self.with_names:
             text += self.loc(op.loc)
-        if op.name != implied_name(op.loc):
+        if op.name != implied_name(op.loc) and self.with_names:
             text += f" name({quote(op.name)})"
         if op.overload:
             text += f" overload({quote(op.overload)})"
@@ -299,12 +312,12 @@ def _title(graph: Graph) -> str:
     return f" {symbol_name(graph.name)}" if graph.name else " "
 
 
-def _model_facts(info: ModelInfo) -> dict[str, Any]:
+def _model_facts(info: ModelInfo, notes: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {"ir_version": info.ir_version, "opset": info.opset_imports}
     fields = ("producer_name", "producer_version", "domain", "model_version", "doc", "metadata", "source_path")
     for field in (*fields, "source_sha256", "opaque"):
         value = getattr(info, field)
-        if value:
+        if value and (notes or field not in ("doc", "metadata")):
             facts[field] = value
     return facts
 

@@ -24,8 +24,8 @@ _ROUNDS = 9  # turns A B A B ...: enough for a median that one busy moment of th
 _DECIDING_ROUNDS = 5  # the fewest of which an interval holds the true slowdown as often as `_UNSURE` says
 _TURN_SECONDS = 0.2  # then a turn takes about so long: many short turns tell more than few long ones
 _SPREAD = 1.02  # what a slowdown in one process may differ from that in most
-_CLEAR = 1.1  # what it does not differ by
 _TELLING_PROCESSES = 3  # the fewest whose slowdowns tell by how much these differ
+_CERTAIN_PROCESSES = 5  # the fewest of whose slowdowns an interval holds the true one as often as `_UNSURE` says
 _MOST_PROCESSES = 11  # of each model, until an interval leaves the bound that is asked about
 _PATIENCE = 3.0  # times the seconds for runs: what that may take, loading included
 _APART_ROUNDS = 5  # where each turn loads its model anew
@@ -306,16 +306,20 @@ def _is_decided(turns: Sequence[Sequence[float]], bound: float, processes: int) 
     Args:
         turns: Milliseconds by model, the first of which the others are compared with.
         bound: The slowdown asked about.
-        processes: How many of each model they come from: where it is one, what another may differ by counts, too.
+        processes: How many of each model they come from. Of one or two nothing is too slow, and of few it must be by
+            more than they differ among each other: on a busy machine a process may be slow for as long as it lives.
     """
     before, *others = turns
-    few, before_ms = processes < _TELLING_PROCESSES, statistics.median(before)
+    before_ms = statistics.median(before)
     unsure = False
     for after in others:
         slowdown = Slowdown.of(before, after)
-        if (slowdown.high * (_SPREAD if few else 1) - bound) * before_ms <= TICK_MS:
+        spread = _SPREAD
+        if processes >= _TELLING_PROCESSES:
+            spread = slowdown.high / slowdown.low if processes < _CERTAIN_PROCESSES else 1.0
+        if (slowdown.high * spread - bound) * before_ms <= TICK_MS:
             continue
-        if slowdown.low > bound * (_CLEAR if few else 1):
+        if processes >= _TELLING_PROCESSES and slowdown.low / spread > bound:
             return True
         unsure = True
     return not unsure

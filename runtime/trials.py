@@ -100,7 +100,7 @@ class _WithinMemory:
 
     def __init__(self, graph: Graph, trial: Trial) -> None:
         self._graph, self._trial = graph, trial
-        self._predicted: dict[frozenset[tuple[str, int]], int] = {}
+        self._predicted: list[tuple[dict[str, int], int]] = []
 
     @property
     def cpu_seconds(self) -> float:
@@ -115,17 +115,25 @@ class _WithinMemory:
 
     def outputs_are_finite(self, feed: Feed) -> bool:
         free = available_bytes() if self.cpu_seconds < math.inf else None
-        if free is not None and (predicted := self._peak(feed)) > _SHARE * free:
+        if free is not None and (predicted := self._peak(feed, round(_SHARE * free))) > _SHARE * free:
             raise InputError(f"a run is predicted to take {predicted:,} bytes; {free:,} are free")
         return self._trial.outputs_are_finite(feed)
 
-    def _peak(self, feed: Feed) -> int:
-        """Bytes of activations at the sizes of a feed; 0 for a model of one size."""
+    def _peak(self, feed: Feed, most: int) -> int:
+        """Bytes of activations at the sizes of a feed, or at larger ones that take no more than `most` bytes.
+
+        0 for a model of one size. At new sizes all shapes of the model are inferred, which takes longer than a run.
+        """
         dims = bind_shapes(self._graph, feed)
-        key = frozenset(dims.items())
-        if dims and key not in self._predicted:
-            self._predicted[key] = peak(self._graph, dims).peak_bytes
-        return self._predicted.get(key, 0)
+        if not dims:
+            return 0
+        for known, predicted in self._predicted:
+            larger = known.keys() == dims.keys() and all(known[name] >= extent for name, extent in dims.items())
+            if known == dims or (larger and predicted <= most):
+                return predicted
+        found = peak(self._graph, dims).peak_bytes
+        self._predicted.append((dims, found))
+        return found
 
 
 class _InProcess:

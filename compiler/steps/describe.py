@@ -195,9 +195,9 @@ def provenance(compilation: Compilation, pipeline: Pipeline) -> dict[str, str]:
 def content_key(graph: Graph, form: WritingForm) -> str:
     """Give a key that graphs of one compile share if they are the same, however they came about.
 
-    What large weights contain is not looked at: neither need nor latency depends on it.
+    What large weights contain is not looked at, nor how values are called: neither need nor latency depends on it.
     """
-    text = print_graph(graph, weights="elide", notes=False)
+    text = print_graph(graph, weights="elide", notes=False, names=False)
     return hashlib.sha256(f"{form}\n{text}".encode()).hexdigest()
 
 

@@ -20,10 +20,13 @@ from memoptc.allowance import CUT, Allowance
 from memoptc.attempts import Edit
 from memoptc.cli.main import main
 from memoptc.edits import find_edit, weaker_forms
+from memoptc.ir.forms import WritingForm
+from memoptc.ir.onnx_io import read_onnx
 from memoptc.options import Options
 from memoptc.pipeline import Pipeline
 from memoptc.pipeline import parse as parse_pipeline
 from memoptc.report.model import PassRecord
+from memoptc.steps.describe import content_key
 from memoptc.takeback import Keeper
 
 MB = 1 << 20
@@ -267,7 +270,8 @@ def attempts_that_hold(holds: Callable[[str, str], bool], seconds: float = 60.0)
         changed = [i for i, p in enumerate(pipeline.passes()) if p.name == "simplify"]
         built.append(name)
         return SimpleNamespace(
-            choice=SimpleNamespace(form=SimpleNamespace(name=name)), predicted=(need, need), needs=None, edit=None,
+            choice=SimpleNamespace(form=SimpleNamespace(name=name)), predicted=(need, need), needs=None, largest=None,
+            times=None, recorded=False, edit=None,
             pipeline=pipeline, compiled=SimpleNamespace(changed=changed), decisions=[], warnings=[],
             taken_back=([], []), content=f"{name} {'simplify' in str(pipeline)}",
         )  # fmt: skip
@@ -419,3 +423,18 @@ def test_few_layers_stay_in_float_where_all_on_integers_fail_the_proof(tmp_path:
     assert any("min_sqnr=20.0" in warning for warning in result.report.warnings)
     kept = [t for t in result.model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
     assert [tuple(t.dims) for t in kept if np.prod(t.dims) >= 64 * 64] == [(64, 64)]
+
+
+def test_what_differs_in_names_and_origin_alone_is_the_same_content() -> None:
+    """Passes that tried other things first number their values otherwise; provenance names every pipeline."""
+    model = parse("g (float[64] x) => (float[64] y) { a = Sin (x) b = Add (a, x) y = Relu (b) }")
+    one, other = (read_onnx(model) for _ in range(2))
+    other.info.metadata["memoptc.options"] = "-O2 --passes 'another pipeline'"
+    for op in list(other.ops):
+        op.name = f"other {op.name}"
+        for result in op.results:
+            result.name = f"other_{result.name}"
+    form = WritingForm("plain", False)
+    assert content_key(one, form) == content_key(other, form) != content_key(one, WritingForm("branch", False))
+    next(op for op in other.ops if op.op_type == "Add").op_type = "Sub"
+    assert content_key(one, form) != content_key(other, form)

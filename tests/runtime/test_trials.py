@@ -14,6 +14,7 @@ from memoptc.runtime.design_points import AFFORDABLE, PLANNED, design_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.trials import may_crash_process, trial_runs
 
 
@@ -143,3 +144,15 @@ def test_no_run_begins_that_may_not_fit_at_sizes_of_our_own_choice(monkeypatch: 
         assert trial.outputs_are_finite({"x": feed["x"][:64]})
         with pytest.raises(InputError, match="predicted to take"):
             trial.outputs_are_finite(feed)
+
+
+def test_what_smaller_sizes_take_is_not_predicted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prediction infers all shapes of the model, at sizes that are halved until it runs."""
+    model = _model("Sin", [helper.make_tensor_value_info("x", 1, ["n", 4])])
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr("memoptc.runtime.trials.peak", lambda g, dims: asked.append(dims) or peak(g, dims))
+    with trial_runs(InputMaker(read_onnx(model)).typed, Evaluator(model)) as trial:
+        trial.cpu_seconds = 60.0
+        for count in (512, 256, 512, 8, 1024):
+            assert trial.outputs_are_finite({"x": np.ones((count, 4), np.float32)})
+    assert len(asked) == 2
