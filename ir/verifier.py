@@ -289,7 +289,7 @@ class _Checks:
             return
         value, result = op._attrs.get("value"), op._results[0]
         if op.op_type == "const":
-            if value is None or not hasattr(value, "tobytes") or isinstance(value, onnx.SparseTensorProto):
+            if value is None or not hasattr(value, "tobytes"):
                 self.fault(f"const %{result.name} holds no tensor", op)
             elif tensor_type(value) != result._type:
                 held = type_text(tensor_type(value))

@@ -162,3 +162,12 @@ def test_an_op_that_moves_out_gets_a_new_name_where_its_own_is_taken() -> None:
     region.append(Op("Neg", [x], result_names=["free"])).move_after(later)
     assert later.next is not None
     assert later.next.result.name != "free"
+
+
+def test_uses_are_counted_by_operand_and_the_outputs_are_some() -> None:
+    graph = chain(2)
+    first, second = graph.ops
+    assert (first.result.use_count, first.result.single_use, second.result.single_use) == (1, True, True)
+    both = graph.append(Op("Add", [first.result, first.result], [F32]))
+    assert (first.result.use_count, first.result.single_use) == (3, False)
+    assert (both.result.use_count, both.result.single_use, both.result.has_uses) == (0, False, False)

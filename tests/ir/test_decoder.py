@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from decoder_forms import LONGEST, genai, latent, merged, opset24, seq2seq
 from decoders import Style, decoder
@@ -123,8 +124,6 @@ REFUSED = {
 
 @pytest.mark.parametrize(("text", "missing"), REFUSED.values(), ids=REFUSED)
 def test_refused_with_what_is_missing(text: str, missing: str) -> None:
-    import numpy as np
-
     weights = {"t": np.eye(5, 3, dtype=np.float32), "w": np.ones((3, 4), np.float32)} if "Gather" in text else {}
     with pytest.raises(memoptc.InputError, match=f"no decoder that memoptc recognises.*{missing}"):
         recognise(read_onnx(parse(text, **weights)))
@@ -148,6 +147,24 @@ def test_a_last_step_that_only_the_output_states() -> None:
         if extent > 0:
             dim.dim_value = extent
     assert recognise(read_onnx(model)).last_only
+
+
+def test_the_axis_of_sequences_of_a_state_is_the_open_one() -> None:
+    text = """
+    g (int64[batch, 1] ids, float[1, batch, 8] cell) => (float[batch, 1, 32] scores, float[1, batch, 8] next) {
+        shared = Gather (table, ids)
+        steps = Transpose <perm = [1, 0, 2]> (shared)
+        sum = Add (steps, cell)
+        next = Tanh (sum)
+        last = Transpose <perm = [1, 0, 2]> (next)
+        scores = MatMul (last, head)
+    }
+    """
+    found = recognise(
+        read_onnx(parse(text, table=np.eye(32, 8, dtype=np.float32), head=np.eye(8, 32, dtype=np.float32)))
+    )
+    (state,) = found.states
+    assert (state.past, state.present, state.batch, state.shape) == ("cell", "next", 1, (1, -1, 8))
 
 
 def test_positions_with_an_offset_and_inputs_that_nothing_reads() -> None:

@@ -69,6 +69,8 @@ def test_equal_elements_are_written_once() -> None:
     graph = Graph("g", ModelInfo())
     graph.set_outputs([graph.const(from_array(np.full((100, 3), -0.5, np.float32)), "w")])
     assert "value=splat(-0.5)" in print_graph(graph)
+    assert "value=splat(-0.5)" in print_graph(graph, limit=299)
+    assert "value=[-0.5,-0.5," in print_graph(graph, limit=300)
     round_trip(graph)
 
 
