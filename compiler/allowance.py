@@ -133,7 +133,7 @@ class Allowance:
 
     @property
     def warning(self) -> str:
-        """What was left out and how to allow it, in one line; `""` when nothing was."""
+        """Name what was left out and how to allow it, in one line; `""` when nothing was."""
         if not self.left_out:
             return ""
         names = list(self.left_out)

@@ -71,7 +71,7 @@ def reach(
 
 @dataclass(frozen=True)
 class _Tried:
-    """What is kept of an attempt: its graph and files are gone once the next one is made."""
+    """Figures of an attempt, whose graph and files are gone once the next one is made."""
 
     pipeline: Pipeline
     form: FormName

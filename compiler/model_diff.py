@@ -93,7 +93,7 @@ def _value_names(graph: Graph) -> set[str]:
 
 
 def _changes(a: Op, b: Op, kept: Set[str]) -> str:
-    """What differs between two forms of a node; operands that only one model has are told by the nodes that make them.
+    """Differences between two forms of a node; operands that only one model has are told by the nodes that make them.
 
     Args:
         a: The node in the first model.

@@ -65,7 +65,7 @@ def _is_whole(value: Value) -> bool:
 
 
 class _Order:
-    """What is computed from what, by graph."""
+    """Dependences between ops: which ops of its graph each one is computed from."""
 
     def __init__(self, graph: Graph) -> None:
         self._bits: dict[Op, int] = {}

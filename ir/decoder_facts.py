@@ -133,7 +133,7 @@ class DecoderFacts:
 
     @property
     def states(self) -> tuple[Cache, ...]:
-        """What recurrent layers carry on."""
+        """States of recurrent layers, which each run computes anew."""
         return tuple(c for c in self.caches if c.form == "state")
 
     @property

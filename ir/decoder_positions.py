@@ -157,7 +157,7 @@ def _computed_from(starts: Iterable[Value]) -> set[Value]:
 
 
 def _results_behind(op: Op, index: int) -> list[Value]:
-    """What an operand goes into: the results of its op, or, where a branch returns it, that of the `If`."""
+    """Results computed from an operand: those of its op, or, where a branch returns it, that of the `If`."""
     owner = op.graph.parent if op.is_return and op.graph is not None else None
     if owner is None:
         return list(op.results)

@@ -88,7 +88,7 @@ def _distances(output: Value, sources: set[Value]) -> dict[Value, int]:
 
 
 def _operands(value: Value) -> list[Value]:
-    """What a value is computed from."""
+    """Values that a value is computed from, in branches and loops, too."""
     op = value.op
     if op is None:
         return []

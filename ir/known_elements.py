@@ -44,7 +44,7 @@ def _checked(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _number(element: Element) -> Element:
-    """What is left where symbols cancel out is a number, which the engine spells as a symbol."""
+    """Read an element: where symbols cancel out, the engine spells the number that is left as a symbol."""
     text = "" if isinstance(element, int) else element.value or ""
     return int(text) if text.removeprefix("-").isdecimal() else element
 

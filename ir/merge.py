@@ -128,7 +128,7 @@ _Place = tuple[str, str]
 
 
 def _packed(proto: onnx.TensorProto, folder: Path) -> dict[_Place, Tensor]:
-    """What onnxruntime's kernels packed ahead of a weight, and noted in its entries."""
+    """Packed copies that onnxruntime's kernels made of a weight, as noted in its entries."""
     entries = {entry.key: entry.value for entry in proto.external_data}
     places = [p for key, note in entries.items() if key.startswith(PACKED_NOTE) for p in PACKED_PART.findall(note)]
     found: dict[_Place, Tensor] = {}

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.runtime import worker
-from memoptc.runtime.child import environment, python
+from memoptc.runtime.child import python, worker_process
 from memoptc.runtime.options import RunOptions
 
 
@@ -86,15 +86,7 @@ def start_worker(
         request["session"] = options.to_json()
     else:
         request |= {"options": options.to_json(), "native": options.native()}
-    process = subprocess.Popen(
-        [*prefix, *python(worker.__file__)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-        errors="replace",
-        env=environment(),
-    )
+    process = worker_process([*prefix, *python(worker.__file__)])
     timer = None if longest is None else threading.Timer(longest, process.kill)
     try:
         if timer is not None:

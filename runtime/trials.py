@@ -24,7 +24,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.ops import facts
-from memoptc.runtime.child import environment, python
+from memoptc.runtime.child import python, worker_process
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.heap import available_bytes
 from memoptc.runtime.memory.extents import bind_shapes
@@ -200,15 +200,7 @@ class _InWorker:
             "label": self._original.label,
             "options": self._original.options.to_json(),
         }
-        self._process = subprocess.Popen(
-            python("-m", "memoptc.runtime.trials"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",  # of what operators print
-            env=environment(),
-        )
+        self._process = worker_process(python("-m", "memoptc.runtime.trials"))
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has crashed while it was starting; its answer, which is none, says so
             self._process.stdin.write(json.dumps(request) + "\n")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.reduction.worker import HAS_FORK
-from memoptc.runtime.child import environment, python
+from memoptc.runtime.child import python, worker_process
 
 SECONDS = 60.0
 """Longest time of a trial, where none is given."""
@@ -138,15 +138,7 @@ class Trials:
 
     def _start(self) -> subprocess.Popen[str]:
         self.close()
-        self._process = subprocess.Popen(
-            python("-m", "memoptc.reduction.worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-            env=environment(),
-        )
+        self._process = worker_process(python("-m", "memoptc.reduction.worker"))
         return self._process
 
     def close(self) -> None:

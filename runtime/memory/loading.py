@@ -215,7 +215,7 @@ def graph_weights(graph: Graph) -> Iterator[Weight]:
 
 
 def _is_weight(op: Op) -> bool:
-    """Whether onnxruntime holds an op as an initializer by the time that it makes kernels."""
+    """True if onnxruntime holds an op as an initializer by the time that it makes kernels."""
     return op.is_const or op.op_type == "Constant"
 
 

@@ -68,7 +68,7 @@ class Chunk:
 
 @dataclass
 class Traffic:
-    """What was read.
+    """Reads of streamed weights, and the memory they took.
 
     Args:
         faults: Chunks that a run waited for.

@@ -117,7 +117,7 @@ class TilingEstimate:
 
 @dataclass(frozen=True)
 class TileCosts:
-    """What a tiling takes, whatever else is alive beside it.
+    """Bytes, time and nodes that a tiling takes, whatever else is alive beside it.
 
     Args:
         count: Tiles.

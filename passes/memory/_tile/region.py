@@ -38,7 +38,7 @@ class Region:
 
     @cached_property
     def identity(self) -> object:
-        """What tells the region from others of the same model, also when another graph holds copies of its ops.
+        """Key of the region among others of the same model, also when another graph holds copies of its ops.
 
         Names of its ops, their axes, and how the ops around use what crosses its border.
         """
