@@ -5,20 +5,20 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from memoptc.ir.core import Graph, Op, clone_op
+from memoptc.ir.core import Graph, clone_op
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._tile.choose import tilings
 from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.equal_extents import equate_joined
-from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound
-from memoptc.passes.memory._tile.grid import DynamicGrid, NotTileableError, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.estimate import MemoryProfile, TilingEstimate, bound
+from memoptc.passes.memory._tile.fitting import MadeTiling, Round, Start, grid_for, holder_of, key_of, peaks_of
+from memoptc.passes.memory._tile.grid import NotTileableError
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
 from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
-from memoptc.passes.memory._tile.region import Region
-from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise
+from memoptc.passes.memory._tile.remat import remat_candidates, rematerialise
 from memoptc.passes.memory.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision
 from memoptc.runtime.memory.extents import lasting_symbols
@@ -33,10 +33,6 @@ LADDER = (0.05, 0.3, 1.0, 10.0)
 
 MISSES = 6
 """Tilings in a row that may turn out worse than predicted before a peak is left as it is."""
-
-EFFORT, EFFORT_PER_OP = 1_000_000, 1_000
-"""Ops that a search may look at, as such and for each op of the graph; a million take about half a minute. The number,
-not the clock, so that the same model always gives the same result."""
 
 WORSE = "more was alive than predicted"
 
@@ -86,12 +82,12 @@ class Fit(Pass):
         start = MemoryProfile(graph, self._costs(graph, context))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
-        found = self._found(_Start(graph, context, start))
+        found = self._found(Start(graph, context, start))
         split = graph.clone()
         sums: Counter[str] = Counter()
         SplitSums().run(split, replace(context, stats=sums))
         if sums:
-            other = self._found(_Start(split, context, start))
+            other = self._found(Start(split, context, start))
             other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
             found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
         worth = found.peak <= max(
@@ -108,7 +104,7 @@ class Fit(Pass):
     def _costs(self, graph: Graph, context: Context) -> Costs:
         return Costs(graph, context.dims, caches=self.caches)
 
-    def _found(self, start: _Start) -> _Round:
+    def _found(self, start: Start) -> Round:
         """Outcome of fitting a graph, the original or another that computes the same."""
         if start.context.slowdown is not None:
             found = self._measured(start.context.slowdown, start)
@@ -117,7 +113,7 @@ class Fit(Pass):
         found.ended_early = start.is_spent
         return found
 
-    def _measured(self, slowdown: Callable[[Graph], float], start: _Start) -> _Round:
+    def _measured(self, slowdown: Callable[[Graph], float], start: Start) -> Round:
         """Tile boldly, measure, and be less bold until the run time is right."""
         tried: set[int] = set()
         for boldness in SLOWDOWN_MULTIPLES:
@@ -132,9 +128,9 @@ class Fit(Pass):
             if found.measured <= self.slowdown:
                 return found
             start.context.stats["taken back: slower than predicted"] += 1
-        return _Round(start.graph, peak=start.profile.peak, holder=_holder(start.profile))
+        return Round(start.graph, peak=start.profile.peak, holder=holder_of(start.profile))
 
-    def _within(self, allowance: float, start: _Start) -> _Round:
+    def _within(self, allowance: float, start: Start) -> Round:
         """The cheapest way into the budget that costs no more than an allowance of seconds, else the smallest peak."""
         if not self.budget:
             return self._cheapest(self._search(start, allowance, self.ignore), start, allowance)
@@ -154,7 +150,7 @@ class Fit(Pass):
                         return self._cheapest(found, start, given)
         return self._cheapest(least, start, allowance)
 
-    def _cheapest(self, found: _Round, start: _Start, allowance: float) -> _Round:
+    def _cheapest(self, found: Round, start: Start, allowance: float) -> Round:
         """Do it once more with the cheapest tilings that reach the same peak."""
         if not found.moves or start.profile.peak * (1 - self.worth) < found.peak:
             return found
@@ -163,14 +159,14 @@ class Fit(Pass):
         fewer = target > found.peak or second.seconds <= found.seconds
         return second if second.peak <= target * 1.01 and fewer else found
 
-    def _worthwhile(self, found: _Round) -> int:
+    def _worthwhile(self, found: Round) -> int:
         """The peak on the way down at which activations and what nodes take were together the fewest bytes."""
         if self.budget:
             return 0
         totals = [(self.node_weight * nodes + peak, peak) for peak, nodes in found.course]
         return min(totals)[1] if totals else 0
 
-    def _search(self, start: _Start, allowance: float, goal: int) -> _Round:
+    def _search(self, start: Start, allowance: float, goal: int) -> Round:
         """Tile until the peak is down to `goal`: as it is, and with more and more rematerialised while that helps."""
         best = self._round(start, goal, allowance, 0)
         for count in range(1, self.max_remat + 1):
@@ -182,16 +178,16 @@ class Fit(Pass):
             best = found
         return best
 
-    def _round(self, start: _Start, goal: int, allowance: float, count: int) -> _Round:
+    def _round(self, start: Start, goal: int, allowance: float, count: int) -> Round:
         """Rematerialise the `count` most promising values, then tile until the peak fits.
 
         Ends: a turn makes one of at most `moves` tilings, or refuses one more of the finitely many on offer.
         """
         graph = start.graph.clone()
         with lasting_symbols(graph):
-            return self._tiled(_Round(graph), start, goal, allowance, count)
+            return self._tiled(Round(graph), start, goal, allowance, count)
 
-    def _tiled(self, found: _Round, start: _Start, goal: int, allowance: float, count: int) -> _Round:
+    def _tiled(self, found: Round, start: Start, goal: int, allowance: float, count: int) -> Round:
         graph, context = found.graph, start.context
         for _ in range(count):
             values = remat_candidates(MemoryProfile(graph, self._costs(graph, context)), allowance - found.seconds)
@@ -207,11 +203,11 @@ class Fit(Pass):
         while True:
             found.peak = profile.peak
             found.course.append((profile.peak, sum(NODE_BYTES + further_copy_bytes(op) for op in profile.ops)))
-            found.holder = _holder(profile)
+            found.holder = holder_of(profile)
             if profile.peak <= goal or len(found.moves) >= self.moves or start.is_spent:
                 return self._checked(found)
             slight = SLIGHT * profile.seconds
-            offered = (e for e in tilings(profile, spaces, goal, start.known) if _key(e) not in refused)
+            offered = (e for e in tilings(profile, spaces, goal, start.known) if key_of(e) not in refused)
             ranked = self._ranked(offered, profile, goal, allowance - found.seconds, slight)
             if not ranked:
                 return self._checked(found)
@@ -219,7 +215,7 @@ class Fit(Pass):
                 start.known.effort += 4 * len(profile.ops)  # a copy, and what is alive in it
                 before = graph.clone()
                 move = self._make(graph, choice, profile, context)
-                if isinstance(move, _Tiling):
+                if isinstance(move, MadeTiling):
                     profile = move.profile
                     misses = 0
                     found.moves.append(move)
@@ -227,7 +223,7 @@ class Fit(Pass):
                     context.say(f"{profile.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     break
                 context.stats[f"declined: {move}"] += 1
-                refused.add(_key(choice))
+                refused.add(key_of(choice))
                 if move == WORSE:
                     misses += 1
                     if misses > MISSES:
@@ -239,7 +235,7 @@ class Fit(Pass):
                     profile = MemoryProfile(graph, self._costs(graph, context))
                     break
 
-    def _checked(self, found: _Round) -> _Round:
+    def _checked(self, found: Round) -> Round:
         """Refuse copies that were not tiled: onnxruntime's common-subexpression elimination would merge them."""
         if any(REMATERIALISED in op.metadata and TILED not in op.metadata for op in found.graph.ops):
             found.peak = sys.maxsize
@@ -253,7 +249,7 @@ class Fit(Pass):
         A budget is one of activations; without one, nodes and the weights that each of them packs count as well, once
         for each peak of about this height: all of them must be tiled alike before the highest falls.
         """
-        peak, peaks = profile.peak, 0 if self.budget else _peaks(profile)
+        peak, peaks = profile.peak, 0 if self.budget else peaks_of(profile)
 
         def size(choice: TilingEstimate) -> int:
             added = NODE_BYTES * choice.nodes + (choice.count - 1) * choice.region.copied_bytes
@@ -281,7 +277,7 @@ class Fit(Pass):
         rest = sorted((e for e in fair if size(e) > enough), key=lambda e: (size(e), e.seconds))
         return [*near[:3], *rest[:1]]
 
-    def _make(self, graph: Graph, choice: TilingEstimate, profile: MemoryProfile, context: Context) -> _Tiling | str:
+    def _make(self, graph: Graph, choice: TilingEstimate, profile: MemoryProfile, context: Context) -> MadeTiling | str:
         """Make a tiling; give why not where it cannot be, or does not help."""
         region = choice.region
         name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
@@ -299,9 +295,9 @@ class Fit(Pass):
         little = here >= profile.peak * (1 - self.worth / 2) and after.peak > self.budget
         if little or after.peak > profile.peak:
             return WORSE
-        return _Tiling(name, count, tiled.count, profile.peak, here, choice.seconds, after)
+        return MadeTiling(name, count, tiled.count, profile.peak, here, choice.seconds, after)
 
-    def _report(self, found: _Round, start: MemoryProfile, context: Context, *, done: bool) -> None:
+    def _report(self, found: Round, start: MemoryProfile, context: Context, *, done: bool) -> None:
         if done:
             if found.sums:
                 context.stats["products split"] += found.sums
@@ -325,7 +321,7 @@ class Fit(Pass):
             if found.measured is not None:
                 cost = f"{found.measured:.2f} times the original's run time"
                 context.decisions.append(Decision(self.name, "measured", "instead of predicted", 0, cost))
-        peak, holder = (found.peak, found.holder) if done else (start.peak, _holder(start))
+        peak, holder = (found.peak, found.holder) if done else (start.peak, holder_of(start))
         if peak > self.budget:
             why = "no tiling that helps fits the slowdown allowed" if self.budget else "nothing else is worth its time"
             if found.ended_early:
@@ -348,73 +344,3 @@ def _one_decoder_per_use(graph: Graph) -> None:
             graph.insert_before(user, copy)
             user.set_operand(index, copy.result)
         op.move_before(uses[0][0])
-
-
-def _key(choice: TilingEstimate) -> object:
-    """Key that tells a tiling from others, whatever objects it is made of."""
-    region = choice.region
-    places = tuple((op.results[0].name, region.axes[op].cuts) for op in region.ops)
-    return choice.count, choice.overcompute, places
-
-
-@dataclass(frozen=True)
-class _Start:
-    """The graph that every round starts from, and what rounds tell each other."""
-
-    graph: Graph
-    context: Context
-    profile: MemoryProfile
-    """Live bytes of the graph that the pass was given: what comes out is compared with them."""
-    known: KnownTilings = field(default_factory=KnownTilings)
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether the search is to end with the best that is known."""
-        most = EFFORT + EFFORT_PER_OP * len(self.profile.ops)
-        return self.known.effort > most or self.context.is_late("further tilings of fit")
-
-
-@dataclass
-class _Tiling:
-    name: str
-    ops: int
-    tiles: int
-    before: int
-    after: int
-    seconds: float
-    profile: MemoryProfile
-    """Live bytes once it is made."""
-
-
-@dataclass
-class _Round:
-    graph: Graph
-    remats: list[Remat] = field(default_factory=list)
-    moves: list[_Tiling] = field(default_factory=list)
-    course: list[tuple[int, int]] = field(default_factory=list)
-    """The peak, and the bytes that nodes take with the weights they pack, before each tiling and at the end."""
-    seconds: float = 0.0
-    measured: float | None = None
-    peak: int = 0
-    holder: str = ""
-    sums: int = 0
-    ended_early: bool = False
-
-
-def grid_for(region: Region, count: int, profile: MemoryProfile) -> TileGrid:
-    """Give the grid in which a region is cut: in numbers where all its extents are known."""
-    return DynamicGrid(region, count) if region.is_symbolic else StaticGrid(region, count, profile.costs.extent)
-
-
-def _peaks(profile: MemoryProfile) -> int:
-    """Number of separate stretches of the run that need more than half of the peak."""
-    high = [count > profile.peak / 2 for count in profile.curve]
-    return sum(now and not before for before, now in zip([False, *high], high, strict=False))
-
-
-def _holder(profile: MemoryProfile) -> str:
-    if not profile.curve:
-        return "the end"
-    step = max(range(len(profile.curve)), key=profile.curve.__getitem__)
-    op: Op = profile.ops[step]
-    return label(op)

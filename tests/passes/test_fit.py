@@ -189,10 +189,10 @@ def test_a_budget_that_little_is_missing_for_is_kept() -> None:
 
 
 def test_a_search_that_goes_on_for_long_ends_with_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memoptc.passes.memory.fit.EFFORT_PER_OP", 0)
+    monkeypatch.setattr("memoptc.passes.memory._tile.fitting.EFFORT_PER_OP", 0)
     peaks = []
     for effort in (-1, 700, 10**6):
-        monkeypatch.setattr("memoptc.passes.memory.fit.EFFORT", effort)
+        monkeypatch.setattr("memoptc.passes.memory._tile.fitting.EFFORT", effort)
         result = memoptc.compile(CNN, passes="fit{slowdown=3}", dims={"batch": 256}, form="plain", measure=False)
         peaks.append(result.report.candidate.planned_peak_bytes)
         assert any("the search ended" in d.why for d in result.decisions) == (effort < 10**6)
