@@ -77,6 +77,8 @@ def main(model: Path | None, dims: tuple[tuple[str, tuple[int, ...]], ...]) -> N
     """Run the benchmark."""
     console = Console(width=150)
     if model is not None:
+        if not dims:
+            raise click.UsageError("Which extents grow, and how? Add --dim N=128,256.")
         names = [name for name, _ in dims]
         sizes = zip(*(extents for _, extents in dims), strict=True)
         show(model, [dict(zip(names, extents, strict=True)) for extents in sizes], console)
