@@ -31,7 +31,7 @@ class Cache:
             a recurrent layer carries on (`state`).
         form: `grown`: the output is the input with the new steps behind it; `fixed`: new steps are written into a
             buffer of constant length; `read`: keys and values of an encoder, that no step changes; `state`: of constant
-            size, and computed anew in each run, from zeros at the beginning.
+            size, and computed anew in each run, from `start` at the beginning.
         dtype: Element type, as numpy spells it.
         shape: Extents of the input, -1 where open.
         batch: The axis of sequences.
@@ -39,6 +39,7 @@ class Cache:
         heads: Key/value heads.
         width: Width of a head.
         reuses: Name of the past over which the present may be written, `""` for none: every read of it comes before.
+        start: What a state holds before the first step.
     """
 
     past: str
@@ -52,6 +53,7 @@ class Cache:
     heads: int
     width: int
     reuses: str = ""
+    start: float = 0.0
 
     @property
     def layers(self) -> int:

@@ -10,10 +10,12 @@ from collections.abc import Collection
 
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.decoder_facts import Cache
-from memoptc.ir.decoder_paths import dtype_name, shape_of
+from memoptc.ir.decoder_paths import HAND_ON, NEARBY, constant_of, dtype_name, shape_of
 from memoptc.ir.dims import Dim, same
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
+_LOWEST, _LOWEST_HALF = -1e30, -6e4
+"""What a running maximum begins with: below any exponent, and far enough from the least number to subtract from."""
 _BEHIND = 8
 """Steps that are looked at behind the nearest input: what else lies as near."""
 
@@ -102,4 +104,34 @@ def _state(value: Value, present: str) -> Cache:
     shape: tuple[Dim, ...] = shape_of(value) or ()
     batch = next((i for i, d in enumerate(shape) if not isinstance(d, int)), 0)
     extents = tuple(d if isinstance(d, int) else -1 for d in shape)
-    return Cache(value.name, present, "state", "state", dtype_name(value), extents, batch, batch, 0, 0)
+    start = (_LOWEST_HALF if dtype_name(value) == "float16" else _LOWEST) if _is_running_maximum(value) else 0.0
+    return Cache(value.name, present, "state", "state", dtype_name(value), extents, batch, batch, 0, 0, start=start)
+
+
+def _is_running_maximum(state: Value) -> bool:
+    """True if a state is the greatest exponent of a sum so far: Max(state, new), and Exp(state - that) as a weight.
+
+    Such sums of exponentials (RWKV, 2023; xLSTM, 2024) are kept relative to it. It begins below any exponent: from zero
+    the weights of a first token with a far smaller one would vanish.
+    """
+    todo: list[tuple[Value, bool]] = [(state, False)]
+    held, largest = {state}, []
+    while todo and len(held) < NEARBY:
+        value, shifted = todo.pop()
+        for op, index in value.uses:
+            if op.domain:
+                continue
+            if op.op_type == "Max" and len(op.operands) == 2 and constant_of(op.operands[1 - index]) is None:
+                largest.append(op.result)
+            moved = not shifted and (op.op_type == "Add" or (op.op_type == "Sub" and index == 0))
+            if (moved or (op.op_type in HAND_ON and index == 0)) and op.results[0] not in held:
+                held.add(op.results[0])
+                todo.append((op.results[0], shifted or moved))
+    return any(
+        op.op_type == "Sub"
+        and index == 1
+        and op.operands[0] in held
+        and any(u.op_type == "Exp" for u in op.result.users)
+        for value in largest
+        for op, index in value.uses
+    )

@@ -18,12 +18,12 @@ Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Array"
 
 
 def empty_cache(cache: Cache, batch: int, room: int) -> Array:
-    """A cache without a past: of no steps, or with room for so many; a state before the first step, which is zeros."""
+    """A cache without a past: of no steps, or with room for so many; a state before the first step."""
     shape = list(cache.shape)
     shape[cache.batch] = batch
     if cache.form != "state" and (shape[cache.axis] < 0 or room):
         shape[cache.axis] = room
-    return np.zeros(shape, numpy_dtype(cache.dtype))
+    return np.full(shape, cache.start, numpy_dtype(cache.dtype))
 
 
 def buffer_length(facts: DecoderFacts, steps: int) -> int:

@@ -156,7 +156,7 @@ class Tokens:
             ids: Token numbers of one sequence, or of several, which need not be equally long where the model can tell
                 padding: shorter ones are padded at the left, and the padding masked.
             context: Other inputs by name, such as the states of an encoder, kept for later steps; states of recurrent
-                layers to begin with, which are zeros if not given.
+                layers to begin with, in place of those that the record names.
 
         Returns:
             Scores of the vocabulary for the token after the last, `[batch, vocabulary]`.

@@ -229,3 +229,43 @@ def test_a_seed_gives_the_same_tokens(saved: Any) -> None:
     with Decoder(saved(decoder(Style(tied=False)))) as model:
         made = [tuple(model.generate(PROMPT, max_new_tokens=8, temperature=3.0, seed=seed)) for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
+
+
+def test_a_running_maximum_begins_below_any_number(saved: Any) -> None:
+    """Sums of exponentials kept relative to their greatest: from zero, those of exp(-200) would be 0 / 0."""
+    rng = np.random.default_rng(0)
+    table, head = rng.standard_normal((11, 8)).astype(np.float32), rng.standard_normal((8, 11)).astype(np.float32)
+    decay, far = np.full(8, -0.5, np.float32), np.float32(-200)
+    body = """
+        g (int64[b, 1] ids, float[b, 8] sum, float[b, 8] count, float[b, 8] top)
+            => (float[b, 1, 11] logits, float[b, 8] sums, float[b, 8] counts, float[b, 8] tops)
+        {
+            wide = Gather(table, ids)
+            one = Constant<value_ints = [1]>()
+            x = Squeeze(wide, one)
+            key = Add(x, far)
+            aged = Add(top, decay)
+            tops = Max(aged, key)
+            old = Sub(aged, tops)
+            keep = Exp(old)
+            new = Sub(key, tops)
+            weight = Exp(new)
+            kept = Mul(keep, sum)
+            add = Mul(weight, x)
+            sums = Add(kept, add)
+            some = Mul(keep, count)
+            counts = Add(some, weight)
+            mean = Div(sums, counts)
+            scored = MatMul(mean, head)
+            logits = Unsqueeze(scored, one)
+        }"""
+    model = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 18]>' + body)
+    for name, value in (("table", table), ("head", head), ("decay", decay), ("far", far)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    ids = [3, 1, 7, 7, 2]
+    seen = table[ids].astype(np.float64)
+    weights = np.exp(seen - 0.5 * np.arange(len(ids))[::-1, None])
+    wanted = ((weights * seen).sum(0) / weights.sum(0)) @ head
+    for file in (saved(model), saved(memoptc.compile(model, measure=False).model)):
+        with Decoder(file) as run:
+            assert np.allclose(run.prefill(ids)[0], wanted, rtol=1e-4, atol=1e-4)
