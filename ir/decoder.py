@@ -128,6 +128,8 @@ class _Reader:
             if not parts or batch is None or axis is None or shape is None:
                 continue
             heads, width = heads_of(first)
+            if len(shape) == len(first.axes) and not isinstance(shape[-1], int) and axis != len(shape) - 1:
+                shape = (*shape[:-1], width or None)  # open in the interface, and yet known to what appends
             if not heads or any(not isinstance(d, int) for i, d in enumerate(shape) if i not in (batch, axis)):
                 continue
             part: Part = parts.pop() if len(parts) == 1 and len(shape) <= len(first.axes) else "both"

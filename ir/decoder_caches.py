@@ -220,7 +220,22 @@ def heads_of(one: Appended) -> tuple[int, int]:
     else:
         grown = one.axis
     rest = [d for i, d in enumerate(shape) if i not in (0, grown)]
+    if rest and not isinstance(rest[-1], int):
+        rest[-1] = _width_of_result(one.op)
     if not rest or not all(isinstance(d, int) for d in rest):
         return 0, 0
     numbers = [int(d) for d in rest if isinstance(d, int)]
     return int(np.prod(numbers[:-1], dtype=np.int64)), numbers[-1]
+
+
+def _width_of_result(op: Op) -> int | None:
+    """Width of a head as an attention operator's attributes and result tell it, where the cache's own is open.
+
+    onnxruntime-genai leaves it open, as caches in 4 bits have half of it.
+    """
+    heads, shape = op.attrs.get("num_heads"), shape_of(op.results[0])
+    floats = op.results[1].dtype == op.results[0].dtype if len(op.results) > 1 else False
+    whole = shape[-1] if shape else None
+    if op.key not in ATTENTION or not floats or not isinstance(heads, int) or not isinstance(whole, int):
+        return None
+    return whole // heads

@@ -254,6 +254,7 @@ class _Reader:
                 yield "equal", bias[-1], long
             lengths = self._shape(op.input(5))
             yield "equal", query[0], lengths[0] if lengths else None
+            yield from self._cached_heads(op, query[-1], past)
         elif op.op_type == "MultiHeadAttention":
             keys, bias, past = (self._shape(op.input(i)) for i in (1, 5, 6))
             if keys is not None and len(keys) == 3:
@@ -265,6 +266,17 @@ class _Reader:
                 mask = self._shape(op.input(4))
                 if mask is not None and len(mask) == 2:
                     yield "equal", mask[1], long
+
+    def _cached_heads(self, op: Op, hidden: Dim, past: tuple[Dim, ...] | None) -> Iterator[tuple[Kind, Dim, Dim]]:
+        """Heads and width of a cache of floats, as attributes and the queries (with keys and values behind) say."""
+        heads, groups = op.attrs.get("num_heads"), op.attrs.get("kv_num_heads")
+        if past is None or len(past) != 4 or not isinstance(heads, int) or not isinstance(groups, int):
+            return
+        yield "equal", past[1], groups
+        packed = self._shape(op.input(1)) is None
+        parts = heads + 2 * groups if packed else heads
+        if isinstance(hidden, int) and op.operands[3].dtype == op.operands[0].dtype:
+            yield "equal", past[3], hidden // parts
 
     # -- elements of integer tensors -------------------------------------------------------------------
 

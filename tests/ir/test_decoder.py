@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from decoder_forms import LONGEST, genai, latent, merged, opset24, seq2seq
 from decoders import Style, decoder
@@ -14,6 +16,7 @@ from runtime_models import parse
 import memoptc
 from memoptc.ir.decoder import KEY, DecoderFacts, recognise
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime import Decoder
 from memoptc.steps.describe import describe_run
 
 STYLES = {
@@ -210,3 +213,19 @@ def test_a_table_of_embeddings_that_a_product_reads_too() -> None:
     model.graph.node.insert(list(model.graph.node).index(lookup) + 1, squeeze)
     found = recognise(read_onnx(model))
     assert (found.ids, found.vocabulary, found.caches) == (wanted.ids, wanted.vocabulary, wanted.caches)
+
+
+@pytest.mark.parametrize("longest", [None, 20])
+def test_genai_leaves_the_width_of_its_caches_open(longest: int | None, tmp_path: Path) -> None:
+    """`kv_cache_dim`, as 0.18 of its builder names it: the operator and its queries say how wide a head is."""
+    model = genai(Style())
+    plain = recognise(read_onnx(model))
+    for value in (*model.graph.input, *model.graph.output):
+        if len(dims := value.type.tensor_type.shape.dim) == 4:
+            dims[3].Clear()
+            dims[3].dim_param = "kv_cache_dim"
+    assert recognise(read_onnx(model)) == plain
+    onnx.save(model, tmp_path / "m.onnx")
+    memoptc.compile(model, measure=False).save(tmp_path / "o.onnx")  # finds inputs that suit it
+    ran = [Decoder(tmp_path / name, max_length=longest) for name in ("m.onnx", "o.onnx")]
+    assert len({tuple(run.generate([5, 17, 3], max_new_tokens=6)) for run in ran}) == 1
