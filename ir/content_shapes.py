@@ -7,6 +7,7 @@ onnxruntime does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -53,6 +54,7 @@ def install() -> None:
     registry.register("", "Einsum", since_version=12)(_infer_einsum)
     registry.register("", "Reshape", since_version=5)(_infer_reshape)
     registry.register("", "MelWeightMatrix", since_version=17)(_infer_mel_weights)
+    registry.register("ai.onnx.ml", "ArrayFeatureExtractor", since_version=1)(_infer_features)
     for name in _REDUCTIONS:
         registry.register("", f"Reduce{name}", since_version=1)(_of_nothing(_reduce.infer_reduce))
     for name in ("ArgMax", "ArgMin"):
@@ -347,3 +349,17 @@ def _infer_mel_weights(context: Any, node: onnx_ir.Node) -> None:
     columns = bands if isinstance(bands, int) else context.new_symbolic_dim()
     dtype = onnx_ir.DataType(given.as_int()) if given is not None else onnx_ir.DataType.FLOAT
     context.set_shape_and_dtype(node.outputs[0], onnx_ir.Shape([rows, columns]), dtype)
+
+
+def _infer_features(context: Any, node: onnx_ir.Node) -> None:
+    """All indices count, whatever their rank, and a vector is one row of features; the engine says otherwise."""
+    x, y = node.inputs
+    if x is None or y is None:
+        return
+    shape = None
+    if x.shape is not None and y.shape is not None and x.shape.rank():
+        known = math.prod(e for e in y.shape.dims if isinstance(e, int))
+        symbols = [e for e in y.shape.dims if not isinstance(e, int)]
+        count = known if not symbols else symbols[0] if known == 1 and len(symbols) == 1 else None
+        shape = onnx_ir.Shape([*(x.shape.dims[:-1] or [1]), count])
+    context.set_shape_and_dtype(node.outputs[0], shape, x.dtype)

@@ -154,6 +154,9 @@ LINES = {
     "eye": "%r = EyeLike(%x)",
     "one hot": "%d = const() {value=[4]} : i64[1]\n%v = const() {value=[0.0,1.0]} : f32[2]\n%s = Shape(%x)\n"
     "%r = OneHot(%s, %d, %v)",
+    "features of a vector": "%i = ArgMax(%z) {axis=1}\n%r = ai.onnx.ml::ArrayFeatureExtractor(%w, %i)",
+    "features by a table": "%i = const() {value=[0,3]} : i64[2,1]\n"
+    "%r = ai.onnx.ml::ArrayFeatureExtractor(%z, %i)",
     "prelu": "%r = PRelu(%z, %w)",
     "pool": "%a = const() {value=[0,1]} : i64[2]\n%u = Unsqueeze(%x, %a)\n"
     "%r = MaxPool(%u) {kernel_shape=[2,2], strides=[2,2], ceil_mode=1, pads=[1,1,0,0]}",

@@ -211,7 +211,12 @@ def classical(r: Rng) -> Sample:
     kind, n = int(r.integers(3)), 1 + extent(r)
     domain = "ai.onnx.ml"
     if kind == 0:
-        return one("ArrayFeatureExtractor", [floats(r, n, 4), weight(whole(r, 0, 4, extent(r) + 1))], domain=domain)
+        chosen = whole(r, 0, 4, *pick(r, (), (1,), (n,)), extent(r) + 1)
+        return one(
+            "ArrayFeatureExtractor",
+            [floats(r, *pick(r, (), (n,), (2, n)), 4), pick(r, chosen, weight(chosen))],
+            domain=domain,
+        )
     if kind == 1:
         return one("Binarizer", [floats(r, *extents(r, 2))], domain=domain, threshold=0.1)
     return one(
