@@ -84,7 +84,7 @@ def start(group: ControlGroup, limit: int | None, model: Path, arguments: list[s
     group.empty()
     group.limit(limit)
     command = [*group.command(), sys.executable, __file__, "--worker", str(model), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
         sys.stderr.write(done.stderr[-2000:])
         return None
