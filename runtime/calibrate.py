@@ -1,13 +1,15 @@
 """Ranges of a model's tensors over calibration data: one sample in memory, however many there are.
 
 For `minmax`, `ReduceMin`, `ReduceMax` and `Size` stand behind every tensor, so that onnxruntime itself sees each
-activation while it is alive and hands out a few numbers. The other methods need distributions: tensors come out
-in groups of a bounded size, one pass over the data per group, and go into histograms that join their cells as the
-range grows (`memoptc.runtime.histogram`). What comes out does not depend on the order of the samples.
+activation while it is alive and hands out a few numbers. The other methods need distributions: elements come out, and
+go into histograms that join their cells as the range grows (`memoptc.runtime.histogram`). Where not all of them fit
+into a bounded size, evenly spaced ones of the largest tensors do instead, so that one pass over the data is enough; the
+extremes are exact all the same. What comes out does not depend on the order of the samples.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +31,20 @@ from memoptc.runtime.probe import PREFIX, Probe, copies
 BUDGET = 128 << 20
 """Bytes of activations that one run hands out at most (one tensor may be larger)."""
 
+FEWEST = 1 << 14
+"""Elements of a tensor of one sample that its distribution is known from, if it has as many."""
+
+_STRIDED_OPSET = 10
+"""The first opset whose Slice takes every n-th element."""
+
 DOUBLINGS = 2.0
 """How often as many samples as were seen shall double and stay in range."""
 
 WIDEST = 0.5
 """Part of an end by which it is widened at most."""
 
-_KINDS = ("min", "max", "sum", "size")
+_ENDS = ("min", "max", "sum")
+_KINDS = (*_ENDS, "size")
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Range:
     Args:
         min: Smallest value that is to be represented.
         max: Largest value that is to be represented.
-        count: Elements seen.
+        count: Elements counted.
         histogram: Their distribution, where the method needed one.
         method: What chose `min` and `max`.
         extremes: Smallest and largest value seen.
@@ -99,7 +108,7 @@ def calibrate(
         percentile: For `percentile` and `auto`: in percent, above 50.
         threads: Threads of onnxruntime.
         folder: Where external data lies when `model` is no path.
-        budget: Bytes of activations that one run hands out at most; a larger tensor comes out alone.
+        budget: Bytes of activations that one run hands out at most, but for `FEWEST` elements of each tensor.
         checkpoint: A folder for a file with what was seen so far. A later call with the same model, tensors and data
             goes on from there, and finds the same ranges.
 
@@ -120,15 +129,42 @@ def calibrate(
     if not names:
         return {}
     samples = data if isinstance(data, Data) else probe.data(data)
-    passes = [names] if method == "minmax" else list(groups(names, sizes(probe, names, samples), budget))
+    strides = {} if method == "minmax" else _strides(sizes(probe, names, samples), budget, probe.opset)
     kept = None
     if checkpoint is not None:
-        what = [probe.fingerprint, "minmax" if method == "minmax" else "histograms", passes]
+        what = [probe.fingerprint, "minmax" if method == "minmax" else "histograms", names, strides]
         kept = Checkpoint(Path(checkpoint), what)
-    seen: dict[str, Accumulator] = {}
-    for index, group in enumerate(passes):
-        seen |= (_extremes if method == "minmax" else _distributions)(probe, group, samples, index, kept)
+    if method == "minmax":
+        seen = _extremes(probe, names, samples, kept)
+    else:
+        seen = _distributions(probe, names, samples, strides, kept)
     return {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count}
+
+
+def _strides(elements: Mapping[str, int], budget: int, opset: int) -> dict[str, int]:
+    """Of which tensors every how many elements come out, so that all together need at most so many bytes.
+
+    The largest tensors are thinned out to one size. Strides are primes that the size is no multiple of: an even walk
+    over rows or channels would meet the same ones again and again.
+    """
+    if opset < _STRIDED_OPSET:
+        return {}
+    left = budget // 4
+    most = max(elements.values(), default=0)
+    for number, size in enumerate(sorted(elements.values())):
+        share = left // (len(elements) - number)
+        if size > share:
+            most = max(share, FEWEST)
+            break
+        left -= size
+    return {name: _prime(-(-size // most), size) for name, size in elements.items() if size > most}
+
+
+def _prime(least: int, size: int) -> int:
+    """The smallest prime from `least` on that does not divide `size`."""
+    while size % least == 0 or any(least % d == 0 for d in range(2, math.isqrt(least) + 1)):
+        least += 1
+    return least
 
 
 def _range_of(seen: Accumulator, method: str, percentile: float) -> Range:
@@ -142,26 +178,26 @@ def _range_of(seen: Accumulator, method: str, percentile: float) -> Range:
 
 
 def _walk(
-    samples: Data, names: Sequence[str], group: int, kept: Checkpoint | None, seen: dict[str, Accumulator]
+    samples: Data, names: Sequence[str], kept: Checkpoint | None, seen: dict[str, Accumulator]
 ) -> Iterator[Sample]:
-    """Walk the samples of one pass that were not seen yet, with `seen` as it was after those that were."""
+    """Walk the samples that were not seen yet, with `seen` as it was after those that were."""
     seen |= {name: Accumulator() for name in names}
     if kept is None:
         yield from samples
         return
-    done = kept.load(group, seen)
+    done = kept.load(seen)
     walk = iter(samples)
     for sample in islice(walk, done):
         kept.check(sample)
     if done:
         kept.same(samples.name)
-    if kept.finished(group):
+    if kept.finished():
         return
     for sample in walk:
         yield sample
         kept.check(sample)
-        kept.save(group, seen)
-    kept.save(group, seen, last=True)
+        kept.save(seen)
+    kept.save(seen, last=True)
 
 
 def sizes(probe: Probe, names: Sequence[str], samples: Data) -> dict[str, int]:
@@ -227,12 +263,12 @@ def magnitudes(
     probe = Probe(model, folder, threads)
     probe.require(names)
     samples = data if isinstance(data, Data) else probe.data(data)
-    seen = _extremes(probe, names, samples, 0, None, finite=False)
+    seen = _extremes(probe, names, samples, None, finite=False)
     return {name: max(abs(seen[name].low), abs(seen[name].high)) for name in names if seen[name].count}
 
 
 def _extremes(
-    probe: Probe, names: Sequence[str], samples: Data, group: int, kept: Checkpoint | None, *, finite: bool = True
+    probe: Probe, names: Sequence[str], samples: Data, kept: Checkpoint | None, *, finite: bool = True
 ) -> dict[str, Accumulator]:
     """Exact smallest and largest values, and how many there are.
 
@@ -243,7 +279,7 @@ def _extremes(
         extra += _reductions(f"{PREFIX}.{index}", name)
     evaluator = probe.load(extra, [f"{PREFIX}.{index}.{kind}" for index in range(len(names)) for kind in _KINDS])
     seen: dict[str, Accumulator] = {}
-    for sample in _walk(samples, names, group, kept, seen):
+    for sample in _walk(samples, names, kept, seen):
         found = evaluator.run(sample.feed)
         for index, name in enumerate(names):
             least, most, total, size = (float(found[f"{PREFIX}.{index}.{kind}"]) for kind in _KINDS)
@@ -271,17 +307,35 @@ def _reductions(prefix: str, name: str) -> Iterator[onnx.NodeProto]:
 
 
 def _distributions(
-    probe: Probe, names: Sequence[str], samples: Data, group: int, kept: Checkpoint | None
+    probe: Probe, names: Sequence[str], samples: Data, strides: Mapping[str, int], kept: Checkpoint | None
 ) -> dict[str, Accumulator]:
-    """Histograms of one group of tensors."""
-    evaluator = probe.load(copies(names), [f"{PREFIX}.{i}.copy" for i in range(len(names))])
+    """Histograms of tensors, of evenly spaced elements where there is a stride, with exact extremes."""
+    extra: list[onnx.NodeProto] = []
+    outputs: list[str] = []
+    for index, (name, copy) in enumerate(zip(names, copies(names), strict=True)):
+        prefix = f"{PREFIX}.{index}"
+        extra += _thinned(prefix, name, strides[name]) if name in strides else [copy]
+        outputs += [f"{prefix}.{kind}" for kind in (("copy", *_ENDS) if name in strides else ("copy",))]
+    evaluator = probe.load(extra, outputs)
     seen: dict[str, Accumulator] = {}
-    for sample in _walk(samples, names, group, kept, seen):
+    for sample in _walk(samples, names, kept, seen):
         found = evaluator.run(sample.feed)
         for index, name in enumerate(names):
-            if not seen[name].add(found.pop(f"{PREFIX}.{index}.copy")):
+            prefix = f"{PREFIX}.{index}"
+            ends = [float(found[f"{prefix}.{kind}"]) for kind in _ENDS] if name in strides else None
+            if not seen[name].add(found.pop(f"{prefix}.copy"), ends):
                 raise not_finite(sample, name)
     return seen
+
+
+def _thinned(prefix: str, name: str, stride: int) -> Iterator[onnx.NodeProto]:
+    """Every n-th element of a tensor, with its extremes and, as these may hide a NaN, its sum."""
+    make = onnx.helper.make_node
+    yield from (node for node in _reductions(prefix, name) if node.op_type != "Size")
+    for key, value in (("all", -1), ("from", 0), ("to", np.iinfo(np.int64).max), ("axis", 0), ("by", stride)):
+        yield make("Constant", [], [f"{prefix}.{key}"], value=onnx.numpy_helper.from_array(np.array([value])))
+    yield make("Reshape", [f"{prefix}.f", f"{prefix}.all"], [f"{prefix}.flat"])
+    yield make("Slice", [f"{prefix}.{key}" for key in ("flat", "from", "to", "axis", "by")], [f"{prefix}.copy"])
 
 
 def not_finite(sample: Sample, name: str) -> InputError:

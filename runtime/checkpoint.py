@@ -37,42 +37,37 @@ class Checkpoint:
     def __init__(self, folder: Path, what: Any) -> None:
         self.file = folder / FILE
         self.what = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        self.state: dict[str, Any] = {"groups": {}}
-        self._group, self._digest, self._done, self._written = "", hashlib.sha256(), 0, time.monotonic()
+        self.state: dict[str, Any] = {}
+        self._digest, self._done, self._written = hashlib.sha256(), 0, time.monotonic()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.file.is_file():
                 found = json.loads(self.file.read_text("utf-8"))
                 if found["what"] == self.what:
-                    self.state = found
+                    self.state = {"samples": found["samples"], "data": found["data"], **found}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.file} cannot be used as a checkpoint: {error}.", hint="Remove it, or choose another folder."
             ) from error
 
-    def load(self, group: int, seen: dict[str, Accumulator]) -> int:
-        """Begin a pass over the data.
+    def load(self, seen: dict[str, Accumulator]) -> int:
+        """Begin the pass over the data.
 
         Args:
-            group: Which pass.
             seen: Tensor name -> what was seen of it; filled in.
 
         Returns:
             How many samples that covers.
         """
-        self._group, self._digest, self._done = str(group), hashlib.sha256(), 0
-        found = self.state["groups"].get(str(group))
-        if found is None:
-            return 0
-        for name, (low, high, count, zeros, exponent, first, counts, lows, highs) in found["seen"].items():
+        for name, (low, high, count, zeros, exponent, first, counts, lows, highs) in self.state.get("seen", {}).items():
             cells = np.array(counts, np.int64)
             seen[name] = Accumulator(low, high, count, zeros, exponent, first, cells, lows, highs)
-        done: int = found["samples"]
+        done: int = self.state.get("samples", 0)
         return done
 
-    def finished(self, group: int) -> bool:
-        """True if a pass had seen all samples."""
-        return bool(self.state["groups"].get(str(group), {}).get("last"))
+    def finished(self) -> bool:
+        """True if the pass had seen all samples."""
+        return bool(self.state.get("last"))
 
     def check(self, sample: Sample) -> None:
         """Note that a sample was seen, now or before the interruption."""
@@ -85,17 +80,17 @@ class Checkpoint:
         Raises:
             InputError: the samples noted since `load` are not those of the file.
         """
-        if self.state["groups"][self._group]["data"] != self._digest.hexdigest():
+        if self.state["data"] != self._digest.hexdigest():
             raise InputError(
                 f"{self.file} is about other samples than {name} holds.",
                 hint="Remove the file to begin anew, or give the data that it was made with.",
             )
 
-    def save(self, group: int, seen: Mapping[str, Accumulator], *, last: bool = False) -> None:
+    def save(self, seen: Mapping[str, Accumulator], *, last: bool = False) -> None:
         """Write the file, if the last time is long enough ago or the pass is over."""
         if not last and time.monotonic() - self._written < SECONDS:
             return
-        self.state["groups"][str(group)] = {
+        self.state = {
             "samples": self._done,
             "data": self._digest.hexdigest(),
             "last": last,

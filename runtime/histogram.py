@@ -103,8 +103,12 @@ class Accumulator:
         """
         return _growth([-value for value in self.lows]), _growth(self.highs)
 
-    def add(self, array: npt.NDArray[np.generic]) -> bool:
+    def add(self, array: npt.NDArray[np.generic], ends: Sequence[float] | None = None) -> bool:
         """Count elements of any shape and float type, as float32.
+
+        Args:
+            array: The elements.
+            ends: Smallest and largest of all, and their sum (NaN where one is), where these are some of more.
 
         Returns:
             Whether all are finite; if not, nothing is counted.
@@ -112,8 +116,8 @@ class Accumulator:
         flat = np.asarray(array, np.float32).reshape(-1)
         if not flat.size:
             return True
-        least, most = float(flat.min()), float(flat.max())
-        if not (math.isfinite(least) and math.isfinite(most)):
+        least, most, total = (float(flat.min()), float(flat.max()), 0.0) if ends is None else ends
+        if not (math.isfinite(least) and math.isfinite(most)) or math.isnan(total):
             return False
         self._reach(least, most)
         self.note(least, most)

@@ -89,9 +89,10 @@ class Probe:
         graph = model.graph
         waiting: dict[str, list[onnx.NodeProto]] = {}
         made_here = {name for node in extra for name in node.output}
+        nodes: list[onnx.NodeProto] = [node for node in extra if not node.input]
         for node in extra:
-            waiting.setdefault(next(n for n in node.input if n), []).append(node)
-        nodes: list[onnx.NodeProto] = []
+            if node.input:
+                waiting.setdefault(next(n for n in node.input if n), []).append(node)
 
         def release(name: str) -> None:
             for node in waiting.pop(name, []):

@@ -28,6 +28,8 @@ from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
 from memoptc.passes.precision._quantize.tables import Table, make_table
 from memoptc.passes.precision._quantize.tradeoff import (
+    CHOICES,
+    GIVE_BACK,
     Layer,
     greedy_moves,
     layer_row,
@@ -90,6 +92,7 @@ class MixWeights(Pass):
         exclude: Node names or operators to leave in float.
         study: Measure each weight alone even when accuracy is met without.
         size: Bytes of the weights with their scales, at most, as a part of those in float; no accuracy is asked for.
+        effort: How many times as long the search may take as it does by itself, for large models and much data.
     """
 
     changes_numbers: ClassVar[bool] = True
@@ -105,6 +108,7 @@ class MixWeights(Pass):
     exclude: tuple[str, ...] = ()
     study: bool = False
     size: float | None = None
+    effort: float = 1.0
 
     def __post_init__(self) -> None:
         if self.by not in ("outputs", "weights"):
@@ -243,7 +247,11 @@ class _Search:
             if not asked.fallback:
                 quality = wanted.refuse(quality, layers)
             else:
-                states, quality = wanted.choose(greedy_moves(layers), layers, self.copy, quality)
+                effort = self.effort(wanted)
+                effort.spend(sum(layer.measured for layer in layers) * effort.look(SAMPLES))
+                left = effort.looks(1.0)
+                steps, back = greedy_moves(layers), min(left, GIVE_BACK)
+                states, quality = wanted.choose(steps, layers, self.copy, quality, back, max(left, CHOICES))
         setting = "weights in 4 bits, rounded by data" if self.rounded else "weights in 4 bits"
         setting += ", activations coded by the kernel" if self.plan.activations == 8 else ""
         self.note(layers, states, setting, wanted, quality)
@@ -325,12 +333,16 @@ class _Search:
                 found[state][name] = error
         return found
 
-    def looks(self, wanted: AccuracyCheck) -> int:
-        """Number of weights, or groups of them, that are measured alone."""
+    def effort(self, wanted: AccuracyCheck) -> Effort:
+        """What measurements cost, and how much of that the search may spend."""
         few, _ = wanted.examiner.samples
         effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
-        effort.most = self.context.left_for_numbers
-        return min(max(effort.looks(_ALONE, SAMPLES), _FEWEST), EXACT)
+        effort.most, effort.factor = self.context.left_for_numbers, self.asked.effort
+        return effort
+
+    def looks(self, wanted: AccuracyCheck) -> int:
+        """Number of weights, or groups of them, that are measured alone."""
+        return min(max(self.effort(wanted).looks(_ALONE, SAMPLES), _FEWEST), EXACT)
 
     def sensitivities(self, wanted: AccuracyCheck) -> list[Layer]:
         """Measure each weight alone in 4 bits, the coarsest first and exactly; 8 bits follow from their errors."""

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.tensors import nbytes
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
+from memoptc.passes.precision._quantize.coding import SMALLEST
 from memoptc.passes.precision._quantize.decoder_blocks import code_decoder_in_blocks
 from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
 from memoptc.passes.precision._quantize.existing_codes import is_quantized
@@ -26,6 +28,7 @@ from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensi
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
 from memoptc.passes.precision._quantize.static_choice import alone_on_integers
 from memoptc.passes.precision._quantize.tradeoff import (
+    CHOICES,
     GIVE_BACK,
     Layer,
     greedy_moves,
@@ -57,14 +60,21 @@ _LINE = 0.25
 _FEWEST = 4
 """Layers that are measured alone in any case."""
 
-_CHOICES = 8
-"""Choices of layers that are measured in any case."""
-
 _LITTLE = 0.1
 """Part of the multiplications that convolutions among floats may do to be tried in float."""
 
+_SMALL = 2.5e5
+"""Multiplications, on average, up to which convolutions gain from integers what coding their operands takes."""
+
+_TELLS = 1.0
+"""Decibels that those must gain in float."""
+
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
+
+_SURE, _WORTH_OF_FEW = 16, 3.0
+"""Samples from which channels are known well enough, and decibels that factors of channels must gain with fewer: all
+channels then reach the end of the code, and whatever goes further in a sample that was not seen is cut off."""
 
 _UNSEEN = 1.0
 """Decibels that ranges of each run may cost on the data: they cut off nothing of samples that were not seen."""
@@ -108,6 +118,7 @@ class QuantizeSearch(Pass):
             latency are those of float. Tried where integers need more or are slower.
         decode: Whether weights that no kernel takes in codes are stored so all the same, and decoded while onnxruntime
             "load"s them; with "run" they stay in float.
+        effort: How many times as long the search may take as it does by itself, for large models and much data.
     """
 
     changes_numbers: ClassVar[bool] = True
@@ -126,6 +137,7 @@ class QuantizeSearch(Pass):
     study: bool = False
     weights_only: bool = False
     decode: str = "load"
+    effort: float = 1.0
 
     def stricter(self) -> Pass | None:
         """With more layers in float: as data held out showed, what was searched on says too little."""
@@ -169,7 +181,7 @@ class QuantizeSearch(Pass):
             self.outputs,
         )
         join_biases(graph, codes.excluded, context.stats)
-        layers, codes = quantizable_layers(graph, codes, narrow=self.mixed)
+        layers, codes = quantizable_layers(graph, codes, narrow=self.mixed, load=self.decode == "load")
         if layers:
             search_memoized(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
         else:
@@ -219,7 +231,7 @@ class _Search:
         self.trials = self.wanted.trials
         few, _ = self.wanted.examiner.samples
         self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))
-        self.effort.most = context.left_for_numbers
+        self.effort.most, self.effort.factor = context.left_for_numbers, asked.effort
 
     def variant(self, recoveries: tuple[Pass, ...]) -> CalibratedGraph:
         """The graph after these recoveries, made once."""
@@ -237,7 +249,7 @@ class _Search:
     def run(self) -> None:
         """Search, then put the result into the graph."""
         setting = self.recovered()
-        chosen = self.without_lonely(setting)
+        chosen = self.without_slow(setting)
         quality = None if self.asked.mixed else self.wanted.look(self.quantized(setting, chosen))
         found: list[Layer] = []
         if quality is None or not self.wanted.good(quality) or self.asked.study:
@@ -248,35 +260,51 @@ class _Search:
         if quality is None or not self.wanted.good(quality):
             self.context.say("which layers")
             chosen, quality = self.choose(setting, found, quality)
+        chosen = {name: self.as_written(name, state) for name, state in chosen.items()}
         self.note(setting, found, chosen, quality)
         done = self.quantized(setting, chosen, self.stats)
         adopt(self.graph, done)
         self.stats["trials"] = self.trials.count
+
+    def as_written(self, name: str, state: LayerPrecision) -> LayerPrecision:
+        """The state of a layer in the result: small weights that would be decoded while loading stay as they are."""
+        weight = self.layers[name].operands[1].tensor if name in self.codes.tabled else None
+        small = weight is not None and nbytes(weight) < SMALLEST
+        return LayerPrecision.FLOAT if small and state == LayerPrecision.INT8_WEIGHTS else state
 
     @property
     def all_integers(self) -> dict[str, LayerPrecision]:
         """Every layer where it is cheapest with 8 bits."""
         return dict.fromkeys(self.layers, LayerPrecision.INT8)
 
-    def without_lonely(self, setting: Setting) -> Assignment:
-        """All on integers, but for convolutions among floats that do little of the work, if the output gains so."""
-        every, variant = self.all_integers, self.variant(setting.recoveries)
+    def without_slow(self, setting: Setting) -> Assignment:
+        """All on integers, but for convolutions that gain next to no time from that, if the output gains otherwise."""
+        best, variant = self.all_integers, self.variant(setting.recoveries)
         if not self.asked.fallback or self.asked.mixed or self.asked.outputs:
-            return every
+            return best
+        level = None
+        for names, worth, why in self.slow_on_integers(setting, variant):
+            states = {**self.all_integers, **dict.fromkeys(names, LayerPrecision.INT8_WEIGHTS)}
+            level = self.trials.quick(self.quantized(setting, best)).mean_db if level is None else level
+            reached = self.trials.quick(self.quantized(setting, states)).mean_db
+            if reached > level + worth:
+                gain = f"codes before and after them cost {reached - level:.1f} dB on the data, and {why}"
+                self.decide("quantize-search", f"{', '.join(names)}: {_WRITTEN[LayerPrecision.INT8_WEIGHTS]}", gain)
+                best, level = states, reached
+        return best
+
+    def slow_on_integers(self, setting: Setting, variant: CalibratedGraph) -> Iterator[tuple[list[str], float, str]]:
+        """Convolutions that may compute in float, with what they must gain for that in decibels, and why they may."""
         # neighbours that find their range in each run hand over floats
         floats = variant.codes.excluded | (variant.run_time_products if setting.run_time else frozenset())
         choice = variant.codes.choose(variant.graph, floats, Counter())
-        work = sum(work_of(op, self.context.dims) for op in self.layers.values())
+        works = {name: work_of(op, self.context.dims) for name, op in self.layers.items()}
         lonely = [op.name for op in alone_on_integers(choice)]
-        if not lonely or sum(work_of(self.layers[n], self.context.dims) for n in lonely) > _LITTLE * work:
-            return every
-        states = {**every, **dict.fromkeys(lonely, LayerPrecision.INT8_WEIGHTS)}
-        before, after = (self.trials.quick(self.quantized(setting, tried)).mean_db for tried in (every, states))
-        if after <= before + _WORTH:
-            return every
-        why = f"codes before and after them cost {after - before:.1f} dB on the data, and they do little of the work"
-        self.decide("quantize-search", f"{', '.join(lonely)}: {_WRITTEN[LayerPrecision.INT8_WEIGHTS]}", why)
-        return states
+        if lonely and sum(works[name] for name in lonely) <= _LITTLE * sum(works.values()):
+            yield lonely, _WORTH, "they do little of the work"
+        every = [op.name for op in choice.heavy if op.name in variant.codes.tabled]
+        if every and sum(works[name] for name in every) <= _SMALL * len(every):
+            yield every, _TELLS, "so small ones are no faster on integers"
 
     def recovered(self) -> Setting:
         """Try one recovery after the other; each stays if the output gains from it."""
@@ -302,6 +330,8 @@ class _Search:
                     continue
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
                 worth = -_UNSEEN if tried.run_time and not start.run_time else _WORTH
+                if tried.recoveries != best.recoveries and self.effort.many < _SURE:
+                    worth = _WORTH_OF_FEW
                 if reached > level + worth:
                     gain = f"the output gains {reached - level:.1f} dB on the data"
                     if reached < level:
@@ -313,6 +343,7 @@ class _Search:
             kept.drop_unused_codes(best if key == best.recoveries else None)
         if left:
             why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
+            why += f" (--set {self.asked.name}.effort={2 * self.asked.effort:g} gives the search twice the time)"
             self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
         return best
 
@@ -365,7 +396,7 @@ class _Search:
             lambda states: self.quantized(setting, states),
             first,
             min(looks, GIVE_BACK),
-            max(looks, _CHOICES),
+            max(looks, CHOICES),
         )
 
     def decide(self, step: str, what: str, why: str, gain: int | None = None) -> None:

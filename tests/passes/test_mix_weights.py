@@ -275,3 +275,23 @@ def test_the_layer_that_integers_break_stays_in_float_without_data() -> None:
     Quantize(form="dynamic", min_sqnr=20.0).run(graph, context)
     assert [op.result.name for op in graph.ops if op.is_a("MatMul")] == ["x4"]
     assert any("1 of 6 layers in float: MatMul_x4 (" in w for w in context.warnings)
+
+
+@pytest.mark.parametrize(("effort", "most"), [(1e-9, 20), (1e9, 200)])
+def test_candidates_of_a_search_are_bounded(effort: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty products, of which nearly all need more than 4 bits: each choice is a run of the whole model."""
+    names = [f"w{i}" for i in range(20)]
+    chain = " ".join(f"h{i + 1} = MatMul(h{i}, {name})" for i, name in enumerate(names))
+    model = parse(
+        f"g (float[N, 64] h0) => (float[N, 64] h20) {{ {chain} }}",
+        **{name: normal(64, 64, seed=i, scale=0.125) for i, name in enumerate(names)},
+    )
+    looks: list[Graph] = []
+    held = CandidateEvaluator._with
+    monkeypatch.setattr(
+        CandidateEvaluator, "_with", lambda self, graph, *rest: (looks.append(graph), held(self, graph, *rest))[1]
+    )
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    MixWeights(min_sqnr=30.0, effort=effort).run(graph, Context(dims={"N": 4}))
+    assert (len(looks) <= 20) == (most == 20), len(looks)

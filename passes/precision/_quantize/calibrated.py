@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph, Value
 from memoptc.pass_base import Context
 from memoptc.passes.precision._migrate.sites import read_axis
 from memoptc.passes.precision._quantize import embedding
-from memoptc.passes.precision._quantize.coding import MINIMUM_IR_VERSION, write_all
+from memoptc.passes.precision._quantize.coding import MINIMUM_IR_VERSION, SMALLEST, write_all
 from memoptc.passes.precision._quantize.correct import Correction, output_axis, spread_inputs
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.layers import int4_format, int8_format, weights_read_by
@@ -23,6 +23,7 @@ from memoptc.passes.precision._quantize.rounding import Dampings, round_channels
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
 from memoptc.passes.precision._quantize.static import Memo, StaticQuantizer
 from memoptc.passes.precision._quantize.static_choice import Choice, is_float32, may_code_at_run_time, share_scales
+from memoptc.passes.precision._quantize.tables import Table
 from memoptc.passes.precision._quantize.weight_coder import Memo as BlockMemo
 from memoptc.passes.precision._quantize.weight_coder import WeightCoder
 from memoptc.passes.precision._quantize.weight_only import Writer
@@ -48,6 +49,7 @@ class CalibratedGraph:
         memo: Codes of weights, for the next copy.
         blocks: The same of weights in blocks of 4 bits.
         bytes: The same of weights in blocks of 8 bits.
+        tables: The same of weights that are decoded while loading.
     """
 
     graph: Graph
@@ -58,6 +60,7 @@ class CalibratedGraph:
     memo: Memo = field(default_factory=dict)
     blocks: BlockMemo = field(default_factory=dict)
     bytes: BlockMemo = field(default_factory=dict)
+    tables: dict[tuple[int, int], Table] = field(default_factory=dict)
     _rounded: dict[bool, dict[Value, Codes]] = field(default_factory=dict)
     _covers: dict[str, dict[Value, Scale]] = field(default_factory=dict)
 
@@ -148,7 +151,8 @@ class CalibratedGraph:
         left = self.codes.excluded | frozenset(
             n for n, state in states.items() if state in (LayerPrecision.FLOAT, LayerPrecision.INT4_WEIGHTS)
         )
-        left, decoded = left | (weights & self.codes.wide), weights - self.codes.wide
+        elsewhere = weights & (self.codes.wide | self.codes.tabled)
+        left, decoded = left | elsewhere, weights - elsewhere
         choice = self.codes.choose(
             graph, left, stats, decoded, self.run_time_products if setting.run_time else frozenset()
         )
@@ -189,6 +193,10 @@ class CalibratedGraph:
                 writer.write(weight, channels=True)
             else:
                 Writer(WeightCoder(blocks, memo=self.bytes), stats).write(weight)
+        tabled = {n for n, state in states.items() if state == LayerPrecision.INT8_WEIGHTS} & self.codes.tabled
+        loading = WeightCoder(replace(int4_format(graph), decode="load"), tables=self.tables)
+        for weight in (w for w in weights_read_by(graph, tabled) if w.bytes >= SMALLEST):
+            Writer(loading, stats).write(weight, channels=True)
         if narrow:
             graph.info.ir_version = max(graph.info.ir_version, MINIMUM_IR_VERSION)
 

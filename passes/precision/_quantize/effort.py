@@ -35,6 +35,7 @@ class Effort:
         many: Samples of calibration.
         spent: Seconds that are spent.
         most: Seconds that the compile has for it.
+        factor: How many times as long all looks may take as usual.
     """
 
     run: float
@@ -44,6 +45,7 @@ class Effort:
     many: int
     spent: float = 0.0
     most: float = math.inf
+    factor: float = 1.0
 
     @classmethod
     def of(cls, layers: Iterable[Op], dims: Mapping[str, int], few: int, many: int) -> Effort:
@@ -63,7 +65,7 @@ class Effort:
     @property
     def allowed(self) -> float:
         """Seconds for all looks."""
-        return min(LEAST + PER_BYTE * self.nbytes, max(self.most, 0.0))
+        return min(self.factor * (LEAST + PER_BYTE * self.nbytes), max(self.most, 0.0))
 
     def look(self, samples: int | None = None) -> float:
         """Seconds of a look at a copy with most weights in codes, on few samples unless told otherwise."""

@@ -13,7 +13,7 @@ from memoptc.passes.precision._quantize.coding import SMALLEST, obstacle
 from memoptc.passes.precision._quantize.recurrent import recurrent
 from memoptc.passes.precision._quantize.settings import QuantizationConfig
 from memoptc.passes.precision._quantize.weight_format import WeightFormat
-from memoptc.passes.precision._quantize.weight_operands import GATHER, PRODUCTS, Weight, find_weights
+from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GATHER, PRODUCTS, Weight, find_weights
 from memoptc.runtime.kernels import gathers_codes, multiplies_codes
 
 BLOCK = 32
@@ -28,7 +28,7 @@ INT8_BLOCK_SIZES = (128, 64, 32)
 
 
 def quantizable_layers(
-    graph: Graph, codes: QuantizationConfig, *, narrow: bool = False
+    graph: Graph, codes: QuantizationConfig, *, narrow: bool = False, load: bool = False
 ) -> tuple[dict[str, Op], QuantizationConfig]:
     """Give everything with weights that can be quantized a name of its own, and list it, in order.
 
@@ -36,6 +36,8 @@ def quantizable_layers(
         graph: The graph.
         codes: What codes weights have.
         narrow: Also list subgraphs, and let weights be in blocks of 4 bits.
+        load: Let weights of convolutions be decoded while loading: decoded in each run they are no constants, and the
+            convolutions take two to three times the time.
 
     Returns:
         The nodes, and the codes with the names of those that can be in blocks.
@@ -43,8 +45,10 @@ def quantizable_layers(
     found = set(codes.choose(graph, codes.excluded, Counter(), frozenset()).heavy)
     found |= set(embedding.tables(graph, codes.excluded, Counter())) if codes.embeddings else set()
     found |= set(recurrent(graph, codes.excluded)) if codes.recurrent else set()
-    plan, blocks, whole, wide = int4_format(graph), set[Op](), set[Op](), set[Op]()
+    plan, blocks, whole, wide, tabled = int4_format(graph), set[Op](), set[Op](), set[Op](), set[Op]()
     for weight in find_weights(graph, codes.excluded):
+        if load and not obstacle(weight, replace(plan, decode="load")):
+            tabled |= {site.op for site in weight.sites if site.op.op_type in CONVOLUTIONS}
         if (
             weight.bytes >= INT8_BLOCK_MIN_BYTES
             and all(site.op in found for site in weight.sites)
@@ -77,6 +81,7 @@ def quantizable_layers(
         narrow=frozenset(op.name for op in blocks if narrow),
         apart=frozenset(op.name for op in blocks - found),
         wide=frozenset(op.name for op in (wide & found)),
+        tabled=frozenset(op.name for op in (tabled & found)),
         excluded=codes.excluded | frozenset(op.name for op in whole),
     )
     return layers, named

@@ -56,6 +56,8 @@ class QuantizationConfig:
         narrow: Names of nodes whose weights can be in blocks of 4 bits.
         apart: Names of those among them that have no integer kernel.
         wide: Names of products whose weights, in float activations, are read in blocks of 8 bits.
+        tabled: Names of convolutions whose weights, in float activations, are decoded while onnxruntime loads
+            them, or, if small, stay as they are.
     """
 
     dtype: DType
@@ -69,6 +71,7 @@ class QuantizationConfig:
     narrow: frozenset[str] = frozenset()
     apart: frozenset[str] = frozenset()
     wide: frozenset[str] = frozenset()
+    tabled: frozenset[str] = frozenset()
 
     def choose(
         self,

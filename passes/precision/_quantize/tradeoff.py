@@ -22,6 +22,9 @@ COSTS = {
 GIVE_BACK = 12
 """Moves that are tried to take back at the end."""
 
+CHOICES = 8
+"""Choices of layers that are measured in any case."""
+
 _LAST_LOOKS = 4
 """Looks before the last in which a search that has found nothing yet takes larger steps."""
 
