@@ -86,8 +86,9 @@ class QuantizeSearch(Pass):
     Copies of the graph are quantized and held against the graph in float on data: validation data where there is
     any, else that of the calibration. First the recoveries: `equalize`, `smooth`, `split-outliers`, how ranges are
     found (by calibration, or of products in each run), where weights are clipped, weights rounded by data, corrected
-    biases; each stays if the output gains from it. Convolutions among floats that do little of the work compute in
-    float on integer weights if the output gains from that. If what was asked for is not met then, each layer's effect
+    biases; each stays if the output gains from it. Convolutions among floats that do little of the work, or all of a
+    model whose convolutions are too small to gain time from integers, compute in float if the output gains from that;
+    their weights are decoded while onnxruntime loads them. If what was asked for is not met then, each layer's effect
     on the output is measured alone, and layers leave the integers, those first that bring most for the bytes and the
     work they cost: first their activations (weights stay integers), then the weights, too. With `mixed`, weights in
     blocks of 4 bits are one more state of a layer, and each layer starts in its cheapest: tables and products whose

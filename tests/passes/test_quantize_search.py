@@ -20,6 +20,9 @@ from runtime_models import normal, parse
 from memoptc.api import compile as compile_model
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import GateError, InputError
+from memoptc.ir.infer import infer_shapes
+from memoptc.ir.onnx_io import read_onnx
+from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.layer_precision import LayerPrecision
 from memoptc.passes.precision._quantize.tradeoff import (
     Layer,
@@ -28,7 +31,8 @@ from memoptc.passes.precision._quantize.tradeoff import (
     needed,
     shortest,
 )
-from memoptc.runtime.data import Sample
+from memoptc.passes.precision.quantize_search import QuantizeSearch
+from memoptc.runtime.data import Data, Sample
 from memoptc.runtime.quality import Examiner, Outcome
 
 
@@ -292,3 +296,22 @@ def test_a_convolution_among_floats_keeps_its_activations_where_their_codes_cost
     found = compile_model(model, 2, "int8", calibration=data, measure=False, passes="quantize-search")
     assert any("patches: with weights in 8 bits" in d.what for d in found.report.decisions)
     assert found.report.verification["outputs"][0]["sqnr_db"] > 30.0
+
+
+@pytest.mark.parametrize(("side", "in_float"), [(2, True), (12, False)])
+def test_convolutions_that_gain_no_time_from_integers_compute_in_float(side: int, in_float: bool) -> None:
+    """Their weights are constants once onnxruntime has loaded them: decoded in each run they cost time."""
+    names, channels = ("w1", "w2", "w3"), 64
+    body = " ".join(
+        f"a{i} = Conv<pads=[1, 1, 1, 1]>(r{i}, {name}) r{i + 1} = Relu(a{i})" for i, name in enumerate(names)
+    )
+    shape = f"float[1, {channels}, {side}, {side}]"
+    weights = {n: normal(channels, channels, 3, 3, seed=i, scale=0.06) for i, n in enumerate(names)}
+    model = parse(f"g ({shape} r0) => ({shape} r3) {{ {body} }}", 13, **weights)
+    feeds = [{"r0": normal(1, channels, side, side, seed=i) ** 3} for i in range(20)]
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    QuantizeSearch().run(graph, Context(calibration=Data(feeds, {v.name: v.type for v in graph.inputs})))
+    decoders = {op.operands[1].op.op_type for op in graph.walk("Conv") if op.operands[1].op is not None}
+    assert decoders == ({"Gather"} if in_float else {"DequantizeLinear"})
+    assert in_float == (not any(graph.walk("QuantizeLinear")))
