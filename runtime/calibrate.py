@@ -277,6 +277,7 @@ def _extremes(
     extra: list[onnx.NodeProto] = []
     for index, name in enumerate(names):
         extra += _reductions(f"{PREFIX}.{index}", name)
+        extra.append(onnx.helper.make_node("Size", [f"{PREFIX}.{index}.f"], [f"{PREFIX}.{index}.size"]))
     evaluator = probe.load(extra, [f"{PREFIX}.{index}.{kind}" for index in range(len(names)) for kind in _KINDS])
     seen: dict[str, Accumulator] = {}
     for sample in _walk(samples, names, kept, seen):
@@ -300,7 +301,6 @@ def _reductions(prefix: str, name: str) -> Iterator[onnx.NodeProto]:
     # as float32: reductions exist for it at every opset, and no format to calibrate is finer
     make = onnx.helper.make_node
     yield make("Cast", [name], [f"{prefix}.f"], to=onnx.TensorProto.FLOAT)
-    yield make("Size", [f"{prefix}.f"], [f"{prefix}.size"])
     yield make("ReduceMin", [f"{prefix}.f"], [f"{prefix}.min"], keepdims=0)
     yield make("ReduceMax", [f"{prefix}.f"], [f"{prefix}.max"], keepdims=0)
     yield make("ReduceSum", [f"{prefix}.f"], [f"{prefix}.sum"], keepdims=0)
@@ -331,7 +331,7 @@ def _distributions(
 def _thinned(prefix: str, name: str, stride: int) -> Iterator[onnx.NodeProto]:
     """Every n-th element of a tensor, with its extremes and, as these may hide a NaN, its sum."""
     make = onnx.helper.make_node
-    yield from (node for node in _reductions(prefix, name) if node.op_type != "Size")
+    yield from _reductions(prefix, name)
     for key, value in (("all", -1), ("from", 0), ("to", np.iinfo(np.int64).max), ("axis", 0), ("by", stride)):
         yield make("Constant", [], [f"{prefix}.{key}"], value=onnx.numpy_helper.from_array(np.array([value])))
     yield make("Reshape", [f"{prefix}.f", f"{prefix}.all"], [f"{prefix}.flat"])
