@@ -21,6 +21,7 @@ from memoptc.passes.shrink._exit.branch import confident, end_or_go_on
 from memoptc.passes.shrink._exit.heads import Floats, Head, confidence_of, threshold_for
 from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
+from memoptc.passes.simplify.raise_opset import RaiseOpset
 from memoptc.pipeline import parse
 from memoptc.report.model import Decision
 from memoptc.runtime.accuracy import AccuracyTarget
@@ -30,7 +31,7 @@ from memoptc.runtime.loss_bound import disagreements, samples_for
 from memoptc.runtime.options import RunOptions
 
 OPSET = 18
-"""Opset that both models are raised to where they are of an older one."""
+"""Opset that both models are raised to where they are of an older one; where one is newer, the other follows it."""
 
 
 class Cascade(Pass):
@@ -71,7 +72,9 @@ class Cascade(Pass):
             InputError: the models do not fit together, or there is no data, or too little of it.
         """
         small = read_onnx(self.small)
-        run_pipeline(parse(f"raise-opset{{to={OPSET},below={OPSET}}},inline-functions"), small, context)
+        newest = max(OPSET, *(opset_of(each) or 0 for each in (graph, small)))
+        run_pipeline(parse(f"raise-opset{{to={newest},below={newest}}},inline-functions"), small, context)
+        RaiseOpset(to=newest, below=newest).run(graph, context)
         _check(graph, small, self.small)
         context.shapes(graph)
         infer_shapes(small)

@@ -44,7 +44,8 @@ class RaiseOpset(Pass):
             return
         why = ""
         try:
-            _refuse(graph, self.to)
+            if version < _SOFTMAX_BY_AXIS <= self.to:
+                _refuse(graph)
             before = to_proto(graph)
             after = _converted(_of_last_axes(graph, before), self.to, version, {v.name for v in graph.inputs})
             why = outputs_differ(graph, before, after, CLOSE)
@@ -65,12 +66,12 @@ class RaiseOpset(Pass):
 _BY_ROWS = ("Softmax", "LogSoftmax", "Hardmax")
 
 
-def _refuse(graph: Graph, to: int) -> None:
+def _refuse(graph: Graph) -> None:
     """Raise where the converter's result would not run for every extent that the model runs for."""
     for op in graph.walk(*_BY_ROWS):
         shape = op.operands[0].shape
         known = shape is not None and all(isinstance(d, int) and d > 0 for d in shape)
-        if to >= _SOFTMAX_BY_AXIS and not _takes_last(op) and not known:
+        if not _takes_last(op) and not known:
             raise MemoptcError(
                 f"{op.op_type} {op.name!r} takes several axes for one, which later opsets only say by reshaping, which "
                 "fails for extents of 0",

@@ -114,6 +114,22 @@ def test_a_batch_goes_the_way_of_its_hardest_row_and_agreement_holds_on_other_da
     assert "100 validation samples" in context.decisions[-1].why
 
 
+@pytest.mark.parametrize("opsets", [(18, 20), (21, 18)])
+def test_the_model_of_the_older_opset_follows_the_other(opsets: tuple[int, int], tmp_path: Path) -> None:
+    small, large = classifier(0.3, "n", softmax=True), classifier(0.0, "n", softmax=True)
+    for model, opset in zip((small, large), opsets, strict=True):
+        model.opset_import[0].version = opset
+    onnx.save(small, tmp_path / "small.onnx")
+    graph, x = read_onnx(large), inputs(3, 7)
+    for threshold, alone in ((0.0, small), (1.0, large)):
+        copy = graph.clone()
+        assert run_pass(Cascade(small=str(tmp_path / "small.onnx"), threshold=threshold), copy, Context())["cascades"]
+        verify(copy)
+        made = to_proto(copy)
+        assert made.opset_import[0].version == max(opsets)
+        np.testing.assert_array_equal(run(made, x), run(alone, x))
+
+
 def test_no_rows_and_rows_without_a_number_go_the_way_of_the_large_model_or_nowhere(small: Path) -> None:
     """A smallest of nothing is refused, and a smallest among NaN may be a number: neither may decide."""
     made, _ = cascaded(Context(), small=str(small), threshold=0.01)
