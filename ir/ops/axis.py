@@ -20,6 +20,7 @@ class Form(Enum):
     RESIZE = "scaled by a factor, cropped where neighbours were missing"
     TRANSPOSED = "a transposed convolution, cropped by its pads"
     PADDED = "Pad, with what lies at the border"
+    INTERPOLATED = "interpolated between what lies around each element, by places in the piece's operand"
     EXPONENTIALS = "exponentials beside the piece's own largest, which the sum that they enter makes up for"
     HEADS = "as many heads as the piece has"
 
@@ -50,6 +51,8 @@ class Along:
         per: Divides those steps: as many elements of the result share one of the operand.
         low: Offset of the window's first element, before the division.
         high: Offset of the window's last element, before the division.
+        exact: (stride, per, low, high) that windows follow in place of these, where steps only come close: an axis that
+            is interpolated from 512 to 1,024 elements whose corners stay where they are moves by 511 / 1,023.
     """
 
     axis: int
@@ -57,19 +60,22 @@ class Along:
     per: int = 1
     low: int = 0
     high: int = 0
+    exact: tuple[int, int, int, int] | None = None
 
     @property
     def is_identity(self) -> bool:
         """True if an element needs exactly the element at the same place."""
-        return self.stride == self.per == 1 and not self.low and not self.high
+        return self.stride == self.per == 1 and not self.low and not self.high and self.exact is None
 
     def first(self, lo: int) -> int:
         """First element that an interval from `lo` on needs; negative in the padding."""
-        return (lo * self.stride + self.low) // self.per
+        stride, per, low, _ = self.exact or (self.stride, self.per, self.low, self.high)
+        return (lo * stride + low) // per
 
     def end(self, hi: int) -> int:
         """One past the last element that an interval up to `hi` needs."""
-        return ((hi - 1) * self.stride + self.high) // self.per + 1
+        stride, per, _, high = self.exact or (self.stride, self.per, self.low, self.high)
+        return ((hi - 1) * stride + high) // per + 1
 
 
 @dataclass(frozen=True, slots=True)

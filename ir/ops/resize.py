@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
+
 import numpy as np
 
 from memoptc.ir.core import Op
-from memoptc.ir.ops.axis import Along, Axis, Form, extents, given, shape
+from memoptc.ir.ops.axis import Along, Axis, Form, dtype_of, extents, given, shape
 from memoptc.ir.ops.definition import Blocked, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double_resize import resize
 from memoptc.ir.ops.parameters import Setting
@@ -14,10 +17,11 @@ from memoptc.ir.ops.sample import extents as drawn_extents
 from memoptc.ir.ops.schema import MICROSOFT, default_of
 from memoptc.ir.ops.sizes import Sizes
 from memoptc.ir.tensors import ints
+from memoptc.ir.types import DType
 
 
 def _resize(op: Op) -> list[Axis]:
-    """Nearest and linear, by whole factors up; every axis that keeps its extent."""
+    """Nearest and linear, by whole factors up; linear between known extents; every axis that keeps its extent."""
     x, y = extents(op, 0), shape(op.results[0]) or ()
     if len(x) != len(y) or op.attrs.get("axes") or op.attrs.get("antialias"):
         return []
@@ -29,18 +33,74 @@ def _resize(op: Op) -> list[Axis]:
     factors = [factor_of(op, axis) for axis in range(len(x))]
     for axis, factor in enumerate(factors):
         if factor is None:
-            continue
-        if factor == 1:
+            found.extend(_interpolated(op, axis))
+        elif factor == 1:
             if mode != "cubic" or all(f == 1 for f in factors):
                 found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE, reorders=mode != "nearest"))
         elif mode == "nearest" and _repeats(op, where, factor):
             found.append(given(op, axis, (0, Along(axis, 1, factor)), form=Form.RESIZE, grain=factor))
-        elif mode in ("linear", "bilinear") and where == "half_pixel":
+        elif mode in ("linear", "bilinear") and where in ("half_pixel", "pytorch_half_pixel"):
             along = Along(axis, 2, 2 * factor, 1 - factor, 1 + factor)
             found.append(given(op, axis, (0, along), form=Form.RESIZE, reorders=True))
         elif mode in ("linear", "bilinear") and where == "asymmetric":
             found.append(given(op, axis, (0, Along(axis, 1, factor, 0, factor)), form=Form.RESIZE, reorders=True))
+        else:
+            found.extend(_interpolated(op, axis))
     return found
+
+
+def _interpolated(op: Op, axis: int) -> list[Axis]:
+    """Cut an axis between whose elements a linear resize goes by any step."""
+    x, y, places = extents(op, 0)[axis], (shape(op.results[0]) or ())[axis], interpolation(op, axis)
+    if places is None or not isinstance(x, int) or not isinstance(y, int):
+        return []
+    step = Fraction(x, y)
+    # One element more than the two neighbours, so that no rounded place lies behind the last.
+    exact = (places.stride, places.per, places.low, places.low + 2 * places.per)
+    along = Along(axis, step.numerator, step.denominator, exact=exact)
+    return [given(op, axis, (0, along), form=Form.INTERPOLATED, reorders=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolation:
+    """Places between which a linear resize interpolates: result element i lies at (i * stride + low) / per."""
+
+    stride: int
+    per: int
+    low: int
+
+    def place(self, i: int) -> Fraction:
+        """Place of an element of the result, in elements of the operand; what lies outside takes the border's."""
+        return Fraction(i * self.stride + self.low, self.per)
+
+
+def interpolation(op: Op, axis: int) -> Interpolation | None:
+    """Places of a linear resize of floats from one known extent to another.
+
+    `None` for other modes, for extents that are known at run time only, and where the image keeps its proportions.
+    """
+    x, y = extents(op, 0)[axis], (shape(op.results[0]) or ())[axis]
+    if op.op_type != "Resize" or len(op.operands) < 3 or dtype_of(op, 0) is not DType.FLOAT:
+        return None
+    if str(default_of(op, "mode") or "nearest") != "linear" or op.attrs.get("axes") or op.attrs.get("antialias"):
+        return None
+    if str(default_of(op, "keep_aspect_ratio_policy") or "stretch") != "stretch":
+        return None
+    if not isinstance(x, int) or not isinstance(y, int) or x < 1 or y < 2:
+        return None
+    where = str(default_of(op, "coordinate_transformation_mode"))
+    if where == "align_corners":
+        return Interpolation(x - 1, y - 1, 0)
+    scale = Fraction(y, x)
+    if op.input(3) is None:
+        scales = op.operands[2].tensor
+        if scales is None:
+            return None
+        scale = Fraction(float(scales.numpy().reshape(-1)[axis]))
+    if where in ("half_pixel", "pytorch_half_pixel"):
+        # (i + 1/2) / scale - 1/2
+        return Interpolation(2 * scale.denominator, 2 * scale.numerator, scale.denominator - scale.numerator)
+    return Interpolation(scale.denominator, scale.numerator, 0) if where == "asymmetric" else None
 
 
 def _repeats(op: Op, where: str, factor: int) -> bool:

@@ -70,6 +70,11 @@ LEFT_ALONE: dict[str, tuple[str, list[str], list[int]]] = {
     "computed padding": ("%x: f32[2,3], %p: i64[4]", ["%y = Pad(%x, %p)"], []),
     "corners aligned": (
         IMAGE, ["%e = absent()", "%s = const() {value=[1.0,1.0,2.0,2.0]} : f32[4]",
+                '%y = Resize(%x, %e, %s) {mode="linear", coordinate_transformation_mode="align_corners"}'],
+        [0, 1, 2, 3],
+    ),
+    "corners aligned, of extents that vary": (
+        "%x: f32[2,3,H,W]", ["%e = absent()", "%s = const() {value=[1.0,1.0,2.0,2.0]} : f32[4]",
                 '%y = Resize(%x, %e, %s) {mode="linear", coordinate_transformation_mode="align_corners"}'], [0, 1],
     ),
     "by a fraction": (

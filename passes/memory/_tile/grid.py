@@ -175,6 +175,8 @@ class DynamicGrid:
 
     def need(self, along: Along, interval: Interval, operand: Value) -> OperandTile:
         """Interval of an operand that an interval of an op's axis needs."""
+        if along.exact is not None:
+            raise NotTileableError("an interpolation whose extents are known at run time only")
         lo, before = self._first(along, interval.lo)
         self._some(operand, along.axis, lo)
         hi, after = self._end(along, interval.hi, operand)

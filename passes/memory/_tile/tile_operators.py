@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from memoptc.ir.core import Op, Value
+from memoptc.ir.dims import same
 from memoptc.ir.iteration import Axis, Form
 from memoptc.ir.ops import opset_of
 from memoptc.ir.ops.axis import shape
-from memoptc.ir.ops.resize import factor_of, pad_amounts
+from memoptc.ir.ops.resize import factor_of, interpolation, pad_amounts
 from memoptc.ir.ops.windows import window_of
 from memoptc.ir.tensors import ints
 from memoptc.passes.memory._tile.building import TileBuilder
@@ -191,6 +192,79 @@ def _resize(p: TileOp) -> Made:
     return p.op.attrs, [operands[0], operands[1], scales]
 
 
+def _interpolated(p: TileOp) -> Made:
+    """Interpolate between places in the tile's operand, which tf_crop_and_resize takes as shares of its length.
+
+    What lies outside of an operand has no value in that mode. So operands go on for an element more than any place
+    needs, at borders by one like the last.
+    """
+    places = interpolation(p.op, p.place)
+    if places is None or not p.static:
+        raise NotTileableError("an interpolation whose extents are known at run time only")
+    lo, hi = _numbers(p.interval)
+    start, end = _numbers(p.need.interval)
+    before, after = p.need.before or 0, p.need.after or 0
+    if end - start + before + after == hi - lo:
+        after += 1  # a kernel copies what does not change its extent, wherever the places lie
+    x, scales = _resized_elsewhere(p)
+    rank = len(scales)
+    if before or after:
+        pads = [0] * (2 * rank)
+        pads[p.place], pads[p.place + rank] = before, after
+        x = p.emitter.made("Pad", [x, p.emitter.ints(pads)], {"mode": "edge"})
+    start, length = start - before, end - start + before + after
+    roi = [0.0] * rank + [1.0] * rank
+    roi[p.place] = float((places.place(lo) - start) / (length - 1))
+    roi[p.place + rank] = float((places.place(hi - 1) - start) / (length - 1))
+    scales[p.place] = _scale(length, hi - lo)
+    made = [p.emitter.b.const(np.asarray(v, np.float32), n) for v, n in ((roi, "roi"), (scales, "scales"))]
+    return {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}, [x, *made]
+
+
+def _numbers(interval: Interval) -> tuple[int, int]:
+    assert isinstance(interval.lo, int)
+    assert isinstance(interval.hi, int)
+    return interval.lo, interval.hi
+
+
+def _scale(before: int, after: int) -> float:
+    """A scale that gives exactly as many elements, rounded down, and is never 1, which a kernel takes as no change."""
+    return (after + 0.5) / before
+
+
+def _resized_elsewhere(p: TileOp) -> tuple[Value, list[float]]:
+    """The tile's operand, and the scales of the axes that are not tiled.
+
+    Corners that stay where they are do so in tf_crop_and_resize, too, while places are products that float32 holds.
+    Every other axis that changes its extent does so before, as in the whole.
+    """
+    x, y = shape(p.op.operands[0]) or (), shape(p.op.results[0]) or ()
+    scales = [1.0] * len(y)
+    others = [i for i in range(len(y)) if i != p.place and not same(x[i], y[i])]
+    if not others:
+        return p.operands[0], scales
+    if p.op.attrs.get("coordinate_transformation_mode") in ("align_corners", b"align_corners"):
+        known = {i: (a, b) for i in others if isinstance(a := x[i], int) and isinstance(b := y[i], int)}
+        if len(known) == len(others) and all(b > 1 and (a - 1) * (b - 1) < 2**24 for a, b in known.values()):
+            for i, (a, b) in known.items():
+                scales[i] = _scale(a, b)
+            return p.operands[0], scales
+    operands = list(p.operands)
+    if p.op.input(3) is None:
+        tensor = p.op.operands[2].tensor
+        assert tensor is not None
+        given = np.array(tensor.numpy(), np.float32).reshape(-1)
+        given[p.place] = 1.0
+        operands[2] = p.emitter.b.const(given, "scales")
+    else:
+        sizes = [*y]
+        sizes[p.place] = p.grid.length(p.need.interval)
+        if not all(isinstance(d, int) for d in sizes):
+            raise NotTileableError("a resize to computed sizes")
+        operands[3] = p.emitter.ints([int(d) for d in sizes])  # type: ignore[arg-type]
+    return p.emitter.made("Resize", operands, p.op.attrs), scales
+
+
 def _transposed(p: TileOp) -> Made:
     """Crop what the taps of a ConvTranspose reach beyond the tile, by its padding."""
     need = p.need
@@ -271,5 +345,6 @@ FORMS: dict[Form, Callable[[TileOp], Made]] = {
     Form.RESIZE: _resize,
     Form.TRANSPOSED: _transposed,
     Form.PADDED: _padded,
+    Form.INTERPOLATED: _interpolated,
     Form.HEADS: _heads,
 }
