@@ -13,6 +13,9 @@ from memoptc.ir.spelling import quote
 from memoptc.ir.tensors import same_content
 from memoptc.ir.weights import onnx_weights, write_npz
 
+EXPECT = "// ---- expect"
+"""The line in a case or an example below which stands what must come out; files are read up to it."""
+
 
 def read_mir(path: str | os.PathLike[str]) -> Graph:
     """Read a `.mir` file; large weights in the files that it names stay there until somebody looks.
@@ -28,7 +31,7 @@ def read_mir(path: str | os.PathLike[str]) -> Graph:
         raise InputError(f"{path} is no text.", hint="memoptc reads .mir files in UTF-8.") from None
     from memoptc.ir.parser import parse  # loads Lark, which writing does without
 
-    return parse(text, file=str(path))
+    return parse(text.partition(f"{EXPECT}\n")[0], file=str(path))
 
 
 def write_mir(

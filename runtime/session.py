@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnxruntime as ort
@@ -403,13 +404,14 @@ def _forwarded(name: str) -> Any:
     """Make the method that is `InferenceSession`'s own, in a session that has one, with errors translated."""
     method = getattr(ort.InferenceSession, name)
 
+    @wraps(method)
     def call(self: Session, *arguments: Any, **named: Any) -> Any:
         self._check_open()
         self._need_python(name)
         with in_flight, translated(self.memory_limit), paged(self._pager if "run" in name else None):
             return method(self, *arguments, **named)
 
-    call.__name__, call.__doc__, call.__qualname__ = name, method.__doc__, f"Session.{name}"
+    call.__module__, call.__qualname__ = __name__, f"Session.{name}"
     return call
 
 

@@ -41,8 +41,11 @@ def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Ta
         compilation = Compilation.of(model, asked, scratch)
         compilation = compilation.with_control(prepare.prepare(compilation).graph)
         pipeline = run.pipeline(asked, compilation.data.calibration is not None)
-        culprit = prove.find_culprit(compilation, pipeline)
-    told: dict[str, Any] = {"culprit": culprit or None}
+        warnings: list[str] = []
+        culprit = prove.find_culprit(compilation, pipeline, warnings.append)
+    for text in () if talk.quiet else warnings:
+        click.echo(f"warning: {text}", err=True)
+    told: dict[str, Any] = {"culprit": culprit or None, "warnings": warnings}
     lines = [culprit or "no pass breaks the numbers"]
     if culprit and reduced is not None:
         from memoptc.cli.reduce import describe, portable, reduce_by

@@ -40,7 +40,9 @@ def command(model: Path, output: Path | None, top: int, options: dict[str, Any],
     def show() -> None:
         console = result_console()
         sizes = ", ".join(f"{name}={extent}" for name, extent in dims.items())
-        console.print(f"{model.name}{f' at {sizes}' if sizes else ''}: {len(rows)} nodes", markup=False)
+        console.print(
+            f"{model.name}{f' at {sizes}' if sizes else ''}: {len(rows)} node{'s' * (len(rows) != 1)}", markup=False
+        )
         table = Table("node", "operator", "gives", "bytes", "weights", "from", "by")
         for row in sorted(rows, key=lambda r: -(r.result_bytes or 0) - r.weight_bytes)[:top]:
             gives = ", ".join(f"{name}: {kind}" for name, kind in row.results)

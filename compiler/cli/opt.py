@@ -116,13 +116,21 @@ def _instruments(verify: bool, print_after: str | None, print_changed: bool) -> 
 
 
 def _report_passes(warnings: Sequence[str], records: Sequence[PassRecord], *, with_times: bool) -> None:
-    """Show warnings, and what each pass did."""
+    """Show warnings, and what each pass did; passes that did nothing in one line, unless times are asked for."""
+    from memoptc.report.rows import statistics_text
+
     for warning in warnings:
         _to_stderr(f"warning: {warning}")
+    idle: dict[str, None] = {}
     for record in records:
-        did = ", ".join(f"{k} {v}" for k, v in record.stats.items()) or "nothing"
-        took = f" ({record.seconds:.2f} s)" if with_times else ""
-        _to_stderr(f"{record.name}: {did}{took}")
+        did = statistics_text(record.stats)
+        if did or with_times:
+            took = f" ({record.seconds:.2f} s)" if with_times else ""
+            _to_stderr(f"{record.name}: {did or 'nothing'}{took}")
+        else:
+            idle[record.name] = None
+    if idle:
+        _to_stderr(f"nothing: {', '.join(idle)}")
 
 
 def _report_trace(trace: Trace, traced: tuple[str, ...]) -> None:

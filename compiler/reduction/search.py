@@ -152,7 +152,7 @@ class _Search:
             raise InputError(
                 "The model does not show the failure.", hint="Say what to look for as it was when it failed."
             )
-        self.progress(f"{self.size[0]} nodes: {failure}")
+        self.progress(f"{self.size[0]} node{'s' * (self.size[0] != 1)}: {failure}")
         return failure
 
     def _try(self, candidate: onnx.ModelProto | None) -> bool:
@@ -171,7 +171,7 @@ class _Search:
         if not self.check.fails(self.path):
             return False
         self.best, self.size = candidate, size
-        self.progress(f"{size[0]} nodes, {len(data):,} bytes after {self.count} trials")
+        self.progress(f"{size[0]} node{'s' * (size[0] != 1)}, {len(data):,} bytes after {self.count} trials")
         return True
 
     def _learn_types(self) -> None:

@@ -32,6 +32,7 @@ from lark import Token
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InputError, SourceError
+from memoptc.ir.mir import EXPECT
 from memoptc.rewrite.driver import RulePass
 from memoptc.rewrite.pattern import Any_, Const, Operand, OpPattern, Optional_, Rest, key_of
 from memoptc.rewrite.predicates import PREDICATES
@@ -52,7 +53,6 @@ from memoptc.rewrite.syntax import (
     read,
 )
 
-EXPECT = "// ---- expect"
 """Line between a graph and what a rule makes of it."""
 _REST = "..."
 """Name of remaining operands without one."""
@@ -260,7 +260,13 @@ class _Reading:
                 (roots if name in self.results else self.assigned).add(name)
                 self.assigned.add(name)
         if not roots:
-            self.fault(self.source.replace[0].results[0], "nothing that is matched gets replaced")
+            roots_of_match = [t for statement in self.source.match for t in statement.results if t != "_"]
+            name = roots_of_match[-1] if roots_of_match else "%y"
+            self.fault(
+                self.source.replace[0].results[0],
+                "nothing that is matched gets replaced",
+                f"What takes the place of {name} is called {name} here, too.",
+            )
         return roots
 
     def made(self, made: Made, roots: set[str]) -> None:

@@ -37,7 +37,7 @@ class Replacement:
         self.source, self.roots = rule, list(roots)
         self.results = {name: (p.base.bind, p.index) for name, p in results.items()}
 
-    def __call__(self, b: Builder, **captures: Any) -> tuple[Value, ...]:
+    def __call__(self, b: Builder, /, **captures: Any) -> tuple[Value, ...]:
         """Make what replaces the roots of a match.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.types import DType
 from memoptc.options import Options
+from memoptc.pass_base import Context
 from memoptc.pipeline import Pipeline
 from memoptc.runtime.accuracy import AccuracyTarget, combined
 from memoptc.runtime.judge import GATES, Judge
@@ -119,8 +120,14 @@ def _with_wishes(target: AccuracyTarget, options: Options) -> AccuracyTarget:
     return target
 
 
-def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
-    """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found."""
+def find_culprit(compilation: Compilation, steps: Pipeline, warn: Callable[[str], None] = lambda text: None) -> str:
+    """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found.
+
+    Args:
+        compilation: The compile.
+        steps: What runs.
+        warn: Told what passes warned of as all of them ran: one that was taken back breaks nothing.
+    """
     if compilation.allowance.is_late("the search for the pass that breaks the numbers"):
         return ""
     source, options, data = compilation.source, compilation.options, compilation.data
@@ -143,5 +150,13 @@ def find_culprit(compilation: Compilation, steps: Pipeline) -> str:
             max_loss=options.max_accuracy_loss,
         ).passed
 
-    found = bisect(prepare(compilation).graph, steps, good, lambda: context_of(compilation))
+    contexts: list[Context] = []
+
+    def fresh() -> Context:
+        contexts.append(context_of(compilation))
+        return contexts[-1]
+
+    found = bisect(prepare(compilation).graph, steps, good, fresh)
+    for text in contexts[0].warnings:
+        warn(text)
     return "" if found.pass_ is None else str(found)

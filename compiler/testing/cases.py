@@ -28,6 +28,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.equality import same_structure
 from memoptc.ir.infer import infer_shapes
+from memoptc.ir.mir import EXPECT
 from memoptc.ir.parser import parse
 from memoptc.ir.printer import print_graph
 from memoptc.manager import run_pipeline
@@ -46,7 +47,6 @@ from memoptc.testing.numbers import (
     with_external_weights,
 )
 
-EXPECT = "// ---- expect\n"
 KEYS = ("pipeline", "dims", "numbers")
 _HEAD = re.compile(r"// (\w+): (.*)")
 _NUMBERS = re.compile(r"exact|close|powers of two|sqnr \d+(\.\d+)?")
@@ -98,7 +98,7 @@ def read_case(file: Path) -> Case:
         InputError: the file has no pipeline, no expectation, or a line at its head that says nothing.
     """
     text = file.read_text("utf-8")
-    before, mark, after = text.partition(EXPECT)
+    before, mark, after = text.partition(f"{EXPECT}\n")
     head: dict[str, str] = {}
     for line in before.split("\n"):
         found = _HEAD.fullmatch(line.rstrip())
@@ -118,9 +118,7 @@ def read_case(file: Path) -> Case:
     checks = read_checks(text, str(file))
     whole = after if mark and "graph" in re.sub(r"//.*", "", after) else None
     if whole is None and not checks and not mark:
-        raise InputError(
-            f"{file.name} expects nothing.", hint=f"Add {EXPECT.strip()!r} and a graph, or `// CHECK` lines."
-        )
+        raise InputError(f"{file.name} expects nothing.", hint=f"Add {EXPECT!r} and a graph, or `// CHECK` lines.")
     return Case(file, parse_pipeline(head["pipeline"].strip()), dims, numbers, before, whole, checks)
 
 
@@ -172,7 +170,7 @@ class CaseTests:
         text = without_locations(graph)
         run_checks(case.checks, text)
         if memoptc_update and (case.after is not None or not case.checks):
-            case.file.write_text(f"{case.before}{EXPECT}\n{text}", "utf-8")
+            case.file.write_text(f"{case.before}{EXPECT}\n\n{text}", "utf-8")
         elif case.after is not None or not case.checks:
             assert case.after is not None, "no graph is expected; --update writes the one that comes out"
             found = parse(text)

@@ -174,6 +174,7 @@ def compare(
     Returns:
         How many feeds counted.
     """
+    __tracebackhide__ = True  # pytest shows the message, not this code
     empty = not any(op.op_type in NOT_EMPTY for op in before.walk())
     old, new = _loaded(before, None), _loaded(after, folder)
     counted = 0
@@ -187,9 +188,12 @@ def compare(
         shapes = {k: v.shape for k, v in feed.items()}
         assert list(expected) == list(found)
         for name, value in expected.items():
-            if exact:
-                assert bits(value) == bits(found[name]), f"{name} differs for {shapes}:\n{value}\n{found[name]}"
-            else:
+            if exact and bits(value) != bits(found[name]):
+                raise AssertionError(
+                    f"{name} differs for {shapes}:\n{value}\n{found[name]}\nEvery bit must stay here; a pass that "
+                    "may move the last ones says `// numbers: close` in its case, or `close: NAME` in memoptc_numbers."
+                )
+            if not exact:
                 _assert_close(name, value, found[name], finite=_is_plain(feed))
     return counted
 
@@ -233,6 +237,7 @@ def compare_coded(
 
 def _assert_close(name: str, one: Any, two: Any, *, finite: bool) -> None:
     """Hold two values against each other; `finite`: what is NaN or infinite in one must be the same in the other."""
+    __tracebackhide__ = True
     if isinstance(one, list):
         assert len(one) == len(two), f"{name} has another length"
         for number, (a, b) in enumerate(zip(one, two, strict=True)):

@@ -43,6 +43,7 @@ def check_pass(pipeline: str, count: int = 25, *, numbers: str = "close", size: 
     Returns:
         How many graphs the pipeline changed.
     """
+    __tracebackhide__ = True
     changed = 0
     for number in range(count):
         graph = random_graph(seed * 1000 + number, size)
@@ -52,6 +53,7 @@ def check_pass(pipeline: str, count: int = 25, *, numbers: str = "close", size: 
 
 
 def _kept(pipeline: str, graph: Graph, numbers: str) -> bool:
+    __tracebackhide__ = True
     before, text, version = graph.clone(), print_graph(graph), graph.version
     try:
         run_pipeline(parse_pipeline(pipeline), graph, instruments=[VerifyEach(types=True), KeepsInterface()])
@@ -61,7 +63,7 @@ def _kept(pipeline: str, graph: Graph, numbers: str) -> bool:
         assert print_graph(graph) == once, f"a second run goes on changing the graph:\n{print_graph(graph)}"
         assert compare_numbers(before, graph, numbers) > 0, "the graph before runs with no inputs"
     except (AssertionError, MemoptcError) as e:
-        raise AssertionError(f"{pipeline} is wrong for this graph:\n{text}\n{e}") from e
+        raise AssertionError(f"{pipeline} is wrong for this graph:\n{text}\n{e}") from None
     return done
 
 

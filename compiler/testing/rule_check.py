@@ -40,6 +40,7 @@ def check_rule(rule: Rule, count: int = 200, *, exact: bool = False, seed: int =
     Returns:
         How many instances it was applied to.
     """
+    __tracebackhide__ = True
     applied, drawn = 0, 0
     why: Counter[str] = Counter()
     most = max(FEWEST, DRAWS * count)
@@ -60,6 +61,7 @@ def check_rule(rule: Rule, count: int = 200, *, exact: bool = False, seed: int =
 
 def _holds(rule: Rule, instance: Instance, exact: bool, why: Counter[str], seed: int) -> bool:
     """True if the rule was applied; raises `AssertionError` when its result is wrong."""
+    __tracebackhide__ = True
     graph = instance.graph
     infer_shapes(graph)
     before = graph.clone()
@@ -83,6 +85,8 @@ def _holds(rule: Rule, instance: Instance, exact: bool, why: Counter[str], seed:
         verify(graph, tolerated=())
         verify_types(graph)
         compare(before, graph, exact=exact, feeds=feeds)
+    except (AssertionError, MemoptcError) as e:  # whose message says all, the place in the author's code as well
+        raise AssertionError(f"rule {rule.name} is wrong for this graph:\n{print_graph(before)}\n{e}") from None
     except Exception as e:
         raise AssertionError(f"rule {rule.name} is wrong for this graph:\n{print_graph(before)}\n{e}") from e
     return True
@@ -95,6 +99,7 @@ def check_example(example: RuleExample, *, exact: bool = False) -> None:
         AssertionError: it is applied where it must not be, or not where it must; the graph that comes out is not the
             expected one; or numbers differ.
     """
+    __tracebackhide__ = True
     graph = parse(example.before)
     infer_shapes(graph)
     before = graph.clone()
@@ -121,4 +126,4 @@ def check_example(example: RuleExample, *, exact: bool = False) -> None:
     except (AssertionError, MemoptcError) as e:
         raise AssertionError(
             f"rule {example.rule.name} is wrong for the example in line {example.line}:\n{text}\n{e}"
-        ) from e
+        ) from None

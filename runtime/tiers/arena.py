@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import onnxruntime as ort
 
@@ -14,6 +15,9 @@ from memoptc.runtime.options import ENUMERATIONS, RunOptions, registration
 ENVIRONMENT_KEY = "session.use_env_allocators"
 
 _ADJUSTED = ("enable_mem_pattern", "enable_mem_reuse", "graph_optimization_level", "execution_order")
+_turned_off: WeakKeyDictionary[ort.SessionOptions, set[str]] = WeakKeyDictionary()
+"""Entries that a caller's object holds as "0" because `combined` set it back: no choice of the caller's."""
+
 _GRAPH = ("graph_optimization_level", "execution_order")
 
 
@@ -63,7 +67,9 @@ def combined(
         if key in (_GRAPH if graph_only else _ADJUSTED) and getattr(given, key) == getattr(usual, key):
             before[key] = getattr(given, key)
             _set(given, {key: value})
-    entries = {} if graph_only else {k: v for k, v in (dict(options.config) | extra).items() if not _entry(given, k)}
+    ours = {} if graph_only else dict(options.config) | extra
+    free = _turned_off.get(given, set())
+    entries = {k: v for k, v in ours.items() if k in free or not _entry(given, k)}
     for key, value in entries.items():
         given.add_session_config_entry(key, value)
     try:
@@ -74,6 +80,7 @@ def combined(
         for key, value in entries.items():
             if value == "1":  # an entry cannot be taken back, but switches can be turned off
                 given.add_session_config_entry(key, "0")
+                _turned_off.setdefault(given, set()).add(key)
 
 
 def _set(options: ort.SessionOptions, attributes: dict[str, Any]) -> None:

@@ -145,6 +145,12 @@ def test_what_is_not_known_holds_neither_way() -> None:
     assert compare(None, "in", (1,)) is None
 
 
+@pytest.mark.parametrize("name", ["b", "self", "captures", "match"])
+def test_values_may_be_called_as_the_engine_calls_its_own(name: str) -> None:
+    graph = graph_of(lambda b, x: b.Neg(x))
+    assert run(graph, f"rule r {{ match %y = Neg(%{name}) replace %y = Abs(%{name}) }}")[0] == {"r": 1}
+
+
 def test_predicates_of_ones_own() -> None:
     def is_named(value: Value, name: str) -> bool:
         return value.name == name
@@ -162,7 +168,10 @@ def test_predicates_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rule r { match %y = Relu(%x) replace %z = Neg(%x) }", "1:38: nothing that is matched gets replaced"),
+        (
+            "rule r { match %y = Relu(%x) replace %z = Neg(%x) }",
+            "1:38: nothing that is matched gets replaced\n.*\n.*\nWhat takes the place of %y is called %y here, too.",
+        ),
         ("rule r { match %y = Reluu(%x) replace %y = %x }", "1:21: there is no operator 'Reluu'; did you mean Relu?"),
         ("rule r { match %y = Relu(%x) replace %y = Reluu(%x) }", "1:43: there is no operator 'Reluu'"),
         ("rule r { match %y = Relu(%x) replace %y = %z }", "1:43: %z is not defined here"),

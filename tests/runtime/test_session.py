@@ -79,6 +79,16 @@ def test_nodes_in_parallel_have_no_plan() -> None:
     assert same(Session(network(), options).run(None, feed(3)), Session(network()).run(None, feed(3)))
 
 
+def test_the_limit_holds_for_a_second_session_of_the_same_options() -> None:
+    options = ort.SessionOptions()
+    for _ in range(2):
+        session = Session(network(), options, memory_limit=1 << 20)
+        with pytest.raises(MemoryLimit):
+            session.run(None, feed(4096))
+    plain = ort.InferenceSession(network(), options, providers=["CPUExecutionProvider"])
+    assert len(plain.run(None, feed(4096))) == 1
+
+
 @pytest.mark.filterwarnings("error")
 def test_several_shapes_keep_several_plans_in_one_block() -> None:
     data = network()

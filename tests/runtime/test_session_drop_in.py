@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
+
+
+def test_methods_have_the_signatures_of_onnxruntime() -> None:
+    for name, theirs in inspect.getmembers(ort.InferenceSession, inspect.isfunction):
+        if not name.startswith("_"):
+            expected = list(inspect.signature(theirs).parameters.values())
+            ours = list(inspect.signature(getattr(Session, name)).parameters.values())
+            kinds = [(p.name, p.kind, p.default) for p in ours][: len(expected)]
+            assert kinds == [(p.name, p.kind, p.default) for p in expected], name
+            assert all(p.kind == p.KEYWORD_ONLY for p in ours[len(expected) :]), name
 
 
 @pytest.mark.parametrize("contract", [False, True])
