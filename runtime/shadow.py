@@ -143,6 +143,12 @@ class Figures:
         self.signal = self.noise = 0.0
         self.resident_bytes = 0
 
+    def __repr__(self) -> str:
+        """Say in one line how far both agree, and what the candidate costs."""
+        agreement = "" if self.agreement is None else f", agreement {self.agreement:.4f}"
+        slowdown = "" if self.slowdown is None else f", slowdown {self.slowdown:.2f}"
+        return f"<Figures: {self.shadowed} of {self.calls} calls shadowed, {self.errors} failed{agreement}{slowdown}>"
+
     def add(self, line: Mapping[str, Any]) -> None:
         """Take one shadowed call in, as the log has it."""
         self.shadowed += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,22 @@ def test_example_runs(script: str, tmp_path: Path) -> None:
     examples = shutil.copytree(EXAMPLES, tmp_path / "examples")
     done = subprocess.run(
         [sys.executable, "-W", "error", examples / script], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "an example shows something"
+
+
+@pytest.mark.parametrize(
+    ("script", "package"),
+    [("torch_export.py", "onnxscript"), ("optimum_model.py", "optimum"), ("olive_pass.py", "olive")],
+)
+def test_hook_runs(script: str, package: str, tmp_path: Path) -> None:
+    for needed in ("torch", package):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
+    examples = shutil.copytree(EXAMPLES, tmp_path / "examples")
+    done = subprocess.run(
+        [sys.executable, examples / "hooks" / script], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "an example shows something"

@@ -84,6 +84,7 @@ def card(found: Study) -> list[tuple[str, str]]:
     better, worse = _compared(control, best)
     checked = best.checked
     inputs = f"{checked.get('samples') or 'no'} {checked.get('inputs') or ''} samples".replace("  ", " ")
+    sizes = ", ".join(f"{k}={v}" for k, v in (found.environment.get("sizes") or {}).items())
     versions = ", ".join(f"{k} {v}" for k, v in found.environment.items() if k not in ("sizes", "threads"))
     return [
         ("Deployment target", f"{found.deployment}; runs in {best.runtime}"),
@@ -96,7 +97,7 @@ def card(found: Study) -> list[tuple[str, str]]:
         ("Failed changes", "; ".join(f"{r.name}: {r.failure}" for r in found.rows if r.failure) or "none"),
         ("How to repeat", found.command + (f"\n{best.command}" if best.command else "")),
         ("Measured with", f"{versions}; threads {found.environment.get('threads') or 'as onnxruntime chooses'}; "
-         f"sizes {found.environment.get('sizes') or 'fixed'}; original sha256 {found.model['sha256']}"),
+         f"sizes {sizes or 'fixed'}; original sha256 {found.model['sha256']}"),
     ]  # fmt: skip
 
 
@@ -167,7 +168,8 @@ def _need(row: Row) -> str:
     if row.need_bytes is None:
         return ""
     least, median, most = (row.need_bytes[k] for k in ("least", "median", "most"))
-    return f"{median / 1e6:.2f} MB ({least / 1e6:.2f} to {most / 1e6:.2f})"
+    between = f" ({least / 1e6:.2f} to {most / 1e6:.2f})" if least != most else ""
+    return f"{median / 1e6:.2f} MB{between}"
 
 
 def _ratio(row: Row) -> str:
@@ -214,9 +216,10 @@ def _markdown(found: Study) -> str:
 
 
 def _note(found: Study) -> str:
+    repeats = "one fresh process" if found.repeats == 1 else f"{found.repeats} fresh processes (least to most)"
     return (
         "`*`: no other row is as good in need, latency and outputs, and better in one. Need: median of "
-        f"{found.repeats} fresh processes (least to most). Ratio: latency over the control's, median of turns taken "
+        f"{repeats}. Ratio: latency over the control's, median of turns taken "
         "one after the other, with an interval that holds it in 93 % of cases. Failed rows stay."
     )
 

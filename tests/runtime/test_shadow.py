@@ -55,6 +55,7 @@ def test_planted_drift_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert control.runs == shadow.figures.calls == 1000
     assert candidate.runs == shadow.figures.shadowed == len(read_log(tmp_path / "log")[1])
     assert 60 < candidate.runs < 140
+    assert repr(shadow.figures).startswith("<Figures: ")
     assert shadow.figures.agreement == 1.0
     assert main(["drift", str(tmp_path / "log")]) == 3
     assert "Calibrate again" in capsys.readouterr().out
