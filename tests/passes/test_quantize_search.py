@@ -132,7 +132,10 @@ def test_study_prints_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--layers", str(CNN), *FLAGS, "--json", "-q"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["layers"]) == 8
-    assert all(row["measured"] and row["decision"] == "integer" for row in found["layers"])
+    assert all(row["measured"] for row in found["layers"])
+    decisions = [row["decision"] for row in found["layers"]]
+    assert decisions[-1] == "integer"  # the convolutions are so small that they gain from floats, and lose no time
+    assert set(decisions[:-1]) == {"integer weights", "float"}
     assert main(["study", "--layers", str(CNN), *FLAGS, "--min-sqnr=45", "-q"]) == 0
     out = capsys.readouterr().out
     assert "node_linear" in out
