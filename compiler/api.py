@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,9 @@ def _proven(attempts: Attempts, attempt: Attempt) -> Attempt:
         why = f"inside a branch its proof fails: {found.worst}"
         attempt = attempts.build(attempt.pipeline, form="plain")
         attempt.decisions.append(Decision("form", "written as a plain graph", why))
-    attempt = with_proof(attempts, attempt, lambda a: _verify(attempts, a))
+    compilation = attempts.compilation
+    find = partial(prove.find_culprit, compilation) if prove.rounds_to_codes(compilation.source.graph) else None
+    attempt = with_proof(attempts, attempt, lambda a: _verify(attempts, a), find)
     _prove(attempts, attempt)
     return attempt
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memoptc.attempts import Attempt
+from memoptc.bisect import Culprit
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.measuring import Needs, Sizes, Times
@@ -17,13 +18,13 @@ from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
 from memoptc.runtime.slowdown import TICK_MS
 
 
-def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], str]) -> None:
+def check_verification(attempt: Attempt, options: Options, find_culprit: Callable[[], Culprit]) -> None:
     """Refuse a candidate whose outputs differ by more than allowed.
 
     Args:
         attempt: With the outcome of the proof.
         options: The options in force.
-        find_culprit: Gives the pass (and rewrite) that broke the numbers, or `""`; called on failure only.
+        find_culprit: Gives the pass (and rewrite) that broke the numbers; called on failure only.
 
     Raises:
         ProofError: the proof failed; the message names the worst output and the pass.
@@ -33,7 +34,7 @@ def check_verification(attempt: Attempt, options: Options, find_culprit: Callabl
         return
     worst = found.worst or "an output"
     culprit = find_culprit()
-    message = f"Verification failed: {worst}" + (f"; first broken by {culprit}." if culprit else ".")
+    message = f"Verification failed: {worst}" + (f"; first broken by {culprit}." if culprit.pass_ else ".")
     if options.force:
         attempt.warnings.append(f"{message} Written all the same (--force).")
         return

@@ -16,6 +16,7 @@ from itertools import chain
 
 from memoptc.allowance import CUT
 from memoptc.attempts import Attempt, Attempts, Edit
+from memoptc.bisect import Culprit
 from memoptc.edits import Everywhere, fewer_copies, fewer_nodes, find_edit, weaker_forms, with_weaker
 from memoptc.forms import SIMPLER_FORMS
 from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, more_in_session, refusal
@@ -23,6 +24,7 @@ from memoptc.ir.diagnostics import GateError
 from memoptc.measuring import Bench, Needs, Times
 from memoptc.options import Options
 from memoptc.pass_base import Pass
+from memoptc.pipeline import Pipeline
 from memoptc.report.model import Decision
 from memoptc.report.verdict import TAKEN_BACK
 from memoptc.runtime.contract import Tier, contract_path
@@ -294,13 +296,20 @@ class Keeper:
         last.warnings += last.taken_back[1]
 
 
-def with_proof(attempts: Attempts, first: Attempt, verify: Callable[[Attempt], Verification]) -> Attempt:
+def with_proof(
+    attempts: Attempts,
+    first: Attempt,
+    verify: Callable[[Attempt], Verification],
+    find_culprit: Callable[[Pipeline], Culprit] | None = None,
+) -> Attempt:
     """Give an attempt whose proof holds: with stricter passes where there are any, once, then with weaker ones.
 
     Args:
         attempts: Makes attempts.
         first: What failed, perhaps.
         verify: Compares an attempt with the original.
+        find_culprit: Finds the pass to leave out where none of them has a weaker form. Only for originals that round to
+            codes: there a sum in another order may become another code, without any fault in the pass.
 
     Returns:
         The attempt, with what was taken back; `first`, whose files may be gone, where no weaker passes hold.
@@ -315,13 +324,17 @@ def with_proof(attempts: Attempts, first: Attempt, verify: Callable[[Attempt], V
         stricter |= weaker.keys()
         if not weaker:
             weaker = {i: pass_ for i in latest.compiled.changed if (pass_ := passes[i].weaker()) is not None}
-        if not weaker:
+        dropped: list[int] = []
+        if not weaker and find_culprit is not None:
+            culprit = find_culprit(latest.pipeline).pass_
+            dropped = [i for i in latest.compiled.changed if passes[i] is culprit]
+        if not weaker and not dropped:
             return first
-        told = [f"{passes[i]} (now {pass_})" for i, pass_ in weaker.items()]
+        told = [f"{passes[i]} (now {pass_})" for i, pass_ in weaker.items()] + [str(passes[i]) for i in dropped]
         why = f"verification fails: {found.worst}"
         decisions += [Decision(TAKEN_BACK, what, f"with it, {why}") for what in told]
         warnings.append(f"Taken back: {', '.join(told)}. With it, {why}; --force writes it all the same.")
-        latest = attempts.build(latest.pipeline.without((), weaker), form=form)
+        latest = attempts.build(latest.pipeline.without(dropped, weaker), form=form)
         latest.edit, latest.taken_back = first.edit, (decisions, warnings)
     if latest is not first:
         latest.decisions += decisions

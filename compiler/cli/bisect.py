@@ -42,7 +42,8 @@ def command(model: Path, reduced: Path | None, options: dict[str, Any], talk: Ta
         compilation = compilation.with_control(prepare.prepare(compilation).graph)
         pipeline = run.pipeline(asked, compilation.data.calibration is not None)
         warnings: list[str] = []
-        culprit = prove.find_culprit(compilation, pipeline, warnings.append)
+        first_bad = prove.find_culprit(compilation, pipeline, warnings.append)
+    culprit = str(first_bad) if first_bad.pass_ else ""
     for text in () if talk.quiet else warnings:
         click.echo(f"warning: {text}", err=True)
     told: dict[str, Any] = {"culprit": culprit or None, "warnings": warnings}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from memoptc.bisect import bisect
+from memoptc.bisect import Culprit, bisect
 from memoptc.coded_interface import with_interface_of
 from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph
@@ -120,8 +120,21 @@ def _with_wishes(target: AccuracyTarget, options: Options) -> AccuracyTarget:
     return target
 
 
-def find_culprit(compilation: Compilation, steps: Pipeline, warn: Callable[[str], None] = lambda text: None) -> str:
-    """Name the pass, and the rewrite, that breaks the numbers; `""` when they cannot be found.
+def rounds_to_codes(graph: Graph) -> bool:
+    """True if a model has integers of at most 8 bits: a value between two of them may round to either.
+
+    Constants count, too: onnxruntime fuses a product of weights that are decoded in the graph into one whose kernel
+    rounds the other operand, as well.
+    """
+    values = (result for op in graph.walk() for result in op.results)
+    return any(v.dtype is not None and v.dtype in _CODES for v in values)
+
+
+_CODES = (DType.INT8, DType.UINT8, DType.INT4, DType.UINT4)
+
+
+def find_culprit(compilation: Compilation, steps: Pipeline, warn: Callable[[str], None] = lambda text: None) -> Culprit:
+    """Find the pass, and the rewrite, that breaks the numbers; a culprit without a pass when they cannot be found.
 
     Args:
         compilation: The compile.
@@ -129,7 +142,7 @@ def find_culprit(compilation: Compilation, steps: Pipeline, warn: Callable[[str]
         warn: Told what passes warned of as all of them ran: one that was taken back breaks nothing.
     """
     if compilation.allowance.is_late("the search for the pass that breaks the numbers"):
-        return ""
+        return Culprit(None)
     source, options, data = compilation.source, compilation.options, compilation.data
     path = compilation.scratch / "bisect.onnx"
     wanted = judge(options, steps, range(len(list(steps.passes()))), source.graph)
@@ -159,4 +172,4 @@ def find_culprit(compilation: Compilation, steps: Pipeline, warn: Callable[[str]
     found = bisect(prepare(compilation).graph, steps, good, fresh)
     for text in contexts[0].warnings:
         warn(text)
-    return "" if found.pass_ is None else str(found)
+    return found

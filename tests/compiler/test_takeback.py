@@ -20,6 +20,7 @@ from memoptc.allowance import CUT, Allowance
 from memoptc.attempts import Edit
 from memoptc.cli.main import main
 from memoptc.edits import find_edit, weaker_forms
+from memoptc.ir.diagnostics import ProofError
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.options import Options
@@ -438,3 +439,49 @@ def test_what_differs_in_names_and_origin_alone_is_the_same_content() -> None:
     assert content_key(one, form) == content_key(other, form) != content_key(one, WritingForm("branch", False))
     next(op for op in other.ops if op.op_type == "Add").op_type = "Sub"
     assert content_key(one, form) != content_key(other, form)
+
+
+NUDGE = '''
+"""nudge: every Sin's result is a hundredth larger."""
+
+import numpy as np
+
+from memoptc import Context, Pass
+from memoptc.ir.builder import Builder
+from memoptc.ir.core import Graph
+
+
+class Nudge(Pass):
+    def run(self, graph: Graph, context: Context) -> None:
+        for op in list(graph.walk("Sin")):
+            users = set(op.result.users)
+            b = Builder(graph, before=op.next)
+            more = b.Mul(op.result, np.float32(1.01), _type=op.result.type)
+            op.result.replace_by(more, where=lambda user, _: user in users)
+            context.stats["nudged"] += 1
+'''
+
+
+def _sine(*, codes: bool) -> onnx.ModelProto:
+    last = "q = QuantizeLinear(s, scale, zero) y = DequantizeLinear(q, scale, zero)" if codes else "y = Neg(s)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 18]> g (float[4,8] x) => (float[4,8] y) {{ s = Sin(x) {last} }}'
+    )
+    if codes:
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(0.01, np.float32), "scale"))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.int8), "zero"))
+    return model
+
+
+def test_a_pass_that_moves_codes_is_left_out(tmp_path: Path) -> None:
+    """Between two codes a sum in another order may become either, which is no fault of a pass."""
+    plugin = tmp_path / "nudge.py"
+    plugin.write_text(NUDGE)
+    how = {"passes": "simplify,nudge,lower", "plugins": (str(plugin),), "measure": False}
+    result = memoptc.compile(_sine(codes=True), 2, **how)
+    (decision,) = [d for d in result.report.decisions if d.step == "taken back"]
+    assert decision.what == "nudge"
+    assert "verification fails" in decision.why
+    assert "Mul" not in [n.op_type for n in result.model.graph.node]
+    with pytest.raises(ProofError, match="first broken by pass nudge"):
+        memoptc.compile(_sine(codes=False), 2, **how)
