@@ -15,7 +15,7 @@ from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.options import Options
 from memoptc.runtime import design_points as design_points_module
-from memoptc.runtime.design_points import PLANNED, design_points, multiplications
+from memoptc.runtime.design_points import PLANNED, DesignPoints, design_points, multiplications, smaller_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import InputMaker
 
@@ -226,3 +226,11 @@ def test_sizes_at_which_a_run_takes_far_too_long_are_left(monkeypatch: pytest.Mo
     result = compile(to_proto(model), 1, measure=False)
     assert 16 <= result.report.sizes["planned"]["S"] < 4096
     assert any("in a few seconds, at S=" in w for w in result.report.warnings)
+
+
+def test_a_smaller_point_halves_what_was_chosen_and_keeps_what_was_not() -> None:
+    model = parse(graph("%x: f32[batch,steps,8]", "  %y = Relu(%x) : f32[batch,steps,8]", "f32[batch,steps,8]"))
+    extents = {"batch": 6, "steps": 100}
+    points = DesignPoints(extents, extents, {"steps": "sequence"})
+    found = [point.check for point in smaller_points(model, {"batch": 6}, points)]
+    assert found == [{"batch": 6, "steps": steps} for steps in (50, 25, 16)]
