@@ -10,11 +10,13 @@ import onnx.parser
 import pytest
 
 import memoptc
+from memoptc.bisect import Culprit
 from memoptc.budget import Budget
 from memoptc.gate import Broken, broken_needs, check_budget, check_verification, refusal
 from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.ir.parser import parse
 from memoptc.options import Options
+from memoptc.passes.memory.narrow import Narrow
 from memoptc.report.verdict import verdict
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.verification import Verification
@@ -86,13 +88,13 @@ def test_a_run_above_a_budget_that_the_plan_keeps_is_told() -> None:
 def test_a_failed_proof_names_the_output_and_the_pass_or_warns() -> None:
     found = attempt()
     found.verification = Verification(False, "fast", failures=("y differs by 0.5",))
-    with pytest.raises(ProofError, match=r"Verification failed: y differs by 0\.5; first broken by narrow\."):
-        check_verification(found, Options(), lambda: "narrow")
+    with pytest.raises(ProofError, match=r"Verification failed: y differs by 0\.5; first broken by pass narrow\."):
+        check_verification(found, Options(), lambda: Culprit(Narrow()))
     found.verification = Verification(False, "fast", inputs="random", failures=("y differs by 0.5",))
     with pytest.raises(ProofError) as caught:
-        check_verification(found, Options(), lambda: "narrow")
+        check_verification(found, Options(), lambda: Culprit(Narrow()))
     assert "real inputs with --validation" in caught.value.hint
-    check_verification(found, Options(force=True), lambda: "")
+    check_verification(found, Options(force=True), lambda: Culprit(None))
     assert found.warnings == ["Verification failed: y differs by 0.5. Written all the same (--force)."]
 
 
