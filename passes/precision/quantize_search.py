@@ -69,6 +69,9 @@ _SMALL = 2.5e5
 _TELLS = 1.0
 """Decibels that those must gain in float."""
 
+_ENOUGH = 30.0
+"""Decibels that they must be below for that: float weights take four times the bytes once they are loaded."""
+
 _WORTH = 0.2
 """Decibels that a recovery must gain on the data to stay."""
 
@@ -87,8 +90,9 @@ class QuantizeSearch(Pass):
     any, else that of the calibration. First the recoveries: `equalize`, `smooth`, `split-outliers`, how ranges are
     found (by calibration, or of products in each run), where weights are clipped, weights rounded by data, corrected
     biases; each stays if the output gains from it. Convolutions among floats that do little of the work, or all of a
-    model whose convolutions are too small to gain time from integers, compute in float if the output gains from that;
-    their weights are decoded while onnxruntime loads them. If what was asked for is not met then, each layer's effect
+    model whose convolutions are too small to gain time from integers and too coarse in codes, compute in float if the
+    output gains from that; their weights are decoded while onnxruntime loads them. If what was asked for is not met
+    then, each layer's effect
     on the output is measured alone, and layers leave the integers, those first that bring most for the bytes and the
     work they cost: first their activations (weights stay integers), then the weights, too. With `mixed`, weights in
     blocks of 4 bits are one more state of a layer, and each layer starts in its cheapest: tables and products whose
@@ -287,6 +291,8 @@ class _Search:
         for names, worth, why in self.slow_on_integers(setting, variant):
             states = {**self.all_integers, **dict.fromkeys(names, LayerPrecision.INT8_WEIGHTS)}
             level = self.trials.quick(self.quantized(setting, best)).mean_db if level is None else level
+            if worth == _TELLS and level >= _ENOUGH:
+                continue
             reached = self.trials.quick(self.quantized(setting, states)).mean_db
             if reached > level + worth:
                 gain = f"codes before and after them cost {reached - level:.1f} dB on the data, and {why}"
