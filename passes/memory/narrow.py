@@ -190,7 +190,7 @@ def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
     """The same part of another value, along an axis of its own; the axis stays."""
     if op.op_type == "Gather":
         index = op.operands[1]
-        if index.tensor is not None:
+        if index.shape == () and index.tensor is not None:
             index = b.const(index.tensor.numpy().reshape(1), "index")
         elif index.shape == ():
             old = (opset_of(b.graph) or 5) < 5

@@ -79,6 +79,9 @@ _SURE, _WORTH_OF_FEW = 16, 3.0
 """Samples from which channels are known well enough, and decibels that factors of channels must gain with fewer: all
 channels then reach the end of the code, and whatever goes further in a sample that was not seen is cut off."""
 
+_FACTORS = ("equalize", "smooth")
+"""Recoveries that move factors of channels."""
+
 _UNSEEN = 1.0
 """Decibels that ranges of each run may cost on the data: they cut off nothing of samples that were not seen."""
 
@@ -337,7 +340,9 @@ class _Search:
                     continue
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
                 worth = -_UNSEEN if tried.run_time and not start.run_time else _WORTH
-                if tried.recoveries != best.recoveries and self.effort.many < _SURE:
+                if self.effort.many < _SURE and any(
+                    p.name in _FACTORS for p in tried.recoveries[len(start.recoveries) :]
+                ):
                     worth = _WORTH_OF_FEW
                 if reached > level + worth:
                     gain = f"the output gains {reached - level:.1f} dB on the data"
