@@ -27,7 +27,7 @@ _OPEN_WEIGHTS = "widen-half,fold-constants{exact=false,weights=true}"
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Only where numbers stay floats: quantized ones would need another scale for each product and sum."""
 _DECODER = "fuse-rotary,fuse-skip-norm,fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
-_ATTENTION = "fuse-attention,share-common,drop-dead"
+_ATTENTION = "fuse-attention,unblock-resize,share-common,drop-dead"
 _WEIGHTS = {
     "float16": "to-half",
     "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',

@@ -61,6 +61,34 @@ def _interpolated(op: Op, axis: int) -> list[Axis]:
     return [given(op, axis, (0, along), form=Form.INTERPOLATED, reorders=True)]
 
 
+def has_blocked_kernel(op: Op) -> bool:
+    """False for a linear resize in a mode for which onnxruntime has no kernel on blocks of channels."""
+    linear = op.op_type == "Resize" and str(default_of(op, "mode") or "nearest") == "linear"
+    return not linear or str(default_of(op, "coordinate_transformation_mode")) in _BLOCKED_MODES
+
+
+_BLOCKED_MODES = ("half_pixel", "align_corners", "asymmetric")
+"""core/optimizer/nchwc_transformer.cc"""
+
+
+def as_unblocked(op: Op) -> str | None:
+    """The mode that means the same for a linear resize, and for which there is no kernel on blocks of channels.
+
+    Only where onnxruntime would take the kernel on blocks: by whole factors, along two axes, of which one is greater
+    than 1. Both modes place elements alike where there are two or more; `None` where there may be one.
+    """
+    if op.op_type != "Resize" or dtype_of(op, 0) is not DType.FLOAT or len(op.operands) < 3 or op.attrs.get("axes"):
+        return None
+    if str(default_of(op, "mode") or "nearest") != "linear" or op.attrs.get("antialias"):
+        return None
+    if str(default_of(op, "coordinate_transformation_mode")) != "half_pixel" or len(extents(op, 0)) != 4:
+        return None
+    factors = [factor_of(op, axis) for axis in range(4)]
+    whole = all(f is not None for f in factors) and factors[:2] == [1, 1] and factors[2:] != [1, 1]
+    # An axis by the factor 1 stays as it is, whatever the mode.
+    return "pytorch_half_pixel" if whole else None
+
+
 @dataclass(frozen=True, slots=True)
 class Interpolation:
     """Places between which a linear resize interpolates: result element i lies at (i * stride + low) / per."""

@@ -15,6 +15,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.facts import OBSERVED
 from memoptc.ir.ops import Blocked, definition
+from memoptc.ir.ops.resize import has_blocked_kernel
 from memoptc.ir.types import DType, TensorType, Type
 
 BLOCK = 16
@@ -59,6 +60,23 @@ def is_blocked(op: Op) -> bool:
         return shape[1] < BLOCK or shape[1] % ALIGNED == 0
     depthwise = shape[1] == 1 and shape[0] == int(op.attrs["group"])
     return shape[0] % ALIGNED == 0 and (depthwise or shape[1] % BLOCK == 0)
+
+
+def leaves_blocks(value: Value) -> bool:
+    """True if nothing reads a value in blocks of channels, neither itself nor behind operators of one operand."""
+    todo, seen = [value], {value}
+    while todo:
+        for user in todo.pop().users:
+            if is_blocked(user) or _joins_channels(user):
+                return False
+            if user.is_return or definition(user).blocked is None:
+                continue
+            if len(user.operands) > 1 or len(user.results) > 1:
+                return False
+            if user.result not in seen:
+                seen.add(user.result)
+                todo.append(user.result)
+    return True
 
 
 def fuse_around_convolutions(graph: Graph) -> None:
@@ -135,6 +153,8 @@ class _Layout:
     def _stays_blocked(self, op: Op) -> bool:
         if op.domain not in ("", "com.microsoft") or not op.operands or op.operands[0] not in self.blocked:
             return False
+        if not has_blocked_kernel(op):
+            return False
         tensors = [v for v in op.operands if not v.is_absent]
         match definition(op).blocked:
             case Blocked.ALWAYS:
@@ -143,9 +163,7 @@ class _Layout:
                 return len(op.results) == 1
             case Blocked.ALL_ALIKE:
                 return all(v in self.blocked and _same_shape(v, tensors[0]) for v in tensors)
-        if op.op_type == "Concat":
-            return op.attrs.get("axis") == 1 and all(v in self.blocked and not _channels(v) % BLOCK for v in tensors)
-        return False
+        return _joins_channels(op) and all(v in self.blocked and not _channels(v) % BLOCK for v in tensors)
 
     def _reordered(self, value: Value, user: Op) -> Value:
         if value not in self.plain:
@@ -159,6 +177,10 @@ def _as_observed(made: Value, value: Value) -> None:
     """Keep the bytes that runs showed of a value for the one made of it; those up to whole blocks are left out."""
     if OBSERVED in value.metadata:
         made.metadata[OBSERVED] = value.metadata[OBSERVED]
+
+
+def _joins_channels(op: Op) -> bool:
+    return op.op_type == "Concat" and op.attrs.get("axis") == 1
 
 
 def _channels(value: Value) -> int:
