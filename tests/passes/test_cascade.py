@@ -96,6 +96,26 @@ def test_at_threshold_0_it_is_the_small_model_and_at_1_the_large_one(batch: int,
         assert [str(d.dim_param or d.dim_value) for d in made.graph.output[0].type.tensor_type.shape.dim] == ["n", "4"]
 
 
+@pytest.mark.parametrize(("scale", "margin"), [(1e4, 1.0), (0.0, 0.0)])
+def test_thresholds_hold_where_the_small_model_is_wholly_sure_and_where_it_has_a_tie(
+    scale: float, margin: float, small: Path
+) -> None:
+    """A confidence of exactly 1 does not end at threshold 1, and one of exactly 0 does at threshold 0."""
+    x = inputs(1, 7) * np.float32(scale)
+    first, second = np.sort(run(onnx.load(small), x))[0, ::-1][:2]
+    assert first - second == margin
+    large = classifier(3.0, "n", softmax=True)
+    large.graph.initializer[0].CopyFrom(numpy_helper.from_array(inputs(WIDTH, 9)[:, :CLASSES].copy(), "w"))
+    large.graph.node.insert(0, helper.make_node("Add", ["x", "one"], ["moved"]))
+    large.graph.node[1].input[0] = "moved"
+    large.graph.initializer.append(numpy_helper.from_array(np.arange(WIDTH, dtype=np.float32), "one"))
+    for threshold, alone in ((0.0, onnx.load(small)), (1.0, large)):
+        graph = read_onnx(large)
+        assert run_pass(Cascade(small=str(small), threshold=threshold), graph, Context())["cascades"] == 1
+        np.testing.assert_array_equal(run(to_proto(graph), x), run(alone, x))
+    assert not np.array_equal(run(large, x), run(onnx.load(small), x))
+
+
 def test_a_batch_goes_the_way_of_its_hardest_row_and_agreement_holds_on_other_data(small: Path) -> None:
     context = Context(calibration=data(300), validation=data(100, seed=1))
     made, _ = cascaded(context, small=str(small), max_disagreement=0.05)
