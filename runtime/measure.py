@@ -346,7 +346,7 @@ def _times_apart(
         number = len(found[0])
         rounds = max(3, min(_APART_ROUNDS, int(_APART_SHARE * seconds * number / taken)))
         undecided = bound is not None and len(cases) > 1 and not _is_decided(_medians(found), bound, number)
-        over = taken * (1 + 1 / number) > 2 * _PATIENCE * seconds
+        over = taken * (1 + 1 / number) > _PATIENCE * seconds
         if number >= rounds and undecided and number < _MOST_PROCESSES and not over and not ended():
             rounds = number + 1
     return found, _medians(found)
