@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
 
-INPUT, OUTPUT = 11, 12
-_GRAPH, _INITIALIZER, _PORT = 7, 5, 1
+_GRAPH, _INITIALIZER, _INPUT, _PORT = 7, 5, 11, 1
 _DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 
@@ -56,8 +55,8 @@ def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
         raise InputError(f"{path} is no ONNX model: {error}.") from None
 
 
-def port_names(model: str | os.PathLike[str], kind: int = INPUT) -> list[str]:
-    """Give the names of a model's inputs or outputs, in the order of the file.
+def input_names(model: str | os.PathLike[str]) -> list[str]:
+    """Give the names of a model's inputs, in the order of the file.
 
     Raises:
         InputError: the file is not there, or no model.
@@ -66,7 +65,7 @@ def port_names(model: str | os.PathLike[str], kind: int = INPUT) -> list[str]:
     try:
         with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             graphs = [span for field, span in _fields(data, (0, len(data))) if field == _GRAPH]
-            ports = (span for graph in graphs for field, span in _fields(data, graph) if field == kind)
+            ports = (span for graph in graphs for field, span in _fields(data, graph) if field == _INPUT)
             return [data[a:b].decode() for span in ports for field, (a, b) in _fields(data, span) if field == _PORT]
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path} is no ONNX model: {error}.", hint="Write it again.") from None

@@ -30,7 +30,7 @@ from memoptc.runtime.session_arguments import (
     runs_on_host,
 )
 from memoptc.runtime.sizes import as_bytes
-from memoptc.runtime.streaming import UNPACKED, UNSPUN, Weights, as_weight_limit, paged, streamed
+from memoptc.runtime.streaming import UNPACKED, UNSPUN, Weights, as_weight_limit, paged, paged_later, streamed
 from memoptc.runtime.tiers.arena import combined, registered_arena
 
 if TYPE_CHECKING:
@@ -408,6 +408,8 @@ def _forwarded(name: str) -> Any:
     def call(self: Session, *arguments: Any, **named: Any) -> Any:
         self._check_open()
         self._need_python(name)
+        if name == "run_async":
+            arguments, named = paged_later(self._pager, arguments, named)
         with in_flight, translated(self.memory_limit), paged(self._pager if "run" in name else None):
             return method(self, *arguments, **named)
 

@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.external_weights import port_names
+from memoptc.runtime.external_weights import input_names
 
 MANIFEST = "stages.json"
 
@@ -52,7 +52,7 @@ class Stages:
             raise InputError(
                 f"{folder} holds no stages: {error}.", hint="Make some with memoptc stages MODEL -o FOLDER."
             ) from error
-        self._last = {name: number for number, file in enumerate(self._files) for name in port_names(file)}
+        self._last = {name: number for number, file in enumerate(self._files) for name in input_names(file)}
         """Value -> the last stage that reads it."""
         self._kept = [self._load(file) for file in self._files] if keep else []
 

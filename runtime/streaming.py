@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.options import PACKING_KEY
 from memoptc.runtime.sizes import as_bytes
 
 if TYPE_CHECKING:
-    from memoptc.runtime.external_weights import ExternalWeight
-    from memoptc.runtime.native.file_mappings import FileMapping
     from memoptc.runtime.native.pager import Pager
 
 Weights: TypeAlias = Literal["loaded", "streamed"]
@@ -38,8 +36,7 @@ def streamed(model: str | bytes | None, limit: int | None, threads: int) -> Iter
     if limit is None:
         yield []
         return
-    from memoptc.runtime.external_weights import OUTPUT, external_weights, port_names
-    from memoptc.runtime.native.file_mappings import mappings_below
+    from memoptc.runtime.native.file_mappings import changing, mark_all, new_mappings
     from memoptc.runtime.native.pager import Pager
 
     if not isinstance(model, str):
@@ -47,22 +44,17 @@ def streamed(model: str | bytes | None, limit: int | None, threads: int) -> Iter
             "A model that is given as bytes has no file to stream weights from.", hint="Load it from its path."
         )
     folder = os.path.dirname(os.path.abspath(model))
-    before = {(m.start, m.end) for m in mappings_below(folder)}
-    found: list[Pager] = []
-    yield found
-    outputs = set(port_names(model, OUTPUT))
-    kept = [w for w in external_weights(model) if w.name in outputs]  # read while Python waits, and the pager with it
-    mapped = [
-        m
-        for m in mappings_below(folder)
-        if (m.start, m.end) not in before and not any(_overlap(m, weight) for weight in kept)
-    ]
-    if not mapped:
-        raise InputError(
-            f"{os.path.basename(model)} has no weights in a file of their own to stream.",
-            hint="Write it with memoptc --external always.",
-        )
-    found.append(Pager(mapped, limit, threads or os.cpu_count() or 1))
+    with changing:  # what is mapped meanwhile is this session's
+        mark_all(folder)
+        found: list[Pager] = []
+        yield found
+        mapped = new_mappings(folder)
+        if not mapped:
+            raise InputError(
+                f"{os.path.basename(model)} has no weights in a file of their own to stream.",
+                hint="Write it with memoptc --external always.",
+            )
+        found.append(Pager(mapped, limit, threads or os.cpu_count() or 1))
 
 
 def as_weight_limit(weights: Weights, limit: int | str | None) -> int | None:
@@ -96,7 +88,23 @@ def paged(pager: Pager | None) -> Iterator[None]:
         pager.check(failures)
 
 
-def _overlap(mapping: FileMapping, weight: ExternalWeight) -> bool:
-    length = mapping.end - mapping.start
-    same = os.path.realpath(weight.file) == mapping.path
-    return same and weight.offset < mapping.offset + length and mapping.offset < weight.offset + weight.length
+def paged_later(
+    pager: Pager | None, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give the arguments of `run_async` with a callback that is told when weights could not be read."""
+    place, name = 2, "callback"
+    callback = named.get(name) if len(arguments) <= place else arguments[place]
+    if pager is None or callback is None:
+        return arguments, named
+    failures = pager.begin_run()
+
+    def checked(outputs: Any, data: Any, error: str) -> Any:
+        try:
+            pager.check(failures)
+        except InputError as failed:
+            return callback([], data, error or failed.message)
+        return callback(outputs, data, error)
+
+    if len(arguments) <= place:
+        return arguments, {**named, name: checked}
+    return (*arguments[:place], checked, *arguments[place + 1 :]), named

@@ -1,9 +1,25 @@
-"""Parts of files that are mapped into this process (Linux)."""
+"""Parts of files that are mapped into this process (Linux), and which of them are new.
+
+A mapping is known again by a mark of the kernel's own, that it is left out of core dumps: addresses come again, and
+the kernel joins neighbours, but never one that has the mark to one that has not.
+
+Source: Linux kernel documentation, filesystems/proc (`smaps`, `VmFlags`), and madvise(2) (`MADV_DONTDUMP`).
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import threading
 from dataclasses import dataclass
+
+from memoptc.runtime.native.userfault import mark
+
+changing = threading.RLock()
+"""Held by who loads a session whose mappings are to be known, and by who maps files meanwhile."""
+
+_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)")
+_FLAGS, _MARK = "VmFlags:", "dd"
 
 
 @dataclass(frozen=True)
@@ -23,17 +39,30 @@ class FileMapping:
     path: str
 
 
-def mappings_below(folder: str) -> list[FileMapping]:
-    """Give the mappings of files in a folder, code excepted, by address; none where the system does not tell."""
+def new_mappings(folder: str) -> list[FileMapping]:
+    """Give the mappings of files in a folder that were not marked, by address; code excepted.
+
+    There are none where the system does not tell.
+    """
     inside = os.path.join(os.path.realpath(folder), "")
     found = []
+    latest: FileMapping | None = None
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        with open("/proc/self/smaps", encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
-                parts = line.rstrip("\n").split(maxsplit=5)
-                if len(parts) == 6 and parts[5].startswith(inside) and "x" not in parts[1]:
-                    start, end = (int(a, 16) for a in parts[0].split("-"))
-                    found.append(FileMapping(start, end, int(parts[2], 16), parts[5]))
+                head = _HEAD.match(line)
+                if head is not None:
+                    start, end, rights, offset, path = head.groups()
+                    of_file = path.startswith(inside) and "x" not in rights
+                    latest = FileMapping(int(start, 16), int(end, 16), int(offset, 16), path) if of_file else None
+                elif latest is not None and line.startswith(_FLAGS) and _MARK not in line.split():
+                    found.append(latest)
     except OSError:
         return []
     return found
+
+
+def mark_all(folder: str) -> None:
+    """Mark the mappings of files in a folder: they are not new any more."""
+    for mapping in new_mappings(folder):
+        mark(mapping.start, mapping.end - mapping.start)

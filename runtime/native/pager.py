@@ -15,14 +15,17 @@ import mmap
 import os
 import select
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.native.file_mappings import FileMapping
-from memoptc.runtime.native.userfault import PAGE, UserFaults, give_back, map_file
+from memoptc.runtime.native.fault_guard import FaultGuard
+from memoptc.runtime.native.file_mappings import FileMapping, changing
+from memoptc.runtime.native.userfault import UserFaults, give_back, map_file, mark
+from memoptc.runtime.native.weight_files import WeightFile
 
 CHUNK = 1 << 20
 """Bytes that are read, kept and given back together."""
@@ -32,7 +35,7 @@ WINDOW = 4
 """Chunks behind a run that stay, at least."""
 _READER = "memoptc-read-ahead"
 SMALLEST = CHUNK // 4
-"""Bytes of a mapping that are worth it; smaller ones are left to the kernel."""
+"""Bytes of a mapping from which it streams; smaller ones are read at once where they are few."""
 
 
 def least_window(threads: int) -> int:
@@ -52,7 +55,7 @@ class Chunk:
     Args:
         start: Its first address.
         size: Bytes, whole pages.
-        file: Descriptor of its file.
+        file: Its file.
         offset: In the file.
         run: Number of the run that read it last.
         follows: The chunk that was touched after it, last time.
@@ -60,7 +63,7 @@ class Chunk:
 
     start: int
     size: int
-    file: int
+    file: WeightFile
     offset: int
     run: int = -1
     follows: Chunk | None = None
@@ -87,10 +90,12 @@ class Traffic:
     pinned_bytes: int = 0
 
 
-class _ReadError(Exception):
-    def __init__(self, error: OSError, buffer: mmap.mmap) -> None:
-        super().__init__(str(error))
-        self.error, self.buffer = error, buffer
+@dataclass(frozen=True)
+class _Read:
+    """A buffer that was read into, and why that failed."""
+
+    buffer: mmap.mmap
+    error: Exception | None
 
 
 class Pager:
@@ -115,31 +120,40 @@ class Pager:
             )
         self.traffic = Traffic()
         self.limit = limit
+        self._process = os.getpid()
         self._error: Exception | None = None
-        self._failures = self._again = 0
+        self._failures = self._again = self._guarded = 0
         self._unread: list[Chunk] = []
         """Chunks that are zeros, as they could not be read."""
-        self._faults = UserFaults()
-        self._files: dict[str, tuple[int, int]] = {}
-        self._mappings = [m for m in mappings if m.end - m.start >= SMALLEST]
+        self._files: dict[str, WeightFile] = {}
+        self._mappings: list[FileMapping] = []
         self._chunks: list[Chunk] = []
         self._run = 0
-        self._closed = False
+        self._closed = self._ended = self._warned = False
         self._pinned: dict[Chunk, None] = {}
         self._window: OrderedDict[Chunk, None] = OrderedDict()
         """The oldest first."""
         self._window_bytes = 0
         self._window_most = self._window_least
-        self._staged: OrderedDict[Chunk, Future[mmap.mmap]] = OrderedDict()
+        self._staged: OrderedDict[Chunk, Future[_Read]] = OrderedDict()
         self._free = [mmap.mmap(-1, CHUNK) for _ in range(AHEAD + 1)]
         self._latest: Chunk | None = None
         self._lock = threading.Lock()
-        self._stop, self._stopped = os.pipe()
+        self._faults = UserFaults()
+        try:
+            self._take(sorted(mappings, key=lambda m: m.start))
+        except BaseException:
+            self._map_again()
+            self._close_files()
+            raise
         self._reader = ThreadPoolExecutor(1, _READER)
-        for mapping in self._mappings:
-            self._replace(mapping)
-        self._chunks.sort(key=lambda c: c.start)
         self._starts = [c.start for c in self._chunks]
+        self._stop, self._stopped = os.pipe()
+        self._guard: FaultGuard | None = None
+        files = self._files
+        ranges = [(m.start, m.end, files[m.path].plain, m.offset) for m in self._mappings]
+        with contextlib.suppress(OSError):
+            self._guard = FaultGuard(self._faults.descriptor, ranges)
         self._thread = threading.Thread(target=self._serve, name="memoptc-pager", daemon=True)
         self._thread.start()
 
@@ -149,7 +163,18 @@ class Pager:
         return self.traffic.pinned_bytes + self._window_bytes + (AHEAD + 1) * CHUNK
 
     def begin_run(self) -> int:
-        """Know that a run begins; give what `check` is to be told at its end."""
+        """Know that a run begins; give what `check` is to be told at its end.
+
+        Raises:
+            InputError: this process is a fork of the one whose weights stream.
+        """
+        if os.getpid() != self._process:
+            raise InputError(
+                "A session whose weights stream does not go on in a forked process.", hint="Open another one there."
+            )
+        if self._ended and not self._warned:
+            self._warned = True
+            warnings.warn(f"weights stream no longer, and take what they take: {self._error}", RuntimeWarning, 5)
         with self._lock:
             self._run += 1
             if not self._again:
@@ -158,7 +183,8 @@ class Pager:
             for chunk in self._unread:
                 self._forget(chunk)
             self._unread.clear()
-            return self._failures
+            self._forget_guarded()
+            return self._failures + (self._guard.failed if self._guard else 0)
 
     def check(self, failures: int) -> None:
         """Raise if weights could not be read since a run began: what it computed is wrong.
@@ -166,19 +192,54 @@ class Pager:
         Raises:
             InputError: they could not.
         """
-        if self._failures != failures:
-            raise InputError(f"Weights cannot be read: {self._error}.", hint="See whether the model's files are whole.")
+        if self._failures + (self._guard.failed if self._guard else 0) != failures:
+            why = self._error or "a file is shorter than it was, or its disk failed"
+            raise InputError(f"Weights cannot be read: {why}.", hint="See whether the model's files are whole.")
 
-    def _replace(self, mapping: FileMapping) -> None:
-        if mapping.path not in self._files:
-            self._files[mapping.path] = _opened(mapping.path)
-        direct, _ = self._files[mapping.path]
-        self._faults.replace(mapping.start, mapping.end - mapping.start)
-        for at in range(mapping.start, mapping.end, CHUNK):
-            size = min(CHUNK, mapping.end - at)
-            self._chunks.append(Chunk(at, size, direct, mapping.offset + at - mapping.start))
+    def _forget_guarded(self) -> None:
+        """Give back what the guard has put in: pages that no limit counts, and zeros that would pass for weights."""
+        if self._guard is None or self._ended or self._guard.served == self._guarded:
+            return
+        self._guarded = self._guard.served
+        for chunk in self._chunks:
+            if self._guard.failed or (chunk not in self._pinned and chunk not in self._window):
+                self._forget(chunk)
+
+    def _take(self, mappings: list[FileMapping]) -> None:
+        """Put missing pages in the place of the mappings; small ones are filled at once, as far as they are few."""
+        few = self._pinned_most // 2
+        for mapping in mappings:
+            size = mapping.end - mapping.start
+            if size < SMALLEST and self.traffic.pinned_bytes + size > few:
+                continue
+            if mapping.path not in self._files:
+                self._files[mapping.path] = WeightFile(mapping.path)
+            file = self._files[mapping.path]
+            if size < SMALLEST:
+                read = self._read(chunk := Chunk(mapping.start, size, file, mapping.offset), self._free[0])
+                if read.error is not None:
+                    raise InputError(f"Weights cannot be read: {read.error}.") from None
+            self._mappings.append(mapping)
+            self._faults.replace(mapping.start, size)
+            if size < SMALLEST:
+                self._faults.fill(mapping.start, _address(self._free[0]), size)
+                self._make_room(chunk)
+                self._chunks.append(chunk)
+                continue
+            for at in range(mapping.start, mapping.end, CHUNK):
+                part = min(CHUNK, mapping.end - at)
+                self._chunks.append(Chunk(at, part, file, mapping.offset + at - mapping.start))
 
     def _serve(self) -> None:
+        """Answer faults until the end. Without this thread, files are mapped as they were: nobody may wait for it."""
+        try:
+            self._serve_all()
+        except Exception as error:
+            self._error = error
+            self._ended = True
+            self._map_again()
+
+    def _serve_all(self) -> None:
         poll = select.poll()
         poll.register(self._faults.descriptor, select.POLLIN)
         poll.register(self._stop, select.POLLIN)
@@ -193,6 +254,8 @@ class Pager:
                         self._look_ahead(chunk)
                     except Exception as error:  # who waits must go on, whatever it is: `check` raises then
                         self._give_up(chunk, error)
+                if self._guard is not None:
+                    self._guard.progress()
 
     def _serve_one(self, chunk: Chunk) -> None:
         """Put a chunk in its place."""
@@ -211,14 +274,13 @@ class Pager:
         self._make_room(chunk)
         ahead = self._staged.pop(chunk, None)
         self.traffic.ahead += ahead is not None
+        read = self._read(chunk, self._free.pop()) if ahead is None else ahead.result()
         try:
-            buffer = self._read(chunk, self._free.pop()) if ahead is None else ahead.result()
-        except _ReadError as failed:
-            self._free.append(failed.buffer)
-            self._give_up(chunk, failed.error)
-            return
-        self._faults.fill(chunk.start, _address(buffer), chunk.size)
-        self._free.append(buffer)
+            if read.error is not None:
+                raise read.error
+            self._faults.fill(chunk.start, _address(read.buffer), chunk.size)
+        finally:
+            self._free.append(read.buffer)
 
     def _give_up(self, chunk: Chunk, error: Exception) -> None:
         """Let those go on who wait for what cannot be read."""
@@ -272,7 +334,11 @@ class Pager:
             if following not in self._pinned and following not in self._window and following not in self._staged:
                 if not self._free[1:] and not self._drop_staged():
                     return
-                self._staged[following] = self._reader.submit(self._read, following, self._free.pop())
+                try:
+                    self._staged[following] = self._reader.submit(self._read, following, self._free.pop())
+                except RuntimeError:  # the process ends, or has no thread to spare; the buffer may be in a queue
+                    self._free.append(mmap.mmap(-1, CHUNK))
+                    return
             following = following.follows
 
     def _drop_staged(self) -> bool:
@@ -283,52 +349,50 @@ class Pager:
         if not future.done():
             return False
         del self._staged[oldest]
-        try:
-            self._free.append(future.result())
-        except _ReadError as failed:
-            self._free.append(failed.buffer)
+        self._free.append(future.result().buffer)
         return True
 
-    def _read(self, chunk: Chunk, buffer: mmap.mmap) -> mmap.mmap:
+    def _read(self, chunk: Chunk, buffer: mmap.mmap) -> _Read:
         try:
-            with memoryview(buffer) as view, view[: chunk.size] as part:
-                count = os.preadv(chunk.file, [part], chunk.offset)
-            if count < chunk.size - PAGE + 1:
-                raise OSError(5, "a file is shorter than it was")
-        except OSError as error:
-            raise _ReadError(error, buffer) from None
-        self.traffic.bytes += count
-        return buffer
+            chunk.file.read(buffer, chunk.size, chunk.offset)
+        except Exception as error:
+            return _Read(buffer, error)
+        self.traffic.bytes += chunk.size
+        return _Read(buffer, None)
+
+    def _map_again(self) -> None:
+        """Map the files as they were; who waits for a page gets the file's."""
+        with changing:
+            for mapping in self._mappings:
+                start, size = mapping.start, mapping.end - mapping.start
+                with contextlib.suppress(OSError):
+                    map_file(start, size, self._files[mapping.path].plain, mapping.offset)
+                    mark(start, size)  # another session that is being loaded must not take them for its own
+                self._faults.wake(start, size)
 
     def close(self) -> None:
         """Map the files again as they were: before the weights are unmapped, while nothing runs."""
+        if os.getpid() != self._process:  # neither its addresses nor its threads are here
+            return
         self._closed = True
         os.write(self._stopped, b"x")
         here = threading.current_thread()  # that of the garbage collector, which may be one of ours
         if here is not self._thread:
             self._thread.join()
         self._reader.shutdown(wait=not here.name.startswith(_READER))
-        for mapping in self._mappings:
-            _, plain = self._files[mapping.path]
-            with contextlib.suppress(OSError):
-                map_file(mapping.start, mapping.end - mapping.start, plain, mapping.offset)
-        self._faults.close()
-        for direct, plain in self._files.values():
-            os.close(direct)
-            os.close(plain)
+        self._map_again()
+        if self._guard is not None:
+            self._guard.close()
+        self._close_files()
         for descriptor in (self._stop, self._stopped):
             os.close(descriptor)
         self._free.clear()
         self._staged.clear()
 
-
-def _opened(path: str) -> tuple[int, int]:
-    """Open a file to be read past the page cache, where that can be had, and to be mapped."""
-    plain = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT), plain
-    except OSError:  # some file systems have no such thing
-        return os.dup(plain), plain
+    def _close_files(self) -> None:
+        self._faults.close()
+        for file in self._files.values():
+            file.close()
 
 
 def _address(buffer: mmap.mmap) -> int:

@@ -14,6 +14,7 @@ import os
 import platform
 import struct
 import sys
+import time
 
 from memoptc.ir.diagnostics import InputError
 
@@ -27,8 +28,9 @@ _API, _REGISTER, _WAKE, _COPY, _ZERO = 0xC018AA3F, 0xC020AA00, 0x8010AA02, 0xC02
 _VERSION, _MISSING = 0xAA, 1
 _MESSAGE, _ADDRESS, _FAULT = 32, 16, 0x12
 _PROT, _MAP = 3, 0x4032  # read and write; private, anonymous, fixed, without reserve
-_DONTNEED, _DONTFORK, _NOHUGEPAGE = 4, 10, 15
-_TRIES = 64
+_DONTNEED, _DONTFORK, _NOHUGEPAGE, _DONTDUMP = 4, 10, 15, 16
+_TRIES = 1000
+"""Of the kernel to fill a page, each a tenth of a millisecond after the other where it did nothing."""
 
 
 class Unsupported(InputError):
@@ -42,7 +44,7 @@ def _libc() -> ctypes.CDLL:
     library.madvise.argtypes = (address, size, number)
     library.mmap.argtypes = (address, size, number, number, number, ctypes.c_long)
     library.mmap.restype = address
-    library.munmap.argtypes = (address, size)
+    library.munlock.argtypes = (address, size)
     library.ioctl.argtypes = (number, ctypes.c_ulong, address)
     return library
 
@@ -94,25 +96,49 @@ class UserFaults:
         _libc().madvise(start, size, _NOHUGEPAGE)
         if self._call(_REGISTER, struct.pack("QQQQ", start, size, _MISSING, 0)):
             raise _failed("userfaultfd")
+        _libc().munlock(start, size)  # a process that locks all its memory has filled them already, with zeros
+        give_back(start, size)
 
-    def fill(self, start: int, source: int, size: int) -> bool:
-        """Copy pages in and wake who waits for them; false where the range is no longer there."""
-        for _ in range(_TRIES):
-            error = self._call(_COPY, struct.pack("QQQQq", start, source, size, 0, 0))
-            if error != errno.EAGAIN:
-                break
-        if error == errno.EEXIST:
-            return self.wake(start, size)
-        return error == 0
+    def fill(self, start: int, source: int, size: int) -> None:
+        """Copy pages in, but for those that are there, and wake who waits for them.
+
+        Raises:
+            OSError: the kernel does not do it.
+        """
+        self._fill(_COPY, start, size, source)
 
     def fill_zeros(self, start: int, size: int) -> None:
-        """Fill pages with zeros and wake who waits: for what cannot be read."""
-        if self._call(_ZERO, struct.pack("QQQq", start, size, 0, 0)):
-            self.wake(start, size)
+        """Fill missing pages with zeros and wake who waits: for what cannot be read.
 
-    def wake(self, start: int, size: int) -> bool:
-        """Wake who waits for pages that are there already."""
-        return self._call(_WAKE, struct.pack("QQ", start, size)) == 0
+        Raises:
+            OSError: the kernel does not do it.
+        """
+        self._fill(_ZERO, start, size, None)
+
+    def _fill(self, request: int, start: int, size: int, source: int | None) -> None:
+        done = tries = 0
+        while done < size:
+            whence = () if source is None else (source + done,)
+            places = (start + done, *whence, size - done)
+            argument = ctypes.create_string_buffer(struct.pack(f"{len(places) + 2}q", *places, 0, 0))
+            if _libc().ioctl(self.descriptor, request, argument) == 0:
+                break
+            error = ctypes.get_errno()
+            filled = struct.unpack_from("q", argument, 8 * (len(places) + 1))[0]
+            if error == errno.EEXIST:
+                done += PAGE
+            elif error == errno.EAGAIN and filled > 0:
+                done += filled
+            elif tries < _TRIES:
+                tries += 1
+                time.sleep(1e-4)
+            else:
+                raise OSError(error, f"userfaultfd: {os.strerror(error)}")
+        self.wake(start, size)
+
+    def wake(self, start: int, size: int) -> None:
+        """Let those look again who wait for pages."""
+        self._call(_WAKE, struct.pack("QQ", start, size))
 
     def faults(self) -> list[int]:
         """Give the addresses that were touched since the last call."""
@@ -129,8 +155,21 @@ class UserFaults:
 
 
 def give_back(start: int, size: int) -> None:
-    """Let pages go; they are missing again."""
-    _libc().madvise(start, size, _DONTNEED)
+    """Let pages go; they are missing again.
+
+    Raises:
+        OSError: the kernel keeps them.
+    """
+    if _libc().madvise(start, size, _DONTNEED) == 0:
+        return
+    _libc().munlock(start, size)
+    if _libc().madvise(start, size, _DONTNEED):
+        raise _failed("madvise")
+
+
+def mark(start: int, size: int) -> None:
+    """Leave a range out of core dumps."""
+    _libc().madvise(start, size, _DONTDUMP)
 
 
 def map_file(start: int, size: int, descriptor: int, offset: int) -> None:
