@@ -23,7 +23,7 @@ from memoptc.runtime.session import Session
 
 LAYERS, WIDTH = 10, 1024
 LEAST = pager.least_limit(1)
-WEIGHT_BYTES = LAYERS * WIDTH * WIDTH * 4
+WEIGHT_BYTES = (LAYERS * WIDTH + 512) * WIDTH * 4
 
 
 def _streams() -> bool:
