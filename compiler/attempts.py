@@ -150,7 +150,7 @@ class Attempts:
         small = self.compilation.data.small
         if small is None or self.compilation.options.level < 1:
             return None
-        stock, session = describe.predict(graph, small, form)
+        stock, session = describe.predict(graph, describe.Planning(small, form))
         return None if stock.unknown else (stock.need_bytes, session.need_bytes)
 
     def build(
@@ -176,7 +176,7 @@ class Attempts:
         options, data = compilation.options, compilation.data
         if self._last is not None:
             self._last.compiled.graph = Graph("released")  # but for snapshots of earlier programs
-        compiled = run.run_passes(compilation, prepared, pipeline, self._snapshots)
+        compiled = run.run_passes(compilation, pipeline, run.Start(prepared, self._snapshots))
         graph = compiled.graph
         graph.info.metadata.update(describe.provenance(compilation, pipeline))
         graph.info.metadata.update(describe.describe_run(graph, self.decoder))
@@ -224,10 +224,7 @@ class Attempts:
         """Record what a run of the last attempt allocates, unless it was: what measures it runs it by that."""
         if attempt.recorded:
             return
-        packed = attempt.choice.form.packed
-        attempt.contract, unrecorded = write.recorded_contract(
-            self.compilation, attempt.compiled, attempt.written, packed
-        )
+        attempt.contract, unrecorded = write.recorded_contract(self.compilation, attempt.compiled, attempt.written)
         attempt.contract.save(contract_path(attempt.path))
         attempt.recorded = True
         if unrecorded and unrecorded not in attempt.warnings:

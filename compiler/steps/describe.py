@@ -45,6 +45,7 @@ class Figures:
         peak: The most bytes alive at once, and what they are.
         plan: The planned arena, where one was made.
         estimates: What it is predicted to need in stock onnxruntime and in `Session`.
+        packed: Whether its weights are packed ahead.
     """
 
     files: list[Path]
@@ -53,6 +54,7 @@ class Figures:
     peak: PeakReport
     plan: Plan | None
     estimates: tuple[NeedEstimate, NeedEstimate]
+    packed: bool
 
     @property
     def file_bytes(self) -> int:
@@ -107,7 +109,8 @@ def figures(graph: Graph, files: list[Path], how: Planning) -> Figures:
         weight_bytes(graph),
         planned_peak(graph, how.dims),
         how.plan,
-        predict(graph, how.dims, how.form, recorded=how.recorded),
+        predict(graph, how),
+        how.form.packed,
     )
 
 
@@ -119,27 +122,24 @@ class Planning:
         dims: Extents to plan with.
         form: How the graph is written.
         plan: The arena that was planned, if one was.
-        recorded: Whether a contract is made from recorded runs.
+        recorded: Whether a contract is made from recorded runs: then `Session` runs in the tier that it names, with an
+            arena of its size. Without, it is an arena that grows by what is asked for.
     """
 
     dims: Mapping[str, int]
     form: WritingForm
-    plan: Plan | None
+    plan: Plan | None = None
     recorded: bool = False
 
 
-def predict(
-    graph: Graph, dims: Mapping[str, int], form: WritingForm, *, recorded: bool = False
-) -> tuple[NeedEstimate, NeedEstimate]:
+def predict(graph: Graph, planning: Planning) -> tuple[NeedEstimate, NeedEstimate]:
     """Predict what a model needs in stock onnxruntime and in `Session`.
 
     Args:
         graph: The model.
-        dims: Extents to plan with.
-        form: How it is written.
-        recorded: Whether a contract is made from recorded runs: then `Session` runs in the tier that it names, with an
-            arena of its size. Without, it is an arena that grows by what is asked for.
+        planning: Extents and form; no plan is looked at.
     """
+    dims, form, recorded = planning.dims, planning.form, planning.recorded
     # What lies outside of a branch is predicted as if it lay inside: then nothing is gained on paper that is not there.
     branch, shapeless = form.name != "plain", form.name == "shapeless"
     how = Configuration(external=bool(form.external), branch=branch, shapeless=shapeless, packed=form.packed)

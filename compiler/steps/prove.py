@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.onnx_io import write_into
 from memoptc.ir.types import DType
 from memoptc.options import Options
-from memoptc.pass_base import Context
+from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Pipeline
 from memoptc.runtime.accuracy import AccuracyTarget, combined
 from memoptc.runtime.judge import GATES, Judge
@@ -40,7 +40,7 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
     candidate = written if floating is compiled.graph else compilation.scratch / "float_interface.onnx"
     if candidate is not written:
         write_into(floating, candidate)
-    wanted = judge(options, compiled.pipeline, compiled.changed, source.graph)
+    wanted = judge(options, compiled.changed_passes, source.graph)
     return verify_models(
         source.control,
         candidate,
@@ -74,17 +74,15 @@ def _bytes_on_disk(written: Path) -> int:
     return sum(file.stat().st_size for file in (written, written.with_name(f"{written.name}.data")) if file.exists())
 
 
-def judge(options: Options, steps: Pipeline, changed: Collection[int], original: Graph) -> Judge:
+def judge(options: Options, passes: Iterable[Pass], original: Graph) -> Judge:
     """Judge that the candidate's outputs are held to.
 
     Args:
         options: The options in force.
-        steps: The pipeline.
-        changed: Positions of the passes that changed the graph.
+        passes: Those that changed the graph.
         original: The graph as it was read.
     """
-    lossy = [p.accuracy_target for i, p in enumerate(steps.passes()) if i in changed]
-    accuracy = combined(t for t in lossy if t is not None)
+    accuracy = combined(p.accuracy_target for p in passes if p.accuracy_target is not None)
     wished = options.min_sqnr is not None or options.max_accuracy_loss is not None
     if accuracy is None and wished and options.passes is not None and options.target in GATES:
         accuracy = AccuracyTarget(GATES[options.target].sqnr_db)  # passes that hold to no target of their own
@@ -145,7 +143,7 @@ def find_culprit(compilation: Compilation, steps: Pipeline, warn: Callable[[str]
         return Culprit(None)
     source, options, data = compilation.source, compilation.options, compilation.data
     path = compilation.scratch / "bisect.onnx"
-    wanted = judge(options, steps, range(len(list(steps.passes()))), source.graph)
+    wanted = judge(options, steps.passes(), source.graph)
 
     def good(graph: Graph) -> bool:
         write_into(with_interface_of(source.graph, graph), path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from memoptc.lossy import lossy_passes
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.moved_weights import MoveWeights
 from memoptc.options import Options
-from memoptc.pass_base import Artefacts, Context
+from memoptc.pass_base import Artefacts, Context, Pass
 from memoptc.pipeline import Pipeline, parse
 from memoptc.pipeline_edits import edited
 from memoptc.report.model import Decision, PassRecord
@@ -110,34 +110,51 @@ class Compiled:
     warnings: list[str]
     decisions: list[Decision]
 
+    @property
+    def changed_passes(self) -> list[Pass]:
+        """The passes that changed the graph."""
+        return [pass_ for index, pass_ in enumerate(self.pipeline.passes()) if index in self.changed]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Graphs that a pipeline can start from.
+
+    Args:
+        prepared: The original as `prepare` leaves it; prepared anew when not given.
+        snapshots: Those of an earlier pipeline: where both begin alike, this one goes on from there.
+    """
+
+    prepared: Prepared | None = None
+    snapshots: Snapshots = field(default_factory=Snapshots)
+
 
 IDLE = "changed nothing:"
 """What warnings say of a lossy pass that was asked for and left the model alone; the reason follows."""
 
 
-def run_passes(compilation: Compilation, prepared: Prepared | None, steps: Pipeline, snapshots: Snapshots) -> Compiled:
+def run_passes(compilation: Compilation, steps: Pipeline, start: Start) -> Compiled:
     """Run a pipeline on a prepared graph, in place.
 
     Args:
         compilation: The compile.
-        prepared: The graph; prepared anew when not given.
         steps: The pipeline.
-        snapshots: Those of an earlier pipeline: where both begin alike, this one goes on from there.
+        start: Where it may start; the prepared graph is changed.
 
     Raises:
         PassFailed: a pass broke; a reproducer is in the current folder, and the message names it.
     """
     options, data = compilation.options, compilation.data
     context = context_of(compilation)
-    if options.dump_dir is not None or options.check_each:
-        snapshots = Snapshots()  # who asked for that wants to see each pass run
+    # Who asks for dumps or checks wants to see each pass run.
+    snapshots = Snapshots() if options.dump_dir is not None or options.check_each else start.snapshots
     known = snapshots.before(steps)
     progress = _Progress(options, len(list(steps.passes())))
     context.say = progress.say
     if options.tune:
         context.slowdown = lambda g: _slowdown(g, compilation)
     if known is None:
-        prepared = prepared or prepare(compilation)
+        prepared = start.prepared or prepare(compilation)
         graph = prepared.graph
         context.keep_shapes(graph, prepared.shapes)
     else:

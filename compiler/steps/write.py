@@ -64,9 +64,7 @@ def contract(compilation: Compilation, compiled: Compiled, written: Figures) -> 
     return Contract(frugal, peaks=peaks)
 
 
-def recorded_contract(
-    compilation: Compilation, compiled: Compiled, written: Figures, packed: bool
-) -> tuple[Contract, str]:
+def recorded_contract(compilation: Compilation, compiled: Compiled, written: Figures) -> tuple[Contract, str]:
     """As `contract`, with what a run allocates; where weights are packed ahead, doing without packing is not tried.
 
     Returns:
@@ -76,9 +74,9 @@ def recorded_contract(
     frozen, encode = compiled.artefacts.frozen, compiled.interface.encode
     plain = contract(compilation, compiled, written)
     frugal, peaks = plain.options, dict(plain.peaks)
-    wanted = judge(options, compiled.pipeline, compiled.changed, compilation.source.graph)
+    wanted = judge(options, compiled.changed_passes, compilation.source.graph)
     choices = [frugal] if frozen else [frugal, replace(frugal, file_order=True)]
-    keeps = wanted.bit_exact or packed or compilation.allowance.is_late("trying without packed weights")
+    keeps = wanted.bit_exact or written.packed or compilation.allowance.is_late("trying without packed weights")
     try:
         found = make_contract(
             written.files[0],

@@ -15,7 +15,7 @@ from memoptc.options import Options
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Pipeline, parse
 from memoptc.snapshots import Snapshots
-from memoptc.steps.run import Compiled, run_passes
+from memoptc.steps.run import Compiled, Start, run_passes
 
 MODEL = Path(__file__).parents[2] / "examples" / "models" / "digits_cnn.onnx"
 STEPS = (
@@ -49,13 +49,13 @@ def test_what_an_edit_leaves_alone_does_not_run_again(
 ) -> None:
     monkeypatch.setattr(snapshots, "COPY_SHARE", 0)
     steps, made = parse(STEPS), Snapshots()
-    first = outcome(run_passes(compilation, None, steps, made))
+    first = outcome(run_passes(compilation, steps, Start(snapshots=made)))
     edited = steps.without({next(i for i, p in enumerate(steps.passes()) if p.name == dropped)})
     known = made.before(edited)
     assert (known.items if known else ()) == steps.items[:shared]  # the latest snapshots are kept
-    resumed = run_passes(compilation, None, edited, made)
-    assert outcome(resumed) == outcome(run_passes(compilation, None, edited, Snapshots()))
-    assert outcome(run_passes(compilation, None, steps, made)) == first  # a snapshot serves more than once
+    resumed = run_passes(compilation, edited, Start(snapshots=made))
+    assert outcome(resumed) == outcome(run_passes(compilation, edited, Start()))
+    assert outcome(run_passes(compilation, steps, Start(snapshots=made))) == first  # a snapshot serves more than once
 
 
 def test_what_breaks_behind_a_snapshot_is_reproduced_from_the_start(
@@ -64,11 +64,11 @@ def test_what_breaks_behind_a_snapshot_is_reproduced_from_the_start(
     monkeypatch.setattr(snapshots, "COPY_SHARE", 0)
     monkeypatch.chdir(tmp_path)
     steps, made = parse("simplify,drop-dead,order,lower"), Snapshots()
-    run_passes(compilation, None, steps, made)
+    run_passes(compilation, steps, Start(snapshots=made))
     broken = Pipeline((*steps.items[:3], BreakDown()))
     assert made.before(broken) is not None
     with pytest.raises(PassFailed, match="broken") as failure:
-        run_passes(compilation, None, broken, made)
+        run_passes(compilation, broken, Start(snapshots=made))
     assert failure.value.index == 3
     assert failure.value.rest == (BreakDown(),)
     assert "break-down" in (tmp_path / "memoptc-reproducer-break-down.mir").read_text()
