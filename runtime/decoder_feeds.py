@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -36,15 +36,28 @@ def first_feed(facts: DecoderFacts, ids: Array) -> dict[str, Array]:
     """Inputs of a model beside the ids of a beginning, `[batch, steps]`: no past, no padding."""
     batch, steps = ids.shape
     feed = {c.past: empty_cache(c, batch, 0) for c in (*facts.own, *facts.states)}
-    if facts.mask:
-        shown = np.ones((batch, steps), np.int64)
-        feed[facts.mask] = np.pad(shown, ((0, 0), (0, max(0, buffer_length(facts, steps) - steps))))
-    if facts.positions:
-        counted = np.arange(steps)
-        feed[facts.positions] = np.tile(counted, (batch, 1)) if facts.positions_rank == 2 else counted
-    if facts.lengths:
-        feed[facts.lengths] = np.full(batch, steps - 1)
+    feed |= counted_feed(facts, np.ones((batch, steps), np.int64), steps)
     return {name: value.astype(facts.dtypes.get(name, value.dtype)) for name, value in feed.items()}
+
+
+def counted_feed(facts: DecoderFacts, mask: Array, steps: int) -> dict[str, Array]:
+    """Inputs that say which tokens there are, those of a model that has them: its mask, positions and lengths.
+
+    Args:
+        facts: The decoder.
+        mask: 0 for padding, `[batch, tokens]`, past and present.
+        steps: How many of the tokens are computed, the last ones.
+    """
+    batch, total = mask.shape
+    feed: dict[str, Array] = {}
+    if facts.mask:
+        feed[facts.mask] = np.pad(mask, ((0, 0), (0, max(0, buffer_length(facts, total) - total))))
+    if facts.positions:
+        counted = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - steps :]
+        feed[facts.positions] = counted if facts.positions_rank == 2 else np.arange(total - steps, total)
+    if facts.lengths:
+        feed[facts.lengths] = np.full(batch, total - 1)
+    return feed
 
 
 def numpy_dtype(name: str) -> Any:
@@ -74,3 +87,45 @@ def padded_ids(ids: Ids) -> tuple[Array, Array]:
         padded[at, longest - row.size :] = row
         shown[at, longest - row.size :] = 1
     return padded, shown
+
+
+def refuse_padding(facts: DecoderFacts) -> None:
+    """Refuse prompts of different lengths where padding at the left would change what is computed.
+
+    Raises:
+        InputError: the model has no mask of keys, carries states on, or numbers the steps of all sequences alike.
+    """
+    if not facts.mask or facts.counted:
+        why = "counts keys instead of masking them" if facts.mask else "has no mask"
+        raise InputError(
+            f"The prompts have different lengths, and the model {why}, so that shorter ones cannot be padded.",
+            hint="Run each in a sequence of its own (decoder.sequence()).",
+        )
+    if facts.states:
+        raise InputError(
+            "The prompts have different lengths, and the model carries states on, which padding would change.",
+            hint="Run each in a sequence of its own (decoder.sequence()).",
+        )
+    if facts.shared_positions:
+        raise InputError(
+            "The prompts have different lengths, and the model numbers the steps of all sequences alike, so that "
+            "padding at the left would shift the positions of shorter ones.",
+            hint="Run each in a sequence of its own (decoder.sequence()).",
+        )
+
+
+def check_context(facts: DecoderFacts, context: Collection[str]) -> None:
+    """Refuse a context that lacks an input which the model needs, or has one that it does not take.
+
+    Raises:
+        InputError: as said; the message names the input.
+    """
+    known = facts.given | {c.past for c in facts.states}
+    unknown = set(context) - known
+    needed = set(facts.context) | (set() if facts.switch else facts.given - {facts.encoder_mask})
+    if unknown or needed - set(context):
+        wrong = sorted(unknown or needed - set(context))[0]
+        raise InputError(
+            f"{wrong!r} is {'no input that a context gives' if unknown else 'needed, and not given'}.",
+            hint=f"context= takes {', '.join(sorted(known)) or 'nothing'}.",
+        )

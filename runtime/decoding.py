@@ -11,13 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from memoptc.ir.decoder_facts import KEY, DecoderFacts
+from memoptc.ir.decoder_facts import DecoderFacts
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.cache_rings import CacheRings
-from memoptc.runtime.decoder_feeds import Ids, buffer_length, empty_cache, padded_ids
+from memoptc.runtime.decoder_feeds import (
+    Ids,
+    check_context,
+    counted_feed,
+    empty_cache,
+    padded_ids,
+    refuse_padding,
+)
 from memoptc.runtime.errors import MemoryLimit
 from memoptc.runtime.sampling import Sampler
 from memoptc.runtime.session import Session
+from memoptc.runtime.session_facts import facts_of_session
 
 if TYPE_CHECKING:
     Array: TypeAlias = npt.NDArray[Any]
@@ -61,7 +69,7 @@ class Decoder:
     ) -> None:
         options.setdefault("memory", "arena")
         session = Session(path, memory_limit=memory_limit, **options)
-        self._open(session, _facts(session, path), max_length, chunk)
+        self._open(session, facts_of_session(session, path), max_length, chunk)
 
     @classmethod
     def over(cls, session: ort.InferenceSession, facts: DecoderFacts, max_length: int | None = None) -> Decoder:
@@ -166,23 +174,8 @@ class Tokens:
             MemoryLimit: even one token at a time takes more than the limit.
         """
         rows, shown = padded_ids(ids)
-        if not shown.all() and (not self._facts.mask or self._facts.counted):
-            why = "counts keys instead of masking them" if self._facts.mask else "has no mask"
-            raise InputError(
-                f"The prompts have different lengths, and the model {why}, so that shorter ones cannot be padded.",
-                hint="Run each in a sequence of its own (decoder.sequence()).",
-            )
-        if not shown.all() and self._facts.states:
-            raise InputError(
-                "The prompts have different lengths, and the model carries states on, which padding would change.",
-                hint="Run each in a sequence of its own (decoder.sequence()).",
-            )
-        if not shown.all() and self._facts.shared_positions:
-            raise InputError(
-                "The prompts have different lengths, and the model numbers the steps of all sequences alike, so that "
-                "padding at the left would shift the positions of shorter ones.",
-                hint="Run each in a sequence of its own (decoder.sequence()).",
-            )
+        if not shown.all():
+            refuse_padding(self._facts)
         self._start(len(rows), context or {})
         return self._extend(rows, shown)
 
@@ -294,15 +287,7 @@ class Tokens:
 
     def _start(self, batch: int, context: Mapping[str, Array]) -> None:
         facts, decoder = self._facts, self._decoder
-        known = facts.given | {c.past for c in facts.states}
-        unknown = set(context) - known
-        needed = set(facts.context) | (set() if facts.switch else facts.given - {facts.encoder_mask})
-        if unknown or needed - set(context):
-            wrong = sorted(unknown or needed - set(context))[0]
-            raise InputError(
-                f"{wrong!r} is {'no input that a context gives' if unknown else 'needed, and not given'}.",
-                hint=f"context= takes {', '.join(sorted(known)) or 'nothing'}.",
-            )
+        check_context(facts, context)
         self.length, self.batch = 0, batch
         self._mask, self._rows, self._given = np.ones((batch, 0), np.int64), np.ones((batch, 0), np.int64), context
         self._context = {name: np.asarray(value) for name, value in context.items() if name in facts.given}
@@ -403,38 +388,12 @@ class Tokens:
 
     def _feed(self, rows: Array, mask: Array) -> dict[str, Array]:
         facts = self._facts
-        batch, steps = rows.shape
-        total = mask.shape[1]
-        feed: dict[str, Array] = {facts.ids: rows, **self._context}
-        if facts.mask:
-            feed[facts.mask] = np.pad(mask, ((0, 0), (0, max(0, buffer_length(facts, total) - total))))
-        if facts.positions:
-            counted = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, total - steps :]
-            feed[facts.positions] = counted if facts.positions_rank == 2 else np.arange(total - steps, total)
-        if facts.lengths:
-            feed[facts.lengths] = np.full(batch, total - 1)
+        feed: dict[str, Array] = {facts.ids: rows, **self._context, **counted_feed(facts, mask, rows.shape[1])}
         if facts.total:
-            feed[facts.total] = np.full(self._extents(facts.total, 1), total)
+            feed[facts.total] = np.full(self._extents(facts.total, 1), mask.shape[1])
         if facts.switch:
             feed[facts.switch] = np.full(self._extents(facts.switch, 1), self.length > 0)
         return {name: value.astype(facts.dtypes.get(name, value.dtype), copy=False) for name, value in feed.items()}
 
     def _extents(self, name: str, default: int) -> tuple[int, ...]:
         return tuple(d if isinstance(d, int) else default for d in self._decoder._shapes[name])
-
-
-def _facts(session: Session, path: str | os.PathLike[str]) -> DecoderFacts:
-    """Decoder facts from a compiled model's metadata, else from analysing its graph."""
-    carried = session.get_modelmeta().custom_metadata_map.get(KEY)
-    if carried:
-        try:
-            facts = DecoderFacts.from_json(carried)
-        except ValueError:
-            facts = None
-        names = {port.name for port in session.get_inputs()}
-        if facts is not None and {facts.ids, *(c.past for c in facts.caches)} <= names:
-            return facts
-    from memoptc.ir.decoder import recognise
-    from memoptc.ir.onnx_io import read_onnx
-
-    return recognise(read_onnx(path))

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnxruntime as ort
@@ -26,11 +25,13 @@ from memoptc.runtime.session_arguments import (
     as_limit,
     as_options,
     as_source,
+    check_tier,
     native_feed,
     runs_on_host,
 )
+from memoptc.runtime.session_methods import forward_all
 from memoptc.runtime.sizes import as_bytes
-from memoptc.runtime.streaming import UNPACKED, UNSPUN, Weights, as_weight_limit, paged, paged_later, streamed
+from memoptc.runtime.streaming import UNPACKED, UNSPUN, Weights, as_weight_limit, paged, streamed
 from memoptc.runtime.tiers.arena import combined, registered_arena
 
 if TYPE_CHECKING:
@@ -126,22 +127,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             self._run_options = replace(self._run_options, config={**self._run_options.config, **UNSPUN})
         self._strict, self._threads = strict, threads
         on_host = runs_on_host(providers)
-        if self.memory_limit is not None and (memory == "stock" or not on_host):
-            raise InputError(
-                "onnxruntime as it comes holds no memory limit; the tiers 'arena' and 'planned' do.",
-                hint="Leave memory_limit out, or choose memory='arena'.",
-            )
-        if not on_host and memory in ("arena", "planned"):
-            raise InputError(
-                f"The tier {memory!r} is for the CPU; {providers} manage their own memory.",
-                hint="Leave memory= at 'auto', or choose 'stock'.",
-            )
-        parallel = sess_options is not None and sess_options.execution_mode != ort.ExecutionMode.ORT_SEQUENTIAL
-        if memory == "planned" and parallel:
-            raise InputError(
-                "The tier 'planned' is for one node after the other; these sess_options run nodes in parallel.",
-                hint="Leave execution_mode at ORT_SEQUENTIAL, or choose memory='arena'.",
-            )
+        check_tier(memory, self.memory_limit is not None, providers, sess_options)
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
         if tier == "stock" and self.memory_limit is not None:
             tier = "arena"  # the contract's, which holds no limit
@@ -400,33 +386,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._admission = self._make_admission()
 
 
-def _forwarded(name: str) -> Any:
-    """Make the method that is `InferenceSession`'s own, in a session that has one, with errors translated."""
-    method = getattr(ort.InferenceSession, name)
-
-    @wraps(method)
-    def call(self: Session, *arguments: Any, **named: Any) -> Any:
-        self._check_open()
-        self._need_python(name)
-        if name == "run_async":
-            arguments, named = paged_later(self._pager, arguments, named)
-        with in_flight, translated(self.memory_limit), paged(self._pager if "run" in name else None):
-            return method(self, *arguments, **named)
-
-    call.__module__, call.__qualname__ = __name__, f"Session.{name}"
-    return call
-
-
-_AS_IN_ONNXRUNTIME = (
-    "create_ortvalue_from_shape_and_type", "end_profiling", "get_input_epdevices", "get_input_memory_infos",
-    "get_modelmeta", "get_output_memory_infos", "get_overridable_initializers", "get_profiling_start_time_ns",
-    "get_provider_graph_assignment_info", "get_session_options", "get_tuning_results", "io_binding",
-    "release_captured_graph", "run_async", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector",
-    "set_ep_dynamic_options", "set_tuning_results",
-)  # fmt: skip
-for _name in _AS_IN_ONNXRUNTIME:
-    if hasattr(ort.InferenceSession, _name):
-        setattr(Session, _name, _forwarded(_name))
+forward_all(Session)
 
 
 __all__ = ["Memory", "MemoryLimit", "Packing", "PlanLeft", "Session"]

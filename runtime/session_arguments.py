@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
+import onnxruntime as ort
+
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract, beside, load_contract
 from memoptc.runtime.errors import as_both, no_such_file
@@ -76,3 +78,34 @@ def as_options(options: RunOptions, packing: Packing, threads: int | None) -> Ru
         config = {k: v for k, v in options.config.items() if k != PACKING_KEY}
         options = replace(options, config=config if packing else config | {PACKING_KEY: "1"})
     return options if threads is None else replace(options, threads=threads)
+
+
+def check_tier(memory: str, limited: bool, providers: Any, sess_options: ort.SessionOptions | None) -> None:
+    """Refuse a tier that other arguments exclude.
+
+    Args:
+        memory: The tier asked for.
+        limited: Whether a memory limit is to be held.
+        providers: As for `InferenceSession`.
+        sess_options: The caller's.
+
+    Raises:
+        InputError: as said.
+    """
+    on_host = runs_on_host(providers)
+    if limited and (memory == "stock" or not on_host):
+        raise InputError(
+            "onnxruntime as it comes holds no memory limit; the tiers 'arena' and 'planned' do.",
+            hint="Leave memory_limit out, or choose memory='arena'.",
+        )
+    if not on_host and memory in ("arena", "planned"):
+        raise InputError(
+            f"The tier {memory!r} is for the CPU; {providers} manage their own memory.",
+            hint="Leave memory= at 'auto', or choose 'stock'.",
+        )
+    parallel = sess_options is not None and sess_options.execution_mode != ort.ExecutionMode.ORT_SEQUENTIAL
+    if memory == "planned" and parallel:
+        raise InputError(
+            "The tier 'planned' is for one node after the other; these sess_options run nodes in parallel.",
+            hint="Leave execution_mode at ORT_SEQUENTIAL, or choose memory='arena'.",
+        )

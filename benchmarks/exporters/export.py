@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modules import MODULES, Case, Input
+from cases import Case, Input
+from modules import MODULES
 
 warnings.filterwarnings("ignore")
 torch.backends.mha.set_fastpath_enabled(False)  # its operator is none that torch.onnx knows

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import onnx
 import torch
+from cases import Case
 from export import export
 from language import VOCABULARY, causal
-from modules import Case
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 HEADS, WIDTH, LAYERS = 2, 8, 2

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from modules import Case, Input
+from cases import Case, Input
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,

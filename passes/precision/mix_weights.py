@@ -8,25 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
-
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
 from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
-from memoptc.passes.precision._quantize.blocks import encode, error_of
 from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, obstacle, report, write_all
+from memoptc.passes.precision._quantize.coding_errors import coding_errors, is_table, names_of, reaching_shares
 from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
-from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.replay import search_memoized
 from memoptc.passes.precision._quantize.rounding import Rounded
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES
-from memoptc.passes.precision._quantize.tables import Table, make_table
+from memoptc.passes.precision._quantize.tables import Table
 from memoptc.passes.precision._quantize.tradeoff import (
     CHOICES,
     GIVE_BACK,
@@ -37,9 +33,8 @@ from memoptc.passes.precision._quantize.tradeoff import (
     within,
 )
 from memoptc.passes.precision._quantize.weight_coder import Memo, WeightCoder
-from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK, WeightFormat, near_divisor
+from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK, WeightFormat, byte_shares
 from memoptc.passes.precision._quantize.weight_only import Writer
-from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, Weight, WeightUse
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import FAILED, Quality, decibels
 
@@ -166,7 +161,7 @@ class _Search:
         opset = ops.opset_of(graph) or 0
         self.plan = WeightFormat(4, asked.block, False, "nbits", opset, activations=activations, decode=asked.decode)
         self.found = self.find(graph)
-        self.names = _names(self.found.chosen)
+        self.names = names_of(self.found.chosen)
         self.memo: Memo = {}
         self.narrow = replace(self.plan, bits=2, activations=8)
         self.narrow_memo: Memo = {}
@@ -213,7 +208,7 @@ class _Search:
         """Least SQNR of the outputs, in decibels."""
         bytes_ = Counter[bool]()
         for weight in self.found.chosen:
-            bytes_[any(_is_table(site, self.plan) for site in weight.sites)] += weight.bytes
+            bytes_[any(is_table(site, self.plan) for site in weight.sites)] += weight.bytes
         limits = [self.asked.min_sqnr, self.asked.tables_sqnr if bytes_[True] > bytes_[False] else None]
         return max((limit for limit in limits if limit is not None), default=None)
 
@@ -262,7 +257,7 @@ class _Search:
         errors, narrow = self.errors(), {}
         for name, weight in zip(self.names, self.found.chosen, strict=True):
             if not obstacle(weight, self.narrow):
-                narrow[name] = _errors(weight, self.narrow)[0]
+                narrow[name] = coding_errors(weight, self.narrow)[0]
         group = -(-len(narrow) // self.looks(wanted)) or 1
         members, noise, failed = list(narrow), dict[str, dict[str, float]](), set[str]()
         pace = Pace(-(-len(narrow) // group))
@@ -283,7 +278,7 @@ class _Search:
             for key, n in found.items():
                 for name in together:
                     noise.setdefault(name, {})[key] = min(n, _MOST) * narrow[name] / whole
-        layers, passed = [], _passed([(narrow[name], outputs) for name, outputs in noise.items()])
+        layers, passed = [], reaching_shares([(narrow[name], outputs) for name, outputs in noise.items()])
         for name, weight in zip(self.names, self.found.chosen, strict=True):
             two = narrow.get(name) if name not in failed else None
             own = {
@@ -299,7 +294,7 @@ class _Search:
             layers.append(
                 Layer(name, weight.sites[0].op.op_type, weight.bytes, 0.0, states_of, name in noise and group == 1)
             )
-        sizes, parts = {layer.name: layer.nbytes for layer in layers}, self.parts()
+        sizes, parts = {layer.name: layer.nbytes for layer in layers}, byte_shares(self.asked.block, self.decodes)
         room = int(size * sum(sizes.values()))
         states = within(layers, room, lambda name, state: sizes[name] * parts[state])
         taken = sum(sizes[name] * parts[state] for name, state in states.items())
@@ -313,23 +308,12 @@ class _Search:
         self.note(layers, states, f"weights in {size:g} of their bytes", wanted, quality)
         return states
 
-    def parts(self) -> dict[str, float]:
-        """By state: bytes of a weight, with its scale and zero point, as a part of those in float."""
-        block = self.asked.block
-        eight = 8 + 32 / DECODER_BLOCK if self.decodes else 8.0
-        return {
-            LayerPrecision.INT2_WEIGHTS: (2 + 34 / block) / 32,
-            LayerPrecision.INT4_WEIGHTS: (4 + 36 / block) / 32,
-            LayerPrecision.INT8_WEIGHTS: eight / 32,
-            LayerPrecision.FLOAT: 1.0,
-        }
-
     def errors(self) -> dict[LayerPrecision, dict[str, float]]:
         """By state and weight: what coding changes in it, noise to signal."""
         states = (LayerPrecision.INT4_WEIGHTS, LayerPrecision.INT8_WEIGHTS)
         found: dict[LayerPrecision, dict[str, float]] = {state: {} for state in states}
         for name, weight in zip(self.names, self.found.chosen, strict=True):
-            for state, error in zip(states, _errors(weight, self.plan), strict=True):
+            for state, error in zip(states, coding_errors(weight, self.plan), strict=True):
                 found[state][name] = error
         return found
 
@@ -364,7 +348,7 @@ class _Search:
         errors: Mapping[LayerPrecision, Mapping[str, float]],
     ) -> list[Layer]:
         """Put together what was measured, and what follows from the weights' own errors for the others."""
-        passed = _passed(
+        passed = reaching_shares(
             [
                 (errors[LayerPrecision.INT4_WEIGHTS][name], noise)
                 for name, noise in measured[LayerPrecision.INT4_WEIGHTS].items()
@@ -412,46 +396,3 @@ class _Search:
         counts = Counter(states.values())
         what = ", ".join(f"{counts[state]} {text}" for state, text in _BITS.items() if counts[state])
         context.decisions.append(Decision(name, f"of {len(self.names)} weights {what}", why))
-
-
-def _names(weights: Sequence[Weight]) -> list[str]:
-    """Names of weights in tables: after the first node that reads them."""
-    seen: Counter[str] = Counter()
-    found = []
-    for weight in weights:
-        op = weight.sites[0].op
-        name = op.name or f"{op.op_type}_{op.result.name}"
-        seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return found
-
-
-def _is_table(site: WeightUse, plan: WeightFormat) -> bool:
-    return plan.decode == "load" and site.decoded
-
-
-def _errors(weight: Weight, plan: WeightFormat) -> tuple[float, float]:
-    """Noise-to-signal ratios of a weight's quantization, in blocks of 4 bits and per channel in 8."""
-    site, content = weight.sites[0], weight.numpy()
-    if _is_table(site, plan):
-        found = [make_table(content, bits, plan.opset) for bits in (4, 8)]
-        return (found[0].noise / (found[0].signal or 1.0), found[1].noise / (found[1].signal or 1.0))
-    if site.op.op_type in CONVOLUTIONS:
-        length = int(np.prod(content.shape[1:]))
-        rows, axis = content.reshape(-1, near_divisor(length, plan.block)), 0
-        block = rows.shape[1]
-    else:
-        rows, axis, block = np.ascontiguousarray(content if site.columns else content.T), 1 - site.columns, plan.block
-    signal, coarse = error_of(rows, encode(rows, plan.bits, block, symmetric=False, search=plan.bits == 2))
-    codes = weight_codes(content, axis, DType.INT8)
-    real = codes.codes * codes.scales.reshape([-1 if i == axis else 1 for i in range(content.ndim)])
-    fine = float(np.square(content - real, dtype=np.float64).sum())
-    return (coarse / signal, fine / signal) if signal else (0.0, 0.0)
-
-
-def _passed(pairs: Sequence[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Share of a weight's own error that reaches each output: the median of those measured, else all."""
-    used = [(error, noise) for error, noise in pairs if error > 0 and noise and FAILED not in noise]
-    if not used:
-        return {"weights": 1.0}
-    return {key: float(np.median([noise[key] / error for error, noise in used])) for key in used[0][1]}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.decoder import recognised
@@ -23,10 +23,11 @@ from memoptc.passes.precision._quantize.layer_precision import Assignment, Layer
 from memoptc.passes.precision._quantize.layers import quantizable_layers
 from memoptc.passes.precision._quantize.observation import rounding_work
 from memoptc.passes.precision._quantize.observe import checkpoint_of
+from memoptc.passes.precision._quantize.recovery_settings import recovery_settings
 from memoptc.passes.precision._quantize.replay import adopt, search_memoized, take_over
-from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities, work_of
+from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
-from memoptc.passes.precision._quantize.static_choice import alone_on_integers
+from memoptc.passes.precision._quantize.slow_convolutions import FINE_ENOUGH, SMALL_GAIN, WORTH, slow_on_integers
 from memoptc.passes.precision._quantize.tradeoff import (
     CHOICES,
     GIVE_BACK,
@@ -35,14 +36,11 @@ from memoptc.passes.precision._quantize.tradeoff import (
     layer_row,
 )
 from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GATHER
-from memoptc.passes.precision.equalize import Equalize
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
-from memoptc.passes.precision.smooth import Smooth
-from memoptc.passes.precision.split_outliers import SplitOutliers, names_of_split
+from memoptc.passes.precision.split_outliers import names_of_split
 from memoptc.report.model import Decision
 from memoptc.runtime.devices import USUAL, load_device
-from memoptc.runtime.observers import OBSERVERS
 from memoptc.runtime.quality import Quality, decibels
 
 _WRITTEN = {
@@ -59,21 +57,6 @@ _LINE = 0.25
 
 _FEWEST = 4
 """Layers that are measured alone in any case."""
-
-_LITTLE = 0.1
-"""Part of the multiplications that convolutions among floats may do to be tried in float."""
-
-_SMALL = 2.5e5
-"""Multiplications, on average, up to which convolutions gain from integers what coding their operands takes."""
-
-_TELLS = 1.0
-"""Decibels that those must gain in float."""
-
-_ENOUGH = 30.0
-"""Decibels that they must be below for that: float weights take four times the bytes once they are loaded."""
-
-_WORTH = 0.2
-"""Decibels that a recovery must gain on the data to stay."""
 
 _SURE, _WORTH_OF_FEW = 16, 3.0
 """Samples from which channels are known well enough, and decibels that factors of channels must gain with fewer: all
@@ -291,10 +274,10 @@ class _Search:
         if not self.asked.fallback or self.asked.mixed or self.asked.outputs:
             return best
         level = None
-        for names, worth, why in self.slow_on_integers(setting, variant):
+        for names, worth, why in slow_on_integers(self.layers, self.context.dims, setting, variant):
             states = {**self.all_integers, **dict.fromkeys(names, LayerPrecision.INT8_WEIGHTS)}
             level = self.trials.quick(self.quantized(setting, best)).mean_db if level is None else level
-            if worth == _TELLS and level >= _ENOUGH:
+            if worth == SMALL_GAIN and level >= FINE_ENOUGH:
                 continue
             reached = self.trials.quick(self.quantized(setting, states)).mean_db
             if reached > level + worth:
@@ -303,19 +286,6 @@ class _Search:
                 best, level = states, reached
         return best
 
-    def slow_on_integers(self, setting: Setting, variant: CalibratedGraph) -> Iterator[tuple[list[str], float, str]]:
-        """Convolutions that may compute in float, with what they must gain for that in decibels, and why they may."""
-        # neighbours that find their range in each run hand over floats
-        floats = variant.codes.excluded | (variant.run_time_products if setting.run_time else frozenset())
-        choice = variant.codes.choose(variant.graph, floats, Counter())
-        works = {name: work_of(op, self.context.dims) for name, op in self.layers.items()}
-        lonely = [op.name for op in alone_on_integers(choice)]
-        if lonely and sum(works[name] for name in lonely) <= _LITTLE * sum(works.values()):
-            yield lonely, _WORTH, "they do little of the work"
-        every = [op.name for op in choice.heavy if op.name in variant.codes.tabled]
-        if every and sum(works[name] for name in every) <= _SMALL * len(every):
-            yield every, _TELLS, "so small ones are no faster on integers"
-
     def recovered(self) -> Setting:
         """Try one recovery after the other; each stays if the output gains from it."""
         best = Setting()
@@ -323,7 +293,7 @@ class _Search:
             return best
         level = self.trials.quick(self.variant(()).quantized(best)).mean_db
         left: list[str] = []
-        for what, tries in self.options():
+        for what, tries in recovery_settings():
             start = best
             self.context.say(f"trying {what}")
             options = [replace(start, **change) for change in tries(start)]
@@ -339,7 +309,7 @@ class _Search:
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
                     continue
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
-                worth = -_UNSEEN if tried.run_time and not start.run_time else _WORTH
+                worth = -_UNSEEN if tried.run_time and not start.run_time else WORTH
                 if self.effort.many < _SURE and any(
                     p.name in _FACTORS for p in tried.recoveries[len(start.recoveries) :]
                 ):
@@ -371,18 +341,6 @@ class _Search:
             passes, work = rounding_work(self.variant(()).choice.heavy)
             seconds += passes * self.effort.run * self.effort.many + work / MULTIPLICATIONS
         return seconds
-
-    @staticmethod
-    def options() -> Iterator[tuple[str, Callable[[Setting], list[dict[str, Any]]]]]:
-        """Settings to try, in order; all of one line start from the same setting."""
-        both = (Equalize(), Smooth())
-        yield "equalize, smooth", lambda start: [{"recoveries": r} for r in (both[:1], both[1:], both)]
-        yield "split-outliers", lambda start: [{"recoveries": (*start.recoveries, SplitOutliers())}]
-        yield "ranges of each run", lambda start: [{"run_time": True}]
-        yield "ranges", lambda start: [{"method": m} for m in OBSERVERS]
-        yield "clip-weights", lambda start: [{"clip": True}]
-        yield "rounding", lambda start: [{"rounding": True}]
-        yield "correct-bias", lambda start: [{"bias": True}]
 
     def quantized(self, setting: Setting, states: Assignment, stats: Counter[str] | None = None) -> Graph:
         """Quantize with layers in these states."""

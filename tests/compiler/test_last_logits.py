@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from decoders import CLOSE, Style, decoder, feed
+from decoder_runs import CLOSE, feed
+from decoders import Style, decoder
 from runtime_models import mlp, parse
 
 import memoptc

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from decoder_forms import genai, merged, opset24, seq2seq
-from decoders import SHAPES, Style, close, decoder
+from decoder_runs import SHAPES, close
+from decoders import Style, decoder
 
 import memoptc
 from memoptc.ir.core import Graph

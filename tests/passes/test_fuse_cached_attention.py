@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from decoder_choices import CHOICES
-from decoders import LOWEST, SHAPES, Array, Style, close, decoder, feed
+from decoder_runs import SHAPES, close, feed
+from decoders import LOWEST, Array, Style, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_models import parse

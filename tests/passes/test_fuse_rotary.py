@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from decoders import SHAPES, Style, close, decoder, feed
+from decoder_runs import SHAPES, close, feed
+from decoders import Style, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

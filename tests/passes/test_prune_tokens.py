@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.parser
-import onnxruntime
 import pytest
 from encoders import WIDTH, Readout, encoder
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx.helper import make_node
+from pruning import Floats, outputs, pruned
 
 from memoptc.ir.core import Graph
-from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
@@ -26,26 +24,6 @@ from memoptc.passes.shrink.prune_tokens import PruneTokens, TokenReduction
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.quality import Examiner, Quality
-from memoptc.testing import run_pass
-
-Floats = npt.NDArray[np.float32]
-
-
-def pruned(
-    model: onnx.ModelProto, options: PruneTokens, context: Context | None = None
-) -> tuple[onnx.ModelProto, Counter[str]]:
-    graph = read_onnx(model)
-    stats = run_pass(options, graph, context or Context())
-    verify(graph)
-    return to_proto(graph), stats
-
-
-def outputs(model: onnx.ModelProto, feed: dict[str, Floats]) -> Floats:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found: Floats = session.run(None, feed)[0]
-    return found
 
 
 def feed_for(model: onnx.ModelProto, batch: int, tokens: int, seed: int = 0) -> dict[str, Floats]:
@@ -154,15 +132,6 @@ def test_sizes_are_carried_through_layers_that_drop() -> None:
     feed = feed_for(model, 2, 32)
     feed["x"] = np.repeat(feed["x"][:, ::8], 8, axis=1)
     np.testing.assert_allclose(outputs(to_proto(graph), feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
-
-
-def test_an_older_opset_is_left_alone() -> None:
-    """Reductions over axes that are operands need opset 18; the model would not be valid."""
-    model = encoder(2, 9)
-    model.opset_import[0].version = 17
-    same, stats = pruned(model, PruneTokens(keep=0.5))
-    assert stats["left: opset below 18 (raise-opset{to=18} first)"] == 1
-    assert len(same.graph.node) == len(model.graph.node)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 64])
@@ -357,44 +326,6 @@ def test_it_is_taken_back_where_it_does_not_pay(
     same, stats = pruned(model, PruneTokens(min_sqnr=60.0), context)
     assert any(prune_tokens.UNPAID in name for name in stats)
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
-
-
-@pytest.mark.parametrize("options", [{"score": "best"}, {"keep": 0.0}, {"keep": 1.5}, {"form": "x"}])
-def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(InputError):
-        PruneTokens(**options)  # type: ignore[arg-type]
-
-
-def test_without_data_or_a_share_it_asks_for_one() -> None:
-    with pytest.raises(InputError, match="needs data"):
-        pruned(encoder(1), PruneTokens())
-
-
-def test_a_model_without_attention_is_left_alone() -> None:
-    model = encoder(0, readout="mean")
-    same, stats = pruned(model, PruneTokens(keep=0.5))
-    assert stats["left: no attention layer behind which tokens can go"] == 1
-    assert same.graph.node == to_proto(read_onnx(model)).graph.node
-
-
-WINDOWS = """<ir_version: 9, opset_import: ["" : 18]> g (float[N,8,8] x) => (float[N,16] y) {
-    w = Reshape (x, windows)  k = Transpose <perm = [0, 1, 3, 2]> (w)  s = MatMul (w, k)  p = Softmax (s)
-    a = MatMul (p, w)  m = Reshape (a, merged)  h = MatMul (m, weight)  r = Relu (h)  h2 = MatMul (r, weight)
-    y = Gather <axis = 1> (h2, first) }"""
-
-
-@pytest.mark.parametrize("form", ["drop", "merge"])
-def test_attention_within_windows_is_left_alone(form: str) -> None:
-    """Two windows of 4 tokens, then 4 tokens of merged patches: as many, but not those that were attended to."""
-    model = onnx.parser.parse_model(WINDOWS)
-    weight = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
-    arrays = {"weight": weight, "windows": np.array([-1, 1, 4, 8]), "merged": np.array([-1, 4, 16])}
-    arrays |= {"first": np.array(0)}
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in arrays.items())
-    same, stats = pruned(model, PruneTokens(keep=0.5, form=form))
-    assert stats["left: no attention layer behind which tokens can go"] == 1
-    feed = {"x": np.random.default_rng(1).standard_normal((3, 8, 8)).astype(np.float32)}
-    np.testing.assert_array_equal(outputs(same, feed), outputs(model, feed))
 
 
 @pytest.mark.parametrize("form", ["drop", "merge"])

@@ -10,7 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 from decoder_forms import genai, seq2seq
-from decoders import Style, decoder, feed
+from decoder_runs import feed
+from decoders import Style, decoder
 
 import memoptc
 from memoptc.coded_interface import read_coded_interface, with_interface_of

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from decoder_choices import CHOICES
-from decoders import MISSES, SHAPES, Style, close, decoder, feed
+from decoder_runs import SHAPES, close, feed
+from decoders import MISSES, Style, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

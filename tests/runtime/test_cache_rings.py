@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from decoders import CLOSE, Style, decoder
+from decoder_runs import CLOSE
+from decoders import Style, decoder
 from onnx import TensorProto, helper
 
 import memoptc

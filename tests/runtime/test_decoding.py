@@ -13,7 +13,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 from decoder_forms import LONGEST, genai, latent, merged, opset24, seq2seq
-from decoders import CLOSE, Style, decoder
+from decoder_runs import CLOSE
+from decoders import Style, decoder
 
 import memoptc
 from memoptc.runtime import Decoder, MemoryLimit

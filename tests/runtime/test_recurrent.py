@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from decoders import CLOSE, Style
+from decoder_runs import CLOSE
+from decoders import Style
 from recurrent_forms import first_states, lstm, scan
 
 import memoptc

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from decoders import Style, decoder, feed
+from decoder_runs import feed
+from decoders import Style, decoder
 from encoders import encoder
 from onnx import TensorProto, helper
 

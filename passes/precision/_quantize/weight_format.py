@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memoptc.passes.precision._quantize.layer_precision import LayerPrecision
 from memoptc.passes.precision._quantize.weight_operands import GATHER, Weight, WeightUse
 from memoptc.runtime.kernels import multiplies_codes
 
@@ -69,3 +70,19 @@ def near_divisor(length: int, block: int) -> int:
     """
     fitting = [d for d in range(max(1, block // 2), 2 * block + 1) if length % d == 0]
     return min(fitting, key=lambda d: (max(d / block, block / d), d)) if fitting else length
+
+
+def byte_shares(block: int, decoder: bool) -> dict[LayerPrecision, float]:
+    """Give by state: bytes of a weight, with its scale and zero point, as a part of those in float.
+
+    Args:
+        block: Weights that share a scale in 2 and 4 bits.
+        decoder: Whether 8 bits are in blocks, too, as in decoders with a cache.
+    """
+    eight = 8 + 32 / DECODER_BLOCK if decoder else 8.0
+    return {
+        LayerPrecision.INT2_WEIGHTS: (2 + 34 / block) / 32,
+        LayerPrecision.INT4_WEIGHTS: (4 + 36 / block) / 32,
+        LayerPrecision.INT8_WEIGHTS: eight / 32,
+        LayerPrecision.FLOAT: 1.0,
+    }
