@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from memoptc.attempts import Attempt, Attempts
-from memoptc.budget_search import reach, slowdown_where_slow
+from memoptc.budget_search import search_budget, slowdown_where_slow
 from memoptc.compilation import Compilation
 from memoptc.digest import digest
 from memoptc.file_options import FileOptions
@@ -217,7 +217,7 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
         if options.budget.process is not None:
             check_process(attempt, _measured_needs(attempt, bench, options), options, data)
     else:
-        attempt = reach(attempts, attempt, lambda a: held(a.written.sizes, options, "predicted"))
+        attempt = search_budget(attempts, attempt, lambda a: held(a.written.sizes, options, "predicted"))
         attempt = _held_and_proven(attempts, Keeper(attempts).hold_predictions, attempt)
         check_process(attempt, held(attempt.written.sizes, options, "predicted"), options, data)
     check_budget(attempt, options, data.dims)
@@ -256,7 +256,7 @@ def _measured(attempts: Attempts, attempt: Attempt) -> tuple[Attempt, Bench]:
                 bound = SLOWDOWN.get(options.level, SLOWDOWN[2])
                 return slowdown_where_slow(attempt, way, bench.held_to(bound))
 
-            attempt = reach(attempts, attempt, measured, slow)
+            attempt = search_budget(attempts, attempt, measured, slow)
         attempt = keeper.hold_needs(attempt)
     except InputError:
         _prove(attempts, attempt)  # says more about a model that does not run

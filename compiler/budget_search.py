@@ -49,7 +49,7 @@ def slowdown_where_slow(attempt: Attempt, way: str, bench: Bench) -> float | Non
     return slowdown.ratio if slowdown.breaks(bench.bound) else None
 
 
-def reach(
+def search_budget(
     attempts: Attempts,
     first: Attempt,
     needs: Callable[[Attempt], Held],
@@ -85,7 +85,7 @@ class _Tried:
     slowdown: float | None
 
     @property
-    def wanted(self) -> float:
+    def activation_goal(self) -> float:
         """Activations with which the process would take its whole budget, as far as this attempt can tell."""
         return self.planned * self.share
 
@@ -114,21 +114,21 @@ class _Search:
             if given is None or allowance.is_late("other budgets of activations", needs=allowance.attempt):
                 break
             compilation.options.progress(f"fitting activations into {size(int(given))}", None)
-            asked = self._asked(given)
+            asked = self._options_for(given)
             attempt = self.attempts.build(run.pipeline_of(compilation, asked))
             self._note(attempt, given)
         best = self._best()
         if best is not self.tried[-1]:
             attempt = self.attempts.build(best.pipeline, form=best.form)
         level = compilation.options.level
-        if best.given < math.inf and self._asked(best.given).level > level:
+        if best.given < math.inf and self._options_for(best.given).level > level:
             attempt.warnings.append(
                 f"The budget took the passes of -O2; -O{level} has none that make activations smaller. What "
                 f"-O{level} promises of the outputs is held all the same."
             )
         return attempt
 
-    def _asked(self, given: float) -> Options:
+    def _options_for(self, given: float) -> Options:
         options = self.attempts.compilation.options
         most = max(int(min(given, options.budget.activations or math.inf)), 1)
         return replace(options, level=max(options.level, 2), memory_budget=f"activations={most}", run_with=None)
@@ -164,7 +164,11 @@ class _Search:
             return None
         largest = max(self._fitting, key=lambda t: t.planned)
         too_much = min((t.planned for t in self.tried if t.need > self.budget), default=math.inf)
-        given = largest.wanted if too_much == math.inf else min(largest.wanted, (largest.planned + too_much) / 2)
+        given = (
+            largest.activation_goal
+            if too_much == math.inf
+            else min(largest.activation_goal, (largest.planned + too_much) / 2)
+        )
         return given if given * LESS > largest.planned and largest.slowdown is not None else None
 
     def _less(self) -> float | None:
@@ -172,7 +176,7 @@ class _Search:
         latest, least = self.tried[-1], min(t.need for t in self.tried)
         if latest.need > least / LESS or latest.given <= 1:
             return None
-        given = min(latest.given * LESS, latest.wanted)
+        given = min(latest.given * LESS, latest.activation_goal)
         if given >= 1:
             return given
         return 1 if latest.activations > MATTERS * latest.need else None

@@ -13,7 +13,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.form_names import FORMS, FormName
 from memoptc.ir.forms import WritingForm, captured_weights, obstacle, wrap
 from memoptc.ir.infer import infer_shapes
-from memoptc.ir.mapped import lies_beside
+from memoptc.ir.mapped import is_external
 from memoptc.ir.onnx_io import weight_tensors, write_into
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD, INLINE_LIMIT
 from memoptc.ir.tensors import nbytes
@@ -202,7 +202,7 @@ def _large(graph: Graph) -> Iterator[Tensor]:
 def _external(graph: Graph, options: Options) -> bool:
     total = _large_bytes(graph)
     if options.external == "auto":
-        wanted = options.pack_weights or total >= EXTERNAL_FROM or any(lies_beside(t) for t in _large(graph))
+        wanted = options.pack_weights or total >= EXTERNAL_FROM or any(is_external(t) for t in _large(graph))
         return wanted and loads_beside(graph, options)
     if options.external == "never" and total > INLINE_LIMIT:
         raise InputError(

@@ -115,7 +115,7 @@ def frontier(
             path = Path(folder) / f"{number}.onnx"
             if found is None:
                 found = Frontier(model.name, _planned(model, options, path))
-            point = _kept(model, path, int(found.planned_bytes * share), options, feed)
+            point = _compile_for_budget(model, path, int(found.planned_bytes * share), options, feed)
             found.points.append(point)
             files.append(path)
             if not point.reached:
@@ -137,7 +137,7 @@ def _fields(options: Options) -> dict[str, Any]:
     return {**vars(options), "measure": False}
 
 
-def _kept(model: Path, path: Path, budget: int, options: Options, feed: dict[str, Any]) -> Point:
+def _compile_for_budget(model: Path, path: Path, budget: int, options: Options, feed: dict[str, Any]) -> Point:
     """Compile for a budget; where onnxruntime, which has a mind of its own, needs more than the plan, for less."""
     asked = budget
     while True:

@@ -237,7 +237,7 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
         return
     starts, ends, axes, steps = (known + [None] * 2)[:4]
     if starts is None or ends is None:
-        result.shape = _beside(data.shape, axes, result.shape)
+        result.shape = _unsliced_extents(data.shape, axes, result.shape)
         return
     dims = list(result.shape.dims)
     axes = axes if axes is not None else list(range(len(starts)))
@@ -246,7 +246,7 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
         numbers = isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and isinstance(axis, int)
         extent = data.shape[axis] if isinstance(axis, int) else None
         if numbers and isinstance(extent, int):
-            dims[axis] = len(_places(extent, start, end, step))
+            dims[axis] = len(_sliced_indices(extent, start, end, step))
         elif numbers and isinstance(extent, onnx_ir.SymbolicDim) and step > 0 and start >= 0 and end >= 0:
             dims[axis] = _cut(context, extent, start, end, step)
         elif numbers and step > 0 and start >= 0 and end <= -_FAR:
@@ -257,8 +257,8 @@ def _infer_slice(context: Any, node: onnx_ir.Node) -> None:
     _infer_cut_elements(context, node, starts, ends, steps)
 
 
-def _beside(data: onnx_ir.Shape, axes: Any, found: onnx_ir.Shape) -> onnx_ir.Shape:
-    """Extents of a slice whose ends are not known: axes that it does not name are as long as they were."""
+def _unsliced_extents(data: onnx_ir.Shape, axes: Any, found: onnx_ir.Shape) -> onnx_ir.Shape:
+    """Extents of a Slice whose ends are not known: axes that it does not name keep those of its operand."""
     if axes is None or len(found) != len(data):
         return found
     cut = {axis % len(data) for axis in axes}
@@ -282,8 +282,8 @@ def _infer_slice_by_attributes(context: Any, node: onnx_ir.Node) -> None:
     newer.replace_input_with(0, None)  # or the operand would have a use that no graph has
 
 
-def _places(extent: int, start: int, end: int, step: int) -> range:
-    """The elements of an axis that a slice takes; backwards, it begins no earlier than at the first one."""
+def _sliced_indices(extent: int, start: int, end: int, step: int) -> range:
+    """Indices of an axis that a Slice takes, clamped as onnxruntime does; backwards, none lies before the first."""
     low, high = (0, extent) if step > 0 else (-1, extent - 1)
     if step < 0 and end in _NO_END:
         end = low - extent  # counted from the end: onnxruntime goes on to the first element
@@ -318,7 +318,7 @@ def _infer_cut_elements(context: Any, node: onnx_ir.Node, starts: Any, ends: Any
     if elements is None or len(starts) != 1 or data is None or data.shape is None or len(data.shape) != 1:
         return
     if all(isinstance(n, int) for n in (starts[0], ends[0], steps[0])):
-        chosen = [elements[i] for i in _places(len(elements), starts[0], ends[0], steps[0])]
+        chosen = [elements[i] for i in _sliced_indices(len(elements), starts[0], ends[0], steps[0])]
         context.set_symbolic_value(node.outputs[0], chosen)
 
 

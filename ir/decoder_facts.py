@@ -144,7 +144,7 @@ class DecoderFacts:
         return tuple(c for c in self.caches if c.form == "read")
 
     @property
-    def given(self) -> set[str]:
+    def context_inputs(self) -> set[str]:
         """Names of inputs that do not follow from ids and steps: an encoder's states, its mask, keys and values."""
         return {*self.context, self.encoder_mask, *(c.past for c in self.encoder)} - {""}
 

@@ -125,7 +125,7 @@ class DataFile:
         return np.frombuffer(raw, np.uint8, length, offset - start)
 
 
-def lies_beside(tensor: Tensor) -> bool:
+def is_external(tensor: Tensor) -> bool:
     """True if a weight lies in a file beside its model."""
     return isinstance(tensor, onnx_ir.ExternalTensor) and not (isinstance(tensor, MappedTensor) and tensor.inline)
 

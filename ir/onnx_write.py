@@ -16,7 +16,7 @@ from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.facts import OBSERVED, UNSTATED
 from memoptc.ir.files import staged, written_files
 from memoptc.ir.forms import WritingForm
-from memoptc.ir.mapped import lies_beside
+from memoptc.ir.mapped import is_external
 from memoptc.ir.onnx_data import DataSink, ExternalData
 from memoptc.ir.onnx_names import Names
 from memoptc.ir.tensors import nbytes
@@ -365,7 +365,7 @@ def write_into(
     tensors = list(weight_tensors(graph))
     external = form.external
     if external is None:
-        external = any(lies_beside(t) for t in tensors)
+        external = any(is_external(t) for t in tensors)
         external = external or sum(nbytes(t) for t in tensors) > INLINE_LIMIT
     data = ExternalData(path.with_name(f"{path.name}.data"), tensors) if external else None
     try:

@@ -224,7 +224,7 @@ def run_in_parts(
     """
     import numpy as np
 
-    from memoptc.runtime.outputs import copied, is_apart
+    from memoptc.runtime.outputs import copied, shares_no_memory
 
     whole = {name: np.asarray(value) for name, value in feed.items()}
     results: dict[str, npt.NDArray[Any]] = {}
@@ -241,7 +241,7 @@ def run_in_parts(
             check_slices(name, found, axis, count)
             shape = (*found.shape[:axis], total, *found.shape[axis + 1 :])
             if name not in results:
-                own = name in into and is_apart(into[name], whole)
+                own = name in into and shares_no_memory(into[name], whole)
                 results[name] = into[name] if own else np.empty(shape, found.dtype)
                 if (results[name].shape, results[name].dtype) != (shape, found.dtype):
                     raise InputError(

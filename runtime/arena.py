@@ -238,7 +238,7 @@ class _Single:
                 mapping[value] = alone.const(value.tensor, value.name)
             else:
                 name = f"in{len(self.inputs)}"
-                mapping[value] = alone.add_input(name, _loose(value, seen.get(value)))
+                mapping[value] = alone.add_input(name, _without_shape(value, seen.get(value)))
                 self.inputs[name] = value
         copy = clone_op(op, mapping)
         alone.append(copy)
@@ -246,7 +246,7 @@ class _Single:
             (mine, theirs) for mine, theirs in zip(op.results, copy.results, strict=True) if not mine.omitted
         ]
         for _, theirs in self.results:
-            theirs.type = _loose(theirs)
+            theirs.type = _without_shape(theirs)
         alone.set_outputs([theirs for _, theirs in self.results])
         self.proto = to_proto(alone)
 
@@ -261,8 +261,8 @@ class _Single:
         return {mine: value for (mine, _), value in zip(self.results, found, strict=True)}
 
 
-def _loose(value: Value, seen: Any = None) -> Type | None:
-    """The value's type without its shape; where it has none, that of what was seen."""
+def _without_shape(value: Value, seen: Any = None) -> Type | None:
+    """Element type of a value, of unknown shape; for a value without a type, that of an array it held in a run."""
     if value.type is None and isinstance(seen, np.ndarray):
         return TensorType(DType.from_numpy(seen.dtype), None)
     return TensorType(value.dtype, None) if value.dtype is not None else value.type

@@ -38,7 +38,7 @@ class CacheRing:
         self._dtype = np.dtype(numpy_dtype(caches[0].dtype))
         self._step = batch * caches[0].bytes_per_step
         self._room = 0
-        self._turn = 0
+        self._rotation = 0
         self._buffers: list[Array] = [np.empty(0, np.uint8)] * (len(caches) + 1)
 
     def reserve(self, held: int, total: int) -> None:
@@ -65,15 +65,15 @@ class CacheRing:
         for at, cache in enumerate(self.caches):
             yield cache, self._view(at, total)
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Take the presents for pasts."""
-        self._turn -= 1
+        self._rotation -= 1
 
     def _view(self, at: int, steps: int) -> Array:
         cache = self.caches[0]
         shape = list(cache.shape)
         shape[cache.batch], shape[cache.axis] = self.batch, steps
-        raw = self._buffers[(at + self._turn) % len(self._buffers)]
+        raw = self._buffers[(at + self._rotation) % len(self._buffers)]
         found: Array = raw[: steps * self._step].view(self._dtype).reshape(shape)
         return found
 
@@ -121,7 +121,7 @@ class CacheRings:
                 binding.bind_output(cache.present, "cpu", 0, place.dtype.type, list(place.shape), place.ctypes.data)
         session.run_with_iobinding(binding)
         for ring in self._rings:
-            ring.turn()
+            ring.rotate()
 
 
 def _pages(size: int) -> Array:

@@ -103,7 +103,7 @@ def _prompt(
     """Ids and context: those of a sample, with ids made up where it has few."""
     held = [c.shape[c.axis] for c in facts.own if c.form == "fixed" and c.shape[c.axis] > 0]
     count = min([count, *held, *([facts.max_length] if facts.max_length else [])])
-    context = {name: np.asarray(sample[name]) for name in facts.given if name in sample}
+    context = {name: np.asarray(sample[name]) for name in facts.context_inputs if name in sample}
     given = np.atleast_2d(np.asarray(sample.get(facts.ids, ())))
     batch = len(given) if context and given.ndim == 2 and given.size else 1
     if given.ndim == 2 and given.shape[1] >= count:

@@ -120,9 +120,9 @@ def check_context(facts: DecoderFacts, context: Collection[str]) -> None:
     Raises:
         InputError: as said; the message names the input.
     """
-    known = facts.given | {c.past for c in facts.states}
+    known = facts.context_inputs | {c.past for c in facts.states}
     unknown = set(context) - known
-    needed = set(facts.context) | (set() if facts.switch else facts.given - {facts.encoder_mask})
+    needed = set(facts.context) | (set() if facts.switch else facts.context_inputs - {facts.encoder_mask})
     if unknown or needed - set(context):
         wrong = sorted(unknown or needed - set(context))[0]
         raise InputError(

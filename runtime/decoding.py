@@ -290,7 +290,7 @@ class Tokens:
         check_context(facts, context)
         self.length, self.batch = 0, batch
         self._mask, self._rows, self._given = np.ones((batch, 0), np.int64), np.ones((batch, 0), np.int64), context
-        self._context = {name: np.asarray(value) for name, value in context.items() if name in facts.given}
+        self._context = {name: np.asarray(value) for name, value in context.items() if name in facts.context_inputs}
         if facts.encoder_mask and facts.encoder_mask not in self._context:
             self._context[facts.encoder_mask] = np.ones((batch, self._source_length()), np.int64)
         room = decoder.max_length if decoder.in_place else 0

@@ -75,15 +75,15 @@ def find_feeds(
     with nullcontext(trial) if trial is not None else trial_runs(maker.typed, original) as trial:
         trial.restart()
         trial.cpu_seconds = cpu_seconds
-        return _found(graph, maker, trial, count, time.monotonic() + seconds)
+        return _made_up_samples(graph, maker, trial, count, time.monotonic() + seconds)
 
 
-def _found(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: float) -> list[Generated]:
+def _made_up_samples(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: float) -> list[Generated]:
     first, error = _first(maker, trial, until)
     if first is None:  # names that mean another extent at each place
-        apart = InputMaker(graph, maker.asked, maker.seed, apart=True)
-        first, _ = _first(apart, trial, until)
-        maker = apart if first is not None else maker
+        independent = InputMaker(graph, maker.asked, maker.seed, independent=True)
+        first, _ = _first(independent, trial, until)
+        maker = independent if first is not None else maker
     if first is None:
         raise InputError(
             f"No inputs were found on which the model runs; the likeliest attempt said: {error}", hint=_way_out(maker)

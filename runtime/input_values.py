@@ -56,7 +56,7 @@ class InputValues:
     def _floats(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         role = self.role
         if role.fixed:
-            return _spread(role.fixed[self.choice % len(role.fixed)], shape).astype(float)
+            return _repeat_last(role.fixed[self.choice % len(role.fixed)], shape).astype(float)
         if self.style in ("ones", "zeros"):
             return np.full(shape, float(self.style == "ones"))
         if self.style == "small":
@@ -87,7 +87,7 @@ class InputValues:
         if counts_steps and not (role.fixed and self.choice):
             return self._lengths(shape, binding, own)
         if role.fixed:
-            return _spread(role.fixed[(self.choice - counts_steps) % len(role.fixed)], shape).astype(np.int64)
+            return _repeat_last(role.fixed[(self.choice - counts_steps) % len(role.fixed)], shape).astype(np.int64)
         if len(shape) <= 1 and role.compared:
             numbers = sorted(set(role.compared), reverse=True)
             return np.full(shape, int(numbers[self.choice % len(numbers)]))
@@ -144,7 +144,7 @@ def extent_of(dim: Dim, axis_name: str, binding: Mapping[str, int]) -> int:
     return binding.get(axis_name, 1)
 
 
-def _spread(values: tuple[int | float, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _repeat_last(values: tuple[int | float, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     count = int(np.prod(shape, dtype=np.int64))
     row = list(values[:count]) + [values[-1]] * max(0, count - len(values))
     return np.asarray(row[:count]).reshape(shape)

@@ -108,14 +108,14 @@ class InputMaker:
         graph: The model.
         dims: Extents that are decided: symbol (or `input_dAXIS`) -> extent.
         seed: Seed of all random values.
-        apart: Take every open axis for an extent of its own: names that a model states may be wrong.
+        independent: Take every open axis for an extent of its own: names that a model states may be wrong.
 
     Raises:
         InputError: `dims` names something the model's inputs do not have.
     """
 
     def __init__(
-        self, graph: Graph, dims: Mapping[str, int] | None = None, seed: int = 0, *, apart: bool = False
+        self, graph: Graph, dims: Mapping[str, int] | None = None, seed: int = 0, *, independent: bool = False
     ) -> None:
         defaulted = {value.name for value in graph.defaults}
         self.types = {v.name: v.type for v in graph.inputs if v.name not in defaulted}
@@ -127,9 +127,9 @@ class InputMaker:
         """A copy of the model with inferred types."""
         self.roles = find_roles(inferred)
         self.names: dict[str, str] = {}
-        if apart:
-            self.types, self.names = _apart(self.types)
-            inferred, found = graph.analysis(_analysed_apart)
+        if independent:
+            self.types, self.names = _independent_extents(self.types)
+            inferred, found = graph.analysis(_analysed_independently)
             self.roles = find_roles(inferred)
         self.dims = {name: self.asked[of] for name, of in self.names.items() if of in self.asked} or self.asked
         self.classes = _classify(self.types, self.roles)
@@ -326,15 +326,15 @@ def _analysed(graph: Graph) -> tuple[Graph, list[Requirement]]:
     return gather(graph, _classify({v.name: v.type for v in graph.inputs}, {}))
 
 
-def _analysed_apart(graph: Graph) -> tuple[Graph, list[Requirement]]:
+def _analysed_independently(graph: Graph) -> tuple[Graph, list[Requirement]]:
     """The same of the model with an extent of its own for every open axis."""
     defaulted = {value.name for value in graph.defaults}
-    types, names = _apart({v.name: v.type for v in graph.inputs if v.name not in defaulted})
+    types, names = _independent_extents({v.name: v.type for v in graph.inputs if v.name not in defaulted})
     return gather(_retyped(graph, types), names)
 
 
-def _apart(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], dict[str, str]]:
-    """Name every open axis after its input; give the types, and the model's own name of each axis."""
+def _independent_extents(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], dict[str, str]]:
+    """Give every open axis a symbol of its own, named after its input; and the model's symbol for each of those."""
     found: dict[str, Type | None] = {}
     names: dict[str, str] = {}
     for name, type_ in types.items():

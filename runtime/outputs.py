@@ -60,10 +60,10 @@ def _given(name: str, value: ort.OrtValue, array: npt.NDArray[Any] | None, *, di
 
 def can_be_written_to(array: npt.NDArray[Any], feed: Feed) -> bool:
     """True if a run may write straight into an array."""
-    return bool(array.flags.c_contiguous) and array.dtype.isnative and is_apart(array, feed)
+    return bool(array.flags.c_contiguous) and array.dtype.isnative and shares_no_memory(array, feed)
 
 
-def is_apart(array: npt.NDArray[Any], feed: Feed) -> bool:
+def shares_no_memory(array: npt.NDArray[Any], feed: Feed) -> bool:
     """True if an array can be written to before all inputs are read: it shares no memory with one."""
     return bool(array.flags.writeable) and not any(np.may_share_memory(array, value) for value in feed.values())
 

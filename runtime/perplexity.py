@@ -88,7 +88,7 @@ def measure_perplexity(
     decoder = Decoder.over(Evaluator(model, options).session, facts)
     total, count = 0.0, 0
     for sample in samples:
-        given = {name: np.asarray(sample.feed[name]) for name in facts.given if name in sample.feed}
+        given = {name: np.asarray(sample.feed[name]) for name in facts.context_inputs if name in sample.feed}
         rows = np.asarray(sample.feed[facts.ids])
         mask = sample.feed.get(facts.mask) if facts.mask else None
         for at, row in enumerate(rows):

@@ -209,8 +209,8 @@ class _Reference:
         with open(path, "wb") as file:
             pickle.dump(outputs, file, protocol=5)
 
-    def rest(self) -> None:
-        """Give back the memory that the original takes until a sample comes that was not run yet."""
+    def release_session(self) -> None:
+        """Release the original's session; it is opened again for a sample that was not run yet."""
         self._session = None
 
 
@@ -240,7 +240,7 @@ class Examiner:
         self._metric = metric
         self._data, self._most, self._total = data, most, 0
         self._few: list[tuple[int, Sample]] = []
-        kept, room = self._spread(few), ROOM
+        kept, room = self._evenly_spaced(few), ROOM
         for index, sample in kept:
             outputs = self._original.of(index, sample)
             self._few.append((index, sample))
@@ -248,7 +248,7 @@ class Examiner:
             if room <= 0:
                 break
         self.metric = None if metric is None else self._measure(metric)
-        self._original.rest()
+        self._original.release_session()
 
     @property
     def quick_is_full(self) -> bool:
@@ -264,7 +264,7 @@ class Examiner:
     def _step(self) -> int:
         return max(1, math.ceil(self._total / self._most))
 
-    def _spread(self, most: int) -> list[tuple[int, Sample]]:
+    def _evenly_spaced(self, most: int) -> list[tuple[int, Sample]]:
         """At most so many samples with their numbers, evenly spaced: every one, then every second, every fourth."""
         kept: list[tuple[int, Sample]] = []
         step = 1
@@ -320,7 +320,7 @@ class Examiner:
         """Run the original where it has not, so that it and a candidate are not in memory together."""
         for index, sample in self._samples():
             self._original.of(index, sample)
-        self._original.rest()
+        self._original.release_session()
 
     def _measure(self, metric: Metric) -> float:
         return float(metric(Outcome(s.feed, self._original.of(i, s), s.label) for i, s in self._samples()))

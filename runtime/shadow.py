@@ -87,7 +87,7 @@ class Shadow:
         line: dict[str, Any] = {"event": "call", "call": number, "time": time.time()}
         try:
             line["inputs"] = {n: found for n, v in input_feed.items() if (found := call_statistics(v)) is not None}
-            line |= self._beside(output_names, input_feed, outputs, seconds)
+            line |= self._run_candidate(output_names, input_feed, outputs, seconds)
         except Exception as error:  # whatever it is, it must not reach a caller that the control has served
             line["error"] = f"{type(error).__name__}: {first_line(error)}"
         line["resident_bytes"] = _resident_bytes()
@@ -99,7 +99,7 @@ class Shadow:
                 self.figures.unwritten += 1
         return outputs
 
-    def _beside(
+    def _run_candidate(
         self, output_names: Sequence[str] | None, feed: Mapping[str, Any], outputs: Sequence[Any], seconds: float
     ) -> dict[str, Any]:
         """Run the candidate on a call that took the control so many seconds, and hold its outputs against these."""
@@ -108,9 +108,9 @@ class Shadow:
         latency = {"control": seconds, "candidate": time.perf_counter() - started}
         names = output_names or self._names
         if len(others) != len(outputs):
-            return {"latency_s": latency, "outputs": {name: _alike(False) for name in names}}
-        apart = {n: _apart(a, b) for n, a, b in zip(names, outputs, others, strict=True)}
-        return {"latency_s": latency, "outputs": apart}
+            return {"latency_s": latency, "outputs": {name: _agreement(False) for name in names}}
+        distances = {n: _distance(a, b) for n, a, b in zip(names, outputs, others, strict=True)}
+        return {"latency_s": latency, "outputs": distances}
 
     def openmetrics(self) -> str:
         """Give the figures as OpenMetrics text."""
@@ -200,16 +200,16 @@ class Figures:
         return "\n".join([*lines, "# EOF", ""])
 
 
-def _apart(wanted: Any, got: Any) -> dict[str, Any]:
+def _distance(wanted: Any, got: Any) -> dict[str, Any]:
     """Distance of two values of one output: energies, and rows that agree."""
     if isinstance(wanted, list | tuple):
         if not isinstance(got, list | tuple) or len(wanted) != len(got):
-            return _alike(False)
-        parts = [_apart(a, b) for a, b in zip(wanted, got, strict=True)]
-        return {key: sum(part[key] for part in parts) for key in _alike(True)}
+            return _agreement(False)
+        parts = [_distance(a, b) for a, b in zip(wanted, got, strict=True)]
+        return {key: sum(part[key] for part in parts) for key in _agreement(True)}
     a, b = np.asarray(wanted), np.asarray(got)
     if a.shape != b.shape or a.dtype.kind not in "fiub" or not a.size:
-        return _alike(a.shape == b.shape and bool(np.array_equal(a, b)))
+        return _agreement(a.shape == b.shape and bool(np.array_equal(a, b)))
     x, y = a.astype(np.float64), b.astype(np.float64)
     if a.dtype.kind == "f" and a.ndim >= 2 and a.shape[-1] > 1:
         agrees = x.argmax(-1) == y.argmax(-1)
@@ -224,7 +224,7 @@ def _apart(wanted: Any, got: Any) -> dict[str, Any]:
     return {"rows": int(agrees.size), "agreeing": int(agrees.sum()), "signal": signal, "noise": noise}
 
 
-def _alike(same: bool) -> dict[str, Any]:
+def _agreement(same: bool) -> dict[str, Any]:
     """Distance of two values that have no numbers to subtract."""
     return {"rows": 1, "agreeing": int(same), "signal": 0.0, "noise": 0.0}
 

@@ -70,7 +70,7 @@ def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
     Returns:
         The exit code of the first that failed; 0 when none did.
     """
-    from memoptc.cli.main import report_error, what_is_wrong
+    from memoptc.cli.main import error_report, report_error
 
     code, told = 0, []
     for entry in project.models:
@@ -85,7 +85,7 @@ def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
             with command.make_context("compile", asked, obj=reports if talk.as_json else None) as context:
                 command.invoke(context)
         except Exception as error:
-            message, hint, status = what_is_wrong(error)
+            message, hint, status = error_report(error)
             report_error(f"{entry.model}: {message}", hint)
             reports.append({"error": message, "hint": hint, "exit_code": status})
             code = code or status

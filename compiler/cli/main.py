@@ -163,7 +163,7 @@ def main(args: list[str] | None = None) -> int:
     except Exception as e:
         if debug:
             raise
-        message, hint, status = what_is_wrong(e)
+        message, hint, status = error_report(e)
         report_error(message, hint)
         if as_json:
             _error_as_json(message, hint, status)
@@ -179,8 +179,8 @@ def _unread() -> int:
     return 0
 
 
-def what_is_wrong(e: Exception) -> tuple[str, str, int]:
-    """Give what is wrong, how to go on, and the exit code."""
+def error_report(e: Exception) -> tuple[str, str, int]:
+    """Give the message of an error, a hint how to go on, and the exit code."""
     if isinstance(e, MemoptcError):
         return e.message, e.hint, e.exit_code
     if isinstance(e, click.ClickException):

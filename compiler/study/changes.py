@@ -71,10 +71,10 @@ class Asked:
     def shared(self) -> list[str]:
         """Arguments of every compile: all rows are compared on the same data, and none is hidden."""
         limit = ["--time-limit", f"{self.time_limit:g}s"]
-        return ["--no-measure", "--force", "--verify", "full", *limit, *self.given()]
+        return ["--no-measure", "--force", "--verify", "full", *limit, *self.common_arguments()]
 
-    def given(self) -> list[str]:
-        """Arguments that a study and its compiles have in common."""
+    def common_arguments(self) -> list[str]:
+        """Command-line arguments that a study and its compiles have in common."""
         words: list[str] = []
         given = {"--calibration": self.calibration, "--validation": self.validation, "--jobs": self.threads or None}
         for flag, value in given.items():

@@ -145,7 +145,7 @@ def _key(model: Path, asked: Asked) -> str:
 
 
 def _command(model: Path, folder: Path, asked: Asked) -> str:
-    words = ["memoptc", "study", str(model), "-o", str(folder), *asked.given()]
+    words = ["memoptc", "study", str(model), "-o", str(folder), *asked.common_arguments()]
     words += to_argv(replace(asked, only=(), processes=1, cluster=""))  # where compiles run changes no figure
     return shlex.join([*words, *(f"--only={name}" for name in asked.only)])
 

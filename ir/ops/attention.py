@@ -10,7 +10,7 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
-from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, dtype_of, extents, given, shape
+from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, axis_of_result, dtype_of, extents, shape
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
 from memoptc.ir.ops.double import NoDouble, OpBuilder, i64, rank_of
 from memoptc.ir.ops.matmul import matmul_terms
@@ -27,14 +27,17 @@ def _attention(op: Op) -> list[Axis]:
     q, k, v = (extents(op, i) for i in range(3))
     if len(q) != 3 or not k or not v or op.attrs.get("unidirectional"):
         return []
-    found = [given(op, 0, *[(i, Along(0)) for i in range(3)]), given(op, 1, (0, Along(1)), reorders=True)]
+    found = [
+        axis_of_result(op, 0, *[(i, Along(0)) for i in range(3)]),
+        axis_of_result(op, 1, (0, Along(1)), reorders=True),
+    ]
     heads, y = int(op.attrs.get("num_heads", 0)), shape(op.results[0])
     wide, out = q[2], y[2] if y is not None and len(y) == 3 else None
     if len(k) == len(v) == 3 and heads > 1 and isinstance(wide, int) and isinstance(out, int) and op.input(3) is None:
         each, grain = wide // heads, out // heads
         wider = Along(2) if each == grain else Along(2, each, grain, 0, each - grain)
         cut = [(0, wider), (1, wider), (2, Along(2))]
-        found.append(given(op, 2, *cut, form=Form.HEADS, grain=grain, reorders=True))
+        found.append(axis_of_result(op, 2, *cut, form=Form.HEADS, grain=grain, reorders=True))
     return found
 
 
@@ -110,10 +113,12 @@ def _rotary(op: Op) -> list[Axis]:
     angles = (3,) if positions is not None else (1, 2)  # which operands have a batch and a step of their own
     if len(caches) != (2 if positions is not None else 3):
         return []
-    found = [given(op, 1, (0, Along(1)), reorders=True)] if len(x) == 4 else []
+    found = [axis_of_result(op, 1, (0, Along(1)), reorders=True)] if len(x) == 4 else []
     for axis, of_angles in ((0, 0), (len(x) - 2, 1)):
         if all(same(extents(op, i)[of_angles], x[axis]) for i in angles):
-            found.append(given(op, axis, (0, Along(axis)), *[(i, Along(of_angles)) for i in angles], reorders=True))
+            found.append(
+                axis_of_result(op, axis, (0, Along(axis)), *[(i, Along(of_angles)) for i in angles], reorders=True)
+            )
     return found
 
 

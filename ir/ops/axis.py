@@ -122,8 +122,15 @@ def extents(op: Op, index: int) -> tuple[Dim, ...]:
     return (shape(value) if value is not None else None) or ()
 
 
-def given(op: Op, results: int | None, *operands: tuple[int, Along], **how: object) -> Axis:
-    """Put an axis together: result 0's axis, and the operands that are cut."""
+def axis_of_result(op: Op, results: int | None, *operands: tuple[int, Along], **how: object) -> Axis:
+    """Make the axis along which result 0 is tiled; operands that are not named are needed whole.
+
+    Args:
+        op: The operator.
+        results: Axis of result 0; no other result has it.
+        operands: Index of an operand, and the part of it that a tile needs.
+        how: Further fields of `Axis`.
+    """
     cut = dict(operands)
     others = (None,) * (len(op.results) - 1)
     return Axis((results, *others), tuple(cut.get(i) for i in range(len(op.operands))), **how)  # type: ignore[arg-type]
@@ -135,11 +142,11 @@ def everywhere(op: Op, axis: int) -> Axis:
     return Axis((axis,) * len(op.results), operands)
 
 
-def spread(op: Op, index: int, place: int, rank: int, extent: Dim) -> Along | bool | None:
-    """Map axis `place` of a broadcast result of rank `rank` to operand `index`.
+def broadcast_axis(op: Op, index: int, result_axis: int, rank: int, extent: Dim) -> Along | bool | None:
+    """Map an axis of a broadcast result of rank `rank` and that extent to operand `index`.
 
     Returns:
-        Its place; `None` when the operand is repeated along it; `False` when that is not known.
+        The operand's axis; `None` when the operand is repeated along it; `False` when that is not known.
     """
     value = op.input(index)
     if value is None:
@@ -147,7 +154,7 @@ def spread(op: Op, index: int, place: int, rank: int, extent: Dim) -> Along | bo
     own = shape(value)
     if own is None:
         return False
-    axis = place - (rank - len(own))
+    axis = result_axis - (rank - len(own))
     if axis < 0 or own[axis] == 1:
         return None
     return Along(axis) if same(own[axis], extent) else False

@@ -8,7 +8,7 @@ from typing import Any
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
 from memoptc.ir.ops import double_windows
-from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, dtype_of, extents, given
+from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, axis_of_result, dtype_of, extents
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
 from memoptc.ir.ops.sample import Rng, Sample, floats
 from memoptc.ir.ops.schema import MICROSOFT
@@ -26,7 +26,7 @@ def _conv(op: Op) -> list[Axis]:
     x, w = extents(op, 0), extents(op, 1)
     if len(x) < 3 or len(w) != len(x):
         return []
-    return [given(op, 0, (0, Along(0))), *_filters(op, len(op.operands) > 2), *spatial_axes(op)]
+    return [axis_of_result(op, 0, (0, Along(0))), *_filters(op, len(op.operands) > 2), *spatial_axes(op)]
 
 
 def _filters(op: Op, biased: bool) -> list[Axis]:
@@ -34,7 +34,7 @@ def _filters(op: Op, biased: bool) -> list[Axis]:
     group = int(op.attrs.get("group", 1))
     cut = [(1, Along(0))] + ([(2, Along(0))] if biased and op.input(2) is not None else [])
     if group == 1:
-        return [given(op, 1, *cut, grain=FILTERS, reorders=True)]
+        return [axis_of_result(op, 1, *cut, grain=FILTERS, reorders=True)]
     return []
 
 
@@ -50,16 +50,16 @@ def _integer_conv(op: Op) -> list[Axis]:
     x = extents(op, 0)
     scalar = all(not extents(op, i) or extents(op, i) == (1,) for i in (2, 3))
     # What lies in the padding is the zero point, whichever piece it borders on.
-    return [given(op, 0, (0, Along(0))), *spatial_axes(op)] if len(x) > 2 and scalar else []
+    return [axis_of_result(op, 0, (0, Along(0))), *spatial_axes(op)] if len(x) > 2 and scalar else []
 
 
 def _transposed(op: Op) -> list[Axis]:
     x = extents(op, 0)
     if len(x) < 3 or op.attrs.get("output_shape") or int(op.attrs.get("group", 1)) != 1:
-        return [given(op, 0, (0, Along(0)))] if x else []
+        return [axis_of_result(op, 0, (0, Along(0)))] if x else []
     biased = [(2, Along(0))] if op.input(2) is not None else []
     # Each filter adds up columns of its own.
-    found = [given(op, 0, (0, Along(0))), given(op, 1, (1, Along(1)), *biased, reorders=True)]
+    found = [axis_of_result(op, 0, (0, Along(0))), axis_of_result(op, 1, (1, Along(1)), *biased, reorders=True)]
     for spatial in range(len(x) - 2):
         window = window_of(op, spatial)
         mode = op.attrs.get("auto_pad", "NOTSET")
@@ -69,7 +69,7 @@ def _transposed(op: Op) -> list[Axis]:
         reach = (size - 1) * dilation
         # Result p gets input i from tap p + before - i * stride in [0, reach].
         along = Along(2 + spatial, 1, stride, before - reach + stride - 1, before)
-        found.append(given(op, 2 + spatial, (0, along), form=Form.TRANSPOSED, reorders=True))
+        found.append(axis_of_result(op, 2 + spatial, (0, along), form=Form.TRANSPOSED, reorders=True))
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from memoptc.ir.core import Op
 from memoptc.ir.ops import double_elementwise as double
-from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape, spread
+from memoptc.ir.ops.axis import Along, Axis, axis_of_result, broadcast_axis, everywhere, extents, shape
 from memoptc.ir.ops.definition import Arity, Blocked, Family, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.parameters import Mask
 from memoptc.ir.ops.sample import Rng, Sample, floats
@@ -30,7 +30,7 @@ def broadcast_axes(op: Op) -> list[Axis]:
         return []
     found = []
     for place, extent in enumerate(whole):
-        parts = [spread(op, i, place, len(whole), extent) for i in range(len(op.operands))]
+        parts = [broadcast_axis(op, i, place, len(whole), extent) for i in range(len(op.operands))]
         if all(p is not False for p in parts) and any(p is not None for p in parts):
             cut = tuple(p if isinstance(p, Along) else None for p in parts)
             found.append(Axis((place,) * len(op.results), cut, reorders=op.op_type in ROUND_BY_PLACE))
@@ -39,7 +39,7 @@ def broadcast_axes(op: Op) -> list[Axis]:
 
 def _bias_gelu(op: Op) -> list[Axis]:
     rounds = op.op_type in ROUND_BY_PLACE
-    return [given(op, i, (0, Along(i)), reorders=rounds) for i in range(len(extents(op, 0)) - 1)]
+    return [axis_of_result(op, i, (0, Along(i)), reorders=rounds) for i in range(len(extents(op, 0)) - 1)]
 
 
 def _elementwise_first(op: Op) -> list[Axis]:

@@ -16,12 +16,12 @@ from memoptc.ir.ops.axis import (
     Axis,
     Join,
     accumulated,
+    axis_of_result,
+    broadcast_axis,
     dtype_of,
     everywhere,
     extents,
-    given,
     shape,
-    spread,
 )
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
 from memoptc.ir.ops.sample import Rng, Sample, floats
@@ -58,13 +58,13 @@ def _product(op: Op, left: int, right: int, flip_a: bool, flip_b: bool) -> list[
     rank = len(y)
     found = []
     for place in range(rank - 2):
-        parts = [spread(op, i, place, rank, y[place]) for i in (left, right)]
+        parts = [broadcast_axis(op, i, place, rank, y[place]) for i in (left, right)]
         if all(p is not False for p in parts) and any(parts):
             cut = [(i, p) for i, p in zip((left, right), parts, strict=True) if isinstance(p, Along)]
             # Batches of one operand only may be computed as rows of one product.
-            found.append(given(op, place, *cut, reorders=len(cut) < 2))
-    found.append(given(op, rank - 2, (left, Along(len(a) - (1 if flip_a else 2))), reorders=True))
-    found.append(given(op, rank - 1, (right, Along(len(b) - (2 if flip_b else 1))), reorders=True))
+            found.append(axis_of_result(op, place, *cut, reorders=len(cut) < 2))
+    found.append(axis_of_result(op, rank - 2, (left, Along(len(a) - (1 if flip_a else 2))), reorders=True))
+    found.append(axis_of_result(op, rank - 1, (right, Along(len(b) - (2 if flip_b else 1))), reorders=True))
     return found
 
 
@@ -75,11 +75,11 @@ def _gemm(op: Op) -> list[Axis]:
         return []
     found = []
     for place, operand, axis in ((0, 0, int(flip_a)), (1, 1, 1 - int(flip_b))):
-        bias = spread(op, 2, place, 2, y[place])
+        bias = broadcast_axis(op, 2, place, 2, y[place])
         if bias is False:
             continue
         cut = [(operand, Along(axis))] + ([(2, bias)] if isinstance(bias, Along) else [])
-        found.append(given(op, place, *cut, reorders=True))
+        found.append(axis_of_result(op, place, *cut, reorders=True))
     return found
 
 
@@ -117,7 +117,9 @@ def _einsum(op: Op) -> list[Axis]:
     for place, letter in enumerate(result):
         places = [t.find(letter) for t in terms]
         if all(p < 0 or same(extents(op, i)[p], y[place]) for i, p in enumerate(places)):
-            found.append(given(op, place, *[(i, Along(p)) for i, p in enumerate(places) if p >= 0], reorders=True))
+            found.append(
+                axis_of_result(op, place, *[(i, Along(p)) for i, p in enumerate(places) if p >= 0], reorders=True)
+            )
     return found
 
 

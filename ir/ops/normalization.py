@@ -10,7 +10,7 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import same
-from memoptc.ir.ops.axis import Along, Axis, everywhere, extents, given, shape
+from memoptc.ir.ops.axis import Along, Axis, axis_of_result, everywhere, extents, shape
 from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.double import OpBuilder, f64, i64, rank_of, reduced
 from memoptc.ir.ops.parameters import Index
@@ -53,23 +53,26 @@ def _skip_layer_norm(op: Op) -> list[Axis]:
 
 
 def _instance_norm(op: Op) -> list[Axis]:
-    batches = given(op, 0, (0, Along(0)), reorders=True)
-    return [batches, given(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)), reorders=True)]
+    batches = axis_of_result(op, 0, (0, Along(0)), reorders=True)
+    return [batches, axis_of_result(op, 1, (0, Along(1)), (1, Along(0)), (2, Along(0)), reorders=True)]
 
 
 def _batch_norm(op: Op) -> list[Axis]:
     if op.attrs.get("training_mode") or any(r.has_uses for r in op.results[1:]) or op.attrs.get("spatial") == 0:
         return []
     channels = [(i, Along(0)) for i in range(1, len(op.operands))]
-    return [given(op, axis, (0, Along(axis)), *(channels if axis == 1 else ())) for axis in range(len(extents(op, 0)))]
+    return [
+        axis_of_result(op, axis, (0, Along(axis)), *(channels if axis == 1 else ()))
+        for axis in range(len(extents(op, 0)))
+    ]
 
 
 def _batch_only(op: Op) -> list[Axis]:
-    return [given(op, 0, (0, Along(0)), reorders=True)] if len(op.results) == 1 and extents(op, 0) else []
+    return [axis_of_result(op, 0, (0, Along(0)), reorders=True)] if len(op.results) == 1 and extents(op, 0) else []
 
 
 def _all_but_channels(op: Op) -> list[Axis]:
-    return [given(op, i, (0, Along(i)), reorders=True) for i in range(len(extents(op, 0))) if i != 1]
+    return [axis_of_result(op, i, (0, Along(i)), reorders=True) for i in range(len(extents(op, 0))) if i != 1]
 
 
 def all_but_axis(op: Op) -> list[Axis]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.ops import double_windows
-from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, dtype_of, extents, given
+from memoptc.ir.ops.axis import SUMMED, Along, Axis, Join, accumulated, axis_of_result, dtype_of, extents
 from memoptc.ir.ops.definition import Blocked, Family, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double import Lowering, NoDouble, OpBuilder, rank_of, reduced
 from memoptc.ir.ops.sample import Rng, Sample, floats
@@ -25,12 +25,12 @@ def _pool(op: Op) -> list[Axis]:
     if op.op_type == "MaxPool" and op.attrs.get("storage_order"):
         return []
     if op.op_type == "AveragePool" and op.attrs.get("ceil_mode") and op.attrs.get("count_include_pad"):
-        return [given(op, i, (0, Along(i))) for i in (0, 1)]
-    return [*(given(op, i, (0, Along(i))) for i in (0, 1)), *spatial_axes(op)]
+        return [axis_of_result(op, i, (0, Along(i))) for i in (0, 1)]
+    return [*(axis_of_result(op, i, (0, Along(i))) for i in (0, 1)), *spatial_axes(op)]
 
 
 def _global_pool(op: Op) -> list[Axis]:
-    return [given(op, i, (0, Along(i))) for i in (0, 1)]
+    return [axis_of_result(op, i, (0, Along(i))) for i in (0, 1)]
 
 
 def _global_terms(op: Op) -> list[Axis]:

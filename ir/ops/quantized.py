@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memoptc.ir.core import Op
-from memoptc.ir.ops.axis import Along, Axis, extents, given
+from memoptc.ir.ops.axis import Along, Axis, axis_of_result, extents
 from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.parameters import Index
 from memoptc.ir.ops.schema import MICROSOFT
@@ -20,7 +20,7 @@ def _dequantize(op: Op) -> list[Axis]:
     for axis in range(len(x)):
         scales = per_axis and axis == channel
         cut = [(0, Along(axis)), *((i, Along(0)) for i in (1, 2) if scales and op.input(i) is not None)]
-        found.append(given(op, axis, *cut))
+        found.append(axis_of_result(op, axis, *cut))
     return found
 
 

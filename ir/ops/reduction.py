@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 
 from memoptc.ir.core import Op
-from memoptc.ir.ops.axis import SUMMED, WHOLE, Along, Axis, Join, accumulated, dtype_of, everywhere, extents, given
+from memoptc.ir.ops.axis import (
+    SUMMED,
+    WHOLE,
+    Along,
+    Axis,
+    Join,
+    accumulated,
+    axis_of_result,
+    dtype_of,
+    everywhere,
+    extents,
+)
 from memoptc.ir.ops.definition import Family, Operator, also, define
 from memoptc.ir.ops.normalization import all_but_axis
 from memoptc.ir.ops.parameters import Setting
@@ -42,7 +53,7 @@ def _reduce(op: Op) -> list[Axis]:
         return []
     keep = bool(op.attrs.get("keepdims", 1))
     kept = [i for i in range(len(extents(op, 0))) if i not in gone]
-    return [given(op, i if keep else kept.index(i), (0, Along(i)), reorders=True) for i in kept]
+    return [axis_of_result(op, i if keep else kept.index(i), (0, Along(i)), reorders=True) for i in kept]
 
 
 def _cum_sum(op: Op) -> list[Axis]:

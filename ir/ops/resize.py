@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from memoptc.ir.core import Op
-from memoptc.ir.ops.axis import Along, Axis, Form, dtype_of, extents, given, shape
+from memoptc.ir.ops.axis import Along, Axis, Form, axis_of_result, dtype_of, extents, shape
 from memoptc.ir.ops.definition import Blocked, IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double_resize import resize
 from memoptc.ir.ops.parameters import Setting
@@ -36,14 +36,16 @@ def _resize(op: Op) -> list[Axis]:
             found.extend(_interpolated(op, axis))
         elif factor == 1:
             if mode != "cubic" or all(f == 1 for f in factors):
-                found.append(given(op, axis, (0, Along(axis)), form=Form.RESIZE, reorders=mode != "nearest"))
+                found.append(axis_of_result(op, axis, (0, Along(axis)), form=Form.RESIZE, reorders=mode != "nearest"))
         elif mode == "nearest" and _repeats(op, where, factor):
-            found.append(given(op, axis, (0, Along(axis, 1, factor)), form=Form.RESIZE, grain=factor))
+            found.append(axis_of_result(op, axis, (0, Along(axis, 1, factor)), form=Form.RESIZE, grain=factor))
         elif mode in ("linear", "bilinear") and where in ("half_pixel", "pytorch_half_pixel"):
             along = Along(axis, 2, 2 * factor, 1 - factor, 1 + factor)
-            found.append(given(op, axis, (0, along), form=Form.RESIZE, reorders=True))
+            found.append(axis_of_result(op, axis, (0, along), form=Form.RESIZE, reorders=True))
         elif mode in ("linear", "bilinear") and where == "asymmetric":
-            found.append(given(op, axis, (0, Along(axis, 1, factor, 0, factor)), form=Form.RESIZE, reorders=True))
+            found.append(
+                axis_of_result(op, axis, (0, Along(axis, 1, factor, 0, factor)), form=Form.RESIZE, reorders=True)
+            )
         else:
             found.extend(_interpolated(op, axis))
     return found
@@ -58,7 +60,7 @@ def _interpolated(op: Op, axis: int) -> list[Axis]:
     # One element more than the two neighbours, so that no rounded place lies behind the last.
     exact = (places.stride, places.per, places.low, places.low + 2 * places.per)
     along = Along(axis, step.numerator, step.denominator, exact=exact)
-    return [given(op, axis, (0, along), form=Form.INTERPOLATED, reorders=True)]
+    return [axis_of_result(op, axis, (0, along), form=Form.INTERPOLATED, reorders=True)]
 
 
 def has_blocked_kernel(op: Op) -> bool:
@@ -97,8 +99,8 @@ class Interpolation:
     per: int
     low: int
 
-    def place(self, i: int) -> Fraction:
-        """Place of an element of the result, in elements of the operand; what lies outside takes the border's."""
+    def source_coordinate(self, i: int) -> Fraction:
+        """Coordinate of a result element in the operand, in elements; coordinates outside take the border's element."""
         return Fraction(i * self.stride + self.low, self.per)
 
 
@@ -163,13 +165,16 @@ def factor_of(op: Op, axis: int) -> int | None:
 
 def _depth_to_space(op: Op) -> list[Axis]:
     block = int(op.attrs["blocksize"])
-    spatial = [given(op, i, (0, Along(i, 1, block)), grain=block) for i in (2, 3)]
-    return [given(op, 0, (0, Along(0))), *spatial]
+    spatial = [axis_of_result(op, i, (0, Along(i, 1, block)), grain=block) for i in (2, 3)]
+    return [axis_of_result(op, 0, (0, Along(0))), *spatial]
 
 
 def _space_to_depth(op: Op) -> list[Axis]:
     block = int(op.attrs["blocksize"])
-    return [given(op, 0, (0, Along(0))), *(given(op, i, (0, Along(i, block, 1, 0, block - 1))) for i in (2, 3))]
+    return [
+        axis_of_result(op, 0, (0, Along(0))),
+        *(axis_of_result(op, i, (0, Along(i, block, 1, 0, block - 1))) for i in (2, 3)),
+    ]
 
 
 def _pad(op: Op) -> list[Axis]:
@@ -185,9 +190,9 @@ def _pad(op: Op) -> list[Axis]:
     for axis in range(rank):
         before, after = amounts[axis], amounts[axis + rank]
         if not before and not after:
-            found.append(given(op, axis, (0, Along(axis))))
+            found.append(axis_of_result(op, axis, (0, Along(axis))))
         elif constant and before >= 0 and after >= 0:
-            found.append(given(op, axis, (0, Along(axis, 1, 1, -before, -before)), form=Form.PADDED))
+            found.append(axis_of_result(op, axis, (0, Along(axis, 1, 1, -before, -before)), form=Form.PADDED))
     return found
 
 

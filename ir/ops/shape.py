@@ -8,7 +8,7 @@ import numpy as np
 
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, same
-from memoptc.ir.ops.axis import Along, Axis, Form, everywhere, extents, given, shape
+from memoptc.ir.ops.axis import Along, Axis, Form, axis_of_result, everywhere, extents, shape
 from memoptc.ir.ops.definition import IntegerKernel, Operator, also, define
 from memoptc.ir.ops.double import OpBuilder
 from memoptc.ir.ops.parameters import Below, Index, IndexRows, Length, Setting
@@ -21,7 +21,7 @@ from memoptc.ir.tensors import ints
 def _transpose(op: Op) -> list[Axis]:
     rank = len(extents(op, 0))
     perm = op.attrs.get("perm") or tuple(reversed(range(rank)))
-    return [given(op, i, (0, Along(int(p)))) for i, p in enumerate(perm)]
+    return [axis_of_result(op, i, (0, Along(int(p)))) for i, p in enumerate(perm)]
 
 
 def _reshape(op: Op) -> list[Axis]:
@@ -35,14 +35,14 @@ def _reshape(op: Op) -> list[Axis]:
         # Only the outermost axis of a group is contiguous in the other shape.
         inner_old, inner_new = _product(before, old[1:]), _product(after, new[1:])
         if same(before[old[0]], after[new[0]]):
-            found.append(given(op, new[0], (0, Along(old[0])), form=form))
+            found.append(axis_of_result(op, new[0], (0, Along(old[0])), form=form))
         elif isinstance(inner_old, int) and isinstance(inner_new, int) and inner_old and inner_new:
             if inner_new % inner_old == 0:
                 scale = inner_new // inner_old
-                found.append(given(op, new[0], (0, Along(old[0], scale, 1, 0, scale - 1)), form=form))
+                found.append(axis_of_result(op, new[0], (0, Along(old[0], scale, 1, 0, scale - 1)), form=form))
             elif inner_old % inner_new == 0:
                 scale = inner_old // inner_new
-                found.append(given(op, new[0], (0, Along(old[0], 1, scale)), form=form, grain=scale))
+                found.append(axis_of_result(op, new[0], (0, Along(old[0], 1, scale)), form=form, grain=scale))
     return found
 
 
@@ -96,7 +96,9 @@ def _size(dim: Sym) -> tuple[int, int]:
 def _concat(op: Op) -> list[Axis]:
     whole = shape(op.results[0]) or ()
     axis = int(op.attrs.get("axis", 0)) % len(whole) if whole else 0
-    return [given(op, i, *[(k, Along(i)) for k in range(len(op.operands))]) for i in range(len(whole)) if i != axis]
+    return [
+        axis_of_result(op, i, *[(k, Along(i)) for k in range(len(op.operands))]) for i in range(len(whole)) if i != axis
+    ]
 
 
 def _split(op: Op) -> list[Axis]:
@@ -122,7 +124,7 @@ def _slice(op: Op) -> list[Axis]:
     if axes is None:
         return []
     sliced = {a % rank for a in axes} if rank else set()
-    return [given(op, i, (0, Along(i))) for i in range(rank) if i not in sliced]
+    return [axis_of_result(op, i, (0, Along(i))) for i in range(rank) if i not in sliced]
 
 
 def _expand(op: Op) -> list[Axis]:
@@ -134,16 +136,16 @@ def _expand(op: Op) -> list[Axis]:
     for place, extent in enumerate(y):
         axis = place - (len(y) - len(x))
         if axis >= 0 and same(x[axis], extent) and extent != 1:
-            found.append(given(op, place, (0, Along(axis)), form=Form.SHAPE))
+            found.append(axis_of_result(op, place, (0, Along(axis)), form=Form.SHAPE))
         elif isinstance(extent, int) and (axis < 0 or x[axis] == 1):
-            found.append(given(op, place, form=Form.SHAPE))
+            found.append(axis_of_result(op, place, form=Form.SHAPE))
     return found
 
 
 def _filled(op: Op) -> list[Axis]:
     """ConstantOfShape: any part of it is like any other."""
     whole = shape(op.results[0]) or ()
-    return [given(op, i, form=Form.SHAPE) for i, extent in enumerate(whole) if isinstance(extent, int)]
+    return [axis_of_result(op, i, form=Form.SHAPE) for i, extent in enumerate(whole) if isinstance(extent, int)]
 
 
 def _lookup(op: Op) -> list[Axis]:
@@ -152,17 +154,17 @@ def _lookup(op: Op) -> list[Axis]:
     if data is None or where is None or not data:
         return []
     axis = int(op.attrs.get("axis", 0)) % len(data)
-    found = [given(op, axis + i, (1, Along(i))) for i in range(len(where))]
+    found = [axis_of_result(op, axis + i, (1, Along(i))) for i in range(len(where))]
     for i in range(len(data)):
         if i != axis:
-            found.append(given(op, i if i < axis else i - 1 + len(where), (0, Along(i))))
+            found.append(axis_of_result(op, i if i < axis else i - 1 + len(where), (0, Along(i))))
     return found
 
 
 def _one_hot(op: Op) -> list[Axis]:
     rank = len(extents(op, 0)) + 1
     axis = int(op.attrs.get("axis", -1)) % rank
-    return [given(op, i if i < axis else i + 1, (0, Along(i))) for i in range(rank - 1)]
+    return [axis_of_result(op, i if i < axis else i + 1, (0, Along(i))) for i in range(rank - 1)]
 
 
 def _trilu(op: Op) -> list[Axis]:

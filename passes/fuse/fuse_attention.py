@@ -138,7 +138,7 @@ def _with_mask(b: Builder, core: AttentionMatch, query: Value, keys: Value) -> t
         return made.remade(b, w_wide.reshape(w.shape[0], -1), c_wide.reshape(-1)), wider
     scaled = query if core.scale == 1 else b.Mul(query, np.asarray(core.scale, np.float32))
     rows = b.Reshape(scaled, split)
-    one = _spread(b, b.const(np.ones((1, 1, 1, 1), np.float32), "one"), rows)
+    one = _broadcast_column(b, b.const(np.ones((1, 1, 1, 1), np.float32), "one"), rows)
     return b.Reshape(b.Concat(rows, one, axis=3), whole), wider
 
 
@@ -156,11 +156,11 @@ def _column(b: Builder, mask: Mask, keys: Value, heads: int) -> Value:
     turned = b.Transpose(value, perm=[0, 3, 1, 2])
     if same(shape[0], shape_of(keys)[0]):
         return b.Concat(*[turned] * heads, axis=2)  # type: ignore[no-any-return]
-    return _spread(b, turned, keys)
+    return _broadcast_column(b, turned, keys)
 
 
-def _spread(b: Builder, column: Value, beside: Value) -> Value:
-    """Repeat a column until it can stand beside [batch, rows, heads, width]."""
+def _broadcast_column(b: Builder, column: Value, beside: Value) -> Value:
+    """Expand a column of one extent to [batch, rows, heads, 1], to be concatenated with [batch, rows, heads, width]."""
     first = b.Slice(b.Shape(beside), *(np.asarray([n], np.int64) for n in (0, 3, 0)))
     type_ = TensorType(DType.FLOAT, (*shape_of(beside)[:3], 1))
     return b.Expand(column, b.Concat(first, np.asarray([1], np.int64), axis=0), _type=type_)  # type: ignore[no-any-return]

@@ -45,8 +45,8 @@ class _Affine:
     scale: Array
     shift: Array
 
-    def spread(self, channels: int) -> tuple[Array, Array]:
-        """Give both with one entry per channel."""
+    def per_channel(self, channels: int) -> tuple[Array, Array]:
+        """Broadcast scale and shift to `[channels]`."""
         return np.broadcast_to(self.scale, channels), np.broadcast_to(self.shift, channels)
 
 
@@ -133,11 +133,11 @@ def _fold(b: Builder, producer: Op, after: _Affine, result: Value) -> Value:
     attrs = dict(producer.attrs)
     match producer.op_type:
         case "Conv":
-            scale, shift = after.spread(shape[0])
+            scale, shift = after.per_channel(shape[0])
             factors = scale.reshape(-1, *[1] * (len(shape) - 1))
         case "ConvTranspose":
             groups = int(attrs.get("group", 1))
-            scale, shift = after.spread(shape[1] * groups)
+            scale, shift = after.per_channel(shape[1] * groups)
             by_group = np.repeat(scale.reshape(groups, shape[1]), shape[0] // groups, axis=0)
             factors = by_group.reshape(*by_group.shape, *[1] * (len(shape) - 2))
         case _:
@@ -155,7 +155,7 @@ def _fold_product(b: Builder, producer: Op, after: _Affine, shape: tuple[int, ..
     _require(len(shape) == 2 and left.rank is not None, "not by a matrix")
     transposed = bool(attrs.get("transB", 0))
     columns = shape[0] if transposed else shape[1]
-    scale, shift = after.spread(columns)
+    scale, shift = after.per_channel(columns)
     factors = scale[:, None] if transposed else scale[None, :]
     if producer.op_type == "MatMul" and not shift.any():
         _require((left.rank or 0) >= 2, "of a vector")
@@ -249,7 +249,7 @@ def into_batch_norm(b: Builder, x: Value, norm: Op, node: Op) -> Value:
     scale, bias = norm.operands[1], norm.operands[2]
     _require(_dtype(scale) == _dtype(bias) == _dtype(node.result), "the parameters are of another type")
     old_scale, old_bias = _array(scale, "the scale"), _array(bias, "the bias")
-    factor, shift = after.spread(old_scale.size)
+    factor, shift = after.per_channel(old_scale.size)
     operands = [x, _new(b, scale, old_scale * factor), _new(b, bias, old_bias * factor + shift), *norm.operands[3:]]
     return b.op("BatchNormalization", operands, dict(norm.attrs), type=node.result.type).result
 

@@ -82,12 +82,12 @@ class Fit(Pass):
         start = MemoryProfile(graph, self._costs(graph, context))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
-        found = self._found(Start(graph, context, start))
+        found = self._fit_graph(Start(graph, context, start))
         split = graph.clone()
         sums: Counter[str] = Counter()
         SplitSums().run(split, replace(context, stats=sums))
         if sums:
-            other = self._found(Start(split, context, start))
+            other = self._fit_graph(Start(split, context, start))
             other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
             found = min(found, other, key=lambda f: (max(f.peak, self.budget), f.seconds, f.sums))
         worth = found.peak <= max(
@@ -104,8 +104,8 @@ class Fit(Pass):
     def _costs(self, graph: Graph, context: Context) -> Costs:
         return Costs(graph, context.dims, caches=self.caches)
 
-    def _found(self, start: Start) -> Round:
-        """Outcome of fitting a graph, the original or another that computes the same."""
+    def _fit_graph(self, start: Start) -> Round:
+        """Fit one graph, the original or another that computes the same; by measured or by estimated slowdown."""
         if start.context.slowdown is not None:
             found = self._measured(start.context.slowdown, start)
         else:

@@ -46,7 +46,7 @@ class SplitProducts(Pass):
             found = parts_of(value) if (value_bytes(value, dims) or 0) >= self.least else None
             if found is None or len(found[1]) < 2 or not _disjoint(found[1]):
                 continue
-            way = _way(value, found[0])
+            way = _path_from_product(value, found[0])
             if way is not None and all(_targets(way, part) is not None for part in found[1]):
                 _split(value, found[0], found[1], way)
                 context.stats["products"] += 1
@@ -82,8 +82,8 @@ def _disjoint(parts: Sequence[Part]) -> bool:
     return all(a.hi <= b.lo for a, b in pairwise(ordered))
 
 
-def _way(value: Value, place: int) -> list[_Step] | None:
-    """The ops from the product to a value, the product first."""
+def _path_from_product(value: Value, place: int) -> list[_Step] | None:
+    """Ops on the path from a product to a value, the product first; `None` where it cannot be split along the axis."""
     found: list[_Step] = []
     scale = 1
     for _ in range(_STEPS):
@@ -151,7 +151,7 @@ def _split(value: Value, place: int, parts: Sequence[Part], way: Sequence[_Step]
         b = Builder(user.graph, before=user, loc=user.loc.union(*(s.op.loc for s in way), rule="split-products"))
         made: Value | None = None
         for step in way:
-            made = _again(b, step, part, made, targets)
+            made = _copy_for_part(b, step, part, made, targets)
         assert made is not None
         if part.drops:
             axes = {"axes": [place]} if (opset_of(user.graph) or 13) < 13 else None
@@ -168,8 +168,8 @@ def _split(value: Value, place: int, parts: Sequence[Part], way: Sequence[_Step]
         step.op.erase()
 
 
-def _again(b: Builder, step: _Step, part: Part, made: Value | None, targets: dict[Op, list[int]]) -> Value:
-    """One op of the way for one part."""
+def _copy_for_part(b: Builder, step: _Step, part: Part, made: Value | None, targets: dict[Op, list[int]]) -> Value:
+    """Copy an op of the path for one part of the split axis."""
     op, lo, hi = step.op, part.lo * step.scale, part.hi * step.scale
     attrs, operands = dict(op.attrs), list(op.operands)
     if step.axis is None:

@@ -80,11 +80,13 @@ def _is_split(op: Op, most: int) -> bool:
     if not op.is_a("Conv", "Gemm", "MatMul"):
         return False
     join = op.operands[0].op
-    return join is not None and join.is_a("Concat") and 2 <= len(join.operands) <= most and _places(op) is not None
+    return (
+        join is not None and join.is_a("Concat") and 2 <= len(join.operands) <= most and _split_points(op) is not None
+    )
 
 
-def _places(op: Op) -> tuple[int, list[int]] | None:
-    """The weights' axis that the joined one meets, and how far each operand reaches along it."""
+def _split_points(op: Op) -> tuple[int, list[int]] | None:
+    """Axis of the weights that is summed with the concatenated one, and where each operand of the Concat ends on it."""
     join = _join(op)
     weight, shape = op.operands[1].tensor, join.result.shape
     if join.graph is not op.graph or not join.result.single_use or shape is None or not shape:
@@ -126,7 +128,7 @@ def _split(op: Op | None, *, trial: bool = False) -> None:
     assert op is not None
     assert op.graph is not None
     assert op.operands[1].tensor is not None
-    join, places = _join(op), _places(op)
+    join, places = _join(op), _split_points(op)
     assert places is not None
     axis, reach = places
     weight = op.operands[1].tensor.numpy()

@@ -91,7 +91,7 @@ class _Portfolio:
         self.overlaps = overlaps_of(problem)
         self.cost = 2 * self.overlaps.pairs + len(self.buffers)
         self.left = effort
-        self.offsets: Sequence[int] = problem.apart
+        self.offsets: Sequence[int] = problem.disjoint_offsets
         self.arena = problem.naive_sum
         self.algorithm = "apart"
 

@@ -47,12 +47,12 @@ def as_branched(graph: Graph, dims: Mapping[str, int]) -> Graph:
         graph: A top graph; it is given itself where nothing changes.
         dims: Extents of symbolic dimensions, completed.
     """
-    if not any(_taken(op, dims) for op in graph.ops):
+    if not any(_only_branch(op, dims) for op in graph.ops):
         return graph
     copy = graph.clone()
     todo = list(copy.ops)
     for op in todo:  # grows by what comes out of branches
-        name = _taken(op, dims)
+        name = _only_branch(op, dims)
         if name:
             region = op.take_region(name)
             todo += region.ops
@@ -60,8 +60,8 @@ def as_branched(graph: Graph, dims: Mapping[str, int]) -> Graph:
     return copy
 
 
-def _taken(op: Op, dims: Mapping[str, int]) -> str:
-    """Name the region of an If that runs where no other may; empty for others."""
+def _only_branch(op: Op, dims: Mapping[str, int]) -> str:
+    """Name the one region of an If that its condition allows; `""` where both may run, and for other operators."""
     may = branches(op, dims) if len(op.regions) > 1 else []
     return next(name for name, region in op.regions.items() if region is may[0]) if len(may) == 1 else ""
 

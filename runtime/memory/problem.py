@@ -78,8 +78,8 @@ class Problem:
     capacity: int | None = None
 
     @cached_property
-    def apart(self) -> tuple[int, ...]:
-        """Offsets that share nothing: what is fixed stays, the rest comes one after the other."""
+    def disjoint_offsets(self) -> tuple[int, ...]:
+        """Offsets at which no two buffers overlap: fixed ones stay, the others follow one after the other."""
         end = max((b.offset + b.size for b in self.buffers if b.offset is not None), default=0)
         offsets = []
         for b in self.buffers:
@@ -94,7 +94,7 @@ class Problem:
     @cached_property
     def naive_sum(self) -> int:
         """Bytes that placing every buffer apart needs, alignment included."""
-        return max((o + b.size for o, b in zip(self.apart, self.buffers, strict=True)), default=0)
+        return max((o + b.size for o, b in zip(self.disjoint_offsets, self.buffers, strict=True)), default=0)
 
     @cached_property
     def floor(self) -> int:

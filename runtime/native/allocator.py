@@ -120,7 +120,7 @@ class TrackingAllocator:
         self,
         run: Callable[[], dict[str, int]],
         block: Block | None = None,
-        apart: frozenset[int] = frozenset(),
+        handed_out: frozenset[int] = frozenset(),
     ) -> Trace:
         """Record what happens during a call.
 
@@ -131,7 +131,7 @@ class TrackingAllocator:
         Args:
             run: Runs, and gives the address of each output.
             block: Memory for large buffers, which nobody uses.
-            apart: Numbers of allocations that do not lie in it, since their memory is handed out.
+            handed_out: Numbers of allocations that do not lie in it, since their memory is handed out.
         """
         events: list[int] = []
         numbers: dict[int, int] = {}
@@ -144,7 +144,7 @@ class TrackingAllocator:
 
         def alloc(this: int | None, size: int) -> int | None:
             with lock:
-                start, end = (0, 0) if size < LARGE or len(pieces) in apart else fit.allocate(size)
+                start, end = (0, 0) if size < LARGE or len(pieces) in handed_out else fit.allocate(size)
                 place: int | None
                 if size < LARGE:
                     place = plain_alloc(this, size)

@@ -174,14 +174,14 @@ class NativeSession:
         self,
         feed: Mapping[str, npt.NDArray[Any]],
         block: Block | None = None,
-        apart: frozenset[int] = frozenset(),
+        handed_out: frozenset[int] = frozenset(),
     ) -> tuple[dict[str, npt.NDArray[Any]], Trace]:
         """Run once and record every allocation. Raises as `run` does.
 
         Args:
             feed: An array per input.
             block: Memory to run in as far as it reaches, which nobody uses.
-            apart: Numbers of allocations that outputs are expected in: where they lie apart, no output is copied.
+            handed_out: Numbers of allocations that outputs are expected in: where they lie apart, no output is copied.
         """
         with self._lock, _Call(self, feed, {}) as call:
 
@@ -189,7 +189,7 @@ class NativeSession:
                 call.run()
                 return call.addresses()
 
-            trace = self.allocator.record(run, block, apart)
+            trace = self.allocator.record(run, block, handed_out)
             return call.arrays(), trace
 
     def replay(

@@ -141,7 +141,7 @@ class Script:
         trace: The events.
         offsets: One per allocation, in bytes from the start of the block.
         block: Where they lie.
-        apart: Numbers of allocations that are mapped by themselves, outputs that the caller gets: they have no offset.
+        handed_out: Numbers of allocations that are mapped by themselves, outputs for the caller: they have no offset.
         bound: Numbers of allocations that are not made, since the caller gives the memory: they have no offset.
         poison: Overwrite buffers with 0xA5 when they are handed out and when they are freed: for proof that a run
             reads nothing that it has not written.
@@ -153,7 +153,7 @@ class Script:
         offsets: Sequence[int],
         block: Block,
         *,
-        apart: frozenset[int] = frozenset(),
+        handed_out: frozenset[int] = frozenset(),
         bound: frozenset[int] = frozenset(),
         poison: bool = False,
     ) -> None:
@@ -169,7 +169,7 @@ class Script:
         for event in trace.events:
             if event > 0:
                 number = len(places)
-                places.append(0 if number in apart or number in bound else block.base + next(remaining))
+                places.append(0 if number in handed_out or number in bound else block.base + next(remaining))
                 if number not in bound:
                     if event >= RELEASED and not places[-1]:
                         steps[len(self.sizes)] = number

@@ -55,7 +55,7 @@ class RunPlan:
         shapes: Of the inputs.
         trace: What the run allocates.
         plan: Where, but for what lies apart.
-        apart: Numbers of the allocations that outputs lie in: their memory is handed out with them.
+        handed_out: Numbers of the allocations that outputs lie in: their memory is handed out with them.
         bound: Outputs among them whose shapes follow from those of the inputs: shape and type. They are written
             straight into the caller's arrays, where there are some.
         runs: Runs that kept to it.
@@ -65,7 +65,7 @@ class RunPlan:
     shapes: dict[str, tuple[int, ...]]
     trace: Trace
     plan: Plan
-    apart: frozenset[int]
+    handed_out: frozenset[int]
     bound: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
     runs: int = 0
     peak_bytes: int = 0
@@ -78,7 +78,7 @@ class RunPlan:
     @cached_property
     def output_bytes(self) -> int:
         """Bytes of outputs, which each run takes besides."""
-        return sum(self.trace.sizes[number] for number in self.apart)
+        return sum(self.trace.sizes[number] for number in self.handed_out)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Planned:
         self._lefts: Counter[Any] = Counter()
         self._home = BlockHome() if shared is None else shared.home
         self._best_fit_bytes = 0
-        self._apart: frozenset[int] = frozenset()
+        self._handed_out: frozenset[int] = frozenset()
         self._strict, self.limit = strict, limit
         self._lock = self._home.lock
         if limit is not None and self._session.load_peak_bytes > limit:
@@ -177,14 +177,14 @@ class Planned:
         first = not self._best_fit_bytes
         with self._limited():
             block = None if first else self._block_of(self._best_fit_bytes)
-            found, trace = self._session.record(feed, block, self._apart)
+            found, trace = self._session.record(feed, block, self._handed_out)
         outputs = {name: (found[name].shape, found[name].dtype) for name in trace.outputs}
         for kept in (self._recorded, self._plans, self._scripts):
             while len(kept) >= _MOST_PLANS:
                 del kept[next(iter(kept))]
         self._recorded[key] = _Recorded({n: a.shape for n, a in feed.items()}, trace, outputs)
         self._best_fit_bytes = max(self._best_fit_bytes, trace.best_fit_bytes)
-        self._apart = _outputs_of(trace)
+        self._handed_out = _outputs_of(trace)
         if first:
             trim_heap()
         return _copied(found, into)
@@ -193,15 +193,15 @@ class Planned:
         """Give the plan of shapes that ran before; it is made when they come again."""
         if key in self._recorded:
             of = self._recorded.pop(key)
-            apart = _outputs_of(of.trace)
-            plan = allocate(of.trace.without(apart).problem(), effort=_EFFORT, enough=_ENOUGH)
+            handed_out = _outputs_of(of.trace)
+            plan = allocate(of.trace.without(handed_out).problem(), effort=_EFFORT, enough=_ENOUGH)
             # A bound output must fit whatever the values are: only shapes that follow from the inputs' are bound.
             bound = {
                 port.name: of.outputs[port.name]
                 for port in self.outputs
-                if port.name in of.outputs and of.trace.outputs[port.name] in apart and self._follows(port)
+                if port.name in of.outputs and of.trace.outputs[port.name] in handed_out and self._follows(port)
             }
-            self._plans[key] = RunPlan(of.shapes, of.trace, plan, apart, bound, peak_bytes=of.trace.peak_bytes)
+            self._plans[key] = RunPlan(of.shapes, of.trace, plan, handed_out, bound, peak_bytes=of.trace.peak_bytes)
         return self._plans[key]
 
     def _follows(self, port: Port) -> bool:
@@ -287,7 +287,7 @@ class Planned:
         if known is None or known.block is not block:
             numbers = frozenset(run_plan.trace.outputs[name] for name in bound)
             self._scripts[key, bound] = Script(
-                run_plan.trace, run_plan.plan.offsets, block, apart=run_plan.apart, bound=numbers
+                run_plan.trace, run_plan.plan.offsets, block, handed_out=run_plan.handed_out, bound=numbers
             )
         return self._scripts[key, bound]
 

@@ -15,7 +15,7 @@ from runtime_models import normal, parse
 import memoptc
 from memoptc.allowance import Allowance
 from memoptc.budget import Budget
-from memoptc.budget_search import reach
+from memoptc.budget_search import search_budget
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import BudgetError, InputError
 from memoptc.options import Options
@@ -172,7 +172,7 @@ def reached(script: list[tuple[int, float | None]], **options: Any) -> tuple[Fak
         return built[-1]
 
     attempts: Any = SimpleNamespace(compilation=compilation, build=build, allowance=Allowance())
-    best: Any = reach(
+    best: Any = search_budget(
         attempts,
         build("first", "branch"),
         lambda a: Held("stock", a.need, "measured"),  # type: ignore[attr-defined]

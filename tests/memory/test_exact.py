@@ -74,7 +74,7 @@ def test_yes_and_no_as_trying_every_order_says(problem: Problem) -> None:
 
 @given(small())
 def test_nothing_is_smaller_than_what_improve_finds(problem: Problem) -> None:
-    answer = Exact(problem).improve(problem.apart, PLENTY)
+    answer = Exact(problem).improve(problem.disjoint_offsets, PLENTY)
     assert answer.fits
     plan = Plan(problem, answer.offsets or (), "")
     check(plan)
@@ -143,7 +143,7 @@ def test_compiled_code_takes_the_same_steps() -> None:
             patch.setattr(exact, "compiled", functools.cache(lambda code=code: code))
             exact.compiled()
             answers.append([decide(p, p.floor, effort=effort) for p, effort in questions])
-            answers[-1] += [Exact(p).improve(p.apart, effort) for p, effort in questions]
+            answers[-1] += [Exact(p).improve(p.disjoint_offsets, effort) for p, effort in questions]
     assert answers[0] == answers[1]
     assert {a.fits for a in answers[0]} == {True, None}
 

@@ -211,7 +211,7 @@ def test_an_output_takes_the_place_of_pages_that_the_run_is_done_with() -> None:
     expected, trace = session.record(feed)
     apart = frozenset(trace.outputs.values())
     plan = allocate(trace.without(apart).problem())
-    script = Script(trace, plan.offsets, Block(plan.arena_bytes), apart=apart, poison=True)
+    script = Script(trace, plan.offsets, Block(plan.arena_bytes), handed_out=apart, poison=True)
     (ranges,) = script.done.values()
     assert sum(end - start for start, end in ranges) == expected["y"].nbytes == RELEASED
     for _ in range(3):
@@ -225,13 +225,13 @@ def test_pages_that_later_allocations_use_stay() -> None:
     block = Block(3 * size)
     # The output is made while 1 is alive; 2 comes after it, in the first half of the place of 0.
     trace = Trace((size, size, -1, RELEASED, -2, size // 2, -4), {"y": 2})
-    script = Script(trace, [0, size, 0], block, apart=frozenset({2}))
+    script = Script(trace, [0, size, 0], block, handed_out=frozenset({2}))
     (ranges,) = script.done.values()
     assert sum(end - start for start, end in ranges) == RELEASED
     free = [(block.base + size // 2, block.base + size), (block.base + 2 * size, block.base + 3 * size)]
     assert all(any(low <= start and end <= high for low, high in free) for start, end in ranges)
     small = Trace((size, -1, RELEASED - 1), {"y": 1})
-    assert Script(small, [0], block, apart=frozenset({1})).done == {}
+    assert Script(small, [0], block, handed_out=frozenset({1})).done == {}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -65,10 +65,10 @@ def _before(at: Source, op: Op) -> Source | None:
         kept = [i for i in range(rank) if i not in gone]
         taken = (kept[at.taken[0]], at.taken[1]) if at.taken is not None else None
         return Source(op.operand, tuple(kept[a] for a in at.axes), taken)
-    return None if at.taken is not None else _whole(at, op)
+    return None if at.taken is not None else _source_of_index(at, op)
 
 
-def _whole(at: Source, op: Op) -> Source | None:
+def _source_of_index(at: Source, op: Op) -> Source | None:
     """The value of which an op takes one index of an axis."""
     shape = shape_of(op.operand) if op.operands else ()
     if op.is_a("Gather"):
@@ -76,7 +76,7 @@ def _whole(at: Source, op: Op) -> Source | None:
         index = scalar(op.operands[1].tensor)
         if index is None or shape_of(op.operands[1]) != () or not shape:
             return None
-        place = _place(int(index), shape[axis])
+        place = _normalized_index(int(index), shape[axis])
         moved = tuple(a if a < axis else a + 1 for a in at.axes)
         return None if place is None else Source(op.operand, moved, (axis, place))
     result = shape_of(at.value)
@@ -89,7 +89,7 @@ def _whole(at: Source, op: Op) -> Source | None:
         if starts is None or axes is None or len(axes) != 1 or not shape:
             return None
         axis = axes[0] % len(shape)
-        place = _place(starts[0], shape[axis])
+        place = _normalized_index(starts[0], shape[axis])
         if place is not None and axis not in at.axes and result[axis : axis + 1] == (1,):
             return Source(op.operand, at.axes, (axis, place))
     return None
@@ -105,8 +105,8 @@ def _sliced(op: Op) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     return known, ints(axes.tensor)
 
 
-def _place(index: int, extent: object) -> int | None:
-    """A place counted from the front, where that is known to be inside."""
+def _normalized_index(index: int, extent: object) -> int | None:
+    """Index counted from the front; `None` where it is not known to be in range."""
     if not isinstance(extent, int) or not -extent <= index < extent:
         return None
     return index % extent

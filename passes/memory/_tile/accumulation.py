@@ -71,8 +71,8 @@ class Accumulated:
         return self.total
 
     @property
-    def place(self) -> int:
-        """Index of the axis in the first operand."""
+    def summed_axis(self) -> int:
+        """Axis of the first operand that is accumulated along."""
         along = self.axis.operands[0]
         assert along is not None
         return along.axis
@@ -87,7 +87,7 @@ class Accumulated:
         type_ = value.tensor_type
         assert type_ is not None
         rank = len(type_.shape or ())
-        pads = [int(i == self.place) for i in range(2 * rank)]
+        pads = [int(i == self.summed_axis) for i in range(2 * rank)]
         if (ops.opset_of(self.emitter.graph) or 13) < 11:
             return self.emitter.made("Pad", [value], {"pads": pads, "value": bound})
         number = self.emitter.scalar(bound, type_.dtype)
@@ -134,7 +134,7 @@ class Sums(Accumulated):
     def _weighed(self, part: Value, interval: Interval) -> Value:
         assert isinstance(interval.lo, int)
         assert isinstance(interval.hi, int)
-        whole, length = self.emitter.extent(self.op.operands[0], self.place), interval.hi - interval.lo
+        whole, length = self.emitter.extent(self.op.operands[0], self.summed_axis), interval.hi - interval.lo
         if self.total is None:
             self.even = length * self.emitter.grid.count == whole
         return part if self.even else self._times(part, length / whole)
@@ -174,7 +174,7 @@ class Place(Accumulated):
             x = self.bounded(x, -np.inf if largest else np.inf)
         attrs = {**self.op.attrs, "keepdims": 1}
         (found,) = self.emitter.copied(self.op, [x], attrs, index)
-        value = made("GatherElements", [x, found], {"axis": self.place})
+        value = made("GatherElements", [x, found], {"axis": self.summed_axis})
         offset = interval.lo - bounded
         there = made("Add", [found, self.emitter.ints([offset])]) if offset else found
         if self.total is None:
@@ -201,7 +201,7 @@ class Place(Accumulated):
             raise NotTileableError("nothing to look for")
         if self.op.attrs.get("keepdims", 1):
             return [self.total]
-        return [self.emitter.made("Squeeze", [self.total, self.emitter.ints([self.place])])]
+        return [self.emitter.made("Squeeze", [self.total, self.emitter.ints([self.summed_axis])])]
 
 
 @dataclass
@@ -244,7 +244,7 @@ class Top(Accumulated):
         if len(self.parts) == 1:
             return list(self.parts[0])
         values, places = (
-            self.emitter.made("Concat", list(p), {"axis": self.place}) for p in zip(*self.parts, strict=True)
+            self.emitter.made("Concat", list(p), {"axis": self.summed_axis}) for p in zip(*self.parts, strict=True)
         )
         first, found = self.emitter.copied(
             self.op,
@@ -254,7 +254,7 @@ class Top(Accumulated):
             None,
             [r.type for r in self.op.results],
         )
-        return [first, self.emitter.made("GatherElements", [places, found], {"axis": self.place})]
+        return [first, self.emitter.made("GatherElements", [places, found], {"axis": self.summed_axis})]
 
 
 @dataclass
@@ -276,7 +276,7 @@ class Reapplied(Accumulated):
         """Result of the whole op, from the accumulated values."""
         if not self.parts:
             raise NotTileableError("nothing to add up")
-        every = self.emitter.made("Concat", self.parts, {"axis": self.place})
+        every = self.emitter.made("Concat", self.parts, {"axis": self.summed_axis})
         operands = [every, *self.op.operands[1:]]
         return list(self.emitter.copied(self.op, operands, self.op.attrs, len(self.parts), types=[self.op.result.type]))
 

@@ -61,12 +61,12 @@ class MemoryProfile:
         return sum(self.costs.seconds(op) + OVERHEAD for op in self.ops)
 
     @cached_property
-    def before(self) -> list[int]:
+    def peak_before(self) -> list[int]:
         """Per step the most bytes alive at any earlier one."""
         return [0, *accumulate(self.curve, max)]
 
     @cached_property
-    def behind(self) -> list[int]:
+    def peak_after(self) -> list[int]:
         """Per step the most bytes alive at any later one."""
         return [*accumulate(reversed(self.curve), max, initial=self.end)][-2::-1]
 
@@ -85,7 +85,7 @@ class MemoryProfile:
         return {group: index for index, groups in enumerate(self.layout.makes) for group in groups}
 
     @cached_property
-    def home(self) -> dict[Value, int]:
+    def group_index(self) -> dict[Value, int]:
         """Per value its group."""
         return {value: i for i, group in enumerate(self.layout.groups) for value in group.values}
 
@@ -197,7 +197,7 @@ def estimates(region: Region, count: int, profile: MemoryProfile, known: KnownTi
     every = known.of(region, count, profile.costs)
     base, outputs, floor = bound(region, profile)
     first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
-    outside = max(profile.before[first], profile.behind[last])
+    outside = max(profile.peak_before[first], profile.peak_after[last])
     for c in every:
         inside = max(base + outputs + c.tile, floor)
         peak = max(inside, outside)
@@ -248,13 +248,13 @@ def bound(region: Region, profile: MemoryProfile) -> tuple[int, int, int]:
 def _around(region: Region, inside: set[Op], profile: MemoryProfile) -> tuple[int, int]:
     """Bytes that are alive beside the region while it runs, and those of them that it is the last to use."""
     first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
-    behind = _behind(region, inside, profile)
+    behind = _dependent_ops(region, inside, profile)
     # A view of what was there before is not the region's own.
     own = {
         g
         for op in region.ops
         for v in op.results
-        if (g := profile.home.get(v)) is not None and _roots(g, profile) in inside
+        if (g := profile.group_index.get(v)) is not None and _roots(g, profile) in inside
     }
     base = freed = 0
     for group, size in enumerate(profile.sizes):
@@ -278,7 +278,7 @@ def _roots(group: int, profile: MemoryProfile) -> Op | None:
     return profile.layout.groups[group].values[0].op
 
 
-def _behind(region: Region, inside: set[Op], profile: MemoryProfile) -> set[Op]:
+def _dependent_ops(region: Region, inside: set[Op], profile: MemoryProfile) -> set[Op]:
     first, last = profile.position[region.ops[0]], profile.position[region.ops[-1]]
     behind: set[Op] = set()
     for index in range(first, last + 1):

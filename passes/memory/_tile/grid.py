@@ -192,7 +192,7 @@ class DynamicGrid:
             return 0, None
         assert isinstance(lo, AffineBound)
         place = AffineBound(
-            _whole(lo.a * along.stride, along.per), (lo.b * along.stride + along.low) // along.per, lo.i
+            _exact_quotient(lo.a * along.stride, along.per), (lo.b * along.stride + along.low) // along.per, lo.i
         )
         self.smallest_tile = max(self.smallest_tile, -(place.b // place.a))
         return place, 0
@@ -202,7 +202,7 @@ class DynamicGrid:
             return None, None
         assert isinstance(hi, AffineBound)
         last = ((hi.b - 1) * along.stride + along.high) // along.per
-        place = AffineBound(_whole(hi.a * along.stride, along.per), last + 1, hi.i)
+        place = AffineBound(_exact_quotient(hi.a * along.stride, along.per), last + 1, hi.i)
         self.upper_bounds.add((operand, along.axis, place))
         self.smallest_tile = max(self.smallest_tile, -((place.b - 1) // place.a))
         return place, 0
@@ -246,7 +246,7 @@ class DynamicGrid:
         return None
 
 
-def _whole(a: int, b: int) -> int:
+def _exact_quotient(a: int, b: int) -> int:
     if a % b:
         raise NotTileableError("steps that do not divide")
     return a // b

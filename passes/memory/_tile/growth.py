@@ -57,7 +57,7 @@ class Growth:
         free, index = self._free, self._reach.index
         if free is not None and free.stretch[0] <= stretch[0] and stretch[-1] <= free.stretch[-1]:
             return free.within(self._seed, stretch, index)
-        reached = _reach(self._seed, self._axis, index, stretch, self._spaces)
+        reached = _propagate(self._seed, self._axis, index, stretch, self._spaces)
         if reached.free and free is None:
             self._free = reached
         return reached.axes
@@ -181,8 +181,8 @@ class _Reached:
         return reached
 
 
-def _reach(seed: Op, axis: Axis, index: Mapping[Op, int], stretch: range, spaces: IterationSpaces) -> _Reached:
-    """Go from op to op along values that are cut, without leaving a stretch."""
+def _propagate(seed: Op, axis: Axis, index: Mapping[Op, int], stretch: range, spaces: IterationSpaces) -> _Reached:
+    """Propagate an axis from its seed to producers and users of tiled values, within a stretch of steps."""
     chosen = {seed: axis}
     places: dict[Value, int] = {r: a for r, a in zip(seed.results, axis.results, strict=True) if a is not None}
     todo, free = [seed], True

@@ -79,7 +79,7 @@ def rematerialise(remat: Remat) -> None:
 def _candidate(value: Value, profile: MemoryProfile, allowance: float) -> Remat | None:
     maker = value.op
     assert maker is not None
-    group = profile.home.get(value)
+    group = profile.group_index.get(value)
     if group is None or len(profile.layout.groups[group].values) > 1 or profile.layout.groups[group].pinned:
         return None
     users = sorted({profile.position.get(user, -1) for user in value.users})
@@ -130,7 +130,7 @@ def _in_order(ops: set[Op], profile: MemoryProfile) -> tuple[Op, ...]:
 
 
 def _is_alive(value: Value, place: int, profile: MemoryProfile) -> bool:
-    group = profile.home.get(value)
+    group = profile.group_index.get(value)
     return group is not None and (
         profile.layout.groups[group].pinned or any(user >= place for user in profile.users[group])
     )

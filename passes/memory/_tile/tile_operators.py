@@ -57,8 +57,8 @@ class TileOp:
         return need
 
     @property
-    def place(self) -> int:
-        """The first result's axis."""
+    def result_axis(self) -> int:
+        """Tiled axis of the first result."""
         assert self.axis.results[0] is not None
         return self.axis.results[0]
 
@@ -78,7 +78,7 @@ def _same(p: TileOp) -> Made:
 def _pads(p: TileOp) -> Made:
     """Padding stays where a tile borders on it."""
     need = p.need
-    spatial = p.place - 2
+    spatial = p.result_axis - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2
     windows = [window_of(p.op, i) for i in range(rank)]
     if any(w is None for w in windows):
@@ -92,7 +92,7 @@ def _pads(p: TileOp) -> Made:
     attrs.pop("auto_pad", None)
     attrs["pads"] = (*before, *after)
     if p.op.op_type in ("MaxPool", "AveragePool"):
-        if p.static and attrs.get("ceil_mode") and p.interval.hi == p.emitter.extent(p.op.results[0], p.place):
+        if p.static and attrs.get("ceil_mode") and p.interval.hi == p.emitter.extent(p.op.results[0], p.result_axis):
             after[spatial] = windows[spatial][4]  # type: ignore[index]
             attrs["pads"] = (*before, *after)
         if before[spatial] >= kernel[spatial] or after[spatial] >= kernel[spatial]:
@@ -108,10 +108,10 @@ def _shape(p: TileOp) -> Made:
     dims = list(shape(p.op.results[0]) or ())
     length = p.grid.length(p.interval)
     along = p.axis.operands[0]
-    if length is not None and all(isinstance(d, int) for i, d in enumerate(dims) if i != p.place):
-        dims[p.place] = length
+    if length is not None and all(isinstance(d, int) for i, d in enumerate(dims) if i != p.result_axis):
+        dims[p.result_axis] = length
         return _with_target(p, [int(d) for d in dims])  # type: ignore[arg-type]
-    copies = along is not None and along.axis == p.place and along.is_identity
+    copies = along is not None and along.axis == p.result_axis and along.is_identity
     if p.op.op_type == "Expand":
         entry = 1 if along is not None else length
     elif p.op.op_type == "Reshape":
@@ -136,9 +136,9 @@ def _patched(p: TileOp, entry: int) -> Made:
             raise NotTileableError("a reshape to nothing")
         # A -1 cannot be worked out where nothing is left, and a 0 may copy the tile's extent: what is known is said.
         entries = [d if e in (-1, 0) and isinstance(d, int) else e for e, d in zip(entries, dims, strict=True)]
-        entries[p.place] = entry
+        entries[p.result_axis] = entry
         along = p.axis.operands[0]
-        if along is not None and along.axis != p.place and entries[along.axis : along.axis + 1] == [0]:
+        if along is not None and along.axis != p.result_axis and entries[along.axis : along.axis + 1] == [0]:
             raise NotTileableError("a reshape that copies the extent which is cut")
         if entries.count(-1) > 1:
             raise NotTileableError("two extents of a reshape are known at run time only")
@@ -152,7 +152,7 @@ def _patched(p: TileOp, entry: int) -> Made:
     key = ("target", p.op, entry)
     shared = p.emitter.shared
     if key not in shared:
-        mask = p.emitter.b.const(np.arange(rank) == p.place, "axis")
+        mask = p.emitter.b.const(np.arange(rank) == p.result_axis, "axis")
         shared[key] = p.emitter.made("Where", [mask, p.emitter.ints([entry]), target])
     operands = list(p.operands)
     operands[index] = shared[key]
@@ -185,7 +185,7 @@ def _resize(p: TileOp) -> Made:
         if length is None or any(not isinstance(d, int) for d in shape(p.op.results[0]) or (None,)):
             raise NotTileableError("a resize to computed sizes")
         sizes = [int(d) for d in shape(p.op.results[0]) or ()]  # type: ignore[arg-type]
-        sizes[p.place] = length
+        sizes[p.result_axis] = length
         operands[3] = p.emitter.ints(sizes)
         return p.op.attrs, operands
     scales = p.emitter.b.const(np.asarray(factors, np.float32), "scales")
@@ -198,7 +198,7 @@ def _interpolated(p: TileOp) -> Made:
     What lies outside of an operand has no value in that mode. So operands go on for an element more than any place
     needs, at borders by one like the last.
     """
-    places = interpolation(p.op, p.place)
+    places = interpolation(p.op, p.result_axis)
     if places is None or not p.static:
         raise NotTileableError("an interpolation whose extents are known at run time only")
     lo, hi = _numbers(p.interval)
@@ -210,13 +210,13 @@ def _interpolated(p: TileOp) -> Made:
     rank = len(scales)
     if before or after:
         pads = [0] * (2 * rank)
-        pads[p.place], pads[p.place + rank] = before, after
+        pads[p.result_axis], pads[p.result_axis + rank] = before, after
         x = p.emitter.made("Pad", [x, p.emitter.ints(pads)], {"mode": "edge"})
     start, length = start - before, end - start + before + after
     roi = [0.0] * rank + [1.0] * rank
-    roi[p.place] = float((places.place(lo) - start) / (length - 1))
-    roi[p.place + rank] = float((places.place(hi - 1) - start) / (length - 1))
-    scales[p.place] = _scale(length, hi - lo)
+    roi[p.result_axis] = float((places.source_coordinate(lo) - start) / (length - 1))
+    roi[p.result_axis + rank] = float((places.source_coordinate(hi - 1) - start) / (length - 1))
+    scales[p.result_axis] = _scale(length, hi - lo)
     made = [p.emitter.b.const(np.asarray(v, np.float32), n) for v, n in ((roi, "roi"), (scales, "scales"))]
     return {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}, [x, *made]
 
@@ -240,7 +240,7 @@ def _resized_elsewhere(p: TileOp) -> tuple[Value, list[float]]:
     """
     x, y = shape(p.op.operands[0]) or (), shape(p.op.results[0]) or ()
     scales = [1.0] * len(y)
-    others = [i for i in range(len(y)) if i != p.place and not same(x[i], y[i])]
+    others = [i for i in range(len(y)) if i != p.result_axis and not same(x[i], y[i])]
     if not others:
         return p.operands[0], scales
     if p.op.attrs.get("coordinate_transformation_mode") in ("align_corners", b"align_corners"):
@@ -254,11 +254,11 @@ def _resized_elsewhere(p: TileOp) -> tuple[Value, list[float]]:
         tensor = p.op.operands[2].tensor
         assert tensor is not None
         given = np.array(tensor.numpy(), np.float32).reshape(-1)
-        given[p.place] = 1.0
+        given[p.result_axis] = 1.0
         operands[2] = p.emitter.b.const(given, "scales")
     else:
         sizes = [*y]
-        sizes[p.place] = p.grid.length(p.need.interval)
+        sizes[p.result_axis] = p.grid.length(p.need.interval)
         if not all(isinstance(d, int) for d in sizes):
             raise NotTileableError("a resize to computed sizes")
         operands[3] = p.emitter.ints([int(d) for d in sizes])  # type: ignore[arg-type]
@@ -268,7 +268,7 @@ def _resized_elsewhere(p: TileOp) -> tuple[Value, list[float]]:
 def _transposed(p: TileOp) -> Made:
     """Crop what the taps of a ConvTranspose reach beyond the tile, by its padding."""
     need = p.need
-    spatial = p.place - 2
+    spatial = p.result_axis - 2
     rank = len(shape(p.op.operands[0]) or ()) - 2
     windows = [window_of(p.op, i) for i in range(rank)]
     window = windows[spatial]
@@ -281,10 +281,10 @@ def _transposed(p: TileOp) -> Made:
         # Padding wider than a filter reaches crops the first elements' taps away: a tile does not read these elements.
         begin = _distance(p.interval.lo, need.interval.lo, stride) + before
     at_end = p.interval.hi is None or (
-        p.static and need.after == 0 and p.interval.hi == p.emitter.extent(p.op.results[0], p.place)
+        p.static and need.after == 0 and p.interval.hi == p.emitter.extent(p.op.results[0], p.result_axis)
     )
     if at_end and p.static:
-        at_end = need.interval.hi == p.emitter.extent(p.op.operands[0], p.place)
+        at_end = need.interval.hi == p.emitter.extent(p.op.operands[0], p.result_axis)
     if not at_end:
         # Uncropped, the last tap ends (operands - 1) * stride + reach + 1 behind the first one's place.
         reach = (size - 1) * dilation
@@ -319,9 +319,9 @@ def _padded(p: TileOp) -> Made:
     rank = len(shape(p.op.results[0]) or ())
     amounts = list(pad_amounts(p.op, rank) or ())
     if need.before is not None:
-        amounts[p.place] = need.before
+        amounts[p.result_axis] = need.before
     if need.after is not None:
-        amounts[p.place + rank] = need.after
+        amounts[p.result_axis + rank] = need.after
     for name in ("pads", "paddings"):
         if name in p.op.attrs:
             return {**p.op.attrs, name: tuple(amounts)}, list(p.operands)

@@ -183,11 +183,11 @@ class CalibratedGraph:
         writer = Writer(WeightCoder(int4_format(graph), memo=self.blocks), stats)
         if narrow and not self.blocks:
             self._code_blocks()
-        for weight in weights_read_by(graph, narrow, self.codes.apart):
+        for weight in weights_read_by(graph, narrow, self.codes.weight_only):
             writer.write(weight)
         left = {n for n, state in states.items() if state in (LayerPrecision.FLOAT, LayerPrecision.INT4_WEIGHTS)}
         wide = {n for n, state in states.items() if state == LayerPrecision.INT8_WEIGHTS} & self.codes.wide
-        for weight in weights_read_by(graph, (self.codes.apart - left) | wide, self.codes.apart):
+        for weight in weights_read_by(graph, (self.codes.weight_only - left) | wide, self.codes.weight_only):
             blocks = int8_format(graph, weight)
             if blocks is None:
                 writer.write(weight, channels=True)

@@ -79,7 +79,7 @@ def quantizable_layers(
     named = replace(
         codes,
         narrow=frozenset(op.name for op in blocks if narrow),
-        apart=frozenset(op.name for op in blocks - found),
+        weight_only=frozenset(op.name for op in blocks - found),
         wide=frozenset(op.name for op in (wide & found)),
         tabled=frozenset(op.name for op in (tabled & found)),
         excluded=codes.excluded | frozenset(op.name for op in whole),
@@ -110,11 +110,11 @@ def int8_format(graph: Graph, weight: Weight) -> WeightFormat | None:
     return None if any(plan.why_not(weight, site) for site in weight.sites) else plan
 
 
-def weights_read_by(graph: Graph, names: Set[str], apart: Set[str] = frozenset()) -> list[Weight]:
-    """Weights as far as nodes of these names read them; one whose first reader is a layer apart, wholly."""
+def weights_read_by(graph: Graph, names: Set[str], weight_only: Set[str] = frozenset()) -> list[Weight]:
+    """Weights as far as nodes of these names read them; one whose first reader is of `weight_only`, wholly."""
     found = []
     for weight in find_weights(graph, frozenset()) if names else ():
-        whole = bool(weight.sites) and weight.sites[0].op.name in names & apart
+        whole = bool(weight.sites) and weight.sites[0].op.name in names & weight_only
         weight.sites = [site for site in weight.sites if whole or site.op.name in names]
         if weight.sites:
             found.append(weight)

@@ -96,7 +96,7 @@ def sensitivities(
 
 def _measured(name: str, op: Op, variant: CalibratedGraph) -> list[LayerPrecision]:
     """States of a layer that are looked at in any case."""
-    states = [LayerPrecision.INT8] if name not in variant.codes.apart else [LayerPrecision.INT8_WEIGHTS]
+    states = [LayerPrecision.INT8] if name not in variant.codes.weight_only else [LayerPrecision.INT8_WEIGHTS]
     return [*states, LayerPrecision.INT4_WEIGHTS] if name in variant.codes.narrow else states
 
 

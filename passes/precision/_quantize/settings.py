@@ -54,7 +54,7 @@ class QuantizationConfig:
         recurrent: Also code weights of LSTM.
         outputs: Whether outputs shall be codes, too.
         narrow: Names of nodes whose weights can be in blocks of 4 bits.
-        apart: Names of those among them that have no integer kernel.
+        weight_only: Names of those among them that have no integer kernel.
         wide: Names of products whose weights, in float activations, are read in blocks of 8 bits.
         tabled: Names of convolutions whose weights, in float activations, are decoded while onnxruntime loads
             them, or, if small, stay as they are.
@@ -69,7 +69,7 @@ class QuantizationConfig:
     recurrent: bool = True
     outputs: bool = False
     narrow: frozenset[str] = frozenset()
-    apart: frozenset[str] = frozenset()
+    weight_only: frozenset[str] = frozenset()
     wide: frozenset[str] = frozenset()
     tabled: frozenset[str] = frozenset()
 

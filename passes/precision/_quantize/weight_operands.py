@@ -108,7 +108,7 @@ def _add(weight: Weight, user: Op, index: int, excluded: frozenset[str]) -> None
         if tuple(user.attrs.get("perm", (1, 0))) == (1, 0):
             for after, at in user.result.uses:
                 reason = _why_not(weight.value, after, at, excluded)
-                if not reason and (after.op_type not in PRODUCTS or _whole(weight.value, after, at)):
+                if not reason and (after.op_type not in PRODUCTS or _why_uncoded(weight.value, after, at)):
                     reason = f"{after.op_type} reads it transposed"
                 _note(weight, after, reason, 1 - _columns(after), at)
             return
@@ -120,7 +120,7 @@ def _note(weight: Weight, op: Op, reason: str, columns: int, index: int) -> None
         weight.obstacle = weight.obstacle or f"{label(op)}: {reason}"
         return
     weight.sites.append(
-        WeightUse(op, columns, float(op.attrs.get("alpha", 1.0)), index, _whole(weight.value, op, index))
+        WeightUse(op, columns, float(op.attrs.get("alpha", 1.0)), index, _why_uncoded(weight.value, op, index))
     )
 
 
@@ -161,7 +161,7 @@ def _why_not(weight: Value, op: Op, index: int, excluded: frozenset[str]) -> str
     return "" if np.isfinite(op.attrs.get("alpha", 1.0)) else "alpha is not finite"
 
 
-def _whole(weight: Value, op: Op, index: int) -> str:
+def _why_uncoded(weight: Value, op: Op, index: int) -> str:
     """Say why no kernel multiplies by the codes of a weight; `""` where one does, or decodes them in each run."""
     if op.op_type in RECURRENT:
         return "recurrent, decoded in each run"
