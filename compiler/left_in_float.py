@@ -20,7 +20,8 @@ _HALF = frozenset(
 _INTEGERS = ("int8", "uint8", "int4", "mixed")
 _CODERS = names_where(lambda o: o.family is Family.CODING)
 _RECURRENT = names_where(lambda o: o.family is Family.RECURRENT)
-_HEAVY = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", *_RECURRENT)
+_PRODUCTS = names_where(lambda o: o.layout is not None and o.family is Family.MATMUL)
+_HEAVY = names_where(lambda o: o.layout is not None) | {"Einsum"} | _RECURRENT
 _MOST = 5
 """Reasons that a warning lists."""
 _PART, _WORTH = 0.1, 1 << 16
@@ -109,7 +110,7 @@ def _reason(op: Op, graph: Graph, target: str) -> str:
         return "recurrent, errors would add up"
     if target in _INTEGERS and op.op_type in ("ConvTranspose", "Einsum"):
         return "onnxruntime has no integer kernel for it, and decoded while loading its weights cost too much"
-    if op.op_type in ("MatMul", "Gemm"):
+    if op.key in _PRODUCTS:
         if [i for i, _ in weights] == [0]:
             return "the weight is its left operand"
         rank = len(op.operands[1].tensor.shape) if op.operands[1].tensor is not None else 2

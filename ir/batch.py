@@ -16,7 +16,7 @@ from typing import TypeAlias
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, product
 from memoptc.ir.iteration import Axis, Form, iteration_space
-from memoptc.ir.ops import VIEWS, definition, is_pure
+from memoptc.ir.ops import EXTENTS, VIEWS, definition, is_pure
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType
 
@@ -141,7 +141,7 @@ class _Proof:
             raise self._stopped(op, "has subgraphs that depend on the samples or their number")
         if not is_pure(op):
             raise self._stopped(op, "gives something else in each run")
-        if op.op_type in ("Shape", "Size") and not op.domain:
+        if op.key in EXTENTS:
             return self._content(op)
         if any(isinstance(s, _Numbers) for _, _, s in operands):
             return self._of_numbers(op)
@@ -273,7 +273,7 @@ def _content_of(op: Op, known: dict[Value, tuple[Dim, ...]]) -> tuple[Dim, ...] 
             return known[value]
         return None if value.tensor is None or value.tensor.size > _LONGEST else ints(value.tensor)
 
-    data = of(op.operands[0]) if op.op_type not in ("Shape", "Size") else op.operands[0].shape
+    data = of(op.operands[0]) if op.op_type not in EXTENTS else op.operands[0].shape
     if data is None or op.domain:
         return None
     if op.op_type == "Shape":

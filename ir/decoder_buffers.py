@@ -14,9 +14,9 @@ from dataclasses import replace
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.decoder_facts import Cache
 from memoptc.ir.decoder_paths import HAND_ON
+from memoptc.ir.ops import EXTENTS
 
 _RESIZING = frozenset(["Slice", "Split", "Gather", "Expand", "Tile"])
-_SIZES = ("Shape", "Size")  # they read no element
 _NEAR = 8
 """Pasts that are tried for a present: its own layer's, which cannot be, and those of the layers before."""
 
@@ -106,7 +106,7 @@ def _readers(past: Value, graph: Graph) -> set[Op]:
     todo, seen = [past], {past}
     while todo:
         for op, index in todo.pop().uses:
-            if op.op_type in _SIZES and not op.domain:
+            if op.key in EXTENTS:
                 continue
             top: Op | None = op
             while top is not None and top.graph is not graph:

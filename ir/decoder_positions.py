@@ -15,6 +15,7 @@ from memoptc.ir.decoder_paths import (
     shape_of,
     uses_behind,
 )
+from memoptc.ir.ops import EXTENTS
 from memoptc.ir.tensors import scalar
 
 _TO_TABLE = {"Gather": 0, "com.microsoft::GatherBlockQuantized": 0, "com.microsoft::EmbedLayerNormalization": 2}
@@ -148,7 +149,7 @@ def _computed_from(starts: Iterable[Value]) -> set[Value]:
     seen = set(todo)
     while todo:
         for op, index in todo.pop().uses:
-            if op.is_a("Shape", "Size"):
+            if op.key in EXTENTS:
                 continue
             results = _results_behind(op, index)
             todo += [r for r in results if r not in seen]

@@ -13,12 +13,8 @@ from onnx_shape_inference import registry
 
 _DOMAIN = "com.microsoft"
 
-_AS_FIRST = (
-    "Affine", "ImageScaler", "MeanVarianceNormalization", "ParametricSoftplus", "Scale", "ScaledTanh",
-    "ThresholdedRelu",
-)  # fmt: skip
-_AS_FIRST_CONTRIB = ("Inverse", "Trilu")
-_LIKE = {"GatherND": ("GatherND", 13), "Pad": ("Pad", 13), "Range": ("Range", 11), "MaxpoolWithMask": ("MaxPool", 12)}
+_AS_FIRST = ("MeanVarianceNormalization", "Scale", "ThresholdedRelu")
+_LIKE = {"Pad": ("Pad", 13), "Range": ("Range", 11), "MaxpoolWithMask": ("MaxPool", 12)}
 """Contrib operators whose results have the shapes of a standard operator's, inputs beyond its own left out."""
 
 
@@ -27,8 +23,6 @@ def install() -> None:
     for name in _AS_FIRST:
         if registry.get("", name, version=1) is None:
             registry.register("", name, since_version=1)(_infer_as_first)
-    for name in _AS_FIRST_CONTRIB:
-        registry.register(_DOMAIN, name, since_version=1)(_infer_as_first)
     for name, (like, version) in _LIKE.items():
         function = registry.get("", like, version=version)
         if function is not None:

@@ -43,9 +43,6 @@ CAPTURED_FROM = 1 << 16
 _BYTE = 8
 _COUNT = TensorType(DType.INT64, ())
 _SCAFFOLD = ("SequenceEmpty", "SequenceLength", "Equal", "const")
-_CAPTURABLE = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "FusedGemm": 1, "Gather": 0}
-"""Operators whose kernels read a weight of an outer graph as well as their own -> that operand. Convolutions do not:
-onnxruntime lays them out in blocks of channels only from their own graph."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def _can_stay_outside(weight: Op) -> bool:
     if weight.attrs["value"].dtype == DType.STRING or nbytes(weight.attrs["value"]) < CAPTURED_FROM:
         return False
     for user in weight.result.users:
-        index = _CAPTURABLE.get(user.op_type)
+        index = ops.facts(user).captured
         if index is None or user.graph is not weight.graph or user.operands[index] is not weight.result:
             return False
     return True

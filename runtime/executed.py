@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.ops import EXTENTS
 from memoptc.runtime.node_events import node_events
 from memoptc.runtime.options import Feed, RunOptions, clean_message
 
@@ -59,7 +60,7 @@ def first_difference(model: str | os.PathLike[str], executed: Sequence[str]) -> 
         One sentence on the first node that ran out of order; empty when all ran as written.
     """
     graph = onnx.load(os.fspath(model), load_external_data=False).graph
-    free = {n.name for n in graph.node if n.op_type in ("Shape", "Size", "Constant")}
+    free = {n.name for n in graph.node if n.op_type in EXTENTS | {"Constant"}}
     written = [n.name for n in graph.node if n.name and n.name not in free]
     known = set(written)
     ran = [name for name in executed if name in known]

@@ -16,6 +16,7 @@ from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, na
 __all__ = [
     "BINARY",
     "CONTRIB_PURE",
+    "EXTENTS",
     "MICROSOFT",
     "TABLE",
     "UNARY",
@@ -52,6 +53,7 @@ UNARY = names_where(lambda o: o.arity is Arity.UNARY)
 BINARY = names_where(lambda o: o.arity is Arity.BINARY)
 VARIADIC = names_where(lambda o: o.arity is Arity.VARIADIC)
 VIEWS = names_where(lambda o: o.view is not None)
+EXTENTS = names_where(lambda o: o.reads_extents)
 CONTRIB_PURE = names_where(lambda o: o.pure, MICROSOFT)
 """onnxruntime's contributed operators that are functions of their operands."""
 
@@ -75,6 +77,12 @@ def is_pure(op: Op) -> bool:
 
 def _all_pure(region: Graph) -> bool:
     return all(is_pure(op) for op in region.ops)
+
+
+def takes_scales(op: Op) -> bool:
+    """True if float operands of an op are scales, or tables of numbers, that belong to codes."""
+    known = facts(op)
+    return known.on_codes or known.decodes_weight or known.family is Family.CODING
 
 
 def is_removable(op: Op) -> bool:

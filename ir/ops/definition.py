@@ -134,6 +134,13 @@ class Operator:
         unchecked_ranks: onnxruntime's kernel ends the process on operands of a wrong rank instead of failing.
         arithmetic: Time that its arithmetic takes, as a multiple of moving its bytes out of a cache.
         on_codes: It computes on 8-bit codes itself, and takes or gives them.
+        decodes_weight: It computes in float with a weight in codes, of which it takes scales or a table of numbers.
+        reads_extents: Its result follows from the extents of its operand, whatever the elements.
+        optional_results: Result 0 is computed the same way whether or not the others are wanted. MaxPool's is not (it
+            takes NaN otherwise), nor BatchNormalization's (its other results mean training before opset 14).
+        float32_statistics: Results behind the first are in the precision of its sums, whatever its operands are.
+        captured: Weight that its kernel reads from an outer graph as it does from its own. Convolutions have none:
+            onnxruntime lays them out in blocks of channels only from their own graph.
         family: What it is treated with.
         space: Gives the axes along which the result can be computed piece by piece.
         accumulates: Gives the axes that it accumulates along and that can be split into partial results.
@@ -178,6 +185,11 @@ class Operator:
     unchecked_ranks: bool = False
     arithmetic: float = 1.0
     on_codes: bool = False
+    decodes_weight: bool = False
+    reads_extents: bool = False
+    optional_results: bool = False
+    float32_statistics: bool = False
+    captured: int | None = None
     family: Family | None = None
     space: Space | None = None
     accumulates: Space | None = None

@@ -132,9 +132,10 @@ OPERATORS: tuple[Operator, ...] = (
     *define("Add Mul", commutative=True, integer=IntegerKernel.ALL_OPERANDS, **_BINARY_FACTS),
     *define("Max Mean Min Sum", commutative=True, workspace=_variadic, **_VARIADIC_FACTS),
     *define("Where", workspace=_select, **_VARIADIC_FACTS),
-    *define("Dropout", space=_elementwise_first),
+    *define("Dropout", space=_elementwise_first, optional_results=True),
     *define("BitCast SwiGLU"),
-    *define("Affine ParametricSoftplus ScaledTanh", **_UNARY_FACTS),  # experimental ones, which onnxruntime still runs
+    # experimental ones, which onnxruntime still runs
+    *define("Affine ParametricSoftplus ScaledTanh", types_like=("Identity", 1), **_UNARY_FACTS),
     *define("Gelu", MICROSOFT, **_UNARY_FACTS),
     *define("QuickGelu", MICROSOFT, sample=_quick_gelu_sample, double=double.quick_gelu, **_UNARY_FACTS),
     *define("BiasGelu FastGelu", MICROSOFT, arity=Arity.UNARY, space=_bias_gelu, workspace=_one_result),

@@ -282,8 +282,9 @@ OPERATORS: tuple[Operator, ...] = (
     *define("DynamicQuantizeMatMul", MICROSOFT, workspace=_codes, family=Family.MATMUL),
     *define("QGemm", MICROSOFT, workspace=_sums, family=Family.MATMUL),
     *define("MatMulNBits", MICROSOFT, space=_rows, **_INTEGER_PRODUCT),
+    *define("Inverse", MICROSOFT, types_like=("Identity", 1), family=Family.MATMUL),
     *define(
-        "CDist FusedMatMulActivation Inverse MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
+        "CDist FusedMatMulActivation MatMulBnb4 MatMulFpQ4 MatMulInteger16 "
         "MatMulIntegerToFloat QOrderedMatMul SparseToDenseMatMul TransposeMatMul",
         MICROSOFT,
         family=Family.MATMUL,
@@ -296,6 +297,9 @@ OPERATORS = also(
     MICROSOFT,
     packed=(1,),
 )
+OPERATORS = also(OPERATORS, "MatMulBnb4 MatMulFpQ4 MatMulNBits", MICROSOFT, decodes_weight=True)
+OPERATORS = also(OPERATORS, "MatMul Gemm", captured=1)
+OPERATORS = also(OPERATORS, "FusedMatMul FusedGemm", MICROSOFT, captured=1)
 OPERATORS = also(OPERATORS, "MatMul", packs_matrices=True)
 OPERATORS = also(OPERATORS, "FusedMatMul", MICROSOFT, packs_matrices=True)
 OPERATORS = also(OPERATORS, "QLinearMatMul", packed=(3,))

@@ -179,5 +179,7 @@ OPERATORS: tuple[Operator, ...] = (
         **_NORM,
     ),
 )
+OPERATORS = also(OPERATORS, "LayerNormalization RMSNormalization", float32_statistics=True)
+OPERATORS = also(OPERATORS, "LayerNormalization", optional_results=True)
 OPERATORS = also(OPERATORS, "Softmax", arithmetic=4.5)
 OPERATORS = also(OPERATORS, "EmbedLayerNormalization", MICROSOFT, parameters={0: Index(2), 1: Index(4), 8: Index(3)})

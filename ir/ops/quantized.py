@@ -27,6 +27,7 @@ def _dequantize(op: Op) -> list[Axis]:
 OPERATORS: tuple[Operator, ...] = (
     *define("QuantizeLinear DequantizeLinear", space=_dequantize, stays_float32=True),
     *define("DynamicQuantizeLinear", stays_float32=True),
+    *define("QMoE", MICROSOFT, decodes_weight=True),
     *define(
         "DequantizeLinear GatherBlockQuantized QLinearAdd QLinearConcat "
         "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax "
@@ -43,4 +44,5 @@ OPERATORS = also(
     MICROSOFT,
     on_codes=True,
 )
+OPERATORS = also(OPERATORS, "GatherBlockQuantized", MICROSOFT, decodes_weight=True)
 OPERATORS = also(OPERATORS, "GatherBlockQuantized", MICROSOFT, parameters={1: Index(axis="gather_axis")})

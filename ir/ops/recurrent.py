@@ -74,6 +74,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("RNN", workspace=_rnn, **_FACTS),
     *define("DynamicQuantizeLSTM", MICROSOFT, types_like=("LSTM", 14), family=Family.RECURRENT),
 )
+OPERATORS = also(OPERATORS, "GRU LSTM RNN", optional_results=True)
 OPERATORS = also(OPERATORS, "GRU LSTM", packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, on_codes=True)

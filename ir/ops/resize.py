@@ -252,7 +252,8 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     *define("SpaceToDepth", space=_space_to_depth, moves=True, sample=_blocks_sample(into_space=False)),
     *define("Pad", space=_pad, sample=_pad_sample),
-    *define("AffineGrid CenterCropPad Col2Im Crop ImageDecoder ImageScaler"),
+    *define("AffineGrid CenterCropPad Col2Im Crop ImageDecoder"),
+    *define("ImageScaler", types_like=("Identity", 1)),
     *define("GridSample", unchecked_ranks=True),
     *define("CropAndResize", MICROSOFT),
 )

@@ -276,7 +276,7 @@ OPERATORS: tuple[Operator, ...] = (
     *define("Split", space=_split, moves=True),
     *define("Slice", space=_slice, moves=True),
     *define("Expand", space=_expand, moves=True),
-    *define("Gather", sample=_gather_sample, space=_lookup, moves=True),
+    *define("Gather", sample=_gather_sample, space=_lookup, moves=True, captured=0),
     *define("Compress GatherElements GatherND Tile", moves=True),
     *define("ReverseSequence", moves=True, unchecked_ranks=True),
     *define("ConstantOfShape", space=_filled),
@@ -292,9 +292,12 @@ OPERATORS: tuple[Operator, ...] = (
         in_place=(0,),
     ),
     *define("ScatterElements TensorScatter", in_place=(0,)),
-    *define("Constant EyeLike NonZero Range Scatter ScatterND Shape Size Unique"),
+    *define("Constant EyeLike NonZero Range Scatter ScatterND"),
+    *define("Shape Size", reads_extents=True),
+    *define("Unique", optional_results=True),
     *define("NonMaxSuppression", stays_float32=True),
-    *define("ExpandDims GatherND MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
+    *define("GatherND", MICROSOFT, types_like=("GatherND", 13)),
+    *define("ExpandDims MurmurHash3 NGramRepeatBlock RemovePadding RestorePadding", MICROSOFT),
 )
 OPERATORS = also(OPERATORS, "ConstantOfShape Expand NonZero Range Reshape Slice Tile", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "Flatten", sample=_flatten_sample)

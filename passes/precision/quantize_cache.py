@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from memoptc.coded_interface import Coded, read_coded_interface, write_coded_interface
+from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
@@ -27,7 +28,6 @@ _PAST = (3, 4)
 """Operands of GroupQueryAttention that hold keys and values of the past; results 1 and 2 hold those of all steps."""
 _SCALES = 12
 """The first operand that is a scale."""
-_EXTENTS = frozenset({"Shape", "Size"})
 _HIGHEST = 127.0
 _OLDEST = (1, 32)
 """The first onnxruntime whose CPU kernel takes a cache of int8."""
@@ -135,7 +135,7 @@ def _alone(graph: Graph, site: CodableCache) -> bool:
         if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
             return False
         for user in value.users:
-            if user is not site.attention and user.key not in _EXTENTS and user.graph is not site.other:
+            if user is not site.attention and user.key not in ops.EXTENTS and user.graph is not site.other:
                 return False
     returned = (v.use_count == 1 and v.is_output and v.graph is graph for v in site.present)
     return all(returned) and site.past[0] is not site.past[1]
@@ -217,7 +217,7 @@ def _code(graph: Graph, site: CodableCache, codes: tuple[Coded, ...]) -> None:
 
 def _around(region: Graph, past: Value, output: int, coded: Coded) -> None:
     """Decode the past for a branch, and code what it gives."""
-    uses = [(op, i) for op, i in past.uses if op.graph is region and op.key not in _EXTENTS]
+    uses = [(op, i) for op, i in past.uses if op.graph is region and op.key not in ops.EXTENTS]
     real = coded.convert(Builder(region, before=region.first), past, DType.FLOAT)
     for op, i in uses:
         op.set_operand(i, real)

@@ -20,7 +20,7 @@ from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._half.choice import Candidate, Choice, narrow_candidates, worth
 from memoptc.passes.precision._half.rewrite import Rewriter, can_look_up_float8, channel_axis, is_table, scaled
-from memoptc.passes.precision._half.table import CODED, FORMATS, Format
+from memoptc.passes.precision._half.table import FORMATS, Format
 from memoptc.passes.precision._quantize.accuracy_check import made_up
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import magnitudes
@@ -107,7 +107,7 @@ class ToHalf(Pass):
             tensor = value.tensor
             if tensor is None or tensor.dtype != DType.FLOAT or not value.has_uses:
                 continue
-            if any(u.op_type in CODED or u.op_type.startswith("QLinear") for u in value.users):
+            if any(ops.takes_scales(u) for u in value.users):
                 continue
             reason = self._why_not(value, format_)
             if not reason:

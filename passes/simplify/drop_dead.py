@@ -13,10 +13,6 @@ from memoptc.pass_base import Context, Pass
 STATELESS = 11
 """The first opset whose Loops may carry nothing from one trip to the next."""
 
-OMITTABLE = frozenset({"Dropout", "GRU", "LSTM", "LayerNormalization", "RNN", "Unique"})
-"""Computes its first result the same way whether or not the others are wanted. MaxPool does not (it takes NaN
-otherwise), nor does BatchNormalization (its other results mean training before opset 14)."""
-
 
 class DropDead(Pass):
     """Take out ops whose results nothing uses, in subgraphs too, and local functions that nothing calls.
@@ -76,7 +72,7 @@ def _trim(op: Op, stats: Counter[str]) -> None:
             if _is_dead(maker):
                 unused += _used_by(maker)
                 _erase(maker, stats)
-            elif maker.regions or maker.key in OMITTABLE:
+            elif maker.regions or ops.facts(maker).optional_results:
                 todo.append(maker)
     for value in inputs:
         value.graph.erase_input(value)
@@ -84,7 +80,7 @@ def _trim(op: Op, stats: Counter[str]) -> None:
 
 def _omit_unused(op: Op, stats: Counter[str]) -> None:
     """Tell the runtime that trailing optional results (Dropout's mask, say) are not wanted."""
-    if op.key not in OMITTABLE:
+    if not ops.facts(op).optional_results:
         return
     for result in reversed(op.results[1:]):
         if result.has_uses:

@@ -54,7 +54,7 @@ class FoldConstants(Pass):
                 pass
 
     def _known_elements(self, graph: Graph, context: Context) -> None:
-        if next(graph.walk("Shape", "Size"), None) is None:
+        if next(graph.walk(*ops.EXTENTS), None) is None:
             return  # all that is known of integer vectors, constants aside, comes from these
         for value, elements in list(context.shapes(graph).elements.items()):
             op, type_ = value.op, value.tensor_type

@@ -73,6 +73,19 @@ def test_of_a_slow_tiling_less_is_tried_before_it_is_dropped() -> None:
     assert not list(weaker_forms(passes, [1], [record]))
 
 
+def test_the_last_run_of_a_pass_says_between_which_peaks_it_may_stop() -> None:
+    passes = list(parse_pipeline("fit{slowdown=1.05},lower").passes())
+    ran = [(10, 30), (20, 5), (7, 0), (0, 9)]  # the third saved nothing, the fourth knew no peak
+    records = [PassRecord("fit", 1.0, 5, 9, planned_peak_bytes=p * MB, stats={"bytes saved": s * MB}) for p, s in ran]
+    records.append(PassRecord("order", 1.0, 5, 9, planned_peak_bytes=MB, stats={"bytes saved": MB}))
+    (ladder,) = weaker_forms(passes, [0], records)
+    goals = [edit.replaced[0].ignore for edit in ladder]  # type: ignore[attr-defined]
+    assert goals[0] == 20 * MB
+    assert 20 * MB < goals[-1] < 25 * MB
+    ((edit,),) = weaker_forms(passes, [0], records[2:])
+    assert (edit.replaced[0].slowdown, edit.replaced[0].ignore) == (1.0, passes[0].ignore)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("least", range(9))
 def test_of_a_ladder_the_least_that_holds_is_found(least: int) -> None:
     ladder = [Edit(frozenset({9}), {0: index}) for index in range(8)]  # type: ignore[dict-item]

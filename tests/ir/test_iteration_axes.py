@@ -177,3 +177,15 @@ def test_branches_are_barriers() -> None:
     op = graph.outputs[0].op
     assert op is not None
     assert iteration_space(op) == []
+
+
+def test_expand_repeats_along_numbers_and_follows_the_operand_elsewhere() -> None:
+    """An extent of 1, one that is not known to be the operand's, and a symbol to repeat by are left alone."""
+    to = "%s = const() {value=[3,2,1,5]} : i64[4]"
+    space = space_of("%x: f32[2,1,1]", to, "%y = Expand(%x, %s)")
+    assert [(axis, operands[0]) for axis, operands, _ in space] == [(0, None), (1, Along(0)), (2, None), (3, None)]
+    assert {form for _, _, form in space} == {Form.SHAPE}
+    sizes = "%n = Shape(%z)", "%y = Expand(%x, %n)"
+    space = space_of("%x: f32[N,1], %z: f32[M,N,K]", *sizes)
+    assert [(axis, operands[0]) for axis, operands, _ in space] == [(1, Along(0))]
+    assert space_of("%x: f32[*], %z: f32[M,N,K]", *sizes) == []

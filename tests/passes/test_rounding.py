@@ -13,6 +13,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context
+from memoptc.passes.precision._quantize import observation
 from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.refit import refit_scales
 from memoptc.passes.precision._quantize.rounding import Grid, round_channels, round_to
@@ -234,3 +235,31 @@ def test_scales_fitted_to_levels_err_no_more(rows: int, columns: int, block: int
         assert error(fitted) <= error(scales) * (1 + 1e-6)
     exact = refit_scales(levels * spread(scales), levels, scales, block, moments)
     np.testing.assert_allclose(exact, scales, rtol=1e-6)
+
+
+def test_rounding_takes_the_cheap_layers_that_the_allowed_work_suffices_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For c columns it takes 3 c (weights + c^2) multiplications; a weight that two layers read is left out."""
+    graph = parse(
+        """graph @g(%x: f32[4,16], %z: f32[4,8]) -> (f32[4,2], f32[4,2], f32[4,4], f32[4,4]) {
+          %u = const() {value=rand(1)} : f32[16,2]
+          %v = const() {value=rand(2)} : f32[8,2]
+          %w = const() {value=rand(3)} : f32[8,4]
+          %a = MatMul(%x, %u) : f32[4,2]
+          %b = MatMul(%z, %v) : f32[4,2]
+          %c = MatMul(%z, %w) : f32[4,4]
+          %d = MatMul(%z, %w) : f32[4,4]
+          return %a, %b, %c, %d
+        }"""
+    )
+    layers = list(graph.walk("MatMul"))
+    large, small = 3 * 16 * (32 + 16**2), 3 * 8 * (16 + 8**2)
+    feed = {"x": np.ones((4, 16), np.float32), "z": np.ones((4, 8), np.float32)}
+    data = Data([feed], {value.name: value.type for value in graph.inputs})
+    for work, expected in [
+        (large + small, (1, large + small)), (large + small - 1, (1, small)), (small, (1, small)), (small - 1, (0, 0)),
+    ]:  # fmt: skip
+        monkeypatch.setattr(observation, "WORK", work)
+        assert observation.rounding_work(layers) == expected
+        context = Context(calibration=data)
+        seen = {op.result.name for op, _ in observation.moments_within_budget(graph, layers, context)}
+        assert seen == {n for n, least in (("a", large + small), ("b", small)) if work >= least}

@@ -210,6 +210,23 @@ def test_a_loss_of_the_task_is_named_among_what_got_worse(report: Any) -> None:
     assert "top-1 0.75" in dict(card(replace(report, accuracy=accuracy)))["Worse, or at risk"]
 
 
+def test_the_card_tells_what_improved_and_no_parts_of_it(report: Any) -> None:
+    control, candidate = report.control, report.candidate
+
+    def improved(file_bytes: int, nodes: int, accuracy: dict[str, Any] | None = None) -> str:
+        changed = replace(candidate, file_bytes=file_bytes, nodes=nodes, weight_bytes=1)
+        return dict(card(replace(report, candidate=changed, accuracy=accuracy)))["Improved"]
+
+    smaller = improved(control.file_bytes // 2, control.nodes)
+    assert "file " in smaller
+    assert "file " not in improved(2 * control.file_bytes, control.nodes)
+    assert "nodes" not in improved(control.file_bytes // 2, 1)  # no row of the card
+    assert "weights at rest" not in smaller
+    better = {"metric": "top-1", "control": 0.5, "candidate": 0.75, "samples": 128}
+    assert "top-1" in improved(control.file_bytes, control.nodes, better)
+    assert "top-1" not in improved(control.file_bytes, control.nodes, better | {"candidate": 0.25})
+
+
 def test_the_card_is_in_the_data_too(report: Any) -> None:
     assert report.to_json()["evidence"] == dict(card(report))
 

@@ -7,11 +7,12 @@ import numpy as np
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dataflow import on_demand
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.ops import VIEWS, facts
+from memoptc.ir.ops import EXTENTS, VIEWS, facts, names_where
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType
 
-_MOVES = frozenset({"Slice", "Transpose", "Expand", "Gather"}) | VIEWS
+_MOVES = names_where(lambda o: o.moves) - {"Concat"}
+"""Operators whose results consist of elements of operand 0."""
 
 
 class Uniform:
@@ -140,7 +141,7 @@ def _least_of(value: Value, known: dict[Value, int | None]) -> int | None:
     if op.is_a("Range"):
         start, step = ints(op.operands[0].tensor), ints(op.operands[2].tensor)
         return start[0] if start and step and step[0] > 0 else None
-    if op.is_a("Shape", "Size"):
+    if op.key in EXTENTS:
         return 0
     return known[op.operands[0]] if op.key in _MOVES else None
 

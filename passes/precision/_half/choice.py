@@ -9,7 +9,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import free_symbols, substitute
 from memoptc.ir.types import DType
-from memoptc.passes.precision._half.table import FIRST_RESULT_ONLY, Format
+from memoptc.passes.precision._half.table import Format
 
 USUAL_EXTENT = 16
 """Taken for a symbolic extent that nobody gave, to weigh Casts against savings."""
@@ -87,7 +87,7 @@ def candidate(op: Op, format_: Format, *, any_kernel: bool) -> Candidate | None:
         return None
     if any(r.type is not None and r.tensor_type is None for r in op.results):
         return None  # what takes tensors out of a sequence or an optional would get other ones
-    if op.op_type in FIRST_RESULT_ONLY:
+    if ops.facts(op).float32_statistics:
         if any(r.has_uses for r in op.results[1:]):
             return None
         results = results[:1]

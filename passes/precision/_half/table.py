@@ -38,14 +38,3 @@ FORMATS = {
     "float8": Format(DType.FLOAT8E4M3FN, 448.0, 19, 20.0),
 }
 """float8 is E4M3FN (no infinities); it is only stored, with scales, and never computed with."""
-
-FIRST_RESULT_ONLY = frozenset({"LayerNormalization", "RMSNormalization"})
-"""Further results are in the precision of the sums, whatever the operands are."""
-
-CODED = frozenset(
-    {
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeMatMul", "GatherBlockQuantized", "MatMulBnb4",
-        "MatMulFpQ4", "MatMulIntegerToFloat", "MatMulNBits", "DynamicQuantizeLSTM", "QAttention", "QGemm", "QMoE",
-    }
-)  # fmt: skip
-"""Take scales (or float tables) of codes, which belong to them and stay as they are; so do all of QLinear..."""

@@ -15,14 +15,7 @@ WORK = 3e11
 
 def moments_within_budget(graph: Graph, ops: Iterable[Op], context: Context) -> Iterator[tuple[Op, Moments]]:
     """Ops whose weights nobody else reads, with the moments of what they read; in all of bounded work, cheap first."""
-    alone = [op for op in ops if op.operands[1].single_use and not why_not(op, graph)]
-    left, chosen = WORK, set()
-    for op in sorted(alone, key=_effort):
-        left -= _effort(op)
-        if left < 0:
-            break
-        chosen.add(op)
-    kept = [op for op in alone if op in chosen]
+    kept, _ = _affordable(op for op in ops if op.operands[1].single_use and not why_not(op, graph))
     for group in in_groups([[op] for op in kept], single=True):
         members = [kept[i] for i in group]
         seen = moments_of(graph, members, context, single=True)
@@ -32,14 +25,19 @@ def moments_within_budget(graph: Graph, ops: Iterable[Op], context: Context) -> 
 
 def rounding_work(heavy: Iterable[Op]) -> tuple[int, float]:
     """Passes over the data, and multiplications, that rounding the weights of these layers takes."""
-    alone = [op for op in heavy if op.operands[1].single_use]
-    chosen, work = [], 0.0
-    for op in sorted(alone, key=_effort):
-        work += _effort(op)
-        if work > WORK:
+    chosen, work = _affordable(op for op in heavy if op.operands[1].single_use)
+    return sum(1 for _ in in_groups([[op] for op in chosen], single=True)), work
+
+
+def _affordable(ops: Iterable[Op]) -> tuple[list[Op], float]:
+    """Cheapest ops that `WORK` suffices for, in the order given, and the multiplications that they take."""
+    ops, chosen, work = list(ops), set[Op](), 0.0
+    for op in sorted(ops, key=_effort):
+        if work + _effort(op) > WORK:
             break
-        chosen.append(op)
-    return sum(1 for _ in in_groups([[op] for op in chosen], single=True)), min(work, WORK)
+        work += _effort(op)
+        chosen.add(op)
+    return [op for op in ops if op in chosen], work
 
 
 def _effort(op: Op) -> float:
