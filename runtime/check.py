@@ -105,7 +105,9 @@ class Check:
         self.effort = EFFORTS[mode]
         off, on = _options(threads, optimize=False), _options(threads, optimize=True)
         # integer kernels appear only when onnxruntime fuses them: a coarser model is judged as it will be run
-        self.first, self.second = (on, off) if judge.coarser else (off, on)
+        self.first, self.second = (on, off) if judge.coarser or judge.frozen else (off, on)
+        # what holds that optimizer's kernels has them either way
+        self.second_of_original = on if judge.frozen else self.second
         self.original: Evaluator | None = _evaluator(original, self.first, "the original")
         self.ports = self.original.inputs, self.original.outputs
         self.spool = Spool()
@@ -263,7 +265,7 @@ class Check:
         if not samples:
             return {}
         try:
-            original = _evaluator(self.source, self.second, "the original")
+            original = _evaluator(self.source, self.second_of_original, "the original")
         except MemoptcError as error:
             return dict.fromkeys(samples, error)
         failed: dict[int, MemoptcError] = {}

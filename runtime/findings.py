@@ -182,7 +182,14 @@ class Findings:
             accuracy=accuracy,
             example=self._example,
             target=None if target is None else str(target),
+            other_way=self._other_way(other_state),
         )
+
+    def _other_way(self, state: str) -> dict[str, Any] | None:
+        found = [e.totals for e in self._other_evidence.values()]
+        if not found or any(totals.faults for totals in found):
+            return None
+        return {"optimizer": state, "max_abs": max(float(totals.max_abs) for totals in found)}
 
     def _judge_other_way(self, state: str) -> list[str]:
         """Judge both models with onnxruntime's optimizer switched the other way."""

@@ -83,6 +83,8 @@ class Judge:
         max_error: Largest difference allowed, relative to the output's largest magnitude. It takes the place of
             noise, tolerance and gate.
         accuracy: What lossy passes were held to. It takes the place of noise, tolerance and gate, too.
+        frozen: The candidate holds the kernels that onnxruntime's optimizer chose, which may compute with fewer bits
+            (codes of 4 bits are multiplied by codes of 8): it is compared with the original as that optimizer runs it.
 
     Raises:
         InputError: unknown target.
@@ -92,6 +94,7 @@ class Judge:
     target: str = "float32"
     max_error: float | None = None
     accuracy: AccuracyTarget | None = None
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         if self.target != "float32" and self.target not in GATES:

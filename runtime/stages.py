@@ -56,8 +56,18 @@ class Stages:
         """Value -> the last stage that reads it."""
         self._kept = [self._load(file) for file in self._files] if keep else []
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: ort.RunOptions | None = None,
+    ) -> list[Any]:
         """Run all stages; arguments and result as those of `onnxruntime.InferenceSession.run`.
+
+        Args:
+            output_names: Outputs wanted; all when not given.
+            input_feed: An array per input.
+            run_options: Of the run of every stage; `terminate` ends the run in whichever stage is at work.
 
         Raises:
             InputError: no output or no input has such a name, or an input is missing.
@@ -76,20 +86,23 @@ class Stages:
                 session = self._kept[number] if self._keep else following.result() if following else self._load(file)
                 if self._ahead and number + 1 < len(self._files):
                     following = loader.submit(self._load, self._files[number + 1])
-                self._run_stage(session, values)
+                self._run_stage(session, values, run_options)
                 del session
                 for name in [n for n in values if self._last.get(n, -1) <= number and n not in wanted]:
                     del values[name]
         return [values[name] for name in wanted]
 
-    def _run_stage(self, session: ort.InferenceSession, values: dict[str, Any]) -> None:
+    def _run_stage(
+        self, session: ort.InferenceSession, values: dict[str, Any], run_options: ort.RunOptions | None
+    ) -> None:
         names = [port.name for port in session.get_inputs()]
         missing = [name for name in names if name not in values]
         if missing:
             raise InputError(f"The input {missing[0]!r} is missing.", hint="Give every input of the model.")
         names += [port.name for port in session.get_overridable_initializers() if port.name in values]
         outputs = [port.name for port in session.get_outputs()]
-        values |= zip(outputs, session.run(outputs, {name: values[name] for name in names}), strict=True)
+        feed = {name: values[name] for name in names}
+        values |= zip(outputs, session.run(outputs, feed, run_options), strict=True)
 
     def _load(self, file: Path) -> ort.InferenceSession:
         options = self._options

@@ -25,6 +25,8 @@ class Verification:
         accuracy: Accuracy on labels of both models, where the data has labels; or the metric asked for, with its name.
         example: Where outputs differ most (`memoptc.runtime.example.farthest`), or `None` where no bit differs.
         target: The accuracy that lossy passes were held to, in words, where that is what decided.
+        other_way: Both models with onnxruntime's optimizer switched the other way: its state `optimizer` (`on` or `off`)
+            and `max_abs`, the largest absolute difference; `None` where that was not run.
     """
 
     passed: bool
@@ -40,6 +42,7 @@ class Verification:
     accuracy: dict[str, Any] | None = None
     example: dict[str, Any] | None = None
     target: str | None = None
+    other_way: dict[str, Any] | None = None
 
     @property
     def failed(self) -> bool:

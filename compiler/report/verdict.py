@@ -110,7 +110,7 @@ def _outputs(report: ReportFacts) -> str:
     if not found.get("passed"):
         return "outputs DIFFER by more than allowed"
     if found.get("bit_exact"):
-        return "every output bit the same"
+        return f"every output bit the same{_optimizer(report)}"
     if found.get("target"):
         return f"outputs within the accuracy asked for ({found['target']}){_least_sqnr(report)}{_metric(report)}"
     if report.options.get("max_error") is not None:
@@ -118,6 +118,16 @@ def _outputs(report: ReportFacts) -> str:
     if report.options.get("target") == "float32":
         return "outputs within float noise"
     return f"outputs within the limits of {report.options['target']}{_least_sqnr(report)}{_metric(report)}"
+
+
+def _optimizer(report: ReportFacts) -> str:
+    """Which configuration gave the same bits, where onnxruntime's optimizer, switched the other way, gave others."""
+    found = report.verification.get("other_way")
+    if not found or not found["max_abs"]:
+        return ""
+    other = found["optimizer"]
+    first = "off" if other == "on" else "on"
+    return f" with onnxruntime's optimizer {first}, within {found['max_abs']:.3g} with it {other}"
 
 
 def _least_sqnr(report: ReportFacts) -> str:
@@ -142,7 +152,7 @@ def proof(report: ReportFacts) -> str:
     if not found.get("passed"):
         return f"Verification FAILED on {how}."
     if found.get("bit_exact"):
-        return f"Verified on {how}: every output bit is the same."
+        return f"Verified on {how}: every output bit is the same{_optimizer(report)}."
     if found.get("target"):
         within = f"within the accuracy asked for ({found['target']})"
         return f"Verified on {how}: {within}{_least_sqnr(report)}{_metric(report)}."

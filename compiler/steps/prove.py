@@ -60,6 +60,9 @@ def verify(compilation: Compilation, compiled: Compiled, written: Path) -> Verif
     )
 
 
+FREEZING = frozenset({"freeze-runtime"})
+"""Passes that write down the kernels that onnxruntime's optimizer chooses."""
+
 WORST_SAMPLE = "worst.npz"
 """File, among those of a compile, with the sample on which outputs differ most."""
 
@@ -91,7 +94,8 @@ def judge(options: Options, passes: Iterable[Pass], original: Graph) -> Judge:
     other = options.passes is not None or options.freeze_runtime or accuracy is not None
     exact = options.level <= EXACT_LEVEL and options.target == "float32" and not other
     exact = exact and (options.level == 0 or not _rounds_between(original))
-    return Judge(bit_exact=exact, target=options.target, max_error=options.max_error, accuracy=accuracy)
+    frozen = any(p.name in FREEZING for i, p in enumerate(steps.passes()) if i in changed)
+    return Judge(exact, options.target, options.max_error, accuracy, frozen)
 
 
 def _rounds_between(graph: Graph) -> bool:

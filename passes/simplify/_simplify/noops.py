@@ -42,7 +42,8 @@ def cast_to_same(b: Builder, x: Value, node: Op) -> Value:
 @rewrite(op.CastLike("x", "like", bind="node"))
 def cast_like_same(b: Builder, x: Value, like: Value, node: Op) -> Value:
     if tensor_type(x).dtype != tensor_type(like).dtype:
-        return b.Cast(x, to=int(tensor_type(like).dtype), saturate=node.attrs.get("saturate"))  # type: ignore[no-any-return]
+        rounding = {name: node.attrs.get(name) for name in ("saturate", "round_mode")}
+        return b.Cast(x, to=int(tensor_type(like).dtype), **rounding)  # type: ignore[no-any-return]
     return forward(x, node.result)
 
 
@@ -82,6 +83,7 @@ def slice_of_everything(b: Builder, x: Value, node: Op) -> Value:
         axes = known_ints(node.input(3)) if node.input(3) else tuple(range(len(starts)))
         steps = known_ints(node.input(4)) if node.input(4) else (1,) * len(starts)
     shape = shape_of(x)
+    require(len(starts) == len(ends) == len(axes) == len(steps), "has no axis for every cut")  # which fails in a run
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         extent = shape[axis]
         whole = end >= _LARGE - 1 or (isinstance(extent, int) and end >= extent)
