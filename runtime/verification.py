@@ -25,8 +25,8 @@ class Verification:
         accuracy: Accuracy on labels of both models, where the data has labels; or the metric asked for, with its name.
         example: Where outputs differ most (`memoptc.runtime.example.farthest`), or `None` where no bit differs.
         target: The accuracy that lossy passes were held to, in words, where that is what decided.
-        other_way: Both models with onnxruntime's optimizer switched the other way: its state `optimizer` (`on` or `off`)
-            and `max_abs`, the largest absolute difference; `None` where that was not run.
+        other_way: Both models with onnxruntime's optimizer switched the other way: its state, `optimizer` (`on` or
+            `off`), and `max_abs`, the largest absolute difference; `None` where that was not run.
     """
 
     passed: bool

@@ -12,6 +12,10 @@ from memoptc.passes.lower._bodies import enter_bodies
 BORDERS = ("QuantizeLinear", "DequantizeLinear")
 """Between codes and floats: there may be more of them than of all others, and their results' names serve as names."""
 
+MOST_NODES = 16
+"""Nodes of the original named in one node's metadata: where most of a model ends in one node, a file of small weights
+would hold more names than numbers."""
+
 MARKERS = ("const", "absent", "sparse_const")
 
 
@@ -20,6 +24,7 @@ class Lower(Pass):
 
     A node that a rule made carries `memoptc.rules` (which rules, oldest first) and `memoptc.nodes` (which
     nodes of the original it stands for, or codes numbers of), so that any node of the output can say why it is there.
+    Of more nodes than `MOST_NODES` the first are named, and `memoptc.further_nodes` counts the others.
     """
 
     kept: ClassVar[bool] = True
@@ -34,7 +39,9 @@ class Lower(Pass):
             if op.loc.rules:
                 op.metadata["memoptc.rules"] = ",".join(op.loc.rules)
                 if op.loc.nodes:
-                    op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes)
+                    op.metadata["memoptc.nodes"] = ",".join(op.loc.nodes[:MOST_NODES])
+                if len(op.loc.nodes) > MOST_NODES:
+                    op.metadata["memoptc.further_nodes"] = str(len(op.loc.nodes) - MOST_NODES)
                 context.stats["annotated"] += 1
                 if not op.name and op.op_type not in BORDERS:
                     op.name = unique(f"{op.op_type}_{op.results[0].name}" if op.results else op.op_type, taken)

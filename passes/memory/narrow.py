@@ -153,7 +153,8 @@ def _move(op: Op, take: _Take) -> _Moved | None:
     if not runs_on_part(maker, _extent(op, take), never_alone_empty=keeps_some(op)):
         return None
     assert op.graph is not None
-    b = Builder(op.graph, before=op, loc=op.loc.union(maker.loc, rule="narrow"))
+    # what is moved past a chain of makers stands for none of them: each would be named in each otherwise
+    b = Builder(op.graph, before=op, loc=op.loc.union(rule="narrow"))
     taken: list[Op] = []
     operands: list[Value] = []
     for operand, along in zip(maker.operands, axis.operands, strict=True):
@@ -164,7 +165,7 @@ def _move(op: Op, take: _Take) -> _Moved | None:
             taken[-1].result.type = _narrowed(operand, along.axis, _extent(op, take))
             operands.append(taken[-1].result)
     made = b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain, outputs=len(maker.results))
-    made.overload, made.name = maker.overload, maker.name
+    made.overload, made.name, made.loc = maker.overload, maker.name, maker.loc.union(rule="narrow")
     for old, new in zip(maker.results, made.results, strict=True):
         new.omitted = old.omitted
     result = made.results[maker.results.index(value)]

@@ -165,13 +165,26 @@ def test_values_are_dropped_behind_their_last_reader(tmp_path: Path, monkeypatch
     monkeypatch.chdir("/")
     held: list[set[str]] = []
     run = stages._run_stage
-    monkeypatch.setattr(stages, "_run_stage", lambda session, values: (held.append(set(values)), run(session, values)))
+    monkeypatch.setattr(
+        stages, "_run_stage", lambda session, values, *a: (held.append(set(values)), run(session, values, *a))
+    )
     feed = {"x": np.ones(4, np.float32), "unused": np.ones(4, np.float32)}
     (found,) = stages.run(["y"], feed)
     assert len(held) == 4
     assert held[0] == {"x", "unused"}
     assert all(len(values) == 2 and "a" in values for values in held[2:])
     np.testing.assert_allclose(found, whole(tmp_path / "m.onnx", feed)[0], rtol=1e-6)
+
+
+def test_a_run_can_be_ended_through_its_options(tmp_path: Path) -> None:
+    model = narrow_waist(tmp_path / "m.onnx")
+    split(model, tmp_path / "out", 2, {})
+    feed = {"x": np.ones((1, 64), np.float32), "on": np.array(True)}
+    options = onnxruntime.RunOptions()
+    assert len(Stages(tmp_path / "out").run(None, feed, options)) == 2
+    options.terminate = True
+    with pytest.raises(Exception, match="terminate flag"):
+        Stages(tmp_path / "out").run(None, feed, options)
 
 
 def test_what_numpy_cannot_carry_does_not_cross(tmp_path: Path) -> None:

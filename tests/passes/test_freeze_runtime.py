@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import InputError
@@ -37,6 +39,23 @@ def test_a_frozen_model_runs_in_the_files_order(tmp_path: Path) -> None:
     session = Session(out, threads=1)
     expected = Session(CNN, memory="stock", threads=1).run(None, feed(4))
     assert np.allclose(session.run(None, feed(4))[0], expected[0], atol=1e-4)
+
+
+def test_kernels_of_fewer_bits_are_those_that_run_without_freezing(tmp_path: Path) -> None:
+    """Codes of 4 bits are multiplied by rounded activations wherever onnxruntime's optimizer is on, frozen or not."""
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[N, 64] x) => (float[N, 32] y) {
+        d = DequantizeLinear <axis = 0, block_size = 32> (w, s)  y = MatMul (x, d) }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    codes = helper.make_tensor("w", TensorProto.INT4, (64, 32), rng.integers(-7, 8, (64, 32)))
+    model.graph.initializer.extend([codes, numpy_helper.from_array(rng.random((2, 32), np.float32) / 7, "s")])
+    onnx.save(model, tmp_path / "m.onnx")
+    result = compile_file(tmp_path / "m.onnx", tmp_path / "o.onnx", level=2, freeze_runtime=True, measure=False)
+    assert [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node] == ["MatMulNBits"]
+    assert result.report.verification["passed"]
+    given = {"x": rng.standard_normal((3, 64)).astype(np.float32)}
+    runs = [Session(path, memory="stock", threads=1).run(None, given)[0] for path in sorted(tmp_path.glob("?.onnx"))]
+    np.testing.assert_array_equal(*runs)
 
 
 def test_weights_that_stay_are_not_written_twice(tmp_path: Path) -> None:

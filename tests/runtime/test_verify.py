@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from decoders import Style, decoder
 from hypothesis import given, settings
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from runtime_models import convolutions, mlp, normal, parse, weight, with_weight
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.report.model import Report
+from memoptc.report.verdict import proof
 from memoptc.runtime.compare import Totals, difference, flatten
 from memoptc.runtime.judge import GATES, Evidence, Judge, judge_other_way
 from memoptc.runtime.npz import load_feed
@@ -388,3 +391,24 @@ def test_labels_that_are_numbers_reach_the_process_that_compares() -> None:
     found = verify(model, model, data=data, isolate=True)
     assert found.passed
     assert found.samples == 2
+
+
+def test_equal_bits_are_told_of_the_configuration_that_has_them() -> None:
+    """One of two models is fused by onnxruntime's optimizer, the other is not: the same nodes, other last bits."""
+    fused = "one = Constant <value = float {1}> ()"
+    apart = "u = Constant <value = float {1}> () e = Shape (x) one = Expand (u, e)"
+    texts = [
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 64] x) => (float[N, 64] y) {{
+        {ones} r = Constant <value = float {{1.4142135}}> () h = Constant <value = float {{0.5}}> ()
+        a = Div (x, r) b = Erf (a) c = Add (b, one) d = Mul (x, c) y = Mul (d, h) }}"""
+        for ones in (fused, apart)
+    ]
+    first, second = map(onnx.parser.parse_model, texts)
+    same, other = verify(first, first, BITS), verify(first, second, BITS)
+    assert same.other_way == {"optimizer": "on", "max_abs": 0.0}
+    assert other.passed
+    assert other.other_way is not None
+    assert 0 < other.other_way["max_abs"] < 1e-5
+    for found, words in ((same, "is the same."), (other, "is the same with onnxruntime's optimizer off, within ")):
+        report = Report({"path": "m"}, verification={**found.to_json(), "bit_exact": True})
+        assert f"every output bit {words}" in proof(report)
