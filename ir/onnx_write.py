@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from memoptc.ir import forms, ops, protos
-from memoptc.ir.core import EmptyList, Function, Graph, Op, Tensor, Value
+from memoptc.ir.core import Function, Graph, Op, Tensor, Value
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import Dim, Sym
 from memoptc.ir.facts import OBSERVED, UNSTATED
@@ -267,13 +267,11 @@ def _is_untyped(value: Value) -> bool:
 
 
 def _as_declared(op: Op, name: str, value: Any) -> Any:
-    """Whole numbers written for an attribute that ONNX declares as floats are floats, and an empty list is of its kind."""
+    """Whole numbers written for an attribute that ONNX declares as floats are floats."""
     found = ops.schema_of(op)
     if found is None or name not in found.attributes:
         return value
     kind, types = found.attributes[name].type, onnx.defs.OpSchema.AttrType
-    if value == () and isinstance(value, tuple):
-        return EmptyList(kind.name)
     if kind == types.FLOAT and isinstance(value, int):
         return float(value)
     if kind == types.FLOATS and isinstance(value, tuple):

@@ -283,7 +283,7 @@ def write_tensor(tensor: Tensor, proto: onnx.TensorProto) -> None:
 
 
 def _write_list(values: tuple[Any, ...], proto: onnx.AttributeProto) -> None:
-    first = values[0] if values else 0  # where no schema tells of what an empty list is: nearly all are axes or pads
+    first = values[0]
     if all(isinstance(v, int) for v in values):
         proto.type = Attr.INTS
         proto.ints.extend(int(v) for v in values)

@@ -85,6 +85,7 @@ def judge(options: Options, passes: Iterable[Pass], original: Graph) -> Judge:
         passes: Those that changed the graph.
         original: The graph as it was read.
     """
+    passes = tuple(passes)
     accuracy = combined(p.accuracy_target for p in passes if p.accuracy_target is not None)
     wished = options.min_sqnr is not None or options.max_accuracy_loss is not None
     if accuracy is None and wished and options.passes is not None and options.target in GATES:
@@ -94,7 +95,7 @@ def judge(options: Options, passes: Iterable[Pass], original: Graph) -> Judge:
     other = options.passes is not None or options.freeze_runtime or accuracy is not None
     exact = options.level <= EXACT_LEVEL and options.target == "float32" and not other
     exact = exact and (options.level == 0 or not _rounds_between(original))
-    frozen = any(p.name in FREEZING for i, p in enumerate(steps.passes()) if i in changed)
+    frozen = any(p.name in FREEZING for p in passes)
     return Judge(exact, options.target, options.max_error, accuracy, frozen)
 
 
