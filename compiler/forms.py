@@ -43,11 +43,6 @@ SLIGHT = 0.01
 UNSURE = 0.02
 """The same on paper, where the graph has branches of its own: the model of need counts no pattern inside those."""
 
-EARLY = 2
-"""What outputs that are there from the start cost, over what they add to the planned peak."""
-CONDITION = 1 << 10
-"""Bytes that the condition of the branch takes besides."""
-
 SIMPLER_FORMS: Mapping[FormName, Sequence[FormName]] = {
     "plain": (),
     "branch": ("plain",),
@@ -170,8 +165,6 @@ def predicted_needs(
     external = external or branch_external
     how = Configuration(external=external, branch=True)
     needs: dict[FormName, int] = {"plain": plain, "branch": predict_need(graph, dims, how).need_bytes}
-    # A branch allocates outputs of known shape when it begins, where the last run's are still held, too.
-    needs["branch"] += EARLY * max(0, peak(wrap(graph), dims).peak_bytes - peak(graph, dims).peak_bytes - CONDITION)
     outside = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph))
     if outside and external:
         # The branch would hold their pages besides what was packed from them.
@@ -179,7 +172,6 @@ def predicted_needs(
         packed = sum(nbytes(op.attrs["value"]) for op in captured_weights(graph) if not _only_rows(op))
         needs["captured"] = max(needs["branch"] - outside, 2 * packed)
     shapeless = predict_need(graph, dims, replace(how, shapeless=True)).need_bytes
-    shapeless += needs["branch"] - predict_need(graph, dims, how).need_bytes
     if shapeless < min(needs.values()) * (1 - SLIGHT):
         needs["shapeless"] = shapeless
     return needs

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops.definition import Arity, Blocked, Family, IntegerKernel, Operator, ShapeOf, WeightLayout
-from memoptc.ir.ops.schema import MICROSOFT, default_of, opset_of, schema, schema_of
+from memoptc.ir.ops.schema import BLOCKED_DOMAIN, MICROSOFT, default_of, opset_of, schema, schema_of
 from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, names_where, weight_layout
 
 __all__ = [
     "BINARY",
+    "BLOCKED_DOMAIN",
     "CONTRIB_PURE",
     "EXTENTS",
     "MICROSOFT",

@@ -11,7 +11,7 @@ from memoptc.ir.ops import double_windows
 from memoptc.ir.ops.axis import SUMMED, Along, Axis, Form, Join, accumulated, axis_of_result, dtype_of, extents
 from memoptc.ir.ops.definition import Family, IntegerKernel, Operator, ShapeOf, WeightLayout, also, define
 from memoptc.ir.ops.sample import Rng, Sample, floats
-from memoptc.ir.ops.schema import MICROSOFT
+from memoptc.ir.ops.schema import BLOCKED_DOMAIN, MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 from memoptc.ir.ops.windows import spatial_axes, window_of
 from memoptc.ir.types import DType
@@ -232,6 +232,7 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     *define("QLinearConv", multiplications=_multiplications, workspace=_quantized_workspace, family=Family.CONVOLUTION),
     *define("QLinearConv", MICROSOFT, workspace=_quantized_workspace),
+    *define("Conv", BLOCKED_DOMAIN, in_place=(3,)),  # its fourth operand is added
     *define("CausalConvWithState DeformConv"),
     *define("ConvTransposeWithDynamicPads NhwcConv NhwcFusedConv WordConvEmbedding", MICROSOFT),
 )

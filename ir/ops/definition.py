@@ -131,6 +131,7 @@ class Operator:
             than the rest.
         integer: Whether onnxruntime has an 8-bit integer kernel.
         joins_convolution: onnxruntime computes it inside the convolution, normalization or Gemm whose result it takes.
+        joins_blocked: The same of convolutions in blocks of channels alone.
         unchecked_ranks: onnxruntime's kernel ends the process on operands of a wrong rank instead of failing.
         arithmetic: Time that its arithmetic takes, as a multiple of moving its bytes out of a cache.
         on_codes: It computes on 8-bit codes itself, and takes or gives them.
@@ -182,6 +183,7 @@ class Operator:
     rounds_by_position: bool = False
     integer: IntegerKernel | None = None
     joins_convolution: bool = False
+    joins_blocked: bool = False
     unchecked_ranks: bool = False
     arithmetic: float = 1.0
     on_codes: bool = False

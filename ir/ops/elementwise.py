@@ -142,10 +142,11 @@ OPERATORS: tuple[Operator, ...] = (
     *define("BiasAdd BiasSplitGelu ComplexMul ComplexMulConj", MICROSOFT),
 )
 OPERATORS = also(OPERATORS, "Acos Asin Atan Cos Log Mish Sin Softplus", rounds_by_position=True)
-OPERATORS = also(OPERATORS, "Clip Gelu HardSigmoid LeakyRelu Relu Sigmoid Tanh", blocked=Blocked.ALWAYS)
+OPERATORS = also(OPERATORS, "Clip Gelu HardSigmoid HardSwish LeakyRelu Relu Sigmoid Tanh", blocked=Blocked.ALWAYS)
 OPERATORS = also(OPERATORS, "Gelu QuickGelu", MICROSOFT, blocked=Blocked.ALWAYS)
 OPERATORS = also(OPERATORS, "Add Mul Sum", blocked=Blocked.ALL_ALIKE)
 OPERATORS = also(OPERATORS, "Clip HardSigmoid LeakyRelu Relu Sigmoid Tanh", joins_convolution=True)
+OPERATORS = also(OPERATORS, "HardSwish", joins_blocked=True)
 OPERATORS = also(OPERATORS, "Erf Exp Sigmoid Tanh", arithmetic=4.5)
 OPERATORS = also(OPERATORS, "Gelu", arithmetic=6.0)
 OPERATORS = also(OPERATORS, "Gelu", MICROSOFT, arithmetic=6.0)

@@ -10,6 +10,8 @@ import onnx.defs
 from memoptc.ir.core import Graph, Op
 
 MICROSOFT = "com.microsoft"
+BLOCKED_DOMAIN = "com.microsoft.nchwc"
+"""Domain of onnxruntime's operators on tensors in blocks of channels, and of the copies to and from them."""
 
 
 def opset_of(graph: Graph, domain: str = "") -> int | None:

@@ -14,12 +14,11 @@ from heapq import heappop, heappush
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.onnx_write import is_named, nameless_symbols
-from memoptc.ir.ops import Family, definition, in_family
+from memoptc.ir.ops import BLOCKED_DOMAIN, Family, definition, in_family
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
 from memoptc.runtime.memory.footprint import is_resident, used_values
-from memoptc.runtime.memory.layout import BLOCKED_DOMAIN
-from memoptc.runtime.memory.liveness import Liveness, Storage, liveness
+from memoptc.runtime.memory.liveness import Liveness, Storage, is_fixed, liveness
 from memoptc.runtime.memory.workspace import kernel_workspace
 
 _LATER_RUNS = 2
@@ -185,6 +184,7 @@ def arena_use(
     reuse: bool = True,
     pattern: bool = True,
     shapes: bool = True,
+    branch: bool = False,
     arena: DefaultArena | None = None,
 ) -> ArenaUse:
     """Simulate runs in an arena. While one goes on, its caller still has the outputs of the one before.
@@ -197,12 +197,15 @@ def arena_use(
         reuse: `enable_mem_reuse`.
         pattern: `enable_mem_pattern`; without effect where an input is no tensor.
         shapes: Whether onnxruntime knows shapes before the run; else nothing is overwritten or shared.
+        branch: Whether the graph runs inside a branch, which allocates outputs of known shape when it begins.
         arena: Another one than the default.
     """
     order = default_order(graph) if order is None else order
     found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads), in_place=shapes)
     if reuse and shapes:
         found = reuse_by_shape(found, shapes_onnxruntime_knows(graph))
+    if branch:
+        found = with_early_outputs(found)
     arena = arena or DefaultArena()
     outputs = arena.play(allocation_events(found, kept=True))
     first, block, later = arena.resident_bytes, 0, found
@@ -222,6 +225,13 @@ def arena_use(
     scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
     unknown = tuple(dict.fromkeys(found.unknown))
     return ArenaUse(first, max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
+
+
+def with_early_outputs(found: Liveness) -> Liveness:
+    """The same inside a branch, which allocates those of its outputs whose shapes are known when it begins."""
+    early = [s for s in found.storages if is_handed_out(s) and is_fixed(s.values[0])]
+    late = [s for s in found.storages if not any(s is e for e in early)]
+    return Liveness([replace(s, first=0) for s in early] + late, found.steps, found.unknown, found.alignment)
 
 
 def is_handed_out(storage: Storage) -> bool:

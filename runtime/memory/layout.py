@@ -14,7 +14,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.facts import OBSERVED
-from memoptc.ir.ops import Blocked, definition
+from memoptc.ir.ops import BLOCKED_DOMAIN, Blocked, definition
 from memoptc.ir.ops.resize import has_blocked_kernel
 from memoptc.ir.types import DType, TensorType, Type
 
@@ -22,9 +22,6 @@ BLOCK = 16
 """Channels in a block, with AVX-512; 8 without."""
 ALIGNED = 4
 """A convolution whose channels are no multiple of this stays as it is."""
-
-BLOCKED_DOMAIN = "com.microsoft.nchwc"
-"""Domain of operators on tensors in blocks, and of the copies to and from them."""
 
 
 def as_laid_out(graph: Graph) -> Graph:
@@ -34,8 +31,7 @@ def as_laid_out(graph: Graph) -> Graph:
     copy = graph.clone()
     for each in list(_graphs(copy)):
         if any(is_blocked(op) for op in each.ops):
-            fuse_around_convolutions(each)
-            _Layout(each).run()
+            _Layout(each, fuse_around_convolutions(each)).run()
     return copy
 
 
@@ -79,33 +75,68 @@ def leaves_blocks(value: Value) -> bool:
     return True
 
 
-def fuse_around_convolutions(graph: Graph) -> None:
-    """Do away with what onnxruntime fuses: a normalization or an activation after its convolution, x * Sigmoid(x)."""
+def fuse_around_convolutions(graph: Graph) -> set[Op]:
+    """Do away with what onnxruntime fuses: a normalization or an activation after its convolution, x * Sigmoid(x).
+
+    Returns:
+        Convolutions that have an activation now.
+    """
+    activated: set[Op] = set()
     for op in list(graph.ops):
-        if op.is_a("BatchNormalization") or definition(op).joins_convolution:
+        if op.is_a("BatchNormalization") or definition(op).joins_convolution or definition(op).joins_blocked:
             before = op.operands[0].op
             alone = op.results[0].has_uses and not any(r.has_uses for r in op.results[1:])  # not in training
             constants = all(v.is_absent or (v.op is not None and v.op.is_const) for v in op.operands[1:])
-            if before is not None and before.is_a("Conv") and op.operands[0].single_use and alone and constants:
+            if not (before is not None and before.is_a("Conv") and op.operands[0].single_use and alone and constants):
+                continue
+            if is_blocked(before) or not definition(op).joins_blocked:
+                if not op.is_a("BatchNormalization"):
+                    activated.add(before)
                 op.results[0].replace_by(op.operands[0])
                 op.erase()
         elif op.is_a("Mul") and len(op.operands) == 2:
-            for index in (0, 1):
-                gate = op.operands[index].op
-                if gate is not None and gate.is_a("Sigmoid") and gate.operands[0] is op.operands[1 - index]:
-                    if gate.result.single_use:
-                        b = Builder(graph, op)
-                        made = b.op("QuickGelu", [gate.operands[0]], domain="com.microsoft", type=op.result.type)
-                        _as_observed(made.result, op.result)
-                        op.result.replace_by(made.result)
-                        op.erase()
-                        gate.erase()
-                    break
+            _fuse_gated(graph, op, activated)
+    return activated
+
+
+def _fuse_gated(graph: Graph, op: Op, activated: set[Op]) -> None:
+    """Do away with x * Sigmoid(x), and with x * HardSigmoid(x) of a HardSwish."""
+    for index in (0, 1):
+        gate = op.operands[index].op
+        if gate is None or not gate.is_a("Sigmoid", "HardSigmoid") or gate.operands[0] is not op.operands[1 - index]:
+            continue
+        if not gate.result.single_use:
+            return
+        x, before = gate.operands[0], gate.operands[0].op
+        if gate.is_a("Sigmoid"):
+            made = Builder(graph, op).op("QuickGelu", [x], domain="com.microsoft", type=op.result.type).result
+            _as_observed(made, op.result)
+        elif _is_sixth(gate) and before is not None and is_blocked(before) and len(list(x.users)) == 2:
+            made = x
+            activated.add(before)
+        else:
+            return
+        op.result.replace_by(made)
+        op.erase()
+        gate.erase()
+        return
+
+
+def _is_sixth(op: Op) -> bool:
+    """True if a HardSigmoid is the one of HardSwish."""
+    return abs(float(op.attrs.get("alpha", 0.2)) - 1 / 6) < _SAME_FACTOR and float(op.attrs.get("beta", 0.5)) == 0.5
+
+
+_ADDS_UP = 4
+"""Operands of a convolution that adds its result to the last of them."""
+_SAME_FACTOR = 1e-5
+"""How far a factor in float32 may be off its fraction."""
 
 
 class _Layout:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, activated: set[Op]) -> None:
         self.graph = graph
+        self.activated = activated
         self.blocked: set[Value] = set()
         self.unpadded: dict[Value, Type | None] = {}
         self.plain: dict[Value, Value] = {}
@@ -117,7 +148,8 @@ class _Layout:
             if is_blocked(op):
                 self._convolution(op)
             elif self._stays_blocked(op):
-                self._mark(op.results[0])
+                if not (op.is_a("Add") and self._adds(op)):
+                    self._mark(op.results[0])
             elif any(v in self.blocked for v in op.operands):
                 for index, value in enumerate(op.operands):
                     if value in self.blocked:
@@ -140,10 +172,31 @@ class _Layout:
                 _as_observed(self.inputs[data], data)
             operands[0] = self.inputs[data]
         made = b.op("Conv", operands, dict(op.attrs), domain=BLOCKED_DOMAIN, type=op.result.type).result
+        if op in self.activated and made.op is not None:
+            self.activated.add(made.op)
+        self._replace(op, made)
+
+    def _replace(self, op: Op, made: Value) -> None:
         _as_observed(made, op.result)
         op.result.replace_by(made)
         op.erase()
         self._mark(made)
+
+    def _adds(self, op: Op) -> bool:
+        """Let a convolution add up what an Add would; say whether one can."""
+        for value, other in (op.operands, op.operands[::-1]):
+            before = value.op
+            if before is None or before.op_type != "Conv" or before in self.activated or not value.single_use:
+                continue
+            if len(before.operands) < _ADDS_UP:
+                b = Builder(self.graph, op)
+                operands = [*before.operands, *[None] * (_ADDS_UP - 1 - len(before.operands)), other]
+                type_ = self.unpadded[value]
+                made = b.op("Conv", operands, dict(before.attrs), domain=BLOCKED_DOMAIN, type=type_).result
+                self._replace(op, made)
+                before.erase()
+                return True
+        return False
 
     def _mark(self, value: Value) -> None:
         self.blocked.add(value)

@@ -31,8 +31,8 @@ from memoptc.runtime.memory.problem import ALIGNMENT, Buffer, Problem
 from memoptc.runtime.memory.workspace import KernelWorkspace, Workspace, kernel_workspace, no_workspace
 
 __all__ = [
-    "ALIGNMENT", "Liveness", "PeakReport", "Storage", "Workspace", "aligned", "inner_bytes", "label", "liveness",
-    "no_workspace", "peak", "value_bytes",
+    "ALIGNMENT", "Liveness", "PeakReport", "Storage", "Workspace", "aligned", "inner_bytes", "is_fixed", "label",
+    "liveness", "no_workspace", "peak", "value_bytes",
 ]  # fmt: skip
 
 
@@ -277,7 +277,7 @@ def _body_bytes(
             value = storage.values[0] if storage.values else None
             if value in forwarded:
                 # What an If makes has its place from the start where its shape is fixed, else from where it is made.
-                if op.op_type == "If" and value is not None and not _is_fixed(value):
+                if op.op_type == "If" and value is not None and not is_fixed(value):
                     late += storage.size
                 else:
                     storage.size = 0
@@ -288,7 +288,7 @@ def _body_bytes(
     return found
 
 
-def _is_fixed(value: Value) -> bool:
+def is_fixed(value: Value) -> bool:
     """True if a value's shape is written in the model, in numbers."""
     shape = value.shape
     return shape is not None and all(isinstance(d, int) for d in shape)

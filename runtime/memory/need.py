@@ -16,7 +16,14 @@ from memoptc.runtime.library_pages import can_return_pages
 from memoptc.runtime.memory.bfc import arena_capacity, repeated
 from memoptc.runtime.memory.branches import as_branched
 from memoptc.runtime.memory.default_arena import DefaultArena
-from memoptc.runtime.memory.default_session import ArenaUse, allocation_events, arena_use, default_order, is_handed_out
+from memoptc.runtime.memory.default_session import (
+    ArenaUse,
+    allocation_events,
+    arena_use,
+    default_order,
+    is_handed_out,
+    with_early_outputs,
+)
 from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
@@ -180,18 +187,23 @@ class MemoryModel:
             graph = graph.analysis(as_laid_out)
         graph = as_branched(graph, self.dims)
         if how.session == "stock":
-            return arena_use(graph, self.dims, threads=how.threads, pattern=not wrapped, shapes=not how.shapeless)
+            return arena_use(
+                graph, self.dims, threads=how.threads, pattern=not wrapped, shapes=not how.shapeless, branch=wrapped
+            )
         found = liveness(
             graph, self.dims, default_order(graph) if how.session == "arena" else None,
             workspace=kernel_workspace(self.dims, how.threads), in_place=not how.shapeless,
         )  # fmt: skip
+        if wrapped:
+            found = with_early_outputs(found)
         if how.session == "arena":
             # As contracts size it: the outputs of the run before are still held.
             capacity = arena_capacity(repeated(allocation_events(found, kept=True), 0)) if how.sized else 0
             arena = DefaultArena(capacity, doubling=bool(capacity), split=True)
             return arena_use(
-                graph, self.dims, threads=how.threads, reuse=False, pattern=False, shapes=not how.shapeless, arena=arena
-            )
+                graph, self.dims, threads=how.threads, reuse=False, pattern=False, shapes=not how.shapeless,
+                branch=wrapped, arena=arena,
+            )  # fmt: skip
         curve = found.curve
         peak = max(curve, default=0)
         step = curve.index(peak) if curve else 0

@@ -29,6 +29,7 @@ UNSAMPLED = {
     "Affine": "experimental, of opset 1: onnxruntime runs it, ONNX has no schema of it",
     "ParametricSoftplus": "experimental, of opset 1",
     "ScaledTanh": "experimental, of opset 1",
+    "com.microsoft.nchwc::Conv": "made by onnxruntime's optimizer only",
 }
 """Operators that claim something and of which no test makes instances, and why."""
 

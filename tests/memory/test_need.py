@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native_models import usable
 
+from memoptc.ir.forms import wrap
 from memoptc.ir.functions import inlined
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
@@ -18,7 +19,7 @@ from memoptc.ir.parser import parse
 from memoptc.ir.types import TensorType
 from memoptc.runtime.configuration import planned_peak
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
-from memoptc.runtime.memory.default_session import default_order, shapes_onnxruntime_knows
+from memoptc.runtime.memory.default_session import default_order, shapes_onnxruntime_knows, with_early_outputs
 from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import Configuration, predict_need
@@ -228,12 +229,66 @@ def test_copies_for_other_operators_have_no_more_channels_than_the_result() -> N
     assert [t.shape for t in types if isinstance(t, TensorType)] == [(1, 16, 8, 8), (1, 4, 8, 8)]
 
 
+def block_of_convolutions(activation: str, joined: str = "%b") -> str:
+    return f"""graph @g(%x: f32[1,32,24,24]) -> (f32[1,32,24,24]) {{
+  %w = const() {{value=splat(0.5)}} : f32[32,32,3,3]
+  %v = const() {{value=splat(0.25)}} : f32[32,32,3,3]
+  %a = Conv(%x, %w) {{pads=[1,1,1,1]}} : f32[1,32,24,24]
+  {activation}
+  %c = Conv(%b, %v) {{pads=[1,1,1,1]}} : f32[1,32,24,24]
+  %d = Add(%c, {joined}) : f32[1,32,24,24]
+  %y = Conv(%d, %w) {{pads=[1,1,1,1]}} : f32[1,32,24,24]
+  return %y
+}}"""
+
+
+HARD_SWISH = "%b = HardSwish(%a) : f32[1,32,24,24]"
+BY_HARD_SIGMOID = """%s = HardSigmoid(%a) {alpha=0.16666667, beta=0.5} : f32[1,32,24,24]
+  %b = Mul(%s, %a) : f32[1,32,24,24]"""
+SELU = "%b = Selu(%a) : f32[1,32,24,24]"
+
+
 @pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
-def test_a_layout_allocates_what_onnxruntime_does() -> None:
-    graph = parse(SHUFFLE)
+@pytest.mark.parametrize(
+    "text",
+    [
+        SHUFFLE,
+        block_of_convolutions("%b = Relu(%a) : f32[1,32,24,24]"),
+        block_of_convolutions(HARD_SWISH),
+        block_of_convolutions(BY_HARD_SIGMOID),
+        block_of_convolutions(BY_HARD_SIGMOID.replace("0.16", "0.26")),
+        block_of_convolutions(SELU),
+        block_of_convolutions(SELU, "%a"),
+        block_of_convolutions(HARD_SWISH, "%c"),
+    ],
+)
+def test_a_layout_allocates_what_onnxruntime_does(text: str) -> None:
+    """Activations and sums in their convolutions, and what stays beside them."""
+    graph = parse(text)
+    feed = {"x": np.zeros((1, 32, 24, 24), np.float32)}
     session = NativeSession(to_proto(graph).SerializeToString(), replace(AS_PLANNED, optimize=True))
-    _, trace = session.record({"x": np.zeros((1, 32, 24, 24), np.float32)})
+    _, trace = session.record(feed)
     assert max(liveness(as_laid_out(graph), {}).curve) == pytest.approx(trace.peak_bytes, rel=0.02)
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+@pytest.mark.parametrize("shapeless", [False, True])
+def test_a_branch_allocates_outputs_whose_shapes_are_known_when_it_begins(shapeless: bool) -> None:
+    graph = parse(
+        """graph @g(%x: f32[64,256]) -> (f32[1024,256]) {
+  %e = Exp(%x) : f32[64,256]
+  %s = Concat(%e, %x, %e, %x) {axis=0} : f32[256,256]
+  %t = Softmax(%s) : f32[256,256]
+  %y = Concat(%t, %t, %t, %t) {axis=0} : f32[1024,256]
+  return %y
+}"""
+    )
+    session = NativeSession(to_proto(wrap(graph, shapeless=shapeless)).SerializeToString(), AS_PLANNED)
+    _, trace = session.record({"x": np.zeros((64, 256), np.float32)})
+    assert next(size for size in trace.sizes if size > 64) == 1024 * 256 * 4  # before it, the condition
+    found = liveness(graph, {}, in_place=not shapeless)
+    assert max(with_early_outputs(found).curve) == pytest.approx(trace.peak_bytes, rel=0.02)
+    assert max(found.curve) < trace.peak_bytes
 
 
 @given(st.integers(0, 2**32 - 1))
