@@ -213,6 +213,8 @@ def _candidates(op: Op, in_place: Sequence[int], home: Mapping[Value, int], hand
     if not in_place or not op.results or op.results[0] in handed_out or op.results[0].omitted:
         return ()
     result = op.results[0].tensor_type
+    if op.domain == ops.BLOCKED_DOMAIN and (result is None or result.static_shape is None):
+        return ()  # onnxruntime's inference loses symbols there, and compares numbers only
     fitting = []
     for index in in_place:
         if index < len(op.operands) and (group := home.get(op.operands[index])) is not None:
