@@ -1,4 +1,4 @@
-"""One compile may take several attempts: a pipeline, the graph it makes, the files, the contract, its proof."""
+"""Attempts of a compile: a pipeline, the graph it makes, its files, contract, measurements and proof."""
 
 from __future__ import annotations
 

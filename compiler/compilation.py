@@ -1,4 +1,4 @@
-"""One compile, as its steps see it."""
+"""Source, options, data and scratch folder of one compile, frozen; all steps take it."""
 
 from __future__ import annotations
 

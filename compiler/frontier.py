@@ -30,7 +30,7 @@ LESS, LEAST = 0.8, 0.55
 
 @dataclass
 class Point:
-    """One budget, and what came of it.
+    """A point of the frontier: a budget, and the model that was compiled for it.
 
     Args:
         budget_bytes: What was asked for.

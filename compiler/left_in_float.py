@@ -1,4 +1,4 @@
-"""What a target left as it was, and why: asked for coarser numbers, a compile is not silent about floats that stay."""
+"""Warnings about weights that a target left in float, with the reasons."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class Bench:
         return self._needs(self.original, self.feed)
 
     def held_to(self, bound: float) -> Bench:
-        """The same with another bound, and what is known of the original."""
+        """Copy with another bound, which keeps what was measured of the original."""
         other = replace(self, bound=bound)
         other.before = self.before
         return other

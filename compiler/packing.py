@@ -1,4 +1,4 @@
-"""Whether weights are written in the kernels' own layout, too, and writing them so."""
+"""Packing ahead: weights are stored in the kernels' layout beside the model where that spares memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARE = 1 / 3
 """Share of need that they must be."""
 
 
-def packing(graph: Graph, dims: Mapping[str, int], options: Options, form: WritingForm) -> Decision | None:
+def decide_packing(graph: Graph, dims: Mapping[str, int], options: Options, form: WritingForm) -> Decision | None:
     """Decide if weights are packed ahead; `None` where they are not.
 
     Unasked that is done for float32, whose file is no smaller on purpose, where packed copies are a large part of need.

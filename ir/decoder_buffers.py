@@ -1,4 +1,4 @@
-"""Which present of a decoder may be written over which past: caches of all layers in one set of buffers.
+"""Reuse of cache buffers between layers of a decoder: each present that may be written over another layer's past.
 
 A layer's new keys and values are computed from what the layers before it give, and these from their own caches. So
 whatever reads the past of one layer has run before the present of the next one is written, in any order that respects

@@ -1,4 +1,4 @@
-"""How the elements of tensors are spelt in text and as bytes, and read back."""
+"""Printing and parsing of tensor elements, as text and as bytes."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def inline(op: Op, region: Graph, outputs: tuple[Value, ...]) -> None:
 
 
 def _of_hidden_extents(graph: Graph, value: Value, zero: Value, name: str) -> Value:
-    """The same tensor, of whose extents onnxruntime knows nothing before the run; itself where it has none, or elements
+    """Reshape a tensor to extents that onnxruntime knows in a run only; itself where it has none, or elements
     of less than a byte, for which onnxruntime has no Shape.
 
     The rank is stated: from it and from weights follow numbers of channels, without which onnxruntime would copy what

@@ -286,7 +286,7 @@ class Check:
             self.findings.add_distances(found.errors, found.noise + other)
 
     def _run_candidate_other_way(self, samples: Sequence[int]) -> None:
-        """The same comparison with onnxruntime's optimizer switched the other way."""
+        """Compare the two models again with onnxruntime's optimizer switched the other way."""
         candidate: Evaluator | None = self._candidate(self.second)
         ran = []
         for index in samples:

@@ -51,7 +51,7 @@ class Unavailable(InputError):
 
 @dataclass(frozen=True)
 class Trial:
-    """One try.
+    """Run of a model in a container of some size.
 
     Args:
         fits: Whether it loaded and ran, and fast enough.

@@ -39,7 +39,7 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 @dataclass(frozen=True)
 class Sample:
-    """One feed.
+    """A sample: a feed, its labels, and where it comes from.
 
     Args:
         feed: Input name -> value, checked against the model and cast to its element types.

@@ -27,7 +27,7 @@ _MOST_EFFORT = 16.0
 
 @dataclass(frozen=True)
 class Generated:
-    """One made-up feed.
+    """A feed of generated values on which the model runs.
 
     Args:
         feed: Input name -> value.

@@ -1,4 +1,4 @@
-"""What onnxruntime's profiler notes of each run of a kernel."""
+"""Kernel events from onnxruntime's profiler."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
     @property
     def traffic(self) -> Traffic | None:
-        """What was read of weights that stream; `None` where they do not."""
+        """Bytes and reads of streamed weights; `None` where weights do not stream."""
         return None if self._pager is None else self._pager.traffic
 
     def _stop_streaming(self) -> None:

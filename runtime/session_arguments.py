@@ -1,4 +1,4 @@
-"""What `Session` is given, in the forms that it works with: models, contracts, limits, options and feeds."""
+"""Arguments of `Session`, checked and converted: models, contracts, limits, options, tiers and feeds."""
 
 from __future__ import annotations
 

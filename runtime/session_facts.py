@@ -1,4 +1,4 @@
-"""Which input of a loaded decoder is which: from the record in its metadata, else by analysing its graph."""
+"""Decoder facts of a loaded model: from its metadata, else by analysing its graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many times as long one model takes as another, with an interval, from turns that alternate."""
+"""Slowdown of one model against another, with a confidence interval, from alternating turns."""
 
 from __future__ import annotations
 

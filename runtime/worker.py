@@ -1,4 +1,4 @@
-"""One model in one fresh process, driven by `memoptc.runtime.measure` over stdin and stdout (a JSON per line).
+"""Worker process for one model, driven by `memoptc.runtime.measure` over stdin and stdout (a JSON per line).
 
 Run as a plain file: it imports little but numpy and onnxruntime, so that what it measures is the model.
 """

@@ -21,8 +21,6 @@ from memoptc.runtime.child import python, worker_process
 SECONDS = 60.0
 """Longest time of a trial, where none is given."""
 
-MB = 1_000_000
-
 
 class Check(Protocol):
     """Says whether a model still shows the failure."""

@@ -73,7 +73,7 @@ def apply_rules(
 
 
 class _Driver:
-    """One run.
+    """Work list and counters of one application of rules to a graph.
 
     Rules that go on for ever are recognised by generations: what a rewrite makes is one generation younger than
     the youngest op it took, unless it made fewer ops than it took. Moving an op past all others takes as many

@@ -1,4 +1,4 @@
-"""What a rule file says to make in place of a match."""
+"""Replacements of rule files: building the ops that take the place of a match."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from memoptc.compilation import Compilation
 from memoptc.ir.batch import Batch, NotSeparableError, separable_batch
 from memoptc.ir.diagnostics import InputError
 from memoptc.levels import promised_slowdown
-from memoptc.packing import packing
+from memoptc.packing import decide_packing
 from memoptc.report.model import Decision
 from memoptc.runtime.configuration import FILE_ORDER
 from memoptc.runtime.contract import Contract
@@ -37,7 +37,7 @@ def choose_packing(compilation: Compilation, compiled: Compiled, choice: forms.C
     if compiled.artefacts.frozen:
         return None
     data = compilation.data
-    return packing(compiled.graph, {**data.dims, **(data.check or {})}, compilation.options, choice.form)
+    return decide_packing(compiled.graph, {**data.dims, **(data.check or {})}, compilation.options, choice.form)
 
 
 def pack_weights(output: Path, files: list[Path], scratch: Path) -> list[Path]:

@@ -15,7 +15,7 @@ TIME_STEP = 1.05
 
 @dataclass
 class Row:
-    """One change, and what came of it.
+    """A row of the study: a change, and the figures of the model compiled with it.
 
     Args:
         name: How it is called; `control` for the untouched original in onnxruntime as it comes.

@@ -54,7 +54,7 @@ _NUMBERS = re.compile(r"exact|close|powers of two|sqnr \d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class Case:
-    """One `.mir` file.
+    """A test case, read from a `.mir` file.
 
     Args:
         file: Its path.

@@ -1,4 +1,4 @@
-"""One pass on one graph, outside a pipeline."""
+"""Run a pass on a graph, outside a pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rule held against onnxruntime: on random instances of its pattern, and on the examples in its file.
+"""Check a rule against onnxruntime: on random instances of its pattern, and on the examples in its file.
 
 Needs no pytest: `memoptc rules test` runs it.
 """

@@ -256,7 +256,7 @@ class Fit(Pass):
             return choice.inside + round(self.node_weight * peaks * added)
 
         def settled() -> bool:
-            """Whether what needs at least as much as this choice does can no longer be among those that are given."""
+            """True if no choice with at least this peak can still be among the best."""
             fewer = NODE_BYTES * len(choice.region.ops)  # at most all of its nodes are gone
             floor = bound(choice.region, profile)[2] - round(self.node_weight * peaks * fewer)
             return enough < floor and any(enough < size(e) <= floor for e in fair)

@@ -15,7 +15,7 @@ from memoptc.ir.ops import is_pure, opset_of
 from memoptc.ir.ops.extent import runs_on_part
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.memory._narrow.crop import crop
+from memoptc.passes.memory._narrow.crop import fold_slice_into_pads
 from memoptc.passes.memory._narrow.merge import merge
 from memoptc.passes.simplify._simplify.slice_ranges import keeps_some, may_be_sliced
 
@@ -48,7 +48,7 @@ class Narrow(Pass):
             op = todo.pop()
             if op.graph is None:
                 continue
-            if crop(op):
+            if fold_slice_into_pads(op):
                 context.stats["into pads"] += 1
                 continue
             take = _take(op)
@@ -188,7 +188,7 @@ def _axis(maker: Op, index: int, place: int) -> Axis | None:
 
 
 def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
-    """The same part of another value, along an axis of its own; the axis stays."""
+    """Take the same part of another value, along an axis of its own; the axis stays."""
     if op.op_type == "Gather":
         index = op.operands[1]
         if index.shape == () and index.tensor is not None:

@@ -318,7 +318,7 @@ class _Search:
         return found
 
     def effort(self, wanted: AccuracyCheck) -> Effort:
-        """What measurements cost, and how much of that the search may spend."""
+        """Cost of a measurement, and the budget of the search."""
         few, _ = wanted.examiner.samples
         effort = Effort.of((site.op for w in self.found.chosen for site in w.sites), self.context.dims, few, few)
         effort.most, effort.factor = self.context.left_for_numbers, self.asked.effort
@@ -347,7 +347,7 @@ class _Search:
         measured: Mapping[LayerPrecision, Mapping[str, Mapping[str, float]]],
         errors: Mapping[LayerPrecision, Mapping[str, float]],
     ) -> list[Layer]:
-        """Put together what was measured, and what follows from the weights' own errors for the others."""
+        """Noise of each layer in each state: measured, or estimated from its weights' own errors."""
         passed = reaching_shares(
             [
                 (errors[LayerPrecision.INT4_WEIGHTS][name], noise)

@@ -137,7 +137,7 @@ class ClusterWeights(Pass):
 
 @dataclass(frozen=True)
 class _Book:
-    """One weight in a table of a size.
+    """A weight coded by a table of some size.
 
     Args:
         table: Its numbers, in order.

@@ -125,7 +125,7 @@ class Factorize(Pass):
 
 @dataclass(frozen=True)
 class _Axes:
-    """One weight along the principal axes of its results.
+    """A weight in the basis of the principal axes of its results.
 
     Args:
         name: Of the op.

@@ -1,4 +1,4 @@
-"""What the canonical search reads and writes: the tables of a problem, and the state of a search."""
+"""Tables and search state of the canonical search for placements."""
 
 from __future__ import annotations
 

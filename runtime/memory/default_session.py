@@ -34,14 +34,12 @@ class ArenaUse:
     """Resident bytes of a session's arena.
 
     Args:
-        first_bytes: After the first run.
-        steady_bytes: After later runs: with the packed block, where there is one.
+        steady_bytes: After all runs: with the packed block, where there is one.
         live_bytes: Most bytes alive at once in the first run.
         workspace_bytes: Those of them that are kernels' scratch.
         unknown: Values of unknown size, counted as nothing.
     """
 
-    first_bytes: int
     steady_bytes: int
     live_bytes: int
     workspace_bytes: int
@@ -224,7 +222,7 @@ def arena_use(
     step = max(range(len(curve)), key=curve.__getitem__, default=0)
     scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
     unknown = tuple(dict.fromkeys(found.unknown))
-    return ArenaUse(first, max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
+    return ArenaUse(max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
 
 
 def with_early_outputs(found: Liveness) -> Liveness:

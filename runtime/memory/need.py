@@ -209,7 +209,7 @@ class MemoryModel:
         step = curve.index(peak) if curve else 0
         scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
         held = sum(s.size for s in found.storages if is_handed_out(s))
-        return ArenaUse(peak, peak + held, peak + held, scratch, tuple(dict.fromkeys(found.unknown)))
+        return ArenaUse(peak + held, peak + held, scratch, tuple(dict.fromkeys(found.unknown)))
 
     def _parts(self, need: int, weights: LoadedWeights, code: int, use: ArenaUse) -> NeedEstimate:
         ours = OURS[self.configuration.session]

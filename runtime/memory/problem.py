@@ -31,7 +31,7 @@ _LARGEST = 1 << 52
 
 @dataclass(frozen=True)
 class Buffer:
-    """One thing to place.
+    """A buffer to place: size, live range, and an offset where it is fixed.
 
     Args:
         name: Its name, for people; a problem may hold several of one name.

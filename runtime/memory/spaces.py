@@ -27,7 +27,7 @@ from memoptc.runtime.memory.problem import Buffer, Problem
 
 @dataclass(frozen=True)
 class Space:
-    """One memory.
+    """A memory space: its capacity and its cost per byte.
 
     Args:
         name: Its name.

@@ -95,7 +95,6 @@ class NativeSession:
         self.loaded_bytes = self.allocator.live_bytes
         self.load_peak_bytes = self.allocator.peak_bytes
         self.inputs, self.outputs = self._names("Input"), self._names("Output")
-        self._input_names = (ctypes.c_char_p * len(self.inputs))(*(n.encode() for n in self.inputs))
         self._output_names = (ctypes.c_char_p * len(self.outputs))(*(n.encode() for n in self.outputs))
         self.input_ports, self.output_ports = self._ports("Input"), self._ports("Output")
         self._run_options = a.new("CreateRunOptions")

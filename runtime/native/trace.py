@@ -1,4 +1,4 @@
-"""What an allocator recorded of one run, and the script by which it serves the next ones."""
+"""Recorded allocations of one run, and the script of offsets that serves later runs from them."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from memoptc.ir.ops.windows import window_of
 from memoptc.passes.simplify._simplify.slice_ranges import ENDLESS, bounds
 
 
-def crop(op: Op) -> bool:
-    """Take a Slice of a ConvTranspose's image up into its `pads`. Gives whether that was done.
+def fold_slice_into_pads(op: Op) -> bool:
+    """Fold a Slice behind a ConvTranspose into its `pads`; gives whether that was done.
 
     The pads of a transposed convolution cut its result off at both ends, and output_padding adds at the far one
     before that, so a further cut adds to the pads. It must leave the result of an image of one element at least

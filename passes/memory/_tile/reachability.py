@@ -1,4 +1,4 @@
-"""Which ops of a stretch depend on which, as bit masks."""
+"""Transitive dependences between the ops of a stretch, as bit masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from memoptc.runtime.memory.footprint import used_values
 
 
 class Reachability:
-    """Which ops of a stretch a result reaches, and from which it is reached: the transitive closure, as bit masks.
+    """Transitive closure of the dependences in a stretch of ops: descendants and ancestors as bit masks.
 
     Args:
         ops: The stretch, in the order in which they run; bit `i` of a mask stands for `ops[i]`.

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 
 class LayerPrecision(StrEnum):
-    """What a product, convolution or table computes in and is stored in; the values are what reports print."""
+    """Precision that a product, convolution or table computes in and is stored in; reports print the values."""
 
     INT8 = "integer"
     """Weights and activations are 8-bit integers."""

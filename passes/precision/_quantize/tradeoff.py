@@ -34,7 +34,7 @@ _FREE = 1e-6
 
 @dataclass(frozen=True)
 class Layer:
-    """One product, convolution or table.
+    """A product, convolution or table, with the noise of each state that it can be in.
 
     Args:
         name: Of the node.
@@ -58,13 +58,13 @@ class Layer:
 
     @property
     def worst(self) -> float:
-        """The same in the state that suffers most."""
+        """Noise at the output that suffers most, in the state that suffers most."""
         return max((self.alone(state) for state in self.noise), default=0.0)
 
 
 @dataclass(frozen=True)
 class StateChange:
-    """One layer to a more accurate state.
+    """Move of a layer to a more accurate state.
 
     Args:
         layer: Its name.
