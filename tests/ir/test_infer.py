@@ -256,3 +256,32 @@ def test_elements_of_long_vectors_are_not_followed(text: str) -> None:
     assert not found.elements
     y = named(graph, "y")
     assert type_text(y.type) == ("i64[18000000]" if y.op.is_a("Concat") else "f32[*]")
+
+
+@pytest.mark.parametrize(
+    ("own", "attributes", "last", "expected"),
+    [
+        ("N,4", "", -1, "f32[y_d0,y_d1]"),  # M may be 0, which stands for N
+        ("N,4", "", 4, "f32[y_d0,4]"),
+        ("N,4", "", 0, "f32[y_d0,4]"),
+        ("N,4", "{allowzero=1}", -1, "f32[M,(4*N)//M]"),
+        ("N,4", "{allowzero=1}", 0, "f32[M,0]"),
+        ("M,N,4", "", -1, "f32[M,4*N]"),
+        ("M,N,4", "", 0, "f32[M,N]"),
+        ("N,M", "", -1, "f32[M,N]"),  # where M is 0, the operand is empty as well
+        ("N,M", "", 4, "f32[M,4]"),
+        ("2,?", "", 4, "f32[M,4]"),
+        ("*", "", 4, "f32[M,4]"),
+    ],
+)
+def test_a_computed_target_extent_may_be_0_and_stand_for_the_operands(
+    own: str, attributes: str, last: int, expected: str
+) -> None:
+    text = f"""graph @g(%x: f32[{own}], %z: f32[M]) -> (f32[*]) {{
+      %n = Shape(%z)
+      %k = const() {{value=[{last}]}} : i64[1]
+      %t = Concat(%n, %k) {{axis=0}}
+      %y = Reshape(%x, %t) {attributes}
+      return %y
+    }}"""
+    assert types(text, "y") == [expected]

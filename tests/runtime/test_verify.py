@@ -21,6 +21,7 @@ from runtime_models import convolutions, mlp, normal, parse, weight, with_weight
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.model import Report
 from memoptc.report.verdict import proof
+from memoptc.runtime import check
 from memoptc.runtime.compare import Totals, difference, flatten
 from memoptc.runtime.judge import GATES, Evidence, Judge, judge_other_way
 from memoptc.runtime.npz import load_feed
@@ -243,6 +244,23 @@ def test_without_a_twin_tolerances_judge() -> None:
     assert found.judged_by["y"] == "tolerance"
     assert any("no float64 reference: Resize" in note for note in found.notes)
     assert not verify(model, wrong).passed
+
+
+def test_a_twin_that_would_take_too_much_memory_or_time_leaves_it_to_tolerances(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, other = mlp(), reordered(mlp(), "w1")
+    usual = verify(model, other)
+    assert usual.judged_by["y"] == "float64 noise"
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "TWIN_BYTES", -1)
+        found = verify(model, other)
+        assert found.judged_by["y"] == "tolerance"
+        assert sum("no float64 run, which would take" in note for note in found.notes) == found.samples
+    monkeypatch.setattr(check, "TWIN_COST", 1e9)
+    found = verify(model, other)
+    assert found.judged_by["y"] == "tolerance"
+    assert sum("would take too long" in note for note in found.notes) == 1
 
 
 # -- the measures themselves --------------------------------------------------------------------------
