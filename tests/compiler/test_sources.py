@@ -132,12 +132,12 @@ def test_example_models_say_nothing_of_where_they_were_made(path: Path) -> None:
 
 def test_the_originals_need_is_predicted_as_its_file_is_written(tmp_path: Path) -> None:
     """Weights in a file of their own are mapped, and not copied out of the protobuf."""
-    model, sides = plain(2000), []
+    model, sides = plain(3000), []  # beyond what the heap keeps
     for external in (False, True):
         path = tmp_path / f"{external}.onnx"
         onnx.save_model(model, path, save_as_external_data=external, location="weights.data")
         sides.append(memoptc.compile(path, 0, measure=False, dims={"n": 1}).report.control)
     one, two = sides
-    assert one.predicted_need_bytes > two.predicted_need_bytes + 4_000_000
-    assert two.file_bytes >= two.weight_bytes == 16_000_000  # its data are its file, too
+    assert one.predicted_need_bytes > two.predicted_need_bytes + 10_000_000
+    assert two.file_bytes >= two.weight_bytes == 36_000_000  # its data are its file, too
     assert one.arena_bytes == two.arena_bytes > 0
