@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,21 @@ def test_out_of_reach_says_what_holds_it(tmp_path: Path) -> None:
         memoptc.compile(path, memory_budget="weights=8MB")
     kept = memoptc.compile(path, memory_budget="8MB", force=True)
     assert any("out of reach" in warning for warning in kept.report.warnings)
+
+
+@pytest.mark.parametrize("share", [0.005, 0.3])
+def test_a_refused_budget_writes_nothing_and_the_one_that_is_named_is_kept(
+    share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "w.onnx", tmp_path / "out.onnx"
+    onnx.save(parse("g (float[1, 2048] x) => (float[1, 2048] y) { y = MatMul(x, w) }", w=normal(2048, 2048)), path)
+    command = [str(path), "-o", str(out), "--no-measure", "--memory-budget"]
+    assert main([*command, str(int(share * path.stat().st_size))]) == 4
+    assert not list(tmp_path.glob("out*"))
+    named = re.search(r"the process needs (\d+\.\d\d) MB", " ".join(capsys.readouterr().err.split()))
+    assert named is not None
+    assert main([*command, f"{float(named[1]) + 0.01:.2f}MB"]) == 0
+    assert out.exists()
 
 
 def test_a_budget_that_is_kept_is_said(tmp_path: Path) -> None:
