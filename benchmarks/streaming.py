@@ -131,7 +131,7 @@ def encoder(path: Path, size: int) -> None:
             return name
 
         def node(kind: str, *inputs: str, **attributes: Any) -> str:
-            name = f"v{len(nodes)}"
+            name = f"h{len(nodes)}"
             nodes.append(helper.make_node(kind, inputs, [name], **attributes))
             return name
 

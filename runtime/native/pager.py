@@ -254,6 +254,7 @@ class Pager:
                         self._look_ahead(chunk)
                     except Exception as error:  # who waits must go on, whatever it is: `check` raises then
                         self._give_up(chunk, error)
+                    self._forget_guarded()
                 if self._guard is not None:
                     self._guard.progress()
 
