@@ -48,3 +48,10 @@ def close(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 SHAPES = [(1, 7, 0), (1, 1, 9), (1, 6, 5), (3, 7, 0), (3, 1, 9), (3, 4, 5)]
 """Sequences, steps and past: prefill, decode, and several steps after a past, of one sequence and of three."""
+
+
+MISSES = (
+    "heads by turns", "mask before scale", "softmax over rows", "past behind", "rotary sign", "rotary halves differ",
+    "norm of cubes", "epsilon outside", "scale by head", "softcap turned", "keys as values",
+)  # fmt: skip
+"""Attention, rotary embedding or a norm, but for one thing."""

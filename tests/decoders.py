@@ -11,11 +11,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
-MISSES = (
-    "heads by turns", "mask before scale", "softmax over rows", "past behind", "rotary sign", "rotary halves differ",
-    "norm of cubes", "epsilon outside", "scale by head", "softcap turned", "keys as values",
-)  # fmt: skip
-"""Attention, rotary embedding or a norm, but for one thing."""
 LOWEST = float(np.finfo(np.float32).min)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from decoder_choices import CHOICES
-from decoder_runs import SHAPES, close, feed
-from decoders import MISSES, Style, decoder
+from decoder_runs import MISSES, SHAPES, close, feed
+from decoders import Style, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

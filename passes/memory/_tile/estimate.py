@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -292,11 +293,7 @@ def simulate_tile(
     region: Region, plan: Mapping[Op, TileWork], grid: StaticGrid, costs: Costs
 ) -> tuple[int, float, int, int]:
     """Bytes alive at most inside one tile, its time, its nodes, and how often something is cropped inside."""
-    left: dict[Value, int] = {}
-    for op in plan:
-        for operand in op.operands:
-            if operand in region.cut:
-                left[operand] = left.get(operand, 0) + 1
+    left = Counter(operand for op in plan for operand in op.operands if operand in region.cut)
     size: dict[Value, int] = {}
     held: dict[Value, Interval] = {}
     root: dict[Value, Value] = {}

@@ -48,10 +48,7 @@ def left_in_float(
     Raises:
         InputError: the graph does not run on the data.
     """
-    layers: dict[str, Op] = {}
-    for op in (site.op for weight in find_weights(graph, frozenset()) for site in weight.sites):
-        op.name = op.name or f"{op.op_type}_{op.result.name}"
-        layers[op.name] = op
+    layers = _named_layers(graph)
     total = sum(map(bytes_of, layers.values()))
     if not total:
         return frozenset()
@@ -115,3 +112,12 @@ def left_in_float(
     worst = max((la.worst for la in found), default=0.0)
     context.warnings.append(f"Left in float for accuracy: {what} ({why}; the worst alone {decibels(worst):.1f} dB).")
     return left
+
+
+def _named_layers(graph: Graph) -> dict[str, Op]:
+    """Give the ops with weights by name; those without one are named after their operator and result."""
+    layers: dict[str, Op] = {}
+    for op in (site.op for weight in find_weights(graph, frozenset()) for site in weight.sites):
+        op.name = op.name or f"{op.op_type}_{op.result.name}"
+        layers[op.name] = op
+    return layers
