@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.lossy import NOTHING_LOSSY, Lossy
@@ -153,7 +155,9 @@ def _check_target(target: str, calibrated: bool, *, asked: bool) -> None:
     if asked and (target not in INTEGERS or not calibrated):
         raise InputError(
             f"An accuracy can be asked of lossy passes, and of --target {', '.join(INTEGERS)} with --calibration only.",
-            hint="Hold other targets to --max-error." if calibrated else "Give data with --calibration.",
+            hint="Hold other targets to --max-error."
+            if calibrated
+            else "Say what may be lossy, such as --target int8 or --prune 0.3, and give data with --calibration.",
         )
 
 
@@ -212,3 +216,17 @@ def promised_slowdown(options: Options) -> float:
     if options.max_slowdown is not None:
         return options.max_slowdown
     return ANY_SLOWDOWN if options.budget else SLOWDOWN.get(options.level, SLOWDOWN[2])
+
+
+def cascade_pipeline(small: Path, max_disagreement: float, threshold: float | None = None) -> str:
+    """Give the pipeline that puts a small classifier before a large one.
+
+    Args:
+        small: File of the small model.
+        max_disagreement: Share of inputs that may get another likeliest class than from the large model.
+        threshold: Confidence from which the small model answers; calibrated if `None`.
+    """
+    settings = [f"small={json.dumps(str(small))}", f"max_disagreement={max_disagreement!r}"]
+    settings += [] if threshold is None else [f"threshold={threshold!r}"]
+    merged = f"cascade{{{','.join(settings)}}},share-weights,drop-dead,lower"
+    return f"raise-opset{{to=18,below=18}},inline-functions,{merged}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +45,16 @@ def command(
     """
     from memoptc.api import compile_file
     from memoptc.cli.show import Progress, tell_result
+    from memoptc.levels import cascade_pipeline
 
     if threshold is not None:
         unused("with --threshold", "max_disagreement")
-    settings = [f"small={json.dumps(str(small))}", f"max_disagreement={max_disagreement!r}"]
-    settings += [] if threshold is None else [f"threshold={threshold!r}"]
-    pipeline = (
-        f"raise-opset{{to=18,below=18}},inline-functions,cascade{{{','.join(settings)}}},share-weights,drop-dead,lower"
-    )
     with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(
             big,
             output or big.with_name(f"{big.stem}.cascade.onnx"),
             level=0,  # it needs more memory than BIG alone: that is named, not refused
-            passes=pipeline,
+            passes=cascade_pipeline(small, max_disagreement, threshold),
             progress=progress,
             **options,
         )

@@ -49,6 +49,8 @@ def command(
         _layers(model, asked["targets"], options, talk)
         return
     unused("without --layers", "level", *ACCURACY, hint="Add --layers, or ask for it of a compile.")
+    if asked["cascade"] is None:
+        unused("without --cascade", "max_disagreement")
     folder = output or model.with_name(f"{model.stem}.study")
     data = {name: options[name] for name in ("calibration", "validation", "plugins")}
     what = Asked(**asked, **data, dims=tuple(options["dims"].items()), threads=options["jobs"] or 0)

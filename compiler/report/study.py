@@ -193,7 +193,7 @@ def _outputs(row: Row) -> str:
         parts.append(f"largest difference {row.max_abs:.2g}")
     if row.accuracy is not None:
         parts.append(_accuracy(row))
-    return "; ".join([", ".join(parts) or "not compared", *(text.rstrip(".") for text in row.unchanged)])
+    return "; ".join([", ".join(parts) or "not compared", *row.decided, *(text.rstrip(".") for text in row.unchanged)])
 
 
 def _flipped(row: Row) -> str:

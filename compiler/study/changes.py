@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from memoptc.allowance import parse_seconds
 from memoptc.ir.diagnostics import InputError
@@ -25,6 +26,10 @@ class Asked:
         targets: Tried alone, each, and at the end of the sequence.
         prune_tokens: A loss of the labels' top-1, for a row that drops and merges tokens; no such row if `None`.
         early_exit: A share of other likeliest classes, for a row with early exits; no such row if `None`.
+        prune: A part of channels and hidden units, for a row without them; no such row if `None`.
+        cascade: A small classifier, for a row that asks it first; no such row if `None`.
+        max_disagreement: A share of other likeliest classes, for that row.
+        feature_statistics: Whether there is a row that measures features that are zero.
         calibration: Data for targets that need it, as on the command line.
         validation: Data to compare with, as on the command line.
         dims: Extents of symbolic dimensions.
@@ -47,6 +52,19 @@ class Asked:
     early_exit: float | None = option(
         "Also try --early-exit, at this share.", default=None, parse=float, least=0, metavar="SHARE"
     )
+    prune: float | None = option("Also try --prune, at this part.", default=None, parse=float, metavar="PART")
+    cascade: Path | None = option(
+        "Also try a cascade: this small classifier first, MODEL where that is not sure.",
+        default=None,
+        parse=Path,
+        metavar="SMALL",
+    )
+    max_disagreement: float = option(
+        "With --cascade: share of inputs that may get another likeliest class.", default=0.005, parse=float
+    )
+    feature_statistics: bool = option(
+        "Also measure which features a gate makes zero for a whole batch; changes nothing.", default=False
+    )
     calibration: str | None = None
     validation: str | None = None
     dims: tuple[tuple[str, int], ...] = ()
@@ -67,6 +85,10 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.cascade is not None and self.cluster:
+            raise InputError(
+                "--cascade reads a second model, which is not sent to a cluster.", hint="Leave out --cluster."
+            )
 
     def shared(self) -> list[str]:
         """Arguments of every compile: all rows are compared on the same data, and none is hidden."""
@@ -140,11 +162,20 @@ def _all(asked: Asked) -> list[Change]:
 
 
 def _less_work(asked: Asked) -> list[Change]:
-    """The rows that compute less where the input is easy, each alone."""
+    """The rows that compute less, in any case or where the input is easy, each alone."""
     found = []
     if asked.prune_tokens is not None:
         limit = ("--max-accuracy-loss", f"{asked.prune_tokens:g}")
         found.append(Change("prune-tokens", ALONE, ("-O0", "--prune-tokens", *limit)))
     if asked.early_exit is not None:
         found.append(Change("early-exit", ALONE, ("-O0", "--early-exit", f"{asked.early_exit:g}")))
+    if asked.prune is not None:
+        found.append(Change("prune", ALONE, ("-O0", "--prune", f"{asked.prune:g}")))
+    if asked.cascade is not None:
+        from memoptc.levels import cascade_pipeline  # not needed for the help of the command
+
+        pipeline = cascade_pipeline(asked.cascade, asked.max_disagreement)
+        found.append(Change("cascade", ALONE, ("-O0", "--passes", pipeline)))
+    if asked.feature_statistics:
+        found.append(Change("feature-statistics", ALONE, ("-O0", "--passes", "feature-statistics,lower")))
     return found

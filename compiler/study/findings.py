@@ -39,6 +39,7 @@ class Row:
         worst_example: File with inputs and both outputs of the sample that differs most.
         flipped: Numbers of the samples, from 0, whose likeliest class is another one than the original's.
         passes: What each pass that did something did.
+        decided: What passes chose by data, or measured there, and why.
         pareto: Whether no other row is at least as good in need, latency and difference, and better in one.
     """
 
@@ -63,6 +64,7 @@ class Row:
     worst_example: str | None = None
     flipped: list[int] = field(default_factory=list)
     passes: dict[str, dict[str, int]] = field(default_factory=dict)
+    decided: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     pareto: bool = False
 

@@ -63,6 +63,7 @@ def study(model: Path, folder: Path, asked: Asked, say: Say = lambda _, __: None
     key = _key(model, asked)
     if folder.exists():
         return _finished(folder, key)
+    tried = changes(asked)
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with TemporaryFolder("memoptc-study-") as scratch:
@@ -75,7 +76,6 @@ def study(model: Path, folder: Path, asked: Asked, say: Say = lambda _, __: None
         )
         inputs = Inputs(source, options)
         feed = inputs.feed
-        tried = changes(asked)
         compiled: dict[tuple[str, ...], Row] = {}
         rows = [Row("control", "control", "onnxruntime", file_bytes=source.file_bytes)]
         _compile_missing(tried, model, partial, key, asked, say)
@@ -138,6 +138,8 @@ def _key(model: Path, asked: Asked) -> str:
         raise InputError(f"There is no file {model}.", hint="Name an .onnx file.")
     files = files_of(read_onnx(model, lazy=True), model)
     files += [*data_files(asked.calibration), *data_files(asked.validation)]
+    if asked.cascade is not None:
+        files += files_of(read_onnx(asked.cascade, lazy=True), asked.cascade)
     files += [path for plugin in asked.plugins if (path := Path(plugin)).is_file()]
     same = replace(asked, processes=1, cluster="")  # where compiles run changes no figure
     parts = json.dumps([__version__, environment(Options()), asdict(same)], sort_keys=True, default=str)
@@ -216,6 +218,10 @@ def _compiled(change: Change, model: Path, partial: Path, asked: Asked) -> Row:
     return row
 
 
+CHOSEN_BY_DATA = ("prune-tokens", "early-exit", "cascade", "feature-statistics")
+"""Passes whose decisions are results that a reader of the table asks for."""
+
+
 def _read(row: Row, report: dict[str, Any]) -> None:
     """Take a row's figures from the report of its compile."""
     proof = report["verification"]
@@ -229,6 +235,7 @@ def _read(row: Row, report: dict[str, Any]) -> None:
     row.worst_example = proof.get("worst_sample")
     row.flipped = sorted({number for o in numbers for number in o.get("flipped", ())})
     row.unchanged = [w for w in report["warnings"] if IDLE in w]
+    row.decided = [f"{d['what']} ({d['why']})" for d in report["decisions"] if d["step"] in CHOSEN_BY_DATA]
     did = stats_by_pass((p["name"], p["stats"]) for p in report["passes"])
     row.passes = {name: stats for name, stats in did.items() if stats}
     if proof.get("passed") is False and not row.failure:

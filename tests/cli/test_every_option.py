@@ -23,7 +23,19 @@ TOKENS |= {"max_length", "temperature", "stop"}
 LAYERS = {"model", "layers", "targets", "level", "calibration", "validation", "dims"}
 LAYERS |= {"min_sqnr", "max_accuracy_loss", "metric", "fallback"}
 WHOLE = {"repeats", "seconds", "time_limit", "slowdown", "deployment", "processes", "cluster", "only", "prune_tokens"}
-WHOLE |= {"early_exit", "output", "jobs", "model", "targets", "calibration", "validation", "dims"}
+WHOLE |= {
+    "early_exit",
+    "prune",
+    "cascade",
+    "feature_statistics",
+    "output",
+    "jobs",
+    "model",
+    "targets",
+    "calibration",
+    "validation",
+    "dims",
+}
 VERIFY = {"original", "candidate", "full", "keep", "metric", "validation", "dims"}
 REDUCE = {"model", "output", "trial_seconds", "seconds"}
 HOW = {"level", "target", "passes", "dims"}
@@ -49,7 +61,11 @@ MODES: dict[str, dict[str, set[str]]] = {
         "": {"model", "top", "static", "threads", "picture", "contract", "dims"},
         "--static": {"model", "top", "static", "threads", "picture", "dims"},
     },
-    "study": {"": {*WHOLE, "layers"}, "--layers --calibration=in.npz": LAYERS},
+    "study": {
+        "": {*WHOLE, "layers"},
+        "--cascade=small.onnx": {*WHOLE, "max_disagreement"} - {"cluster"},
+        "--layers --calibration=in.npz": LAYERS,
+    },
     "verify": {
         "": {*VERIFY, "bit_exact", "target", "max_error", "min_sqnr"} - {"metric"},
         "--validation=in.npz": {*VERIFY, "bit_exact", "target", "max_error", "min_sqnr"},

@@ -26,6 +26,7 @@ from memoptc.study.run import study
 
 EXAMPLES = Path(__file__).parents[2] / "examples/models"
 CNN, DATA = EXAMPLES / "digits_cnn.onnx", str(EXAMPLES / "digits_validation.npz")
+CALIBRATION = str(EXAMPLES / "digits_calibration.npz")
 
 
 def measured(name: str, need: int, ms: float, low: float = 0.9, **rest: Any) -> Row:
@@ -89,6 +90,12 @@ def test_each_change_alone_then_in_sequence() -> None:
         changes(Asked(only=("int4",)))
 
 
+def test_a_row_that_is_none_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no row 'int4'"):
+        study(CNN, tmp_path / "out", Asked(only=("int4",)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_less_work_is_tried_alone_and_the_examples_that_flip_are_named() -> None:
     rows = {change.name: change.arguments for change in changes(Asked(prune_tokens=0.005, early_exit=0.02))}
     assert rows["prune-tokens"] == ("-O0", "--prune-tokens", "--max-accuracy-loss", "0.005")
@@ -99,6 +106,29 @@ def test_less_work_is_tried_alone_and_the_examples_that_flip_are_named() -> None
     assert totals.to_json()["flipped"] == [1, 3]
     row = measured("early-exit", 1, 1.0, flipped=totals.flipped, checked={"samples": 4})
     assert table(of([measured("control", 2, 1.0), row]))[1][-1] == "2 of 4: 1, 3"
+
+
+def test_a_cascade_and_the_features_that_are_zero_are_rows(tmp_path: Path) -> None:
+    """A model behind itself, which always agrees: the first one answers every sample."""
+    small = CNN.with_name("small.onnx")
+    asked = Asked(cascade=small, max_disagreement=0.02, feature_statistics=True, prune=0.3)
+    rows = {change.name: change.arguments for change in changes(asked)}
+    assert rows["prune"] == ("-O0", "--prune", "0.3")
+    assert rows["feature-statistics"] == ("-O0", "--passes", "feature-statistics,lower")
+    assert rows["cascade"] is not None
+    assert f'cascade{{small="{small}",max_disagreement=0.02}}' in rows["cascade"][2]
+    with pytest.raises(InputError, match="not sent to a cluster"):
+        Asked(cascade=small, cluster="tcp://nowhere:1")
+    asked = Asked(
+        cascade=CNN, max_disagreement=0.02, feature_statistics=True, calibration=CALIBRATION, validation=DATA,
+        only=("cascade", "feature-statistics"), repeats=1, seconds=0.2,
+    )  # fmt: skip
+    found = study(CNN, tmp_path / "out", asked)
+    assert [row.failure for row in found.rows] == ["", "", ""]
+    assert "calibration samples" in found.row("cascade").decided[0]
+    assert "are zero for a whole batch" in found.row("feature-statistics").decided[0]
+    assert found.row("feature-statistics").checked["bit_exact"]
+    assert found.row("cascade").decided[0] in render(found, "study.md")
 
 
 def test_failures_stay_and_an_interrupted_study_goes_on(
