@@ -17,6 +17,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
+from memoptc.passes.shrink._exit.heads import Head, fit_head, threshold_for
 from memoptc.passes.shrink._exit.scores import class_scores
 from memoptc.passes.shrink.early_exit import EarlyExit
 from memoptc.runtime.data import Data
@@ -149,6 +150,27 @@ def test_exits_are_as_sure_as_validation_data_ask_for() -> None:
     model, stats = exited(options, Context(calibration=data(300), validation=held))
     assert stats["exits"] >= 1
     assert sum(run(model, x).argmax() != run(MODEL, x).argmax() for x in chosen) <= allowed
+
+
+def test_samples_of_equal_confidence_leave_together_or_stay() -> None:
+    """Against all thresholds that there are, tried one by one."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        confidence, agrees = rng.integers(0, 4, 8) / 4, rng.random(8) < 0.7
+        among, wrong = rng.random(8) < 0.8, int(rng.integers(0, 3))
+        head = Head(np.zeros((1, 2), np.float32), np.zeros(2, np.float32), confidence, agrees)
+        good = [t for t in confidence[among] if (among & (confidence >= t) & ~agrees).sum() <= wrong]
+        assert threshold_for(head, among, wrong) == min(good, default=None)
+
+
+def test_a_head_is_judged_on_samples_that_it_was_not_fitted_to() -> None:
+    """Scores that have nothing to do with the features: a head repeats those that it has seen, and no others."""
+    rng = np.random.default_rng(0)
+    features, scores = rng.standard_normal((80, 200)), rng.standard_normal((80, 5))
+    head = fit_head(features, scores)
+    own = (features @ head.weight + head.bias).argmax(1) == scores.argmax(1)
+    assert own.mean() > 0.8
+    assert head.agrees.mean() < 0.5
 
 
 @pytest.mark.parametrize("options", [{"most": 3}, {"threshold": 2.0}, {"max_disagreement": 1.0}])

@@ -231,6 +231,17 @@ def test_padding_goes_first() -> None:
     np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-5, atol=1e-6)
 
 
+def test_padding_is_merged_with_padding_alone() -> None:
+    """Padding that looks like a token: merged with that one, it would be counted as a second one of it."""
+    model = encoder(2, 12, masked=True, readout="first")
+    merged, stats = pruned(model, PruneTokens(keep=0.75, form="merge", layers=(0,)))
+    assert stats["layers that drop tokens"] == 1
+    feed = feed_for(model, 1, 12)
+    feed["mask"] = (np.arange(12) < 6).astype(np.float32)[None]
+    feed["x"][:, 6:] = feed["x"][:, 1:2]
+    np.testing.assert_allclose(outputs(merged, feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
+
+
 def test_dropped_tokens_have_an_output_all_the_same() -> None:
     model = encoder(2, 16, readout="tokens")
     less, _ = pruned(model, PruneTokens(keep=0.5, layers=(0,)))
