@@ -63,8 +63,11 @@ def samples_with(data: Iterable[Sample], rows: int) -> int:
 
 
 def labelled_rows(sample: Sample) -> int:
-    """Number of labels of a sample."""
-    return 0 if sample.label is None else int(np.size(sample.label))
+    """Number of labels of a sample; negative ones stand for none."""
+    label = sample.label
+    if label is None:
+        return 0
+    return int(np.count_nonzero(label >= 0)) if label.dtype.kind in "iu" else label.size
 
 
 def can_hold_out(data: Iterable[Sample]) -> bool:

@@ -33,6 +33,13 @@ def size(count: float | None) -> str:
     return f"{int(count)} B"
 
 
+def limit_text(count: int) -> str:
+    """Write a limit as it was likely asked for, and as the sizes that it is held against."""
+    if count < 1 << 20:
+        return f"{size(count)} (a number without a unit is bytes)"
+    return size(count) if count % (1 << 20) else f"{count >> 20} MiB ({size(count)})"
+
+
 def statistics_text(stats: Mapping[str, int]) -> str:
     """Write what a pass counted: bytes as sizes, and nothing that is nought."""
     return ", ".join(
@@ -71,7 +78,9 @@ def before_after(report: ReportFacts) -> list[Row]:
         rows.append(_row("activations, planned arena", control.arena_bytes, candidate.arena_bytes, size))
     if report.accuracy:
         a, b = report.accuracy["control"], report.accuracy["candidate"]
-        name = f"{report.accuracy['metric']}, {report.accuracy['samples']} samples"
+        count = report.accuracy["samples"]
+        one_each = report.accuracy["metric"] != "top-1" or count == report.verification.get("samples")
+        name = f"{report.accuracy['metric']}, {count} {'samples' if one_each else 'labels'}"
         if report.accuracy["metric"] == "perplexity":
             name = f"perplexity, {report.accuracy['samples']} tokens"
             rows.append(_row(name, a, b, lambda v: f"{v:.2f}"))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from memoptc.ir.diagnostics import InputError
 from memoptc.runtime import quality
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.quality import Examiner, Quality
+from memoptc.runtime.quality import Examiner, Outcome, Quality, hits_of, top1
 
 
 def _scaling(path: Path, factor: float) -> Path:
@@ -71,3 +73,43 @@ def test_energies_that_no_number_holds_are_the_worst() -> None:
     assert far.sqnr_db == pytest.approx(-6000)
     ratios = quality._ratios({"y": [1.0, 1.0], "z": [np.inf, np.inf]})
     assert Quality(ratios, 1).sqnr_db == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels"),
+    [
+        ((6, 4), (6,)),
+        ((6, 4, 1, 1), (6,)),
+        ((6, 1, 1, 4), (6, 1)),
+        ((6, 1, 4), (6,)),
+        ((4,), (1,)),
+        ((2, 5, 4), (2, 5)),
+        ((2, 4, 5), (2, 5)),
+        ((2, 4, 3, 7), (2, 3, 7)),
+        ((2, 3, 7, 4), (2, 3, 7)),
+        ((6, 4), (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_labels_fit_scores_of_any_shape(scores: tuple[int, ...], labels: tuple[int, ...], dtype: type) -> None:
+    axis = scores.index(4)
+    right = np.random.default_rng(0).integers(0, 4, labels).astype(dtype)
+    shape = [n for i, n in enumerate(scores) if i != axis]
+    hot = np.moveaxis(np.eye(4, dtype=np.float32)[right.reshape(shape)], -1, axis)
+    wrong = right.copy()
+    wrong.reshape(-1)[0] = (wrong.reshape(-1)[0] + 1) % 4
+    other = {"boxes": np.zeros((5, 9), np.float32), "scores": hot}
+    assert hits_of(other, right).all()
+    assert hits_of(other, right).size == right.size
+    assert list(np.flatnonzero(~hits_of(other, wrong))) == [0]
+
+
+def test_negative_labels_stand_for_none() -> None:
+    scores = {"scores": np.eye(4, dtype=np.float32)[None]}
+    assert hits_of(scores, np.array([[0, -100, 2, 0]])).tolist() == [True, True, False]
+
+
+def test_labels_that_fit_nothing_are_told_with_their_shape() -> None:
+    outcome = Outcome({}, {"y": np.zeros((2, 3), np.float32)}, np.zeros(7, np.int64))
+    with pytest.raises(InputError, match=re.escape("labels [7] of int64, outputs y [2, 3]")):
+        top1([outcome])
