@@ -11,7 +11,7 @@ from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import BudgetError, ProofError
 from memoptc.measuring import Needs, Sizes, Times
 from memoptc.options import Options
-from memoptc.report.rows import size
+from memoptc.report.rows import limit_text, size
 from memoptc.runtime.configuration import SESSION
 from memoptc.runtime.memory.liveness import PeakReport, liveness, peak
 from memoptc.runtime.sizes import GROWTH, PREDICTED, RESOLUTION, grown
@@ -173,11 +173,13 @@ def check_budget(attempt: Attempt, options: Options, dims: Mapping[str, int]) ->
     if need is not None and need > budget:
         found = peak(attempt.graph, dims)
         message = (
-            f"The budget of {size(budget)} for activations is out of reach: the plan needs {size(need)}, its floor "
-            f"is {size(floor)}, held there by {found.op_label}{_made_from(attempt.graph, dims, found)}."
+            f"The budget of {limit_text(budget)} for activations is out of reach: the plan needs {size(need)}, "
+            f"its floor is {size(floor)}, held there by {found.op_label}{_made_from(attempt.graph, dims, found)}."
         )
     elif unknown and recorded > budget:
-        message = f"The budget of {size(budget)} for activations is out of reach: a run allocated {size(recorded)}."
+        message = (
+            f"The budget of {limit_text(budget)} for activations is out of reach: a run allocated {size(recorded)}."
+        )
     elif (unknown or need is None) and not recorded:
         names = f" of {len(unknown)} values, such as {unknown[0]!r}," if unknown else ""
         message = f"The planned memory is unknown, since some sizes{names} are; the budget cannot be checked."
@@ -185,7 +187,7 @@ def check_budget(attempt: Attempt, options: Options, dims: Mapping[str, int]) ->
     else:
         if recorded > budget:
             attempt.warnings.append(
-                f"The plan keeps the budget of {size(budget)} for activations; a run in Session allocated "
+                f"The plan keeps the budget of {limit_text(budget)} for activations; a run in Session allocated "
                 f"{size(recorded)}."
             )
         return
@@ -199,7 +201,7 @@ def _check_weights(attempt: Attempt, options: Options) -> None:
     budget = options.budget.weights
     if budget is None or attempt.written.weight_bytes <= budget:
         return
-    message = f"The weights take {size(attempt.written.weight_bytes)}, their budget is {size(budget)}."
+    message = f"The weights take {size(attempt.written.weight_bytes)}, their budget is {limit_text(budget)}."
     if options.force:
         attempt.warnings.append(f"{message} Written all the same (--force).")
         return

@@ -64,7 +64,10 @@ class Options:
     target: str = option("Numbers to use.", default="float32", choices=TARGETS)
     _: KW_ONLY
     calibration: Any = option(
-        ".npz, .npy, folder of .npz, or module:function; for integers.", metavar="DATA", group=DATA
+        "Samples that scales, thresholds and what can go are chosen by: .npz, .npy, folder of .npz, or "
+        "module:function.",
+        metavar="DATA",
+        group=DATA,
     )
     """Data that quantization observes: a path, `module:function`, or an iterable of feeds."""
     validation: Any = option("As --calibration; to verify and to measure accuracy with.", metavar="DATA", group=DATA)
@@ -348,13 +351,22 @@ class Options:
         asked = [n for n in LOSSY_OPTIONS if (value := getattr(self, n)) is not None and value is not False]
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
         if self.prune is not None and not 0 < self.prune < 1:
-            raise InputError(f"No {self.prune:g} of the units can be pruned.", hint="Give a part such as --prune 0.3.")
+            raise InputError(
+                f"--prune {self.prune:g} is no part of the units; it lies between 0 and 1.",
+                hint="Say --prune 0.3, for instance.",
+            )
         if self.early_exit is not None and not 0 <= self.early_exit < 1:
             raise InputError(f"{self.early_exit:g} is no share of inputs.", hint="Give one such as --early-exit 0.005.")
         if self.cluster not in (None, *CODEBOOKS):
-            raise InputError(f"There are no tables of {self.cluster} numbers.", hint="Use --cluster 256 or 16.")
+            raise InputError(
+                f"--cluster {self.cluster} is no size of a table that onnxruntime decodes.",
+                hint="Use --cluster 256 or 16.",
+            )
         if asked and self.calibration is None:
-            raise InputError(f"{flags}: data says what can go.", hint="Give some with --calibration.")
+            raise InputError(
+                f"{flags} needs data: samples show what the outputs can do without.",
+                hint="Give some with --calibration.",
+            )
         if asked and self.passes is not None:
             raise InputError(f"A pipeline of your own says all that runs, {flags} too.", hint="Leave out --passes.")
         if self.cluster is not None and (self.target != "float32" or self.freeze_runtime):
@@ -365,7 +377,7 @@ class Options:
 
     def _check_cache(self) -> None:
         if self.calibration is None:
-            raise InputError("The scales of a cache in codes come from data.", hint="Add --calibration TEXT.")
+            raise InputError("The scales of a cache in codes come from data.", hint="Add --calibration DATA.")
         if self.passes is not None:
             raise InputError("A pipeline of your own says all that runs.", hint="Put quantize-cache into --passes.")
         if self.target == "float32" and self.max_error is None:

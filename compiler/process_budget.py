@@ -10,7 +10,7 @@ from memoptc.ir.diagnostics import BudgetError
 from memoptc.measuring import Sizes
 from memoptc.options import Options
 from memoptc.report import Decision
-from memoptc.report.rows import size
+from memoptc.report.rows import limit_text, size
 from memoptc.report.verdict import BUDGET
 from memoptc.runtime.memory.need import NeedEstimate
 from memoptc.runtime.sizes import RESOLUTION
@@ -108,15 +108,15 @@ def check_process(attempt: Attempt, found: Held, options: Options, data: Inputs)
     unknown = estimate.unknown if found.how == "predicted" else ()
     if unknown:
         message = (
-            f"Whether the budget of {size(budget)} is kept cannot be predicted: {len(unknown)} values have no known "
-            f"size, such as {unknown[0]!r}."
+            f"Whether the budget of {limit_text(budget)} is kept cannot be predicted: {len(unknown)} values have no "
+            f"known size, such as {unknown[0]!r}."
         )
         hint = "bind sizes with --dim, leave out --no-measure, or use --force."
     elif found.need > budget:
-        message = f"The budget of {size(budget)} is out of reach: the process needs {found}{_parts(estimate)}."
-        hint = _way_out(estimate, found, options)
+        message = f"The budget of {limit_text(budget)} is out of reach: the process needs {found}{_parts(estimate)}."
+        hint = _way_out(estimate, found, options, open_sizes=bool(data.dims))
     else:
-        why = f"{found.sum}, of {size(budget)}"
+        why = f"{found.sum}, of {limit_text(budget)}"
         attempt.decisions.append(Decision(BUDGET, f"kept in {_NAMES[found.way]}", why))
         attempt.warnings += _where_it_is_not_kept(found, options, data, estimate)
         return
@@ -155,7 +155,7 @@ def _parts(estimate: NeedEstimate) -> str:
     return ": " + ", ".join(f"{name} {size(count)}" for name, count in parts.items()) + " by the memory model"
 
 
-def _way_out(estimate: NeedEstimate, found: Held, options: Options) -> str:
+def _way_out(estimate: NeedEstimate, found: Held, options: Options, *, open_sizes: bool) -> str:
     """Ways out for the user, the nearest first."""
     assert options.budget.process is not None
     ways = []
@@ -164,9 +164,11 @@ def _way_out(estimate: NeedEstimate, found: Held, options: Options) -> str:
         ways.append(f"--run-with {way} needs {size(need)}")
     saved = (estimate.weights_bytes + estimate.mapped_bytes) * 3 // 4
     if options.target == "float32" and saved >= MATTERS * estimate.need_bytes:
-        ways.append(f"--target int8 would take about {size(found.need - saved)}")
+        enough = "" if found.need - saved <= options.budget.process else ", which is not enough either"
+        ways.append(f"--target int8 would take about {size(found.need - saved)}{enough}")
     if options.max_slowdown is not None:
         ways.append(f"allow more than --max-slowdown {options.max_slowdown:g}")
     if found.how == "predicted":
         ways.append("leave out --no-measure, which holds the budget by what is measured")
-    return "; or ".join([*ways, "bind smaller sizes with --dim, or use --force."])
+    ways += ["bind smaller sizes with --dim"] if open_sizes else []
+    return "; or ".join([*ways, "use --force."])

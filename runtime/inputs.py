@@ -94,10 +94,10 @@ def check_symbols(types: Mapping[str, Type | None], dims: Mapping[str, int]) -> 
     classes = _classify(types, {})
     unknown = set(dims) - set(classes)
     if unknown:
-        known = ", ".join(sorted(classes)) or "none"
+        known = ", ".join(sorted(classes))
         raise InputError(
             f"{sorted(unknown)[0]!r} is not a symbolic dimension of the model's inputs.",
-            hint=f"Its symbolic dimensions are: {known}.",
+            hint=f"Its symbolic dimensions are: {known}." if known else "All of their extents are fixed.",
         )
 
 

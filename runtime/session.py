@@ -63,8 +63,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
 
     Args:
         path_or_bytes: Path, serialized bytes, or protobuf. A session contract beside the path is applied.
-        sess_options: The caller's `SessionOptions`. What differs in them from onnxruntime's defaults stays; the
-            contract's options take the place of defaults.
+        sess_options: The caller's `SessionOptions`. What differs in them from onnxruntime's defaults stays, with a
+            warning where the contract says otherwise; the contract's options take the place of defaults.
         providers: As for `InferenceSession`; the CPU's when not given.
         provider_options: As for `InferenceSession`.
         memory: The tier.
@@ -183,7 +183,13 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         with (
             translated(limit),
             nullcontext() if stock else registered_arena(self._arena_bytes, limit or 0),
-            combined(given, options, environment=not stock, graph_only=stock and not on_host) as native,
+            combined(
+                given,
+                options,
+                environment=not stock,
+                graph_only=stock and not on_host,
+                promised=on_host and not stock and bool(self.contract.measured),
+            ) as native,
         ):
             super().__init__(self._source, native, providers, provider_options, disabled_optimizers=disabled, **kwargs)
         if not stock and isinstance(self._source, bytes):

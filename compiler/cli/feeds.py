@@ -24,3 +24,25 @@ def made_up(model: Path, dims: dict[str, int], seed: int = 0) -> dict[str, Any]:
     graph = read_onnx(model)
     infer_shapes(graph)
     return make_feed(graph, model, dims, seed)
+
+
+def given(model: Path, inputs: Path) -> dict[str, Any]:
+    """Read inputs from a file, without labels that stand beside them.
+
+    Raises:
+        InputError: it cannot be read, or has arrays that are no inputs of the model.
+    """
+    from memoptc.ir.diagnostics import InputError
+    from memoptc.ir.onnx_io import read_onnx
+    from memoptc.runtime.data import LABEL_KEYS
+    from memoptc.runtime.npz import load_feed
+
+    feed = load_feed(inputs)
+    names = [value.name for value in read_onnx(model).inputs]
+    unknown = [name for name in feed if name not in names and name not in LABEL_KEYS]
+    if unknown:
+        raise InputError(
+            f"{inputs}: {unknown[0]!r} is not an input of the model.",
+            hint=f"The model's inputs are {', '.join(names)}.",
+        )
+    return {name: value for name, value in feed.items() if name in names}

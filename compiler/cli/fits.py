@@ -55,14 +55,13 @@ def command(
     The kernel sets the limit (control groups), on Python, onnxruntime and the model together. Where it cannot, need is
     measured: what the model adds to a process.
     """
-    from memoptc.cli.feeds import made_up
+    from memoptc.cli.feeds import given, made_up
     from memoptc.cli.main import report_error
     from memoptc.cli.show import Progress
     from memoptc.ir.diagnostics import BudgetError
-    from memoptc.report.rows import size
+    from memoptc.report.rows import limit_text, size
     from memoptc.runtime.container import Unavailable
     from memoptc.runtime.measuring_process import InSession, Way
-    from memoptc.runtime.npz import load_feed
     from memoptc.runtime.options import RunOptions
 
     if sizes and (limit is None or inputs is not None):
@@ -83,7 +82,7 @@ def command(
             if sizes and limit is not None:
                 _find_largest(answer, model, limit, way, options["dims"], seed, trying)
             else:
-                feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
+                feed = given(model, inputs) if inputs is not None else made_up(model, options["dims"], seed)
                 shapes = {name: list(v.shape) for name, v in feed.items() if hasattr(v, "shape")}
                 answer.told["inputs"] = shapes
                 answer.lines += [f"inputs: {_shapes(shapes)}"] if inputs is None else []
@@ -96,7 +95,7 @@ def command(
             answer.problem = f"the model alone needs {size(need.need_bytes)}"
     told, problem = answer.told, answer.problem
     if problem and limit is not None:
-        told["error"] = f"{model.name} does not run in {size(limit)} ({_called(way)}): {problem}."
+        told["error"] = f"{model.name} does not run in {limit_text(limit)} ({_called(way)}): {problem}."
     talk.tell(told, lambda: click.echo("\n".join(answer.lines)), always=True)
     if not problem:
         return 0
@@ -127,11 +126,13 @@ def _find_largest(
     answer: _Answer, model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, trying: Callable[[str], None]
 ) -> None:
     """Find the largest sizes that run in the limit."""
-    from memoptc.report.rows import size
+    from memoptc.report.rows import limit_text
 
     edges, point = _edges(model, limit, way, dims, seed, trying)
     answer.told |= {"edges": edges, "others": point}
-    answer.lines += [f"largest sizes that run in {size(limit)} ({_called(way)}), the others at {_spelled(point)}:"]
+    answer.lines += [
+        f"largest sizes that run in {limit_text(limit)} ({_called(way)}), the others at {_spelled(point)}:"
+    ]
     answer.lines += [f"  {_told(edge)}" for edge in edges]
     if any(edge.largest is None for edge in edges):
         answer.problem = "at any size that was tried"
@@ -147,7 +148,7 @@ def _find_container(
     trying: Callable[[str], None],
 ) -> None:
     """Measure the need, then try the limit, or find the smallest one."""
-    from memoptc.report.rows import evictable, size
+    from memoptc.report.rows import evictable, limit_text, size
     from memoptc.runtime.container import limiter, smallest_container
     from memoptc.runtime.measure import measure_need
 
@@ -171,7 +172,7 @@ def _find_container(
     answer.told |= {"trial": trial, "free_ms": tries.free_ms}
     if trial.fits:
         figures = f"{trial.latency_ms:.3g} ms, {tries.free_ms:.3g} ms without a limit"
-        answer.lines.append(f"runs in {size(limit)}: {figures}")
+        answer.lines.append(f"runs in {limit_text(limit)}: {figures}")
     else:
         answer.problem = trial.why
 

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Parsed, Talk, takes, talks, unused
+from memoptc.cli.options import BYTES, Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
-from memoptc.runtime.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from memoptc.reduction import Reduction
-
-
-MEGABYTES = Parsed(lambda text: parse_bytes(f"{text}MB" if text.strip().isdigit() else text), "size")
-"""A size; a number alone is in megabytes."""
 
 
 @click.command("reduce", cls=ProjectCommand)
@@ -36,9 +31,9 @@ MEGABYTES = Parsed(lambda text: parse_bytes(f"{text}MB" if text.strip().isdigit(
 @click.option("--slow", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Fails where a compile takes longer.")
 @click.option(
     "--above",
-    type=MEGABYTES,
+    type=BYTES,
     metavar="SIZE",
-    help="Fails where a compile takes more memory, 900MiB; 900 is in MB.",
+    help="Fails where a compile takes more memory, e.g. 900MiB.",
 )
 @click.option("--trial-seconds", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Per trial.")
 @click.option("--seconds", type=click.FloatRange(min=1), help="Stop after so long, with the smallest one until then.")

@@ -72,14 +72,17 @@ def command(
     talk: Talk,
 ) -> None:
     """Run MODEL and show its outputs, and the memory that it took."""
-    from memoptc.cli.feeds import made_up
+    from memoptc.cli.feeds import given, made_up
     from memoptc.ir.diagnostics import InputError
-    from memoptc.runtime.npz import load_feed, save_feed
+    from memoptc.runtime.npz import save_feed
 
     if outputs is not None and outputs.suffix != ".npz":
         raise InputError(f"{outputs} is no name for outputs.", hint="Use a name that ends in .npz.")
     if generate != (prompt_ids is not None):
-        raise InputError("--generate and --prompt-ids go together.", hint="Give both, or neither.")
+        raise InputError(
+            "--generate and --prompt-ids go together: a language model continues the tokens that it is given.",
+            hint="Give both, such as --generate --prompt-ids tokens.txt (numbers, a row for each prompt), or neither.",
+        )
     if arena:
         unused("with --arena", "generate", "memory", "memory_limit", "strict", "runs", "threads")
     if memory == "stock":
@@ -101,7 +104,7 @@ def command(
         session = {"memory": memory, "memory_limit": memory_limit, "max_length": max_length, "threads": threads}
         print_tokens(model, prompt_ids, session, {"max_new_tokens": max_new_tokens, **sampling}, outputs, talk)
         return
-    feed = load_feed(inputs) if inputs is not None else made_up(model, options["dims"], seed)
+    feed = given(model, inputs) if inputs is not None else made_up(model, options["dims"], seed)
     if arena:
         found, lines, facts = _in_arena(model, feed)
     else:

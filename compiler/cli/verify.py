@@ -62,11 +62,12 @@ def command(
             keep=keep,
             metric=metric,
         )
-    talk.tell(found, lambda: _print(found, metric))
+    asked = bit_exact or options["min_sqnr"] is not None or options["max_error"] is not None
+    talk.tell(found, lambda: _print(found, metric, lossless=options["target"] == "float32" and not asked))
     return 0 if found.passed else 3
 
 
-def _print(found: Verification, metric: str | None) -> None:
+def _print(found: Verification, metric: str | None, *, lossless: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -81,12 +82,21 @@ def _print(found: Verification, metric: str | None) -> None:
     console.print(table)
     for note in (*found.failures, *found.notes):
         console.print(note, soft_wrap=True, markup=False)
-    if found.accuracy is not None and "metric" in found.accuracy:
-        before, after = found.accuracy["control"], found.accuracy["candidate"]
-        tokens = found.accuracy["samples"]
+    if found.accuracy is not None:
+        before, after, tokens = (found.accuracy[key] for key in ("control", "candidate", "samples"))
+    if found.accuracy is not None and "metric" not in found.accuracy:
+        console.print(f"top-1: {before:.4f} before, {after:.4f} after, {tokens} labels")
+    elif found.accuracy is not None:
         console.print(f"{metric}: {before:.3f} before, {after:.3f} after ({after / before:.3f}x, {tokens} tokens)")
     noun = "sample" if found.samples == 1 else "samples"
     console.print(f"{'passed' if found.passed else 'FAILED'} on {found.samples} {found.inputs} {noun}")
+    if not found.passed and lossless:
+        console.print(
+            "next: a model that is coarser on purpose is judged by --target (what it was compiled for), --min-sqnr or "
+            "--max-error; of one that is not, `memoptc bisect` names the pass",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def _judge(bit_exact: bool, options: dict[str, Any]) -> Judge:

@@ -150,7 +150,8 @@ class _Search:
         self.count += 1
         if not failure:
             raise InputError(
-                "The model does not show the failure.", hint="Say what to look for as it was when it failed."
+                "The model does not show the failure with these options, so there is nothing to reduce.",
+                hint="Give the level, target, passes and extents (--dim) with which it failed.",
             )
         self.progress(f"{self.size[0]} node{'s' * (self.size[0] != 1)}: {failure}")
         return failure

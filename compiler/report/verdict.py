@@ -270,14 +270,18 @@ def _figure(process: dict[str, Any], key: str) -> int | None:
 
 _WITHIN_NEED = ("anonymous_bytes", "load_peak_bytes", "run_peak_bytes")
 
+_ROUNDING = 0.03
+"""Part by which a ratio may differ from that of two figures before it is said why."""
+
 _CAUSES = {
+    "anonymous_bytes": ("weights", "activations", "workspace", "ours"),
     "load_peak_bytes": ("loading", "weights", "ours"),
     "run_peak_bytes": ("activations", "workspace"),
 }
 """Parts that a figure can have grown by; all where none are named."""
 
 _REASONS = {
-    "loading": "loading takes {} more than is kept",
+    "loading": "loading takes {} more for a while",
     "weights": "weights, with all copies that onnxruntime makes of them, take {} more",
     "activations": "activations take {} more",
     "workspace": "kernels and arenas take {} more",
@@ -289,7 +293,10 @@ def _why_more(before: dict[str, int], after: dict[str, int], parts: tuple[str, .
     more = {k: after[k] - before[k] for k in after if (parts is None or k in parts) and after[k] > before[k]}
     largest = sorted(more, key=lambda k: -more[k])[:2]
     largest = [k for k in largest if more[k] >= more[largest[0]] / 4]
-    return " and ".join(_REASONS[k].format(size(more[k])) for k in largest) or "no part of it explains why"
+    return (
+        " and ".join(_REASONS[k].format(size(more[k])) for k in largest)
+        or "no part that is measured by itself tells why"
+    )
 
 
 def _worse_latency(report: ReportFacts, before: dict[str, Any], after: dict[str, Any]) -> list[Worse]:
@@ -305,11 +312,13 @@ def _worse_latency(report: ReportFacts, before: dict[str, Any], after: dict[str,
         certain = slowdown["low"] > GROWTH and b - a > TICK_MS
         promised, calling = slowdown.get("promised", float("inf")), slowdown.get("calling_ms", 0.0)
         if certain or (slowdown["ratio"] > promised and b - promised * a > TICK_MS):
-            why = _why_slower(report)
+            why = _why_slower(report, where)
             if calling and b - promised * a <= TICK_MS + calling:
                 why = f"calling Session takes {calling:.3g} ms more than calling onnxruntime, also with the original"
             elif slowdown["low"] <= promised < slowdown["ratio"]:
                 why = f"{why}; above the {promised:g} that is promised, but noise may explain it"
+            if abs(b - slowdown["ratio"] * a) > _ROUNDING * b:
+                why += "; the ratio is the median of pairs of runs, which is not that of the two medians"
             found.append(Worse(f"latency {where}", f"{a:.3g} ms", f"{b:.3g} ms", slowdown["ratio"], why))
     return found
 
@@ -319,10 +328,12 @@ def _of_step(measured: dict[str, Any]) -> dict[str, Any]:
     return {"latency_ms": {"p50": measured["step_ms"]}, "slowdown": measured.get("step_slowdown")}
 
 
-def _why_slower(report: ReportFacts) -> str:
-    costs = [f"{d.step}: {d.what}" for d in report.decisions if d.step in ("fit", "form")]
-    nodes = f"{report.candidate.nodes} nodes instead of {report.control.nodes}"
-    return "; ".join([nodes, *costs[:2]])
+def _why_slower(report: ReportFacts, where: str) -> str:
+    control, candidate = report.control.nodes, report.candidate.nodes
+    found = [f"{candidate} nodes instead of {control}"] if candidate != control else []
+    found += [f"{d.step}: {d.what}" for d in report.decisions if d.step in ("fit", "form")][:2]
+    found += ["each allocation is looked up in the plan"] if "planned" in where else []
+    return "; ".join(found) or "nothing in the model tells why"
 
 
 def _ratio(a: float, b: float) -> str:

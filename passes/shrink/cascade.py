@@ -99,7 +99,8 @@ class Cascade(Pass):
         if allowed is None:
             raise InputError(
                 f"{len(large_scores)} samples cannot show a disagreement of at most {self.max_disagreement:.2%}.",
-                hint=f"Give {samples_for(self.max_disagreement)} or more, or allow more.",
+                hint=f"Give {samples_for(self.max_disagreement)} or more to calibrate on (without --validation a fifth "
+                "of --calibration is held out), or allow more with --max-disagreement.",
             )
         head = _judged(_scores(small, context.calibration, context), large_scores)
         threshold = threshold_for(head, np.ones(len(large_scores), np.bool_), allowed)

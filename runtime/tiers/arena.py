@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +40,12 @@ def registered_arena(size: int, limit: int) -> Iterator[None]:
 
 @contextmanager
 def combined(
-    given: ort.SessionOptions | None, options: RunOptions, *, environment: bool, graph_only: bool = False
+    given: ort.SessionOptions | None,
+    options: RunOptions,
+    *,
+    environment: bool,
+    graph_only: bool = False,
+    promised: bool = False,
 ) -> Iterator[ort.SessionOptions]:
     """Give `SessionOptions` that are the caller's where the caller chose, and ours elsewhere.
 
@@ -51,6 +57,7 @@ def combined(
         options: Ours.
         environment: Allocate from the environment's arena.
         graph_only: Of ours, apply only what decides the graph and its order, for providers other than the CPU's.
+        promised: Ours are those of a session contract; warn of those of the caller's that stand against them.
     """
     extra = {ENVIRONMENT_KEY: "1"} if environment else {}
     if given is None:
@@ -70,6 +77,17 @@ def combined(
     ours = {} if graph_only else dict(options.config) | extra
     free = _turned_off.get(given, set())
     entries = {k: v for k, v in ours.items() if k in free or not _entry(given, k)}
+    if promised:
+        kept = [k for k, v in ours.items() if k not in entries and _entry(given, k) != v]
+        kept += [k for k, v in options.native().items() if k in _ADJUSTED and k not in before and _differs(given, k, v)]
+        if kept:
+            warnings.warn(
+                f"sess_options says otherwise than the model's session contract: {', '.join(kept)}. It is done as "
+                "sess_options says, so that memory and latency may not be what was promised; contract=False ignores "
+                "the contract.",
+                UserWarning,
+                stacklevel=5,
+            )
     for key, value in entries.items():
         given.add_session_config_entry(key, value)
     try:
@@ -85,7 +103,15 @@ def combined(
 
 def _set(options: ort.SessionOptions, attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
-        setattr(options, key, getattr(getattr(ort, ENUMERATIONS[key]), value) if key in ENUMERATIONS else value)
+        setattr(options, key, _native(key, value))
+
+
+def _differs(options: ort.SessionOptions, key: str, value: Any) -> bool:
+    return bool(getattr(options, key) != _native(key, value))
+
+
+def _native(key: str, value: Any) -> Any:
+    return getattr(getattr(ort, ENUMERATIONS[key]), value) if key in ENUMERATIONS else value
 
 
 def _entry(options: ort.SessionOptions, key: str) -> str:

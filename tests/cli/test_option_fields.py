@@ -139,5 +139,5 @@ def test_numbers_of_numpy_are_extents_and_truth_is_none() -> None:
 
 
 def test_an_early_exit_that_gives_up_nothing_needs_data_too() -> None:
-    with pytest.raises(InputError, match="--early-exit: data"):
+    with pytest.raises(InputError, match="--early-exit needs data"):
         Options(early_exit=0.0)

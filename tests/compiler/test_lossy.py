@@ -131,9 +131,9 @@ def test_options_spell_passes() -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"prune": 0.3}, "--prune: data says"),
-        ({"prune": 1.0, **CALIBRATION}, "No 1 of the units"),
-        ({"cluster": 17, **CALIBRATION}, "no tables of 17"),
+        ({"prune": 0.3}, "--prune needs data"),
+        ({"prune": 1.0, **CALIBRATION}, "--prune 1 is no part"),
+        ({"cluster": 17, **CALIBRATION}, "--cluster 17 is no size"),
         ({"cluster": 256, "target": "int8", **CALIBRATION}, "float weights"),
         ({"early_exit": 2.0, **CALIBRATION}, "no share of inputs"),
         ({"low_rank": True, "passes": "lower", **CALIBRATION}, "--low-rank too"),

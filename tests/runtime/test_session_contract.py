@@ -38,6 +38,26 @@ def test_a_contract_is_found_beside_the_model_and_applied(tmp_path: Path) -> Non
     assert Session(path, contract=False).contract == Contract()
 
 
+def test_sess_options_that_stand_against_the_contract_are_named(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(network())
+    made = make_contract(path, feed(32), threads=1)
+    made = replace(made, options=replace(made.options, config={**made.options.config, PACKING_KEY: "1"}))
+    made.save(contract_path(path))
+    options = ort.SessionOptions()
+    Session(path, options, memory="arena").run(None, feed(32))
+    Session(path, options, memory="stock").run(None, feed(32))
+    assert not recwarn.list
+    options = ort.SessionOptions()
+    options.add_session_config_entry(PACKING_KEY, "0")
+    Session(path, options, memory="arena", contract=False)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=rf"session contract: {PACKING_KEY}\. It is done"):
+        Session(path, options, memory="arena").run(None, feed(32))
+
+
 def test_the_contracts_arena_suffices_and_a_smaller_one_does_not(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(network(256))
