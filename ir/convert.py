@@ -11,7 +11,7 @@ import onnx_ir
 from onnx_ir import serde
 
 from memoptc.ir import protos
-from memoptc.ir.core import AttrRef, EmptyList, Graph, Op, Tensor, Value
+from memoptc.ir.core import Graph, Op, Tensor, Value
 from memoptc.ir.dims import LONGEST_SHAPE, Dim
 from memoptc.ir.mapped import MappedTensor
 from memoptc.ir.onnx_write import to_proto
@@ -167,10 +167,6 @@ class _TensorAttr(onnx_ir.Attr):
 
 
 def _attribute(name: str, value: Any) -> onnx_ir.Attr | None:
-    if isinstance(value, AttrRef):
-        return onnx_ir.RefAttr(name, value.name, onnx_ir.AttributeType[value.kind])
-    if isinstance(value, EmptyList):
-        return onnx_ir.Attr(name, onnx_ir.AttributeType[value.kind], ())
     if hasattr(value, "tobytes") and not isinstance(value, bytes | onnx.SparseTensorProto):
         return _TensorAttr(name, onnx_ir.AttributeType.TENSOR, value)
     proto = onnx.AttributeProto()
