@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.types import TensorType
 from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.input_values import STYLES
@@ -84,6 +85,12 @@ def _made_up_samples(graph: Graph, maker: InputMaker, trial: Trial, count: int, 
         independent = InputMaker(graph, maker.asked, maker.seed, independent=True)
         first, _ = _first(independent, trial, until)
         maker = independent if first is not None else maker
+    for ranked in _ranked(graph) if first is None else ():
+        guess = InputMaker(ranked, maker.asked, maker.seed)
+        first, _ = _first(guess, trial, until)
+        if first is not None:
+            maker = guess
+            break
     if first is None:
         raise InputError(
             f"No inputs were found on which the model runs; the likeliest attempt said: {error}", hint=_way_out(maker)
@@ -108,6 +115,21 @@ def _made_up_samples(graph: Graph, maker: InputMaker, trial: Trial, count: int, 
         found.append(Generated(feed, maker.named(binding), begin.style, begin.finite))
         number += 1
     return found
+
+
+_RANKS = (2, 4, 3, 1, 5)
+"""Ranks that inputs of which no shape is declared are tried with, the likeliest first, once scalars were refused."""
+
+
+def _ranked(graph: Graph) -> Iterator[Graph]:
+    """Copies of a model in which every input without a declared shape has one, all of the same rank."""
+    unknown = {v.name for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is None}
+    for rank in _RANKS if unknown else ():
+        copy = graph.clone()
+        for value in copy.inputs:
+            if value.name in unknown and isinstance(value.type, TensorType):
+                value.type = value.type.with_shape((None,) * rank)
+        yield copy
 
 
 _First = tuple[Generated, int, dict[str, int]]

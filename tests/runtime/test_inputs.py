@@ -331,6 +331,18 @@ def test_shapes_that_an_exporter_wrote_down_are_solved_for(text: str, decided: d
     assert {k: v for k, v in feeds(model, dims=decided)[0].dims.items() if k in decided} == decided
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_an_input_without_a_declared_shape_gets_the_rank_that_its_reader_takes(rank: int) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Transpose", ["x"], ["y"], perm=range(rank))],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert {found.feed["x"].ndim for found in feeds(model)} == {rank}
+
+
 def test_sizes_below_zero_are_not_planned_with() -> None:
     model = parse("g (float[B, 1, T] x) => (float[a, b, c] y) { y = Conv(x, w) }", w=normal(2, 1, 10))
     graph = InputMaker(read_onnx(model)).typed
