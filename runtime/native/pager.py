@@ -4,6 +4,9 @@ Mappings of weight files are replaced by pages that are missing. Who touches one
 around it past the page cache, puts it there and lets it go on. The first chunks that runs touch stay: under a cyclic
 scan, keeping any share saves reading that share, where keeping the latest saves nothing. The others pass through a
 window, the oldest given back first, and what followed a chunk in the last run is read ahead of this one.
+
+That thread needs the interpreter, so no one may touch a weight while holding it. onnxruntime holds it in no part of a
+run that reads weights: kernels, and the copy of a weight that is an output, run without it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.native.fault_guard import FaultGuard
 from memoptc.runtime.native.file_mappings import FileMapping, changing
 from memoptc.runtime.native.userfault import UserFaults, give_back, map_file, mark
 from memoptc.runtime.native.weight_files import WeightFile
@@ -122,7 +124,7 @@ class Pager:
         self.limit = limit
         self._process = os.getpid()
         self._error: Exception | None = None
-        self._failures = self._again = self._guarded = 0
+        self._failures = self._again = 0
         self._unread: list[Chunk] = []
         """Chunks that are zeros, as they could not be read."""
         self._files: dict[str, WeightFile] = {}
@@ -149,11 +151,6 @@ class Pager:
         self._reader = ThreadPoolExecutor(1, _READER)
         self._starts = [c.start for c in self._chunks]
         self._stop, self._stopped = os.pipe()
-        self._guard: FaultGuard | None = None
-        files = self._files
-        ranges = [(m.start, m.end, files[m.path].plain, m.offset) for m in self._mappings]
-        with contextlib.suppress(OSError):
-            self._guard = FaultGuard(self._faults.descriptor, ranges)
         self._thread = threading.Thread(target=self._serve, name="memoptc-pager", daemon=True)
         self._thread.start()
 
@@ -183,8 +180,7 @@ class Pager:
             for chunk in self._unread:
                 self._forget(chunk)
             self._unread.clear()
-            self._forget_guarded()
-            return self._failures + (self._guard.failed if self._guard else 0)
+            return self._failures
 
     def check(self, failures: int) -> None:
         """Raise if weights could not be read since a run began: what it computed is wrong.
@@ -192,18 +188,8 @@ class Pager:
         Raises:
             InputError: they could not.
         """
-        if self._failures + (self._guard.failed if self._guard else 0) != failures:
-            why = self._error or "a file is shorter than it was, or its disk failed"
-            raise InputError(f"Weights cannot be read: {why}.", hint="See whether the model's files are whole.")
-
-    def _forget_guarded(self) -> None:
-        """Give back what the guard has put in: pages that no limit counts, and zeros that would pass for weights."""
-        if self._guard is None or self._ended or self._guard.served == self._guarded:
-            return
-        self._guarded = self._guard.served
-        for chunk in self._chunks:
-            if self._guard.failed or (chunk not in self._pinned and chunk not in self._window):
-                self._forget(chunk)
+        if self._failures != failures:
+            raise InputError(f"Weights cannot be read: {self._error}.", hint="See whether the model's files are whole.")
 
     def _take(self, mappings: list[FileMapping]) -> None:
         """Put missing pages in the place of the mappings; small ones are filled at once, as far as they are few."""
@@ -254,9 +240,6 @@ class Pager:
                         self._look_ahead(chunk)
                     except Exception as error:  # who waits must go on, whatever it is: `check` raises then
                         self._give_up(chunk, error)
-                    self._forget_guarded()
-                if self._guard is not None:
-                    self._guard.progress()
 
     def _serve_one(self, chunk: Chunk) -> None:
         """Put a chunk in its place."""
@@ -382,8 +365,6 @@ class Pager:
             self._thread.join()
         self._reader.shutdown(wait=not here.name.startswith(_READER))
         self._map_again()
-        if self._guard is not None:
-            self._guard.close()
         self._close_files()
         for descriptor in (self._stop, self._stopped):
             os.close(descriptor)

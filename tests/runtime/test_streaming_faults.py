@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.native import fault_guard, pager, userfault
+from memoptc.runtime.native import pager, userfault
 from memoptc.runtime.native.file_mappings import mark_all, new_mappings
 
 ROWS, WIDTH = 700, 1001  # 2.8 MB, no whole pages
@@ -32,7 +32,6 @@ def _streams() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not _streams(), reason="this system lets no program fill its own pages")
-guarded = pytest.mark.skipif(not fault_guard._can_run_it(), reason="no guard for this machine")
 
 
 def value(name: str, *shape: Any, kind: int = FLOAT) -> onnx.ValueInfoProto:
@@ -200,50 +199,9 @@ with opened() as session:
     run(program, make(tmp_path), tier)
 
 
-@guarded
-def test_a_page_that_is_read_while_python_waits_is_there(tmp_path: Path) -> None:
+def test_a_pager_whose_thread_ends_leaves_the_files_mapped(tmp_path: Path) -> None:
     program = """
-want = expected()
-with opened() as session:
-    data = open(path.replace(".onnx", ".data"), "rb").read()
-    for chunk in session._pager._chunks:  # string_at holds the interpreter
-        part = data[chunk.offset : chunk.offset + chunk.size]
-        assert ctypes.string_at(chunk.start, chunk.size)[: len(part)] == part
-    assert session._pager._guard.served > 500
-    for _ in range(2):
-        assert bits(session, feed(session)) == want
-    assert session.traffic.peak_bytes <= session._pager.limit
-"""
-    run(program, odd(tmp_path))
-
-
-@guarded
-def test_a_page_that_is_read_so_from_a_file_that_was_cut_is_said(tmp_path: Path) -> None:
-    program = """
-with opened() as session:
-    os.truncate(path.replace(".onnx", ".data"), 100_000)
-    pager = session._pager
-    before = pager.begin_run()
-    last = max((c for c in pager._chunks if c not in pager._pinned), key=lambda c: c.offset)
-    assert not any(ctypes.string_at(last.start, 4096))
-    try:
-        pager.check(before)
-    except InputError as error:
-        print(error.message)
-    try:
-        session.run(None, feed(session))
-    except InputError as error:
-        print(error.message)
-"""
-    assert run(program, odd(tmp_path)).count("cannot be read") == 2
-
-
-@pytest.mark.parametrize("guard", [pytest.param(True, marks=guarded), False])
-def test_a_pager_whose_thread_ends_leaves_the_files_mapped(guard: bool, tmp_path: Path) -> None:
-    program = f"""
 import warnings
-from memoptc.runtime.native import fault_guard, pager
-fault_guard._can_run_it = lambda: {guard}
 want = expected()
 with opened() as session:
     assert bits(session, feed(session)) == want
