@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -126,6 +126,8 @@ class Bench:
     bound: float
     step: Feed | None = None
     late: Callable[[str], bool] = lambda what: False
+    _beside: Needs | None = field(default=None, init=False)
+    """What the candidate needs that was measured directly after or before the original."""
 
     @cached_property
     def before(self) -> Needs:
@@ -144,12 +146,15 @@ class Bench:
         Raises:
             InputError: onnxruntime does not run it.
         """
+        before = self.__dict__.get("before")
         found = self._needs(path, feed)
         if self._close(self.before.stock, found.stock) and not self.late(_REMEASURED):
             stock = RunOptions(threads=self.threads)
             self.before = Needs(self._usual(self.before.stock, self.original, self.feed, stock), self.before.session)
             found = Needs(self._usual(found.stock, path, feed, stock), found.session)
-        return self._usual_in_session(found, path, feed)
+        found = self._usual_in_session(found, path, feed)
+        self._beside = None if before is not None else found
+        return found
 
     def needs_in_session(self, path: Path, feed: Feed, needs: Needs) -> Needs:
         """Measure what a candidate needs in `Session` anew, which runs it in another tier now; stock's need stays.
@@ -220,7 +225,13 @@ class Bench:
             paths, feeds, known = [*paths, path], [*feeds, feed], [*known, needs.session]
             ways.append(self._way())
         before, after, *others = measure(
-            paths, feeds, options=ways, bound=self.bound, needs=known, ended=lambda: self.late(_RETIMED)
+            paths,
+            feeds,
+            options=ways,
+            bound=self.bound,
+            needs=known,
+            just_now=needs is self._beside,
+            ended=lambda: self.late(_RETIMED),
         )
         return self._granting_calls(Times(before, after, others[0] if others else None))
 

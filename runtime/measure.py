@@ -29,6 +29,7 @@ _CERTAIN_PROCESSES = 5  # the fewest of whose slowdowns an interval holds the tr
 _MOST_PROCESSES = 11  # of each model, until an interval leaves the bound that is asked about
 _PATIENCE = 3.0  # times the seconds for runs: what that may take, loading included
 _APART_ROUNDS = 5  # where each turn loads its model anew
+_APART_DECIDING = 2  # the fewest of these after which it may be decided that a model is fast enough
 _APART_SHARE = 2.0  # times the seconds for runs: what these turns may take, loading included
 _MOST_RUNS = 100  # per turn
 _TOGETHER = 256 << 20
@@ -55,6 +56,7 @@ class Need:
         memory_runs: Runs during which memory was watched.
         method: How memory was measured (see `memoptc.runtime.worker.PeakMeter`).
         tier: Tier of `memoptc.runtime.Session`; `""` for plain onnxruntime.
+        warm_ms: Milliseconds of each of these runs but the first, which pays for reading weights.
     """
 
     need_bytes: int
@@ -68,6 +70,7 @@ class Need:
     memory_runs: int
     method: str
     tier: str
+    warm_ms: tuple[float, ...] = ()
 
     def parts(self, activations: int | None = None) -> dict[str, int]:
         """Break `need_bytes` down; the parts add up to it.
@@ -95,10 +98,10 @@ class Need:
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
-        return dict(self.__dict__)
+        return {k: v for k, v in self.__dict__.items() if k != "warm_ms"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured(Need):
     """Need and latency of one model.
 
@@ -117,7 +120,7 @@ class Measured(Need):
 
     def to_json(self) -> dict[str, Any]:
         """Give plain values."""
-        return {k: v for k, v in self.__dict__.items() if k != "turns_ms"}
+        return {k: v for k, v in super().to_json().items() if k != "turns_ms"}
 
 
 def measure(
@@ -128,6 +131,7 @@ def measure(
     seconds: float = 10.0,
     bound: float | None = None,
     needs: Sequence[Need] | None = None,
+    just_now: bool = False,
     ended: Callable[[], bool] = lambda: False,
 ) -> list[Measured]:
     """Measure models against each other.
@@ -150,6 +154,8 @@ def measure(
         bound: Time more processes, for up to three times `seconds`, until it is decided that the slowdown of one other
             model against the first lies above the bound, or of none.
         needs: What `measure_need` gave for each of the cases, where that is known already.
+        just_now: That was one after the other, just now: for models that are loaded anew for each turn, the runs that
+            memory was watched in are the first turn.
         ended: Says that there is no time for more processes.
 
     Raises:
@@ -158,9 +164,11 @@ def measure(
     each = [options] * len(models) if isinstance(options, RunOptions | InSession) else list(options)
     with _feeds(models, feed) as files:
         cases = list(zip(models, each, files, strict=True))
+        just_now = just_now or needs is None
         needs = [_need(*case, seconds) for case in cases] if needs is None else needs
         if not side_by_side(needs):
-            times, turns = _times_apart(cases, seconds, bound, ended)
+            first = [list(need.warm_ms) for need in needs] if just_now else []
+            times, turns = _times_apart(cases, seconds, bound, ended, first)
         elif bound is None or len(cases) < 2:
             times = _times(cases, seconds, _ROUNDS)
             turns = _medians(times)
@@ -240,6 +248,7 @@ def need_of(found: Mapping[str, Any]) -> Need:
         memory_runs=found["runs"],
         method=found["method"],
         tier=found["tier"],
+        warm_ms=tuple(found["ms"][1:]),
     )
 
 
@@ -326,10 +335,23 @@ def _is_decided(turns: Sequence[Sequence[float]], bound: float, processes: int) 
 
 
 def _times_apart(
-    cases: Sequence[_Case], seconds: float, bound: float | None, ended: Callable[[], bool]
+    cases: Sequence[_Case],
+    seconds: float,
+    bound: float | None,
+    ended: Callable[[], bool],
+    first: Sequence[Sequence[float]],
 ) -> tuple[_Times, list[list[float]]]:
-    """As `_times_in_processes`, with one model in memory at a time, each turn in a process of its own."""
-    found: _Times = [[] for _ in cases]
+    """As `_times_in_processes`, with one model in memory at a time, each turn in a process of its own.
+
+    Args:
+        cases: The models.
+        seconds: As for `measure`.
+        bound: As for `measure`.
+        ended: As for `measure`.
+        first: The first turn of each model, where it has run already.
+    """
+    found: _Times = [[list(turn)] for turn in first] if first and all(first) else [[] for _ in cases]
+    known = len(found[0])
     rounds, count = _APART_ROUNDS, 0
     started = time.perf_counter()
     while len(found[0]) < rounds:
@@ -344,11 +366,13 @@ def _times_apart(
                 turns.append(ask(do="time", runs=count)["ms"])
         taken = time.perf_counter() - started
         number = len(found[0])
-        rounds = max(3, min(_APART_ROUNDS, int(_APART_SHARE * seconds * number / taken)))
-        undecided = bound is not None and len(cases) > 1 and not _is_decided(_medians(found), bound, number)
-        over = taken * (1 + 1 / number) > _PATIENCE * seconds
-        if number >= rounds and undecided and number < _MOST_PROCESSES and not over and not ended():
-            rounds = number + 1
+        rounds = max(3, min(_APART_ROUNDS, known + int(_APART_SHARE * seconds * (number - known) / taken)))
+        if bound is not None and len(cases) > 1 and number >= _APART_DECIDING:
+            over = taken * (1 + 1 / (number - known)) > _PATIENCE * seconds
+            if _is_decided(_medians(found), bound, number):
+                break
+            if number >= rounds and number < _MOST_PROCESSES and not over and not ended():
+                rounds = number + 1
     return found, _medians(found)
 
 

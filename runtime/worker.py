@@ -251,11 +251,11 @@ class _Worker:
         load_peak, loaded = meter.stop(), watch.now()
         resident = meter.start(trim=False)
         mapped_in_loading = watch.new_mapped_peak(loaded[1])
-        started, done = time.perf_counter(), 0
-        while done < runs:
-            self.kept = self.run_once()
-            done += 1
-            if done == 1 and runs * (time.perf_counter() - started) > seconds:
+        started = time.perf_counter()
+        took: list[float] = []
+        while len(took) < runs:
+            took += self.time(1)["ms"]
+            if len(took) == 1 and runs * (time.perf_counter() - started) > seconds:
                 runs = min(runs, 2)
         peak = meter.stop()
         watch.stop()
@@ -273,7 +273,8 @@ class _Worker:
             "mapped_in_runs": mapped_in_runs,
             "load_seconds": loading,
             "run_seconds": time.perf_counter() - started,
-            "runs": done,
+            "runs": len(took),
+            "ms": took,
             "method": meter.method,
         }
 

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,9 @@ def test_noise_breaks_no_promise(slowdown: Slowdown, broken: bool) -> None:
     assert slowdown.breaks(1.05) == broken
 
 
-def timed_against(ratios: list[float], need: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Slowdown, int]:
+def timed_against(
+    ratios: list[float], need: int, monkeypatch: pytest.MonkeyPatch, warm: Sequence[float] = ()
+) -> tuple[Slowdown, int]:
     """Time a model, whose processes are so many times as slow as the other's: the slowdown, and how many they were."""
     started = Counter[str]()
 
@@ -189,8 +192,9 @@ def timed_against(ratios: list[float], need: int, monkeypatch: pytest.MonkeyPatc
         yield lambda do, runs=0: {"ms": [ms] * runs}
 
     monkeypatch.setattr("memoptc.runtime.measure.start_worker", start)
-    needs = [Need(need, *[0] * 6, load_seconds=0, memory_runs=4, method="", tier="")] * 2
-    before, after = measure(["before", "after"], {}, seconds=9, bound=1.05, needs=needs)
+    known = Need(need, *[0] * 6, load_seconds=0, memory_runs=4, method="", tier="")
+    needs = [replace(known, warm_ms=(ms,)) for ms in warm] or [known, known]
+    before, after = measure(["before", "after"], {}, seconds=9, bound=1.05, needs=needs, just_now=bool(warm))
     assert started["before"] == started["after"]
     assert len(before.turns_ms) == len(after.turns_ms)
     return Slowdown.of(before.turns_ms, after.turns_ms), started["after"]
@@ -217,12 +221,24 @@ def test_processes_are_timed_until_they_decide(
 
 
 @pytest.mark.parametrize(
-    ("ratios", "processes", "broken"), [([1.0], 5, False), ([1.08], 5, True), ([1.10, 1.03], 11, True)]
+    ("ratios", "processes", "broken"),
+    [([1.0], 2, False), ([1.03], 3, False), ([1.08], 3, True), ([1.06, 1.0], 11, False), ([1.10, 1.03], 11, True)],
 )
 def test_large_models_are_loaded_anew_until_they_decide(
     ratios: list[float], processes: int, broken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slowdown, started = timed_against(ratios, 1 << 30, monkeypatch)
+    assert (started, slowdown.breaks(1.05)) == (processes, broken)
+
+
+@pytest.mark.parametrize(
+    ("warm", "ratios", "processes", "broken"),
+    [((100, 101), [1.0], 1, False), ((100, 108), [1.08], 2, True), ((100, 130), [1.0], 10, False)],
+)
+def test_the_runs_that_memory_was_watched_in_are_the_first_turn_of_a_large_model(
+    warm: tuple[float, float], ratios: list[float], processes: int, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowdown, started = timed_against(ratios, 1 << 30, monkeypatch, warm)
     assert (started, slowdown.breaks(1.05)) == (processes, broken)
 
 
