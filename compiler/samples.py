@@ -204,9 +204,11 @@ class Inputs:
     @cached_property
     def _observation(self) -> Observation:
         graph = self._source.graph
-        feeds = [self.feed]
-        with contextlib.suppress(InputError):
-            feeds.append(self._made_up(None, self._patience, _RUN_SECONDS))
+        with self._one_original():
+            feeds = [self.feed]
+            if self.first is not None or self._asked or self.check:  # else that is one at likely sizes
+                with contextlib.suppress(InputError):
+                    feeds.append(self._made_up(None, self._patience, _RUN_SECONDS))
         return Observation(self._source.path, feeds, [bind_shapes(graph, feed) for feed in feeds])
 
     def timed(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from memoptc.ir.core import Graph, Value
 from memoptc.ir.ops import Family, definition
 from memoptc.runtime.inputs import InputMaker
-from memoptc.runtime.memory.extents import extents
+from memoptc.runtime.memory.extents import likely_extents
 from memoptc.runtime.memory.footprint import evaluate
 from memoptc.runtime.memory.liveness import peak
 
@@ -125,7 +125,7 @@ def _largest(
         if smaller == wanted or (
             maker.nbytes(found) <= limit
             and multiplications(maker.typed, found) <= work
-            and peak(maker.typed, found).peak_bytes <= limit
+            and peak(maker.typed, likely_extents(maker.typed, found)).peak_bytes <= limit
         ):
             return found
         wanted = smaller
@@ -134,12 +134,12 @@ def _largest(
 def effort(maker: InputMaker, dims: Mapping[str, int]) -> float:
     """Give what a run takes, in bytes planned or multiplications, as a share of what is affordable; the larger one."""
     work = multiplications(maker.typed, dims) / AFFORDABLE_WORK
-    return max(peak(maker.typed, dims).peak_bytes / AFFORDABLE, work)
+    return max(peak(maker.typed, likely_extents(maker.typed, dims)).peak_bytes / AFFORDABLE, work)
 
 
 def multiplications(graph: Graph, dims: Mapping[str, int]) -> float:
     """Count the multiplications of one run; extents that stay unknown count as 1, the body of a loop runs once."""
-    known = extents(graph, dims)
+    known = likely_extents(graph, dims)
 
     def shape(value: Value) -> tuple[int, ...]:
         return tuple(1 if (extent := evaluate(d, known)) is None else extent for d in value.shape or ())

@@ -27,7 +27,7 @@ from memoptc.ir.ops import facts
 from memoptc.runtime.child import python, worker_process
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.heap import available_bytes
-from memoptc.runtime.memory.extents import bind_shapes
+from memoptc.runtime.memory.extents import bind_shapes, likely_extents
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.npz import load_feed, save_feed
 from memoptc.runtime.options import Feed, RunOptions
@@ -131,7 +131,7 @@ class _WithinMemory:
             larger = known.keys() == dims.keys() and all(known[name] >= extent for name, extent in dims.items())
             if known == dims or (larger and predicted <= most):
                 return predicted
-        found = peak(self._graph, dims).peak_bytes
+        found = peak(self._graph, likely_extents(self._graph, dims)).peak_bytes
         self._predicted.append((dims, found))
         return found
 

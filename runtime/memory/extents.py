@@ -60,6 +60,21 @@ def extents(graph: Graph, dims: Mapping[str, int]) -> Extents:
     return known[key].copy()
 
 
+def likely_extents(graph: Graph, dims: Mapping[str, int]) -> Extents:
+    """As `extents`, for estimates at many sizes: where inference found nothing at one, it is not asked at the others.
+
+    What runs decide stays open at any size; that two branches of an If agree at some is left out.
+    """
+    idle = graph.analysis(_Idle)
+    names = frozenset(dims)
+    if names in idle:
+        return Extents(dims, idle[names])
+    found = extents(graph, dims)
+    if found.keys() == names:
+        idle[names] = found.unknown
+    return found
+
+
 def covers(graph: Graph, dims: Mapping[str, int]) -> bool:
     """True if inference has nothing to add to extents: each symbol of a graph has one, or was found to have none."""
     missing = open_symbols(graph) - dims.keys()
@@ -110,6 +125,13 @@ def bind_shapes(graph: Graph, feed: Mapping[str, Any]) -> dict[str, int]:
 
 class _Completions(dict[frozenset[tuple[str, int]], Extents]):
     """Answers for one version of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+
+
+class _Idle(dict[frozenset[str], frozenset[str]]):
+    """Symbols whose extents do not follow from those of some others, by these, for one version of a graph."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()

@@ -81,8 +81,9 @@ class Observation:
         rest = len(open_values) - fitted
         if not fitted:
             return f"{rest} values have no known size, and count as 0 in planned figures."
+        runs = f"{len(self._points)} runs" if len(self._points) > 1 else "one run"
         return (
-            f"{fitted} values have sizes that were observed in {len(self._points)} runs, not proven; "
+            f"{fitted} values have sizes that were observed in {runs}, not proven; "
             "planned figures assume them" + (f", and {rest} of unknown size count as 0." if rest else ".")
         )
 
