@@ -10,10 +10,11 @@ from typing import Any
 
 from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError
 from memoptc.runtime.child import environment, python
+from memoptc.runtime.spool import trim
 
 
 def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Run a module with a request and give its answer.
+    """Run a module with a request and give its answer; what is free in this process goes back to the system first.
 
     Args:
         module: Its name; run as a program, it calls `answer`.
@@ -24,6 +25,7 @@ def ask(module: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]
         MemoptcError: what the module raised.
         InternalError: the process ended without an answer.
     """
+    trim()  # graphs that passes gave up refer to themselves, and hold weights
     asked, answered = folder / "request.json", folder / "answer.json"
     asked.write_text(json.dumps(request), "utf-8")
     done = subprocess.run(

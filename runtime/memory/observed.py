@@ -82,9 +82,8 @@ class Observation:
         if not fitted:
             return f"{rest} values have no known size, and count as 0 in planned figures."
         runs = f"{len(self._points)} runs" if len(self._points) > 1 else "one run"
-        return (
-            f"{fitted} values have sizes that were observed in {runs}, not proven; "
-            "planned figures assume them" + (f", and {rest} of unknown size count as 0." if rest else ".")
+        return f"{fitted} values have sizes that were observed in {runs}, not proven; planned figures assume them" + (
+            f", and {rest} of unknown size count as 0." if rest else "."
         )
 
 

@@ -10,7 +10,9 @@ from decoders import decoder
 
 from memoptc import compile
 from memoptc.compilation import Compilation
+from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.infer import Inference, infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.options import Options
@@ -18,6 +20,7 @@ from memoptc.runtime import design_points as design_points_module
 from memoptc.runtime.design_points import PLANNED, DesignPoints, design_points, multiplications, smaller_points
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.memory.extents import likely_extents
 
 MODEL = 'model {ir_version=10, opset={""=18}}'
 
@@ -234,3 +237,30 @@ def test_a_smaller_point_halves_what_was_chosen_and_keeps_what_was_not() -> None
     points = DesignPoints(extents, extents, {"steps": "sequence"})
     found = [point.check for point in smaller_points(model, {"batch": 6}, points)]
     assert found == [{"batch": 6, "steps": steps} for steps in (50, 25, 16)]
+
+
+def test_sizes_that_only_a_run_decides_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials estimate a model at dozens of sizes; each inference of a model takes longer than a run of it."""
+    asked = []
+
+    def counting(graph: Graph, **options: bool) -> Inference:
+        asked.append(graph)
+        return infer_shapes(graph, **options)
+
+    monkeypatch.setattr("memoptc.runtime.memory.extents.infer_shapes", counting)
+    typed = parse(graph("%x: f32[n]", "  %y = NonZero(%x)", "i64[1,count]"))
+    infer_shapes(typed)
+    for n in range(1, 9):
+        found = likely_extents(typed, {"n": n})
+        assert found["n"] == n
+        assert found.unknown
+    assert len(asked) == 1
+
+
+def test_sizes_that_follow_are_told_at_each() -> None:
+    body = "  %one = const() {value=[1]} : i64[1]\n  %s = Add(%a, %b)\n  %y = Expand(%s, %one)"
+    typed = parse(graph("%a: f32[n], %b: f32[m]", body, "f32[most]"))
+    infer_shapes(typed)
+    for n, m in ((1, 4), (4, 1), (5, 5)):
+        assert set(likely_extents(typed, {"n": n, "m": m}).values()) == {n, m}
+        assert not likely_extents(typed, {"n": n, "m": m}).unknown

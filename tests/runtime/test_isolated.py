@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import onnx
@@ -11,6 +13,7 @@ from runtime_models import mlp, normal
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.measure import measure_need, measure_need_up_to
 from memoptc.runtime.measured_contract import make_contract
+from memoptc.runtime.spool import _Garbage
 
 
 def saved(folder: Path) -> Path:
@@ -30,6 +33,26 @@ def test_errors_come_back_from_a_process_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(InputError) as there:
         make_contract(saved(tmp_path), {"x": normal(64, 17)}, isolate=True)
     assert there.value.message == here.value.message
+
+
+def test_what_only_refers_to_itself_is_gone_before_another_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both processes count for the peak of a compile; Python may look for such garbage much later."""
+
+    class Graph:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()
+    try:
+        graph = weakref.ref(Graph())
+        assert graph() is not None
+        monkeypatch.setattr("memoptc.runtime.spool._garbage", _Garbage())
+        make_contract(saved(tmp_path), {"x": normal(64, 16)}, isolate=True)
+        assert graph() is None
+    finally:
+        gc.enable()
 
 
 def test_measuring_ends_once_more_is_needed_than_asked_about(tmp_path: Path) -> None:
