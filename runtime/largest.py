@@ -6,6 +6,8 @@ image) grow together, and the others stay where they are.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -57,6 +59,7 @@ def largest_extents(
     predicted: Callable[[Extents], int],
     limit: int,
     say: Callable[[str], None] = lambda text: None,
+    seconds: float = math.inf,
 ) -> list[AxisLimit]:
     """Find how far each kind of axis can grow.
 
@@ -68,14 +71,18 @@ def largest_extents(
         predicted: Bytes that a process is predicted to take at extents.
         limit: The limit in bytes, to begin the search where the prediction reaches it.
         say: Told of each trial.
+        seconds: About how long the search may take, for each kind its share; what is known by then is given. Where
+            nothing has fitted by then, the smallest extent is tried, and that is all.
     """
+    begun = time.monotonic()
     groups: dict[str, list[str]] = {}
     for name, kind in kinds.items():
         groups.setdefault(kind, []).append(name)
-    return [
-        _Search(maker, kind, tuple(names), dict(point), attempt, predicted, limit, say).run()
-        for kind, names in groups.items()
-    ]
+    found = []
+    for number, (kind, names) in enumerate(groups.items(), 1):
+        end = begun + seconds * number / len(groups)
+        found.append(_Search(maker, kind, tuple(names), dict(point), attempt, predicted, limit, say, end).run())
+    return found
 
 
 @dataclass
@@ -88,6 +95,7 @@ class _Search:
     predicted: Callable[[Extents], int]
     limit: int
     say: Callable[[str], None]
+    end: float
 
     def run(self) -> AxisLimit:
         """Search outwards from the predicted edge, then halve what lies between."""
@@ -95,12 +103,19 @@ class _Search:
         fails: tuple[int, str] | None = None
         most = self._allowed(_LARGEST)
         extent, stride = self._grid(min(self._edge(most), most)), 1.1
+        late = ""
         for _ in range(TRIALS):
             trial = self._try(extent)
             if trial.fits:
                 fits = (extent, trial)
             else:
                 fails = (extent, trial.why)
+            if time.monotonic() >= self.end:
+                late = "no time to try more"
+                if fits or extent <= self._step:
+                    break
+                extent = self._step
+                continue
             if fits and fails:
                 if fails[0] <= max(fits[0] + self._step, fits[0] * CLOSE):
                     break
@@ -115,7 +130,7 @@ class _Search:
                 if extent <= self._step:
                     break
                 extent, stride = self._grid(min(int(extent / stride), extent - self._step)), stride * stride
-        beyond, why = fails or (None, "the model allows no more")
+        beyond, why = fails or (None, late or "the model allows no more")
         if fits is None:
             return AxisLimit(self.kind, self.axes, None, {}, None, beyond, why)
         return AxisLimit(self.kind, self.axes, fits[0], self._at(fits[0]) or {}, fits[1].latency_ms, beyond, why)

@@ -66,7 +66,7 @@ def command(
 
     if sizes and (limit is None or inputs is not None):
         raise click.UsageError("--sizes takes --limit, and makes its own inputs: give --limit 512MiB, no --inputs.")
-    if limit is not None:
+    if limit is not None and not sizes:
         unused("with --limit", "seconds")
     if inputs is not None:
         unused("with --inputs", "dims", "seed")
@@ -80,7 +80,7 @@ def command(
                 progress(f"trying {text}", None)
 
             if sizes and limit is not None:
-                _find_largest(answer, model, limit, way, options["dims"], seed, trying)
+                _find_largest(answer, model, limit, way, options["dims"], seed, seconds, trying)
             else:
                 feed = given(model, inputs) if inputs is not None else made_up(model, options["dims"], seed)
                 shapes = {name: list(v.shape) for name, v in feed.items() if hasattr(v, "shape")}
@@ -123,12 +123,19 @@ class _Answer:
 
 
 def _find_largest(
-    answer: _Answer, model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, trying: Callable[[str], None]
+    answer: _Answer,
+    model: Path,
+    limit: int,
+    way: Any,
+    dims: dict[str, int],
+    seed: int,
+    seconds: float,
+    trying: Callable[[str], None],
 ) -> None:
     """Find the largest sizes that run in the limit."""
     from memoptc.report.rows import limit_text
 
-    edges, point = _edges(model, limit, way, dims, seed, trying)
+    edges, point = _edges(model, limit, way, dims, seed, seconds, trying)
     answer.told |= {"edges": edges, "others": point}
     answer.lines += [
         f"largest sizes that run in {limit_text(limit)} ({_called(way)}), the others at {_spelled(point)}:"
@@ -189,7 +196,7 @@ def _shapes(inputs: Mapping[str, list[int]]) -> str:
 
 
 def _edges(
-    model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, say: Callable[[str], None]
+    model: Path, limit: int, way: Any, dims: dict[str, int], seed: int, seconds: float, say: Callable[[str], None]
 ) -> tuple[list[AxisLimit], dict[str, int]]:
     """Find the largest extent of each kind of open axis, and the extents of the others meanwhile."""
     from memoptc.ir.diagnostics import InputError
@@ -226,7 +233,7 @@ def _edges(
     def predicted(extents: Mapping[str, int]) -> int:
         return besides + predict_need(maker.typed, extents, how).need_bytes
 
-    return largest_extents(maker, points.chosen, point, attempt, predicted, limit, say), point
+    return largest_extents(maker, points.chosen, point, attempt, predicted, limit, say, seconds), point
 
 
 def _told(edge: AxisLimit) -> str:

@@ -55,7 +55,7 @@ MODES: dict[str, dict[str, set[str]]] = {
         "": {"model", "run_with", "inputs", "threads", "dims", "limit", "seconds", "seed"},
         "--limit=1GiB": {"model", "run_with", "inputs", "threads", "dims", "limit", "sizes", "seed"},
         "--inputs=in.npz": {"model", "run_with", "inputs", "threads", "limit", "seconds"},
-        "--limit=1GiB --sizes": {"model", "run_with", "threads", "dims", "limit", "sizes", "seed"},
+        "--limit=1GiB --sizes": {"model", "run_with", "threads", "dims", "limit", "sizes", "seconds", "seed"},
     },
     "profile": {
         "": {"model", "top", "static", "threads", "picture", "contract", "dims"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -24,7 +25,9 @@ TABLE = parse(
 """The first rows of a table of 512 are added."""
 
 
-def search(kinds: Mapping[str, str], fits: int, predicted: float = 1.0) -> tuple[list[AxisLimit], list[dict[str, int]]]:
+def search(
+    kinds: Mapping[str, str], fits: int, predicted: float = 1.0, seconds: float = math.inf
+) -> tuple[list[AxisLimit], list[dict[str, int]]]:
     """Search with a model of one byte per element of `ids`, and predictions that are off by a factor."""
     tried: list[dict[str, int]] = []
 
@@ -37,7 +40,7 @@ def search(kinds: Mapping[str, str], fits: int, predicted: float = 1.0) -> tuple
         return int(predicted * extents["N"] * extents["S"])
 
     maker = InputMaker(read_onnx(TABLE))
-    return largest_extents(maker, kinds, {"N": 1, "S": 16}, attempt, bytes_of, fits), tried
+    return largest_extents(maker, kinds, {"N": 1, "S": 16}, attempt, bytes_of, fits, seconds=seconds), tried
 
 
 @given(fits=st.integers(20, 10**6), predicted=st.sampled_from([0.6, 0.95, 1.0, 1.2, 1.8]))
@@ -55,6 +58,17 @@ def test_a_table_bounds_what_is_tried() -> None:
     (edge,), tried = search({"S": "sequence"}, 10**6)
     assert (edge.largest, edge.beyond, edge.why) == (512, None, "the model allows no more")
     assert all(extents["S"] <= 512 for extents in tried)
+
+
+@pytest.mark.parametrize(("predicted", "tries"), [(1.0, 1), (0.1, 2)])
+def test_a_search_whose_time_is_over_gives_what_it_has_run(predicted: float, tries: int) -> None:
+    (edge,), tried = search({"N": "batch"}, 4000, predicted, seconds=0.0)
+    assert edge.extents == tried[-1]
+    assert len(tried) == tries
+    if edge.beyond is None:
+        assert edge.why == "no time to try more"
+    else:
+        assert (edge.largest, edge.why) == (1, "killed")
 
 
 def test_not_even_the_smallest_fits() -> None:
