@@ -26,6 +26,9 @@ ASKED_FOR = 1 << 28
 _immortal: list[Any] = []
 """Structures that onnxruntime may call as long as the process lives: a value may be freed after its session."""
 
+_idle: list[TrackingAllocator] = []
+"""Those among them whose sessions are closed, all of their memory freed: the next sessions take them."""
+
 
 class TrackingAllocator:
     """The allocator of one session, registered with onnxruntime while the session is made.
@@ -41,12 +44,7 @@ class TrackingAllocator:
     """
 
     def __init__(self) -> None:
-        self.stop: Callable[[], None] = _nothing
-        self.strict = False
-        self.live_bytes = 0
-        self.peak_bytes = 0
-        self.over = self.refused = ""
-        self.limit: int | None = None
+        self._begin()
         self._live: dict[int, int] = {}
         self._mapped: dict[int | None, Block] = {}
         a = api()
@@ -61,6 +59,30 @@ class TrackingAllocator:
             self.struct.Alloc = self.struct.Reserve = self._refusing.function
         self._use(*self._plain)
         _immortal.append((self.struct, self._plain, self._refusing))
+
+    @classmethod
+    def take(cls) -> TrackingAllocator:
+        """Give one that no session uses."""
+        try:
+            found = _idle.pop()
+        except IndexError:
+            return cls()
+        found._begin()
+        return found
+
+    def _begin(self) -> None:
+        self.stop: Callable[[], None] = _nothing
+        self.strict = False
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.over = self.refused = ""
+        self.limit: int | None = None
+
+    def leave(self) -> None:
+        """Know that its session is closed."""
+        self.stop = _nothing
+        if not self._live:
+            _idle.append(self)
 
     @property
     def can_refuse(self) -> bool:

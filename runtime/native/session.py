@@ -65,7 +65,7 @@ class NativeSession:
         shared: Shared | None = None,
     ) -> None:
         a = self._api = api()
-        self.allocator = TrackingAllocator()
+        self.allocator = TrackingAllocator.take()
         self._lock = threading.RLock()
         self._handle: Pointer | None = None
         self._shared = shared  # onnxruntime refers to its weights as long as the session lives
@@ -233,6 +233,7 @@ class NativeSession:
                 self._api.release["ReleaseSession"](self._handle)
                 self._api.release["ReleaseRunOptions"](self._run_options)
                 self._handle = self._shared = None
+                self.allocator.leave()
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.types import DType
 from memoptc.runtime.memory.allocate import allocate
+from memoptc.runtime.native import allocator
 from memoptc.runtime.native.session import NativeSession
 from memoptc.runtime.native.trace import RELEASED, Block, Script, Trace
 from memoptc.runtime.options import RunOptions
@@ -235,6 +236,28 @@ def test_pages_that_later_allocations_use_stay() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_sessions_that_come_and_go_leave_no_allocators_behind() -> None:
+    text = model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["n"])},
+        {"y": (TensorProto.FLOAT, ["n"])},
+    )
+
+    def one() -> tuple[float, int]:
+        session = NativeSession(text)
+        session.run({"x": np.ones(1000, np.float32)})
+        told = float(session.run({"x": np.ones(9, np.float32)})["y"].sum()), session.allocator.live_bytes
+        session.close()
+        return told
+
+    assert one() == (9.0, 0)
+    kept = len(allocator._immortal)
+    assert {one() for _ in range(8)} == {(9.0, 0)}
+    assert len(allocator._immortal) == kept
+    with_two = NativeSession(text), NativeSession(text)
+    assert with_two[0].allocator is not with_two[1].allocator
+
+
 def test_a_forked_process_changes_no_allocator_of_this_one() -> None:
     """The few instructions that may refuse an allocation hold an address: that of a child is not its parent's."""
     script = """
