@@ -16,7 +16,7 @@ import numpy as np
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols, is_nonnegative, maximum, product
 from memoptc.ir.infer import Inference
-from memoptc.ir.ops import Family, in_family
+from memoptc.ir.ops import Family, facts, in_family
 
 Kind = Literal["equal", "broadcast", "at most", "least"]
 
@@ -131,6 +131,7 @@ class _Reader:
         kind = op.op_type
         shapes = self._shapes(op)  # known ones: an index says nothing of which operand it is
         first, second = (self._shape(op.input(i)) for i in (0, 1))
+        yield from self._equal(op)
         if op.domain == "com.microsoft":
             yield from self._contrib(op)
         elif op.domain:
@@ -162,6 +163,14 @@ class _Reader:
             yield from self._attention(op)
         elif kind == "Einsum" and len(shapes) == len(op.operands):
             yield from _einsum(op, shapes)
+
+    def _equal(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
+        for pair in facts(op).equal_extents:
+            a, b = (
+                None if (shape := self._shape(op.input(operand))) is None or axis >= len(shape) else shape[axis]
+                for operand, axis in pair
+            )
+            yield "equal", a, b
 
     @staticmethod
     def _broadcast(*shapes: tuple[Dim, ...]) -> Iterator[tuple[Kind, Dim, Dim]]:

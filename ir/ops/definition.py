@@ -155,6 +155,8 @@ class Operator:
             that the inference does not know.
         double: Builds the same in float64 from other operators, where onnxruntime has no float64 kernel; operators of
             `com.microsoft` without it have no float64 form.
+        equal_extents: Pairs of axes, each (operand, axis), that have to be as long as each other by a rule of the
+            operator's own (boxes and their scores), which inference leaves to a run.
         stays_float32: What it computes is defined by rounding to few bits, or by a choice among elements: it stays in
             float32, between casts.
         float32_operands: Operands that are float32 even in the operator's float64 form.
@@ -201,6 +203,7 @@ class Operator:
     integer_workspace: Callable[[Sizes], int] | None = None
     types_like: tuple[str, int] | None = None
     double: Lowering | None = None
+    equal_extents: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
     stays_float32: bool = False
     float32_operands: tuple[int, ...] = ()
     parameters: Mapping[int, Parameter] = field(default_factory=dict, hash=False)

@@ -118,3 +118,5 @@ OPERATORS = also(OPERATORS, "AveragePool GlobalAveragePool GlobalMaxPool MaxPool
 OPERATORS = also(OPERATORS, "AveragePool LpPool MaxPool", ort_forgets_symbols=True)
 OPERATORS = also(OPERATORS, "MaxPool", ort_passes_codes=True)
 OPERATORS = also(OPERATORS, "QLinearAveragePool", MICROSOFT, on_codes=True)
+OPERATORS = also(OPERATORS, "MaxUnpool", equal_extents=tuple(((0, axis), (1, axis)) for axis in range(5)))
+OPERATORS = also(OPERATORS, "RoiAlign", equal_extents=(((1, 0), (2, 0)),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from decoders import Style, decoder
 from onnx import TensorProto, helper
@@ -369,3 +370,23 @@ def test_extents_at_which_a_run_takes_too_much_are_left_out() -> None:
     assert [b for b in maker.bindings() if effort(maker, b) <= 1] == tried[:reachable]
     found = find_feeds(graph, Evaluator(model), count=3)
     assert all(effort(maker, feed.dims) <= 1 for feed in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[a, 4] x, float[b] y) => (int64[i, 3] z) { l = Constant <value = int64 {5}> () "
+        "o = Constant <value_ints = [0]> () p = Constant <value_ints = [0, 1]> () "
+        "q = Unsqueeze (x, o) r = Unsqueeze (y, p) z = NonMaxSuppression (q, r, l) }",
+        "g (float[2, 3, 8, 8] x, float[a, 4] r, int64[b] i) => (float[c, 3, 2, 2] z) { "
+        'z = RoiAlign <output_height = 2, output_width = 2, mode = "max"> (x, r, i) }',
+        "g (float[a, 3, 8, 8] x, float[b, 4, 4, 2] y) => (float[c, 3, 4, 4] z) { z = GridSample (x, y) }",
+        "g (float[a, 3, 4, 4] x, int64[b, 3, c, d] y) => (float[a, 3, e, f] z) { "
+        "z = MaxUnpool <kernel_shape = [2, 2], strides = [2, 2]> (x, y) }",
+    ],
+    ids=["boxes and scores", "boxes and their pictures", "pictures and grids", "values and places"],
+)
+def test_axes_that_an_operator_wants_equally_long_are(text: str) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    for found in feeds(model):
+        assert found.feed
