@@ -21,6 +21,9 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
 }
 LIKELY = "memoptc.likely"
 """Metadata of an If: the branch that runs in ordinary use, where that depends on values and not on extents alone."""
+FRAME = "memoptc.frame"
+"""Metadata of an op that `as_branched` put in place of an If: onnxruntime runs the ops of a branch in a frame of their
+own, whose buffers and memory pattern are not shared with what is around it."""
 _SAME = VIEWS | {"Cast"}
 
 
@@ -50,11 +53,14 @@ def as_branched(graph: Graph, dims: Mapping[str, int]) -> Graph:
     if not any(_only_branch(op, dims) for op in graph.ops):
         return graph
     copy = graph.clone()
-    todo = list(copy.ops)
+    todo, frames = list(copy.ops), 0
     for op in todo:  # grows by what comes out of branches
         name = _only_branch(op, dims)
         if name:
             region = op.take_region(name)
+            frames += 1
+            for inner in region.ops:
+                inner.metadata[FRAME] = str(frames)
             todo += region.ops
             inline(op, region, tuple(region.outputs))
     return copy

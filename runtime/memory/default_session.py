@@ -16,6 +16,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.onnx_write import is_named, nameless_symbols
 from memoptc.ir.ops import BLOCKED_DOMAIN, Family, definition, in_family
 from memoptc.ir.types import DType
+from memoptc.runtime.memory.branches import FRAME
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
 from memoptc.runtime.memory.footprint import is_resident, used_values
 from memoptc.runtime.memory.liveness import Liveness, Storage, is_fixed, liveness
@@ -52,7 +53,8 @@ def default_order(graph: Graph) -> list[Op]:
     A depth-first walk backwards from the nodes that feed no other, the later ones first
     (`Graph::ReverseDFSFrom` in core/graph/graph.cc; the default order of core/graph/graph_viewer.cc).
     """
-    ops = [op for op in graph.ops if not is_resident(op)]
+    # Nodes that its optimizer makes come after all others: what runs on blocks, then the copies out of them.
+    ops = sorted((op for op in graph.ops if not is_resident(op)), key=_made_in_turn)
     number = {op: index for index, op in enumerate(ops)}
     feeding: list[list[int]] = []
     for op in ops:
@@ -71,6 +73,10 @@ def default_order(graph: Graph) -> list[Op]:
             stack.append((index, True))
             stack.extend((maker, False) for maker in feeding[index])
     return order
+
+
+def _made_in_turn(op: Op) -> int:
+    return 0 if op.domain != BLOCKED_DOMAIN else 2 if op.op_type == "ReorderOutput" else 1
 
 
 def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
@@ -118,6 +124,7 @@ def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
             _, _, shape, ended = heappop(busy)
             free[shape].append(ended)
         shape = _shape(storage.values[0]) if storage.values and storage.values[0] in known else None
+        shape = None if shape is None else (shape, _frame(storage))
         if shape is None or is_handed_out(storage):
             kept.append(storage)
             continue
@@ -210,7 +217,9 @@ def arena_use(
     if pattern and all(v.tensor_type is not None for v in graph.inputs):
         block = pattern_bytes(allocation_events(found, traced_only=True))
     if block:
-        apart = [s for s in found.storages if not s.values or is_handed_out(s)]
+        found, inner = _frame_patterns(found)
+        block = pattern_bytes(allocation_events(found, traced_only=True))
+        apart = [*inner, *(s for s in found.storages if not s.values or is_handed_out(s))]
         later = Liveness(apart, found.steps, [], found.alignment)
     events = allocation_events(later, kept=True)
     for _ in range(_LATER_RUNS):
@@ -223,6 +232,34 @@ def arena_use(
     scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
     unknown = tuple(dict.fromkeys(found.unknown))
     return ArenaUse(max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
+
+
+def _frame(storage: Storage) -> str:
+    """The branch whose frame allocates a storage; empty for the graph around all branches."""
+    maker = storage.values[0].op if storage.values else None
+    return "" if maker is None else maker.metadata.get(FRAME, "")
+
+
+def _frame_patterns(found: Liveness) -> tuple[Liveness, list[Storage]]:
+    """Take out what branches allocate for themselves; give the rest, and the block that the pattern of each is.
+
+    What a branch hands out belongs to the graph around it.
+    """
+    ends: dict[str, int] = {}
+    for index, op in enumerate(found.steps):
+        ends[op.metadata.get(FRAME, "")] = index
+    own: defaultdict[str, list[Storage]] = defaultdict(list)
+    for storage in found.storages:
+        frame = _frame(storage)
+        inside = frame and not is_handed_out(storage) and storage.last <= ends[frame]
+        own[frame if inside else ""].append(storage)
+    rest = own.pop("", [])
+    blocks = []
+    for frame, storages in own.items():
+        events = allocation_events(Liveness(storages, found.steps, [], found.alignment))
+        first, last = min(s.first for s in storages), max(s.last for s in storages)
+        blocks.append(Storage(f"pattern of branch {frame}", pattern_bytes(events), first, last))
+    return Liveness(rest, found.steps, found.unknown, found.alignment), blocks
 
 
 def with_early_outputs(found: Liveness) -> Liveness:

@@ -10,6 +10,7 @@ the weights' bytes:
 | convolutions in blocks of channels | 3 W: another initializer, its value, and the original's heap | 2 W |
 | folded while loading, then packed | the original, and twice the folded one | twice the folded one |
 | inside a branch | 3 W, packed or not | W mapped, and W packed |
+| convolutions in blocks of channels inside a branch | 3 W | 1.3 to 1.5 W |
 | outside a branch that reads them | 2 W if packed | W packed, W mapped meanwhile |
 
 A tensor above 32 MB gets pages of its own, which leave when it is freed; the heap keeps the room of smaller ones. A
@@ -49,6 +50,10 @@ _LEFT = {"Gemm": 0.25}
 _LEFT_USUALLY = 0.5
 _FILLED = 0.5
 """Share of the room that folded tensors leave which runs fill."""
+_LEFT_IN_BRANCH = 0.4
+"""The same where a branch's convolutions are laid out in blocks of channels from an external file."""
+_ORIGINALS = 0.7
+"""Share of the originals that are still there when the last convolution is laid out in blocks of channels."""
 _ANOTHER = 0.7
 """What each further user of a packed weight adds, over the packed weight."""
 _AROUND = 64 << 10
@@ -68,7 +73,8 @@ class LoadedWeights:
         mapped_bytes: Pages of external files that runs read.
         peak_bytes: Anonymous and mapped bytes at the peak of loading, the session's structures included.
         loaded_bytes: The same after loading.
-        reusable_bytes: Of these, holes of the heap that the arena may fill.
+        heap_bytes: Of these, room of the heap that freed copies left; `Session` gives it back.
+        reusable_bytes: Of that room, what the arena may fill.
         code_bytes: Pages of onnxruntime's library, counted in none of the others.
     """
 
@@ -76,6 +82,7 @@ class LoadedWeights:
     mapped_bytes: int
     peak_bytes: int
     loaded_bytes: int
+    heap_bytes: int
     reusable_bytes: int
     code_bytes: int
 
@@ -92,7 +99,7 @@ def loaded_weights(
     dims: Mapping[str, int] | None = None,
 ) -> LoadedWeights:
     """Count the copies of a graph's weights. Arguments as in `Configuration`, and extents of symbolic dimensions."""
-    anonymous = mapped = heap = burst = reusable = 0
+    anonymous = mapped = heap = burst = reusable = laid_out = 0
     for weight in graph_weights(graph):
         copies = _copies(
             weight, external and weight.nbytes >= SMALL, prepacking and not packed, (branch or weight.inside) and not
@@ -103,6 +110,7 @@ def loaded_weights(
         anonymous += copies.stays
         reusable += int(_FILLED * copies.left) if weight.folded else 0
         mapped += copies.mapped
+        laid_out += int(_ORIGINALS * weight.nbytes) if copies.blocked else 0
         if weight.nbytes < _OWN_PAGES:
             heap += copies.left
             burst = max(burst, copies.passing)
@@ -113,7 +121,9 @@ def loaded_weights(
     own = SESSION_BYTES + _nodes_bytes(graph, int(branch or captured))
     code = CODE_BYTES + KIND_BYTES * len({op.op_type for op in graph.walk()})
     loaded = own + anonymous + mapped + heap
-    return LoadedWeights(anonymous, mapped, own + anonymous + mapped + max(heap, burst), loaded, reusable, code)
+    return LoadedWeights(
+        anonymous, mapped, own + anonymous + mapped + laid_out + max(heap, burst), loaded, heap, reusable, code
+    )
 
 
 def _nodes_bytes(graph: Graph, depth: int) -> int:
@@ -126,12 +136,13 @@ def _nodes_bytes(graph: Graph, depth: int) -> int:
 @dataclass(frozen=True)
 class _Copies:
     """Bytes of one weight's copies: those that stay, pages of its file that do, room of freed ones, and one for a
-    moment."""
+    moment; whether all originals are there until all are laid out in blocks of channels."""
 
     stays: int
     mapped: int = 0
     left: int = 0
     passing: int = 0
+    blocked: bool = False
 
 
 def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured: bool, optimize: bool) -> _Copies:
@@ -143,6 +154,8 @@ def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured
         packs = None
     if inside:
         kept = int(n * packs.copies) if packs else 0
+        if outside and packs is _BLOCKED_COPIES:
+            return _Copies(n, left=int(_LEFT_IN_BRANCH * n))
         return _Copies(kept, n) if outside else _Copies(2 * n + max(n, kept))
     if weight.consumed and outside and not inside:
         return _Copies(0, passing=n)
@@ -151,7 +164,7 @@ def _copies(weight: Weight, outside: bool, packing: bool, inside: bool, captured
             return _Copies(n, left=int(1.5 * n))
         return _Copies(int(n * packs.copies), left=n) if packs else _Copies(n)
     if packs == _BLOCKED_COPIES:
-        return _Copies(n, left=n if outside else 2 * n)
+        return _Copies(n, left=n if outside else 2 * n, blocked=True)
     if packs is None:
         return _Copies(0, n) if outside else _Copies(n, passing=n)
     kept = int(n * packs.copies)

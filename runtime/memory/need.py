@@ -33,7 +33,7 @@ from memoptc.runtime.memory.workspace import kernel_workspace
 
 SessionKind = Literal["stock", "arena", "planned"]
 
-OURS: Mapping[SessionKind, int] = {"stock": 0, "arena": 1_000_000, "planned": 1_700_000}
+OURS: Mapping[SessionKind, int] = {"stock": 0, "arena": 100_000, "planned": 1_700_000}
 """Bytes that making a `memoptc.runtime.Session` adds to making onnxruntime's own, imports not counted."""
 
 RETURNED_BEFORE, RETURNED_AFTER = 4_700_000, 13_500_000
@@ -171,12 +171,12 @@ class MemoryModel:
             captured=how.captured, optimize=how.optimize, dims=self.dims,
         )  # fmt: skip
         use = self._use(seen, wrapped)
-        loaded = weights.code_bytes + weights.loaded_bytes
-        running = loaded + RUN_BYTES + max(0, use.steady_bytes - weights.reusable_bytes)
+        trimmed = how.session != "stock" and can_return_pages()
+        loaded = weights.code_bytes + weights.loaded_bytes - (weights.heap_bytes if trimmed else 0)
+        filled = 0 if trimmed else weights.reusable_bytes
+        running = loaded + RUN_BYTES + max(0, use.steady_bytes - filled)
         loading = weights.code_bytes + weights.peak_bytes
-        before, after = (
-            (0, 0) if how.session == "stock" or not can_return_pages() else (RETURNED_BEFORE, RETURNED_AFTER)
-        )
+        before, after = (RETURNED_BEFORE, RETURNED_AFTER) if trimmed else (0, 0)
         returned = before if loading - before >= running - after else after
         need = max(loading - before, running - after) + OURS[how.session]
         return self._parts(need, weights, weights.code_bytes - returned, use)

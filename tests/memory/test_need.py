@@ -18,8 +18,14 @@ from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.ir.types import TensorType
 from memoptc.runtime.configuration import planned_peak
+from memoptc.runtime.memory.branches import as_branched
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
-from memoptc.runtime.memory.default_session import default_order, shapes_onnxruntime_knows, with_early_outputs
+from memoptc.runtime.memory.default_session import (
+    default_order,
+    reuse_by_shape,
+    shapes_onnxruntime_knows,
+    with_early_outputs,
+)
 from memoptc.runtime.memory.layout import as_laid_out
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import Configuration, predict_need
@@ -389,3 +395,69 @@ def test_only_extents_that_a_file_names_are_compared(rows: str, known: bool) -> 
         f"graph @g(%x: f32[{rows},4]) -> (f32[{rows},4]) {{\n  %y = Tanh(%x) : f32[{rows},4]\n  return %y\n}}"
     )
     assert bool(shapes_onnxruntime_knows(graph)) == known
+
+
+GUARDED = """
+  %o{k} = If(%large) : f32[512,256]
+    region then_branch() -> (f32[512,256]) {{
+      %a{k} = Exp(%x{k}) : f32[512,256]
+      %b{k} = Sqrt(%a{k}) : f32[512,256]
+      %c{k} = Log(%b{k}) : f32[512,256]
+      %d{k} = Softmax(%c{k}) : f32[512,256]
+      return %d{k}
+    }}
+    region else_branch() -> (f32[512,256]) {{
+      %e{k} = Neg(%x{k}) : f32[512,256]
+      return %e{k}
+    }}"""
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+def test_branches_share_no_buffers() -> None:
+    """Each has a frame of its own: between two of them nothing is kept for the second one to take over."""
+    first, second = (GUARDED.format(k=k) for k in (0, 1))
+    graph = parse(
+        f"""graph @g(%x0: f32[512,256], %n: f32[N]) -> (f32[512,256]) {{
+  %shape = Shape(%n) : i64[1]
+  %four = const() {{value=[4]}} : i64[1]
+  %large = Greater(%shape, %four) : bool[1]{first}
+  %wide = Concat(%o0, %o0, %o0, %o0, %o0, %o0) {{axis=0}} : f32[3072,256]
+  %narrow = Softmax(%wide) : f32[3072,256]
+  %start = const() {{value=[0]}} : i64[1]
+  %stop = const() {{value=[512]}} : i64[1]
+  %x1 = Slice(%narrow, %start, %stop, %start) : f32[512,256]{second}
+  return %o1
+}}"""
+    )
+    session = NativeSession(to_proto(graph).SerializeToString(), replace(AS_PLANNED, mem_reuse=True, file_order=False))
+    _, trace = session.record({"x0": np.ones((512, 256), np.float32), "n": np.ones(9, np.float32)})
+    branched = as_branched(graph, {"N": 9})
+    found = liveness(branched, {"N": 9}, default_order(branched))
+    shared = reuse_by_shape(found, shapes_onnxruntime_knows(branched))
+    assert max(shared.curve) == pytest.approx(trace.peak_bytes, rel=0.02)
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+def test_what_the_optimizer_makes_comes_last_in_the_default_order() -> None:
+    """Of two chains that are joined, the one that ends in a convolution runs first, wherever it stands."""
+    graph = parse(
+        """graph @g(%x: f32[1,32,24,24]) -> (f32[1,32,24,48]) {
+  %w = const() {value=splat(0.5)} : f32[32,32,3,3]
+  %v = const() {value=splat(0.5)} : f32[256,32,1,1]
+  %u = const() {value=splat(0.5)} : f32[32,256,1,1]
+  %a = Conv(%x, %v) : f32[1,256,24,24]
+  %b = Conv(%a, %u) : f32[1,32,24,24]
+  %c = Exp(%x) : f32[1,32,24,24]
+  %d = Softmax(%c) : f32[1,32,24,24]
+  %y = Concat(%b, %d) {axis=3} : f32[1,32,24,48]
+  return %y
+}"""
+    )
+    options = replace(AS_PLANNED, optimize=True, file_order=False)
+    session = NativeSession(to_proto(graph).SerializeToString(), options)
+    _, trace = session.record({"x": np.zeros((1, 32, 24, 24), np.float32)})
+    laid_out = as_laid_out(graph)
+    found = liveness(laid_out, {}, default_order(laid_out))
+    assert max(found.curve) == pytest.approx(trace.peak_bytes, rel=0.02)
+    order = [op.op_type for op in default_order(laid_out)]
+    assert order.index("ReorderOutput") < order.index("Exp")

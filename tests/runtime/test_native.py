@@ -20,7 +20,7 @@ from memoptc.ir.types import DType
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.native import allocator
 from memoptc.runtime.native.session import NativeSession
-from memoptc.runtime.native.trace import RELEASED, Block, Script, Trace
+from memoptc.runtime.native.trace import HUGE, RELEASED, Block, Script, Trace
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.profile import AS_PLANNED
 
@@ -280,3 +280,19 @@ print("held")
     environment = {**os.environ, "PYTHONPATH": folder}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.strip() == "held", done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here")
+def test_large_blocks_ask_for_large_pages() -> None:
+    blocks = [Block(HUGE), Block(HUGE // 2)]
+    asked = []
+    for block in blocks:
+        inside = False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            first = line.split()[0]
+            if "-" in first and not first.endswith(":"):
+                low, high = (int(end, 16) for end in first.split("-"))
+                inside = low <= block.base + 4096 < high
+            elif inside and first == "VmFlags:":
+                asked.append("hg" in line.split())
+    assert asked == [True, False]
