@@ -37,6 +37,7 @@ from memoptc.report.write import check_report_path
 from memoptc.runtime.contract import Contract, contract_path
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.verification import Verification
+from memoptc.runtime.verify import IN_PART
 from memoptc.source import files_of
 from memoptc.steps import prepare, prove, run
 from memoptc.steps.describe import Figures
@@ -319,7 +320,8 @@ def _verify(attempts: Attempts, attempt: Attempt) -> Verification:
     if attempt.verification is None:
         attempts.compilation.options.progress("verifying", 0.65)
         found = attempt.verification = prove.verify(attempts.compilation, attempt.compiled, attempt.path)
-        attempt.warnings += [n for n in found.notes if "made-up inputs at" not in n and found.mode != "off"]
+        notes = found.notes if found.mode != "off" else ()
+        attempt.warnings += [n for n in notes if "made-up inputs at" not in n and n != IN_PART]
     return attempt.verification
 
 

@@ -22,6 +22,7 @@ from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.loss_bound import PairedHits
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.perplexity import PERPLEXITY, Perplexity
+from memoptc.runtime.spool import trim
 from memoptc.runtime.user_functions import load_function
 
 FEW = 16
@@ -244,7 +245,9 @@ class _Reference:
 
     def release_session(self) -> None:
         """Release the original's session; it is opened again for a sample that was not run yet."""
-        self._session = None
+        if self._session is not None:
+            self._session = None
+            trim(collect=False)
 
 
 class Examiner:
@@ -323,6 +326,16 @@ class Examiner:
         for index, sample in kept:
             _add(sums, self._original.of(index, sample), evaluator.run(sample.feed))
         return Quality(_ratios(sums), len(kept))
+
+    def first(self, candidate: ModelSource, most: int) -> Quality:
+        """Compare outputs on so many of the first samples."""
+        evaluator = Evaluator(candidate, RunOptions(), label="the candidate")
+        sums: dict[str, list[float]] = {}
+        samples = 0
+        for index, sample in zip(range(most), self._data, strict=False):
+            _add(sums, self._original.of(index, sample), evaluator.run(sample.feed))
+            samples += 1
+        return Quality(_ratios(sums), samples)
 
     def full(self, candidate: ModelSource) -> Quality:
         """Compare outputs on all samples (of more than `most`, evenly spaced ones), and measure the metric."""

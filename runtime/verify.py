@@ -34,6 +34,7 @@ from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity
 from memoptc.runtime.ports import Refused
+from memoptc.runtime.prefixes import rows_enough
 from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verification import Verification
@@ -41,6 +42,9 @@ from memoptc.runtime.verification import Verification
 __all__ = ["AS_ORIGINAL", "Judge", "Mode", "Verification", "verify"]
 
 Mode = Literal["off", "fast", "full"]
+
+IN_PART = "texts were taken in part, too, as a text has scores of one step only"
+"""Note of a proof on a few texts of a decoder that scores its last step only."""
 
 AS_ORIGINAL = Judge()
 """The judge of a candidate that computes in the original's number format, bits aside."""
@@ -204,9 +208,9 @@ def _samples(
     effort = EFFORTS[mode]
     if data is not None:
         found = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
-        count = None if every else effort.samples
-        limited = (s for i, s in zip(range(count), found, strict=False)) if count else iter(found)
-        return limited, kind, []
+        rows, count = rows_enough(found, graph), None if every else effort.samples
+        limited = (s for i, s in zip(range(count), rows, strict=False)) if count else iter(rows)
+        return limited, kind, [] if rows is found else [IN_PART]
     dims, point = extents
     assert check.original is not None
     seconds = effort.seconds / _TURNS

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memoptc.report import Report
 from memoptc.report.chart import sparkline
 from memoptc.report.rows import before_after, size, statistics_text
-from memoptc.report.verdict import planned_for, proof
+from memoptc.report.verdict import NOT_CHOSEN, planned_for, proof
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +92,9 @@ def _print_result(report: Report, written: list[Path], *, verbose: bool) -> None
         console.print(pass_table(report))
         for decision in report.decisions:
             console.print(f"{decision.step}: {decision.what}, because {decision.why}", soft_wrap=True, markup=False)
+    for decision in report.decisions if not verbose else ():
+        if decision.step == NOT_CHOSEN:
+            console.print(f"{decision.step}: {decision.what} ({decision.why})", soft_wrap=True, markup=False)
     for path in written:
         console.print(f"wrote {path}{_note(path)}", soft_wrap=True, markup=False)
     console.print(f"next: {_next(report, written)}", soft_wrap=True, markup=False)

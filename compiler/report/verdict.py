@@ -15,6 +15,9 @@ from memoptc.runtime.slowdown import TICK_MS
 TAKEN_BACK = "taken back"
 """Step of the decisions that the gate takes back."""
 
+NOT_CHOSEN = "not chosen"
+"""Step of the decisions on forms that are better in one respect and worse in another, and how to get them."""
+
 BUDGET = "budget"
 """Step of the decision that a budget of the whole process is kept."""
 

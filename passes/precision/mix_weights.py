@@ -17,6 +17,7 @@ from memoptc.passes.precision._quantize.accuracy_check import STRICTER, Accuracy
 from memoptc.passes.precision._quantize.coding import SMALLEST, CodableWeights, find, obstacle, report, write_all
 from memoptc.passes.precision._quantize.coding_errors import coding_errors, is_table, names_of, reaching_shares
 from memoptc.passes.precision._quantize.effort import Effort
+from memoptc.passes.precision._quantize.grouped_heads import of_shared_heads
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.replay import search_memoized
@@ -63,7 +64,7 @@ class MixWeights(Pass):
 
     Of a decoder with a cache, kernels code activations as they go: a step then takes three quarters of the time, and
     the products err a tenth of what 4 bits cost them. Weights in 8 bits are in blocks there, too, which are read as
-    codes at every step.
+    codes at every step; so are those of keys and values that several query heads share, which are few bytes.
 
     With a `size`, bytes decide instead: products and lookups may then take 2 bits, too, and what their weights cost at
     the outputs (measured in groups of neighbours) says which get more.
@@ -156,12 +157,14 @@ class _Search:
 
     def __init__(self, asked: MixWeights, graph: Graph, context: Context) -> None:
         self.asked, self.graph, self.context = asked, graph, context
-        self.decodes = recognised(graph) is not None
+        self.facts = recognised(graph)
+        self.decodes = self.facts is not None
         activations = 8 if self.decodes else 32
         opset = ops.opset_of(graph) or 0
         self.plan = WeightFormat(4, asked.block, False, "nbits", opset, activations=activations, decode=asked.decode)
         self.found = self.find(graph)
         self.names = names_of(self.found.chosen)
+        self.shared = of_shared_heads(graph, self.facts, self.found.chosen)
         self.memo: Memo = {}
         self.narrow = replace(self.plan, bits=2, activations=8)
         self.narrow_memo: Memo = {}
@@ -234,7 +237,10 @@ class _Search:
             return self.by_weights()
         if asked.size is not None:
             return self.by_size(asked.size, wanted)
-        states: Assignment = dict.fromkeys(self.names, LayerPrecision.INT4_WEIGHTS)
+        states: Assignment = {
+            **dict.fromkeys(self.names, LayerPrecision.INT4_WEIGHTS),
+            **{self.names[i]: LayerPrecision.INT8_WEIGHTS for i in self.shared},
+        }
         quality, layers = wanted.trials.full(self.copy(states)), []
         if not wanted.good(quality) or asked.study:
             layers = self.sensitivities(wanted)

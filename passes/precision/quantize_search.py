@@ -36,6 +36,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     layer_row,
 )
 from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GATHER
+from memoptc.passes.precision._quantize.without_data import better_without_data, states_without_data
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.passes.precision.split_outliers import names_of_split
@@ -252,10 +253,28 @@ class _Search:
             self.context.say("which layers")
             chosen, quality = self.choose(setting, found, quality)
         chosen = {name: self.as_written(name, state) for name, state in chosen.items()}
-        self.note(setting, found, chosen, quality)
-        done = self.quantized(setting, chosen, self.stats)
+        counted = Counter[str]()
+        done = self.quantized(setting, chosen, counted)
+        other = self.without_data(done, chosen)
+        if other is not None:
+            done, quality = other
+            chosen = states_without_data(self.layers)
+        else:
+            self.stats.update(counted)
+        self.note("the form that needs no data" if other else str(setting), found, chosen, quality)
         adopt(self.graph, done)
         self.stats["trials"] = self.trials.count
+
+    def without_data(self, done: Graph, chosen: Assignment) -> tuple[Graph, Quality] | None:
+        """The form that needs no data and its quality, where that is more exact and costs a run no more."""
+        asked = self.asked
+        if asked.mixed or asked.outputs or not asked.fallback or self.codes.narrow or self.codes.apart:
+            return None
+        self.context.say("the form that needs no data")
+        form = Quantize(
+            "dynamic", weights=asked.weights, device=asked.device, exclude=asked.exclude, embeddings=asked.embeddings
+        )
+        return better_without_data(form, self.graph, done, self.layers, chosen, self.codes.tabled, self.wanted)
 
     def as_written(self, name: str, state: LayerPrecision) -> LayerPrecision:
         """The state of a layer in the result: small weights that would be decoded while loading stay as they are."""
@@ -373,7 +392,7 @@ class _Search:
         """Note a decision for the report."""
         self.context.decisions.append(Decision(step, what, why, gain))
 
-    def note(self, setting: Setting, layers: Sequence[Layer], state: Assignment, quality: Quality) -> None:
+    def note(self, setting: str, layers: Sequence[Layer], state: Assignment, quality: Quality) -> None:
         """Tell the report what was decided for each layer, and what came of it."""
         usual = Counter(state.values()).most_common(1)[0][0] if self.asked.mixed else LayerPrecision.INT8
         for layer in layers:
@@ -384,7 +403,7 @@ class _Search:
                 )
                 self.decide("mixed precision", f"{layer.name}: {state[layer.name]}", why)
         rows = [layer_row(layer, state[layer.name]) for layer in layers]
-        self.context.artefacts.precision = Precision(rows, self.wanted.reached(quality, str(setting)))
+        self.context.artefacts.precision = Precision(rows, self.wanted.reached(quality, setting))
         counts = Counter(state.values())
         others = "".join(
             f", {counts[s]} {_WRITTEN[s]}"

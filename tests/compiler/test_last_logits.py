@@ -55,6 +55,20 @@ def test_the_last_row_alone(style: Style) -> None:
     assert all(str(shape_of(head)[1]) not in ("sequence", "input_ids_d1") for head in heads)
 
 
+def test_a_text_is_proven_at_several_lengths_too() -> None:
+    """One row of scores says little: a text has one for each of its beginnings."""
+    style = Style()
+    text = [{"input_ids": np.arange(1, 33)[None] % style.vocabulary}]
+    one = memoptc.compile(decoder(style), last_logits=True, measure=False, validation=text)
+    assert one.report.verification["samples"] == 16
+    assert one.report.to_json()["verification"]["passed"]
+    whole = memoptc.compile(decoder(style), measure=False, validation=text)
+    assert whole.report.verification["samples"] == 1
+    held = feed(style, 1, 4, 3)
+    begun = memoptc.compile(decoder(style), last_logits=True, measure=False, validation=[held])
+    assert begun.report.verification["samples"] == 1
+
+
 def test_which_outputs_score_a_vocabulary() -> None:
     assert logits_of(read_onnx(decoder(Style()))) == ["logits"]
     with pytest.raises(memoptc.InputError, match="no output is"):

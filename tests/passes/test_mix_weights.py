@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from accuracy_models import CNN, DATA, FLAGS, data_for, failing_model
+from decoders import Style, decoder
 from runtime_models import normal, parse
 
 from memoptc.api import compile as compile_model
@@ -26,6 +27,8 @@ from memoptc.passes.precision._quantize.accuracy_check import made_up
 from memoptc.passes.precision._quantize.candidates import CandidateEvaluator
 from memoptc.passes.precision.mix_weights import MixWeights
 from memoptc.passes.precision.quantize import Quantize
+from memoptc.runtime.data import Data
+from memoptc.runtime.perplexity import Completed
 from memoptc.runtime.quality import FAILED, Quality
 
 OUTLIERS = (
@@ -65,6 +68,21 @@ def test_made_up_inputs_are_as_large_as_runs_can_afford(tmp_path: Path) -> None:
     onnx.save(parse(OUTLIERS, **weights()), path)
     context = Context(dims={"N": 1 << 20}, check={"N": 5})
     assert {feed["x"].shape for feed in made_up(read_onnx(path), path, context, 3)} == {(5, 64)}
+
+
+@pytest.mark.parametrize(("kv", "finer"), [(1, 4), (8, 0)])
+def test_keys_and_values_that_heads_share_take_8_bits(kv: int, finer: int) -> None:
+    """Each of their numbers counts as often as query heads read it, and they are few."""
+    graph = read_onnx(decoder(Style(heads=8, kv=kv, width=32)))
+    infer_shapes(graph)
+    rng = np.random.default_rng(0)
+    feeds = [{"input_ids": rng.integers(0, 97, (1, 24))} for _ in range(2)]
+    types = {v.name: v.type for v in graph.inputs}
+    data = Data(feeds, types, (), Completed(graph))
+    MixWeights(min_sqnr=None, smallest=1024).run(graph, Context(calibration=data))
+    bits = Counter(op.attrs["bits"] for op in graph.walk("com.microsoft::MatMulNBits"))
+    assert bits[8] == finer
+    assert bits[4] > 8
 
 
 def test_the_more_is_asked_the_more_weights_leave_4_bits() -> None:

@@ -261,6 +261,36 @@ def test_with_data_samples_that_reach_further_err_no_more_than_without(tmp_path:
     assert (tmp_path / "a.onnx").stat().st_size < 1.1 * (tmp_path / "b.onnx").stat().st_size
 
 
+def test_what_data_chose_is_dropped_where_unseen_samples_are_more_exact_without(tmp_path: Path) -> None:
+    """What is fitted shows one direction only, and loudly; what is held out shows all."""
+    model = parse(
+        "g (float[N, 64] x) => (float[N, 64] y) { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }",
+        a=normal(64, 64, seed=1),
+        b=normal(64, 64, seed=2),
+    )
+    rng = np.random.default_rng(0)
+    loud, held_out = 10 * rng.standard_normal((1, 64), np.float32), rng.standard_normal((4, 1, 64), np.float32)
+    data = [{"x": held_out[i // 5] if i % 5 == 4 else loud * np.float32(1 + 0.01 * i)} for i in range(20)]
+    found = compile_model(model, 2, "int8", calibration=data, measure=False)
+    assert ("quantize", "the form that needs no data") in [(d.step, d.what) for d in found.report.decisions]
+    compile_model(model, 2, "int8", measure=False).save(tmp_path / "without.onnx")
+    examiner = Examiner(model, [Sample({"x": x}, None, "held out") for x in held_out])
+    without = examiner.full(tmp_path / "without.onnx").sqnr_db
+    assert found.report.verification["outputs"][0]["sqnr_db"] == pytest.approx(without, abs=0.05)
+
+
+def test_a_form_that_is_more_exact_but_costs_more_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = Path(CNN)
+    flags = ["--target=int8", f"--calibration={DATA['calibration']}", f"--validation={DATA['validation']}"]
+    assert main([str(model), *flags, "--no-measure", f"--output={tmp_path / 'm.onnx'}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not chosen: the form that needs no data has" in said
+    assert "give the data as --validation instead of --calibration" in said
+    assert "times in float instead of 0" in said
+    assert main([str(model), *flags[:1], flags[2], "--no-measure", f"--output={tmp_path / 'm.onnx'}"]) == 0
+    assert "not chosen" not in capsys.readouterr().out
+
+
 def test_a_convolution_among_floats_keeps_its_activations_where_their_codes_cost_most(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(32, 3, 4, 4), scale=0.15).astype(np.float32)

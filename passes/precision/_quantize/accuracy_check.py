@@ -20,6 +20,7 @@ from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.held_out import FollowedBy
 from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.prefixes import rows_enough
 from memoptc.runtime.quality import Examiner, Quality, decibels, top1
 from memoptc.runtime.result_cache import ResultCache, fingerprint
 
@@ -37,6 +38,9 @@ _States: TypeAlias = frozenset[tuple[str, LayerPrecision]]
 _QUICK = 1.0
 """Decibels by which a quick look may miss what is asked for."""
 
+
+_UNSEEN = 200
+"""How many of those held out two forms are compared on."""
 
 _FEW, _BESIDE = 16, 16
 """Validation samples below which they alone say little, and how many of the calibration are looked at then."""
@@ -73,7 +77,7 @@ class AccuracyCheck:
         self.made_up = data is None
         if data is None:
             data = [Sample(feed, None, "made up") for feed in made_up(graph, path, context, MADE_UP)]
-        self.examiner = Examiner(path, data, metric)
+        self.examiner = Examiner(path, data if self.made_up else rows_enough(data, graph), metric)
         self.trials = CandidateEvaluator(self.examiner, pool)
         if context.checkpoint is not None:
             named = getattr(metric, "__qualname__", type(metric).__name__)
@@ -158,6 +162,13 @@ class AccuracyCheck:
             if quality.sqnr_db < self.min_sqnr - _QUICK:
                 return quality
         return self.trials.full(graph)
+
+    def unseen(self, graph: Graph) -> Quality:
+        """Compare a copy on samples that nothing was chosen from: those held out where there are any, else on all."""
+        held_out = self.context.validation
+        if held_out is None:
+            return self.look(graph)
+        return self.trials.first(graph, sum(1 for _ in islice(held_out, _UNSEEN)))
 
     def refuse(self, reached: Quality, layers: Sequence[Layer]) -> Quality:
         """Give up, or with `--force` only say so.

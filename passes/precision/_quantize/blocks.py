@@ -116,8 +116,10 @@ def encode(
     """
     rows, columns = weight.shape
     count = -(-columns // block)
-    padded = np.zeros((rows, count * block), np.float32)
-    padded[:, :columns] = weight
+    padded = weight
+    if columns != count * block:
+        padded = np.zeros((rows, count * block), np.float32)
+        padded[:, :columns] = weight
     flat = padded.reshape(-1, block)
     codes = np.empty(flat.shape, np.uint8)
     scales = np.empty(len(flat), np.float32)
@@ -231,5 +233,10 @@ class _Best:
 
 def error_of(weight: Float32, blocks: Blocks) -> tuple[float, float]:
     """Give the squared magnitude of the weights and of what coding changed."""
-    difference = (weight - blocks.decoded()).astype(np.float64)
-    return float(np.square(weight, dtype=np.float64).sum()), float(np.square(difference).sum())
+    signal = noise = 0.0
+    step = max(1, _CHUNK // max(weight.shape[1], 1))
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        signal += float(np.square(weight[part], dtype=np.float64).sum())
+        noise += float(np.square(weight[part] - blocks.decoded_rows(part), dtype=np.float64).sum())
+    return signal, noise

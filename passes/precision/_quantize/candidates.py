@@ -32,6 +32,10 @@ class CandidateEvaluator:
         """Compare on few samples."""
         return self._with(graph, lambda path: self.examiner.quick(path, most), f"quick {most}")
 
+    def first(self, graph: Graph, most: int) -> Quality:
+        """Compare on so many of the first samples."""
+        return self._with(graph, lambda path: self.examiner.first(path, most), f"first {most}")
+
     def full(self, graph: Graph) -> Quality:
         """Compare on all, and measure the metric."""
         return self._with(graph, self.examiner.full, "full")

@@ -12,6 +12,7 @@ from memoptc.ir.onnx_names import Names
 from memoptc.ir.pool import WeightPool
 from memoptc.pass_base import Context
 from memoptc.runtime.result_cache import fingerprint
+from memoptc.runtime.spool import trim
 
 T = TypeVar("T")
 
@@ -60,4 +61,7 @@ def observe(
         return {}
     with shared_weights(context) as pool:
         path = pool.write(graph, "calibrate.onnx")
-        return {by_name[name]: seen for name, seen in look(path, by_name).items()}
+        try:
+            return {by_name[name]: seen for name, seen in look(path, by_name).items()}
+        finally:
+            trim(collect=False)
