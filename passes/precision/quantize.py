@@ -48,7 +48,8 @@ class Quantize(Pass):
     Args:
         form: "auto" (static with data, else dynamic), "static" or "dynamic".
         method: Ranges by "minmax", "percentile", "entropy" (least Kullback-Leibler divergence), "mse" (least mean
-            squared error of the code), or "auto": for each tensor the range whose code errs least on the data.
+            squared error of the code), or "auto": for each tensor the range whose code errs least on the data, with
+            headroom for samples that reach further.
         percentile: For "percentile": which, in percent.
         weights: Element type of weight codes, "int8" or "uint8".
         activations: Element type of activation codes in the static form: "uint8"; "int8", around 0 (onnxruntime has no
@@ -189,7 +190,10 @@ class Quantize(Pass):
                 percentile=self.percentile,
                 checkpoint=checkpoint_of(context, self.name),
             )
-            return {name: activation_scale(r.min, r.max, dtype) for name, r in ranges.items()}
+            chosen = {name: (r.min, r.max) for name, r in ranges.items()}
+            if self.method == "auto":  # the others give what they are named after
+                chosen = {name: ranges[name].with_headroom(ends) for name, ends in chosen.items()}
+            return {name: activation_scale(*ends, dtype) for name, ends in chosen.items()}
 
         return dict(known) | (observe(graph, wanted, context, look) if wanted else {})
 

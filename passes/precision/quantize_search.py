@@ -66,8 +66,9 @@ channels then reach the end of the code, and whatever goes further in a sample t
 _FACTORS = ("equalize", "smooth")
 """Recoveries that move factors of channels."""
 
-_UNSEEN = 1.0
-"""Decibels that ranges of each run may cost on the data: they cut off nothing of samples that were not seen."""
+_UNSEEN, _UNSEEN_OF_FEW = 1.0, 3.0
+"""Decibels that ranges of each run may cost on the data, and where few samples are held out: they cut off nothing of
+samples that were not seen."""
 
 
 class QuantizeSearch(Pass):
@@ -328,7 +329,9 @@ class _Search:
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
                     continue
                 reached = self.trials.quick(recovered.quantized(tried)).mean_db
-                worth = -_UNSEEN if tried.run_time and not start.run_time else WORTH
+                worth = WORTH
+                if tried.run_time and not start.run_time:
+                    worth = -(_UNSEEN_OF_FEW if self.wanted.few_held_out else _UNSEEN)
                 if self.effort.many < _SURE and any(
                     p.name in _FACTORS for p in tried.recoveries[len(start.recoveries) :]
                 ):

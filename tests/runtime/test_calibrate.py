@@ -109,6 +109,21 @@ def test_constant_and_empty_tensors() -> None:
     assert calibrate(model, ["z"], [{"x": normal(0)}]) == {}
 
 
+@pytest.mark.parametrize("opset", [10, 18])
+def test_a_large_tensor_that_is_empty_in_one_sample(opset: int) -> None:
+    """Its extremes are reductions of nothing there."""
+    model = parse("g (float[N, 64] x) => (float[N, 64] y) { r = Relu(x) y = Add(r, r) }", opset)
+    full = [{"x": normal(rows, 64, seed=rows)} for rows in (300, 400)]
+    empty = {"x": normal(0, 64)}
+    expected = calibrate(model, ["r"], full, "mse", budget=1 << 12)
+    assert expected["r"].count < FEWEST
+    for feeds in ([full[0], empty, full[1]], [empty, *full]):
+        found = calibrate(model, ["r"], feeds, "mse", budget=1 << 12)
+        assert found["r"].extremes == expected["r"].extremes == (0.0, float(max(f["x"].max() for f in full)))
+        assert found["r"].count == expected["r"].count
+        assert np.array_equal(found["r"].histogram.counts, expected["r"].histogram.counts)
+
+
 def test_convolutional_net_and_half_precision() -> None:
     ranges = calibrate(convolutions(), ["a", "b", "d"], [{"x": normal(2, 3, 16, 16)}])
     assert ranges["b"].min == 0.0

@@ -71,9 +71,11 @@ class AccuracyCheck:
         path = pool.write(graph, "float.onnx")
         data = context.validation if context.validation is not None else context.calibration
         both = context.validation is not None and context.calibration not in (None, context.validation)
+        held_out = context.validation if context.validation is not None else ()
+        self.few_held_out = sum(1 for _ in islice(held_out, _FEW)) < _FEW
+        """Whether few samples are held out, or none, so that what others reach is hardly known."""
         if metric is None and both:
-            few = sum(1 for _ in islice(context.validation, _FEW)) < _FEW
-            data = FollowedBy(context.validation, context.calibration, _BESIDE if few else 0)
+            data = FollowedBy(context.validation, context.calibration, _BESIDE if self.few_held_out else 0)
         self.made_up = data is None
         if data is None:
             data = [Sample(feed, None, "made up") for feed in made_up(graph, path, context, MADE_UP)]
