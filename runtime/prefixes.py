@@ -31,7 +31,7 @@ def rows_enough(samples: Iterable[Sample], graph: Graph) -> Iterable[Sample]:
 
 
 class WithPrefixes:
-    """Samples, and behind each one shorter beginnings of it, at even lengths, so that there are `ROWS` rows of scores.
+    """Samples, and behind them shorter beginnings of each, at even lengths, so that there are `ROWS` rows of scores.
 
     Such a decoder gives one row of scores for a whole text, where others give one for each token. Samples whose caches
     hold a past, or that have inputs beside ids, mask, positions and context, stay as they are.
@@ -45,9 +45,9 @@ class WithPrefixes:
         self._samples, self._facts = samples, facts
 
     def __iter__(self) -> Iterator[Sample]:
+        yield from self._samples
         lengths = -(-ROWS // max(sum(1 for _ in islice(self._samples, ROWS)), 1))
-        for sample in self._samples:
-            yield sample
+        for sample in self._samples if lengths > 1 else ():
             steps = np.shape(sample.feed[self._facts.ids])[-1] if self._begins(sample) else 0
             for number in range(1, lengths):
                 length = steps * number // lengths

@@ -101,7 +101,8 @@ def better_without_data(
         return None
     states = (chosen, states_without_data(layers))
     with_data, without = (run_cost(layers, s, context, decoded) for s in states)
-    where = f"{mine.samples} samples " + ("held out" if context.validation is not None else "of the data")
+    many = "" if mine.samples == 1 else "s"
+    where = f"{mine.samples} sample{many} " + ("held out" if context.validation is not None else "of the data")
     if with_data.covers(without):
         quality = wanted.trials.full(copy)
         if not wanted.good(quality):
