@@ -60,7 +60,7 @@ class WithPrefixes:
         if ids.ndim != 2:
             return False
         whole = first_feed(self._facts, ids)
-        others = sample.feed.keys() - whole.keys() - {self._facts.ids, *self._facts.given}
+        others = sample.feed.keys() - whole.keys() - {self._facts.ids, *self._facts.context_inputs}
         return not others and all(_alike(sample.feed.get(name), value) for name, value in whole.items())
 
     def _first(self, sample: Sample, length: int) -> Sample:

@@ -269,7 +269,7 @@ class _Search:
     def without_data(self, done: Graph, chosen: Assignment) -> tuple[Graph, Quality] | None:
         """The form that needs no data and its quality, where that is more exact and costs a run no more."""
         asked = self.asked
-        if asked.mixed or asked.outputs or not asked.fallback or self.codes.narrow or self.codes.apart:
+        if asked.mixed or asked.outputs or not asked.fallback or self.codes.narrow or self.codes.weight_only:
             return None
         self.context.say("the form that needs no data")
         form = Quantize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memoptc.ir.core import Graph
+from memoptc.ir.core import Graph, Op
 from memoptc.ir.decoder_facts import DecoderFacts
 from memoptc.ir.ops import layout_of
 from memoptc.passes.precision._quantize.nearest_products import nearest_products
@@ -34,7 +34,7 @@ def of_shared_heads(graph: Graph, facts: DecoderFacts | None, weights: Sequence[
     return found if sum(nbytes[i] for i in found) <= _SMALL_PART * sum(nbytes) else []
 
 
-def _makes(weight: Weight, products: set[object], widths: set[int]) -> bool:
+def _makes(weight: Weight, products: set[Op], widths: set[int]) -> bool:
     ops = [site.op for site in weight.sites]
     shape = weight.value.static_shape
     return (
