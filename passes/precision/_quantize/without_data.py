@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from memoptc.ir.core import Graph, Op
+from memoptc.ir.ops import layout_of
 from memoptc.pass_base import Context, Pass
+from memoptc.passes.precision._migrate.sites import WEIGHTED
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.sensitivity import bytes_of, work_of
@@ -137,7 +139,7 @@ def better_without_data(
 
 
 def _convolutions(layers: Mapping[str, Op]) -> frozenset[str]:
-    return frozenset(name for name, op in layers.items() if op.op_type == "Conv")
+    return frozenset(name for name, op in layers.items() if op.op_type in WEIGHTED and layout_of(op).taps)
 
 
 def _dearer(mine: RunCost, other: RunCost) -> str:
