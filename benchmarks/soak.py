@@ -1,6 +1,6 @@
 """One session under load: many threads, many calls of mixed shapes, limits hit, calls cancelled, forks, a sudden exit.
 
-    python benchmarks/soak.py [--tier auto ...] [--calls 10000] [--threads 8] [--json]
+    python benchmarks/soak.py [--tier stock ...] [--calls 10000] [--threads 8] [--json]
 
 Each call is of one of five kinds: right inputs, inputs that need more than the memory limit, inputs that the model does
 not take, a call cancelled before it starts, and one cancelled on its way. It must end in the numbers of its own inputs

@@ -189,9 +189,10 @@ def try_ways(
                 continue  # other dtypes at the border: that it loads is what is looked at
             exact = "passes" not in way and way.get("level", 2) < 2 and way.get("target", "float32") == "float32"
             # A weight that was an input becomes a constant, which other kernels multiply by.
-            exact = exact and not replaceable and not way.get("freeze_runtime") and not LOSING & way.keys()
+            freezes = way.get("freeze_runtime") or "freeze-runtime" in way.get("passes", "")
+            exact = exact and not replaceable and not freezes and not LOSING & way.keys()
             noise = NOISE.get(way.get("target", ""), LOOSE if any(p in way.get("passes", "") for p in CODING) else None)
-            noise = LOOSE if way.get("freeze_runtime") and coded else noise  # its optimizer computes on the codes
+            noise = LOOSE if freezes and coded else noise  # its optimizer computes on the codes
             noise = max(noise or 0.0, NOISE[narrow]) if narrow and not exact else noise
             loses = LOSING & way.keys() or any(p in way.get("passes", "") for p in ("early-exit", "prune-tokens"))
             noise = float("inf") if (noise and jumps) or loses else noise
