@@ -1,12 +1,12 @@
 """The reader of pipelines' text: one pass over it, by recursive descent.
 
-    pipeline = [sequence]                      value = string | integer | size | real | "true" | "false" | "none"
+    pipeline = [sequence]                      value = string | integer | size | real | "true" | "false" | "none" | word
     sequence = item {"," item}                       | "[" [value {"," value}] "]"
     item     = pass | "(" sequence ")" "*" [integer]
     pass     = name ["{" [key "=" value {"," key "=" value}] "}"]
 
-Spaces may stand between any two of these. A generated parser takes ten times as long to set up as this takes to
-read the longest pipeline, and every command would pay for it.
+A word is text, as in `form=drop`. Spaces may stand between any two of these. A generated parser takes ten times as long
+to set up as this takes to read the longest pipeline, and every command would pay for it.
 """
 
 from __future__ import annotations
@@ -115,11 +115,9 @@ class Reader(Generic[P]):
             return float(word.text)
         if word := self._match(_INTEGER):
             return int(word.text)
-        start = self.at
-        if (word := self._match(_KEY)) and word.text in _WORDS:
-            return _WORDS[word.text]
-        self.at = start
-        self._unexpected()
+        if word := self._match(_KEY):
+            return _WORDS.get(word.text, word.text)
+        self._fail(self.at + 1, "a value is expected here: a number, a size, a word, or text in quotes")
 
     def _match(self, pattern: re.Pattern[str]) -> Word | None:
         found = pattern.match(self.text, self.at)

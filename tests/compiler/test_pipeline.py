@@ -126,6 +126,7 @@ def test_whole_numbers_count_as_floats_in_lists_too() -> None:
 
 
 def test_spaces_and_defaults_are_left_out() -> None:
+    assert str(parse("choosy{kind=fast}")) == 'choosy{kind="fast"}'
     assert str(parse(" add-input { limit = 2 , share=1 } , break-down")) == "add-input{share=1.0},break-down"
 
 
@@ -152,6 +153,8 @@ def test_spaces_and_defaults_are_left_out() -> None:
         ("add-input{limit=1,limit=2}", r"add-input gets an option twice"),
         ("add-input{share=1e999}", r"1e999 is too large"),
         ('add-input{label="\\q"}', r"this is no string"),
+        ("add-input{share=}", r"a value is expected here"),
+        ("add-input{share=large}", r"share must be of type float, not \"large\""),
     ],
 )
 def test_faults_point_at_the_place(text: str, message: str) -> None:
