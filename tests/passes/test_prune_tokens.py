@@ -231,6 +231,30 @@ def test_padding_goes_first() -> None:
     np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["drop", "merge"])
+def test_a_mean_of_the_tokens_that_a_mask_shows_has_no_padding(form: str) -> None:
+    """As sentence encoders pool: rows are given back before the mask is multiplied with, not behind it."""
+    model = encoder(2, 12, masked=True, readout="tokens")
+    hidden = model.graph.output[0].name
+    model.graph.node.extend(
+        [
+            make_node("Unsqueeze", ["mask", "last"], ["shown"]),
+            make_node("Mul", [hidden, "shown"], ["masked"]),
+            make_node("ReduceSum", ["masked", "tokens"], ["pooled"], keepdims=0),
+        ]
+    )
+    constants = {"last": [2], "tokens": [1]}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), n) for n, v in constants.items())
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("pooled", onnx.TensorProto.FLOAT, None))
+    less, stats = pruned(model, PruneTokens(keep=0.75, form=form, layers=(0,)))
+    assert stats["layers that drop tokens"] == 1
+    feed = feed_for(model, 2, 12)
+    feed["mask"] = (np.arange(12) < np.array([[6], [4]])).astype(np.float32)
+    feed["x"][feed["mask"] == 0] = 5  # whatever padding holds
+    np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
+
+
 def test_padding_is_merged_with_padding_alone() -> None:
     """Padding that looks like a token: merged with that one, it would be counted as a second one of it."""
     model = encoder(2, 12, masked=True, readout="first")

@@ -223,7 +223,7 @@ def _give_back(region: TokenRegion) -> TokenRegion | str:
         value = use[0].operands[use[1]]
         maker = value.op
         tokens = [] if maker is None else [i for i, v in enumerate(maker.operands) if v in region.carried]
-        alone = maker in inside and len(tokens) == 1 and all(op is not maker for op, _ in region.sides)
+        alone = maker in inside and len(tokens) == 1
         if alone and maker is not None and all(u in returned for r in maker.results for u in r.uses):
             up = (maker, tokens[0])
             if maker.operands[tokens[0]].shape == region.value.shape and value is not region.value:
@@ -240,6 +240,7 @@ def _give_back(region: TokenRegion) -> TokenRegion | str:
     region.ops = [op for op in region.ops if op not in whole]
     gone = {r for op in whole for r in op.results}
     region.carried = {v: axes for v, axes in region.carried.items() if v not in gone}
+    region.sides = {use: axes for use, axes in region.sides.items() if use[0] not in whole}
     region.shapes = {use: at for use, at in region.shapes.items() if use[0] not in whole}
     region.returned = [use for use in kept if use[0].operands[use[1]] is not region.value]
     if not region.ops:
