@@ -255,6 +255,22 @@ def test_a_mean_of_the_tokens_that_a_mask_shows_has_no_padding(form: str) -> Non
     np.testing.assert_allclose(outputs(less, feed), outputs(model, feed), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["drop", "merge"])
+def test_those_who_ask_for_a_shape_see_all_tokens(form: str) -> None:
+    model = encoder(2, "tokens", readout="first")
+    scores = [node.output[0] for node in model.graph.node if node.op_type == "Softmax"][-1]
+    model.graph.node.extend(
+        [make_node("Shape", [scores], ["whole"]), make_node("Shape", [scores], ["part"], start=-1, end=4)]
+    )
+    for name, extent in (("whole", 4), ("part", 1)):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [extent]))
+    less, stats = pruned(model, PruneTokens(keep=0.5, form=form))
+    assert stats["layers that drop tokens"] == 2
+    feed = feed_for(model, 3, 9)
+    assert tensor(less, "whole", feed).tolist() == [3, 2, 9, 9]
+    assert tensor(less, "part", feed).tolist() == [9]
+
+
 def test_padding_is_merged_with_padding_alone() -> None:
     """Padding that looks like a token: merged with that one, it would be counted as a second one of it."""
     model = encoder(2, 12, masked=True, readout="first")

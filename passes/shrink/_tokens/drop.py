@@ -76,6 +76,9 @@ def drop_tokens(region: TokenRegion, drop: TokenDrop, sizes: TokenCounts, rule: 
     for (op, index), at in region.shapes.items():
         b.before = op
         op.set_operand(index, _shape(b, op, index, at, count))
+    for op in region.measured:
+        b.before = op.next
+        _extents_of_all(b, op, region)
     b.before = anchor
     sizes.weigh(b, region, kept)
     rows = rows_of(b, region, pairs, order) if pairs is not None and region.returned else None
@@ -239,6 +242,22 @@ def _with_extent(value: Value, axes: tuple[int, ...], extent: Dim) -> TensorType
     for axis in axes:
         shape[axis] = extent
     return TensorType(dtype, tuple(shape))
+
+
+def _extents_of_all(b: Builder, op: Op, region: TokenRegion) -> None:
+    """Let those who read a shape see as many tokens as there were."""
+    rank = len(op.operand.shape or ())
+    start, end, _ = slice(op.attrs.get("start", 0), op.attrs.get("end", rank)).indices(rank)
+    axes = [axis - start for axis in region.carried[op.operand] if start <= axis < end]
+    if not axes:
+        return
+    uses = list(op.result.uses)
+    tokens = b.Slice(b.Shape(region.value), *map(integers, (1, 2, 0)))
+    whole = b.ScatterElements(
+        op.result, integers(*axes), b.Expand(tokens, integers(len(axes))), axis=0, _type=op.result.type
+    )
+    for user, index in uses:
+        user.set_operand(index, whole)
 
 
 def _shape(b: Builder, op: Op, index: int, at: int, count: Value) -> Value:

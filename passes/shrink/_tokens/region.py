@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, same
 from memoptc.ir.iteration import Axis, Form, accumulations, iteration_space
-from memoptc.ir.ops import facts, is_pure
+from memoptc.ir.ops import definition, facts, is_pure
 from memoptc.ir.ops.axis import everywhere
 from memoptc.ir.tensors import ints
 from memoptc.passes.simplify._simplify.slice_ranges import bounds
@@ -35,6 +35,7 @@ class TokenRegion:
         sides: Operands that come from elsewhere and have a slice per token, such as masks, with the axes of tokens.
         shapes: Operands that say the extents of a result, with the element that is the number of tokens.
         returned: Uses that need all tokens again, and the value `[batch, tokens, width]` that is given back to them.
+        measured: Shapes of values with a slice per token; what they are used for expects the extents of all tokens.
         leading: So many tokens at the front are read by themselves, as the class token is: they stay, in their places.
     """
 
@@ -46,6 +47,7 @@ class TokenRegion:
     sides: dict[Use, tuple[int, ...]] = field(default_factory=dict)
     shapes: dict[Use, int] = field(default_factory=dict)
     returned: list[Use] = field(default_factory=list)
+    measured: list[Op] = field(default_factory=list)
     leading: int = 0
 
     def most_gone(self, *, merged: bool) -> int | None:
@@ -111,6 +113,9 @@ def _follow(op: Op, region: TokenRegion) -> str:
     wanted = {(i, axis) for i, v in enumerate(op.operands) for axis in region.carried.get(v, ())}
     if not wanted:
         return f"{op.op_type} {op.name} has a subgraph that reads tokens"
+    if definition(op).reads_extents and op.result.shape is not None and len(op.result.shape) == 1:
+        region.measured.append(op)
+        return ""
     leading = _takes_leading(op, region)
     if leading:
         region.leading = max(region.leading, leading)
@@ -224,7 +229,8 @@ def _give_back(region: TokenRegion) -> TokenRegion | str:
         maker = value.op
         tokens = [] if maker is None else [i for i, v in enumerate(maker.operands) if v in region.carried]
         alone = maker in inside and len(tokens) == 1
-        if alone and maker is not None and all(u in returned for r in maker.results for u in r.uses):
+        uses = [u for r in maker.results for u in r.uses] if maker is not None else []
+        if alone and maker is not None and all(u in returned or u[0] in region.measured for u in uses):
             up = (maker, tokens[0])
             if maker.operands[tokens[0]].shape == region.value.shape and value is not region.value:
                 whole.add(maker)
@@ -243,6 +249,7 @@ def _give_back(region: TokenRegion) -> TokenRegion | str:
     region.sides = {use: axes for use, axes in region.sides.items() if use[0] not in whole}
     region.shapes = {use: at for use, at in region.shapes.items() if use[0] not in whole}
     region.returned = [use for use in kept if use[0].operands[use[1]] is not region.value]
+    region.measured = [op for op in region.measured if op.operand in region.carried and op.operand is not region.value]
     if not region.ops:
         return "nothing behind it computes per token"
     return region
