@@ -92,6 +92,8 @@ class NativeSession:
             raise of_code(error.code)(f"onnxruntime cannot load the model: {clean_message(error)}.") from None
         finally:
             a.release["ReleaseSessionOptions"](native)
+            if self._handle is None:
+                self.allocator.leave()
         self.loaded_bytes = self.allocator.live_bytes
         self.load_peak_bytes = self.allocator.peak_bytes
         self.inputs, self.outputs = self._names("Input"), self._names("Output")

@@ -253,6 +253,9 @@ def test_sessions_that_come_and_go_leave_no_allocators_behind() -> None:
     assert one() == (9.0, 0)
     kept = len(allocator._immortal)
     assert {one() for _ in range(8)} == {(9.0, 0)}
+    for _ in range(3):
+        with pytest.raises(InputError):
+            NativeSession(b"no model")
     assert len(allocator._immortal) == kept
     with_two = NativeSession(text), NativeSession(text)
     assert with_two[0].allocator is not with_two[1].allocator
