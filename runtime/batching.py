@@ -179,47 +179,52 @@ class Batched:
     def _fits(self, request: _Request, first: _Request, count: int) -> bool:
         return request.key == first.key and count + request.samples <= self._most
 
-    def _answer(self, together: Sequence[_Request]) -> None:
-        """Run requests as one batch; where that fails, one by one, so that an error goes to its caller only."""
+    def _answer(self, together: list[_Request]) -> None:
+        """Run requests as one batch; where that fails, one by one, so that an error goes to its caller only.
+
+        The list is empty afterwards: frames that an error keeps must not hold the request whose answer it is.
+        """
         started = time.perf_counter()
+        outputs = None
         try:
-            outputs = self._run(together)
+            outputs = self._run(together[0].names, [r.feed for r in together], [r.samples for r in together])
         except Exception as error:
             if len(together) == 1:
-                together[0].answer.set_exception(error)
-            else:
-                for request in together:
-                    self._answer([request])
+                together.pop().answer.set_exception(error)
+        if outputs is None:
+            while together:
+                self._answer([together.pop(0)])
             return
         ended = time.perf_counter()
         with self._changed:
             self._runs.append(sum(r.samples for r in together))
             self._times.extend((ended - r.arrived, started - r.arrived) for r in together)
-        for request, values in zip(together, outputs, strict=True):
-            request.answer.set_result(values)
+        for values in outputs:
+            together.pop(0).answer.set_result(values)
 
     def _names(self) -> tuple[str, ...]:
         """Names of all outputs, in the order in which runs give them."""
         ports = getattr(self._session, "get_outputs", None)
         return tuple(self._batch.outputs) if ports is None else tuple(port.name for port in ports())
 
-    def _run(self, together: Sequence[_Request]) -> list[list[Any]]:
+    def _run(
+        self, names: tuple[str, ...] | None, feeds: Sequence[Mapping[str, npt.NDArray[Any]]], samples: Sequence[int]
+    ) -> list[list[Any]]:
         import numpy as np
 
-        first = together[0]
-        if len(together) == 1:
-            return [self._session.run(first.names, first.feed)]
+        if len(feeds) == 1:
+            return [self._session.run(names, feeds[0])]
         feed = {
-            name: np.concatenate([r.feed[name] for r in together], self._batch.inputs[name])
+            name: np.concatenate([f[name] for f in feeds], self._batch.inputs[name])
             if name in self._batch.inputs
             else value
-            for name, value in first.feed.items()
+            for name, value in feeds[0].items()
         }
-        values = self._session.run(first.names, feed)
-        *ends, total = itertools.accumulate(r.samples for r in together)
+        values = self._session.run(names, feed)
+        *ends, total = itertools.accumulate(samples)
         parts = []
-        for name, value in zip(first.names or self._names(), values, strict=True):
+        for name, value in zip(names or self._names(), values, strict=True):
             axis = self._batch.outputs[name]
             check_slices(name, value, axis, total)
             parts.append(np.split(value, ends, axis))
-        return [[np.ascontiguousarray(part[index]) for part in parts] for index in range(len(together))]
+        return [[np.ascontiguousarray(part[index]) for part in parts] for index in range(len(feeds))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -79,6 +81,25 @@ def test_an_error_goes_to_its_caller_only() -> None:
         with pytest.raises(ValueError, match="negative"):
             answers[2].result(20)
         assert answers[3].result(20)[0].tolist() == [[4, 4]]
+
+
+@pytest.mark.parametrize("others", [[], [1.0, 2.0]])
+def test_what_failed_is_freed_without_the_garbage_collector(others: list[float]) -> None:
+    runner = Doubler()
+    gc.disable()
+    try:
+        with Batched(runner, AXES, 0.0, 8) as front:
+            refused = one(-1)
+            seen = weakref.ref(refused["x"])
+            answers = queued(front, runner, [refused, *map(one, others)])
+            del refused
+            runner.go.set()
+            answers[-1].exception(20)
+            assert isinstance(answers[1].exception(20), ValueError)
+            del answers
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_outputs_that_are_no_samples_are_computed_one_by_one() -> None:
