@@ -48,6 +48,7 @@ def encoder(
     masked: bool = False,
     pre_norm: bool = True,
     flat_heads: bool = False,
+    batch: int | str = "batch",
     seed: int = 0,
 ) -> onnx.ModelProto:
     """Make an encoder `x[batch, tokens, 8]` (and `mask[batch, tokens]`, float 0 or 1) of 2 heads.
@@ -58,7 +59,9 @@ def encoder(
         readout: All hidden states, that of token 0, or their mean.
         masked: Whether tokens whose mask is 0 get no attention.
         pre_norm: Whether norms stand before the blocks, as in ViT, or behind, as in BERT.
-        flat_heads: Whether attention is computed over `[batch * heads, tokens, width]`.
+        flat_heads: Whether attention is computed over `[batch * heads, tokens, width]`; a mask is added to scores
+            `[batch, heads, tokens, tokens]` then, as in BART.
+        batch: Its extent, or a symbol.
         seed: Of the weights.
     """
     w = _Writer(seed)
@@ -83,7 +86,13 @@ def encoder(
         scores = w.op("Mul", scores, w.const(np.float32(0.5)))
         if masked:
             gap = w.op("Mul", w.op("Sub", w.const(np.float32(1)), "mask"), w.const(np.float32(-1e4)))
+            count = w.op("Shape", "x", start=1, end=2)
+            if flat_heads:
+                first = w.op("Shape", "x", start=0, end=1)
+                scores = w.op("Reshape", scores, w.op("Concat", first, w.ints(HEADS), count, count, axis=0))
             scores = w.op("Add", scores, w.op("Unsqueeze", gap, w.ints(1, 2)))
+            if flat_heads:
+                scores = w.op("Reshape", scores, w.op("Concat", w.ints(-1), count, count, axis=0))
         mixed = w.op("MatMul", w.op("Softmax", scores, axis=-1), v)
         if flat_heads:
             mixed = w.op(
@@ -108,9 +117,9 @@ def encoder(
     elif readout == "mean":
         x = w.op("MatMul", w.op("ReduceMean", x, w.ints(1), keepdims=0), w.weight(WIDTH, 3))
     w.nodes[-1].output[0] = "y"
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", tokens, WIDTH])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, tokens, WIDTH])]
     if masked:
-        inputs.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", tokens]))
+        inputs.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [batch, tokens]))
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph(w.nodes, "encoder", inputs, [output], w.weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -73,9 +73,10 @@ def drop_tokens(region: TokenRegion, drop: TokenDrop, sizes: TokenCounts, rule: 
         if op not in sizes.counted:
             b.before = op
             op.set_operand(index, taker.take(op.operands[index], axes, len(op.results[0].shape or ())))
-    for (op, index), at in region.shapes.items():
+    for (op, index), places in region.shapes.items():
         b.before = op
-        op.set_operand(index, _shape(b, op, index, at, count))
+        for at in places:
+            op.set_operand(index, _shape(b, op, index, at, count))
     for op in region.measured:
         b.before = op.next
         _extents_of_all(b, op, region)

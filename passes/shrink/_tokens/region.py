@@ -33,7 +33,7 @@ class TokenRegion:
         ops: Those that give them, in order.
         attention: Of those, softmaxes along an axis.
         sides: Operands that come from elsewhere and have a slice per token, such as masks, with the axes of tokens.
-        shapes: Operands that say the extents of a result, with the element that is the number of tokens.
+        shapes: Operands that say the extents of a result, with the elements that are the number of tokens.
         returned: Uses that need all tokens again, and the value `[batch, tokens, width]` that is given back to them.
         measured: Shapes of values with a slice per token; what they are used for expects the extents of all tokens.
         leading: So many tokens at the front are read by themselves, as the class token is: they stay, in their places.
@@ -45,7 +45,7 @@ class TokenRegion:
     ops: list[Op] = field(default_factory=list)
     attention: list[Op] = field(default_factory=list)
     sides: dict[Use, tuple[int, ...]] = field(default_factory=dict)
-    shapes: dict[Use, int] = field(default_factory=dict)
+    shapes: dict[Use, tuple[int, ...]] = field(default_factory=dict)
     returned: list[Use] = field(default_factory=list)
     measured: list[Op] = field(default_factory=list)
     leading: int = 0
@@ -160,7 +160,7 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
     covered: set[tuple[int, int]] = set()
     results: dict[Value, set[int]] = {}
     sides: dict[Use, set[int]] = {}
-    shapes: dict[Use, int] = {}
+    shapes: dict[Use, set[int]] = {}
     for axis in (*iteration_space(op), *accumulations(op), *_own_axis(op)):
         cuts = {(i, along.axis) for i, along in enumerate(axis.operands) if along is not None}
         if not cuts & wanted:
@@ -176,7 +176,7 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
             if at is not None:
                 results.setdefault(result, set()).add(at)
                 if axis.form is Form.SHAPE:
-                    shapes[(op, SHAPE_OPERAND)] = at
+                    shapes.setdefault((op, SHAPE_OPERAND), set()).add(at)
     if covered != wanted:
         return None
     for _, index in sides:
@@ -188,16 +188,20 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
         if not _same_batch(op, side, region):
             return f"{op.op_type} {op.name} reads tokens of another batch"
     region.sides |= {use: tuple(sorted(axes)) for use, axes in sides.items()}
-    region.shapes |= shapes
+    region.shapes |= {use: tuple(sorted(places)) for use, places in shapes.items()}
     return {result: tuple(sorted(axes)) for result, axes in results.items()}
 
 
 def _same_batch(op: Op, side: Value, region: TokenRegion) -> bool:
-    """True if rows of an operand are those of the hidden state, or one for all: heads may stand in the batch, too."""
-    shape = side.shape or ()
-    if len(shape) < len(op.results[0].shape or ()):
-        return True
-    return shape[0] == 1 or same(shape[0], (region.value.shape or (None,))[0])
+    """True if rows of an operand are those of the hidden state, or one for all: heads may stand in the batch, too.
+
+    What is one for all is spread over the batch of the hidden state, which then has to be that of the result.
+    """
+    result, shape = op.results[0].shape or (), side.shape or ()
+    batch = (region.value.shape or (None,))[0]
+    if len(shape) < len(result) or shape[0] == 1:
+        return batch == 1 or not result or result[0] is None or same(result[0], batch)
+    return same(shape[0], batch)
 
 
 def _own_axis(op: Op) -> list[Axis]:
