@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memoptc.plain_values import plain
 from memoptc.report.rows import markdown_cell, size, statistics_text
+from memoptc.study.findings import accuracy_lost, compare, told_apart
 
 if TYPE_CHECKING:
     from memoptc.study.findings import Row, Study
@@ -51,11 +51,14 @@ def render(found: Study, name: str) -> str:
 def headline(found: Study) -> str:
     """Say in one sentence what the study recommends."""
     if found.recommended == "control":
-        return f"Keep the original: nothing needs less at no more than {found.slowdown:g} times its latency."
+        return (
+            "Keep the original: nothing is better in need, latency or accuracy and worse in none of them, "
+            f"at no more than {found.slowdown:g} times its latency."
+        )
     control, best = found.rows[0], found.row(found.recommended)
-    return (
-        f"Take {best.name}: needs {_need(best)} instead of {_need(control)}, latency {_ratio(best)}, {_outputs(best)}."
-    )
+    better = " and ".join(compare(control, best, found.slowdown)[0])
+    figures = f"needs {_need(best)} instead of {_need(control)}, latency {_ratio(best)}, {_outputs(best)}"
+    return f"Take {best.name}, better in {better}: {figures}."
 
 
 def rows(found: Study) -> list[tuple[str, ...]]:
@@ -126,19 +129,9 @@ def _compared(control: Row, best: Row) -> tuple[list[str], list[str]]:
     if best.file_bytes and control.file_bytes and best.file_bytes != control.file_bytes:
         text = f"file {size(best.file_bytes)} instead of {size(control.file_bytes)}"
         (better if best.file_bytes < control.file_bytes else worse).append(text)
-    if best.accuracy is not None and _told_apart(best.accuracy):
-        gain = best.accuracy["candidate"] > best.accuracy["control"]
-        (better if gain else worse).append(_accuracy(best))
+    if best.accuracy is not None and told_apart(best.accuracy):
+        (worse if accuracy_lost(best.accuracy) > 0 else better).append(_accuracy(best))
     return better, worse
-
-
-def _told_apart(accuracy: dict[str, Any]) -> bool:
-    """True if two metrics differ by more than two standard errors of a share; other metrics by anything."""
-    before, after, count = accuracy["control"], accuracy["candidate"], accuracy.get("samples") or 0
-    if accuracy["metric"] != "top-1" or not count:
-        return bool(before != after)
-    share = (before + after) / 2
-    return bool(abs(after - before) > 2 * math.sqrt(2 * share * (1 - share) / count))
 
 
 def _risks(found: Study, best: Row) -> list[str]:
@@ -148,7 +141,7 @@ def _risks(found: Study, best: Row) -> list[str]:
         low, high = best.slowdown["low"], best.slowdown["high"]
         risks.append(f"latency is not decided ({low:.2f} to {high:.2f} times the original's)")
     if best.accuracy is not None and best.accuracy["candidate"] != best.accuracy["control"]:
-        if not _told_apart(best.accuracy):
+        if not told_apart(best.accuracy):
             risks.append(f"{_accuracy(best)} cannot be told apart on {best.accuracy['samples']} samples")
     source = best.checked.get("inputs")
     if source == "random":

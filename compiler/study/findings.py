@@ -78,8 +78,8 @@ class Row:
         """Distance of the outputs, more being worse: the loss of the metric, and noise over signal."""
         if self.kind == "control" or self.checked.get("bit_exact"):
             return 0.0, 0.0
-        lost = 0.0 if self.accuracy is None else self.accuracy["control"] - self.accuracy["candidate"]
-        return max(0.0, float(lost)), 1.0 if self.sqnr_db is None else 10 ** (-self.sqnr_db / 20)
+        lost = 0.0 if self.accuracy is None else accuracy_lost(self.accuracy)
+        return max(0.0, lost), 1.0 if self.sqnr_db is None else 10 ** (-self.sqnr_db / 20)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Study:
         failure_check: What planting a fault showed.
         rows: The control, then the changes.
         recommended: Name of the row that the card is about; `control` where nothing is better.
-        slowdown: Largest ratio of latencies with which a change may be recommended.
+        slowdown: Ratio of latencies up to which a change counts as no slower where one is recommended.
         repeats: Fresh processes behind each need.
     """
 
@@ -111,13 +111,17 @@ class Study:
     recommended: str = "control"
 
     def judge(self) -> None:
-        """Mark what no other row beats, and choose the row with the least need that is fast enough."""
+        """Mark what no other row beats, and choose among those.
+
+        A row may be chosen where it is better than the control in need, latency or accuracy, and worse in none of
+        them, as far as noise allows to say. Of several, the one with the least product of need and latency is: what
+        a run takes of memory, for as long as it takes it.
+        """
         mark_pareto(self.rows)
-        control = self.rows[0]
-        good = [r for r in self.rows[1:] if r.usable and r.slowdown is not None and r.slowdown["low"] <= self.slowdown]
-        best = min(good, key=lambda r: (_need(r), r.loss), default=control)
-        if best is not control and control.usable and grown(_need(best), _need(control)):
-            self.recommended = best.name
+        found = [(row, compare(self.rows[0], row, self.slowdown)) for row in self.rows[1:] if row.pareto]
+        good = [row for row, (better, worse) in found if better and not worse]
+        if good:
+            self.recommended = min(good, key=lambda row: (_need(row) * _p50(row), row.loss)).name
 
     def row(self, name: str) -> Row:
         """Give the row of a name."""
@@ -142,13 +146,64 @@ def mark_pareto(rows: Sequence[Row]) -> None:
         )
 
 
+def compare(control: Row, row: Row, slowdown: float = 1.0) -> tuple[list[str], list[str]]:
+    """Give in which of need, latency and accuracy a row is better than the control, and in which worse, beyond noise.
+
+    Args:
+        control: The untouched original.
+        row: A change.
+        slowdown: Ratio of latencies up to which a row is no slower.
+    """
+    better: list[str] = []
+    worse: list[str] = []
+    if not (control.usable and row.usable):
+        return better, worse
+    if grown(_need(row), _need(control)):
+        better.append("need")
+    elif grown(_need(control), _need(row)):
+        worse.append("need")
+    if row.slowdown is not None and row.slowdown["high"] < 1:
+        better.append("latency")
+    elif row.slowdown is None or row.slowdown["low"] > slowdown:
+        worse.append("latency")
+    if row.accuracy is not None and _apart(row.accuracy):
+        (worse if accuracy_lost(row.accuracy) > 0 else better).append("accuracy")
+    return better, worse
+
+
+def _apart(accuracy: dict[str, Any]) -> bool:
+    """As `told_apart`; other metrics, whose spread is not known, by as much as needs."""
+    return told_apart(accuracy) and (
+        accuracy["metric"] == "top-1" or abs(accuracy_lost(accuracy)) > (GROWTH - 1) * abs(accuracy["control"])
+    )
+
+
+def accuracy_lost(accuracy: dict[str, Any]) -> float:
+    """How much worse a metric is than the control's; of perplexity, less is better."""
+    lost = float(accuracy["control"] - accuracy["candidate"])
+    return -lost if accuracy["metric"] == "perplexity" else lost
+
+
+def told_apart(accuracy: dict[str, Any]) -> bool:
+    """True if two metrics differ by more than two standard errors of a share; other metrics by anything."""
+    before, after, count = accuracy["control"], accuracy["candidate"], accuracy.get("samples") or 0
+    if accuracy["metric"] != "top-1" or not count:
+        return bool(before != after)
+    share = (before + after) / 2
+    return bool(abs(after - before) > 2 * math.sqrt(2 * share * (1 - share) / count))
+
+
+def _p50(row: Row) -> float:
+    assert row.latency_ms is not None
+    return row.latency_ms["p50"]
+
+
 def _need(row: Row) -> int:
     assert row.need_bytes is not None
     return row.need_bytes["median"]
 
 
 def _point(row: Row) -> tuple[float, ...]:
-    assert row.latency_ms is not None
     need = round(math.log(_need(row) + RESOLUTION / (GROWTH - 1)) / math.log(GROWTH))
-    latency = round(math.log(max(row.latency_ms["p50"], 1e-6)) / math.log(TIME_STEP))
+    latency = round(math.log(max(_p50(row), 1e-6)) / math.log(TIME_STEP))
     return need, latency, *(float(f"{loss:.2g}") for loss in row.loss)

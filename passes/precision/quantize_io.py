@@ -13,8 +13,6 @@ from memoptc.ir.types import DType, TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
 
-"""Read no numbers: codes are as good to them."""
-
 _HALF = {"": None, "float16": DType.FLOAT16}
 
 
@@ -81,6 +79,7 @@ def _input(graph: Graph, value: Value, half: DType | None) -> Coded | str:
         return "it is coded in several ways" if codes else "nothing quantizes it as a whole"
     ((coded, coders),) = codes.items()
     shape = value.shape
+    # what reads extents reads no numbers: codes are as good to it
     wide = [(u, i) for u, i in value.uses if u not in coders and u.key not in ops.EXTENTS]
     model: list[Value] = list(coders[0].operands[1:]) if coders else []
     for coder in coders:

@@ -45,7 +45,7 @@ def of(rows: list[Row]) -> Study:
     return found
 
 
-def test_rows_that_another_beats_are_not_marked_and_the_least_need_that_is_fast_enough_is_taken() -> None:
+def test_rows_that_another_beats_are_not_marked_and_the_one_that_gains_most_is_taken() -> None:
     exact, coarse = {"bit_exact": True, "inputs": "validation", "samples": 8}, {"inputs": "validation", "samples": 8}
     found = of(
         [
@@ -60,7 +60,7 @@ def test_rows_that_another_beats_are_not_marked_and_the_least_need_that_is_fast_
     )
     assert [row.name for row in found.rows if row.pareto] == ["smaller", "slow", "coarse"]
     assert found.recommended == "coarse"
-    assert headline(found).startswith("Take coarse: needs 20.00 MB")
+    assert headline(found).startswith("Take coarse, better in need and latency: needs 20.00 MB")
     facts = dict(card(found))
     assert facts["Failed changes"] == ("wrong: outputs differ by more than allowed; broken: exit code 2: no such pass")
     assert "need 20.00 MB" in facts["Improved"]
@@ -74,6 +74,34 @@ def test_accuracy_within_its_standard_error_is_a_risk_and_no_gain() -> None:
     facts = dict(card(of([measured("control", 50_000_000, 10.0), measured("int8", 9_000_000, 5.0, accuracy=accuracy)])))
     assert "top-1" not in facts["Improved"]
     assert "cannot be told apart on 540 samples" in facts["Worse, or at risk"]
+
+
+def test_a_row_that_is_faster_at_the_same_need_is_taken() -> None:
+    accuracy = {"metric": "top-1", "control": 0.99, "candidate": 0.98, "samples": 100}
+    rows = [
+        measured("control", 50_000_000, 10.0),
+        measured("a little smaller", 48_000_000, 10.0, sqnr_db=60.0),
+        measured("early-exit", 50_100_000, 6.0, low=0.55, sqnr_db=20.0, accuracy=accuracy),
+        measured("larger", 60_000_000, 2.0, low=0.15),
+        measured("coarse", 20_000_000, 4.0, low=0.35, accuracy={**accuracy, "candidate": 0.5}),
+    ]
+    found = of(rows)
+    assert {row.name for row in rows if row.pareto} >= {"early-exit", "larger", "coarse"}
+    assert found.recommended == "early-exit"
+    assert headline(found).startswith("Take early-exit, better in latency: needs 50.10 MB")
+    facts = dict(card(found))
+    assert "latency 0.60" in facts["Improved"]
+    assert "cannot be told apart on 100 samples" in facts["Worse, or at risk"]
+
+
+def test_less_perplexity_is_better() -> None:
+    better = {"metric": "perplexity", "control": 20.0, "candidate": 19.0, "samples": 100}
+    worse = {**better, "candidate": 21.0}
+    rows = [measured("control", 50_000_000, 10.0), measured("good", 40_000_000, 10.0, checked={}, accuracy=better)]
+    found = of([*rows, measured("bad", 30_000_000, 10.0, accuracy=worse)])
+    assert found.recommended == "good"
+    assert headline(found).startswith("Take good, better in need and accuracy")
+    assert "perplexity 19.0000 instead of 20.0000" in dict(card(found))["Improved"]
 
 
 def test_noise_makes_no_recommendation() -> None:
