@@ -85,12 +85,13 @@ class Reader(Generic[P]):
             options.append(self._option())
             while self._take(","):
                 options.append(self._option())
-            self._need("}")
+            self._close("}")
         return self._make_pass(name, options)
 
     def _option(self) -> tuple[Word, Any]:
-        key = self._match(_KEY) or self._unexpected()
-        self._need("=")
+        key = self._match(_KEY) or self._fail(self.at + 1, "the name of an option is expected here")
+        if not self._take("="):
+            self._fail(self.at + 1, f"'=' and a value are expected here, as in {key.text}=1")
         return key, self._value()
 
     def _value(self) -> Any:
@@ -100,7 +101,7 @@ class Reader(Generic[P]):
                 values.append(self._value())
                 while self._take(","):
                     values.append(self._value())
-                self._need("]")
+                self._close("]")
             return tuple(values)
         if word := self._match(_STRING):
             try:
@@ -138,6 +139,14 @@ class Reader(Generic[P]):
     def _need(self, mark: str) -> None:
         if not self._take(mark):
             self._unexpected()
+
+    def _close(self, mark: str) -> None:
+        """End what was opened, behind a value."""
+        if not self._take(mark):
+            what = (
+                f"',' or '{mark}' is expected here; text that is more than one word, such as a path, stands in quotes"
+            )
+            self._fail(self.at + 1, what)
 
     def _skip(self) -> None:
         while self.at < len(self.text) and self.text[self.at].isspace():

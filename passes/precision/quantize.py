@@ -26,6 +26,7 @@ from memoptc.passes.precision.quantize_weights import QuantizeWeights
 from memoptc.report.model import Decision
 from memoptc.runtime.calibrate import calibrate
 from memoptc.runtime.devices import USUAL, Device, load_device
+from memoptc.runtime.observers import OBSERVERS
 
 DTYPES = {"int8": DType.INT8, "uint8": DType.UINT8}
 """Element types of weight codes, by their names as options."""
@@ -122,6 +123,7 @@ class Quantize(Pass):
     def _check(self) -> None:
         for name, value, known in (
             ("form", self.form, ("auto", "static", "dynamic")),
+            ("method", self.method, ("auto", *OBSERVERS)),
             ("weights", self.weights, tuple(DTYPES)),
             ("activations", self.activations, ("auto", *_ACTIVATIONS)),
             ("convolutions", self.convolutions, ("weights", "integer")),

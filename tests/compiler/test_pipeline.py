@@ -154,6 +154,10 @@ def test_spaces_and_defaults_are_left_out() -> None:
         ("add-input{share=1e999}", r"1e999 is too large"),
         ('add-input{label="\\q"}', r"this is no string"),
         ("add-input{share=}", r"a value is expected here"),
+        ("add-input{label=a/b.onnx}", r"',' or '}' is expected here; .* stands in quotes"),
+        ("choosy{names=[a b]}", r"',' or ']' is expected here"),
+        ("add-input{limit}", r"as in limit=1"),
+        ("add-input{3}", r"the name of an option is expected here"),
         ("add-input{share=large}", r"share must be of type float, not \"large\""),
     ],
 )

@@ -206,6 +206,11 @@ def test_codes_of_16_bits_at_an_old_opset() -> None:
     assert decibels(before, found.model, data) > 40
 
 
+def test_unknown_words_are_refused_in_the_form_that_does_not_read_them_too() -> None:
+    with pytest.raises(InputError, match=r"quantize has no method 'mimax'\."):
+        compile(net(), 0, "int8", passes="quantize{form=dynamic,method=mimax},lower")
+
+
 def test_unknown_codes_are_refused() -> None:
     with pytest.raises(InputError, match="quantize has no activations 'int4'"):
         compile(net(), 0, "int8", calibration=feeds(), passes=str(parse_pipeline('quantize{activations="int4"}')))
