@@ -16,7 +16,7 @@ import numpy as np
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols, is_nonnegative, maximum, product
 from memoptc.ir.infer import Inference
-from memoptc.ir.ops import Family, facts, in_family
+from memoptc.ir.ops import Family, facts, in_family, weight_layout
 
 Kind = Literal["equal", "broadcast", "at most", "least"]
 
@@ -132,6 +132,7 @@ class _Reader:
         shapes = self._shapes(op)  # known ones: an index says nothing of which operand it is
         first, second = (self._shape(op.input(i)) for i in (0, 1))
         yield from self._equal(op)
+        yield from self._channels(op)
         if op.domain == "com.microsoft":
             yield from self._contrib(op)
         elif op.domain:
@@ -171,6 +172,26 @@ class _Reader:
                 for operand, axis in pair
             )
             yield "equal", a, b
+
+    def _channels(self, op: Op) -> Iterator[tuple[Kind, Dim, Dim]]:
+        """Channels of data are as many as those of its weight, or as the numbers that each is scaled by."""
+        layout = weight_layout(op)
+        if layout is not None:
+            data, weight = self._shape(op.input(layout.data)), self._shape(op.input(layout.weight))
+            if data and weight and -len(data) <= layout.data_axis < len(data):
+                channels = weight[layout.input_axis]
+                # Of a weight in groups, its first axis has the channels of all groups.
+                groups = layout.groups if layout.input_axis > layout.output_axis else 1
+                yield "equal", data[layout.data_axis], None if channels is None else channels * groups
+        known = facts(op)
+        data = self._shape(op.input(0)) if known.affine else None
+        for index in known.affine:
+            numbers = self._shape(op.input(index))
+            if data and numbers and len(numbers) == 1 and known.affine_axis < len(data):
+                if known.affine_axis > 0:
+                    yield "equal", data[known.affine_axis], numbers[0]
+                else:  # one number may stand for all
+                    yield from self._broadcast(data, numbers)
 
     @staticmethod
     def _broadcast(*shapes: tuple[Dim, ...]) -> Iterator[tuple[Kind, Dim, Dim]]:

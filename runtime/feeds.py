@@ -16,7 +16,7 @@ from memoptc.ir.types import TensorType
 from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.input_values import STYLES
-from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.inputs import InputMaker, independent_extents
 from memoptc.runtime.trials import TooManyCrashes, Trial, trial_runs
 
 _ATTEMPTS = 72
@@ -122,13 +122,13 @@ _RANKS = (2, 4, 3, 1, 5)
 
 
 def _ranked(graph: Graph) -> Iterator[Graph]:
-    """Copies of a model in which every input without a declared shape has one, all of the same rank."""
-    unknown = {v.name for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is None}
+    """Copies of a model in which every input without a declared shape has one of symbols, all of the same rank."""
+    unknown = {v.name: v.type for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is None}
     for rank in _RANKS if unknown else ():
+        types, _ = independent_extents({name: t.with_shape((None,) * rank) for name, t in unknown.items()})
         copy = graph.clone()
         for value in copy.inputs:
-            if value.name in unknown and isinstance(value.type, TensorType):
-                value.type = value.type.with_shape((None,) * rank)
+            value.type = types.get(value.name, value.type)
         yield copy
 
 

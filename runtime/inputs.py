@@ -128,7 +128,7 @@ class InputMaker:
         self.roles = find_roles(inferred)
         self.names: dict[str, str] = {}
         if independent:
-            self.types, self.names = _independent_extents(self.types)
+            self.types, self.names = independent_extents(self.types)
             inferred, found = graph.analysis(_analysed_independently)
             self.roles = find_roles(inferred)
         self.dims = {name: self.asked[of] for name, of in self.names.items() if of in self.asked} or self.asked
@@ -329,11 +329,11 @@ def _analysed(graph: Graph) -> tuple[Graph, list[Requirement]]:
 def _analysed_independently(graph: Graph) -> tuple[Graph, list[Requirement]]:
     """The same of the model with an extent of its own for every open axis."""
     defaulted = {value.name for value in graph.defaults}
-    types, names = _independent_extents({v.name: v.type for v in graph.inputs if v.name not in defaulted})
+    types, names = independent_extents({v.name: v.type for v in graph.inputs if v.name not in defaulted})
     return gather(_retyped(graph, types), names)
 
 
-def _independent_extents(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], dict[str, str]]:
+def independent_extents(types: Mapping[str, Type | None]) -> tuple[dict[str, Type | None], dict[str, str]]:
     """Give every open axis a symbol of its own, named after its input; and the model's symbol for each of those."""
     found: dict[str, Type | None] = {}
     names: dict[str, str] = {}

@@ -79,4 +79,6 @@ OPERATORS = also(OPERATORS, "GRU LSTM", packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, on_codes=True)
 OPERATORS = also(OPERATORS, "GRU LSTM RNN", parameters={4: Length(lambda op: 1 if op.attrs.get("layout") else 0)})
-OPERATORS = also(OPERATORS, "GRU LSTM RNN", equal_extents=(((0, 1), (4, 0)), ((0, 1), (5, 1)), ((0, 1), (6, 1))))
+OPERATORS = also(
+    OPERATORS, "GRU LSTM RNN", equal_extents=(((0, 1), (4, 0)), ((0, 1), (5, 1)), ((0, 1), (6, 1)), ((0, 2), (1, 2)))
+)

@@ -264,9 +264,14 @@ def _frame_patterns(found: Liveness) -> tuple[Liveness, list[Storage]]:
 
 def with_early_outputs(found: Liveness) -> Liveness:
     """The same inside a branch, which allocates those of its outputs whose shapes are known when it begins."""
-    early = [s for s in found.storages if is_handed_out(s) and is_fixed(s.values[0])]
-    late = [s for s in found.storages if not any(s is e for e in early)]
-    return Liveness([replace(s, first=0) for s in early] + late, found.steps, found.unknown, found.alignment)
+    early: list[Storage] = []
+    late: list[Storage] = []
+    for storage in found.storages:
+        if is_handed_out(storage) and is_fixed(storage.values[0]):
+            early.append(replace(storage, first=0))
+        else:
+            late.append(storage)
+    return Liveness(early + late, found.steps, found.unknown, found.alignment)
 
 
 def is_handed_out(storage: Storage) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 from decoders import Style, decoder
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from runtime_models import convolutions, mlp, normal, parse
 
 from memoptc.ir.diagnostics import InputError
@@ -342,6 +344,49 @@ def test_an_input_without_a_declared_shape_gets_the_rank_that_its_reader_takes(r
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert {found.feed["x"].ndim for found in feeds(model)} == {rank}
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("MatMul", (5, 4)), ("Gemm", (5, 4)), ("Conv", (4, 3, 3, 3))])
+def test_an_input_without_a_declared_shape_gets_the_extents_that_a_weight_asks_for(
+    kind: str, weight: tuple[int, ...]
+) -> None:
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones(weight, np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    wanted = weight[0] if kind != "Conv" else weight[1]
+    found = feeds(model)
+    assert {f.feed["x"].shape[1] for f in found} == {wanted}
+    assert len({f.feed["x"].shape for f in found}) > 1, "other extents vary"
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes", "wanted"),
+    [
+        ("y = Conv (x, w)", {"x": "N, C, H, W", "w": (4, 3, 3, 3)}, 3),
+        ("y = Conv <group = 3> (x, w)", {"x": "N, C, H, W", "w": (6, 2, 3, 3)}, 6),
+        ("y = ConvTranspose <group = 3> (x, w)", {"x": "N, C, H, W", "w": (6, 2, 3, 3)}, 6),
+        ("y = BatchNormalization (x, w, w, w, w)", {"x": "N, C, H, W", "w": (5,)}, 5),
+        ("y = InstanceNormalization (x, w, w)", {"x": "N, C, H, W", "w": (5,)}, 5),
+        ("y = LayerNormalization (x, w)", {"x": "N, C", "w": (5,)}, 5),
+        ("y = LSTM <hidden_size = 4> (x, w, r)", {"x": "N, B, C", "w": (1, 16, 3), "r": (1, 16, 4)}, 3),
+    ],
+)
+def test_open_channels_are_as_many_as_the_weight_has(text: str, shapes: dict[str, Any], wanted: int) -> None:
+    weights = {name: normal(*shape) for name, shape in shapes.items() if name != "x"}
+    model = parse(f"g (float[{shapes['x']}] x) => (y) {{ {text} }}", **weights)
+    found = feeds(model)
+    assert {f.dims["C"] for f in found} == {wanted}
+    assert len({f.dims["N"] for f in found}) > 1
+
+
+def test_numbers_that_are_broadcast_leave_the_extent_open() -> None:
+    model = parse("g (float[N, C] x) => (y) { y = LayerNormalization (x, w) }", w=normal(1))
+    assert len({f.dims["C"] for f in feeds(model)}) > 1
 
 
 def test_sizes_below_zero_are_not_planned_with() -> None:
