@@ -99,6 +99,7 @@ def regions(profile: MemoryProfile, spaces: IterationSpaces) -> Iterator[tuple[t
     ends = _bounds(profile.curve, range(peak, min(peak + MAX_DISTANCE, len(profile.curve))))
     reach = Reachability(profile.ops[starts[0] : ends[-1] + 1])
     seen: set[frozenset[tuple[Op, Axis]]] = set()
+    looked_at: dict[int, Region] = {}
     for seed, axis in _seeds(profile, peak, spaces):
         place = profile.position[seed]
         if not _divides(seed, axis, profile):
@@ -111,7 +112,10 @@ def regions(profile: MemoryProfile, spaces: IterationSpaces) -> Iterator[tuple[t
             for end in ends:
                 if place <= end:
                     region = growth.within(start - starts[0], end - starts[0])
-                    if region is None or (key := frozenset(region.axes.items())) in seen:
+                    if region is None or id(region) in looked_at:
+                        continue
+                    looked_at[id(region)] = region  # growing gives the same object for many stretches
+                    if (key := frozenset(region.axes.items())) in seen:
                         continue
                     if len(region.ops) < 2 and profile.costs.scratch(region.ops[0]) < WORKSPACE * profile.peak:
                         continue

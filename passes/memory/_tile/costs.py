@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.dims import Dim
 from memoptc.ir.ops import Family, definition, facts, in_family
 from memoptc.passes.memory._tile.grid import NotTileableError
 from memoptc.runtime.memory.extents import extents
@@ -53,6 +54,7 @@ class Costs:
         self._work: dict[Op, tuple[float, float]] = {}
         self._bytes: dict[Value, int | None] = {}
         self._scratch: dict[Op, int] = {}
+        self._extents: dict[Dim, int | None] = {}
 
     def extent(self, value: Value, axis: int) -> int:
         """Extent of a value's axis.
@@ -61,7 +63,7 @@ class Costs:
             NotTileableError: it is not known.
         """
         if value.shape is not None:
-            found = evaluate(value.shape[axis], self.dims)
+            found = self._known_extent(value.shape[axis])
             if found is not None:
                 return found
         raise NotTileableError(f"the extent of %{value.name} is not known")
@@ -128,7 +130,14 @@ class Costs:
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """Extents of a value; 1 for those that are not known."""
-        return tuple(evaluate(d, self.dims) or 1 for d in value.shape or ())
+        return tuple(self._known_extent(d) or 1 for d in value.shape or ())
+
+    def _known_extent(self, dim: Dim) -> int | None:
+        if dim is None or isinstance(dim, int):
+            return evaluate(dim, self.dims)
+        if dim not in self._extents:
+            self._extents[dim] = evaluate(dim, self.dims)
+        return self._extents[dim]
 
 
 def joins_convolution(op: Op) -> bool:

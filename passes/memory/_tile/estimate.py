@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.ops import Family, facts, in_family
 from memoptc.passes.memory._tile.accumulation_costs import joining, must_wait, part_bytes
@@ -17,6 +20,8 @@ from memoptc.passes.memory._tile.propagation import TileWork, tile_work
 from memoptc.passes.memory._tile.region import Region
 from memoptc.runtime.memory.footprint import aligned, footprint, is_resident
 from memoptc.runtime.memory.liveness import liveness
+
+Steps = NDArray[np.int64]
 
 OVERHEAD = 1.5e-6
 """Seconds that running one node costs."""
@@ -84,6 +89,23 @@ class MemoryProfile:
     def maker(self) -> dict[int, int]:
         """Per group the op that makes it."""
         return {group: index for index, groups in enumerate(self.layout.makes) for group in groups}
+
+    def groups_alive(self, first: int, last: int) -> list[int]:
+        """Groups of any size that are there by the step `last` and are used at the step `first` or later, or pinned."""
+        sizes, makers, last_uses = self._spans
+        found: list[int] = np.flatnonzero((makers <= last) & (last_uses >= first) & (sizes > 0)).tolist()
+        return found
+
+    @cached_property
+    def _spans(self) -> tuple[Steps, Steps, Steps]:
+        """Per group its bytes, the op that makes it (-1: none), and the last that uses it (none after: pinned)."""
+        pinned = len(self.ops)
+        uses = [
+            pinned if group.pinned else max(users, default=-1)
+            for group, users in zip(self.layout.groups, self.users, strict=True)
+        ]
+        makers = [self.maker.get(group, -1) for group in range(len(uses))]
+        return np.asarray(self.sizes, np.int64), np.asarray(makers, np.int64), np.asarray(uses, np.int64)
 
     @cached_property
     def group_index(self) -> dict[Value, int]:
@@ -258,9 +280,10 @@ def _around(region: Region, inside: set[Op], profile: MemoryProfile) -> tuple[in
         if (g := profile.group_index.get(v)) is not None and _roots(g, profile) in inside
     }
     base = freed = 0
-    for group, size in enumerate(profile.sizes):
-        if not size or group in own:
+    for group in profile.groups_alive(first, last):
+        if group in own:
             continue
+        size = profile.sizes[group]
         maker = profile.maker.get(group)
         if maker is not None and (maker > last or (maker >= first and profile.ops[maker] in behind)):
             continue

@@ -31,6 +31,7 @@ class Growth:
         self._seed, self._axis, self._spaces, self._reach = seed, axis, spaces, reach
         self._known: list[_Grown] = []
         self._free: _Reached | None = None
+        self._coded: dict[Op, bool] = {}
 
     def within(self, first: int, last: int) -> Region | None:
         """Grow a region through neighbours that can be cut at the same places.
@@ -48,7 +49,7 @@ class Growth:
                 return known.region
         reached = self._reached(range(first, last + 1))
         indices = [self._reach.index[op] for op in reached]
-        region = _region(self._seed, reached, self._spaces, self._reach)
+        region = _region(self._seed, reached, self._spaces, self._reach, self._coded)
         self._known.append(_Grown(first, last, min(indices), max(indices), region))
         return region
 
@@ -74,12 +75,15 @@ class _Grown:
     region: Region | None
 
 
-def _region(seed: Op, reached: dict[Op, Axis], spaces: IterationSpaces, reach: Reachability) -> Region | None:
-    """Make a region of the ops that growing reached; `None` when nothing sound is left."""
+def _region(
+    seed: Op, reached: dict[Op, Axis], spaces: IterationSpaces, reach: Reachability, coded: dict[Op, bool]
+) -> Region | None:
+    """Make a region of the ops that growing reached; `None` when nothing sound is left. `coded` keeps which ops codes
+    are made for or from."""
     chosen = _convex(seed, reached, reach)
     if chosen is None:
         return None
-    _take_codes(chosen, reach, spaces)
+    _take_codes(chosen, reach, spaces, coded)
     ops = sorted(chosen, key=reach.index.__getitem__)
     cut: dict[Value, int] = {}
     outputs = []
@@ -98,21 +102,37 @@ def _region(seed: Op, reached: dict[Op, Axis], spaces: IterationSpaces, reach: R
     return Region(ops, chosen, cut, outputs) if outputs else None
 
 
-def _take_codes(chosen: dict[Op, Axis], reach: Reachability, spaces: IterationSpaces) -> None:
+def _take_codes(chosen: dict[Op, Axis], reach: Reachability, spaces: IterationSpaces, coded: dict[Op, bool]) -> None:
     """Take in what codes and decodes at the region's borders, so that what crosses them is codes, not floats."""
     for op in list(chosen):
+        if op not in coded:
+            decodes = any(_decoder(v, reach) is not None for v in op.operands)
+            coded[op] = decodes or any(r.single_use and _ends_a_kernel(r.users[0]) for r in op.results)
+        if not coded[op]:
+            continue
         for operand, along in zip(op.operands, chosen[op].operands, strict=True):
-            maker = operand.op
-            if along is None or maker is None or maker in chosen or maker not in reach.index:
-                continue
-            codes = maker.operands[0] if maker.key == "DequantizeLinear" else None
-            if codes is not None and codes.tensor is None and may_be_sliced(codes):
+            maker = None if along is None or operand.op in chosen else _decoder(operand, reach)
+            if maker is not None and along is not None:
                 found = [a for a in spaces[maker] if a.results[0] == along.axis]
                 if found and all(u in chosen and _needs(u, i, chosen) == along.axis for u, i in operand.uses):
                     chosen[maker] = found[0]
         for result, place in zip(op.results, chosen[op].results, strict=True):
             if place is not None:
                 chosen.update(_until_quantized(result, place, chosen, reach, spaces))
+
+
+def _decoder(operand: Value, reach: Reachability) -> Op | None:
+    """The op of the stretch that decodes an operand from codes that may be sliced."""
+    maker = operand.op
+    if maker is None or maker not in reach.index or maker.key != "DequantizeLinear":
+        return None
+    codes = maker.operands[0]
+    return maker if codes.tensor is None and may_be_sliced(codes) else None
+
+
+def _ends_a_kernel(op: Op) -> bool:
+    """True for what an integer kernel may compute as part of the op before it."""
+    return op.key == "QuantizeLinear" or op.key in ("Relu", "Clip")
 
 
 def _until_quantized(
@@ -122,7 +142,7 @@ def _until_quantized(
     found: dict[Op, Axis] = {}
     while value.single_use:
         ((user, _),) = value.uses
-        known = user.key == "QuantizeLinear" or user.key in ("Relu", "Clip")
+        known = _ends_a_kernel(user)
         # a scale that is computed may need what the region makes: then that would no longer be convex
         fixed = known and all(v.is_absent or v.tensor is not None for v in user.operands[1:])
         axes = [a for a in spaces[user] if a.results[0] == place] if fixed and user in reach.index else []
@@ -277,9 +297,9 @@ def _connected(seed: Op, chosen: dict[Op, Axis]) -> dict[Op, Axis]:
     while todo:
         op = todo.pop()
         near = [v.op for v, a in zip(op.operands, chosen[op].operands, strict=True) if a is not None]
-        near += [user for r in op.results for user in r.users]
+        near += [user for r in op.results for user, _ in r.uses]
         for other in near:
-            if other is not None and other in chosen and other not in reached:
+            if other in chosen and other not in reached:
                 reached.add(other)
                 todo.append(other)
     return {op: axis for op, axis in chosen.items() if op in reached}
