@@ -11,18 +11,19 @@ from memoptc.runtime.errors import translated
 from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.streaming import paged, paged_later
 
-_FORWARDED = (
+FORWARDED = (
     "create_ortvalue_from_shape_and_type", "end_profiling", "get_input_epdevices", "get_input_memory_infos",
     "get_modelmeta", "get_output_memory_infos", "get_overridable_initializers", "get_profiling_start_time_ns",
     "get_provider_graph_assignment_info", "get_session_options", "get_tuning_results", "io_binding",
     "release_captured_graph", "run_async", "run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector",
     "set_ep_dynamic_options", "set_tuning_results",
 )  # fmt: skip
+"""Methods of onnxruntime's sessions that are handed on, with their arguments and errors."""
 
 
 def forward_all(session_class: type[Any]) -> None:
     """Give a session class those methods that the installed onnxruntime has, each in a session of its Python kind."""
-    for name in _FORWARDED:
+    for name in FORWARDED:
         if hasattr(ort.InferenceSession, name):
             setattr(session_class, name, _forwarded(session_class, name))
 

@@ -37,7 +37,10 @@ def limit_text(count: int) -> str:
     """Write a limit as it was likely asked for, and as the sizes that it is held against."""
     if count < 1 << 20:
         return f"{size(count)} (a number without a unit is bytes)"
-    return size(count) if count % (1 << 20) else f"{count >> 20} MiB ({size(count)})"
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if count % scale == 0:
+            return f"{count // scale} {unit} ({size(count)})"
+    return size(count)
 
 
 def statistics_text(stats: Mapping[str, int]) -> str:

@@ -19,7 +19,8 @@ from memoptc.pass_base import spell
 from memoptc.report.write import schema
 from memoptc.rewrite import RulePass
 from memoptc.rewrite.predicates import PREDICATES
-from memoptc.runtime.session import _AS_IN_ONNXRUNTIME, Session
+from memoptc.runtime.session import Session
+from memoptc.runtime.session_methods import FORWARDED
 from memoptc.targets import TARGETS
 
 
@@ -113,7 +114,7 @@ DIFFERS = {
 
 def session() -> Iterator[str]:
     """Every public name of onnxruntime's InferenceSession, and whose it is in Session."""
-    own, theirs = vars(Session), set(_AS_IN_ONNXRUNTIME)
+    own, theirs = vars(Session), set(FORWARDED)
     yield from _table("name", "in `Session`", 'with `memory="planned"`')
     for name in sorted(n for n in dir(ort.InferenceSession) if not n.startswith("_")):
         if name in theirs:

@@ -15,7 +15,6 @@ from memoptc.api import pipeline_for
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.options import Options
-from memoptc.pipeline import parse
 from memoptc.runtime.accuracy import AccuracyTarget, combined
 from memoptc.runtime.judge import GATES, Judge
 from memoptc.runtime.verify import verify
@@ -147,8 +146,8 @@ def test_what_makes_no_sense_is_said_before_anything_runs(options: dict[str, obj
 def test_a_pipeline_of_the_users_own_is_held_to_the_accuracy_that_was_asked_for() -> None:
     graph = read_onnx(CNN)
     asked = Options(target="int8", passes="lower", min_sqnr=45.0)
-    assert prove.judge(asked, parse("lower"), [], graph).min_sqnr == 45.0
+    assert prove.judge(asked, [], graph).min_sqnr == 45.0
     asked = Options(target="int8", passes="lower", max_accuracy_loss=0.01)
-    found = prove.judge(asked, parse("lower"), [], graph)
+    found = prove.judge(asked, [], graph)
     assert found.accuracy is not None
     assert (found.min_sqnr, found.accuracy.max_loss) == (GATES["int8"].sqnr_db, 0.01)

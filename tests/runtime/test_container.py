@@ -66,10 +66,10 @@ def test_fits_finds_the_smallest_limit(model: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("way", ["stock", "session"])
 def test_a_limit_holds_or_not(model: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fits", str(model), "-q", "--limit", "1GiB", "--run-with", way]) == 0
-    assert "runs in 1.07 GB" in capsys.readouterr().out
+    assert "runs in 1 GiB (1.07 GB)" in capsys.readouterr().out
     assert main(["fits", str(model), "-q", "--limit", "24MiB", "--run-with", way]) == 4
     shown = capsys.readouterr().err
-    assert "m.onnx does not run in 25.17 MB" in shown
+    assert "m.onnx does not run in 24 MiB (25.17 MB)" in shown
     assert "Leave --limit out" in shown
 
 
