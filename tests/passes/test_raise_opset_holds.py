@@ -125,7 +125,7 @@ def test_trials_that_may_end_the_process_run_apart(rank: str, monkeypatch: pytes
     head = f'model {{opset={{""=9}}}}\ngraph @g(%x: {rank}) -> (f32[*]) {{'
     weight = "%w = const() {value=splat(0.5)} : f32[4,3,3,3]"
     graph = read_onnx(to_proto(parse(f"{head}\n{weight}\n%y = Conv(%x, %w)\nreturn %y\n}}")))
-    assert _converted(graph) == (rank != "f32[*]")  # no inputs are found without the rank
+    assert _converted(graph)  # where no rank is declared, that of the weight is found by trying
     assert bool(asked) == (rank == "f32[*]")
 
 
