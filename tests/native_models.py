@@ -9,6 +9,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.native import userfault
 from memoptc.runtime.native.capi import Unavailable, api
 
 
@@ -17,6 +19,15 @@ def usable() -> bool:
     try:
         api()
     except Unavailable:
+        return False
+    return True
+
+
+def streams() -> bool:
+    """Whether this system lets a program fill its own pages, as streamed weights need it."""
+    try:
+        userfault.UserFaults().close()
+    except InputError:
         return False
     return True
 

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import native_models
 import numpy as np
 import onnx
 import pytest
@@ -26,15 +27,7 @@ LEAST = pager.least_limit(1)
 WEIGHT_BYTES = (LAYERS * WIDTH + 512) * WIDTH * 4
 
 
-def _streams() -> bool:
-    try:
-        userfault.UserFaults().close()
-        return True
-    except InputError:
-        return False
-
-
-streams = pytest.mark.skipif(not _streams(), reason="this system lets no program fill its own pages")
+streams = pytest.mark.skipif(not native_models.streams(), reason="this system lets no program fill its own pages")
 TIERS = ["stock", "arena", pytest.param("planned", marks=pytest.mark.skipif(not usable(), reason="no C interface"))]
 
 

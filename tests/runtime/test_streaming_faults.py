@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import native_models
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.native import pager, userfault
+from memoptc.runtime.native import pager
 from memoptc.runtime.native.file_mappings import mark_all, new_mappings
 
 ROWS, WIDTH = 700, 1001  # 2.8 MB, no whole pages
@@ -23,15 +23,7 @@ SECONDS = 60
 FLOAT = TensorProto.FLOAT
 
 
-def _streams() -> bool:
-    try:
-        userfault.UserFaults().close()
-        return True
-    except InputError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not _streams(), reason="this system lets no program fill its own pages")
+pytestmark = pytest.mark.skipif(not native_models.streams(), reason="this system lets no program fill its own pages")
 
 
 def value(name: str, *shape: Any, kind: int = FLOAT) -> onnx.ValueInfoProto:
