@@ -16,6 +16,7 @@ from memoptc.ir.types import TensorType
 from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.input_values import STYLES
+from memoptc.runtime.input_ranks import likely_ranks
 from memoptc.runtime.inputs import InputMaker, independent_extents
 from memoptc.runtime.trials import TooManyCrashes, Trial, trial_runs
 
@@ -117,15 +118,15 @@ def _made_up_samples(graph: Graph, maker: InputMaker, trial: Trial, count: int, 
     return found
 
 
-_RANKS = (2, 4, 3, 1, 5)
-"""Ranks that inputs of which no shape is declared are tried with, the likeliest first, once scalars were refused."""
+_MOST_RANKINGS = 8
+"""Ways to give inputs without a declared shape ranks, once scalars were refused."""
 
 
 def _ranked(graph: Graph) -> Iterator[Graph]:
-    """Copies of a model in which every input without a declared shape has one of symbols, all of the same rank."""
-    unknown = {v.name: v.type for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is None}
-    for rank in _RANKS if unknown else ():
-        types, _ = independent_extents({name: t.with_shape((None,) * rank) for name, t in unknown.items()})
+    """Copies of a model in which every input without a declared shape has one of symbols, of likely ranks."""
+    for ranks in itertools.islice(likely_ranks(graph), _MOST_RANKINGS):
+        unshaped = {v.name: v.type for v in graph.inputs if v.name in ranks and isinstance(v.type, TensorType)}
+        types, _ = independent_extents({n: t.with_shape((None,) * ranks[n]) for n, t in unshaped.items()})
         copy = graph.clone()
         for value in copy.inputs:
             value.type = types.get(value.name, value.type)

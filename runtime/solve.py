@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph
 from memoptc.ir.dims import Func, KnownDim, Sym, free_symbols, is_nonnegative, substitute
+from memoptc.ir.functions import as_loaded
 from memoptc.ir.infer import infer_shapes, inferred
 from memoptc.ir.types import TensorType, Type
 from memoptc.runtime.constraints import Requirement, requirements
@@ -63,9 +64,10 @@ class Solution:
 def gather(graph: Graph, symbols: Iterable[str]) -> tuple[Graph, list[Requirement]]:
     """Give what a model's operators require of the symbols of its inputs, and a copy with inferred types.
 
-    Where two symbols turn out equal, inference goes on with one of them, and finds more.
+    The bodies of the model's functions stand in place of their calls. Where two symbols turn out equal, inference goes on with one of them, and finds more.
     """
-    first, shapes = inferred(graph)
+    loaded = graph.analysis(as_loaded)
+    first, shapes = inferred(loaded)
     copy, found = first, list[Requirement]()
     for _ in range(_ROUNDS):
         new = [r for r in requirements(copy, shapes) if r not in found]
@@ -74,7 +76,7 @@ def gather(graph: Graph, symbols: Iterable[str]) -> tuple[Graph, list[Requiremen
         solved = [_in_terms(solution, value.type) for value in graph.inputs]
         if not new or solved == [value.type for value in graph.inputs]:
             break
-        copy = graph.clone()
+        copy = loaded.clone()
         for value, type_ in zip(copy.inputs, solved, strict=True):
             value.type = type_
         shapes = infer_shapes(copy)

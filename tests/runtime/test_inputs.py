@@ -435,3 +435,32 @@ def test_axes_that_an_operator_wants_equally_long_are(text: str) -> None:
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     for found in feeds(model):
         assert found.feed
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks"),
+    [
+        ("c = Conv (x, w) p = GlobalAveragePool (c) f = Flatten (p) y = Gemm (f, b, z)", {"x": 4, "b": 2}),
+        ("t = Transpose <perm = [2, 0, 1]> (x) y = Gemm (b, z)", {"x": 3, "b": 2}),
+        ("m = MatMul (x, b) y = Transpose <perm = [0, 3, 1, 2]> (m)", {"x": 4}),
+    ],
+)
+def test_inputs_without_a_declared_shape_get_each_its_own_rank(text: str, ranks: dict[str, int]) -> None:
+    body = parse(
+        f"g (float x, float b{', float z' if 'z)' in text else ''}) => (float y) {{ {text} }}",
+        **({"w": normal(4, 3, 3, 3)} if "w)" in text else {}),
+    )
+    for value in (*body.graph.input, *body.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    found = feeds(body)
+    assert {name: found[0].feed[name].ndim for name in ranks} == ranks
+
+
+def test_open_channels_inside_a_function_are_as_many_as_the_weight_has() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 17, "own": 1]>
+        g (float[N, C, H, W] x, float[4, 3, 3, 3] w) => (float[a, b, c, d] y) { y = own.block (x, w) }
+        <domain: "own", opset_import: ["": 17]>
+        block (x, w) => (y) { c = Conv (x, w) y = Relu (c) }""")
+    found = feeds(model)
+    assert {f.dims["C"] for f in found} == {3}
+    assert len({f.dims["H"] for f in found}) > 1
