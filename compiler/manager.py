@@ -13,7 +13,7 @@ from memoptc.exception_origin import described, file_of
 from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
-from memoptc.ir.tensors import nbytes
+from memoptc.ir.mapped import stored_bytes
 from memoptc.overrun import Rollback, Watch, bounded, describe
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Group, Pipeline
@@ -225,5 +225,5 @@ def count_nodes(graph: Graph) -> int:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes of all weights of a model, as stored, those of Constant nodes included."""
-    return sum(nbytes(op.attrs["value"]) for op in graph.walk("const", "Constant") if "value" in op.attrs)
+    """Bytes of all weights of a model, as stored, those of Constant nodes included; what several share counts once."""
+    return stored_bytes(op.attrs["value"] for op in graph.walk("const", "Constant") if "value" in op.attrs)

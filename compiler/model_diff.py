@@ -12,6 +12,7 @@ import numpy as np
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.tensors import nbytes
+from memoptc.manager import weight_bytes
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def diff_models(before: Graph, after: Graph) -> ModelDiff:
         elif what := _changes(old[name], op, kept):
             nodes.append(NodeChange(name, old[name].key, op.key, what, origin))
     operators = {k: (counts[0][k], counts[1][k]) for k in sorted(counts[0] | counts[1]) if counts[0][k] != counts[1][k]}
-    return ModelDiff(nodes, operators, (_weight_bytes(before), _weight_bytes(after)), _ports(before, after))
+    return ModelDiff(nodes, operators, (weight_bytes(before), weight_bytes(after)), _ports(before, after))
 
 
 def _by_name(graph: Graph) -> dict[str, Op]:
@@ -139,10 +140,6 @@ def _same(a: Any, b: Any) -> bool:
 def _short(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _weight_bytes(graph: Graph) -> int:
-    return sum(nbytes(op.result.tensor) for op in graph.walk() if op.is_const and op.result.tensor is not None)
 
 
 def _ports(before: Graph, after: Graph) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +19,7 @@ import onnx_ir
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.element_spelling import tensor_from_bytes
-from memoptc.ir.tensors import MadeTensor, from_array, tensor_type
+from memoptc.ir.tensors import MadeTensor, from_array, nbytes, tensor_type
 from memoptc.ir.types import DType
 
 _CHUNK = 1 << 22
@@ -128,6 +128,16 @@ class DataFile:
 def is_external(tensor: Tensor) -> bool:
     """True if a weight lies in a file beside its model."""
     return isinstance(tensor, onnx_ir.ExternalTensor) and not (isinstance(tensor, MappedTensor) and tensor.inline)
+
+
+def stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of weights as a model's files hold them: what several share, a tensor or a part of a data file, once."""
+    stored: dict[object, int] = {}
+    for tensor in tensors:
+        in_file = isinstance(tensor, onnx_ir.ExternalTensor)
+        key = (str(tensor.path), tensor.offset, tensor.length) if in_file else id(tensor)
+        stored[key] = nbytes(tensor)
+    return sum(stored.values())
 
 
 class MappedTensor(onnx_ir.ExternalTensor):

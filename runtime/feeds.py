@@ -15,8 +15,8 @@ from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.types import TensorType
 from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.input_values import STYLES
 from memoptc.runtime.input_ranks import likely_ranks
+from memoptc.runtime.input_values import STYLES
 from memoptc.runtime.inputs import InputMaker, independent_extents
 from memoptc.runtime.trials import TooManyCrashes, Trial, trial_runs
 

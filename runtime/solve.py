@@ -64,7 +64,8 @@ class Solution:
 def gather(graph: Graph, symbols: Iterable[str]) -> tuple[Graph, list[Requirement]]:
     """Give what a model's operators require of the symbols of its inputs, and a copy with inferred types.
 
-    The bodies of the model's functions stand in place of their calls. Where two symbols turn out equal, inference goes on with one of them, and finds more.
+    The bodies of the model's functions stand in place of their calls. Where two symbols turn out equal, inference goes
+    on with one of them, and finds more.
     """
     loaded = graph.analysis(as_loaded)
     first, shapes = inferred(loaded)

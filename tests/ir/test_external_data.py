@@ -204,3 +204,18 @@ def test_a_copy_that_is_asked_for_is_one(tmp_path: Path) -> None:
     copy = np.array(tensor, copy=True)
     copy[...] = 0
     assert np.asarray(tensor).any()
+
+
+def test_weights_that_share_a_part_of_the_file_count_once(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    twin = model.graph.initializer.add()
+    twin.CopyFrom(model.graph.initializer[0])
+    twin.name = "w2"
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1), helper.make_node("MatMul", ["y", "w2"], ["p"])]
+    del model.graph.node[:], model.graph.output[1:]
+    model.graph.node.extend(nodes)
+    path.write_bytes(model.SerializeToString())
+    report = compile_file(path, tmp_path / "out.onnx", level=1, measure=False).report
+    assert report.control.weight_bytes == 4 * (3 * D * D + 3 * D)
+    assert report.candidate.weight_bytes == report.control.weight_bytes
