@@ -134,8 +134,9 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of weights as a model's files hold them: what several share, a tensor or a part of a data file, once."""
     stored: dict[object, int] = {}
     for tensor in tensors:
-        in_file = isinstance(tensor, onnx_ir.ExternalTensor)
-        key = (str(tensor.path), tensor.offset, tensor.length) if in_file else id(tensor)
+        key: object = id(tensor)
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            key = tensor.path, tensor.offset, tensor.length
         stored[key] = nbytes(tensor)
     return sum(stored.values())
 
