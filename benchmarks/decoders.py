@@ -7,7 +7,8 @@ MODEL is any decoder whose cache grows (smollm2_135m of the collection, for inst
 of a fresh process over what it had before the model was opened, in stock onnxruntime and, as anonymous bytes, in
 `Session`; latencies are medians in one process with both models loaded, on two threads. `--container` finds the
 smallest memory limits, of which a one-node model's is taken off. `--long N` decodes N tokens one by one with the
-compiled model, and compares the last scores with its prefill of all.
+compiled model, and compares the last scores with its prefill of all. `--packed-cache` lets `Session` map packed weights
+from a folder, and finds its container, too.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.measure import measure_need
-from memoptc.runtime.measuring_process import InSession
+from memoptc.runtime.measuring_process import InSession, Way
 from memoptc.runtime.options import RunOptions
+from memoptc.runtime.session import Session
 
 THREADS = 2
 
@@ -105,6 +107,7 @@ def compiled_with(model: Path, after: Path, option: tuple[str, ...]) -> None:
 @click.option("--size", multiple=True, default=("256:0", "2048:0", "1:256", "1:2048"), help="STEPS:PAST.")
 @click.option("--seconds", default=10.0, help="For each latency.")
 @click.option("--container", is_flag=True, help="Smallest memory limits, too, at the last size.")
+@click.option("--packed-cache", type=click.Path(file_okay=False, path_type=Path), help="Session's; made if missing.")
 @click.option("--long", "long_", default=0, help="Decode so many tokens one by one.")
 def main(
     model: Path,
@@ -113,6 +116,7 @@ def main(
     size: tuple[str, ...],
     seconds: float,
     container: bool,
+    packed_cache: Path | None,
     long_: int,
 ) -> None:
     """Compile MODEL, and compare."""
@@ -123,6 +127,9 @@ def main(
             compiled_with(model, after, option)
         graph = read_onnx(model)
         options = RunOptions(threads=THREADS)
+        ours = InSession(arguments={"packed_cache": str(packed_cache), "threads": THREADS} if packed_cache else {})
+        if packed_cache:
+            Session(after, packed_cache=packed_cache).close()  # made once, and by another process than is measured
         weight = [
             sum(f.stat().st_size for f in (p, p.with_name(p.name + ".data")) if f.exists()) for p in (model, after)
         ]
@@ -134,7 +141,7 @@ def main(
             rates = [steps / taken for taken in medians(both, feed, seconds)]
             del both
             needs = [measure_need(path, feed, options=options, seconds=seconds) for path in (model, after)]
-            small = measure_need(after, feed, options=InSession(), seconds=seconds)
+            small = measure_need(after, feed, options=ours, seconds=seconds)
             cells: list[str] = []
             for pair in (
                 [n.need_bytes / 1e6 for n in needs],
@@ -146,11 +153,13 @@ def main(
         Console(width=120).print(table)
         if container:
             base = base_container(Path(folder))
-            found = [smallest_container(path, feed, way=options, seconds=150) for path in (model, after)]
+            ways: list[tuple[Path, Way]] = [(model, options), (after, options), (after, ours)]
+            found = [smallest_container(path, feed, way=way, seconds=150) for path, way in ways]
             sizes = [f.limit_bytes / 1e6 - base for f in found]
+            of, stock, ours_ = sizes
             click.echo(
-                f"containers above the base of {base:.0f} MB: {sizes[0]:.0f} and {sizes[1]:.0f} MB, "
-                f"{sizes[1] / sizes[0]:.2f}"
+                f"containers above the base of {base:.0f} MB: {of:.0f}, {stock:.0f} and in Session {ours_:.0f} MB: "
+                f"{stock / of:.2f} and {ours_ / of:.2f}"
             )
         if long_:
             decode_long(after, long_)

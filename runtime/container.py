@@ -25,7 +25,7 @@ from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_weights import tensors_of
 from memoptc.runtime.control_groups import MOUNTS, OWN, groups
-from memoptc.runtime.measuring_process import Way, start_worker
+from memoptc.runtime.measuring_process import InSession, Way, start_worker
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import STOCK, Feed
 
@@ -224,6 +224,12 @@ def model_files(model: Path) -> list[Path]:
     return [f for f in dict.fromkeys(found) if f.is_file()]
 
 
+def _kept_copies(way: Way) -> list[Path]:
+    """Files of packed copies that a way to run maps: else they are charged to whoever read them before."""
+    folder = way.arguments.get("packed_cache") if isinstance(way, InSession) else None
+    return [] if folder is None else [f for f in Path(folder).rglob("*") if f.is_file()]
+
+
 def drop_from_cache(files: list[Path]) -> None:
     """Drop files from the kernel's page cache."""
     for file in files:
@@ -280,7 +286,7 @@ class Limiter:
         return trial
 
     def _run(self, limit: int | None, longest: float) -> Trial:
-        drop_from_cache(model_files(self.model))
+        drop_from_cache([*model_files(self.model), *_kept_copies(self.way)])
         self.group.limit(None)
         self.group.empty()
         self.group.limit(limit)

@@ -29,7 +29,8 @@ def pack_ahead(model: Path, scratch: Path) -> int:
     weights and their copies.
 
     Args:
-        model: A model that onnxruntime optimizes while it loads, with weights in `MODEL.data`; both files are changed.
+        model: A model that onnxruntime optimizes while it loads, with large weights in one file beside it; both files
+            are changed.
         scratch: An existing folder for temporary files, for about twice the weights.
 
     Raises:
@@ -47,12 +48,16 @@ def append_packed(model: Path, folder: Path) -> int:
     packed = _notes(onnx.load(optimized, load_external_data=False))
     proto = onnx.load(model, load_external_data=False)
     written: dict[str, str] = {}
-    beside = model.with_name(f"{model.name}.data")
+    outside = [tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if not outside or not any(packed.values()):
+        return 0
+    beside = model.with_name(next(e.value for e in outside[0].external_data if e.key == "location"))
     before = beside.stat().st_size
     with data.open("rb") as source, beside.open("ab") as target:
-        for tensor in proto.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
+        for tensor in outside:
+            kept = [entry for entry in tensor.external_data if not entry.key.startswith(PACKED_NOTE)]
+            del tensor.external_data[:]
+            tensor.external_data.extend(kept)  # what was packed for another processor is of no use here
             for index, note in enumerate(packed.get(tensor.name, [])):
                 key = note.partition("|")[0]
                 if key not in written:

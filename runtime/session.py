@@ -18,12 +18,13 @@ from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argum
 from memoptc.runtime.heap import trim_heap
 from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.library_pages import library_pages_returned
-from memoptc.runtime.options import Feed, RunOptions
+from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
 from memoptc.runtime.session_arguments import (
     Packing,
     as_contract,
     as_limit,
     as_options,
+    as_packed,
     as_source,
     check_tier,
     native_feed,
@@ -79,6 +80,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         weights: `"streamed"` keeps no more than `weight_limit` of the mapped weights in memory (on Linux): a share
             stays, the rest is read when a run comes to it. They are not packed, unless `packing=True` asks for it.
         weight_limit: Bytes, or text such as `"64MiB"`; with `weights="streamed"`.
+        packed_cache: A folder that keeps a copy of the model with weights packed ahead, which this and later sessions
+            map: not a process's own memory, and the same pages for all of them. The first load makes the copy.
         shared: What a `memoptc.runtime.Pool` gives its sessions.
         kwargs: `InferenceSession`'s other arguments.
 
@@ -103,6 +106,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         packing: Packing = "auto",
         weights: Weights = "loaded",
         weight_limit: int | str | None = None,
+        packed_cache: str | os.PathLike[str] | None = None,
         shared: Shared | None = None,
         **kwargs: Any,
     ) -> None:
@@ -120,13 +124,15 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         self._arena_bytes = self.contract.arena_bytes if arena_bytes is None else as_bytes(arena_bytes)
         self._weight_limit = as_weight_limit(weights, weight_limit)
         self._pager: Pager | None = None
-        if self._weight_limit is not None and packing == "auto":
-            packing = False
+        if packing == "auto" and (packed_cache is not None or self._weight_limit is not None):
+            packing = packed_cache is not None
         self._run_options = as_options(self.contract.options, packing, threads)
         if self._weight_limit is not None:
             self._run_options = replace(self._run_options, config={**self._run_options.config, **UNSPUN})
         self._strict, self._threads = strict, threads
         on_host = runs_on_host(providers)
+        if packed_cache is not None and packing and on_host:
+            self._source = as_packed(self._source, packed_cache)
         check_tier(memory, self.memory_limit is not None, providers, sess_options)
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
         if tier == "stock" and self.memory_limit is not None:
@@ -177,7 +183,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         options, limit = self._run_options, self.memory_limit
         stock = self.memory == "stock"
         if stock and on_host:
-            options = RunOptions(threads=self._threads or 0, config=UNPACKED if self._weight_limit else {})
+            options = RunOptions(threads=self._threads or 0, config=self._stock_config())
         providers = providers or ["CPUExecutionProvider"]
         disabled = kwargs.pop("disabled_optimizers", None) or list(options.disabled_optimizers) or None
         with (
@@ -195,6 +201,12 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         if not stock and isinstance(self._source, bytes):
             # Kept by onnxruntime's package, they would be one more copy of the weights as long as the session lives.
             self._source = self._model_bytes = None
+
+    def _stock_config(self) -> dict[str, str]:
+        """Entries of a session as onnxruntime comes: none but what streaming weights asks for."""
+        if not self._weight_limit:
+            return {}
+        return UNPACKED if PACKING_KEY in self._run_options.config else UNSPUN
 
     def _open_planned(self) -> None:
         """Load the model through the C interface."""

@@ -49,6 +49,22 @@ def as_source(model: Any) -> str | bytes:
     return path
 
 
+def as_packed(source: str | bytes, folder: str | os.PathLike[str]) -> str:
+    """Give the path of a copy of the model whose weights are packed ahead, kept in a folder.
+
+    Raises:
+        InputError: the model has no path, or no copy can be made.
+    """
+    if isinstance(source, bytes):
+        raise InputError(
+            "A model that is given as bytes has no packed copy.",
+            hint="Load it from its path, or leave packed_cache out.",
+        )
+    from memoptc.runtime.packed_cache import packed_copy  # only models that ask for it pay for it
+
+    return packed_copy(source, folder)
+
+
 def as_contract(given: Contract | str | os.PathLike[str] | Literal[False] | None, source: str | bytes) -> Contract:
     """Give the contract itself, the one in a file, or the one beside the model; `False` asks for none."""
     if isinstance(given, str | os.PathLike):
