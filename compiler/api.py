@@ -19,6 +19,7 @@ from memoptc.compilation import Compilation
 from memoptc.digest import digest
 from memoptc.file_options import FileOptions
 from memoptc.gate import check_budget, check_verification
+from memoptc.idle_options import idle_options
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, ProofError
 from memoptc.ir.files import TemporaryFolder, refuse_overwriting, staged, stands_alone, written_files
@@ -208,7 +209,9 @@ def _compile(model: Any, options: Options, scratch: Path, output: Path, destinat
     prepared = prepare.prepare(compilation)
     compilation = compilation.with_control(prepared.graph)
     attempts = Attempts.at(compilation, prepared, output)
-    attempt = attempts.build(run.pipeline_of(compilation, options), prepared)
+    steps = run.pipeline_of(compilation, options)
+    attempts.warnings += idle_options(options, steps)
+    attempt = attempts.build(steps, prepared)
     del prepared  # another attempt may take its place
     attempt = Keeper(attempts).hold_small(attempt)
 

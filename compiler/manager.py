@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 from memoptc.allowance import GATES, PASSES, Allowance
@@ -14,6 +14,7 @@ from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.mapped import stored_bytes
+from memoptc.node_names import check_names, named_nodes, names_of
 from memoptc.overrun import Rollback, Watch, bounded, describe
 from memoptc.pass_base import Context, Pass
 from memoptc.pipeline import Group, Pipeline
@@ -80,6 +81,7 @@ class _Run:
     index: int = 0
     changed: list[str] = field(default_factory=list)
     endless: set[str] = field(default_factory=set)
+    names: Set[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.rollback = Rollback(self.graph, self.context, lambda p: self.counted(p, Counter()))
@@ -148,6 +150,7 @@ class _Run:
         stats: Counter[str] = Counter()
         nodes, version, start = count_nodes(self.graph), self.graph.version, time.perf_counter()
         try:
+            check_names(pass_, self.graph, self.names)
             self.rollback.before()
             try:
                 most = self.allowance.by_clock(self.part(pass_))
@@ -214,7 +217,10 @@ def run_pipeline(
         MemoptcError: what a pass says about the input.
     """
     with Watch() as watch:
-        run = _Run(graph, context or Context(), instruments, peak, [], watch)
+        context = context or Context()
+        run = _Run(graph, context, instruments, peak, [], watch)
+        if any(map(named_nodes, pipeline.passes())):
+            run.names = names_of(graph) | (set() if context.original is None else names_of(context.original))
         run.items(pipeline.items)
     return run.records
 

@@ -70,7 +70,13 @@ class Options:
         group=DATA,
     )
     """Data that quantization observes: a path, `module:function`, or an iterable of feeds."""
-    validation: Any = option("As --calibration; to verify and to measure accuracy with.", metavar="DATA", group=DATA)
+    validation: Any = option(
+        "As --calibration; to verify and to measure accuracy with.",
+        "--validation",
+        "--inputs",
+        metavar="DATA",
+        group=DATA,
+    )
     """The calibration data when not given."""
     checkpoint: Path | None = option(
         "A folder in which searches keep what they measure and code; killed and run again, they go on from there.",

@@ -133,6 +133,7 @@ class Context:
         searched: What searches did in earlier attempts at the same compile, by search and content of the graph.
         artefacts: What passes make besides the graph.
         weights: The pool that models are written to at the moment, if passes share one.
+        original: The model as it was given, if a pipeline starts with another: options of passes may use its names.
         limits: Bounds beyond which a pass is ended, its work taken back, and the compile goes on with a warning.
         meter: Counts the steps of the pass that runs.
         allowance: The time of the compile; without end where passes run outside of one.
@@ -156,6 +157,7 @@ class Context:
     weights: WeightPool | None = None
     checkpoint: Path | None = None
     searched: dict[str, Searched] = field(default_factory=dict)
+    original: Graph | None = field(default=None, repr=False)
     limits: Limits = Limits()
     meter: Meter | None = field(default=None, repr=False)
     allowance: Allowance = field(default_factory=lambda: Allowance(math.inf), repr=False)
@@ -224,6 +226,8 @@ class Pass:
     """Whether the pass is there to write coarser numbers: a compile that runs late has more time for it."""
     runs_late: ClassVar[bool] = False
     """Whether it runs even when the compile's time is over: it is quick, and others leave to it what they replaced."""
+    names_nodes: ClassVar[tuple[str, ...]] = ("exclude",)
+    """Options that hold names of nodes or values, or operators: one that nothing in the model is called is an error."""
     kept: ClassVar[bool] = False
     """Whether nothing takes the pass back or leaves it out: without it there is no file, or not what was asked for."""
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ class Entry:
 
     @property
     def files(self) -> set[Path]:
-        """The model and, where it is named, the output."""
-        return {file.resolve() for file in (self.model, self.output) if file is not None}
+        """The model and the output."""
+        return {self.model.resolve(), written_for(self.model, self.output).resolve()}
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,26 @@ class Project:
     options: Mapping[str, list[str]]
     models: tuple[Entry, ...] = ()
 
-    def options_for(self, model: Path | None) -> dict[str, list[str]]:
-        """Give the words for a model, or what is compiled of it, by field: those of its entry before those of all."""
-        same = [e for e in self.models if model is not None and model.resolve() in e.files]
-        return {**self.options, **(same[0].options if same else {})}
+    def options_for(self, files: Collection[Path], names: Container[str]) -> dict[str, list[str]]:
+        """Give the words for a model by field: those of its entry before those of all.
+
+        Args:
+            files: What a command names: the model, what is compiled of it, or both.
+            names: Fields that the command takes.
+
+        Raises:
+            InputError: the model has several entries with other words for these fields, and no output is named.
+        """
+        named = {file.resolve() for file in files}
+        shared = [len(named & entry.files) for entry in self.models]
+        same = [e for e, count in zip(self.models, shared, strict=True) if 0 < count == max(shared)]
+        chosen = [{n: words for n, words in e.options.items() if n in names} for e in same]
+        if any(words != chosen[0] for words in chosen):
+            raise InputError(
+                f"{self.file} lists {same[0].model} {len(same)} times, with other options each.",
+                hint="Name the output, too, or --config none.",
+            )
+        return {**{n: words for n, words in self.options.items() if n in names}, **(chosen[0] if chosen else {})}
 
 
 def find_project(folder: Path) -> Path | None:
@@ -101,7 +117,21 @@ def read_project(file: Path) -> Project:
         raise InputError(
             f"{file}: options are a table, models tables of a list.", hint="Write [options] and [[models]]."
         )
-    return Project(file, _words(file, options), tuple(_entry(file, m) for m in models))
+    entries = tuple(_entry(file, m) for m in models)
+    written: set[Path] = set()
+    for entry in entries:
+        output = written_for(entry.model, entry.output).resolve()
+        if output in written:
+            raise InputError(
+                f"{file}: two models are written to {output.name}.", hint="Give each an output of its own."
+            )
+        written.add(output)
+    return Project(file, _words(file, options), entries)
+
+
+def written_for(model: Path, output: Path | None) -> Path:
+    """Give where a model is written: beside it where no output is named."""
+    return output or model.with_name(f"{model.stem}.opt.onnx")
 
 
 def _entry(file: Path, read: dict[str, Any]) -> Entry:
@@ -117,8 +147,8 @@ def _words(file: Path, read: Mapping[str, Any], *more: str) -> dict[str, list[st
     fields = options_of(FileOptions)
     names = {name.replace("_", "-"): name for name in fields if name != "config"}
     for name, (f, how) in fields.items():
-        flag = flags_of(name, default_of(f), how)[0].split("/")[0]
-        names |= {flag[2:]: name} if flag.startswith("--") and name != "config" else {}
+        flags = [flag.partition("/")[0] for flag in flags_of(name, default_of(f), how)]
+        names |= {flag[2:]: name for flag in flags if flag.startswith("--") and name != "config"}
     _known(file, read, (*names, *more), "options of memoptc compile without their dashes")
     found: dict[str, list[str]] = {}
     for key, value in read.items():

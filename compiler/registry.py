@@ -21,6 +21,7 @@ BUILT_IN = "memoptc.passes"
 ENTRY_POINT_GROUP = "memoptc.passes"
 
 _plugins: dict[str, type[Pass]] = {}
+_sources: dict[str, list[str]] = {}
 
 
 def find(name: str) -> type[Pass]:
@@ -81,13 +82,19 @@ def load_plugins(sources: Sequence[str]) -> None:
     """
     origins: dict[str, str] = {}
     for source in sources:
-        for name in load_plugin(source):
+        _sources[source] = load_plugin(source)
+        for name in _sources[source]:
             other = origins.setdefault(name, source)
             if other != source:
                 raise InputError(
                     f"Plug-ins {other} and {source} both define a pass {name}.",
                     hint="Rename one of them, or name one plug-in only: a pipeline could not say which it means.",
                 )
+
+
+def names_in(source: str) -> list[str]:
+    """Names of the passes that a plug-in brought when `load_plugins` loaded it."""
+    return _sources.get(source, [])
 
 
 def load_plugin(source: str) -> list[str]:

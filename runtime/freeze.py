@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.options import clean_message, session_options
@@ -46,6 +49,22 @@ def optimize(
         {"graph_optimization_level": f"ORT_ENABLE_{level.upper()}", "log_severity_level": 4}, config
     )
     _save(model, output, options, disabled)
+
+
+def unknown_optimizers(names: Sequence[str]) -> list[str]:
+    """Give the names that no optimizer of the installed onnxruntime has, which ignores such names without a word.
+
+    It lists none, but their names, or the parts around `_` of those that are put together, are strings in its library,
+    which may be the ends of longer ones, or, where the compiler made numbers of those, names of their classes.
+    """
+    if not names:
+        return []
+
+    def known(part: bytes, library: mmap.mmap) -> bool:
+        return any(library.find(text) >= 0 for text in (b"%b\0" % part, b"%d%bE\0" % (len(part), part)))
+
+    with Path(ort_state.__file__).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
+        return [n for n in names if not any(known(part.encode(), library) for part in (n, *n.split("_")))]
 
 
 def write_packed(model: str | os.PathLike[str], output: Path) -> Path:

@@ -190,7 +190,9 @@ def load_metric(metric: str | Metric, graph: Graph | None = None) -> Metric:
         try:
             return Perplexity(graph)
         except InputError as error:
-            hint = "Perplexity is of decoders; give `labels` with the data for top-1, or --metric module:function."
+            hint = (
+                "Perplexity is of language models; give `labels` with the data for top-1, or --metric module:function."
+            )
             raise InputError(str(error), hint=hint) from error
     module, colon, function = f"{metric}".rpartition(":")
     if not colon:

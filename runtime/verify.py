@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 
 from memoptc.ir.core import Graph
-from memoptc.ir.decoder import recognise
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.onnx_io import read_onnx
@@ -32,7 +31,7 @@ from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.judge import Judge
 from memoptc.runtime.npz import save_feed
-from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity
+from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity, step_scores
 from memoptc.runtime.ports import Refused
 from memoptc.runtime.prefixes import rows_enough
 from memoptc.runtime.quality import Metric, load_metric
@@ -129,9 +128,9 @@ def _with_perplexity(
     """Add the perplexity of both models on the data.
 
     Raises:
-        InputError: the original is no decoder.
+        InputError: the original is no language model.
     """
-    facts = recognise(graph)
+    facts = step_scores(graph)
     walk = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
     means = []
     for model in (check.source, check.source_candidate):

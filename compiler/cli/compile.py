@@ -36,6 +36,7 @@ def command(
     """
     from memoptc.api import compile_file, pipeline_for
     from memoptc.cli.show import Progress, tell_result
+    from memoptc.project import written_for
 
     context = click.get_current_context()
     project = context.meta.get("project")
@@ -53,7 +54,7 @@ def command(
         return _compile_all(project, context.meta["words"], talk)
     if output is not None and out is not None:
         raise click.UsageError(f"Two places to write are named, {out} and {output}.")
-    output = output or out or model.with_name(f"{model.stem}.opt.onnx")
+    output = written_for(model, output or out)
     with Progress(talk.quiet, talk.progress) as progress:
         result = compile_file(model, output, progress=progress, **options)
     files = [*result.files, *options["reports"]]
@@ -71,13 +72,14 @@ def _compile_all(project: Project, words: list[str], talk: Talk) -> int:
         The exit code of the first that failed; 0 when none did.
     """
     from memoptc.cli.main import error_report, report_error
+    from memoptc.project import written_for
 
     code, told = 0, []
     for entry in project.models:
         if not talk.as_json and not talk.quiet:
             click.echo(f"{entry.model}:")
-        asked = ["--config", str(project.file), str(entry.model), *words]
-        asked += [] if entry.output is None else ["-o", str(entry.output)]
+        output = str(written_for(entry.model, entry.output))
+        asked = ["--config", str(project.file), str(entry.model), *words, "-o", output]
         reports: list[dict[str, Any]] = []
         try:
             if entry.output is not None:

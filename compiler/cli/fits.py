@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--inputs",
+    "--validation",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Inputs, .npz; made up when not given.",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memoptc.cli.options import Talk, takes, talks
+from memoptc.cli.options import Talk, takes, talks, unused
 from memoptc.cli.project import ProjectCommand
 from memoptc.options import Options
 
@@ -47,6 +47,8 @@ def command(
     from memoptc.frontier import SHARES, frontier
     from memoptc.report.frontier import check_frontier_path, write_frontier
 
+    if not seconds:
+        unused("with --seconds 0, which measures nothing", "jobs")
     for path in reports:
         check_frontier_path(path)
     with Progress(talk.quiet, talk.progress) as progress:

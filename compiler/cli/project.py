@@ -16,6 +16,9 @@ from memoptc.options import Options
 if TYPE_CHECKING:
     from memoptc.project import Project
 
+_FILES = ("model", "out", "output", "original", "candidate")
+"""Parameters of commands that may name a model of the project, or what is compiled of it."""
+
 _ADDED = ("dims", "freeze")
 """Fields whose words name what they bind: those of the file and of the command line are put together."""
 
@@ -46,11 +49,12 @@ class ProjectCommand(GroupedCommand):
             return rest
         taken = {p.name for p in self.params if isinstance(p, Grouped) and p.kind in (Options, FileOptions)}
         said = {n for n in taken if sources[n] is click.core.ParameterSource.COMMANDLINE}
+        files = [f for name in _FILES if (f := ctx.params.get(name)) is not None]
         model = ctx.params.get("model", ctx.params.get("original"))
         words = [
             word
-            for name, found in project.options_for(model).items()
-            if name in taken and (name not in said or name in _ADDED)
+            for name, found in project.options_for(files, taken).items()
+            if name not in said or name in _ADDED
             for word in found
         ]
         ctx.params.clear()

@@ -67,6 +67,8 @@ def command(
     if differs is not None:
         unused("with --differs, which names the level", "level")
         options["level"] = differs
+    if options["dims"]:
+        _check_dims(model, options["dims"])
     output = output or model.with_suffix(".reduced.onnx")
     found = reduce_by(
         model,
@@ -81,6 +83,19 @@ def command(
     )
     talk.tell(found.to_json() | {"file": output}, lambda: click.echo(describe(found, output)), always=True)
     return 0
+
+
+def _check_dims(model: Path, dims: dict[str, int]) -> None:
+    """Refuse a dimension that the model does not have, which would be the failure that is kept."""
+    from memoptc.graph_files import read_any
+    from memoptc.ir.diagnostics import MemoptcError
+    from memoptc.runtime.inputs import by_symbol, check_symbols
+
+    try:
+        graph, _ = read_any(model)
+    except MemoptcError:
+        return  # reading it may be what fails
+    check_symbols({value.name: value.type for value in graph.inputs}, by_symbol(graph, dims))
 
 
 def portable(options: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ SAMPLING = ("max_new_tokens", "max_length", "temperature", "top_k", "top_p", "st
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--inputs",
+    "--validation",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Inputs, .npz; made up when not given.",
 )

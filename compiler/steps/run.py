@@ -12,7 +12,6 @@ from typing import Any
 from memoptc import levels, registry
 from memoptc.coded_interface import CodedInterface, interface_since, with_interface_of
 from memoptc.compilation import Compilation
-from memoptc.exclusion import excluding
 from memoptc.graph_files import Recipe
 from memoptc.instruments import (
     Changes,
@@ -29,6 +28,7 @@ from memoptc.ir.onnx_io import write_into
 from memoptc.lossy import lossy_passes
 from memoptc.manager import Instrument, PassFailed, run_pipeline
 from memoptc.moved_weights import MoveWeights
+from memoptc.node_names import excluding
 from memoptc.options import Options
 from memoptc.pass_base import Artefacts, Context, Pass
 from memoptc.pipeline import Pipeline, parse
@@ -266,6 +266,7 @@ def context_of(compilation: Compilation) -> Context:
         scratch=compilation.scratch,
         checkpoint=None if options.checkpoint is None else Path(options.checkpoint),
         searched=data.searched,
+        original=compilation.source.graph,
         allowance=compilation.allowance,
     )
 

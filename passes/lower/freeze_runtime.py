@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import onnxruntime as ort
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Tensor
@@ -17,7 +18,7 @@ from memoptc.ir.types import DType
 from memoptc.manager import count_nodes, weight_bytes
 from memoptc.pass_base import Context, Pass
 from memoptc.report.model import Decision
-from memoptc.runtime.freeze import LEVELS, optimize
+from memoptc.runtime.freeze import LEVELS, optimize, unknown_optimizers
 
 
 class FreezeRuntime(Pass):
@@ -41,6 +42,11 @@ class FreezeRuntime(Pass):
 
     def run(self, graph: Graph, context: Context) -> None:
         """Write the graph, let onnxruntime optimize it, read it back."""
+        context.warnings += [
+            f"onnxruntime {ort.__version__} has no optimizer {name!r}, so that name disables nothing; its sources, "
+            "onnxruntime/core/optimizer, have the names."
+            for name in unknown_optimizers(self.disabled)
+        ]
         before, size = count_nodes(graph), weight_bytes(graph)
         source, output = Path(context.scratch) / "freeze.onnx", Path(context.scratch) / "frozen.onnx"
         write_into(graph, source)

@@ -48,7 +48,7 @@ class ToHalf(Pass):
             onnxruntime casts around each that has none, and holds those weights in both formats.
         share: Part of the format's largest number up to which a measured magnitude is trusted to stay in range.
         smallest: Bytes below which a weight that float32 ops read stays as it is.
-        keep: Node names or operators to leave in float32.
+        exclude: Node names or operators to leave in float32.
         device: Whose kernels to count on: a profile's name or `.toml` file.
     """
 
@@ -58,7 +58,7 @@ class ToHalf(Pass):
     whole: bool = False
     share: float = 0.25
     smallest: int = 2048
-    keep: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     device: str = USUAL
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class ToHalf(Pass):
             context.stats["left: opset"] += 1
             return
         report = _Report(self, context)
-        kept = frozenset(self.keep)
+        kept = frozenset(self.exclude)
         fitting = self._fitting(graph, format_, kept, report)
         choice = self._choice(graph, format_, kept, fitting, report)
         rewriter = Rewriter(graph, format_.dtype, choice, context.stats)

@@ -181,6 +181,11 @@ class PruneTokens(Pass):
         ops = list(graph.ops)
         whole = sum(map(multiplications, ops)) or 1
         places = [i for i, op in enumerate(ops) if _attention(op)]
+        if strange := [n for n in self.layers if not 0 <= n < len(places)]:
+            raise InputError(
+                f"{self.name}: layers names {strange[0]}, and the model has {len(places)} attention layers.",
+                hint="They are counted from 0, in the model's order.",
+            )
         for number, (at, until) in enumerate(zip(places, [*places, len(ops)][1:], strict=True)):
             if self.layers and number not in self.layers:
                 continue

@@ -69,6 +69,26 @@ def test_command_line_before_entry_before_options_before_defaults(
     assert "fit" in json.loads(capsys.readouterr().out)["pipeline"]
 
 
+def test_a_model_that_is_listed_twice_is_compiled_as_each_entry_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = f'[[models]]\nmodel = "{CNN}"\noutput = "%s.onnx"\ntarget = "%s"\n'
+    (tmp_path / "memoptc.toml").write_text(
+        '[options]\nlevel = 1\nmeasure = false\nverify = "off"\n' + entry % ("a", "float32") + entry % ("b", "float16")
+    )
+    assert main(["compile", "--json"]) == 0
+    assert [m["options"]["target"] for m in json.loads(capsys.readouterr().out)["models"]] == ["float32", "float16"]
+    assert main([str(CNN), "-o", "b.onnx", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["target"] == "float16"
+    assert main(["run", str(CNN)]) == 0  # both entries say the same of what this command takes
+    assert main([str(CNN), "--print-pipeline"]) == 2
+    assert "2 times, with other options each" in capsys.readouterr().err
+    (tmp_path / "memoptc.toml").write_text(entry % ("a", "float32") + entry % ("a", "float16"))
+    assert main(["compile"]) == 2
+    assert "two models are written to a.onnx" in capsys.readouterr().err
+
+
 def test_what_is_wrong_with_one_model_is_no_fault_of_memoptc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,9 +13,9 @@ from accuracy_models import CNN, DATA, FLAGS
 import memoptc
 from memoptc.cli.main import COMMANDS, EPILOG, SUMMARIES, main
 from memoptc.compilation import Compilation
-from memoptc.exclusion import excluding
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.node_names import excluding
 from memoptc.options import Options
 from memoptc.pipeline import parse
 

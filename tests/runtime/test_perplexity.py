@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from decoders import Style, decoder
@@ -85,3 +86,43 @@ def test_one_that_rises_too_far_fails() -> None:
     assert verify(model, worse, judge, data=feeds, metric="perplexity").passed
     found = verify(model, worse, judge, data=feeds, metric="perplexity", max_loss=0.01)
     assert ["perplexity rose" in failure for failure in found.failures] == [True]
+
+
+def _language_model(*, looks_ahead: bool) -> onnx.ModelProto:
+    """Token numbers and a mask in, a running (or a whole) mean of embeddings, scores of the vocabulary out."""
+    step = "s = CumSum (e, axis)" if not looks_ahead else "r = ReduceMean <keepdims=1> (e, axes) s = Add (e, r)"
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 18]>
+        lm (int64[B,S] ids, int64[B,S] mask) => (float[B,S,32] logits)
+        {{ e = Gather (table, ids) {step} m = Cast <to=1> (mask) u = Unsqueeze (m, minus) t = Mul (s, u)
+           logits = MatMul (t, head) }}""")
+    rng = np.random.default_rng(1)
+    named = {"table": rng.normal(size=(32, 8)), "head": rng.normal(size=(8, 32))}
+    weights = {name: value.astype(np.float32) for name, value in named.items()}
+    weights |= {"axis": np.array(1), "axes": np.array([1]), "minus": np.array([-1])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    return model
+
+
+def test_of_a_language_model_without_a_cache(tmp_path: Path) -> None:
+    model, ids = _language_model(looks_ahead=False), IDS % 32
+    onnx.save(model, tmp_path / "lm.onnx")
+    mask = np.ones_like(ids)
+    mask[1, 7:] = 0  # padding does not count
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    scores = session.run(None, {"ids": ids, "mask": mask})[0].astype(np.float64)
+    each = np.log(np.exp(scores).sum(-1))[:, :-1] - np.take_along_axis(scores[:, :-1], ids[:, 1:, None], -1)[..., 0]
+    wanted = np.exp(each[mask[:, 1:] == 1].mean())
+    data = tmp_path / "text.npz"
+    np.savez(data, ids=ids, mask=mask)
+    found = verify(tmp_path / "lm.onnx", tmp_path / "lm.onnx", data=str(data), metric="perplexity").accuracy
+    assert found is not None
+    assert found["samples"] == int(mask[:, 1:].sum())
+    assert found["control"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_model_that_has_seen_the_next_token_has_no_perplexity(tmp_path: Path) -> None:
+    onnx.save(_language_model(looks_ahead=True), tmp_path / "lm.onnx")
+    feed = {"ids": IDS % 32, "mask": np.ones_like(IDS)}
+    with pytest.raises(memoptc.InputError, match="depend on later tokens"):
+        verify(tmp_path / "lm.onnx", tmp_path / "lm.onnx", data=[feed], metric="perplexity")

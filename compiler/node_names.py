@@ -1,14 +1,16 @@
-"""Leave nodes alone: names, operators and patterns that a user gives, handed to the passes that change numbers."""
+"""Names of nodes in options: those of `--exclude` handed to passes, those of passes held against the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.diagnostics import InputError
+from memoptc.pass_base import Pass
 from memoptc.pipeline import Pipeline
 
 
@@ -31,8 +33,8 @@ def excluding(steps: Pipeline, graph: Graph, patterns: Sequence[str]) -> Pipelin
     if not able:
         raise InputError(
             f"No pass of this compile can leave {patterns[0]!r} out.",
-            hint="--exclude is for integers and for lossy passes: --target int8, int4, mixed, --prune, --low-rank, "
-            "--cluster.",
+            hint="--exclude is for targets other than float32 and for lossy passes: --target int8, int4, float16, "
+            "--prune, --low-rank, --cluster.",
         )
     return steps.without(
         (), {i: replace(p, exclude=tuple(dict.fromkeys((*p.exclude, *names)))) for i, p in able.items()}
@@ -55,3 +57,39 @@ def _matching(graph: Graph, pattern: str) -> list[str]:
 
 def _weights(op: Op) -> list[str]:
     return [value.name for value in op.operands if value.tensor is not None]
+
+
+def named_nodes(pass_: Pass) -> list[tuple[str, str]]:
+    """Give the names of nodes, results or operators in a pass's options, each with its option."""
+    found = []
+    for option in pass_.names_nodes:
+        given = getattr(pass_, option, ())
+        found += [(option, name) for name in ((given,) if isinstance(given, str) else given) if name]
+    return found
+
+
+def names_of(graph: Graph) -> set[str]:
+    """Names of a model's nodes and of their results, and its operators."""
+    return {name for op in graph.walk() for name in (op.name, op.key, op.op_type, *(r.name for r in op.results))}
+
+
+def check_names(pass_: Pass, graph: Graph, before: Set[str]) -> None:
+    """Hold the names in a pass's options against the model.
+
+    Args:
+        pass_: The pass.
+        graph: What it is about to run on.
+        before: Names of the model before other passes, which may have fused what was named.
+
+    Raises:
+        InputError: nothing is called that; the message says what is called nearly so.
+    """
+    strange = [(option, name) for option, name in named_nodes(pass_) if name not in before]
+    known = names_of(graph) if strange else set()
+    for option, name in strange:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(before | known), n=1)
+            raise InputError(
+                f"{pass_.name}: {option} names {name!r}, and no node, value or operator is called so.",
+                hint=f"Did you mean {near[0]!r}?" if near else "`memoptc show` lists nodes with their operators.",
+            )
