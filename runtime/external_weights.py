@@ -8,11 +8,12 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memoptc.ir.diagnostics import InputError
 
-_GRAPH, _INITIALIZER, _INPUT, _PORT = 7, 5, 11, 1
+_GRAPH, _NODE, _INITIALIZER, _INPUT, _PORT = 7, 1, 5, 11, 1
+_FUNCTION, _FUNCTION_NODE, _ATTRIBUTE, _TENSORS, _GRAPHS = 25, 7, 5, (5, 10), (6, 11)
 _DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 
@@ -28,6 +29,7 @@ class ExternalWeight:
         file: Path.
         offset: First byte.
         length: Bytes.
+        repeated: It lies in a function of the model, and is there once for each call.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ExternalWeight:
     file: str
     offset: int
     length: int
+    repeated: bool = False
 
 
 def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
@@ -44,13 +47,28 @@ def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
     Raises:
         InputError: the file is no model.
     """
+    return _listed(model, inside=False)
+
+
+def all_external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
+    """List those of branches, constants and functions, too; a part of a file that is used twice comes twice.
+
+    Raises:
+        InputError: the file is no model.
+    """
+    return _listed(model, inside=True)
+
+
+def _listed(model: str | os.PathLike[str], *, inside: bool) -> list[ExternalWeight]:
     path = os.path.abspath(os.fspath(model))
     try:
         with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            graphs = [span for field, span in _fields(data, (0, len(data))) if field == _GRAPH]
-            tensors = (span for graph in graphs for field, span in _fields(data, graph) if field == _INITIALIZER)
-            found = (_external(data, tensor, os.path.dirname(path)) for tensor in tensors)
-            return [weight for weight in found if weight is not None]
+            found = []
+            for field, span in _fields(data, (0, len(data))):
+                if field == _GRAPH or (field == _FUNCTION and inside):
+                    weights = (_external(data, t, os.path.dirname(path)) for t in _tensors(data, span, field, inside))
+                    found += [replace(w, repeated=field == _FUNCTION) for w in weights if w is not None]
+            return found
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no ONNX model: {error}.") from None
 
@@ -102,6 +120,21 @@ def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span]]:
         if at > end:
             raise ValueError("it ends early")
         yield key >> 3, (start, at)
+
+
+def _tensors(data: mmap.mmap, body: Span, kind: int, inside: bool) -> Iterator[Span]:
+    """Initializers of a graph; with `inside`, tensors of a graph's or function's nodes and of their graphs, too."""
+    nodes = _NODE if kind == _GRAPH else _FUNCTION_NODE
+    for field, span in _fields(data, body):
+        if field == _INITIALIZER and kind == _GRAPH:
+            yield span
+        elif field == nodes and inside:
+            for number, attribute in _fields(data, span):
+                for what, part in _fields(data, attribute) if number == _ATTRIBUTE else ():
+                    if what in _TENSORS:
+                        yield part
+                    elif what in _GRAPHS:
+                        yield from _tensors(data, part, _GRAPH, inside)
 
 
 def _numbers(data: mmap.mmap, span: Span) -> list[int]:

@@ -162,20 +162,27 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
     def _open_any(self, on_host: bool) -> None:
         """Load the model in the chosen tier; in the next simpler one where `"auto"` chose one that cannot be had."""
         self._stop_streaming()
-        with library_pages_returned(), streamed(self._source, self._weight_limit, self._run_options.threads) as found:
-            if self.memory == "planned":
-                try:
-                    self._open_planned()
-                except InputError:
-                    if self._chosen == "planned":
-                        raise
-                    self.memory = "arena"
-            if self._planned is None:
-                self._open(on_host)
-        if found:
-            self._pager = found[0]
+        threads = self._run_options.threads
+        with library_pages_returned():
+            self._pager = streamed(lambda: self._load(on_host), self._source, self._weight_limit, threads)
+        if self._pager is not None:
             self._stops = weakref.finalize(self, self._pager.close)  # before the weights are unmapped
         trim_heap()  # what loading freed stands beside what runs take, else
+
+    def _load(self, on_host: bool) -> None:
+        """Load the model in the chosen tier or a simpler one, in place of what is loaded."""
+        if self._planned is not None:
+            self._planned.close()
+            self._planned = None
+        if self.memory == "planned":
+            try:
+                self._open_planned()
+            except InputError:
+                if self._chosen == "planned":
+                    raise
+                self.memory = "arena"
+        if self._planned is None:
+            self._open(on_host)
 
     def _open(self, on_host: bool = True) -> None:
         """Load the model into onnxruntime's Python session."""
@@ -185,6 +192,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         if stock and on_host:
             options = RunOptions(threads=self._threads or 0, config=self._stock_config())
         providers = providers or ["CPUExecutionProvider"]
+        kwargs = dict(kwargs)  # it may be loaded again
         disabled = kwargs.pop("disabled_optimizers", None) or list(options.disabled_optimizers) or None
         with (
             translated(limit),
@@ -397,9 +405,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
                 f"A planned session has no {what}: it goes through onnxruntime's C interface.",
                 hint="Choose memory='arena'; arrays for outputs are taken by run(..., into={name: array}).",
             )
-        self._stop_streaming()
-        self._planned.close()
-        self._planned, self.memory = None, "arena"
+        self.memory = "arena"
         self._open_any(True)
         self._admission = self._make_admission()
 

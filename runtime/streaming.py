@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.external_weights import all_external_weights
 from memoptc.runtime.options import PACKING_KEY
 from memoptc.runtime.sizes import as_bytes
 
@@ -16,16 +17,22 @@ if TYPE_CHECKING:
 
 Weights: TypeAlias = Literal["loaded", "streamed"]
 
+_LOADS = 5
+"""Times that a session is loaded until no other one is loaded at the same time."""
+
 UNPACKED = {PACKING_KEY: "1", "session.intra_op.allow_spinning": "0"}
 UNSPUN = {"session.intra_op.allow_spinning": "0"}
 """A kernel's thread that spins takes the processor from the one that reads its weights."""
 
 
-@contextmanager
-def streamed(model: str | bytes | None, limit: int | None, threads: int) -> Iterator[list[Pager]]:
-    """Load a session inside; afterwards the list holds what streams the weights that were mapped meanwhile.
+def streamed(load: Callable[[], None], model: str | bytes | None, limit: int | None, threads: int) -> Pager | None:
+    """Load a session; give what streams the weights that it mapped.
+
+    A session that another thread loads meanwhile, in onnxruntime itself, maps the same files. Then this one is loaded
+    again, as nothing tells whose a mapping is.
 
     Args:
+        load: Loads it, in place of what it loaded before.
         model: Path of the model, in whose folder its weights lie.
         limit: Most bytes of weights in memory at once; `None` where they do not stream.
         threads: Intra-op threads; 0 for as many as there are processors.
@@ -34,27 +41,33 @@ def streamed(model: str | bytes | None, limit: int | None, threads: int) -> Iter
         InputError: they cannot be streamed, and why.
     """
     if limit is None:
-        yield []
-        return
-    from memoptc.runtime.native.file_mappings import changing, mark_all, new_mappings
+        load()
+        return None
+    from memoptc.runtime.native.file_mappings import changing, mark_all, new_mappings, of_weights
     from memoptc.runtime.native.pager import Pager
 
     if not isinstance(model, str):
         raise InputError(
             "A model that is given as bytes has no file to stream weights from.", hint="Load it from its path."
         )
-    folder = os.path.dirname(os.path.abspath(model))
-    with changing:  # what is mapped meanwhile is this session's
-        mark_all(folder)
-        found: list[Pager] = []
-        yield found
-        mapped = new_mappings(folder)
-        if not mapped:
+    folder, name = os.path.split(os.path.abspath(model))
+    weights = all_external_weights(model)
+    for _ in range(_LOADS):
+        with changing:  # what is mapped meanwhile is this session's
+            mark_all(folder)
+            load()
+            mapped = of_weights(new_mappings(folder), weights)
+            if mapped:
+                return Pager(mapped, limit, threads or os.cpu_count() or 1)
+        if mapped is not None:
             raise InputError(
-                f"{os.path.basename(model)} has no weights in a file of their own to stream.",
+                f"{name} has no weights in a file of their own to stream.",
                 hint="Write it with memoptc --external always.",
             )
-        found.append(Pager(mapped, limit, threads or os.cpu_count() or 1))
+    raise InputError(
+        f"The weights of {name} cannot be told from those of other sessions that were loaded at the same time.",
+        hint="Load the session whose weights stream before the others, or after them.",
+    )
 
 
 def as_weight_limit(weights: Weights, limit: int | str | None) -> int | None:

@@ -8,17 +8,23 @@ Source: Linux kernel documentation, filesystems/proc (`smaps`, `VmFlags`), and m
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import re
 import threading
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from memoptc.runtime.external_weights import ExternalWeight
 from memoptc.runtime.native.userfault import mark
 
 changing = threading.RLock()
 """Held by who loads a session whose mappings are to be known, and by who maps files meanwhile."""
 
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)")
+_ANY_NUMBER = 1 << 20
 _FLAGS, _MARK = "VmFlags:", "dd"
 
 
@@ -59,6 +65,30 @@ def new_mappings(folder: str) -> list[FileMapping]:
                     found.append(latest)
     except OSError:
         return []
+    return found
+
+
+def of_weights(mappings: Iterable[FileMapping], weights: Iterable[ExternalWeight]) -> list[FileMapping] | None:
+    """Give the mappings of a model's files; `None` if some page is mapped more often than the model names it.
+
+    Args:
+        mappings: Of any files.
+        weights: All that the model names, as often as it does.
+    """
+    page = mmap.PAGESIZE
+    borders: list[tuple[str, int, int]] = []
+    for weight in weights:
+        file, end = os.path.realpath(weight.file), weight.offset + weight.length
+        often = _ANY_NUMBER if weight.repeated else 1
+        borders += [(file, weight.offset // page * page, often), (file, -(-end // page) * page, -often)]
+    files = {file for file, _, _ in borders}
+    found = [m for m in mappings if m.path in files]
+    borders += [(m.path, at, s) for m in found for at, s in ((m.offset, -1), (m.offset + m.end - m.start, 1))]
+    left: Counter[str] = Counter()
+    for (file, _), steps in itertools.groupby(sorted(borders), key=lambda border: border[:2]):
+        left[file] += sum(step for *_, step in steps)
+        if left[file] < 0:
+            return None
     return found
 
 

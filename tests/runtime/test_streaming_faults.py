@@ -322,6 +322,30 @@ assert found == [True] * 12
     run(program, odd(tmp_path))
 
 
+@pytest.mark.parametrize("others", [2, 99])
+def test_a_plain_session_that_is_loaded_meanwhile_keeps_its_weights(others: int, tmp_path: Path) -> None:
+    """One that maps the same files, behind our back, after ours has begun to load."""
+    program = f"""
+import onnxruntime
+from memoptc.runtime.native import file_mappings
+want, plain, marked = expected(), [], file_mappings.mark_all
+def then_another(folder):
+    marked(folder)
+    if len(plain) < {others}:
+        plain.append(onnxruntime.InferenceSession(path))
+file_mappings.mark_all = then_another
+try:
+    with opened() as session:
+        assert bits(session, feed(session)) == want
+        assert [bits(p, feed(p)) for p in plain] == [want] * {others}
+        assert session.traffic.bytes
+except InputError as error:
+    assert {others} > 5 and "at the same time" in str(error), error
+assert all(bits(p, feed(p)) == want for p in plain)
+"""
+    run(program, odd(tmp_path))
+
+
 def test_a_mapping_is_new_until_it_is_marked(tmp_path: Path) -> None:
     page = mmap.PAGESIZE
     with open(tmp_path / "file", "w+b") as file:
