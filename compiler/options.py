@@ -129,7 +129,7 @@ class Options:
     metric: Any = option(
         "What measures accuracy; top-1 on labels if not given.", metavar="perplexity|MODULE:FUNCTION", group=NUMBERS
     )
-    """The loss of a perplexity is that of its logarithm; a function is a `memoptc.runtime.quality.Metric`."""
+    """The loss of a perplexity is that of its logarithm; a function is a `memoptc.runtime.metric.Metric`."""
     fallback: bool = option(
         "Whether layers may stay in float for that; else exit code 3 when it is not met.", default=True, group=NUMBERS
     )
@@ -279,10 +279,6 @@ class Options:
                 object.__setattr__(self, "time_limit", parse_seconds(self.time_limit))
             except ValueError as error:
                 raise InputError(f"time_limit: {error}.") from None
-        if self.level not in (0, 1, 2, 3):
-            raise InputError(f"There is no level {self.level}.", hint="Levels are 0, 1, 2 and 3.")
-        if self.target not in TARGETS:
-            raise InputError(f"There is no target {self.target!r}.", hint=f"Targets are {', '.join(TARGETS)}.")
         check_values(self)
         if not isinstance(self.passes, str | None):
             raise InputError(f"passes={self.passes!r} is no pipeline.", hint="Give its text, as str() writes it.")
@@ -400,10 +396,8 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """Give the options as plain values for the report."""
         found: dict[str, Any] = {}
-        for f in fields(self):
+        for f in (f for f in fields(self) if f.name != "progress"):
             value = getattr(self, f.name)
-            if f.name in ("progress",):
-                continue
             if f.name in ("calibration", "validation", "metric") and value is not None and not isinstance(value, str):
                 value = str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
             if isinstance(value, Budget):

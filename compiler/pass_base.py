@@ -122,7 +122,7 @@ class Context:
         check: Extents to run models at, where those to plan with may be too large for that.
         calibration: Samples to observe (re-iterable), or `None`.
         validation: Samples to hold results against (re-iterable), or `None`.
-        metric: What measures accuracy (see `memoptc.runtime.quality.Metric`), or `None`.
+        metric: What measures accuracy (see `memoptc.runtime.metric.Metric`), or `None`.
         force: Whether a missed target is only a warning.
         scratch: An existing folder for temporary files; one of its own, gone with the context, when not given.
         slowdown: Measures a graph: its run time over the original's; `None` when nothing is to be measured.

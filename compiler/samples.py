@@ -23,9 +23,9 @@ from memoptc.runtime.held_out import SHARE, Part, can_hold_out
 from memoptc.runtime.inputs import InputMaker
 from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.observed import Observation, unsized_values
+from memoptc.runtime.metric import Metric, load_metric
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.perplexity import Completed
-from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
 from memoptc.runtime.trials import Trial, trial_runs
 from memoptc.source import Source

@@ -21,10 +21,10 @@ from memoptc.runtime.evaluate import Evaluator, ModelSource
 from memoptc.runtime.findings import Findings
 from memoptc.runtime.float64 import Float64
 from memoptc.runtime.judge import Judge
+from memoptc.runtime.metric import Metric, Outcome
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.ports import Refused, check_ports
-from memoptc.runtime.quality import Metric, Outcome
 from memoptc.runtime.spool import Spool, trim
 from memoptc.runtime.verification import Verification
 

@@ -11,25 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim, KnownDim, Sym, free_symbols, is_nonnegative, maximum, product
 from memoptc.ir.infer import Inference
-from memoptc.ir.ops import Family, facts, in_family, weight_layout
+from memoptc.ir.ops import BROADCAST, Family, facts, in_family, weight_layout
+from memoptc.runtime.element_bounds import ElementBounds, plus
 
 Kind = Literal["equal", "broadcast", "at most", "least"]
-
-_BROADCAST = frozenset(
-    "Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Where Max Min Sum Mean PRelu "
-    "BitwiseAnd BitwiseOr BitwiseXor".split()
-)
-_CARRY = frozenset(
-    "Cast CastLike Identity Unsqueeze Squeeze Reshape Expand Transpose Slice Flatten Tile Split Gather GatherND "
-    "ReduceMax ReduceMin Relu".split()
-)
-_LARGEST = 1 << 16
-"""Elements up to which a constant's bounds are looked up."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +40,6 @@ class Requirement:
     trust: int = 0
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """The least and the largest element of an integer tensor, both included; `None` where not known."""
-
-    low: Dim
-    high: Dim
-
-
 def requirements(graph: Graph, shapes: Inference) -> list[Requirement]:
     """Give what the operators require, as the types of a graph say, and what else inference found in it."""
     return list(dict.fromkeys(_Reader(graph, shapes.elements).all()))
@@ -69,8 +49,8 @@ class _Reader:
     """Reads requirements off one graph whose types are inferred."""
 
     def __init__(self, graph: Graph, elements: Mapping[Value, tuple[Dim, ...]]) -> None:
-        self.graph, self.elements = graph, elements
-        self.bounds: dict[Value, tuple[Bounds, ...]] = {}
+        self.graph = graph
+        self.bounds = ElementBounds(elements)
         self.least: set[tuple[int, KnownDim]] = set()
 
     def all(self) -> Iterator[Requirement]:
@@ -86,8 +66,7 @@ class _Reader:
                     yield Requirement(kind, left, right, op.name or op.key, 2 if inside else int(computed))
             yield from self._broadcasted(op)
             yield from self._least(op, 2 if inside else 0)
-            for result in op.results:
-                self.bounds[result] = self._bounds(op)
+            self.bounds.add(op)
         for value, info in zip(self.graph.outputs, self.graph.outputs_info, strict=True):
             stated = info.shape
             for axis, (one, other) in enumerate(zip(self._shape(value) or (), stated or (), strict=False)):
@@ -137,7 +116,7 @@ class _Reader:
             yield from self._contrib(op)
         elif op.domain:
             return
-        elif kind in _BROADCAST:
+        elif kind in BROADCAST:
             yield from self._broadcast(*shapes)
         elif kind == "Concat" and len(shapes) == len(op.operands):
             axis = op.attrs.get("axis", 0)
@@ -150,9 +129,9 @@ class _Reader:
             yield "equal", inner, second[-1 if op.attrs.get("transB") or len(second) == 1 else -2]
             yield from self._broadcast(first[:-2], second[:-2])
         elif kind == "Expand":
-            yield from self._broadcast(*([] if first is None else [first]), self._elements(op.operands[1]) or ())
+            yield from self._broadcast(*([] if first is None else [first]), self.bounds.elements(op.operands[1]) or ())
         elif kind == "Reshape" and first is not None:
-            target = self._elements(op.operands[1])
+            target = self.bounds.elements(op.operands[1])
             sizes = [d for d in (*first, *(target or ())) if isinstance(d, Sym) or (d is not None and d > 0)]
             if target and len(sizes) == len(first) + len(target):
                 yield "equal", product(sizes[: len(first)]), product(sizes[len(first) :])
@@ -203,7 +182,7 @@ class _Reader:
 
     def _broadcasted(self, op: Op) -> Iterator[Requirement]:
         """Of two extents of which one must be 1, the result has the larger, where inference cannot tell which."""
-        shapes = self._shapes(op) if op.op_type in _BROADCAST and not op.domain else []
+        shapes = self._shapes(op) if not op.domain and op.op_type in BROADCAST else []
         if len(shapes) != 2 or len(op.operands) != 2:
             return
         for dim, a, b in zip(*(reversed(s) for s in (self._shape(op.result) or (), *shapes)), strict=False):
@@ -215,7 +194,7 @@ class _Reader:
         updates = self._shape(op.input(2)) if op.op_type.startswith("Scatter") else None
         if data is None or indices is None:
             return
-        found = self._operand(op.operands[1])
+        found = self.bounds.of(op.operands[1])
         if op.op_type == "TensorScatter":
             axis = op.attrs.get("axis", -2)
             yield from (
@@ -228,7 +207,7 @@ class _Reader:
             extents = data[first:]
             each = found if len(found) > 1 else found * len(extents)
             for extent, bound in zip(extents, each, strict=False):
-                yield "at most", _plus(bound.high, 1), extent
+                yield "at most", plus(bound.high, 1), extent
             width = indices[-1] if indices else None
             if updates is not None and isinstance(width, int):
                 yield from (("equal", a, b) for a, b in zip(updates, (*indices[:-1], *data[width:]), strict=False))
@@ -236,15 +215,15 @@ class _Reader:
             axis = op.attrs.get("axis", 0)
             if found and -len(data) <= axis < len(data):
                 high = found[0].high if len(found) == 1 else None
-                yield "at most", _plus(high, 1), data[axis]
+                yield "at most", plus(high, 1), data[axis]
             if updates is not None:
                 yield from (("equal", a, b) for a, b in zip(updates, indices, strict=False))
 
     def _sliced(self, op: Op, data: tuple[Dim, ...]) -> Iterator[tuple[Kind, Dim, Dim]]:
         """Extent of a slice between computed ends: their distance, if they lie inside."""
-        starts, ends = self._elements(op.operands[1]), self._elements(op.operands[2])
-        axes = self._elements(op.operands[3]) if op.input(3) is not None else tuple(range(len(starts or ())))
-        steps = self._elements(op.operands[4]) if op.input(4) is not None else (1,) * len(starts or ())
+        starts, ends = self.bounds.elements(op.operands[1]), self.bounds.elements(op.operands[2])
+        axes = self.bounds.elements(op.operands[3]) if op.input(3) is not None else tuple(range(len(starts or ())))
+        steps = self.bounds.elements(op.operands[4]) if op.input(4) is not None else (1,) * len(starts or ())
         result = self._shape(op.result)
         if not starts or not ends or not axes or result is None or None in axes:
             return
@@ -262,7 +241,7 @@ class _Reader:
         mask = self._shape(op.input(3))
         if keys is None or len(keys) not in (3, 4):
             return
-        total = _sum(keys[-2], past[2] if past is not None and len(past) == 4 else 0)
+        total = plus(keys[-2], past[2] if past is not None and len(past) == 4 else 0)
         if mask:
             yield "broadcast", mask[-1], total
             yield "broadcast", mask[-2] if len(mask) > 1 else None, (self._shape(op.operands[0]) or (None,) * 3)[-2]
@@ -274,9 +253,9 @@ class _Reader:
         if query is None or len(query) < 3:
             return
         if op.op_type == "GroupQueryAttention" and len(op.operands) >= 7:
-            past, total = self._shape(op.input(3)), self._elements(op.operands[6])
+            past, total = self._shape(op.input(3)), self.bounds.elements(op.operands[6])
             bias = self._shape(op.input(10))
-            long = _sum(query[1], past[2]) if past is not None and len(past) == 4 else None
+            long = plus(query[1], past[2]) if past is not None and len(past) == 4 else None
             yield "equal", query[0], past[0] if past is not None else None
             if total:
                 yield "equal", total[0], long
@@ -290,7 +269,7 @@ class _Reader:
             if keys is not None and len(keys) == 3:
                 yield "equal", query[0], keys[0]
                 own = keys[1]
-                long = _sum(own, past[2]) if past is not None and len(past) == 4 else own
+                long = plus(own, past[2]) if past is not None and len(past) == 4 else own
                 if bias is not None:
                     yield "broadcast", bias[-1], long
                 mask = self._shape(op.input(4))
@@ -308,75 +287,6 @@ class _Reader:
         if isinstance(hidden, int) and op.operands[3].dtype == op.operands[0].dtype:
             yield "equal", past[3], hidden // parts
 
-    # -- elements of integer tensors -------------------------------------------------------------------
-
-    def _elements(self, value: Value) -> tuple[Dim, ...] | None:
-        if value.tensor is not None and value.tensor.size <= 64:
-            return tuple(int(n) for n in np.asarray(value.tensor.numpy()).reshape(-1))
-        return self.elements.get(value)
-
-    def _bounds(self, op: Op) -> tuple[Bounds, ...]:
-        """Bounds of a result: one for all elements, or one per column of the last axis."""
-        known = self.elements.get(op.results[0]) if op.results else None
-        if known and len(known) == 1:
-            return (Bounds(known[0], known[0]),)
-        if op.domain or not op.operands:
-            return ()
-        kind, of = op.op_type, [self._operand(v) for v in op.operands]
-        one = [b[0] if len(b) == 1 else _union(b) for b in of]
-        first = one[0]
-        if kind in ("Identity", "Cast"):
-            return of[0]
-        if kind == "Range" and first is not None and one[1] is not None:
-            return _range(first, one[1], one[2])
-        if kind in _CARRY:
-            return (first,) if first is not None else ()
-        if kind == "Add" and first is not None and one[1] is not None:
-            return (Bounds(_sum(first.low, one[1].low), _sum(first.high, one[1].high)),)
-        if kind == "Sub" and first is not None and one[1] is not None:
-            return (Bounds(_minus(first.low, one[1].high), _minus(first.high, one[1].low)),)
-        if kind == "CumSum":
-            shape = self._shape(op.operands[0])
-            return (Bounds(0, shape[-1]),) if shape else ()
-        if kind == "Where" and len(of) == 3:
-            return self._chosen(op, one)
-        if kind == "Concat":
-            shape = self._shape(op.result)
-            widths = [s[-1] if s else None for s in (self._shape(v) for v in op.operands)]
-            if shape and op.attrs.get("axis", 0) in (-1, len(shape) - 1) and all(w == 1 for w in widths):
-                return tuple(b if b is not None else Bounds(None, None) for b in one)
-            found = _union([b for b in one if b is not None]) if None not in one else None
-            return (found,) if found is not None else ()
-        return ()
-
-    def _chosen(self, op: Op, one: list[Bounds | None]) -> tuple[Bounds, ...]:
-        """Bounds of a choice; an index counted from the end if it is below 0 is never that where it cannot be."""
-        yes, no = one[1], one[2]
-        test = op.operands[0].op
-        if test is not None and test.is_a("Less") and test.operands[0] is op.operands[2] and no is not None:
-            if no.low is not None and (is_nonnegative(no.low)):
-                return (no,)
-        found = _union([yes, no]) if yes is not None and no is not None else None
-        return (found,) if found is not None else ()
-
-    def _operand(self, value: Value) -> tuple[Bounds, ...]:
-        tensor = value.tensor
-        if tensor is not None:
-            if not 0 < tensor.size <= _LARGEST or not tensor.dtype.is_integer():
-                return ()
-            array = np.asarray(tensor.numpy())
-            return (Bounds(int(array.min()), int(array.max())),)
-        return self.bounds.get(value, ())
-
-
-def _range(start: Bounds, limit: Bounds, step: Bounds | None) -> tuple[Bounds, ...]:
-    """Bounds of a range that ascends, or descends; none where its direction is not known."""
-    if step is not None and step.low is not None and is_nonnegative(step.low):
-        return (Bounds(start.low, _plus(limit.high, -1)),)
-    if step is not None and step.high is not None and is_nonnegative(-step.high):
-        return (Bounds(_plus(limit.low, 1), start.high),)
-    return ()
-
 
 def _einsum(op: Op, shapes: list[tuple[Dim, ...]]) -> Iterator[tuple[Kind, Dim, Dim]]:
     equation = op.attrs.get("equation", "")
@@ -389,34 +299,3 @@ def _einsum(op: Op, shapes: list[tuple[Dim, ...]]) -> Iterator[tuple[Kind, Dim, 
             if letter in seen:
                 yield "broadcast", seen[letter], dim
             seen.setdefault(letter, dim)
-
-
-def _union(found: tuple[Bounds, ...] | list[Bounds]) -> Bounds | None:
-    if not found:
-        return None
-    low, high = found[0].low, found[0].high
-    for other in found[1:]:
-        low = _least(low, other.low)
-        high = _least(high, other.high, largest=True)
-    return Bounds(low, high)
-
-
-def _least(a: Dim, b: Dim, *, largest: bool = False) -> Dim:
-    if a is None or b is None or a == b:
-        return a if a == b else None
-    smaller = is_nonnegative(b - a)
-    if smaller or is_nonnegative(a - b):
-        return (b if smaller else a) if largest else (a if smaller else b)
-    return None
-
-
-def _sum(a: Dim, b: Dim) -> Dim:
-    return None if a is None or b is None else a + b
-
-
-def _minus(a: Dim, b: Dim) -> Dim:
-    return None if a is None or b is None else a - b
-
-
-def _plus(a: Dim, number: int) -> Dim:
-    return None if a is None else a + number

@@ -13,7 +13,7 @@ from memoptc.runtime.data import Sample
 from memoptc.runtime.example import farthest
 from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_other_way, judge_output
 from memoptc.runtime.loss_bound import PairedHits
-from memoptc.runtime.quality import hits_of
+from memoptc.runtime.metric import hits_of
 from memoptc.runtime.verification import Verification
 
 Outputs = Mapping[str, Any]

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from memoptc.ir.core import AttrRef, Graph, Op, Value
 from memoptc.ir.decoder import appended_inputs, numbers_steps, recognised
 from memoptc.ir.dims import Dim, KnownDim, Sym
-from memoptc.ir.ops import VIEWS, Family, definition, in_family, names_where
+from memoptc.ir.ops import MOVES, VIEWS, Family, definition, in_family
 from memoptc.ir.ops.parameters import Below, Index, IndexRows, Length, Mask, Parameter, Setting
 from memoptc.ir.types import DType
 
-_CARRY_FIRST = names_where(lambda o: o.moves) | frozenset(
+_CARRY_FIRST = MOVES | frozenset(
     "Cast CastLike Pad Relu Abs ReduceMax ReduceMin ReduceSum CumSum TopK OptionalGetElement".split()
 )
 _CARRY_ANY = frozenset(["Concat", "SequenceConstruct", "Max", "Min", "Sum"])

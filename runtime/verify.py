@@ -30,11 +30,11 @@ from memoptc.runtime.data import LABEL_KEYS, Data, DataSource, Sample
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.judge import Judge
+from memoptc.runtime.metric import Metric, load_metric
 from memoptc.runtime.npz import save_feed
 from memoptc.runtime.perplexity import PERPLEXITY, Completed, measure_perplexity, perplexity, step_scores
 from memoptc.runtime.ports import Refused
 from memoptc.runtime.prefixes import rows_enough
-from memoptc.runtime.quality import Metric, load_metric
 from memoptc.runtime.spool import trim
 from memoptc.runtime.verification import Verification
 

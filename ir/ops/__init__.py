@@ -16,9 +16,11 @@ from memoptc.ir.ops.table import TABLE, definition, definition_of, layout_of, na
 __all__ = [
     "BINARY",
     "BLOCKED_DOMAIN",
+    "BROADCAST",
     "CONTRIB_PURE",
     "EXTENTS",
     "MICROSOFT",
+    "MOVES",
     "TABLE",
     "UNARY",
     "VARIADIC",
@@ -53,6 +55,10 @@ __all__ = [
 UNARY = names_where(lambda o: o.arity is Arity.UNARY)
 BINARY = names_where(lambda o: o.arity is Arity.BINARY)
 VARIADIC = names_where(lambda o: o.arity is Arity.VARIADIC)
+BROADCAST = BINARY | VARIADIC
+"""Operators whose operands broadcast against each other."""
+MOVES = names_where(lambda o: o.moves)
+"""Operators whose result has elements of operand 0, Concat's of any operand, moved or repeated."""
 VIEWS = names_where(lambda o: o.view is not None)
 EXTENTS = names_where(lambda o: o.reads_extents)
 CONTRIB_PURE = names_where(lambda o: o.pure, MICROSOFT)

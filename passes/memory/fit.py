@@ -13,11 +13,12 @@ from memoptc.passes.memory._tile.choose import tilings
 from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.equal_extents import equate_joined
-from memoptc.passes.memory._tile.estimate import MemoryProfile, TilingEstimate, bound
+from memoptc.passes.memory._tile.estimate import TilingEstimate, bound
 from memoptc.passes.memory._tile.fitting import MadeTiling, Round, Start, grid_for, holder_of, key_of, peaks_of
 from memoptc.passes.memory._tile.grid import NotTileableError
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
 from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
+from memoptc.passes.memory._tile.memory_profile import MemoryProfile
 from memoptc.passes.memory._tile.remat import remat_candidates, rematerialise
 from memoptc.passes.memory.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision

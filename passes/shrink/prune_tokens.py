@@ -12,7 +12,7 @@ from memoptc.ir.diagnostics import InputError
 from memoptc.ir.dims import same
 from memoptc.ir.ops import opset_of
 from memoptc.pass_base import Context, Pass
-from memoptc.passes.memory._tile.estimate import run_seconds
+from memoptc.passes.memory._tile.memory_profile import run_seconds
 from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.replay import adopt
 from memoptc.passes.shrink._shrink.accuracy_search import Gate, Level, Levels

@@ -33,7 +33,8 @@ from memoptc.passes.precision._quantize.tradeoff import (
 )
 from memoptc.passes.precision.quantize_search import QuantizeSearch
 from memoptc.runtime.data import Data, Sample
-from memoptc.runtime.quality import Examiner, Outcome
+from memoptc.runtime.metric import Outcome
+from memoptc.runtime.quality import Examiner
 
 
 def test_the_layer_with_outliers_is_found_named_and_kept(tmp_path: Path) -> None:

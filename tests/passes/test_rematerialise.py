@@ -7,7 +7,7 @@ import pytest
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.parser import parse
 from memoptc.passes.memory._tile.costs import Costs
-from memoptc.passes.memory._tile.estimate import MemoryProfile
+from memoptc.passes.memory._tile.memory_profile import MemoryProfile
 from memoptc.passes.memory._tile.remat import Remat, remat_candidates
 
 MB = 1 << 20

@@ -16,9 +16,9 @@ import memoptc
 from memoptc.cli.main import main
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.data import Data
+from memoptc.runtime.metric import Outcome, load_metric
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.perplexity import Completed, Perplexity, measure_perplexity, perplexity
-from memoptc.runtime.quality import Outcome, load_metric
 from memoptc.runtime.verify import verify
 
 STYLE = Style(layers=1, tied=False)

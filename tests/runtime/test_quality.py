@@ -14,7 +14,8 @@ from memoptc.runtime import quality
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.data import Sample
 from memoptc.runtime.evaluate import Evaluator
-from memoptc.runtime.quality import Examiner, Outcome, Quality, hits_of, top1
+from memoptc.runtime.metric import Outcome, hits_of, top1
+from memoptc.runtime.quality import Examiner, Quality
 
 
 def _scaling(path: Path, factor: float) -> Path:

@@ -8,14 +8,11 @@ import numpy as np
 
 from memoptc.ir.core import Value
 from memoptc.ir.dataflow import on_demand
+from memoptc.ir.ops import MOVES
 from memoptc.ir.types import DType
 
 Bounds = tuple[float, float]
 
-_MOVES = frozenset(
-    "Concat Expand Flatten Gather GatherElements GatherND Identity Reshape Slice Split Squeeze Tile Transpose "
-    "Unsqueeze".split()
-)
 Known = dict[Value, Bounds | None]
 
 
@@ -44,7 +41,7 @@ def _operands(value: Value) -> tuple[Value, ...]:
         case "Cast" | "Neg":
             return op.operands[:1]
         case _:
-            return op.operands[:1] if op.op_type in _MOVES else ()
+            return op.operands[:1] if op.op_type in MOVES else ()
 
 
 def _of_type(value: Value) -> Bounds | None:
@@ -65,7 +62,7 @@ def _bounds(value: Value, known: Known) -> Bounds | None:
     if op is None or not operands:
         return _of_type(value)
     first = operands[0]
-    if op.op_type in _MOVES or op.op_type in ("Where", "Cast"):
+    if op.op_type in MOVES or op.op_type in ("Where", "Cast"):
         return _join(operands)
     if op.op_type == "Neg":
         return None if first is None else (-first[1], -first[0])

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis
-from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate, bound, estimates
+from memoptc.passes.memory._tile.estimate import KnownTilings, TilingEstimate, bound, estimates
 from memoptc.passes.memory._tile.grid import NotTileableError
 from memoptc.passes.memory._tile.growth import Growth
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.memory_profile import MemoryProfile
 from memoptc.passes.memory._tile.reachability import Reachability
 from memoptc.passes.memory._tile.region import Region
 

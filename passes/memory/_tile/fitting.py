@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from memoptc.ir.core import Graph, Op
 from memoptc.pass_base import Context
-from memoptc.passes.memory._tile.estimate import KnownTilings, MemoryProfile, TilingEstimate
+from memoptc.passes.memory._tile.estimate import KnownTilings, TilingEstimate
 from memoptc.passes.memory._tile.grid import DynamicGrid, StaticGrid, TileGrid
+from memoptc.passes.memory._tile.memory_profile import MemoryProfile
 from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.memory._tile.remat import Remat
 from memoptc.runtime.memory.liveness import label

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from memoptc.ir.core import Op, Value, clone_op
 from memoptc.ir.ops import is_pure
-from memoptc.passes.memory._tile.estimate import OVERHEAD, MemoryProfile
 from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
+from memoptc.passes.memory._tile.memory_profile import OVERHEAD, MemoryProfile
 from memoptc.runtime.memory.footprint import is_resident
 
 LONGEST = 24

@@ -7,11 +7,11 @@ import numpy as np
 from memoptc.ir.core import Op, Value
 from memoptc.ir.dataflow import on_demand
 from memoptc.ir.dims import Dim, same
-from memoptc.ir.ops import EXTENTS, VIEWS, facts, names_where
+from memoptc.ir.ops import EXTENTS, MOVES, VIEWS, facts
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import DType
 
-_MOVES = names_where(lambda o: o.moves) - {"Concat"}
+_MOVES = MOVES - {"Concat"}
 """Operators whose results consist of elements of operand 0."""
 
 

@@ -20,8 +20,9 @@ from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.feeds import find_feeds
 from memoptc.runtime.held_out import FollowedBy
 from memoptc.runtime.inputs import InputMaker
+from memoptc.runtime.metric import top1
 from memoptc.runtime.prefixes import rows_enough
-from memoptc.runtime.quality import Examiner, Quality, decibels, top1
+from memoptc.runtime.quality import Examiner, Quality, decibels
 from memoptc.runtime.result_cache import ResultCache, fingerprint
 
 MADE_UP = 6

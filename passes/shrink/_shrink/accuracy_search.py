@@ -16,8 +16,9 @@ from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Sample
 from memoptc.runtime.held_out import FollowedBy, labelled_rows, samples_with
 from memoptc.runtime.loss_bound import samples_for
+from memoptc.runtime.metric import top1
 from memoptc.runtime.moments import Aside
-from memoptc.runtime.quality import MOST, Examiner, top1
+from memoptc.runtime.quality import MOST, Examiner
 
 Levels = Mapping[int, int]
 """Site -> how far it is taken; sites that stay are left out."""
