@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,23 @@ IN_PART = "texts were taken in part, too, as a text has scores of one step only"
 
 AS_ORIGINAL = Judge()
 """The judge of a candidate that computes in the original's number format, bits aside."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The parameters of `verify` that say how, as another process gets them."""
+
+    mode: Mode
+    data: DataSource | None
+    inputs: str
+    dims: Mapping[str, int] | None
+    point: Mapping[str, int] | None
+    seed: int
+    keep: str | os.PathLike[str] | None
+    threads: int
+    every: bool
+    metric: str | Metric | None
+    max_loss: float | None
 
 
 def verify(
@@ -93,13 +110,12 @@ def verify(
     """
     if mode == "off":
         return Verification(True, "off", notes=("verification was switched off",))
+    asked = _Asked(mode, data, inputs, dims, point, seed, keep, threads, every, metric, max_loss)
     if isolate and not callable(metric):
-        return _isolated(
-            original, candidate, judge, mode, data, inputs, dims, point, seed, keep, threads, every, metric, max_loss
-        )
+        return _isolated(original, candidate, judge, asked)
     check = Check(original, candidate, judge, mode, threads, Path(keep) if keep else None, _named(metric, data))
     graph = read_onnx(original, lazy=True) if graph is None else graph
-    samples, kind, notes = _samples(graph, check, mode, data, inputs, (dims, point), seed, every)
+    samples, kind, notes = _samples(graph, check, asked)
     share = math.inf if every and data is not None else EFFORTS[mode].seconds / _TURNS
     stopped = _take(check, samples, share)
     del samples  # with the inputs that were made up
@@ -131,7 +147,7 @@ def _with_perplexity(
         InputError: the original is no language model.
     """
     facts = step_scores(graph)
-    walk = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
+    walk = _read(data, graph)
     means = []
     for model in (check.source, check.source_candidate):
         mean, tokens = measure_perplexity(model, facts, itertools.islice(walk, count), check.first)
@@ -194,23 +210,18 @@ def _take(check: Check, samples: Iterator[Sample], seconds: float) -> bool:
     return False
 
 
-def _samples(
-    graph: Graph,
-    check: Check,
-    mode: str,
-    data: DataSource | None,
-    kind: str,
-    extents: tuple[Mapping[str, int] | None, Mapping[str, int] | None],
-    seed: int,
-    every: bool,
-) -> tuple[Iterator[Sample], str, list[str]]:
-    effort = EFFORTS[mode]
-    if data is not None:
-        found = Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
-        rows, count = rows_enough(found, graph), None if every else effort.samples
+def _read(data: DataSource, graph: Graph) -> Data:
+    return Data(data, {v.name: v.type for v in graph.inputs}, (v.name for v in graph.defaults), Completed(graph))
+
+
+def _samples(graph: Graph, check: Check, asked: _Asked) -> tuple[Iterator[Sample], str, list[str]]:
+    effort = EFFORTS[asked.mode]
+    if asked.data is not None:
+        found = _read(asked.data, graph)
+        rows, count = rows_enough(found, graph), None if asked.every else effort.samples
         limited = (s for i, s in zip(range(count), rows, strict=False)) if count else iter(rows)
-        return limited, kind, [] if rows is found else [IN_PART]
-    dims, point = extents
+        return limited, asked.inputs, [] if rows is found else [IN_PART]
+    dims, point, seed = asked.dims, asked.point, asked.seed
     assert check.original is not None
     seconds = effort.seconds / _TURNS
     feeds = find_feeds(graph, check.original, count=effort.made_up, dims=dims, seed=seed, seconds=seconds)
@@ -227,40 +238,19 @@ def _samples(
     return (Sample(f.feed, None, f"made-up input {i}") for i, f in enumerate(feeds)), "random", notes
 
 
-def _isolated(
-    original: ModelSource,
-    candidate: ModelSource,
-    judge: Judge,
-    mode: str,
-    data: DataSource | None,
-    inputs: str,
-    dims: Mapping[str, int] | None,
-    point: Mapping[str, int] | None,
-    seed: int,
-    keep: str | os.PathLike[str] | None,
-    threads: int,
-    every: bool,
-    metric: str | None,
-    max_loss: float | None,
-) -> Verification:
+def _isolated(original: ModelSource, candidate: ModelSource, judge: Judge, asked: _Asked) -> Verification:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryFolder("memoptc-verify-")))
-        count = None if every else EFFORTS[mode].samples
+        limit = None if asked.every else EFFORTS[asked.mode].samples
         request = {
+            **vars(asked),
             "original": _on_disk(original, folder / "original.onnx"),
             "candidate": _on_disk(candidate, folder / "candidate.onnx"),
             "judge": asdict(judge),
-            "mode": mode,
-            "data": None if data is None else _data_on_disk(data, folder / "data", count),
-            "inputs": inputs,
-            "dims": dict(dims or {}),
-            "point": None if point is None else dict(point),
-            "seed": seed,
-            "keep": None if keep is None else os.path.abspath(os.fspath(keep)),
-            "threads": threads,
-            "every": every,
-            "metric": metric,
-            "max_loss": max_loss,
+            "data": None if asked.data is None else _data_on_disk(asked.data, folder / "data", limit),
+            "dims": dict(asked.dims or {}),
+            "point": None if asked.point is None else dict(asked.point),
+            "keep": None if asked.keep is None else os.path.abspath(os.fspath(asked.keep)),
         }
         return Verification.from_json(isolated.ask("memoptc.runtime.verify", request, folder))
 
