@@ -138,7 +138,7 @@ def _divides(op: Op, axis: Axis, profile: MemoryProfile) -> bool:
 
 
 def _seeds(profile: MemoryProfile, peak: int, spaces: IterationSpaces) -> Iterator[tuple[Op, Axis]]:
-    """The op at the peak, and the first of its operands' makers and its results' users that can be cut; with their axes."""
+    """The axes of the op at the peak, and of the first that has any of those before and behind it."""
     near: list[Op] = [profile.ops[peak]]
     near += [v.op for v in profile.ops[peak].operands if v.op is not None and v.op in profile.position]
     near += [user for r in profile.ops[peak].results for user in r.users if user in profile.position]
