@@ -29,6 +29,8 @@ _OPEN_WEIGHTS = "widen-half,fold-constants{exact=false,weights=true}"
 _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 """Only where numbers stay floats: quantized ones would need another scale for each product and sum."""
 _DECODER = "fuse-rotary,fuse-skip-norm,fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
+_QUERIES = "(narrow{reshapes=true},simplify,share-common,drop-dead)*"
+"""Behind what recognises attention over a cache, which would not be that any more with the queries of one token."""
 _ATTENTION = "fuse-attention,unblock-resize,share-common,drop-dead"
 _WEIGHTS = {
     "float16": "to-half",
@@ -127,6 +129,8 @@ def pipeline_text(
         parts.append(_DECODER)
     if level >= 2 and target == "float32":
         parts.append(_SPLIT)
+    if level >= 2:
+        parts.append(_QUERIES)
     parts += _numbers(level, target, calibrated, device, quantize_io, accuracy)
     if quantize_io:
         parts.append('quantize-io{half="float16"}' if target == "float16" else "quantize-io")

@@ -35,9 +35,14 @@ def disagreements(share: float, samples: int) -> int | None:
     return seldom - 1 if seldom else None
 
 
-def samples_for(share: float) -> int:
-    """Number of samples that, all in agreement, bound the share of disagreements."""
-    return math.ceil(math.log(DOUBT) / math.log(1 - share)) if 0 < share < 1 else (sys.maxsize if share <= 0 else 1)
+def samples_for(share: float, disagreeing: int = 0) -> int:
+    """Number of samples that bound the share of disagreements where so many of them disagree."""
+    if not 0 < share < 1:
+        return sys.maxsize if share <= 0 else disagreeing + 1
+    found = max(math.ceil(math.log(DOUBT) / math.log(1 - share)), disagreeing + 1)
+    while disagreeing and _at_most(disagreeing, found, share)[-1] > DOUBT:
+        found += max(1, found // 64)
+    return found
 
 
 def share_for(count: int, samples: int) -> float:

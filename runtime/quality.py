@@ -228,8 +228,13 @@ class Examiner:
             samples += 1
         return Quality(_ratios(sums), samples)
 
-    def full(self, candidate: ModelSource) -> Quality:
-        """Compare outputs on all samples (of more than `most`, evenly spaced ones), and measure the metric."""
+    def full(self, candidate: ModelSource, failed: Callable[[PairedHits], bool] | None = None) -> Quality:
+        """Compare outputs on all samples (of more than `most`, evenly spaced ones), and measure the metric.
+
+        Args:
+            candidate: What is examined.
+            failed: Of top-1, asked after each sample: whether so many rows are lost that the others need no look.
+        """
         if self.quick_is_full:
             return self.quick(candidate)
         self._run_original()
@@ -246,6 +251,8 @@ class Examiner:
                 if self._metric is top1:
                     hits += PairedHits.of(hits_of(wanted, sample.label), hits_of(got, sample.label))
                 yield Outcome(sample.feed, got, sample.label)
+                if failed is not None and hits.rows and failed(hits):
+                    return
 
         outcomes = walk()
         value = None if self._metric is None else float(self._metric(outcomes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from memoptc.ir.dims import Dim
 from memoptc.ir.iteration import Axis, Form, iteration_space
 from memoptc.ir.ops import is_pure, opset_of
 from memoptc.ir.ops.extent import runs_on_part
+from memoptc.ir.tensors import ints
 from memoptc.ir.types import TensorType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.memory._narrow.crop import fold_slice_into_pads
@@ -37,7 +38,13 @@ class Narrow(Pass):
     (the others keep theirs, and a Squeeze drops it behind them); for each Slice and Gather, how many other ops it
     depends on, compared as multisets, since a move replaces one by some for which there are fewer; and how many Slices
     there are.
+
+    Args:
+        reshapes: Also before a Reshape to constant extents, one of which becomes that of the part. Behind attention
+            that computes the queries of the tokens that are read alone; over a cache it is not recognised any more.
     """
+
+    reshapes: bool = False
 
     def run(self, graph: Graph, context: Context) -> None:
         """Move every Slice and Gather as far up as it goes, those nearest to the outputs first; then merge Slices."""
@@ -51,7 +58,7 @@ class Narrow(Pass):
             if fold_slice_into_pads(op):
                 context.stats["into pads"] += 1
                 continue
-            take = _take(op)
+            take = _take(op, reshapes=self.reshapes)
             if take is None or not _leads_on(op, take):
                 continue
             moved = _move(op, take)
@@ -65,10 +72,19 @@ class Narrow(Pass):
 
 @dataclass(frozen=True)
 class _Take:
-    """Part that a Slice or Gather takes: along which axis of its operand, and whether that axis goes."""
+    """Part that a Slice or Gather takes.
+
+    Args:
+        axis: Of its operand, along which.
+        drops: Whether that axis goes.
+        extent: Elements of the part.
+        reshapes: Whether it may move before a Reshape.
+    """
 
     axis: int
     drops: bool
+    extent: Dim
+    reshapes: bool
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,7 @@ class _Moved:
     taken: list[Op]
 
 
-def _take(op: Op) -> _Take | None:
+def _take(op: Op, *, reshapes: bool) -> _Take | None:
     """The part that an op takes, when it is a part of one axis."""
     shape = op.operands[0].shape
     if shape is None or not shape:
@@ -87,12 +103,14 @@ def _take(op: Op) -> _Take | None:
         axis = axis + len(shape) if axis < 0 else axis
         index = op.operands[1].shape
         if index == ():
-            return _Take(axis, drops=True)
+            return _Take(axis, True, 1, reshapes)
         if index is not None and len(index) == 1 and _fewer(index[0], shape[axis]):
-            return _Take(axis, drops=False)
+            return _Take(axis, False, index[0], reshapes)
         return None
-    axes = _slice_axes(op, len(shape))
-    return _Take(axes[0], drops=False) if axes is not None and len(axes) == 1 else None
+    axes, part = _slice_axes(op, len(shape)), op.result.shape
+    if axes is None or len(axes) != 1:
+        return None
+    return _Take(axes[0], False, None if part is None else part[axes[0]], reshapes)
 
 
 def _fewer(count: Dim, extent: Dim) -> bool:
@@ -118,10 +136,10 @@ def _leads_on(op: Op, take: _Take) -> bool:
     """True if behind the other Slices and Gathers that make an op's operand, there is another op that it can pass."""
     value, place = op.operands[0], take.axis
     for _ in range(_PASSED):
-        axis = _passable(value, place, op.graph)
+        axis = _passable(value, replace(take, axis=place), op.graph)
         if axis is None or value.op is None:
             return False
-        if not value.op.is_a("Slice", "Gather") or _take(value.op) is None:
+        if not value.op.is_a("Slice", "Gather") or _take(value.op, reshapes=take.reshapes) is None:
             return True
         along = axis.operands[0]
         if along is None:
@@ -130,7 +148,7 @@ def _leads_on(op: Op, take: _Take) -> bool:
     return False
 
 
-def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
+def _passable(value: Value, take: _Take, graph: Graph | None) -> Axis | None:
     """The axis along which a part of a value can be computed from parts of its maker's operands, if nothing else needs
     the rest.
     """
@@ -139,7 +157,7 @@ def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
         return None
     if maker.is_const or not is_pure(maker) or any(r.has_uses for r in maker.results if r is not value):
         return None
-    axis = _axis(maker, maker.results.index(value), place)
+    axis = _axis(maker, maker.results.index(value), take)
     cut = zip(maker.operands, axis.operands, strict=True) if axis is not None else ()
     return axis if all(along is None or may_be_sliced(operand) for operand, along in cut) else None
 
@@ -147,10 +165,10 @@ def _passable(value: Value, place: int, graph: Graph | None) -> Axis | None:
 def _move(op: Op, take: _Take) -> _Moved | None:
     """Put a Slice or Gather before what makes its operand."""
     value = op.operands[0]
-    maker, axis = value.op, _passable(value, take.axis, op.graph)
+    maker, axis = value.op, _passable(value, take, op.graph)
     if maker is None or axis is None:
         return None
-    if not runs_on_part(maker, _extent(op, take), never_alone_empty=keeps_some(op)):
+    if not runs_on_part(maker, take.extent, never_alone_empty=keeps_some(op)):
         return None
     assert op.graph is not None
     # what is moved past a chain of makers stands for none of them: each would be named in each otherwise
@@ -162,14 +180,16 @@ def _move(op: Op, take: _Take) -> _Moved | None:
             operands.append(op.graph.absent() if operand.is_absent else operand)
         else:
             taken.append(_taking(op, operand, along.axis, b))
-            taken[-1].result.type = _narrowed(operand, along.axis, _extent(op, take))
+            taken[-1].result.type = _narrowed(operand, along.axis, take.extent)
             operands.append(taken[-1].result)
+    if axis.form is Form.SHAPE:
+        operands[1] = b.const(np.array(_target(maker, axis, take), np.int64), "extents")
     made = b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain, outputs=len(maker.results))
     made.overload, made.name, made.loc = maker.overload, maker.name, maker.loc.union(rule="narrow")
     for old, new in zip(maker.results, made.results, strict=True):
         new.omitted = old.omitted
     result = made.results[maker.results.index(value)]
-    result.type = result.type or _narrowed(value, take.axis, _extent(op, take))
+    result.type = result.type or _narrowed(value, take.axis, take.extent)
     if take.drops:
         result = _without(result, take.axis, b)
     op.replace_by(result)
@@ -177,14 +197,27 @@ def _move(op: Op, take: _Take) -> _Moved | None:
     return _Moved(made.op_type, [made, *taken] if made.is_a("Slice", "Gather") else taken)
 
 
-def _axis(maker: Op, index: int, place: int) -> Axis | None:
+def _axis(maker: Op, index: int, take: _Take) -> Axis | None:
     """The axis of an op along which each element needs those at the same place only."""
     for axis in iteration_space(maker):
         cut = [a for a in axis.operands if a is not None]
-        if axis.results[index] == place and axis.form is Form.SAME and axis.grain == 1 and cut:
-            if all(a.is_identity for a in cut):
+        if axis.results[index] == take.axis and axis.grain == 1 and cut and all(a.is_identity for a in cut):
+            if axis.form is Form.SAME or (axis.form is Form.SHAPE and _target(maker, axis, take) is not None):
                 return axis
     return None
+
+
+def _target(maker: Op, axis: Axis, take: _Take) -> tuple[int, ...] | None:
+    """The extents that a Reshape gives to a part; `None` where they are not known."""
+    known = ints(maker.operands[1].tensor) if maker.is_a("Reshape") and take.reshapes else None
+    along = axis.operands[0]
+    if known is None or along is None or not isinstance(take.extent, int) or take.extent < 1:
+        return None
+    if 0 in known and maker.attrs.get("allowzero", 0):
+        return None
+    found = (*known[: take.axis], take.extent, *known[take.axis + 1 :])
+    # A 0 copies an extent of the operand: elsewhere it would be that of the part.
+    return None if found[along.axis : along.axis + 1] == (0,) else found
 
 
 def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
@@ -210,11 +243,6 @@ def _without(value: Value, axis: int, b: Builder) -> Value:
     if (opset_of(b.graph) or 13) < 13:
         return b.op("Squeeze", [value], {"axes": [axis]}).result
     return b.op("Squeeze", [value, np.array([axis], np.int64)]).result
-
-
-def _extent(op: Op, take: _Take) -> Dim:
-    shape = op.result.shape
-    return 1 if take.drops else None if shape is None else shape[take.axis]
 
 
 def _narrowed(value: Value, axis: int, extent: Dim) -> TensorType | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
@@ -34,12 +34,20 @@ SECONDS, FEWEST = 15.0, 4
 GAIN = 0.1
 """Share of the run time that has to be saved on paper: predictions miss by as much."""
 
+LOST, QUICK = 3, 0.005
+"""Rows that may be lost where so many are looked at that this is no more than is allowed: of none, a single one among
+hundreds decides. Seconds, at most, that a sample takes for so many to be looked at."""
+
 UNPAID, LONGER = "choosing tokens takes as long as it saves", "longer inputs gain more: plan for them with --dim"
 
 WORTH = 0.02
 """Share of the model's multiplications that has to lie behind a layer for tokens to be dropped there."""
 
+NEVER = Level(math.inf, 0.0)
+"""What a site is not asked for."""
+
 SCORES = ("auto", "first", "all", "norm")
+"""By the attention of token 0, of all tokens, by the norm of the hidden state; what is best at each layer."""
 
 OPSET = 18
 """The first whose reductions take axes as operands, and in which scattering can add."""
@@ -51,24 +59,25 @@ class PruneTokens(Pass):
     For encoders (ViT, BERT and their kind): behind an attention layer the hidden states `[batch, tokens, width]` of
     the tokens with the highest scores are gathered in the order that they have, and all that follows computes with
     those. Masks and position biases that later layers read lose the same tokens. A score is the attention that a token
-    gets from the class token where the outputs read that one (Liang et al., "EViT", 2022), or from all tokens (Goyal
-    et al., "PoWER-BERT", 2020; Kim et al., "Learned Token Pruning", 2022), or the norm of its hidden state. Where an
-    output has a row per token, dropped tokens get theirs from the layer that dropped them.
+    gets from the class token (Liang et al., "EViT", 2022) or from all tokens (Goyal et al., "PoWER-BERT", 2020; Kim et
+    al., "Learned Token Pruning", 2022), or the norm of its hidden state. Where an output has a row per token, dropped
+    tokens get theirs from the layer that dropped them.
 
     Merged tokens are averaged with the most similar others (Bolya et al., "Token Merging", 2022); later attention
     counts an average as often as tokens went into it, and outputs per token take the row of the average.
 
-    How many tokens go at which layer, and in which of the two forms, is searched on data: layers whose tokens cost the
-    outputs least for the run time saved go first, as far as `min_sqnr` and `max_loss` hold on data kept aside. That
-    time is predicted at the planned extents, with the ops that choose tokens: where they take more than is saved, the
-    model is left alone. With `keep` nothing is searched: every layer keeps that share.
+    How many tokens go at which layer, in which of the two forms and by which score, is searched on data: layers whose
+    tokens cost the outputs least for the run time saved go first, as far as `min_sqnr` and `max_loss` hold on data kept
+    aside. That time is predicted at the planned extents, with the ops that choose tokens: where they take more than is
+    saved, the model is left alone. With `keep` nothing is searched: every layer keeps that share.
 
     Args:
         min_sqnr: Least signal to difference of every output, in decibels; `none` for any.
         max_loss: Largest accepted loss of the metric (top-1 accuracy of labelled data, or the user's own).
         keep: Share of the tokens that every layer keeps, without data; rounded to sixteenths that go, at most fifteen.
         layers: Indices of the attention layers to drop tokens behind; all when empty.
-        score: "first" (attention of token 0), "all" (attention of all tokens), "norm", or "auto"; of dropped tokens.
+        score: "first" (attention of token 0), "all" (attention of all tokens), "norm", or "auto": where outputs read
+            token 0, the better of the first two (with `keep`, "first"), else "all"; of dropped tokens.
         form: "drop", "merge" (at most 7/16 at a layer), or "auto": what costs least at each layer; with `keep`, "drop".
     """
 
@@ -107,11 +116,12 @@ class PruneTokens(Pass):
             way = (
                 TokenReduction("merge", min(parts, MOST_MERGED))
                 if self.form == "merge"
-                else TokenReduction("drop", parts)
+                else TokenReduction("drop", parts, self.score)
             )
             context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
-        gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss, fitted=False)
+        lost = LOST if run_seconds(graph, context.dims) <= QUICK else 0
+        gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss, fitted=False, lost=lost)
         ways, curves = self._curves(graph, sites, gate, context)
         if not any(level.saved > 0 for levels in curves for level in levels):
             context.stats[f"left: {UNPAID} ({LONGER})"] += 1
@@ -140,22 +150,31 @@ class PruneTokens(Pass):
         self, graph: Graph, sites: Sequence[TokenSite], gate: Gate, context: Context
     ) -> tuple[list[TokenReduction], list[list[Level]]]:
         """The ways to let tokens go; for each site and each of these, the noise that comes, and the seconds saved."""
-        forms = tuple(STEPS) if self.form == "auto" else (self.form,)
-        ways = [TokenReduction(form, parts) for form in forms for parts in STEPS[form]]
+        kinds = self._kinds(any(site.leading for site in sites))
+        ways = [replace(kind, parts=parts) for kind in kinds for parts in STEPS[kind.form]]
         whole = run_seconds(graph, context.dims)
-        looks = len(sites) * sum(len(PROBED[form]) for form in forms)
+        looks = len(sites) * sum(len(PROBED[kind.form]) for kind in kinds)
         samples = max(FEWEST, int(SECONDS / max(whole * looks, 1e-9)))
         curves, pace = [], Pace(len(sites))
         for number, site in enumerate(sites):
             context.say(f"each layer alone, {pace.at(number)}")
-            probes = {}
-            for form in forms:
-                copies = [self._copy(graph, {site: TokenReduction(form, parts)}) for parts in PROBED[form]]
+            probes: dict[TokenReduction, _Probes] = {}
+            for kind in kinds if site.leading else self._kinds(False):
+                parts = PROBED[kind.form]
+                copies = [self._copy(graph, {site: replace(kind, parts=p)}) for p in parts]
                 sqnr = [gate.trials.quick(copy, samples).sqnr_db for copy in copies]
                 seconds = [run_seconds(copy, context.dims) for copy in copies]
-                probes[form] = _Probes(PROBED[form], sqnr, seconds)
-            curves.append([Level(probes[w.form].noise(w.parts), whole - probes[w.form].seconds(w.parts)) for w in ways])
+                probes[kind] = _Probes(parts, sqnr, seconds)
+            kind_of = {way: replace(way, parts=0) for way in ways}
+            curves.append([probes[kind_of[w]].level(w.parts, whole) if kind_of[w] in probes else NEVER for w in ways])
         return ways, curves
+
+    def _kinds(self, leading: bool) -> list[TokenReduction]:
+        """Forms and scores to try, where outputs read leading tokens or not."""
+        scores = (self.score,) if self.score != "auto" else ("first", "all") if leading else ("all",)
+        dropped = [TokenReduction("drop", 0, score) for score in scores]
+        merged = [TokenReduction("merge", 0)]
+        return dropped * (self.form != "merge") + merged * (self.form != "drop")
 
     def _copy(self, graph: Graph, ways: Mapping[TokenSite, TokenReduction]) -> Graph:
         copy = graph.clone()
@@ -171,7 +190,7 @@ class PruneTokens(Pass):
             if isinstance(region, str):
                 continue
             probabilities = None if self.score == "norm" else values[site.probabilities]
-            first = self.score == "first" or (self.score == "auto" and region.leading > 0)
+            first = way.score == "first" or (way.score == "auto" and region.leading > 0)
             drop_tokens(region, TokenDrop(way.parts, probabilities, first, way.form == "merge"), sizes, self.name)
             done += 1
         return done
@@ -197,7 +216,8 @@ class PruneTokens(Pass):
                     continue
                 share = sum(map(multiplications, region.ops)) / whole
                 if share >= WORTH:
-                    yield TokenSite(number, ops[at].name or ops[at].result.name, value.name, ops[at].result.name)
+                    name = ops[at].name or ops[at].result.name
+                    yield TokenSite(number, name, value.name, ops[at].result.name, region.leading > 0)
                     reason = ""
                 else:
                     reason = "hardly anything is computed behind it"
@@ -215,23 +235,28 @@ class TokenSite:
         name: Of its softmax's node.
         hidden: Name of the hidden state behind it.
         probabilities: Name of the softmax's result.
+        leading: Whether outputs read tokens at the front by themselves.
     """
 
     order: int
     name: str
     hidden: str
     probabilities: str
+    leading: bool = False
 
 
 @dataclass(frozen=True)
 class TokenReduction:
-    """Choice at a site: "drop" or "merge", and how many sixteenths of the tokens go."""
+    """Choice at a site: "drop" or "merge", how many sixteenths of the tokens go, and of dropped ones the score."""
 
     form: str
     parts: int
+    score: str = "auto"
 
     def __str__(self) -> str:
-        return f"{PARTS - self.parts}/{PARTS}{', the rest merged' if self.form == 'merge' else ''}"
+        by = {"first": " by the attention of token 0", "all": " by all attention"}
+        how = ", the rest merged" if self.form == "merge" else by.get(self.score, "")
+        return f"{PARTS - self.parts}/{PARTS}{how}"
 
 
 class _Probes:
@@ -250,13 +275,9 @@ class _Probes:
         self._slope = (seconds[1] - seconds[0]) / (parts[1] - parts[0])
         self._start = seconds[0] - self._slope * parts[0]
 
-    def noise(self, parts: int) -> float:
-        """Noise over signal of the outputs."""
-        return float(self._low * (parts / self._first) ** self._exponent)
-
-    def seconds(self, parts: int) -> float:
-        """Predicted run time."""
-        return self._start + self._slope * parts
+    def level(self, parts: int, whole: float) -> Level:
+        """The outcome for some sixteenths, where all tokens take so many seconds."""
+        return Level(self._low * (parts / self._first) ** self._exponent, whole - self._start - self._slope * parts)
 
 
 def _run_time(before: Graph, after: Graph, context: Context) -> tuple[float, str]:

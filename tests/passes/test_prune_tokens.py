@@ -20,6 +20,9 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.ir.verifier import verify
 from memoptc.pass_base import Context
 from memoptc.passes.shrink import prune_tokens
+from memoptc.passes.shrink._tokens.drop import TokenDrop, drop_tokens
+from memoptc.passes.shrink._tokens.merge import TokenCounts
+from memoptc.passes.shrink._tokens.region import TokenRegion
 from memoptc.passes.shrink.prune_tokens import PruneTokens, TokenReduction
 from memoptc.runtime.data import Data
 from memoptc.runtime.evaluate import ModelSource
@@ -331,17 +334,22 @@ def test_data_says_how_many() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
-def test_few_labels_are_followed_by_as_many_of_the_calibration_as_a_loss_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lost", "rows"), [(0, 45), (1, 77)])  # 0.95 ** 45 < 0.1
+def test_few_labels_are_followed_by_as_many_of_the_calibration_as_a_loss_takes(
+    lost: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     full = Examiner.full
 
-    def counted(self: Examiner, candidate: ModelSource) -> Quality:
+    def counted(self: Examiner, candidate: ModelSource, failed: object = None) -> Quality:
         found = full(self, candidate)
         assert found.hits is not None
         seen.append(found.hits.rows)
         return found
 
     monkeypatch.setattr(Examiner, "full", counted)
+    monkeypatch.setattr(prune_tokens, "LOST", lost)
+    monkeypatch.setattr(prune_tokens, "QUICK", np.inf)
     model = encoder(2, "tokens", readout="first", masked=True)
     types = {value.name: value.type for value in read_onnx(model).inputs}
     feeds = [{**sample.feed, "labels": np.array([3])} for sample in masked_data(model, 8)]
@@ -349,8 +357,25 @@ def test_few_labels_are_followed_by_as_many_of_the_calibration_as_a_loss_takes(m
     context = Context(calibration=Data(feeds * 2, types), validation=Data(feeds[:20], types), dims=LONG)
     _, stats = pruned(model, options, context)
     assert stats["layers that drop tokens"] >= 1
-    assert set(seen) == {45}  # 0.95 ** 45 < 0.1
-    assert "0 lost and 0 won of 45" in context.decisions[-1].why
+    assert set(seen) == {rows}
+    assert f"0 lost and 0 won of {rows}" in context.decisions[-1].why
+
+
+@pytest.mark.parametrize(("readout", "tried"), [("first", {True, False}), ("mean", {False})])
+def test_both_scores_are_tried_where_outputs_read_token_0(
+    readout: Readout, tried: set[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bool] = set()
+
+    def watched(region: TokenRegion, drop: TokenDrop, sizes: TokenCounts, rule: str) -> None:
+        seen.update(() if drop.merge else (drop.from_first,))
+        drop_tokens(region, drop, sizes, rule)
+
+    monkeypatch.setattr(prune_tokens, "drop_tokens", watched)
+    model = encoder(2, "tokens", readout=readout, masked=True)
+    data = masked_data(model, 8)
+    pruned(model, PruneTokens(min_sqnr=60.0), Context(calibration=data, validation=data, dims=LONG))
+    assert seen == tried
 
 
 @pytest.mark.parametrize(("seconds", "samples"), [(60.0, 16), (0.0, prune_tokens.FEWEST)])

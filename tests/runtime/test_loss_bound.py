@@ -41,6 +41,13 @@ def test_the_largest_number_that_shows_a_share_is_the_binomial_one(samples: int,
         assert share_for(allowed, samples) <= share + 1e-9
 
 
+@pytest.mark.parametrize(("share", "disagreeing"), [(0.005, 3), (0.02, 1), (0.3, 2), (0.9, 5)])
+def test_so_many_samples_allow_so_many_disagreements(share: float, disagreeing: int) -> None:
+    samples = samples_for(share, disagreeing)
+    assert disagreements(share, samples) == disagreeing
+    assert (disagreements(share, samples - max(1, samples // 32)) or 0) <= disagreeing
+
+
 @pytest.mark.parametrize("rows", [128, 460, 1000])
 @pytest.mark.parametrize(("lost", "won"), [(0.005, 0.0), (0.02, 0.0), (0.01, 0.005), (0.02, 0.01), (0.05, 0.03)])
 def test_the_bound_holds_nine_times_out_of_ten(rows: int, lost: float, won: float) -> None:

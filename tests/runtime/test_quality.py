@@ -57,6 +57,17 @@ def test_the_original_runs_once_per_sample(
     assert examiner.samples == (2, 5)
 
 
+def test_a_candidate_that_has_lost_too_much_is_not_looked_at_further(tmp_path: Path, runs: dict[str, int]) -> None:
+    feed, label = {"x": np.array([1.0, 2.0], np.float32)}, np.array([1])
+    data = [Sample(feed, label, str(i)) for i in range(9)]
+    examiner = Examiner(_scaling(tmp_path / "one.onnx", 1.0), data, top1)
+    found = examiner.full(_scaling(tmp_path / "other.onnx", -1.0), lambda hits: hits.lost >= 3)
+    assert found.hits == (3, 0, 3)
+    assert runs["the candidate"] == 3
+    same = examiner.full(_scaling(tmp_path / "same.onnx", 2.0), lambda hits: hits.lost >= 3)
+    assert same.hits == (0, 0, 9)
+
+
 def test_outputs_beyond_what_is_kept_run_again(
     tmp_path: Path, runs: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import MemoptcError
 from memoptc.ir.pool import WeightPool
+from memoptc.runtime.loss_bound import PairedHits
 from memoptc.runtime.quality import FAILED, Examiner, Quality
 from memoptc.runtime.result_cache import ResultCache
 from memoptc.runtime.spool import trim
@@ -39,6 +40,10 @@ class CandidateEvaluator:
     def full(self, graph: Graph) -> Quality:
         """Compare on all, and measure the metric."""
         return self._with(graph, self.examiner.full, "full")
+
+    def until(self, graph: Graph, failed: Callable[[PairedHits], bool]) -> Quality:
+        """Compare on all, or until so many rows are lost that it has failed."""
+        return self._with(graph, lambda path: self.examiner.full(path, failed), "until it failed")
 
     def _with(self, graph: Graph, look: Callable[[Path], Quality], how: str) -> Quality:
         self.count += 1

@@ -15,7 +15,7 @@ from memoptc.report.model import Decision
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Sample
 from memoptc.runtime.held_out import FollowedBy, labelled_rows, samples_with
-from memoptc.runtime.loss_bound import samples_for
+from memoptc.runtime.loss_bound import PairedHits, samples_for
 from memoptc.runtime.metric import top1
 from memoptc.runtime.moments import Aside
 from memoptc.runtime.quality import MOST, Examiner
@@ -113,6 +113,7 @@ class Gate:
         max_loss: Largest accepted loss of the metric; `None` for any.
         fitted: Whether calibration data are fitted to. Where they are not, they are looked at, too, if the labels of
             the validation data are too few to show so small a loss; as many as that takes.
+        lost: Where calibration data are looked at, take enough for so many lost rows to be allowed.
 
     Raises:
         InputError: there is no data to measure on, or nothing is asked for.
@@ -127,6 +128,7 @@ class Gate:
         max_loss: float | None,
         *,
         fitted: bool = True,
+        lost: int = 0,
     ) -> None:
         if context.calibration is None:
             raise InputError(f"{name} needs data.", hint="Give some with --calibration.")
@@ -146,19 +148,25 @@ class Gate:
         if given is not None and given is not context.calibration:
             data = given
             if metric is top1 and max_loss is not None and not fitted:
-                missing = min(samples_for(max_loss), MOST) - sum(map(labelled_rows, given))
+                missing = min(samples_for(max_loss, lost), MOST) - sum(map(labelled_rows, given))
                 data = FollowedBy(given, context.calibration, samples_with(context.calibration, missing))
         elif fitted:
             data = Aside(context.calibration)
         self.examiner = Examiner(reference, data, metric)
         self.trials = CandidateEvaluator(self.examiner, pool)
+        self._rows = sum(map(labelled_rows, data)) if metric is top1 else 0
 
     def holds(self, graph: Graph) -> bool:
         """True if a copy is good enough."""
         least = self.target.min_sqnr
         if least is not None and self.trials.quick(graph).sqnr_db < least - _QUICK:
             return False
-        return self.target.met_by(self.trials.full(graph), self.examiner.metric)
+        return self.target.met_by(self.trials.until(graph, self._failed), self.examiner.metric)
+
+    def _failed(self, hits: PairedHits) -> bool:
+        """True if more is lost than is allowed even if the rows that are still to come make no difference."""
+        loss = self.target.max_loss
+        return loss is not None and hits.lost > hits.won and not hits._replace(rows=self._rows).allow(loss)
 
     def search(self, graph: Graph, curves: Sequence[Sequence[Level]], make: Callable[[Levels], Graph]) -> Levels:
         """Choose levels, and put what they make into the graph.

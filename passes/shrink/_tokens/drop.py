@@ -173,10 +173,12 @@ def _chosen(b: Builder, region: TokenRegion, drop: TokenDrop, count: Value) -> V
 def _scores(b: Builder, value: Value, drop: TokenDrop) -> Value:
     """Importance of each token, float32 `[batch, tokens]`."""
     given = drop.probabilities
+    rank = len(given.shape or ()) if given is not None else 0
     if given is None:
         found = b.ReduceL2(b.Cast(value, to=int(DType.FLOAT)), integers(2), keepdims=0)
+    elif rank == 4 and not drop.from_first:
+        found = b.ReduceMean(b.Cast(given, to=int(DType.FLOAT)), integers(1, 2), keepdims=0)
     else:
-        rank = len(given.shape or ())
         if drop.from_first:
             given = b.Gather(given, np.int64(0), axis=rank - 2)
         else:
