@@ -3,207 +3,40 @@
     python benchmarks/less_work.py FILE.jsonl [--only NAME ...] [--loss 0.005 ...]
     python benchmarks/less_work.py FILE.jsonl --summary
 
-Each model is compiled at -O2 with `--prune-tokens`, or `--early-exit` for classifiers of pictures and sounds, on
-calibration and validation data, and held against the original on data that no compile saw, and on shifted ones. Need
-is MB of a fresh process in stock onnxruntime; latency is that of single held-out samples in one process, the models
-taking turns: original, -O2 without either, and with. A line of JSON per model and loss is appended to FILE.
+Each model is compiled at -O2 with `--prune-tokens`, or `--early-exit` for classifiers of pictures and sounds, or
+becomes the large one of a cascade, on calibration and validation data, and held against the original on data that no
+compile saw, and on shifted ones. Need is MB of a fresh process in stock onnxruntime; latency is that of single held-out
+samples in one process, the models taking turns: original, -O2 without either, and with. A line of JSON per model and
+loss is appended to FILE.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import onnx
-from models import vit_s
+from less_cases import CASES, Case, Feed
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import zoo
-
 from memoptc.api import compile_file
 from memoptc.ir.diagnostics import MemoptcError
-from memoptc.ir.onnx_io import to_proto
+from memoptc.levels import cascade_pipeline
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.measure import measure_need
 from memoptc.runtime.options import RunOptions
 
-Feed = dict[str, Any]
-Metric = Callable[[Iterable[Any]], float]
 SECONDS = 6.0
 """Timed runs of one case."""
 
-
-@dataclass(frozen=True)
-class Case:
-    """A model with its data.
-
-    Args:
-        path: The model.
-        option: `prune_tokens` or `early_exit`.
-        calibration: Feeds with labels; also what thresholds are set on.
-        validation: What a compile is held to.
-        held_out: What no compile sees.
-        shifted: Feeds of another kind, in the order of `held_out`.
-        metric: Of outcomes; top-1 if `None`.
-    """
-
-    path: Path
-    option: str
-    calibration: Sequence[Feed]
-    validation: Sequence[Feed]
-    held_out: Sequence[Feed]
-    shifted: Sequence[Feed]
-    metric: Metric | None = None
-
-
-def digits(name: str, option: str, batch: int = 1) -> Case:
-    """Digits of 8 by 8, so many at a time; shifted by a pixel, with noise."""
-    assert zoo.ZOO is not None
-    with np.load(zoo.FOLDER / "data" / "feeds" / "digits_train.npz") as train:
-        known = [{"image": x, "labels": y} for x, y in zip(train["in0"], train["labels"], strict=True)]
-    feeds, labels = zoo.ZOO.samples(name)
-    rng = np.random.default_rng(0)
-    shifted = [np.roll(f["image"], 1, axis=3) + rng.normal(0, 0.1, (1, 1, 8, 8)).astype(np.float32) for f in feeds]
-    unseen = [{**f, "labels": y} for f, y in zip(feeds, labels, strict=True)]
-    other = [{"image": x, "labels": y} for x, y in zip(shifted, labels, strict=True)]
-    # Labels of calibration data are right by training; the validation data are a third of what was not trained on.
-    parts = known, unseen[::3], unseen[1::3] + unseen[2::3], other[1::3] + other[2::3]
-    return Case(zoo.ZOO.path(name), option, *(in_batches(part, batch) for part in parts))
-
-
-def in_batches(feeds: Sequence[Feed], batch: int) -> Sequence[Feed]:
-    """Put so many samples of one row into one; what is left over goes."""
-    if batch == 1:
-        return feeds
-    ends = range(batch, len(feeds) + 1, batch)
-    groups = [feeds[end - batch : end] for end in ends]
-    return [
-        {"image": np.concatenate([f["image"] for f in group]), "labels": np.array([int(f["labels"]) for f in group])}
-        for group in groups
-    ]
-
-
-def spearman(outcomes: Iterable[Any]) -> float:
-    """Rank correlation of the likeness of two sentences, one after the other, with people's."""
-    from scipy.stats import spearmanr
-
-    vectors, labels = [], []
-    for outcome in outcomes:
-        hidden = next(iter(outcome.outputs.values()))
-        mask = np.asarray(outcome.feed["attention_mask"])[..., None]
-        mean = ((hidden * mask).sum(1) / mask.sum(1))[0] if hidden.ndim == 3 else hidden[0]
-        vectors.append(mean / np.linalg.norm(mean))
-        labels.append(float(outcome.label))
-    alike = [float(a @ b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-    return float(spearmanr(alike, labels[::2])[0])
-
-
-def sentences() -> Case:
-    """Pairs of sentences; shifted by a fifth of the words unknown."""
-    assert zoo.ZOO is not None
-    feeds, labels = zoo.ZOO.samples("minilm_l6")
-    every = [{**f, "labels": y} for f, y in zip(feeds, labels, strict=True)]
-    rng, unknown = np.random.default_rng(0), 100
-
-    def worse(feed: Feed) -> Feed:
-        ids = feed["input_ids"].copy()
-        at = (rng.random(ids.shape) < 0.2) & (feed["attention_mask"] == 1)
-        at[:, 0] = False
-        ids[at] = unknown
-        return {**feed, "input_ids": ids}
-
-    held = every[88:]
-    return Case(
-        zoo.ZOO.path("minilm_l6"), "prune_tokens", every[:32], every[32:88], held, [worse(f) for f in held], spearman
-    )
-
-
-def pictures(folder: Path) -> Case:
-    """Which picture a crop is from; shifted by noise and half the light. The head is fitted by least squares."""
-    from PIL import Image
-
-    files = sorted((zoo.FOLDER / "data" / "images").glob("inet_*"))
-    rng = np.random.default_rng(0)
-    opened = [Image.open(f).convert("RGB") for f in files]
-
-    def crop(image: Image.Image) -> np.ndarray:
-        side = int(min(image.size) * rng.uniform(0.6, 0.9))
-        left, top = (int(rng.integers(0, extent - side + 1)) for extent in image.size)
-        small = image.crop((left, top, left + side, top + side)).resize((224, 224))
-        return ((np.asarray(small, np.float32) / 255 - 0.5) / 0.25).transpose(2, 0, 1)[None]
-
-    def draw(each: int) -> list[Feed]:
-        return [{"image": crop(im), "labels": np.int64(i)} for _ in range(each) for i, im in enumerate(opened)]
-
-    model = to_proto(vit_s(len(files)))
-    path = folder / "vit_s.onnx"
-    onnx.save(model, path)
-    product, bias = (next(n for n in reversed(model.graph.node) if n.op_type == kind) for kind in ("MatMul", "Add"))
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    bare.graph.output.add(name=product.input[0])
-    onnx.save(bare, folder / "bare.onnx")
-    evaluator = Evaluator(folder / "bare.onnx", RunOptions(), label="the model with its class token")
-    fitted = draw(6)
-    tokens = np.concatenate([evaluator.run({"image": f["image"]})[product.input[0]] for f in fitted])
-    mean, spread = tokens.mean(0), tokens.std(0) + 1e-6
-    x = (tokens - mean) / spread
-    wanted = 10 * (np.eye(len(files))[[int(f["labels"]) for f in fitted]] - 1 / len(files))
-    weight = np.linalg.solve(x.T @ x + 30 * np.eye(x.shape[1]), x.T @ wanted) / spread[:, None]
-    heads = {product.input[1]: weight, bias.input[1]: -mean @ weight}
-    for tensor in model.graph.initializer:
-        if tensor.name in heads:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(heads[tensor.name].astype(np.float32), tensor.name))
-    onnx.save(model, path)
-    held = draw(10)
-    shifted = [{**f, "image": f["image"] * 0.5 + rng.normal(0, 0.3, f["image"].shape).astype(np.float32)} for f in held]
-    return Case(path, "prune_tokens", draw(40), draw(10), held, shifted)
-
-
-def sounds(name: str, option: str) -> Case:
-    """Speech of the voice detector's samples, as frames or as a picture of its spectrum; no labels."""
-    assert zoo.ZOO is not None
-    with np.load(zoo.FOLDER / "data" / "feeds" / "silero_vad.npz") as file:
-        wave = file["in0"].reshape(-1)
-    rng = np.random.default_rng(0)
-    spec = zoo.ZOO.meta(name)["inputs"]
-    (key, shape), = ((k, v["shape"]) for k, v in spec.items())  # fmt: skip
-    size = int(np.prod(shape[-2:]))
-
-    def draw(noise: float) -> Feed:
-        start = int(rng.integers(0, max(1, len(wave) - 2048)))
-        piece = np.resize(np.roll(wave, -start), size).reshape(shape[-2:])
-        piece = np.abs(np.fft.rfft(piece, 2 * shape[-2] - 1, axis=0)) if len(shape) == 4 else piece * 8
-        piece = piece + noise * rng.standard_normal(piece.shape)
-        return {key: np.broadcast_to(piece, shape).astype(np.float32)}
-
-    count = 1000 if option == "early_exit" else 24
-    every = [draw(0.02) for _ in range(count + 120)]
-    return Case(zoo.ZOO.path(name), option, every[:count], every[count : count + 60], every[count + 60 :],
-                [draw(0.5) for _ in range(60)])  # fmt: skip
-
-
-CASES: dict[str, Callable[[Path], Case]] = {
-    "digits_vit": lambda folder: digits("digits_vit", "prune_tokens"),
-    "digits_vit, 8 at a time": lambda folder: digits("digits_vit", "prune_tokens", 8),
-    "digits_vit, 64 at a time": lambda folder: digits("digits_vit", "prune_tokens", 64),
-    "minilm_l6": lambda folder: sentences(),
-    "vit_s": pictures,
-    "digits_cnn": lambda folder: digits("digits_cnn", "early_exit"),
-    "digits_vit exit": lambda folder: digits("digits_vit", "early_exit"),
-    "fsmn_vad": lambda folder: sounds("fsmn_vad", "prune_tokens"),
-    "speech_commands_squeeze": lambda folder: sounds("speech_commands_squeeze", "early_exit"),
-}
+PASSES = ("prune-tokens", "early-exit", "cascade")
 
 
 @dataclass(frozen=True)
@@ -260,9 +93,10 @@ def latencies(paths: Sequence[Path], feeds: Sequence[Feed]) -> list[dict[str, fl
 def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
     """Compile a case at a loss; everything that was measured."""
     case = CASES[name](folder)
-    option: Any = loss if case.option == "early_exit" else True
-    limits: dict[str, Any] = {case.option: option}
-    if case.option == "prune_tokens" and "labels" in case.calibration[0]:
+    limits: dict[str, Any] = {"level": 2, case.option: loss if case.option == "early_exit" else True}
+    if case.small is not None:
+        limits = {"level": 0, "passes": cascade_pipeline(case.small, loss, None)}
+    elif case.option == "prune_tokens" and "labels" in case.calibration[0]:
         limits |= {"max_accuracy_loss": loss, "metric": case.metric}
     elif case.option == "prune_tokens":
         limits |= {"min_sqnr": 20.0}
@@ -273,13 +107,13 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         compile_file(case.path, paths[1], level=2, measure=False, verify="off")
-        result = compile_file(case.path, paths[2], level=2, measure=False, verify="fast", **limits, **data)
+        result = compile_file(case.path, paths[2], measure=False, verify="fast", **limits, **data)
     except MemoptcError as problem:
         return line | {"failed": problem.message}
     line["seconds"] = time.perf_counter() - start
-    line["did"] = [f"{d.what}; {d.why}" for d in result.report.decisions if d.step in ("prune-tokens", "early-exit")]
-    line["stats"] = {p.name: dict(p.stats) for p in result.report.passes if p.name in ("prune-tokens", "early-exit")}
-    line["warnings"] = [w for w in result.report.warnings if "prune-tokens" in w or "early-exit" in w]
+    line["did"] = [f"{d.what}; {d.why}" for d in result.report.decisions if d.step in PASSES]
+    line["stats"] = {p.name: dict(p.stats) for p in result.report.passes if p.name in PASSES}
+    line["warnings"] = [w for w in result.report.warnings if any(name in w for name in PASSES)]
     line["need_mb"] = [measure_need(p, bare, options=RunOptions(threads=2)).need_bytes / 1e6 for p in paths]
     line["activations_mb"] = [measure_need(p, bare).parts()["activations"] / 1e6 for p in paths]
     line["latency_ms"] = latencies(paths, case.held_out)

@@ -3,12 +3,14 @@
     python benchmarks/models.py chain50k OUT.onnx [--nodes 50000]
     python benchmarks/models.py external3g OUT.onnx [--layers 48] [--width 4096]
     python benchmarks/models.py vit_s OUT.onnx [--classes 27]
+    python benchmarks/models.py audio_s OUT.onnx [--classes 8]
 
 chain50k is one long graph of cheap nodes: element-wise ones, Adds that reach back over up to 200 nodes, small
 MatMuls, Constant nodes, views, and an If with two branches every thousand nodes; its batch is dynamic.
 external3g is a stack of dense layers, 3 GB of float32 weights in OUT.onnx.data, written one layer at a time.
 vit_s has the shape of ViT-S/16 (Dosovitskiy et al., 2021; 12 layers, width 384, 6 heads, 196 patches and a class
-token) and random weights.
+token) and random weights; audio_s is a small encoder of spectra with that of Whisper's (Radford et al., 2022): two
+convolutions along time, then attention; the mean of its 128 tokens is read.
 """
 
 from __future__ import annotations
@@ -178,42 +180,79 @@ def vit_s(classes: int = 27, layers: int = 12, width: int = 384, heads: int = 6,
         heads: Of each attention.
         seed: Of the weights.
     """
-    rng = np.random.default_rng(seed)
     graph = Graph("vit_s", ModelInfo(opset_imports={"": 20}))
     b = Builder(graph)
+    made = _Encoder(b, width, heads, np.random.default_rng(seed))
     image = graph.add_input("image", TensorType(DType.FLOAT, (parse_dim("batch"), 3, 224, 224)))
-
-    def weight(*shape: int, scale: float = 1.0) -> np.ndarray:
-        return (scale * rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
-
-    def dense(x: Value, units: int, inner: int = width) -> Value:
-        return b.Add(b.MatMul(x, weight(inner, units)), weight(units, scale=0.1))
-
-    def norm(x: Value) -> Value:
-        return b.LayerNormalization(x, np.ones(width, np.float32), np.zeros(width, np.float32))
-
-    def split(x: Value) -> Value:
-        each = b.Reshape(x, np.array([0, 0, heads, width // heads], np.int64))
-        return b.Transpose(each, perm=[0, 2, 1, 3])
-
-    def attention(x: Value) -> Value:
-        q, k, v = (split(dense(x, width)) for _ in range(3))
-        scores = b.Mul(b.MatMul(q, b.Transpose(k, perm=[0, 1, 3, 2])), np.float32((width // heads) ** -0.5))
-        mixed = b.Transpose(b.MatMul(b.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
-        return dense(b.Reshape(mixed, np.array([0, 0, width], np.int64)), width)
-
-    patches = b.Conv(image, weight(width, 3, 16, 16) * 8, strides=[16, 16])
+    patches = b.Conv(image, made.weight(width, 3, 16, 16) * 8, strides=[16, 16])
     patches = b.Transpose(b.Reshape(patches, np.array([0, width, -1], np.int64)), perm=[0, 2, 1])
     batch = b.Slice(b.Shape(image), *(np.array([i], np.int64) for i in (0, 1, 0)))
-    first = b.Expand(weight(1, 1, width), b.Concat(batch, np.array([1, width], np.int64), axis=0))
-    x = b.Add(b.Concat(first, patches, axis=1), weight(1, 197, width, scale=0.1))
+    first = b.Expand(made.weight(1, 1, width), b.Concat(batch, np.array([1, width], np.int64), axis=0))
+    x = b.Add(b.Concat(first, patches, axis=1), made.weight(1, 197, width, scale=0.1))
     for _ in range(layers):
-        x = b.Add(x, attention(norm(x)))
-        x = b.Add(x, dense(b.Gelu(dense(norm(x), 4 * width)), width, 4 * width))
-    token = b.Gather(norm(x), np.int64(0), axis=1)
-    scores = b.Add(b.MatMul(token, weight(width, classes)), weight(classes, scale=0.1), _name="scores")
-    graph.set_outputs([scores])
+        x = made.block(x)
+    graph.set_outputs([made.dense(b.Gather(made.norm(x), np.int64(0), axis=1), classes, name="scores")])
     return graph
+
+
+def audio_s(classes: int = 8, layers: int = 4, width: int = 192, heads: int = 3, seed: int = 0) -> Graph:
+    """Make an encoder of spectra `[batch, 256, 64]` with scores `[batch, classes]` from the mean of its 128 tokens.
+
+    Args:
+        classes: Of the head, whose weights are those of the last MatMul and Add.
+        layers: Attention and feed-forward blocks.
+        width: Of hidden states.
+        heads: Of each attention.
+        seed: Of the weights.
+    """
+    graph = Graph("audio_s", ModelInfo(opset_imports={"": 20}))
+    b = Builder(graph)
+    made = _Encoder(b, width, heads, np.random.default_rng(seed))
+    frames = graph.add_input("frames", TensorType(DType.FLOAT, (parse_dim("batch"), 256, 64)))
+    x = b.Transpose(frames, perm=[0, 2, 1])
+    x = b.Gelu(b.Conv(x, made.weight(width, 64, 3) * 8, pads=[1, 1], strides=[1]))
+    x = b.Gelu(b.Conv(x, made.weight(width, width, 3) * 16, pads=[1, 1], strides=[2]))
+    x = b.Add(b.Transpose(x, perm=[0, 2, 1]), made.weight(1, 128, width, scale=0.1))
+    for _ in range(layers):
+        x = made.block(x)
+    pooled = b.ReduceMean(made.norm(x), np.array([1], np.int64), keepdims=0)
+    graph.set_outputs([made.dense(pooled, classes, name="scores")])
+    return graph
+
+
+class _Encoder:
+    """Layers over hidden states `[batch, tokens, width]`, normed before each (Xiong et al., 2020)."""
+
+    def __init__(self, b: Builder, width: int, heads: int, rng: np.random.Generator) -> None:
+        self.b, self.width, self.heads, self.rng = b, width, heads, rng
+
+    def weight(self, *shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+    def dense(self, x: Value, units: int, inner: int = 0, name: str = "") -> Value:
+        product = self.b.MatMul(x, self.weight(inner or self.width, units))
+        bias = self.weight(units, scale=0.1)
+        return self.b.Add(product, bias, _name=name) if name else self.b.Add(product, bias)
+
+    def norm(self, x: Value) -> Value:
+        return self.b.LayerNormalization(x, np.ones(self.width, np.float32), np.zeros(self.width, np.float32))
+
+    def block(self, x: Value) -> Value:
+        x = self.b.Add(x, self._attention(self.norm(x)))
+        inner = self.b.Gelu(self.dense(self.norm(x), 4 * self.width))
+        return self.b.Add(x, self.dense(inner, self.width, 4 * self.width))
+
+    def _split(self, x: Value) -> Value:
+        each = self.b.Reshape(x, np.array([0, 0, self.heads, self.width // self.heads], np.int64))
+        return self.b.Transpose(each, perm=[0, 2, 1, 3])
+
+    def _attention(self, x: Value) -> Value:
+        b = self.b
+        q, k, v = (self._split(self.dense(x, self.width)) for _ in range(3))
+        scale = np.float32((self.width // self.heads) ** -0.5)
+        scores = b.Mul(b.MatMul(q, b.Transpose(k, perm=[0, 1, 3, 2])), scale)
+        mixed = b.Transpose(b.MatMul(b.Softmax(scores, axis=-1), v), perm=[0, 2, 1, 3])
+        return self.dense(b.Reshape(mixed, np.array([0, 0, self.width], np.int64)), self.width)
 
 
 @click.group(help=__doc__)
@@ -241,6 +280,13 @@ def _external3g(out: Path, layers: int, width: int) -> None:
 @click.option("--classes", default=27, show_default=True)
 def _vit_s(out: Path, classes: int) -> None:
     onnx.save(to_proto(vit_s(classes)), out)
+
+
+@main.command("audio_s")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--classes", default=8, show_default=True)
+def _audio_s(out: Path, classes: int) -> None:
+    onnx.save(to_proto(audio_s(classes)), out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import Dim
 from memoptc.ir.iteration import Axis, Form, iteration_space
-from memoptc.ir.ops import is_pure, opset_of
+from memoptc.ir.ops import VIEWS, is_pure, opset_of
 from memoptc.ir.ops.extent import runs_on_part
 from memoptc.ir.tensors import ints
 from memoptc.ir.types import TensorType
@@ -209,7 +209,8 @@ def _axis(maker: Op, index: int, take: _Take) -> Axis | None:
 
 def _target(maker: Op, axis: Axis, take: _Take) -> tuple[int, ...] | None:
     """The extents that a Reshape gives to a part; `None` where they are not known."""
-    known = ints(maker.operands[1].tensor) if maker.is_a("Reshape") and take.reshapes else None
+    given = maker.input(1) if maker.key in VIEWS and take.reshapes else None
+    known = None if given is None else ints(given.tensor)
     along = axis.operands[0]
     if known is None or along is None or not isinstance(take.extent, int) or take.extent < 1:
         return None
