@@ -165,7 +165,7 @@ EXCERPTS, FRAMES, BANDS, HOP, WINDOW = 8, 256, 64, 40, 512
 
 
 def speech(folder: Path) -> Case:
-    """Which excerpt of a recording was heard, from its spectrum in bands; shifted by twice the noise, at a lower level."""
+    """Which excerpt of a recording was heard, from its spectrum in bands; shifted by twice the noise."""
     with np.load(zoo.FOLDER / "data" / "feeds" / "silero_vad.npz") as file:
         wave = file["in0"].reshape(-1).astype(np.float32)
     rng = np.random.default_rng(0)
@@ -180,16 +180,16 @@ def speech(folder: Path) -> Case:
         bands = energy.reshape(len(frames), BANDS, -1).mean(2)
         return ((np.log(bands + 1e-6) + 5) / 4)[None].astype(np.float32)
 
-    def hear(excerpt: int, gain: float, noise: float) -> Feed:
+    def hear(excerpt: int, noise: float) -> Feed:
         start = excerpt * (len(wave) - length - 400) // (EXCERPTS - 1) + int(rng.integers(0, 400))
-        sound = gain * wave[start : start + length] + noise * level * rng.standard_normal(length)
+        sound = rng.uniform(0.7, 1.4) * wave[start : start + length] + noise * level * rng.standard_normal(length)
         return {"frames": spectrum(sound), "labels": np.int64(excerpt)}
 
-    def draw(each: int, *, gain: float = 1.0, noise: float = 0.05) -> list[Feed]:
-        return [hear(i, gain * rng.uniform(0.7, 1.4), noise) for _ in range(each) for i in range(EXCERPTS)]
+    def draw(each: int, *, noise: float = 0.05) -> list[Feed]:
+        return [hear(i, noise) for _ in range(each) for i in range(EXCERPTS)]
 
     path = fitted(audio_s(EXCERPTS), draw(40), folder)
-    return Case(path, "prune_tokens", draw(60), draw(40), draw(40), draw(40, gain=0.7, noise=0.1))
+    return Case(path, "prune_tokens", draw(60), draw(40), draw(40), draw(40, noise=0.1))
 
 
 def sounds(name: str, option: str) -> Case:
