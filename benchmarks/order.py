@@ -23,11 +23,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import zoo
 
-from memoptc.ir.convert import to_networkx
 from memoptc.ir.core import Graph, Op
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.runtime.executed import executed_order
+from memoptc.runtime.memory.footprint import used_values
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.schedule import best_order
 from memoptc.runtime.options import RunOptions
@@ -61,14 +61,17 @@ def one(name: str, variant: str | None) -> dict[str, Any]:
     found = best_order(graph, dims)
     seconds = time.perf_counter() - start
     theirs = default_order(graph, path, feed)
-    sorted_ops = [op for op in networkx.topological_sort(to_networkx(graph)) if isinstance(op, Op)]
     in_graph = set(graph.ops)
+    flow: networkx.DiGraph = networkx.DiGraph()
+    flow.add_nodes_from(graph.ops)
+    flow.add_edges_from((v.op, op) for op in graph.ops for v in used_values(op) if v.op in in_graph)
+    sorted_ops = list(networkx.topological_sort(flow))
     return {
         "model": f"{name} {variant or ''}".strip(),
         "ops": len(liveness(graph, dims).steps),
         "file": found.given_bytes,
         "default": None if theirs is None else peak(graph, dims, theirs),
-        "networkx": peak(graph, dims, [op for op in sorted_ops if op in in_graph]) if sorted_ops else None,
+        "networkx": peak(graph, dims, sorted_ops),
         "ours": found.peak_bytes,
         "bound": found.bound_bytes,
         "proven": found.proven,

@@ -1,9 +1,9 @@
-"""To and from other libraries' graphs: onnx_ir, onnx_graphsurgeon, networkx."""
+"""To and from other libraries' graphs: onnx_ir, onnx_graphsurgeon."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,9 +23,6 @@ from memoptc.ir.types import (
     TensorType,
     Type,
 )
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 _MARK = "memoptc.shared_tensor"
 
@@ -66,31 +63,6 @@ def to_graphsurgeon(graph: Graph) -> Any:
     import onnx_graphsurgeon
 
     return onnx_graphsurgeon.import_onnx(to_proto(graph))
-
-
-def to_networkx(graph: Graph) -> nx.DiGraph:
-    """Give the ops of one graph as a directed graph: an edge for each pair (producer, user).
-
-    Nodes are `Op` objects, with attributes `key` and `name`; edges carry `values`, the values that flow. What
-    a region uses counts as used by the op that owns the region. The final `return` is a node, too.
-    """
-    import networkx as nx  # a sixth of a second, for those who ask for it
-
-    result: nx.DiGraph = nx.DiGraph()
-    position = {op: i for i, op in enumerate((*graph.ops, graph.terminator))}
-    for op in position:
-        result.add_node(op, key=op.key, name=op.name)
-    for op in position:
-        used = list(op.operands)
-        for region in op.regions.values():
-            used.extend(region.captures())
-        for value in used:
-            if value.op is not None and value.op in position:
-                if not result.has_edge(value.op, op):
-                    result.add_edge(value.op, op, values=[])
-                if value not in result.edges[value.op, op]["values"]:
-                    result.edges[value.op, op]["values"].append(value)
-    return result
 
 
 class OnnxIrMirror:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def python(*words: str) -> list[str]:
@@ -41,3 +44,29 @@ def worker_process(command: Sequence[str]) -> subprocess.Popen[str]:
         errors="replace",
         env=environment(),
     )
+
+
+def send(process: subprocess.Popen[str], request: Any) -> bool:
+    """Send plain values as one line of JSON; False when the process is gone."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+    except OSError:
+        return False
+    return True
+
+
+def asked(process: subprocess.Popen[str], request: Any) -> str:
+    """Send a request and wait for the line that answers it; `""` when the process is gone."""
+    assert process.stdout is not None
+    return process.stdout.readline() if send(process, request) else ""
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a process, and close what it was asked through."""
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            stream.close()  # type: ignore[union-attr]
+    process.wait()

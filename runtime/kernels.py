@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,37 +133,12 @@ def loaded(path: str | Path) -> Loaded | None:
         return Loaded(sum(n.op_type == "Cast" for n in graph.node), int(size))
 
 
-def casts_inserted(
-    node: onnx.NodeProto, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], opset: int
-) -> int | None:
-    """Give how many Casts onnxruntime puts around a node for want of a kernel; `None` when it refuses the node.
-
-    Args:
-        node: One node; an isolated one may be run in float32 although it has a kernel, so give it such neighbours
-            through `inputs` and `outputs` as it would have.
-        inputs: Its inputs.
-        outputs: Its outputs.
-        opset: Version of the standard operators.
-    """
-    graph = onnx.helper.make_graph([node], "probe", list(inputs), list(outputs))
-    with TemporaryFolder() as folder:
-        written = Path(folder) / "optimized.onnx"
-        options = RunOptions(optimize=False).session_options()
-        options.optimized_model_filepath = str(written)
-        try:
-            onnxruntime.InferenceSession(_model(graph, opset), options, providers=["CPUExecutionProvider"])
-        except Exception:
-            return None
-        operators = [n.op_type for n in onnx.load(written).graph.node]
-        return operators.count("Cast") - (node.op_type == "Cast")
-
-
 def _port(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:
     kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_value_info(name, kind, array.shape)
 
 
-def _model(graph: onnx.GraphProto, opset: int = _OPSET) -> bytes:
-    imports = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(_DOMAIN, 1)]
+def _model(graph: onnx.GraphProto) -> bytes:
+    imports = [onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid(_DOMAIN, 1)]
     content: bytes = onnx.helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION).SerializeToString()
     return content

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from memoptc.ir.diagnostics import InputError, InternalError
 from memoptc.runtime import worker
-from memoptc.runtime.child import python, worker_process
+from memoptc.runtime.child import asked, end, python, send, worker_process
 from memoptc.runtime.options import RunOptions
 
 
@@ -47,24 +47,13 @@ class MeasuringProcess:
 
     def __call__(self, **order: Any) -> dict[str, Any]:
         """Ask one thing; give the answer, or raise what the process says."""
-        answer: dict[str, Any] = json.loads(self.send(order) or "{}")
+        answer: dict[str, Any] = json.loads(asked(self.process, order) or "{}")
         if not answer:
             code = self.process.wait()
             raise InternalError(f"{self.label}: the measuring process ended with code {code}.")
         if "error" in answer:
             raise InputError(f"{self.label}: onnxruntime cannot run it: {answer['error']}")
         return answer
-
-    def send(self, order: Mapping[str, Any]) -> str:
-        """Send one line and wait for the answer; `""` when the process is gone."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            return ""
-        return self.process.stdout.readline()
 
 
 @contextmanager
@@ -92,11 +81,9 @@ def start_worker(
         if timer is not None:
             timer.daemon = True
             timer.start()
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(request) + "\n")
+        send(process, request)
         yield MeasuringProcess(process, Path(path).name)
     finally:
         if timer is not None:
             timer.cancel()
-        process.kill()
-        process.communicate()
+        end(process)

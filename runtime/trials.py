@@ -24,7 +24,7 @@ from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError, MemoptcError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.ops import facts
-from memoptc.runtime.child import python, worker_process
+from memoptc.runtime.child import end, python, send, worker_process
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.heap import available_bytes
 from memoptc.runtime.memory.extents import bind_shapes, likely_extents
@@ -169,10 +169,7 @@ class _InWorker:
         if process is None:
             process = self._start()
             self._answer(_LOAD_SECONDS, "loading")
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.write(f"{json.dumps([str(path), self.cpu_seconds])}\n")
-            process.stdin.flush()
+        send(process, [str(path), self.cpu_seconds])
         return bool(self._answer(_RUN_SECONDS, "a run")["finite"])
 
     def _answer(self, seconds: float, what: str) -> dict[str, Any]:
@@ -201,10 +198,7 @@ class _InWorker:
             "options": self._original.options.to_json(),
         }
         self._process = worker_process(python("-m", "memoptc.runtime.trials"))
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has crashed while it was starting; its answer, which is none, says so
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+        send(self._process, request)  # where it crashed while it was starting, its answer, which is none, says so
         self._answers = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
         return self._process
@@ -212,11 +206,7 @@ class _InWorker:
     def close(self) -> None:
         """End the worker."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
+            end(self._process)
             self._process = None
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.reduction.worker import HAS_FORK
-from memoptc.runtime.child import python, worker_process
+from memoptc.runtime.child import asked, end, python, worker_process
 
 SECONDS = 60.0
 """Longest time of a trial, where none is given."""
@@ -112,18 +112,14 @@ class Trials:
     def ask(self, request: Mapping[str, Any]) -> Outcome:
         """Run one."""
         process = self._process if self._process is not None and HAS_FORK else self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
         inner = self._folder / "trial"
         inner.mkdir(exist_ok=True)
-        line = json.dumps({**request, "seconds": self.seconds, "folder": str(inner)})
+        order = {**request, "seconds": self.seconds, "folder": str(inner)}
         try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
             if HAS_FORK:
-                answer = process.stdout.readline()
+                answer = asked(process, order)
             else:
-                answer, _ = process.communicate(timeout=self.seconds)
+                answer, _ = process.communicate(json.dumps(order) + "\n", timeout=self.seconds)
         except subprocess.TimeoutExpired:
             self.close()
             return Outcome("timeout")
@@ -142,11 +138,7 @@ class Trials:
     def close(self) -> None:
         """End the worker."""
         if self._process is not None:
-            self._process.kill()
-            for stream in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()  # type: ignore[union-attr]
-            self._process.wait()
+            end(self._process)
             self._process = None
 
 

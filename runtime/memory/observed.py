@@ -22,31 +22,13 @@ from memoptc.ir.dims import Dim, KnownDim, Sym
 from memoptc.ir.facts import OBSERVED
 from memoptc.ir.types import DType
 from memoptc.runtime.evaluate import ModelSource
-from memoptc.runtime.memory.extents import bind_shapes, extents
+from memoptc.runtime.memory.extents import extents
 from memoptc.runtime.memory.footprint import evaluate, is_resident, value_size
 from memoptc.runtime.node_events import node_events
 from memoptc.runtime.options import FOLDER_KEY, Feed, RunOptions, clean_message
 from memoptc.runtime.spool import trim
 
 _WIDTHS = {"bool": 8, "float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int4": 4, "uint4": 4}
-
-
-def observe_sizes(graph: Graph, model: ModelSource, feeds: Sequence[Feed]) -> str:
-    """Run the model and note the sizes of values that inference leaves open, on the graph's values.
-
-    Args:
-        graph: The model, shapes inferred.
-        model: The same model for onnxruntime: path, bytes or protobuf.
-        feeds: Inputs, best of two or more sizes; each is run once.
-
-    Returns:
-        One sentence that says how many values were observed; empty when nothing was open.
-
-    Raises:
-        InputError: onnxruntime cannot run the model.
-    """
-    bindings = [bind_shapes(graph, feed) for feed in feeds]
-    return Observation(model, feeds, bindings).apply(graph) if unsized_values(graph, bindings) else ""
 
 
 class Observation:
@@ -66,7 +48,7 @@ class Observation:
         self._points = [_run(model, feed) for feed in feeds]
 
     def apply(self, graph: Graph) -> str:
-        """Note sizes on the values of a graph that has this model's names; says how many, as `observe_sizes` does."""
+        """Note sizes on the values of a graph that has this model's names; gives one sentence that says how many."""
         open_values = unsized_values(graph, self.bindings)
         fitted = 0
         for value in open_values:

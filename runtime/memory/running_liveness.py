@@ -1,4 +1,4 @@
-"""Bytes alive along an order that is still being chosen: the memory model, one op at a time, with undo."""
+"""Bytes alive along an order that is still being chosen: the memory model, one op at a time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunningLiveness:
             0 if bare and index not in self._layout.nested else inner_bytes(op, dims, workspace, alignment)
             for index, op in enumerate(self._layout.ops)
         ]
-        self._log: list[tuple[int, int, int]] = []
+        self._run: list[int] = []
         self.ops: Sequence[Op] = self._layout.ops
         self.number: Mapping[Op, int] = {op: i for i, op in enumerate(self.ops)}
         """Op -> its number."""
@@ -61,7 +61,7 @@ class RunningLiveness:
     def reset(self) -> None:
         """Take all ops back."""
         self._left = [g.users for g in self._layout.groups]
-        self._log.clear()
+        self._run.clear()
         self.live, self.peak = self._start
 
     def inner_bytes(self, index: int) -> int:
@@ -76,7 +76,7 @@ class RunningLiveness:
     @property
     def order(self) -> list[Op]:
         """The ops run so far."""
-        return [self.ops[index] for index, _, _ in self._log]
+        return [self.ops[index] for index in self._run]
 
     def effect(self, index: int) -> tuple[int, int]:
         """Give what running op `index` now would do.
@@ -96,25 +96,18 @@ class RunningLiveness:
             freed += sizes[layout.makes[index][0]]  # what nobody uses goes with the operand whose place it took
         after = during - freed
         during += self._inner[index]
-        if len(self._log) == len(self.ops) - 1:
+        if len(self._run) == len(self.ops) - 1:
             during = max(during, after + self._copies)
         return during, after
 
     def run(self, index: int) -> None:
         """Run op `index` next. Its operands must have been made."""
         during, after = self.effect(index)
-        self._log.append((index, self.live, self.peak))
+        self._run.append(index)
         self.peak = max(self.peak, self.live + during)
         self.live += after
         for group in self._layout.needs[index]:
             self._left[group] -= 1
-
-    def undo(self) -> int:
-        """Take the last op back, and give its number."""
-        index, self.live, self.peak = self._log.pop()
-        for group in self._layout.needs[index]:
-            self._left[group] += 1
-        return index
 
     def run_all(self, order: Iterable[Op]) -> int:
         """Run ops in order, weights skipped, and give the peak."""

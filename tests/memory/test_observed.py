@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 import memoptc
+from memoptc.ir.core import Graph
 from memoptc.ir.facts import OBSERVED
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
+from memoptc.runtime.memory.extents import bind_shapes
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.memory.need import predict_need
-from memoptc.runtime.memory.observed import observe_sizes, observed_values
+from memoptc.runtime.memory.observed import Observation, observed_values, unsized_values
 from memoptc.runtime.node_events import node_events
 
 TEXT = """graph @g(%x: f32[N,64], %s: i64[2]) -> (f32[N,64]) {
@@ -35,13 +37,21 @@ def feed(n: int) -> dict[str, np.ndarray]:
     return {"x": np.zeros((n, 64), np.float32), "s": np.array([n * 2, 32], np.int64)}
 
 
+def observe_sizes(graph: Graph, feeds: list[dict[str, np.ndarray]]) -> str:
+    """Run a graph where that shows anything; give what is said of it."""
+    bindings = [bind_shapes(graph, one) for one in feeds]
+    if not unsized_values(graph, bindings):
+        return ""
+    return Observation(to_proto(graph), feeds, bindings).apply(graph)
+
+
 def test_sizes_of_runs_count_in_plans_and_are_named() -> None:
     graph = parse(TEXT)
     infer_shapes(graph)
     before = liveness(graph, {"N": 100})
     assert {"t", "e"} <= set(before.unknown)
     types = {v.name: v.type for op in graph.ops for v in op.results}
-    text = observe_sizes(graph, to_proto(graph), [feed(3), feed(8), feed(40)])
+    text = observe_sizes(graph, [feed(3), feed(8), feed(40)])
     assert text.startswith(f"{len(observed_values(graph))} values")
     found = liveness(graph, {"N": 100})
     assert not found.unknown
@@ -66,7 +76,7 @@ def test_convolutions_in_blocks_keep_what_runs_showed() -> None:
     infer_shapes(graph)
     assert predict_need(graph, {"N": 100}).unknown
     feeds = [{"x": np.zeros((n, 48), np.float32), "s": np.array([1, 48, n, 1], np.int64)} for n in (3, 8, 40)]
-    observe_sizes(graph, to_proto(graph), feeds)
+    observe_sizes(graph, feeds)
     assert not predict_need(graph, {"N": 100}).unknown
 
 
@@ -74,7 +84,7 @@ def test_extents_that_runs_disagree_on_stay_unknown() -> None:
     graph = parse(TEXT)
     infer_shapes(graph)
     other = feed(8) | {"s": np.array([-1, 8], np.int64)}
-    text = observe_sizes(graph, to_proto(graph), [feed(3), other, feed(40)])
+    text = observe_sizes(graph, [feed(3), other, feed(40)])
     assert text.endswith("values have no known size, and count as 0 in planned figures.")
     assert "t" in liveness(graph, {"N": 10}).unknown
 
@@ -82,13 +92,13 @@ def test_extents_that_runs_disagree_on_stay_unknown() -> None:
 def test_a_file_does_not_hold_them() -> None:
     graph = parse(TEXT)
     infer_shapes(graph)
-    observe_sizes(graph, to_proto(graph), [feed(3), feed(8)])
+    observe_sizes(graph, [feed(3), feed(8)])
     assert OBSERVED.encode() not in to_proto(graph).SerializeToString()
 
 
 def test_nothing_open_nothing_run() -> None:
     graph = parse("graph @g(%x: f32[4]) -> (f32[4]) {\n  %y = Relu(%x) : f32[4]\n  return %y\n}")
-    assert observe_sizes(graph, b"no model", [{"x": np.zeros(4, np.float32)}]) == ""
+    assert observe_sizes(graph, [{"x": np.zeros(4, np.float32)}]) == ""
 
 
 def test_a_compile_plans_with_them_and_says_so() -> None:

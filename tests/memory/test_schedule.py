@@ -29,18 +29,17 @@ def smallest_peak(g: Graph, dims: dict[str, int]) -> int | None:
     makers = [{v.op for v in used_values(op) if v.op in running.number} for op in running.ops]
     best, looked = [1 << 60], [0]
 
-    def go_on(done: frozenset[Op]) -> None:
+    def go_on(done: list[Op]) -> None:
         looked[0] += 1
         if len(done) == len(running.ops):
             best[0] = min(best[0], running.peak)
         for index, op in enumerate(running.ops):
-            if looked[0] < _MOST and op not in done and makers[index] <= done:
-                running.run(index)
-                if running.peak < best[0]:
-                    go_on(done | {op})
-                running.undo()
+            if looked[0] < _MOST and op not in done and makers[index] <= set(done):
+                running.reset()
+                if running.run_all([*done, op]) < best[0]:
+                    go_on([*done, op])
 
-    go_on(frozenset())
+    go_on([])
     return best[0] if looked[0] < _MOST else None
 
 
