@@ -136,8 +136,8 @@ def _load_file(path: Path) -> ModuleType:
     # A name of its own, so that a plug-in called json.py takes nobody's place.
     name = f"memoptc_plugin_{path.stem}_{abs(hash(path.resolve())):x}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"Plug-in {path} is no Python file.")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
