@@ -14,6 +14,7 @@ from memoptc.ir.budget import PassOverrun
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InternalError, MemoptcError
 from memoptc.ir.mapped import stored_bytes
+from memoptc.ir.tensors import nbytes
 from memoptc.node_names import check_names, named_nodes, names_of
 from memoptc.overrun import Rollback, Watch, bounded, describe
 from memoptc.pass_base import Context, Pass
@@ -230,6 +231,12 @@ def count_nodes(graph: Graph) -> int:
     return sum(1 for op in graph.walk() if op.domain or op.op_type not in ("const", "absent", "sparse_const"))
 
 
-def weight_bytes(graph: Graph) -> int:
-    """Bytes of all weights of a model, as stored, those of Constant nodes included; what several share counts once."""
-    return stored_bytes(op.attrs["value"] for op in graph.walk("const", "Constant") if "value" in op.attrs)
+def weight_bytes(graph: Graph, *, shared: bool = True) -> int:
+    """Bytes of all weights of a model, as stored, those of Constant nodes included.
+
+    Args:
+        graph: The model.
+        shared: Equal ones are stored once, as in a data file; a model file stores each by itself.
+    """
+    weights = [op.attrs["value"] for op in graph.walk("const", "Constant") if "value" in op.attrs]
+    return stored_bytes(weights) if shared else sum(map(nbytes, weights))

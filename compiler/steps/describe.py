@@ -106,7 +106,7 @@ def figures(graph: Graph, files: list[Path], how: Planning) -> Figures:
     return Figures(
         files,
         count_nodes(graph),
-        weight_bytes(graph),
+        weight_bytes(graph, shared=len(files) > 1),
         planned_peak(graph, how.dims),
         how.plan,
         predict(graph, how),

@@ -219,3 +219,29 @@ def test_weights_that_share_a_part_of_the_file_count_once(tmp_path: Path) -> Non
     report = compile_file(path, tmp_path / "out.onnx", level=1, measure=False).report
     assert report.control.weight_bytes == 4 * (3 * D * D + 3 * D)
     assert report.candidate.weight_bytes == report.control.weight_bytes
+
+
+def test_weights_of_a_branch_count_beside_those_before_it_in_one_file(tmp_path: Path) -> None:
+    """A tiled convolution stands in a branch with a weight of its own, which a model file stores again."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal((32, c, 3, 3)).astype(np.float32), f"w{c}") for c in (3, 32)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w3"], ["a"], pads=[1] * 4),
+        helper.make_node("Conv", ["a", "w32"], ["b"], pads=[1] * 4),
+        helper.make_node("MaxPool", ["b"], ["y"], kernel_shape=[4, 4], strides=[4, 4]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    sizes = {}
+    for external in ("never", "always"):
+        found = compile_file(
+            tmp_path / "m.onnx", tmp_path / f"{external}.onnx", level=2, measure=False, external=external
+        )
+        sizes[external] = found.report.candidate.weight_bytes
+        assert sizes[external] < found.report.candidate.file_bytes
+        once = found.report.control.weight_bytes
+    assert sizes["never"] > 1.9 * once
+    assert sizes["always"] < 1.1 * once
