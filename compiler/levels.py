@@ -148,6 +148,8 @@ def pipeline_text(
         parts.append("freeze-runtime,drop-dead,order")
     if level >= 2:
         parts.append("share-transposed")  # what knows products by name has run
+    if level >= 2 or target != "float32":
+        parts.append("drop-notes")  # onnxruntime holds them as long as a session lives
     parts.append(_LAST)
     return ",".join(parts)
 
@@ -172,13 +174,13 @@ def _numbers(
     if target == "float32":
         return []
     if target in _WEIGHTS:
-        return [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead,drop-notes"]
+        return [_for_device(_WEIGHTS[target], device), "share-weights,drop-dead"]
     if target == "int4" or (target == "mixed" and not calibrated):
         options = accuracy.options() if target == "int4" else ["min_sqnr=20.0", 'by="weights"']
         options += ["tables_sqnr=none"] if target == "int4" and accuracy.asked else []
-        return ["scale-columns", _spelled("mix-weights", options), "share-weights,drop-dead,drop-notes"]
+        return ["scale-columns", _spelled("mix-weights", options), "share-weights,drop-dead"]
     raised = ["raise-opset"] if level < 2 else []
-    return [*raised, _quantize(target, calibrated, device, quantize_io, accuracy), "drop-dead,drop-notes"]
+    return [*raised, _quantize(target, calibrated, device, quantize_io, accuracy), "drop-dead"]
 
 
 def _fit(level: int, budget: int | None, slowdown: float | None) -> str:

@@ -13,8 +13,9 @@ _ANNOTATION = "quantization_annotation."
 class DropNotes(Pass):
     """Drop doc strings and metadata of nodes and values, in bodies and local functions, too.
 
-    No runtime reads them, and exporters write hundreds of bytes per node: in a model whose weights were made small
-    they can be a tenth of the file. What the model says about itself (its own doc string and metadata) and about its
+    Nothing that runs a model reads them, but onnxruntime holds them for as long as a session lives, and exporters write
+    hundreds of bytes per node: 0.7 MB of each session of a small encoder (MiniLM-L6 from torch, onnxruntime 1.32), and
+    a tenth of the file where weights were made small. What the model says about itself (its own doc string and metadata) and about its
     inputs and outputs, names, and quantization annotations stay.
     """
 
@@ -30,7 +31,9 @@ class DropNotes(Pass):
         context.stats["bytes of notes"] += total
         if total:
             what = f"{total} bytes of notes on nodes and values left out"
-            context.decisions.append(Decision(self.name, what, "no runtime reads them", gain_bytes=total))
+            context.decisions.append(
+                Decision(self.name, what, "nothing that runs the model reads them", gain_bytes=total)
+            )
 
 
 def _drop(owner: Op | Value) -> int:

@@ -61,3 +61,15 @@ def test_one_node_names_a_bounded_number_of_those_it_stands_for() -> None:
     named = told["memoptc.nodes"].split(",")
     assert len(named) < LENGTH
     assert len(named) + int(told["memoptc.further_nodes"]) == LENGTH
+
+
+def test_a_model_made_for_little_memory_carries_no_notes_of_its_exporter() -> None:
+    model = chain(taken=True)
+    for node in model.graph.node:
+        node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="File model.py, line 1")
+    kept = [
+        [e.key for n in memoptc.compile(model, level=level, measure=False).model.graph.node for e in n.metadata_props]
+        for level in (1, 2)
+    ]
+    assert "pkg.torch.onnx.stack_trace" in kept[0]
+    assert {key.split(".")[0] for key in kept[1]} == {"memoptc"}
