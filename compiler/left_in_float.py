@@ -9,6 +9,7 @@ from memoptc.attempts import Attempt
 from memoptc.compilation import Compilation
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import GateError
+from memoptc.ir.not_finite import behind_infinite_weights, has_infinite_weight
 from memoptc.ir.ops import Family, names_where
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
@@ -104,6 +105,10 @@ def _reason(op: Op, graph: Graph, target: str) -> str:
             return f"its weights are {dtype.name.lower()}"
         if (other := next((u for u in value.users if u.key not in _HEAVY), None)) is not None:
             return f"{other.op_type} reads its weight, too"
+    if has_infinite_weight(op):
+        return "its weights hold NaN or Inf, which no code stands for"
+    if op.operands[0] in graph.analysis(behind_infinite_weights):
+        return "it reads what weights that hold NaN or Inf made"
     if op.graph is not graph:
         return "it lies inside a subgraph"
     if op.op_type in _RECURRENT:

@@ -96,6 +96,7 @@ def calibrate(
     folder: str | os.PathLike[str] | None = None,
     budget: int = BUDGET,
     checkpoint: str | os.PathLike[str] | None = None,
+    infinite: dict[str, str] | None = None,
 ) -> dict[str, Range]:
     """Find the ranges of tensors of the main graph.
 
@@ -111,6 +112,8 @@ def calibrate(
         budget: Bytes of activations that one run hands out at most, but for `FEWEST` elements of each tensor.
         checkpoint: A folder for a file with what was seen so far. A later call with the same model, tensors and data
             goes on from there, and finds the same ranges.
+        infinite: Gets the tensors that hold NaN or Inf, with the sample that showed it first; they are left out of the
+            result. When `None`, they are refused.
 
     Returns:
         Tensor name -> range. Tensors that were empty in every sample are left out.
@@ -135,10 +138,12 @@ def calibrate(
         what = [probe.fingerprint, "minmax" if method == "minmax" else "histograms", names, strides]
         kept = Checkpoint(Path(checkpoint), what)
     if method == "minmax":
-        seen = _extremes(probe, names, samples, kept)
+        seen = _extremes(probe, names, samples, kept, infinite=infinite)
     else:
-        seen = _distributions(probe, names, samples, strides, kept)
-    return {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count}
+        seen = _distributions(probe, names, samples, strides, kept, infinite)
+    if infinite is not None:  # a call that was resumed has not met all of them itself
+        infinite |= {name: "an earlier sample" for name in names if not seen[name].finite and name not in infinite}
+    return {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count and seen[name].finite}
 
 
 def _strides(elements: Mapping[str, int], budget: int, opset: int) -> dict[str, int]:
@@ -268,11 +273,17 @@ def magnitudes(
 
 
 def _extremes(
-    probe: Probe, names: Sequence[str], samples: Data, kept: Checkpoint | None, *, finite: bool = True
+    probe: Probe,
+    names: Sequence[str],
+    samples: Data,
+    kept: Checkpoint | None,
+    *,
+    finite: bool = True,
+    infinite: dict[str, str] | None = None,
 ) -> dict[str, Accumulator]:
     """Exact smallest and largest values, and how many there are.
 
-    NaN and Inf are refused, or (with `finite=False`) give an infinite range.
+    NaN and Inf are refused or noted, or (with `finite=False`) give an infinite range.
     """
     extra: list[onnx.NodeProto] = []
     for index, name in enumerate(names):
@@ -289,7 +300,7 @@ def _extremes(
             # a NaN may not show in minimum and maximum, but it does in the sum (which may overflow, to Inf)
             if not (np.isfinite(least) and np.isfinite(most)) or np.isnan(total):
                 if finite:
-                    raise not_finite(sample, name)
+                    note_infinite(sample, name, infinite)
                 least, most = -np.inf, np.inf
             was = seen[name]
             was.low, was.high, was.count = min(was.low, least), max(was.high, most), was.count + int(size)
@@ -307,7 +318,12 @@ def _reductions(prefix: str, name: str) -> Iterator[onnx.NodeProto]:
 
 
 def _distributions(
-    probe: Probe, names: Sequence[str], samples: Data, strides: Mapping[str, int], kept: Checkpoint | None
+    probe: Probe,
+    names: Sequence[str],
+    samples: Data,
+    strides: Mapping[str, int],
+    kept: Checkpoint | None,
+    infinite: dict[str, str] | None = None,
 ) -> dict[str, Accumulator]:
     """Histograms of tensors, of evenly spaced elements where there is a stride, with exact extremes."""
     extra: list[onnx.NodeProto] = []
@@ -324,7 +340,7 @@ def _distributions(
             prefix = f"{PREFIX}.{index}"
             ends = [float(found[f"{prefix}.{kind}"]) for kind in _ENDS] if name in strides else None
             if not seen[name].add(found.pop(f"{prefix}.copy"), ends):
-                raise not_finite(sample, name)
+                note_infinite(sample, name, infinite)
     return seen
 
 
@@ -338,9 +354,15 @@ def _thinned(prefix: str, name: str, stride: int) -> Iterator[onnx.NodeProto]:
     yield make("Slice", [f"{prefix}.{key}" for key in ("flat", "from", "to", "axis", "by")], [f"{prefix}.copy"])
 
 
-def not_finite(sample: Sample, name: str) -> InputError:
-    """Error about a tensor that cannot be observed."""
-    return InputError(
-        f"{sample.where}: the tensor {name!r} holds NaN or Inf.",
-        hint="Take such samples out of the data, or leave the tensor out.",
-    )
+def note_infinite(sample: Sample, name: str, infinite: dict[str, str] | None) -> None:
+    """Note a tensor that cannot be observed, with the sample that showed it; inputs are finite in any case.
+
+    Raises:
+        InputError: there is nowhere to note it.
+    """
+    if infinite is None:
+        raise InputError(
+            f"{sample.where}: the tensor {name!r} holds NaN or Inf.",
+            hint="Take such samples out of the data, or leave the tensor out.",
+        )
+    infinite.setdefault(name, sample.where)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.calibrate import BUDGET, groups, not_finite, sizes
+from memoptc.runtime.calibrate import BUDGET, groups, note_infinite, sizes
 from memoptc.runtime.data import Data, DataSource
 from memoptc.runtime.evaluate import ModelSource
 from memoptc.runtime.probe import PREFIX, Probe, copies
@@ -73,6 +73,7 @@ def channel_statistics(
     threads: int = 1,
     folder: str | os.PathLike[str] | None = None,
     budget: int = BUDGET,
+    infinite: dict[str, str] | None = None,
 ) -> dict[str, Channels]:
     """Observe tensors of the main graph channel by channel.
 
@@ -83,6 +84,7 @@ def channel_statistics(
         threads: Threads of onnxruntime.
         folder: Where external data lies when `model` is no path.
         budget: Bytes of activations that one run hands out at most; a larger tensor comes out alone.
+        infinite: As for `calibrate`.
 
     Returns:
         Tensor name -> what was seen. Tensors that were empty in every sample are left out.
@@ -98,11 +100,13 @@ def channel_statistics(
     samples = data if isinstance(data, Data) else probe.data(data)
     found: dict[str, Channels] = {}
     for group in groups(list(tensors), sizes(probe, list(tensors), samples), budget):
-        found |= _observe(probe, {name: tensors[name] for name in group}, samples)
-    return {name: found[name] for name in tensors if found[name].count}
+        found |= _observe(probe, {name: tensors[name] for name in group}, samples, infinite)
+    return {name: found[name] for name in tensors if name in found and found[name].count}
 
 
-def _observe(probe: Probe, tensors: Mapping[str, int], samples: Data) -> Iterator[tuple[str, Channels]]:
+def _observe(
+    probe: Probe, tensors: Mapping[str, int], samples: Data, infinite: dict[str, str] | None
+) -> Iterator[tuple[str, Channels]]:
     names = list(tensors)
     evaluator = probe.load(copies(names), [f"{PREFIX}.{i}.copy" for i in range(len(names))])
     seen = {name: Channels() for name in names}
@@ -118,5 +122,5 @@ def _observe(probe: Probe, tensors: Mapping[str, int], samples: Data) -> Iterato
                     hint="Leave the pass out that looks at channels, or take such samples out of the data.",
                 )
             if not seen[name].add(array, tensors[name]):
-                raise not_finite(sample, name)
-    yield from seen.items()
+                note_infinite(sample, name, infinite)
+    yield from ((name, channels) for name, channels in seen.items() if infinite is None or name not in infinite)

@@ -89,6 +89,11 @@ class Accumulator:
     lows: list[float] = field(default_factory=list)
     highs: list[float] = field(default_factory=list)
 
+    @property
+    def finite(self) -> bool:
+        """True if no call had NaN or Inf."""
+        return not self.count or (math.isfinite(self.low) and math.isfinite(self.high))
+
     def note(self, least: float, most: float) -> None:
         """Remember the extremes of one call."""
         self.lows = sorted([*self.lows, least])[:_KEPT]
@@ -111,13 +116,14 @@ class Accumulator:
             ends: Smallest and largest of all, and their sum (NaN where one is), where these are some of more.
 
         Returns:
-            Whether all are finite; if not, nothing is counted.
+            Whether all were finite, here and in earlier calls; else no cells are counted.
         """
         flat = np.asarray(array, np.float32).reshape(-1)
         if not flat.size:
             return True
         least, most, total = (float(flat.min()), float(flat.max()), 0.0) if ends is None else ends
-        if not (math.isfinite(least) and math.isfinite(most)) or math.isnan(total):
+        if not (self.finite and math.isfinite(least) and math.isfinite(most)) or math.isnan(total):
+            self.low, self.high, self.count = -math.inf, math.inf, self.count + flat.size
             return False
         self._reach(least, most)
         self.note(least, most)

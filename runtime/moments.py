@@ -155,7 +155,8 @@ class _Sum:
         aside = at % ASIDE == ASIDE - 1
         for part, total in ((rows[~aside], self.found.fit), (rows[aside], self.found.check)):
             if len(part):
-                total += part.T @ part
+                with np.errstate(over="ignore"):  # rounding looks whether they are finite
+                    total += part.T @ part
         self.found.rows += len(rows)
 
 

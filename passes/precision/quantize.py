@@ -17,7 +17,7 @@ from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.dynamic import quantize_dynamically
 from memoptc.passes.precision._quantize.existing_codes import is_quantized, without_sign
 from memoptc.passes.precision._quantize.numerics import Scale, activation_scale
-from memoptc.passes.precision._quantize.observe import checkpoint_of, observe
+from memoptc.passes.precision._quantize.observe import checkpoint_of, observe, warn_of_infinite
 from memoptc.passes.precision._quantize.static import StaticQuantizer
 from memoptc.passes.precision._quantize.static_choice import Choice, choose, is_float32, share_scales
 from memoptc.passes.precision._quantize.weight_operands import GATHER, RECURRENT
@@ -183,6 +183,8 @@ class Quantize(Pass):
         # With 16 bits steps are fine enough for outliers.
         method = "minmax" if self.method == "auto" and dtype.bitwidth == 16 else self.method
 
+        infinite: dict[str, str] = {}
+
         def look(path: Path, names: dict[str, Value]) -> dict[str, Scale]:
             ranges = calibrate(
                 path,
@@ -191,7 +193,9 @@ class Quantize(Pass):
                 method,
                 percentile=self.percentile,
                 checkpoint=checkpoint_of(context, self.name),
+                infinite=infinite,
             )
+            warn_of_infinite(infinite, context)
             chosen = {name: (r.min, r.max) for name, r in ranges.items()}
             if self.method == "auto":  # the others give what they are named after
                 chosen = {name: ranges[name].with_headroom(ends) for name, ends in chosen.items()}

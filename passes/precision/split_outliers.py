@@ -8,6 +8,7 @@ import numpy as np
 
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.not_finite import has_infinite_weight
 from memoptc.ir.types import DType
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._migrate.sites import shape_of
@@ -44,7 +45,7 @@ class SplitOutliers(Pass):
         found = _readers(graph)
 
         def look(path: Path, names: dict[str, Value]) -> dict[str, Channels]:
-            return channel_statistics(path, dict.fromkeys(names, -1), context.calibration)
+            return channel_statistics(path, dict.fromkeys(names, -1), context.calibration, infinite={})
 
         split = 0
         for value, seen in observe(graph, found, context, look).items():
@@ -82,6 +83,8 @@ def _readers(graph: Graph) -> dict[Value, list[Op]]:
         if weight is None or weight.tensor is None or not weight.single_use or weight.tensor.dtype != DType.FLOAT:
             continue
         if shape is None or len(shape) < 2 or not isinstance(shape[-1], int) or op.operand.tensor is not None:
+            continue
+        if has_infinite_weight(op):
             continue
         if len(weight.tensor.shape) == 2 and not op.attrs.get("transA", 0) and not op.name.endswith(SUFFIX):
             if op.attrs.get("alpha", 1.0) == 1.0:

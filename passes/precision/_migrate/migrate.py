@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from memoptc.ir.core import Graph, Value
+from memoptc.ir.not_finite import has_infinite_weight
 from memoptc.pass_base import Context
 from memoptc.passes.precision._migrate.factors import Floats, Reader, best_factors
 from memoptc.passes.precision._migrate.sites import RescaleSite, move
@@ -22,7 +23,7 @@ def seen_at(graph: Graph, found: Sequence[RescaleSite], context: Context) -> dic
     axes = {point: site.axis for site in found for point in site.points}
 
     def look(path: Path, names: dict[str, Value]) -> dict[str, Channels]:
-        return channel_statistics(path, {n: axes[v] for n, v in names.items()}, context.calibration)
+        return channel_statistics(path, {n: axes[v] for n, v in names.items()}, context.calibration, infinite={})
 
     return observe_steps(graph, axes, context, look)
 
@@ -51,7 +52,10 @@ def migrate(
     gains = []
     for site in found:
         if any(point not in seen for point in site.points):
-            stats["left: empty in the data"] += 1
+            stats["left: empty in the data, or NaN or Inf"] += 1
+            continue
+        if any(has_infinite_weight(op) for op in site.readers):
+            stats["left: weights hold NaN or Inf"] += 1
             continue
         factors, gain = best_factors([(Reader.of(op), seen[op.operand]) for op in site.readers])
         if gain < least(site) or not np.ptp(factors):

@@ -17,7 +17,7 @@ from memoptc.passes.precision._quantize.layer_precision import Assignment, Layer
 from memoptc.passes.precision._quantize.layers import int4_format, int8_format, weights_read_by
 from memoptc.passes.precision._quantize.numerics import Codes, Scale, activation_scale, weight_codes
 from memoptc.passes.precision._quantize.observation import moments_within_budget
-from memoptc.passes.precision._quantize.observe import observe
+from memoptc.passes.precision._quantize.observe import observe, warn_of_infinite
 from memoptc.passes.precision._quantize.recurrent import quantize_recurrent, recurrent
 from memoptc.passes.precision._quantize.rounding import Dampings, round_channels
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
@@ -81,9 +81,12 @@ class CalibratedGraph:
         data, kept = self.context.calibration, self.checkpoint
 
         def look(path: Path, names: dict[str, Value]) -> dict[str, Range]:
-            return calibrate(path, names, data, "auto", checkpoint=kept)
+            return calibrate(path, names, data, "auto", checkpoint=kept, infinite=infinite)
 
-        return observe(self.graph, wanted, self.context, look)
+        infinite: dict[str, str] = {}
+        found = observe(self.graph, wanted, self.context, look)
+        warn_of_infinite(infinite, self.context)
+        return found
 
     @cached_property
     def channels(self) -> dict[Value, Channels]:
@@ -91,7 +94,9 @@ class CalibratedGraph:
         axes = {op.operand: read_axis(op) for op in self.choice.heavy if is_float32(op.operand)}
 
         def look(path: Path, names: dict[str, Value]) -> dict[str, Channels]:
-            return channel_statistics(path, {n: axes[v] for n, v in names.items()}, self.context.calibration)
+            return channel_statistics(
+                path, {n: axes[v] for n, v in names.items()}, self.context.calibration, infinite={}
+            )
 
         return observe(self.graph, axes, self.context, look)
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.core import Graph
+from memoptc.ir.not_finite import magnitude_of
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.cached_codes import CodeCache
-from memoptc.passes.precision._quantize.numerics import magnitude_of
+from memoptc.passes.precision._quantize.numerics import SMALLEST_CODED
 from memoptc.passes.precision._quantize.operand_moments import in_groups, moments_of, why_not
 from memoptc.passes.precision._quantize.remaining_time import Pace
 from memoptc.passes.precision._quantize.weight_coder import WINDOW, WeightCoder
@@ -83,6 +84,8 @@ def obstacle(weight: Weight, plan: WeightFormat) -> str:
         return "it holds NaN or Inf, which no code stands for"
     if found * max(abs(s.factor) for s in weight.sites) > largest:
         return "times alpha it leaves the range of float32"
+    if 0 < found < SMALLEST_CODED:
+        return "it is too small for a scale"
     return ""
 
 

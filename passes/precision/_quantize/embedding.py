@@ -10,8 +10,9 @@ import numpy as np
 from memoptc.ir import ops
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Graph, Op
+from memoptc.ir.not_finite import magnitude_of
 from memoptc.ir.types import DType, TensorType
-from memoptc.passes.precision._quantize.numerics import magnitude_of, weight_codes
+from memoptc.passes.precision._quantize.numerics import weight_codes
 from memoptc.passes.precision._quantize.static import Memo
 
 SMALLEST = 65536

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -10,30 +9,15 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.ir.core import Tensor
-from memoptc.ir.mapped import release
 from memoptc.ir.types import DType
 
 Floats = npt.NDArray[np.float64]
 _SMALLEST = float(np.finfo(np.float32).tiny)
+SMALLEST_CODED = 256 * _SMALLEST
+"""Largest magnitude of a weight from which scales of its codes are normal numbers."""
 
 _PIECE = 1 << 20
 """Weights that are coded at once."""
-
-
-_MAGNITUDES: weakref.WeakKeyDictionary[Tensor, float] = weakref.WeakKeyDictionary()
-
-
-def magnitude_of(tensor: Tensor) -> float:
-    """Largest magnitude of a weight, NaN or Inf where it holds such; read once, however many copies of a graph ask."""
-    found = _MAGNITUDES.get(tensor)
-    if found is None:
-        content = np.asarray(tensor.numpy())
-        found = float(np.maximum(-content.min(initial=0.0), content.max(initial=0.0)))
-        _MAGNITUDES[tensor] = found
-        del content
-        release(tensor)
-    return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -65,3 +65,20 @@ def observe(
             return {by_name[name]: seen for name, seen in look(path, by_name).items()}
         finally:
             trim(collect=False)
+
+
+def warn_of_infinite(infinite: Mapping[str, str], context: Context) -> None:
+    """Say once which values hold NaN or Inf on data that holds none.
+
+    Args:
+        infinite: Name of a value -> the sample that showed it.
+        context: Gets the warning.
+    """
+    if not infinite or any(_INFINITE in warning for warning in context.warnings):
+        return
+    first, where = next(iter(infinite.items()))
+    more = f" ({len(infinite) - 1} other values, too)" if len(infinite) > 1 else ""
+    context.warnings.append(f"{first!r} {_INFINITE} ({where}){more}: what reads such values stays in float.")
+
+
+_INFINITE = "holds NaN or Inf though no input does"

@@ -133,7 +133,8 @@ def round_to(
 
 
 def _energy(difference: Floats, moments: Floats) -> float:
-    return max(float(np.einsum("ij,ij->", difference @ moments, difference)), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # who asks looks whether it is finite
+        return max(float(np.einsum("ij,ij->", difference @ moments, difference)), 0.0)
 
 
 def _inverse(upper: Floats) -> Floats:

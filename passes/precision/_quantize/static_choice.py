@@ -10,11 +10,12 @@ import numpy as np
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Tensor, Value
+from memoptc.ir.not_finite import behind_infinite_weights, magnitude_of
 from memoptc.ir.ops import layout_of
 from memoptc.ir.tensors import nbytes
 from memoptc.ir.types import DType
 from memoptc.passes.precision._quantize.existing_codes import Existing, decoded_weight, find_existing
-from memoptc.passes.precision._quantize.numerics import Scale, magnitude_of
+from memoptc.passes.precision._quantize.numerics import SMALLEST_CODED, Scale
 from memoptc.runtime.devices import Device
 
 KEPT_TWICE = 4096
@@ -84,6 +85,7 @@ def choose(
     """
     choice = Choice(device, existing=find_existing(graph))
     choice.tensors = dict.fromkeys(choice.existing.scales)
+    spoiled = graph.analysis(behind_infinite_weights)
     for op in graph.ops:
         if op.key not in device.heavy:
             continue
@@ -91,6 +93,8 @@ def choose(
             choice.kept[op] = None
             continue
         reason = "excluded by name" if op.name in excluded or op.key in excluded else _why_not(op, device)
+        if not reason and op.operand in spoiled and op.name not in decoded:
+            reason = "it reads what weights that hold NaN or Inf made"
         if reason:
             stats[f"left {op.op_type}: {reason}"] += 1
         elif op.name in decoded:
@@ -174,6 +178,8 @@ def _why_not(op: Op, device: Device) -> str:
             return f"{other.op_type} needs the weight in float, so that its codes would come on top"
     if not np.isfinite(magnitude_of(weight.tensor)):
         return "weights are not finite"
+    if 0 < magnitude_of(weight.tensor) < SMALLEST_CODED:
+        return "weights are too small for a scale"
     if bias is not None and bias.tensor is None:
         return "bias is computed"
     if op.op_type == "Gemm":
