@@ -50,15 +50,16 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 64)).astype(np.float32)
 
 
+@pytest.mark.parametrize("target", ["int8", "int4", "mixed"])
 @pytest.mark.parametrize("data", [True, False])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_weight_that_is_not_finite_stays_and_what_reads_its_results_codes_nothing(
-    tmp_path: Path, value: float, data: bool
+    tmp_path: Path, value: float, data: bool, target: str
 ) -> None:
     source = model_with(tmp_path / "m.onnx", {"3": value})
     np.savez(tmp_path / "data.npz", x=rows(24))
     found = memoptc.compile(
-        source, 2, "int8", calibration=tmp_path / "data.npz" if data else None, measure=False, verify="fast"
+        source, 2, target, calibration=tmp_path / "data.npz" if data else None, measure=False, verify="fast"
     )
     found.save(tmp_path / "out.onnx")
     for seed in range(1, 4):  # of Inf and NaN, positions alone are told apart

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from memoptc.ir.core import Graph
-from memoptc.ir.not_finite import magnitude_of
+from memoptc.ir.core import Graph, Op, Value
+from memoptc.ir.not_finite import behind_infinite_weights, magnitude_of
 from memoptc.pass_base import Context
 from memoptc.passes.precision._quantize.cached_codes import CodeCache
 from memoptc.passes.precision._quantize.numerics import SMALLEST_CODED
@@ -79,6 +79,8 @@ def obstacle(weight: Weight, plan: WeightFormat) -> str:
     if not weight.sites:
         return "nothing uses it"
     assert weight.value.tensor is not None
+    if any(_reads_spoiled(site.op) for site in weight.sites):
+        return "what it meets may be Inf, which times a code of 0 is NaN"
     found, largest = magnitude_of(weight.value.tensor), float(np.finfo(np.float32).max)
     if not math.isfinite(found):
         return "it holds NaN or Inf, which no code stands for"
@@ -87,6 +89,11 @@ def obstacle(weight: Weight, plan: WeightFormat) -> str:
     if 0 < found < SMALLEST_CODED:
         return "it is too small for a scale"
     return ""
+
+
+def _reads_spoiled(op: Op) -> bool:
+    spoiled = frozenset[Value]() if op.graph is None else op.graph.root.analysis(behind_infinite_weights)
+    return any(value in spoiled for value in op.operands)
 
 
 def write_all(graph: Graph, weights: Sequence[Weight], writer: Writer, context: Context | None) -> Iterator[int]:
