@@ -287,9 +287,30 @@ def test_a_form_that_is_more_exact_but_costs_more_is_named(capsys: pytest.Captur
     said = " ".join(capsys.readouterr().out.split())
     assert "not chosen: the form that needs no data has" in said
     assert "give the data as --validation instead of --calibration" in said
-    assert "times in float instead of 0" in said
+    assert "million multiplications take instead of 0" in said
     assert main([str(model), *flags[:1], flags[2], "--no-measure", f"--output={tmp_path / 'm.onnx'}"]) == 0
     assert "not chosen" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("extent", "taken"), [(8, True), (64, False)])
+def test_the_form_without_data_is_taken_where_no_run_would_show_what_it_costs(extent: int, taken: bool) -> None:
+    """A small convolution before large products may compute in float; one that does most of the work pays in codes."""
+    model = parse(
+        f"g (float[N, 1, {extent}, {extent}] x) => (float[N, 64] y) {{"
+        " c = Conv<pads = [1, 1, 1, 1]>(x, k) r = Relu(c)"
+        f" p = AveragePool<kernel_shape = [{extent // 8}, {extent // 8}], strides = [{extent // 8}, {extent // 8}]>(r)"
+        " f = Flatten(p) h = MatMul(f, a) s = Relu(h) y = MatMul(s, b) }",
+        k=normal(8, 1, 3, 3, seed=1),
+        a=normal(512, 256, seed=2),
+        b=normal(256, 64, seed=3),
+    )
+    rng = np.random.default_rng(0)
+    loud = 10 * rng.standard_normal((1, 1, extent, extent), np.float32)
+    held_out = rng.standard_normal((4, 1, 1, extent, extent), np.float32)
+    data = [{"x": held_out[i // 5] if i % 5 == 4 else loud * np.float32(1 + 0.01 * i)} for i in range(20)]
+    found = compile_model(model, 2, "int8", calibration=data, measure=False)
+    assert (("quantize", "the form that needs no data") in [(d.step, d.what) for d in found.report.decisions]) == taken
+    assert any(d.step == "not chosen" for d in found.report.decisions) != taken
 
 
 def test_a_convolution_among_floats_keeps_its_activations_where_their_codes_cost_most(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The form that needs no data beside the one that data chose: what is better in every respect is taken."""
+"""The form that needs no data beside the one that data chose: activations are codes where that pays."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from memoptc.runtime.quality import Quality
 _WITHOUT_KERNEL = (*CONVOLUTIONS, *RECURRENT)
 """Operators that compute in float where their activations are floats."""
 
-_SAME = 0.01
-"""Part by which bytes and work may differ and count as alike."""
+_SLOWER, _LARGER = 0.1, 0.02
+"""Parts of all layers' multiplications and weights that another form may cost more: what latency and need are held to
+where they are measured."""
+
+_DECODING = 16
+"""Multiplications that take as long as decoding one weight does."""
 
 _WORTH = 1.0
 """Decibels from which a form that costs more is worth naming."""
@@ -33,19 +37,17 @@ class RunCost:
     """What the layers of a model cost a run, in figures that are the same on every machine.
 
     Args:
-        work: Multiplications in float.
+        work: Multiplications in float, and decoding in each run as so many.
         nbytes: Of the weights once they are loaded: those of tables are floats then.
-        decoded: Bytes of the weights that each run decodes.
     """
 
     work: float
     nbytes: float
-    decoded: float
 
-    def covers(self, other: RunCost) -> bool:
-        """True if another costs no more, in any figure."""
-        figures = ((self.work, other.work), (self.nbytes, other.nbytes), (self.decoded, other.decoded))
-        return all(theirs <= (1 + _SAME) * mine for mine, theirs in figures)
+    def pays_beside(self, other: RunCost, whole: RunCost) -> bool:
+        """True if another form is slower or larger by what a run of all layers in float would show."""
+        slower = other.work - self.work > _SLOWER * whole.work
+        return slower or other.nbytes - self.nbytes > _LARGER * whole.nbytes
 
 
 def states_without_data(layers: Mapping[str, Op]) -> dict[str, LayerPrecision]:
@@ -65,15 +67,16 @@ def run_cost(layers: Mapping[str, Op], states: Assignment, context: Context, tab
         context: Knows the extents.
         tables: Names of the nodes whose weights are decoded while loading where they compute in float.
     """
-    work = nbytes = decoded = 0.0
+    work = nbytes = 0.0
     for name, op in layers.items():
         state = states[name]
         part, in_float = COSTS[state]
         work += in_float * work_of(op, context.dims)
         in_float_weights = state == LayerPrecision.INT8_WEIGHTS and op.op_type in _WITHOUT_KERNEL
         nbytes += bytes_of(op) * (1.0 if in_float_weights else part)
-        decoded += bytes_of(op) * (in_float_weights and name not in tables)
-    return RunCost(work, nbytes, decoded)
+        if in_float_weights and name not in tables:
+            work += _DECODING * bytes_of(op) / 4
+    return RunCost(work, nbytes)
 
 
 def better_without_data(
@@ -87,8 +90,9 @@ def better_without_data(
 ) -> tuple[Graph, Quality] | None:
     """Compare the form that needs no data with the one found by data, on samples that nothing was chosen from.
 
-    It is taken where it costs no run more and is more exact. Where it is more exact but costs more, the decision says
-    so, and how to get it.
+    Activations are codes where that pays, at a loss that was agreed to: the form without data is taken where it is more
+    exact and no run would show that it costs more. Where it is more exact but does cost more, the decision says so, and
+    how to get it.
 
     Args:
         form: The pass that quantizes without data.
@@ -113,7 +117,8 @@ def better_without_data(
     without = run_cost(layers, states_without_data(layers), context, frozenset(layers) - _convolutions(layers))
     many = "" if mine.samples == 1 else "s"
     where = f"{mine.samples} sample{many} " + ("held out" if context.validation is not None else "of the data")
-    if with_data.covers(without):
+    in_float = run_cost(layers, dict.fromkeys(layers, LayerPrecision.FLOAT), context, tables)
+    if not with_data.pays_beside(without, in_float):
         quality = wanted.trials.full(copy)
         if not wanted.good(quality):
             return None
@@ -145,11 +150,12 @@ def _convolutions(layers: Mapping[str, Op]) -> frozenset[str]:
 def _dearer(mine: RunCost, other: RunCost) -> str:
     """Say what a form costs more."""
     parts = []
-    if other.work > (1 + _SAME) * mine.work:
-        parts.append(f"multiplies {other.work / 1e6:.3g} million times in float instead of {mine.work / 1e6:.3g}")
-    if other.nbytes > (1 + _SAME) * mine.nbytes:
+    if other.work > mine.work:
+        parts.append(
+            f"computes in float as long as {other.work / 1e6:.3g} million multiplications take instead of "
+            f"{mine.work / 1e6:.3g}"
+        )
+    if other.nbytes > mine.nbytes:
         loaded = f"{other.nbytes / 1e6:.3g} MB of weights once they are loaded instead of {mine.nbytes / 1e6:.3g}"
         parts.append(f"has {loaded}")
-    if other.decoded > (1 + _SAME) * mine.decoded:
-        parts.append(f"decodes {other.decoded / 1e6:.3g} MB of weights in each run instead of {mine.decoded / 1e6:.3g}")
     return "it " + " and ".join(parts)
