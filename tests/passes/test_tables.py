@@ -13,6 +13,7 @@ import pytest
 from numbers_of import run
 from runtime_models import normal, parse
 
+from memoptc.api import compile as compile_model
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.infer import infer_shapes
@@ -20,6 +21,8 @@ from memoptc.ir.onnx_io import read_onnx, to_proto
 from memoptc.levels import Accuracy, pipeline_text
 from memoptc.passes.precision._quantize.tables import make_table
 from memoptc.passes.precision.mix_weights import MixWeights
+from memoptc.runtime.data import Sample
+from memoptc.runtime.quality import Examiner
 from memoptc.testing import run_pass
 
 MODEL = (
@@ -96,3 +99,21 @@ def test_models_of_tables_are_held_to_more() -> None:
     )
     assert asked["weights in 4 bits"] > strict["weights in 4 bits"]
     assert "tables_sqnr=none" in pipeline_text(2, "int4", calibrated=True, accuracy=Accuracy(min_sqnr=12.0))
+
+
+@pytest.mark.parametrize("opset", [12, 21])
+def test_tables_by_data_err_no_more_than_those_without(opset: int, tmp_path: Path) -> None:
+    """Behind a Relu errors of weights add up with the mean of what they meet, which a column's own square hides."""
+    convolutions = parse(
+        "g (float[N, 16, 12, 12] x) => (float[N, 16, 12, 12] y) { c = Conv<pads = [1, 1, 1, 1]>(x, k) r = Relu(c)"
+        " y = Conv<pads = [1, 1, 1, 1]>(r, l) }",
+        opset=opset,
+        k=normal(32, 16, 3, 3, seed=1, scale=0.08),
+        l=normal(16, 32, 3, 3, seed=2, scale=0.06),
+    )
+    data = [{"x": normal(1, 16, 12, 12, seed=3 + i)} for i in range(24)]
+    unseen = Examiner(convolutions, [Sample({"x": normal(1, 16, 12, 12, seed=50 + i)}, None, "") for i in range(8)])
+    compile_model(convolutions, 2, "int4", calibration=data, measure=False).save(tmp_path / "a.onnx")
+    compile_model(convolutions, 2, "int4", measure=False).save(tmp_path / "b.onnx")
+    with_data, without = (unseen.full(tmp_path / name).sqnr_db for name in ("a.onnx", "b.onnx"))
+    assert with_data > without - 0.2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -230,11 +230,21 @@ def _refitted(
 
 def nearer(rows: npt.NDArray[np.float32], first: Blocks, second: Blocks, moments: Moments) -> Blocks:
     """Give those blocks whose product errs less on rows that were kept aside; the first where both err alike."""
-    errors = [0.0, 0.0]
-    for part in _parts(*rows.shape):
-        for i, blocks in enumerate((first, second)):
-            errors[i] += _energy(rows[part].astype(np.float64) - blocks.decoded_rows(part), moments.check)
+    errors = [error_aside(rows, blocks.decoded_rows, moments) for blocks in (first, second)]
     return second if errors[1] < errors[0] else first
+
+
+def error_aside(
+    rows: npt.NDArray[np.float32], decoded: Callable[[slice], npt.NDArray[np.float32]], moments: Moments
+) -> float:
+    """Squared error of a product on rows that were kept aside.
+
+    Args:
+        rows: The weight, `[results, columns]`.
+        decoded: Gives some of its rows as they are coded.
+        moments: X^T X of what the columns meet.
+    """
+    return sum(_energy(rows[part].astype(np.float64) - decoded(part), moments.check) for part in _parts(*rows.shape))
 
 
 def _parts(rows: int, columns: int) -> Iterator[slice]:

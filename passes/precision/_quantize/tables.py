@@ -38,6 +38,12 @@ class Table:
     signal: float
     noise: float
 
+    def decoded(self) -> npt.NDArray[np.float32]:
+        """The weight as it is read."""
+        if self.numbers.ndim == 1:
+            return self.numbers[np.asarray(self.indices).astype(np.uint8)].reshape(self.shape)
+        return self.numbers[np.asarray(self.indices)].reshape(self.shape)
+
 
 def make_table(
     content: npt.NDArray[np.float32], bits: int, opset: int, importance: npt.NDArray[np.float64] | None = None

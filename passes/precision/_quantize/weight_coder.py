@@ -12,7 +12,7 @@ import numpy.typing as npt
 from memoptc.ir.types import DType
 from memoptc.passes.precision._quantize.blocks import Blocks, encode, error_of
 from memoptc.passes.precision._quantize.numerics import Codes, weight_codes
-from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, nearer, round_blocks
+from memoptc.passes.precision._quantize.rounding import Dampings, Rounded, error_aside, nearer, round_blocks
 from memoptc.passes.precision._quantize.tables import Table, make_table
 from memoptc.passes.precision._quantize.weight_format import WeightFormat, near_divisor
 from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, Weight, WeightUse
@@ -123,13 +123,26 @@ class WeightCoder:
         key = (id(weight.value.tensor), bits)
         if key not in known:
             seen = self._moments.get(WINDOW) if site.op.op_type in CONVOLUTIONS else None
-            importance = None if seen is None else np.diag(seen.fit)
-            known[key] = make_table(weight.numpy(), bits, self.format.opset, importance)
+            known[key] = self._table(weight.numpy(), bits, seen)
         if key not in self._counted:
             self._counted.add(key)
             self.signal += known[key].signal
             self.noise += known[key].noise
         return known[key]
+
+    def _table(self, content: npt.NDArray[np.float32], bits: int, seen: Moments | None) -> Table:
+        """A table by what the weights meet, where that errs less on what was kept aside than one that knows nothing."""
+        plain = make_table(content, bits, self.format.opset)
+        if seen is None:
+            return plain
+        other = make_table(content, bits, self.format.opset, np.diag(seen.fit))
+        rows = content.reshape(-1, len(seen.fit))
+
+        def error(table: Table) -> float:
+            decoded = table.decoded().reshape(rows.shape)
+            return error_aside(rows, lambda part: decoded[part], seen)
+
+        return other if error(other) < error(plain) else plain
 
     def _known(self, key: CodeKey) -> Blocks:
         found = self._codes[key]
