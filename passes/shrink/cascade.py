@@ -42,7 +42,7 @@ class Cascade(Pass):
     detectors; Wang et al., "IDK Cascades", 2018, for classifiers). The confidence is the probability of the likeliest
     class less that of the second. The threshold is the lowest at which calibration data show that the likeliest class
     is another than the large model's for at most `max_disagreement` of all inputs of their kind; validation data, where
-    they are enough, have to show it, too. No labels are needed.
+    they are enough, have to show it, too, and of fewer it is no more than that share. No labels are needed.
 
     Args:
         small: File of the small model.
@@ -111,11 +111,12 @@ class Cascade(Pass):
             held = _judged(_scores(small, context.validation, context), _scores(graph, context.validation, context))
             # Models are surer of what they were trained on, which calibration data often are.
             few = disagreements(self.max_disagreement, len(held.agrees))
-            if few is not None:
-                least = threshold_for(held, np.ones(len(held.agrees), np.bool_), few)
-                if least is None:
-                    return None
-                threshold = max(threshold, least)
+            if few is None:  # too few samples to show it: no more of them, as the proof counts them
+                few = int(self.max_disagreement * len(held.agrees))
+            least = threshold_for(held, np.ones(len(held.agrees), np.bool_), few)
+            if least is None:
+                return None
+            threshold = max(threshold, least)
             text = f"{_told(head, threshold)} calibration samples, {_told(held, threshold)} validation samples"
         cost = sum(map(multiplications, small.ops)) / (sum(map(multiplications, graph.ops)) or 1.0)
         context.decisions.append(

@@ -178,6 +178,17 @@ def test_validation_data_make_the_small_model_surer(small: Path) -> None:
     assert stats == {"left: the small model is sure enough of no sample": 1}
 
 
+def test_validation_samples_too_few_to_show_it_have_no_more_disagreement_either(small: Path) -> None:
+    """The proof counts them, and one among so few is more than was allowed."""
+    alone, rows = onnx.load(small), [inputs(1, seed) for seed in range(9000, 11000)]
+    wrong = [x for x in rows if run(alone, x).argmax() != run(LARGE, x).argmax()]
+    feeds = [x for x in rows if run(alone, x).argmax() == run(LARGE, x).argmax()][:27] + wrong[:3]
+    held = Data([{"x": x} for x in feeds], {value.name: value.type for value in read_onnx(LARGE).inputs})
+    made, stats = cascaded(Context(calibration=data(300), validation=held), small=str(small), max_disagreement=0.03)
+    assert stats == {"cascades": 1}
+    assert all(run(made, x).argmax() == run(LARGE, x).argmax() for x in feeds)
+
+
 def test_a_small_model_that_never_agrees_is_left_out(tmp_path: Path) -> None:
     other = classifier(0.0, "n")
     weight = numpy_helper.to_array(other.graph.initializer[0])
