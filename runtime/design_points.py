@@ -24,8 +24,10 @@ LARGEST = {"batch": 1, "space": 1024, "sequence": 4096, "past": 0, "samples": 16
 """Extents to begin with, by kind of axis: a megapixel, 4,096 tokens or frames, ten seconds of sound at 16 kHz."""
 SMALLEST = {"batch": 1, "space": 64, "sequence": 16, "past": 0, "samples": 4_000}
 """Extents below which no point is looked for."""
-FEWEST = SMALLEST | {"space": 128}
-"""The smallest extents that a user is credited with: where what is made for large ones must not cost much."""
+FEWEST = SMALLEST | {"space": 256}
+"""The smallest extents that a user is credited with: where what is made for large ones must not cost much. Of images,
+a quarter of the sides that are planned for: nodes of tiles that save most of a megapixel take a megabyte or two, more
+than there is to save in a thumbnail."""
 
 PLANNED = 1 << 30
 """Bytes of activations that the original may plan at the point to plan for."""

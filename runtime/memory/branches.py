@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dataflow import on_demand
@@ -23,7 +23,7 @@ LIKELY = "memoptc.likely"
 """Metadata of an If: the branch that runs in ordinary use, where that depends on values and not on extents alone."""
 FRAME = "memoptc.frame"
 """Metadata of an op that `as_branched` put in place of an If: onnxruntime runs the ops of a branch in a frame of their
-own, whose buffers and memory pattern are not shared with what is around it."""
+own, whose buffers and memory pattern are not shared with what is around it; of a branch inside another one `1/2`."""
 _SAME = VIEWS | {"Cast"}
 
 
@@ -43,27 +43,39 @@ def branches(op: Op, dims: Mapping[str, int]) -> list[Graph]:
     return list(op.regions.values())
 
 
-def as_branched(graph: Graph, dims: Mapping[str, int]) -> Graph:
+def as_branched(graph: Graph, dims: Mapping[str, int], order: Callable[[Graph], Sequence[Op]] | None = None) -> Graph:
     """Give a copy of a graph in which the ops of a branch stand in place of each If of which no other branch may run.
 
     Args:
         graph: A top graph; it is given itself where nothing changes.
         dims: Extents of symbolic dimensions, completed.
+        order: Order in which the ops of a graph, or of a branch, run, weights left out; the one in which they stand
+            when not given. A branch runs as a whole: the order of the copy is that in which all of it runs.
     """
     if not any(_only_branch(op, dims) for op in graph.ops):
         return graph
     copy = graph.clone()
+    _put_in_order(copy, order)
     todo, frames = list(copy.ops), 0
     for op in todo:  # grows by what comes out of branches
         name = _only_branch(op, dims)
         if name:
             region = op.take_region(name)
+            _put_in_order(region, order)
             frames += 1
+            around = op.metadata.get(FRAME)
             for inner in region.ops:
-                inner.metadata[FRAME] = str(frames)
+                inner.metadata[FRAME] = f"{around}/{frames}" if around else str(frames)
             todo += region.ops
             inline(op, region, tuple(region.outputs))
     return copy
+
+
+def _put_in_order(graph: Graph, order: Callable[[Graph], Sequence[Op]] | None) -> None:
+    if order is not None:
+        ran = order(graph)
+        among = set(ran)
+        graph.reorder([*(op for op in graph.ops if op not in among), *ran])
 
 
 def _only_branch(op: Op, dims: Mapping[str, int]) -> str:

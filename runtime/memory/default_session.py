@@ -207,6 +207,7 @@ def arena_use(
     """
     order = default_order(graph) if order is None else order
     found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads), in_place=shapes)
+    hold_in_frames(found)
     if reuse and shapes:
         found = reuse_by_shape(found, shapes_onnxruntime_knows(graph))
     if branch:
@@ -232,6 +233,34 @@ def arena_use(
     scratch = sum(s.size for s in found.storages if not s.values and s.first <= step <= s.last)
     unknown = tuple(dict.fromkeys(found.unknown))
     return ArenaUse(max(first, arena.resident_bytes), max(curve, default=0), scratch, unknown)
+
+
+def hold_in_frames(found: Liveness) -> None:
+    """Widen live ranges to what the frames of branches (`as_branched`) hold.
+
+    What a branch reads of the graph around it is held until the branch ends: then its reader, the If, is done. What it
+    hands out has its place from the start where its shape is fixed.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    for index, op in enumerate(found.steps):
+        for frame in _frames(op):
+            spans[frame] = spans.get(frame, (index, index))[0], index
+    for storage in found.storages if spans else ():
+        maker = storage.values[0].op if storage.values else None
+        own = () if maker is None else _frames(maker)
+        users = [() if user.is_return else _frames(user) for value in storage.values for user in value.users]
+        for inside in users:
+            if len(inside) > len(own) and inside[: len(own)] == own:
+                storage.last = max(storage.last, spans[inside[len(own)]][1])
+        for frame in own if storage.values and is_fixed(storage.values[0]) else ():
+            if any(frame not in inside for inside in users):
+                storage.first = min(storage.first, spans[frame][0])
+
+
+def _frames(op: Op) -> tuple[str, ...]:
+    """The frames that an op runs in, outermost first."""
+    parts = op.metadata.get(FRAME, "").split("/")
+    return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts))) if parts[0] else ()
 
 
 def _frame(storage: Storage) -> str:

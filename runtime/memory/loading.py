@@ -40,6 +40,8 @@ NODE_BYTES = 4_000
 """Anonymous bytes that each node adds: the graph's structures, its kernel."""
 NESTED_BYTES = 2_500
 """Beyond these, what a node adds for each region that it is in: the nodes around keep what they hold as text, too."""
+BRANCH_BYTES = 600_000
+"""Bytes of code and structures that the first branch of a model takes, besides its nodes."""
 RUN_BYTES = 500_000
 """Anonymous bytes of a first run that the arena does not see."""
 SMALL = 1024
@@ -119,6 +121,7 @@ def loaded_weights(
         if captured and external:
             burst += 0 if copies.mapped else weight.nbytes
     own = SESSION_BYTES + _nodes_bytes(graph, int(branch or captured))
+    own += BRANCH_BYTES if branch or captured or any(op.regions for op in graph.ops) else 0
     code = CODE_BYTES + KIND_BYTES * len({op.op_type for op in graph.walk()})
     loaded = own + anonymous + mapped + heap
     return LoadedWeights(

@@ -21,6 +21,7 @@ from memoptc.runtime.memory.default_session import (
     allocation_events,
     arena_use,
     default_order,
+    hold_in_frames,
     is_handed_out,
     with_early_outputs,
 )
@@ -185,15 +186,19 @@ class MemoryModel:
         how = self.configuration
         if how.optimize:
             graph = graph.analysis(as_laid_out)
-        graph = as_branched(graph, self.dims)
+        branched = as_branched(graph, self.dims, default_order if how.session != "planned" else None)
+        order = list(branched.ops) if branched is not graph or how.session == "planned" else default_order(graph)
+        graph = branched
         if how.session == "stock":
             return arena_use(
-                graph, self.dims, threads=how.threads, pattern=not wrapped, shapes=not how.shapeless, branch=wrapped
-            )
+                graph, self.dims, threads=how.threads, order=order, pattern=not wrapped, shapes=not how.shapeless,
+                branch=wrapped,
+            )  # fmt: skip
         found = liveness(
-            graph, self.dims, default_order(graph) if how.session == "arena" else None,
+            graph, self.dims, order,
             workspace=kernel_workspace(self.dims, how.threads), in_place=not how.shapeless,
         )  # fmt: skip
+        hold_in_frames(found)
         if wrapped:
             found = with_early_outputs(found)
         if how.session == "arena":
@@ -201,8 +206,8 @@ class MemoryModel:
             capacity = arena_capacity(repeated(allocation_events(found, kept=True), 0)) if how.sized else 0
             arena = DefaultArena(capacity, doubling=bool(capacity), split=True)
             return arena_use(
-                graph, self.dims, threads=how.threads, reuse=False, pattern=False, shapes=not how.shapeless,
-                branch=wrapped, arena=arena,
+                graph, self.dims, threads=how.threads, order=order, reuse=False, pattern=False,
+                shapes=not how.shapeless, branch=wrapped, arena=arena,
             )  # fmt: skip
         curve = found.curve
         peak = max(curve, default=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import graphs
 import numpy as np
 import pytest
@@ -17,11 +15,9 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.runtime.configuration import planned_peak
-from memoptc.runtime.memory.branches import as_branched
 from memoptc.runtime.memory.default_arena import BOOK, DefaultArena, pattern_bytes
 from memoptc.runtime.memory.default_session import (
     default_order,
-    reuse_by_shape,
     shapes_onnxruntime_knows,
     with_early_outputs,
 )
@@ -162,7 +158,8 @@ def test_ops_of_a_branch_that_runs_for_sure_count_like_others(session: str) -> N
         infer_shapes(graph)
     how = Configuration(session=session)  # type: ignore[arg-type]
     flat, branched = (predict_need(graph, {"N": 3000}, how) for graph in graphs)
-    assert abs(flat.activations_bytes - branched.activations_bytes) < 16 << 10
+    # Its condition is computed first, and takes the first piece of the arena.
+    assert branched.activations_bytes == pytest.approx(flat.activations_bytes, rel=1e-3)
     small, other = (predict_need(graph, {"N": 8}, how) for graph in graphs)
     assert other.activations_bytes < small.activations_bytes
 
@@ -304,43 +301,3 @@ def test_only_extents_that_a_file_names_are_compared(rows: str, known: bool) -> 
         f"graph @g(%x: f32[{rows},4]) -> (f32[{rows},4]) {{\n  %y = Tanh(%x) : f32[{rows},4]\n  return %y\n}}"
     )
     assert bool(shapes_onnxruntime_knows(graph)) == known
-
-
-GUARDED = """
-  %o{k} = If(%large) : f32[512,256]
-    region then_branch() -> (f32[512,256]) {{
-      %a{k} = Exp(%x{k}) : f32[512,256]
-      %b{k} = Sqrt(%a{k}) : f32[512,256]
-      %c{k} = Log(%b{k}) : f32[512,256]
-      %d{k} = Softmax(%c{k}) : f32[512,256]
-      return %d{k}
-    }}
-    region else_branch() -> (f32[512,256]) {{
-      %e{k} = Neg(%x{k}) : f32[512,256]
-      return %e{k}
-    }}"""
-
-
-@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
-def test_branches_share_no_buffers() -> None:
-    """Each has a frame of its own: between two of them nothing is kept for the second one to take over."""
-    first, second = (GUARDED.format(k=k) for k in (0, 1))
-    graph = parse(
-        f"""graph @g(%x0: f32[512,256], %n: f32[N]) -> (f32[512,256]) {{
-  %shape = Shape(%n) : i64[1]
-  %four = const() {{value=[4]}} : i64[1]
-  %large = Greater(%shape, %four) : bool[1]{first}
-  %wide = Concat(%o0, %o0, %o0, %o0, %o0, %o0) {{axis=0}} : f32[3072,256]
-  %narrow = Softmax(%wide) : f32[3072,256]
-  %start = const() {{value=[0]}} : i64[1]
-  %stop = const() {{value=[512]}} : i64[1]
-  %x1 = Slice(%narrow, %start, %stop, %start) : f32[512,256]{second}
-  return %o1
-}}"""
-    )
-    session = NativeSession(to_proto(graph).SerializeToString(), replace(AS_PLANNED, mem_reuse=True, file_order=False))
-    _, trace = session.record({"x0": np.ones((512, 256), np.float32), "n": np.ones(9, np.float32)})
-    branched = as_branched(graph, {"N": 9})
-    found = liveness(branched, {"N": 9}, default_order(branched))
-    shared = reuse_by_shape(found, shapes_onnxruntime_knows(branched))
-    assert max(shared.curve) == pytest.approx(trace.peak_bytes, rel=0.02)

@@ -70,7 +70,7 @@ def test_an_image_is_planned_at_a_megapixel():
     found = points(graph("%x: f32[N,3,H,W]", "  %y = Relu(%x)", "f32[N,3,H,W]"))
     assert dict(found.plan) == {"N": 1, "H": 1024, "W": 1024}
     assert found.chosen == {"N": "batch", "H": "space", "W": "space"}
-    assert found.small == {"N": 1, "H": 128, "W": 128}
+    assert found.small == {"N": 1, "H": 256, "W": 256}
     assert points(graph("%x: f32[N,3,H,W]", "  %y = Relu(%x)", "f32[N,3,H,W]"), {"H": 512, "W": 512}).small is None
 
 
