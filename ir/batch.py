@@ -103,6 +103,7 @@ class _Proof:
     reorders: str = ""
 
     def of(self, graph: Graph) -> Batch:
+        """Follow the symbol from inputs to outputs; raise where some output depends on other samples."""
         inputs = {}
         for value in graph.inputs:
             axes = [i for i, d in enumerate(value.shape or ()) if self._counts(d)]

@@ -1,4 +1,4 @@
-"""Test that two spellings of a model give the same outputs on made-up inputs; where that may end the process, apart."""
+"""Test that two spellings of a model give the same outputs on made-up inputs, on request in a process of its own."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def outputs_differ(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto
 
 
 def _difference(graph: Graph, before: onnx.ModelProto, after: onnx.ModelProto, close: float) -> str:
+    """Say how outputs differ on four feeds; `""` where they do not."""
     run = RunOptions(optimize=False)
     first = Evaluator(before, run, blame=InternalError)
     second = Evaluator(after, run, blame=InternalError)

@@ -39,7 +39,7 @@ class Smooth(Pass):
         found = list(sites(graph, SOURCES))
         taken = {op for site in found for op in site.readers}
         if self.insert:
-            found += _bare(graph, taken)
+            found += _without_constant_before(graph, taken)
         seen = seen_at(graph, found, context)
 
         def least(site: RescaleSite) -> float:
@@ -55,7 +55,7 @@ class Smooth(Pass):
         decide(self.name, gains, "channels differ in the calibration data", context)
 
 
-def _bare(graph: Graph, taken: set[Op]) -> list[RescaleSite]:
+def _without_constant_before(graph: Graph, taken: set[Op]) -> list[RescaleSite]:
     """Products whose left side has no constant before it that could take factors."""
     found: dict[Value, RescaleSite] = {}
     for op in graph.walk("MatMul", "Gemm", nested=False):

@@ -217,6 +217,7 @@ class MemoryModel:
         return ArenaUse(peak + held, peak + held, scratch, tuple(dict.fromkeys(found.unknown)))
 
     def _parts(self, need: int, weights: LoadedWeights, code: int, use: ArenaUse) -> NeedEstimate:
+        """Divide a need among what it is for; what nothing else explains counts as loading."""
         ours = OURS[self.configuration.session]
         room = need - ours - code - weights.anonymous_bytes - weights.mapped_bytes
         workspace = min(use.workspace_bytes, max(room, 0))

@@ -1,7 +1,7 @@
 """Placement in several memories at least cost of accesses and moves.
 
-Two questions are taken in turn. *Which space, when*: each buffer in turn gets the cheapest way through the spaces over
-its life, given the room that the others leave (`space_ways`). *At which offset*: `allocate` places what each space
+Two questions are taken in turn. *Which space, when*: each buffer in turn gets the cheapest residency over
+its life, given the room that the others leave (`space_residency`). *At which offset*: `allocate` places what each space
 holds; where it does not fit for holes, the stay whose owner loses least goes elsewhere, and the first question is asked
 again for that buffer.
 """
@@ -15,7 +15,7 @@ from memoptc.ir.diagnostics import BudgetError, InputError
 from memoptc.runtime.memory.allocate import allocate
 from memoptc.runtime.memory.plan import Plan
 from memoptc.runtime.memory.problem import Problem
-from memoptc.runtime.memory.space_ways import Ban, Way, Ways
+from memoptc.runtime.memory.space_residency import Ban, Residencies, Residency
 from memoptc.runtime.memory.spaces import (
     Space,
     SpacedPlan,
@@ -27,7 +27,7 @@ from memoptc.runtime.memory.spaces import (
 )
 
 EFFORT = 300_000
-"""Steps of ways looked at while buffers compete, by default: about a second."""
+"""Steps of residencies looked at while buffers compete, by default: about a second."""
 
 _QUICK, _THOROUGH = 1_000, 5_000
 """Effort of `allocate` for a bounded space: while buffers must leave it, and when one wants to return."""
@@ -47,7 +47,7 @@ def allocate_spaces(
     Args:
         problem: Buffers and their accesses.
         spaces: The memories, in any order.
-        effort: How many steps of ways may be looked at in the search; the first placement costs what it costs.
+        effort: How many steps of residencies may be looked at in the search; the first placement costs what it costs.
         seed: Of the search.
 
     Returns:
@@ -61,7 +61,7 @@ def allocate_spaces(
         raise InputError("There is no space to place buffers in.")
     placement = _Placement(problem, spaces)
     placement.serve_all()
-    served = list(zip(placement.ways, placement.paid, strict=True))
+    served = list(zip(placement.residencies, placement.paid, strict=True))
     plan = placement.plan()
     # The search does not know of holes: it begins from what was served, not from what holes have made of it.
     placement.restore(served)
@@ -71,11 +71,11 @@ def allocate_spaces(
     return plan
 
 
-class _Placement(Ways):
-    """The way of every buffer, and its offset in each space that it stays in."""
+class _Placement(Residencies):
+    """The residency of every buffer, and its offset in each space that it stays in."""
 
     def plan(self) -> SpacedPlan:
-        """Find offsets, changing ways where they must; the plan."""
+        """Find offsets, changing residencies where they must; the plan."""
         stays = self.stays(self.pack())
         return SpacedPlan(self.problem, self.spaces, stays, moves_between(self.problem, stays))
 
@@ -95,11 +95,11 @@ class _Placement(Ways):
             rounds += 1
             bans += self.relieve(full, plans[full], max(0, rounds - _PATIENCE))
         for _, index, ban in sorted(bans, reverse=True)[:_RETURNS]:
-            way, paid = self.ways[index], self.paid[index]
+            residency, paid = self.residencies[index], self.paid[index]
             self.clear(index)
             self.banned[index].remove(ban)
-            found = self.way(index)
-            self.take(index, *(found or (way or (), paid)))
+            found = self.residency(index)
+            self.take(index, *(found or (residency or (), paid)))
             if self.paid[index] < paid:
                 tried = dict(plans)
                 if self.fill(tried, _THOROUGH) is None:
@@ -107,7 +107,7 @@ class _Placement(Ways):
                     continue
             self.clear(index)
             self.banned[index].append(ban)
-            self.take(index, way or (), paid)
+            self.take(index, residency or (), paid)
         return [plan for _, plan in sorted(plans.items())]
 
     def fill(self, plans: dict[int, Plan], effort: int) -> int | None:
@@ -149,10 +149,10 @@ class _Placement(Ways):
             options = [option for option in left if option is not None]
             if not options:
                 break
-            _, loss, index, ban, (way, paid) = min(options)
+            _, loss, index, ban, (residency, paid) = min(options)
             self.clear(index)
             self.banned.setdefault(index, []).append(ban)
-            self.take(index, way, paid)
+            self.take(index, residency, paid)
             found.append((loss, index, ban))
             gone += [(b.first, b.last, b.size) for (i, _), b in near if i == index]
             # Numbers of its other stays may have changed: it is not asked again in this round.
@@ -167,25 +167,25 @@ class _Placement(Ways):
 
     def leave(
         self, space: int, index: int, number: int, relief: int
-    ) -> tuple[float, float, int, Ban, tuple[Way, float]] | None:
+    ) -> tuple[float, float, int, Ban, tuple[Residency, float]] | None:
         """Cost of a buffer giving up one of its stays: per byte that helps, and in all."""
-        way, paid = self.ways[index] or (), self.paid[index]
-        _, begin, stop, _, _ = list(self.runs(index, way))[number]
+        residency, paid = self.residencies[index] or (), self.paid[index]
+        _, begin, stop, _, _ = list(self.runs(index, residency))[number]
         ban = (space, begin, stop)
         self.clear(index)
         self.banned.setdefault(index, []).append(ban)
-        found = self.way(index)
+        found = self.residency(index)
         self.banned[index].remove(ban)
-        self.take(index, way, paid)
+        self.take(index, residency, paid)
         return None if found is None else ((found[1] - paid) / relief, found[1] - paid, index, ban, found)
 
     def stays(self, plans: Sequence[Plan] = ()) -> tuple[tuple[Stay, ...], ...]:
-        """The stays of all ways; at offset 0 where there are no plans of the spaces yet."""
+        """The stays of all residencies; at offset 0 where there are no plans of the spaces yet."""
         offsets = [iter(p.offsets) for p in plans]
         found = []
-        for index, way in enumerate(self.ways):
+        for index, residency in enumerate(self.residencies):
             row = []
-            for space, begin, stop, _, _ in self.runs(index, way or ()):
+            for space, begin, stop, _, _ in self.runs(index, residency or ()):
                 # `pieces` lists them in this order, too.
                 offset = next(offsets[space]) if plans else 0
                 row.append(Stay(space, offset, self.times[begin], self.times[stop] - 1))

@@ -133,6 +133,7 @@ def _swapped(value: Value, width: int) -> tuple[Value, bool, set[Op]] | None:
 
 
 def _pairs_swapped(op: Op, width: int) -> tuple[Value, bool, set[Op]] | None:
+    """As `_swapped`, of neighbours: every second element negated, stacked behind the others, and flattened again."""
     stack = op.operand.op
     if stack is None or not stack.is_a("Concat") or len(stack.operands) != 2:
         return None

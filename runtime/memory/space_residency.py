@@ -1,6 +1,6 @@
-"""The way of every buffer through several memories, and the room that is left: which space, when.
+"""Residency of every buffer in several memories: which space, when; and the room that is left.
 
-The cheapest way of one buffer is a shortest path over (time, space), found by dynamic programming; spills and
+The cheapest residency of one buffer is a shortest path over (time, space), found by dynamic programming; spills and
 prefetches are its edges. Buffers are served in order of what a byte of fast memory saves per step, a greedy rule for
 the unsplittable flow problem on a path (Bansal, Friggstad, Khandekar and Salavatipour, "A Logarithmic Approximation for
 Unsplittable Flow on Line Graphs", 2014); then a few that compete are taken out and served again in another order, and
@@ -26,15 +26,15 @@ _MOST_RIVALS = 6
 _SURRENDER = 1_000
 """Attempts in a row without a gain after which the search ends."""
 
-Way: TypeAlias = tuple[int, ...]
+Residency: TypeAlias = tuple[int, ...]
 """The space of a buffer in each slot of its life."""
 
 Ban: TypeAlias = tuple[int, int, int]
 """A space that a buffer must not be in, from a slot to the one before another."""
 
 
-class Ways:
-    """The way of every buffer, and the room that is left.
+class Residencies:
+    """The residency of every buffer, and the room that is left.
 
     Time is cut into *slots*, at whose beginnings alone anything changes: births, deaths, accesses and the steps after
     accesses. A slot j has two moments as in `pieces`: 2j, the moves at its beginning, and 2j + 1, what runs in it.
@@ -43,7 +43,7 @@ class Ways:
     def __init__(self, problem: SpacedProblem, spaces: Sequence[Space]) -> None:
         self.problem, self.spaces = problem, tuple(spaces)
         self.costs = [s.cost_per_byte for s in spaces]
-        # Of ways that cost the same, the one that leaves the scarce spaces soonest.
+        # Of residencies that cost the same, the one that leaves the scarce spaces soonest.
         by_cost = sorted(range(len(spaces)), key=lambda s: (-self.costs[s], s))
         self.scarcity = [by_cost.index(s) for s in range(len(spaces))]
         steps = {b.first for b in problem.buffers} | {b.last + 1 for b in problem.buffers}
@@ -60,19 +60,19 @@ class Ways:
             self.bytes.append(found)
         sizes = [_ENDLESS if s.size is None else s.size for s in spaces]
         self.room = np.repeat(np.array(sizes, np.int64)[:, None], 2 * len(self.times), axis=1)
-        self.ways: list[Way | None] = [None] * len(problem.buffers)
+        self.residencies: list[Residency | None] = [None] * len(problem.buffers)
         self.paid = [0.0] * len(problem.buffers)
         self.banned: dict[int, list[Ban]] = {}
         self.looks = 0
 
-    def restore(self, served: Sequence[tuple[Way | None, float]]) -> None:
+    def restore(self, served: Sequence[tuple[Residency | None, float]]) -> None:
         """Forget what holes have changed."""
         self.banned.clear()
-        for index in range(len(self.ways)):
+        for index in range(len(self.residencies)):
             self.clear(index)
-        for index, (way, paid) in enumerate(served):
-            if way is not None:
-                self.take(index, way, paid)
+        for index, (residency, paid) in enumerate(served):
+            if residency is not None:
+                self.take(index, residency, paid)
 
     def serve_all(self) -> None:
         """Serve every buffer, the one that gains most from a byte of the best space first."""
@@ -81,7 +81,7 @@ class Ways:
         def density(i: int) -> float:
             return span * sum(self.bytes[i].values()) / (self.problem.buffers[i].size * (self.stop[i] - self.first[i]))
 
-        order = sorted(range(len(self.ways)), key=lambda i: (-density(i), i))
+        order = sorted(range(len(self.residencies)), key=lambda i: (-density(i), i))
         for _ in range(_RESTARTS):
             failed = self.serve(order)
             if failed is None:
@@ -98,16 +98,16 @@ class Ways:
         )
 
     def serve(self, order: Iterable[int]) -> int | None:
-        """Serve some buffers in order; the first that finds no way is returned."""
+        """Serve some buffers in order; the first that finds no residency is returned."""
         for index in order:
-            found = self.way(index)
+            found = self.residency(index)
             if found is None:
                 return index
             self.take(index, *found)
         return None
 
-    def way(self, index: int) -> tuple[Way, float] | None:
-        """The cheapest way of a buffer in the room there is, and its cost. O(slots of its life * spaces^2)."""
+    def residency(self, index: int) -> tuple[Residency, float] | None:
+        """The cheapest residency of a buffer in the room there is, and its cost. O(slots of its life * spaces^2)."""
         first, stop, size = self.first[index], self.stop[index], self.problem.buffers[index].size
         self.looks += stop - first
         free = self.room[:, 2 * first : 2 * stop] >= size
@@ -144,32 +144,32 @@ class Ways:
         total = reach[at][0]
         if total == worst:
             return None
-        way = [at]
+        residency = [at]
         for origin in reversed(came):
-            way.append(origin[way[-1]])
-        return tuple(reversed(way)), total
+            residency.append(origin[residency[-1]])
+        return tuple(reversed(residency)), total
 
-    def runs(self, index: int, way: Way) -> Iterator[tuple[int, int, int, int, int]]:
-        """(space, first slot, slot after, first moment, moment after) of each stay of a way."""
+    def runs(self, index: int, residency: Residency) -> Iterator[tuple[int, int, int, int, int]]:
+        """(space, first slot, slot after, first moment, moment after) of each stay of a residency."""
         begin, last = self.first[index], self.stop[index]
-        for space, slots in groupby(way):
+        for space, slots in groupby(residency):
             stop = begin + len(list(slots))
             yield space, begin, stop, 2 * begin + (begin == self.first[index]), 2 * stop + (stop < last)
             begin = stop
 
-    def take(self, index: int, way: Way, cost: float) -> None:
-        """Give a buffer a way."""
-        for space, _, _, begin, end in self.runs(index, way):
+    def take(self, index: int, residency: Residency, cost: float) -> None:
+        """Give a buffer a residency."""
+        for space, _, _, begin, end in self.runs(index, residency):
             self.room[space, begin:end] -= self.problem.buffers[index].size
-        self.ways[index], self.paid[index] = way, cost
+        self.residencies[index], self.paid[index] = residency, cost
 
     def clear(self, index: int) -> None:
-        """Take a buffer's way from it."""
-        way = self.ways[index]
-        if way is not None:
-            for space, _, _, begin, end in self.runs(index, way):
+        """Take a buffer's residency from it."""
+        residency = self.residencies[index]
+        if residency is not None:
+            for space, _, _, begin, end in self.runs(index, residency):
                 self.room[space, begin:end] += self.problem.buffers[index].size
-        self.ways[index], self.paid[index] = None, 0.0
+        self.residencies[index], self.paid[index] = None, 0.0
 
     def compete(self, effort: int, rng: random.Random) -> bool:
         """Take out a buffer that pays more than it would alone, and some that live with it; serve it first.
@@ -187,8 +187,8 @@ class Ways:
                 break
             one = rng.choice(unlucky)
             slots = sorted(rng.randrange(self.first[one], self.stop[one]) for _ in range(2))
-            rivals = [i for i in range(len(self.ways)) if i != one and self.is_better_off(i, one, *slots)]
-            self.looks += 1 + len(self.ways) // 10
+            rivals = [i for i in range(len(self.residencies)) if i != one and self.is_better_off(i, one, *slots)]
+            self.looks += 1 + len(self.residencies) // 10
             order = [one, *rng.sample(rivals, min(len(rivals), rng.randint(1, _MOST_RIVALS)))]
             # Whoever is first takes all it can use. That it should leave a part to the others has to be tried, too.
             ban = (rng.randrange(len(self.spaces)), slots[0], slots[1] + 1)
@@ -203,7 +203,7 @@ class Ways:
 
     def is_better_off(self, index: int, other: int, begin: int, last: int) -> bool:
         """True if a buffer lies in a cheaper space than another at the first or the last of these slots it knows."""
-        mine, its = self.ways[index], self.ways[other]
+        mine, its = self.residencies[index], self.residencies[other]
         begin, last = max(begin, self.first[index]), min(last, self.stop[index] - 1)
         if begin > last or mine is None or its is None:
             return False
@@ -214,7 +214,7 @@ class Ways:
 
     def attempt(self, order: Sequence[int]) -> float:
         """Serve some buffers anew, in this order; undone when that costs more. Gives what they save."""
-        before = [(i, self.ways[i], self.paid[i]) for i in order]
+        before = [(i, self.residencies[i], self.paid[i]) for i in order]
         for index in order:
             self.clear(index)
         if self.serve(order) is None:
@@ -223,7 +223,7 @@ class Ways:
                 return gain
         for index in order:
             self.clear(index)
-        for index, way, paid in before:
-            if way is not None:
-                self.take(index, way, paid)
+        for index, residency, paid in before:
+            if residency is not None:
+                self.take(index, residency, paid)
         return 0.0
