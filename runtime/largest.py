@@ -24,6 +24,8 @@ TRIALS = 14
 """Most extents that are tried for one kind of axis."""
 
 _LARGEST = 1 << 22
+_FAR = 1.25
+"""Ratio to the largest extent that fits at which an outer bound is looked for where the time is over."""
 
 Extents = Mapping[str, int]
 
@@ -71,8 +73,8 @@ def largest_extents(
         predicted: Bytes that a process is predicted to take at extents.
         limit: The limit in bytes, to begin the search where the prediction reaches it.
         say: Told of each trial.
-        seconds: About how long the search may take, for each kind its share; what is known by then is given. Where
-            nothing has fitted by then, the smallest extent is tried, and that is all.
+        seconds: About how long the search may take, for each kind its share; then what is known is given. One more
+            extent is tried where only one side is known: a larger one, or the smallest where nothing has fitted.
     """
     begun = time.monotonic()
     groups: dict[str, list[str]] = {}
@@ -111,10 +113,10 @@ class _Search:
             else:
                 fails = (extent, trial.why)
             if time.monotonic() >= self.end:
-                late = "no time to try more"
-                if fits or extent <= self._step:
+                if late or (fits and (fails or fits[0] >= most)) or (not fits and extent <= self._step):
                     break
-                extent = self._step
+                late = "no time to try more"
+                extent = min(most, self._grid(int(extent * _FAR) + self._step)) if fits else self._step
                 continue
             if fits and fails:
                 if fails[0] <= max(fits[0] + self._step, fits[0] * CLOSE):
@@ -130,7 +132,8 @@ class _Search:
                 if extent <= self._step:
                     break
                 extent, stride = self._grid(min(int(extent / stride), extent - self._step)), stride * stride
-        beyond, why = fails or (None, late or "the model allows no more")
+        open_end = late if fits is None or fits[0] < most else ""
+        beyond, why = fails or (None, open_end or "the model allows no more")
         if fits is None:
             return AxisLimit(self.kind, self.axes, None, {}, None, beyond, why)
         return AxisLimit(self.kind, self.axes, fits[0], self._at(fits[0]) or {}, fits[1].latency_ms, beyond, why)

@@ -60,15 +60,22 @@ def test_a_table_bounds_what_is_tried() -> None:
     assert all(extents["S"] <= 512 for extents in tried)
 
 
-@pytest.mark.parametrize(("predicted", "tries"), [(1.0, 1), (0.1, 2)])
-def test_a_search_whose_time_is_over_gives_what_it_has_run(predicted: float, tries: int) -> None:
+@pytest.mark.parametrize(
+    ("predicted", "largest", "beyond", "why"),
+    [(1.0, 248, 311, "killed"), (0.1, 1, 2496, "killed"), (2.0, 156, None, "no time to try more")],
+)
+def test_a_search_whose_time_is_over_looks_once_for_the_side_that_is_missing(
+    predicted: float, largest: int, beyond: int | None, why: str
+) -> None:
     (edge,), tried = search({"N": "batch"}, 4000, predicted, seconds=0.0)
-    assert edge.extents == tried[-1]
-    assert len(tried) == tries
-    if edge.beyond is None:
-        assert edge.why == "no time to try more"
-    else:
-        assert (edge.largest, edge.why) == (1, "killed")
+    assert (edge.largest, edge.beyond, edge.why) == (largest, beyond, why)
+    assert edge.extents in tried
+    assert len(tried) == 2
+
+
+def test_a_search_whose_time_is_over_at_the_models_own_bound_says_so() -> None:
+    (edge,), tried = search({"S": "sequence"}, 10**6, seconds=0.0)
+    assert (edge.largest, edge.why, len(tried)) == (512, "the model allows no more", 2)
 
 
 def test_not_even_the_smallest_fits() -> None:
