@@ -72,7 +72,7 @@ def agreement(a: Sequence[_Outcome], b: Sequence[_Outcome]) -> float:
 
 
 def latencies(paths: Sequence[Path], feeds: Sequence[Feed]) -> list[dict[str, float]]:
-    """p50 and p95 in ms over samples, the models taking turns."""
+    """p50, p95 and mean in ms over samples, the models taking turns."""
     models = [Evaluator(path, RunOptions(threads=2), label=path.name) for path in paths]
     taken: list[list[float]] = [[] for _ in models]
     bare = [{k: v for k, v in f.items() if k != "labels"} for f in feeds]
@@ -87,7 +87,13 @@ def latencies(paths: Sequence[Path], feeds: Sequence[Feed]) -> list[dict[str, fl
                 times.append(time.perf_counter() - before)
             if time.perf_counter() - start > SECONDS:
                 break
-    return [{"p50": float(np.percentile(t, 50)) * 1e3, "p95": float(np.percentile(t, 95)) * 1e3} for t in taken]
+    return [
+        {"p50": _ms(np.percentile(t, 50)), "p95": _ms(np.percentile(t, 95)), "mean": _ms(np.mean(t))} for t in taken
+    ]
+
+
+def _ms(seconds: Any) -> float:
+    return float(seconds) * 1e3
 
 
 def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
@@ -129,30 +135,37 @@ def one(name: str, loss: float, folder: Path) -> dict[str, Any]:
     return line | {"data": seen}
 
 
+HEADS = ("model", "loss", "need, MB", "activations, MB", "p50, to the original", "p95", "mean", "metric, held out",
+         "same likeliest class: validation, held out, shifted", "what")  # fmt: skip
+
+
+def row(line: dict[str, Any]) -> tuple[str, ...]:
+    """A line as cells; what stands in brackets is of -O2 without."""
+    if "failed" in line:
+        return line["name"], f"{line['loss']:.1%}", *[""] * 7, line["failed"]
+    need, activations, times = line["need_mb"], line["activations_mb"], line["latency_ms"]
+    data = line["data"]
+    before, after = data["held_out"]["metric"]
+    plain, less = ({key: times[i][key] / times[0][key] for key in times[0]} for i in (1, 2))
+    return (
+        f"{line['name']} ({line['option']})",
+        f"{line['loss']:.1%}",
+        f"{need[0]:.1f} -> {need[2]:.1f} ({need[1]:.1f})",
+        f"{activations[0]:.1f} -> {activations[2]:.1f} ({activations[1]:.1f})",
+        f"{less['p50']:.2f} ({plain['p50']:.2f}) of {times[0]['p50']:.3g} ms",
+        f"{less['p95']:.2f} ({plain['p95']:.2f})",
+        f"{less['mean']:.2f} ({plain['mean']:.2f})",
+        "" if before is None else f"{before:.4f} -> {after:.4f}",
+        " / ".join(f"{data[k]['agreement']:.2%}" for k in ("validation", "held_out", "shifted")),
+        "; ".join(line["did"] or line["warnings"]) or str(line["stats"]),
+    )
+
+
 def summary(lines: Sequence[dict[str, Any]]) -> Table:
     """The lines as a table."""
-    heads = ("model", "loss", "need", "activations", "p50 ms", "p95 ms", "ratio (to -O2)", "metric held out",
-             "agreement validation / held out / shifted", "what")  # fmt: skip
-    table = Table(*heads)
+    table = Table(*HEADS)
     for line in lines:
-        if "failed" in line:
-            table.add_row(line["name"], f"{line['loss']:.1%}", *[""] * 7, line["failed"])
-            continue
-        need, activations, times = line["need_mb"], line["activations_mb"], line["latency_ms"]
-        data = line["data"]
-        before, after = data["held_out"]["metric"]
-        table.add_row(
-            f"{line['name']} ({line['option']})",
-            f"{line['loss']:.1%}",
-            f"{need[0]:.1f} -> {need[2]:.1f} ({need[1]:.1f})",
-            f"{activations[0]:.1f} -> {activations[2]:.1f} ({activations[1]:.1f})",
-            f"{times[0]['p50']:.3g} -> {times[2]['p50']:.3g}",
-            f"{times[0]['p95']:.3g} -> {times[2]['p95']:.3g}",
-            f"{times[2]['p50'] / times[0]['p50']:.2f} ({times[2]['p50'] / times[1]['p50']:.2f})",
-            "" if before is None else f"{before:.4f} -> {after:.4f}",
-            " / ".join(f"{data[k]['agreement']:.2%}" for k in ("validation", "held_out", "shifted")),
-            "; ".join(line["did"] or line["warnings"]) or str(line["stats"]),
-        )
+        table.add_row(*row(line))
     return table
 
 
@@ -161,11 +174,12 @@ def summary(lines: Sequence[dict[str, Any]]) -> Table:
 @click.option("--only", multiple=True, type=click.Choice(list(CASES)))
 @click.option("--loss", "losses", multiple=True, type=float, default=(0.005, 0.02), show_default=True)
 @click.option("--summary", "show", is_flag=True)
-def main(file: Path, only: tuple[str, ...], losses: tuple[float, ...], show: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print the table as text for the documentation.")
+def main(file: Path, only: tuple[str, ...], losses: tuple[float, ...], show: bool, markdown: bool) -> None:
     """Run the cases that FILE does not have."""
     lines = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
     have = {(line["name"], line["loss"]) for line in lines}
-    if not show:
+    if not show and not markdown:
         for name in only or CASES:
             for loss in losses:
                 if (name, loss) not in have:
@@ -173,6 +187,10 @@ def main(file: Path, only: tuple[str, ...], losses: tuple[float, ...], show: boo
                         lines.append(one(name, loss, Path(folder)))
                     with file.open("a") as out:
                         out.write(json.dumps(lines[-1]) + "\n")
+    if markdown:
+        for cells in (HEADS, ["---"] * len(HEADS), *map(row, lines)):
+            click.echo(f"| {' | '.join(cells)} |")
+        return
     Console(width=250).print(summary(lines))
 
 

@@ -42,8 +42,8 @@ class EarlyExit(Pass):
     least at the threshold; else the rest of the model, in a branch of an If, runs as before. The threshold is the
     lowest at which the calibration samples, each judged by a head that was fitted without it, show that the likeliest
     class is another than the model's for at most `max_disagreement` of all inputs of their kind (see `disagreements`).
-    On validation data the agreement has to hold, too; the threshold is then one for which these show it as well, where
-    they are enough for that.
+    On validation data the agreement has to hold, too; the threshold is then one for which these show it as well, or,
+    where they are too few for that, one at which no larger share of them disagrees.
 
     The exit whose expected saving is largest is taken, and a second one where that saves more. What it saves depends on
     the data: run time falls where inputs are easy and rises by the head where they are not.
@@ -157,22 +157,25 @@ class EarlyExit(Pass):
         return exits if _saved(exits, odd) > WORTH else []
 
     def _as_sure_as(self, chosen: list[_Exit], found: list[LayerBoundary], seen: Mapping[int, Head]) -> list[_Exit]:
-        """The exits with thresholds that validation samples allow, too, where these are enough to show anything.
+        """The exits with thresholds that validation samples allow, too.
 
-        Calibration data are often what the model was trained on, of which it is surer than of other inputs.
+        Calibration data are often what the model was trained on, of which it is surer than of other inputs. Where there
+        are too few samples to show a disagreement, no more of them may disagree, as the proof counts them.
         """
-        if (
-            self.threshold is not None
-            or disagreements(self.max_disagreement, len(next(iter(seen.values())).agrees)) is None
-        ):
+        if self.threshold is not None:
             return chosen
-        least = {e.index: e.threshold for e in self._calibrated([exit_.index for exit_ in chosen], found, seen)}
+        samples = len(next(iter(seen.values())).agrees)
+        enough = disagreements(self.max_disagreement, samples) is not None
+        few = None if enough else int(self.max_disagreement * samples)
+        least = {e.index: e.threshold for e in self._calibrated([exit_.index for exit_ in chosen], found, seen, few)}
         return [replace(e, threshold=max(e.threshold, least[e.index])) for e in chosen if e.index in least]
 
-    def _calibrated(self, indices: list[int], found: list[LayerBoundary], heads: Mapping[int, Head]) -> list[_Exit]:
+    def _calibrated(
+        self, indices: list[int], found: list[LayerBoundary], heads: Mapping[int, Head], allowed: int | None = None
+    ) -> list[_Exit]:
         """The exits with the lowest thresholds that the samples allow; without those that nobody leaves by."""
         samples = len(heads[indices[0]].agrees) if indices else 0
-        allowed = disagreements(self.max_disagreement, samples)
+        allowed = disagreements(self.max_disagreement, samples) if allowed is None else allowed
         if allowed is None:
             return []
         stays, exits = np.ones(samples, np.bool_), []

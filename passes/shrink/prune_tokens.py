@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.diagnostics import InputError
@@ -21,6 +22,7 @@ from memoptc.passes.shrink._tokens.drop import PARTS, TokenDrop, drop_tokens
 from memoptc.passes.shrink._tokens.merge import MOST_MERGED, TokenCounts
 from memoptc.passes.shrink._tokens.region import token_region
 from memoptc.runtime.accuracy import AccuracyTarget
+from memoptc.runtime.held_out import labelled_rows
 
 STEPS = {"drop": (1, 2, 3, 4, 6, 8, 10, 12), "merge": (1, 2, 3, 4, 5, 6, MOST_MERGED)}
 """Sixteenths of its tokens that a layer may drop, or merge."""
@@ -36,7 +38,7 @@ GAIN = 0.1
 
 LOST, QUICK = 3, 0.005
 """Rows that may be lost where so many are looked at that this is no more than is allowed: of none, a single one among
-hundreds decides. Seconds, at most, that a sample takes for so many to be looked at."""
+hundreds decides. Seconds, at most, that a row takes for so many to be looked at."""
 
 UNPAID, LONGER = "choosing tokens takes as long as it saves", "longer inputs gain more: plan for them with --dim"
 
@@ -120,8 +122,9 @@ class PruneTokens(Pass):
             )
             context.stats["layers that drop tokens"] += self.drop(graph, dict.fromkeys(sites, way))
             return
-        lost = LOST if run_seconds(graph, context.dims) <= QUICK else 0
-        gate = Gate(self.name, graph, context, self.min_sqnr, self.max_loss, fitted=False, lost=lost)
+        gate = Gate(
+            self.name, graph, context, self.min_sqnr, self.max_loss, fitted=False, lost=_lost_rows(graph, context)
+        )
         ways, curves = self._curves(graph, sites, gate, context)
         if not any(level.saved > 0 for levels in curves for level in levels):
             context.stats[f"left: {UNPAID} ({LONGER})"] += 1
@@ -278,6 +281,11 @@ class _Probes:
     def level(self, parts: int, whole: float) -> Level:
         """The outcome for some sixteenths, where all tokens take so many seconds."""
         return Level(self._low * (parts / self._first) ** self._exponent, whole - self._start - self._slope * parts)
+
+
+def _lost_rows(graph: Graph, context: Context) -> int:
+    rows = max((labelled_rows(sample) for sample in islice(context.calibration or (), 1)), default=0)
+    return LOST if run_seconds(graph, context.dims) <= QUICK * max(rows, 1) else 0
 
 
 def _run_time(before: Graph, after: Graph, context: Context) -> tuple[float, str]:

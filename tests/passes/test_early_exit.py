@@ -117,6 +117,21 @@ def test_too_few_samples_are_named_with_how_many_it_takes() -> None:
     assert f"{2 * samples_for(0.005)} or more" in context.warnings[0]
 
 
+def test_validation_samples_too_few_to_show_it_make_exits_surer() -> None:
+    """Of ten samples no more than the share that is allowed may disagree: the threshold rises, the exit stays."""
+    options = EarlyExit(max_disagreement=0.2)
+    early, _ = exited(options, Context(calibration=data(300)))
+    rows = [inputs(1, seed) for seed in range(1000, 1400)]
+    agrees = [run(early, x).argmax() == run(MODEL, x).argmax() for x in rows]
+    wrong = [x for x, same in zip(rows, agrees, strict=True) if not same]
+    right = [x for x, same in zip(rows, agrees, strict=True) if same]
+    few = right[:7] + wrong[:3]
+    held = Data([{"x": x} for x in few], {value.name: value.type for value in read_onnx(MODEL).inputs})
+    model, stats = exited(options, Context(calibration=data(300), validation=held))
+    assert stats["exits"] >= 1
+    assert sum(run(model, x).argmax() != run(MODEL, x).argmax() for x in few) <= 2
+
+
 def test_validation_data_on_which_agreement_does_not_hold_take_it_back() -> None:
     options = EarlyExit(max_disagreement=0.45)
     early, stats = exited(options, Context(calibration=data(300)))
@@ -125,7 +140,7 @@ def test_validation_data_on_which_agreement_does_not_hold_take_it_back() -> None
         {"x": x} for seed in range(1000, 1400) if run(early, x := inputs(1, seed)).argmax() != run(MODEL, x).argmax()
     ]
     assert wrong, "some sample disagrees"
-    few = wrong[: samples_for(0.45) - 1]  # that cannot show how sure an exit has to be
+    few = wrong[:2]  # that cannot show how sure an exit has to be, and of which none may disagree
     held = Data(few, {value.name: value.type for value in read_onnx(MODEL).inputs})
     context = Context(calibration=data(300), validation=held)
     model, stats = exited(options, context)

@@ -225,6 +225,23 @@ def test_more_tokens_read_than_stay_in_any_case_are_given_back() -> None:
         assert any(node.op_type == "ScatterElements" for node in less.graph.node)
 
 
+@pytest.mark.parametrize("form", ["drop", "merge"])
+def test_a_projection_between_the_tokens_and_their_mean_is_of_all(form: str) -> None:
+    """As encoders of sound pool: what is averaged has another width than hidden states, which have all rows."""
+    weight = np.random.default_rng(0).standard_normal((WIDTH, 3)).astype(np.float32)
+    model = encoder(2, 12, readout="tokens")
+    hidden = model.graph.output[0].name
+    model.graph.node.append(make_node("MatMul", [hidden, "wide"], ["projected"]))
+    mean = make_node("ReduceMean", ["projected", "axes"], ["b"], keepdims=0)
+    model = with_readers(model, mean, wide=weight, axes=np.array([1]))
+    less, stats = pruned(model, PruneTokens(keep=0.5, form=form))
+    assert stats["layers that drop tokens"] == 2
+    feed = feed_for(model, 2, 12)
+    assert tensor(less, "projected", feed).shape == (2, 12, 3)
+    whole, _ = pruned(model, PruneTokens(keep=1.0, form=form))
+    np.testing.assert_array_equal(outputs(whole, feed), outputs(model, feed))
+
+
 def test_the_class_token_stays_among_scores_that_overflow() -> None:
     less, _ = pruned(encoder(1, 16, readout="first"), PruneTokens(keep=0.1, score="norm"))
     feed = {"x": np.full((2, 16, WIDTH), 1e30, np.float32)}

@@ -41,6 +41,26 @@ def test_a_model_without_attention_is_left_alone() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
+SHARED = "Add biased1 reads tokens of another batch (with a batch of 1, --freeze, there is none)"
+
+
+@pytest.mark.parametrize(("batch", "layers"), [("batch", 1), (1, 2)])
+def test_one_bias_for_all_heads_that_stand_in_the_batch_needs_a_batch_of_one(batch: str | int, layers: int) -> None:
+    """Which rows are of which sample is not known, and each sample keeps other tokens."""
+    model = encoder(2, 9, readout="first", flat_heads=True, batch=batch)
+    for number, node in enumerate([node for node in model.graph.node if node.op_type == "Softmax"]):
+        bias = np.random.default_rng(number).standard_normal((9, 9)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(bias, f"bias{number}"))
+        add = onnx.helper.make_node("Add", [node.input[0], f"bias{number}"], [f"with{number}"], name=f"biased{number}")
+        model.graph.node.insert(list(model.graph.node).index(node), add)
+        node.input[0] = f"with{number}"
+    less, stats = pruned(onnx.shape_inference.infer_shapes(model), PruneTokens(keep=0.5))
+    assert stats["layers that drop tokens"] == layers
+    assert (stats[f"left: {SHARED}"] >= 1) == (layers == 1)
+    feed = {"x": np.random.default_rng(1).standard_normal((1, 9, 8)).astype(np.float32)}
+    assert outputs(less, feed).shape == outputs(model, feed).shape
+
+
 WINDOWS = """<ir_version: 9, opset_import: ["" : 18]> g (float[N,8,8] x) => (float[N,16] y) {
     w = Reshape (x, windows)  k = Transpose <perm = [0, 1, 3, 2]> (w)  s = MatMul (w, k)  p = Softmax (s)
     a = MatMul (p, w)  m = Reshape (a, merged)  h = MatMul (m, weight)  r = Relu (h)  h2 = MatMul (r, weight)

@@ -186,7 +186,7 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
         if side.shape == region.value.shape and side.tensor is None:
             return "a hidden state goes past it"
         if not _same_batch(op, side, region):
-            return f"{op.op_type} {op.name} reads tokens of another batch"
+            return f"{op.op_type} {op.name} reads tokens of another batch (with a batch of 1, --freeze, there is none)"
     region.sides |= {use: tuple(sorted(axes)) for use, axes in sides.items()}
     region.shapes |= {use: tuple(sorted(places)) for use, places in shapes.items()}
     return {result: tuple(sorted(axes)) for result, axes in results.items()}
@@ -220,7 +220,10 @@ def _one_to_one(op: Op, axis: Axis, region: TokenRegion) -> bool:
 
 
 def _give_back(region: TokenRegion) -> TokenRegion | str:
-    """Move the uses that need all tokens up to a hidden state that has a row for each of them."""
+    """Move the uses that need all tokens up to a hidden state that has a row for each of them.
+
+    What computes per token between that and a use, such as a projection to another width, gets all tokens, too.
+    """
     inside = set(region.ops)
     kept: dict[Use, None] = {}
     todo = list(region.returned)
@@ -236,7 +239,8 @@ def _give_back(region: TokenRegion) -> TokenRegion | str:
         uses = [u for r in maker.results for u in r.uses] if maker is not None else []
         if alone and maker is not None and all(u in returned or u[0] in region.measured for u in uses):
             up = (maker, tokens[0])
-            if maker.operands[tokens[0]].shape == region.value.shape and value is not region.value:
+            hidden = maker.operands[tokens[0]].shape == region.value.shape or value.shape != region.value.shape
+            if hidden and value is not region.value:
                 whole.add(maker)
                 returned.add(up)
                 todo.append(up)
