@@ -240,8 +240,12 @@ class Pass:
         """Give the pass to run instead where this one makes a model larger or slower; `None` leaves it out."""
         return None
 
-    def stricter(self) -> Pass | None:
-        """Give the pass to run instead where a model fails its proof, which keeps more of the numbers; else `None`."""
+    def stricter(self, missing: float | None = None) -> Pass | None:
+        """Give the pass to run instead where a model fails its proof, which keeps more of the numbers; else `None`.
+
+        Args:
+            missing: Decibels that the model lacks; `None` where it fails for another reason.
+        """
         return None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ shortest such tail is found, whose first pass is to blame; and the passes behind
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -28,6 +29,7 @@ from memoptc.pipeline import Pipeline
 from memoptc.report.model import Decision
 from memoptc.report.verdict import TAKEN_BACK
 from memoptc.runtime.contract import Tier, contract_path
+from memoptc.runtime.judge import GATES, missing_decibels
 from memoptc.runtime.sizes import PREDICTED
 from memoptc.runtime.verification import Verification
 from memoptc.targets import HALF_FLOATS
@@ -296,13 +298,17 @@ class Keeper:
         last.warnings += last.taken_back[1]
 
 
+_STRICTER = 2
+"""How often a pass is made stricter."""
+
+
 def with_proof(
     attempts: Attempts,
     first: Attempt,
     verify: Callable[[Attempt], Verification],
     find_culprit: Callable[[Pipeline], Culprit] | None = None,
 ) -> Attempt:
-    """Give an attempt whose proof holds: with stricter passes where there are any, once, then with weaker ones.
+    """Give an attempt whose proof holds: with stricter passes where there are any, twice, then with weaker ones.
 
     Args:
         attempts: Makes attempts.
@@ -316,12 +322,18 @@ def with_proof(
     """
     latest, form = first, None if first.edit is None else first.edit.form
     decisions, warnings = list(first.taken_back[0]), list(first.taken_back[1])
-    stricter = frozenset[int]()
+    tried = Counter[int]()
     while (found := verify(latest)).failed:
         passes = list(latest.pipeline.passes())
-        changed = [i for i in latest.compiled.changed if i not in stricter]
-        weaker = {i: pass_ for i in changed if (pass_ := passes[i].stricter()) is not None}
-        stricter |= weaker.keys()
+        options = attempts.compilation.options
+        missing = missing_decibels(found.outputs, GATES.get(options.target), options.min_sqnr)
+        weaker: dict[int, Pass] = {}
+        for i in latest.compiled.changed:
+            # by what is missing at first, then by as much as there is
+            found_stricter = passes[i].stricter(None if tried[i] else missing) if tried[i] < _STRICTER else None
+            if found_stricter is not None:
+                weaker[i] = found_stricter
+                tried[i] += 1 if missing is not None else _STRICTER
         if not weaker:
             weaker = {i: pass_ for i in latest.compiled.changed if (pass_ := passes[i].weaker()) is not None}
         dropped: list[int] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,6 +215,26 @@ def _as_before(evidence: Evidence, main: Evidence | None, judge: Judge) -> str:
     enough = min(asked, before.sqnr_db - AS_BEFORE)
     low = not totals.sqnr_db >= enough
     return f"SQNR {totals.sqnr_db:.1f} dB instead of {before.sqnr_db:.1f} dB" if low else ""
+
+
+def missing_decibels(outputs: Iterable[Mapping[str, Any]], gate: Gate | None, min_sqnr: float | None) -> float | None:
+    """Give the decibels that the worst output lacks; `None` where none lacks any, or nothing is asked in decibels.
+
+    A cosine c stands for noise of 1 / c^2 - 1, as that of what is rounded hardly depends on the signal.
+
+    Args:
+        outputs: Of a verification.
+        gate: What is asked where nobody says anything.
+        min_sqnr: Signal to difference that is asked for, in decibels; the gate's if not given.
+    """
+    if gate is None and min_sqnr is None:
+        return None
+    asked = min_sqnr if min_sqnr is not None else gate.sqnr_db if gate is not None else 0.0
+    if gate is not None and min_sqnr is None:
+        asked = max(asked, -10 * math.log10(1 / gate.cosine**2 - 1))
+    found = [float(o["sqnr_db"]) for o in outputs if o.get("sqnr_db") is not None]
+    missing = max((asked - sqnr for sqnr in found), default=0.0)
+    return missing if missing > 0 else None
 
 
 def _gate(totals: Totals, gate: Gate) -> str:

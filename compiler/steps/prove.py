@@ -90,6 +90,8 @@ def judge(options: Options, passes: Iterable[Pass], original: Graph) -> Judge:
     wished = options.min_sqnr is not None or options.max_accuracy_loss is not None
     if accuracy is None and wished and options.passes is not None and options.target in GATES:
         accuracy = AccuracyTarget(GATES[options.target].sqnr_db)  # passes that hold to no target of their own
+    if accuracy is None and _by_perplexity(options) and options.target in GATES:
+        accuracy = AccuracyTarget()
     if accuracy is not None:
         accuracy = _with_wishes(accuracy, options)
     other = options.passes is not None or options.freeze_runtime or accuracy is not None
@@ -97,6 +99,11 @@ def judge(options: Options, passes: Iterable[Pass], original: Graph) -> Judge:
     exact = exact and (options.level == 0 or not _rounds_between(original))
     frozen = any(p.name in FREEZING for p in passes)
     return Judge(exact, options.target, options.max_error, accuracy, frozen)
+
+
+def _by_perplexity(options: Options) -> bool:
+    """True if text decides, and nothing was said of numbers: a gate in decibels stops what is good enough there."""
+    return options.metric == PERPLEXITY and options.max_accuracy_loss is not None and options.min_sqnr is None
 
 
 def _rounds_between(graph: Graph) -> bool:
@@ -117,6 +124,8 @@ def _with_wishes(target: AccuracyTarget, options: Options) -> AccuracyTarget:
         target = replace(target, max_loss=options.max_accuracy_loss)
     if options.metric == PERPLEXITY:  # which is measured by itself
         target = replace(target, max_loss=None)
+    if _by_perplexity(options):
+        target = replace(target, min_sqnr=None)
     gate = GATES.get(options.target)
     if gate is not None and options.min_sqnr is None and target.min_sqnr is not None:
         target = replace(target, min_sqnr=min(target.min_sqnr, gate.sqnr_db))

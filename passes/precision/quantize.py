@@ -83,7 +83,7 @@ class Quantize(Pass):
     weights_only: bool = False
     min_sqnr: float | None = None
 
-    def stricter(self) -> Pass | None:
+    def stricter(self, missing: float | None = None) -> Pass | None:
         """With the few layers that hurt most in float."""
         measured = self.weights_only or self.min_sqnr is not None
         return replace(self, min_sqnr=_MEASURED) if self.form == "dynamic" and not measured else None

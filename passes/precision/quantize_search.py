@@ -12,7 +12,7 @@ from memoptc.ir.decoder import recognised
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.tensors import nbytes
 from memoptc.pass_base import Context, Pass, Precision
-from memoptc.passes.precision._quantize.accuracy_check import STRICTER, AccuracyCheck
+from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck, further
 from memoptc.passes.precision._quantize.bias import join_biases
 from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
 from memoptc.passes.precision._quantize.coding import SMALLEST
@@ -132,10 +132,10 @@ class QuantizeSearch(Pass):
     decode: str = "load"
     effort: float = 1.0
 
-    def stricter(self) -> Pass | None:
+    def stricter(self, missing: float | None = None) -> Pass | None:
         """With more layers in float: as data held out showed, what was searched on says too little."""
         more = self.fallback and not self.weights_only and self.min_sqnr is not None
-        return replace(self, min_sqnr=(self.min_sqnr or 0.0) + STRICTER) if more else None
+        return replace(self, min_sqnr=(self.min_sqnr or 0.0) + further(missing)) if more else None
 
     def weaker(self) -> Pass | None:
         """Weights alone, where layers may leave the integers."""

@@ -15,6 +15,8 @@ from memoptc.api import pipeline_for
 from memoptc.ir.diagnostics import GateError, InputError
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.options import Options
+from memoptc.pass_base import Pass
+from memoptc.passes.precision.mix_weights import MixWeights
 from memoptc.runtime.accuracy import AccuracyTarget, combined
 from memoptc.runtime.judge import GATES, Judge
 from memoptc.runtime.verify import verify
@@ -151,3 +153,22 @@ def test_a_pipeline_of_the_users_own_is_held_to_the_accuracy_that_was_asked_for(
     found = prove.judge(asked, [], graph)
     assert found.accuracy is not None
     assert (found.min_sqnr, found.accuracy.max_loss) == (GATES["int8"].sqnr_db, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "passes", "least"),
+    [
+        ({}, [], GATES["int4"].sqnr_db),
+        ({}, [MixWeights(size=0.13)], 0.0),  # bytes were asked for: no more than that a model is left
+        ({"metric": "perplexity"}, [], GATES["int4"].sqnr_db),  # measured, and nothing asked of it
+        ({"metric": "perplexity", "max_accuracy_loss": 0.3}, [], None),
+        ({"metric": "perplexity", "max_accuracy_loss": 0.3}, [MixWeights(size=0.13)], None),
+        ({"metric": "perplexity", "max_accuracy_loss": 0.3, "min_sqnr": 9.0}, [], GATES["int4"].sqnr_db),
+        ({"min_sqnr": 9.0}, [MixWeights(size=0.13)], 9.0),
+    ],
+)
+def test_a_model_is_judged_by_what_was_asked_for(
+    wishes: dict[str, object], passes: list[Pass], least: float | None
+) -> None:
+    asked = Options(target="int4", calibration="data.npz", **wishes)  # type: ignore[arg-type]
+    assert prove.judge(asked, passes, read_onnx(CNN)).min_sqnr == least

@@ -7,7 +7,7 @@ import pytest
 
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.compare import Totals, difference
-from memoptc.runtime.judge import Evidence, Judge, judge_output
+from memoptc.runtime.judge import GATES, Evidence, Judge, judge_output, missing_decibels
 
 SMALL = np.array([6e-5, 1e-5, 3e-5], np.float32)
 """Results of a Sigmoid far out, where kernels err by some 1e-7 in absolute terms."""
@@ -68,3 +68,21 @@ def test_samples_without_a_float64_run_count_for_integers_too() -> None:
     evidence.totals = Totals("y")
     evidence.totals.add(pairs[0])
     assert judge_output(evidence, Judge())[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("reached", "asked", "missing"),
+    [
+        ([12.0, 5.0], None, 1.3),  # of int4: 6 dB, and a cosine of 0.9, which noise of 6.3 dB has
+        ([7.0, None], None, None),
+        ([7.0], 9.0, 2.0),
+        ([], None, None),
+    ],
+)
+def test_what_is_missing_is_said_in_decibels(
+    reached: list[float | None], asked: float | None, missing: float | None
+) -> None:
+    outputs = [{"sqnr_db": sqnr} for sqnr in reached]
+    found = missing_decibels(outputs, GATES["int4"], asked)
+    assert found == (missing if missing is None else pytest.approx(missing, abs=0.01))
+    assert missing_decibels(outputs, None, None) is None

@@ -29,7 +29,10 @@ MADE_UP = 6
 """Feeds to make up where there is no data to measure with."""
 
 STRICTER = 10.0
-"""Decibels by which more is asked for where a model fails its proof on other data: a third of the error."""
+"""Decibels by which more is asked for, at most, where a model fails its proof on other data: a third of the error."""
+
+_BESIDE_MISSING = 1.0
+"""Decibels by which more is asked for than was missing in the proof."""
 
 _EXAMINED = 4
 """How many choices are examined on all data."""
@@ -45,6 +48,18 @@ _UNSEEN = 200
 
 _FEW, _BESIDE = 16, 16
 """Validation samples below which they alone say little, and how many of the calibration are looked at then."""
+
+
+def further(missing: float | None) -> float:
+    """Give the decibels by which more is asked of a search whose model failed its proof.
+
+    The worst layers alone then get more bits: the search ended above what it was asked, and as much as is missing on
+    the proof's data has to come on top of that.
+
+    Args:
+        missing: Decibels that the model lacked there; `None` where that is not known.
+    """
+    return STRICTER if missing is None else min(missing + _BESIDE_MISSING, STRICTER)
 
 
 class AccuracyCheck:

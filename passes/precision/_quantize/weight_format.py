@@ -47,7 +47,7 @@ class WeightFormat:
         if site.decoded or site.op.op_type == GATHER:
             return "no operator that decodes weights as a whole knows 2 bits" if self.bits == 2 and site.decoded else ""
         tensor = weight.value.tensor
-        if tensor is not None and self._bytes(tuple(tensor.shape.numpy()), site.columns) >= weight.bytes:
+        if tensor is not None and self.bytes_of(tuple(tensor.shape.numpy()), site.columns) >= weight.bytes:
             return f"in blocks of {self.block} its codes would take as many bytes"
         if self.form == "nbits":
             known = multiplies_codes(self.bits)
@@ -56,7 +56,7 @@ class WeightFormat:
             return f"blocks need opset {BLOCKED_SINCE}, the model has {self.opset} (raise-opset{{to=21,below=21}})"
         return ""
 
-    def _bytes(self, shape: tuple[int, ...], columns: int) -> int:
+    def bytes_of(self, shape: tuple[int, ...], columns: int) -> int:
         """Bytes of a matrix in codes, with scales and zero points."""
         blocks = shape[1 - columns] * -(-shape[columns] // self.block)
         zeros = 0 if self.symmetric else blocks * self.bits // 8
