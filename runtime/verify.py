@@ -160,7 +160,11 @@ def _with_perplexity(
         failures.append(
             f"perplexity rose from {before:.2f} to {after:.2f}, by more than a factor of {math.exp(max_loss):.3f}"
         )
-    return replace(found, accuracy=accuracy, failures=tuple(failures), passed=not failures)
+    target = found.target
+    if target is not None and max_loss is not None:
+        limit = f"perplexity at most {math.exp(max_loss):.3f} times the original's"
+        target = limit if target == str(AccuracyTarget()) else f"{target}, {limit}"
+    return replace(found, accuracy=accuracy, failures=tuple(failures), passed=not failures, target=target)
 
 
 def _decoding(found: Verification, graph: Graph, check: Check, seed: int) -> Verification:

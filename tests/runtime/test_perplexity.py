@@ -15,6 +15,7 @@ from runtime_models import mlp
 import memoptc
 from memoptc.cli.main import main
 from memoptc.ir.onnx_io import read_onnx
+from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.data import Data
 from memoptc.runtime.metric import Outcome, load_metric
 from memoptc.runtime.options import RunOptions
@@ -86,6 +87,12 @@ def test_one_that_rises_too_far_fails() -> None:
     assert verify(model, worse, judge, data=feeds, metric="perplexity").passed
     found = verify(model, worse, judge, data=feeds, metric="perplexity", max_loss=0.01)
     assert ["perplexity rose" in failure for failure in found.failures] == [True]
+    by_text = memoptc.runtime.judge.Judge(target="int4", accuracy=AccuracyTarget())
+    found = verify(model, worse, by_text, data=feeds, metric="perplexity", max_loss=5.0)
+    assert (found.passed, found.target) == (True, "perplexity at most 148.413 times the original's")
+    both = memoptc.runtime.judge.Judge(target="int4", accuracy=AccuracyTarget(1.0))
+    found = verify(model, worse, both, data=feeds, metric="perplexity", max_loss=5.0)
+    assert found.target == "at least 1 dB, perplexity at most 148.413 times the original's"
 
 
 def _language_model(*, looks_ahead: bool) -> onnx.ModelProto:
