@@ -131,7 +131,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             self._run_options = replace(self._run_options, config={**self._run_options.config, **UNSPUN})
         self._strict, self._threads = strict, threads
         on_host = runs_on_host(providers)
-        if packed_cache is not None and packing and on_host:
+        self._maps_packed = packed_cache is not None and bool(packing) and on_host
+        if packed_cache is not None and self._maps_packed:
             self._source = as_packed(self._source, packed_cache)
         check_tier(memory, self.memory_limit is not None, providers, sess_options)
         tier = memory if memory != "auto" else self.contract.tier if on_host and sess_options is None else "arena"
@@ -155,7 +156,8 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         """Know what calls take before they start, where the contract says it."""
         if self.memory_limit is None or self.memory not in ("arena", "planned"):
             return None
-        packed = self.contract.measured.get("loaded_bytes", 0)
+        # What a copy holds packed is mapped, and no part of what the contract's recording took.
+        packed = 0 if self._maps_packed else self.contract.measured.get("loaded_bytes", 0)
         fixed = packed if self._planned is None else self._planned.loaded_bytes
         return self.contract.admission(self.memory_limit, fixed, self.memory)
 

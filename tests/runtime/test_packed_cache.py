@@ -14,7 +14,10 @@ import pytest
 from native_models import usable
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.runtime.admission import RunBytes
 from memoptc.runtime.container import Limiter, drop_from_cache, limiter
+from memoptc.runtime.contract import Contract
+from memoptc.runtime.errors import MemoryLimit
 from memoptc.runtime.measuring_process import InSession
 from memoptc.runtime.packed_cache import locations
 from memoptc.runtime.session import Session
@@ -81,6 +84,26 @@ def test_weights_come_from_the_copy(tmp_path: Path) -> None:
         mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     assert str(data) in mapped
     assert data.stat().st_size >= 3 * WIDTH * WIDTH * 4  # both, and the one outside of the branch a second time
+
+
+def test_what_is_mapped_counts_for_no_limit(tmp_path: Path) -> None:
+    """Two weights of 4 MiB: the one in the branch is packed while loading all the same."""
+    model, folder = write(tmp_path / "m.onnx"), tmp_path / "kept"
+    with pytest.raises(MemoryLimit):
+        Session(model, memory="arena", memory_limit="7MiB", contract=False)
+    with Session(model, memory="arena", memory_limit="7MiB", contract=False, packed_cache=folder) as session:
+        assert session.run(None, FEED)[0].tobytes() == plain(model)
+    with Session(model, memory="arena", memory_limit="7MiB", contract=heavy(), packed_cache=folder) as session:
+        assert session.run(None, FEED)[0].tobytes() == plain(model)
+
+
+def heavy() -> Contract:
+    """A contract recorded where both weights were packed."""
+    return Contract(
+        inputs={"x": (3, WIDTH)},
+        measured={"loaded_bytes": 2 * 4 * WIDTH * WIDTH, "run_peak_bytes": 3 * 4 * WIDTH},
+        run_bytes=RunBytes(("4*n*1024",), {"n": ("x", 0)}),
+    )
 
 
 def test_other_weights_are_another_copy(tmp_path: Path) -> None:
