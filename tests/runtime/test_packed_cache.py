@@ -86,15 +86,22 @@ def test_weights_come_from_the_copy(tmp_path: Path) -> None:
     assert data.stat().st_size >= 3 * WIDTH * WIDTH * 4  # both, and the one outside of the branch a second time
 
 
+@pytest.mark.skipif(not usable(), reason="no C interface")
 def test_what_is_mapped_counts_for_no_limit(tmp_path: Path) -> None:
     """Two weights of 4 MiB: the one in the branch is packed while loading all the same."""
     model, folder = write(tmp_path / "m.onnx"), tmp_path / "kept"
     with pytest.raises(MemoryLimit):
-        Session(model, memory="arena", memory_limit="7MiB", contract=False)
-    with Session(model, memory="arena", memory_limit="7MiB", contract=False, packed_cache=folder) as session:
+        Session(model, memory="planned", memory_limit="7MiB")
+    with Session(model, memory="planned", memory_limit="7MiB", packed_cache=folder) as session:
         assert session.run(None, FEED)[0].tobytes() == plain(model)
-    with Session(model, memory="arena", memory_limit="7MiB", contract=heavy(), packed_cache=folder) as session:
-        assert session.run(None, FEED)[0].tobytes() == plain(model)
+
+
+def test_what_a_contract_counts_packed_is_not_counted(tmp_path: Path) -> None:
+    model, folder = write(tmp_path / "m.onnx"), tmp_path / "kept"
+    limited = {"memory": "arena", "memory_limit": "7MiB", "contract": heavy()}
+    with pytest.raises(MemoryLimit):
+        Session(model, **limited).run(None, FEED)  # type: ignore[arg-type]
+    assert cached(model, folder, **limited) == plain(model)
 
 
 def heavy() -> Contract:
