@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from memoptc.ir import ops
 from memoptc.ir.core import Graph
@@ -39,9 +39,6 @@ from memoptc.passes.precision._quantize.weight_operands import Weight
 from memoptc.report.model import Decision
 from memoptc.runtime.quality import FAILED, Quality, decibels
 
-if TYPE_CHECKING:
-    from memoptc.passes.precision.mix_weights import MixWeights
-
 _ALONE, _FEWEST = 0.5, 4
 """Part of what a search may look that is spent on measuring weights alone, and how many are measured in any case."""
 
@@ -63,10 +60,41 @@ _GROUP_SAMPLES = 2
 """On how many samples groups are measured: several in more groups say more than one in few."""
 
 
+class _Asked(Protocol):
+    """Options of `mix-weights`, whose docstring says what they are."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def min_sqnr(self) -> float | None: ...
+    @property
+    def tables_sqnr(self) -> float | None: ...
+    @property
+    def max_loss(self) -> float | None: ...
+    @property
+    def fallback(self) -> bool: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def smallest(self) -> int: ...
+    @property
+    def rounding(self) -> bool: ...
+    @property
+    def decode(self) -> str: ...
+    @property
+    def exclude(self) -> tuple[str, ...]: ...
+    @property
+    def study(self) -> bool: ...
+    @property
+    def size(self) -> float | None: ...
+    @property
+    def effort(self) -> float: ...
+
+
 class BitSearch:
     """One run of `mix-weights`."""
 
-    def __init__(self, asked: MixWeights, graph: Graph, context: Context) -> None:
+    def __init__(self, asked: _Asked, graph: Graph, context: Context) -> None:
         self.asked, self.graph, self.context = asked, graph, context
         self.facts = recognised(graph)
         self.decodes = self.facts is not None
