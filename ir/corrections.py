@@ -23,7 +23,7 @@ import onnx_shape_inference._symbolic_shapes as engine_symbols
 from onnx_shape_inference import _broadcast, _constraints, registry
 from onnx_shape_inference._ops import _elementwise, _slice, _squeeze, _utils, _where
 
-from memoptc.ir import content_shapes, contrib, experimental, known_elements, monomials, window_shapes
+from memoptc.ir import content_shapes, contrib, experimental, known_elements, linear_extents, window_shapes
 from memoptc.ir.dim_text import parse_dim
 from memoptc.ir.dims import LONGEST_SHAPE, is_nonnegative
 
@@ -43,7 +43,7 @@ def install() -> None:
     registry.register("", "Equal", since_version=7)(_infer_equal)
     registry.register("", "Where", since_version=9)(_infer_where)
     registry.register("", "Mod", since_version=10)(_infer_mod)
-    monomials.install()
+    linear_extents.install()
     known_elements.install()
     window_shapes.install()
     content_shapes.install()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ import onnx_ir
 import pytest
 from onnx_shape_inference._ops import _utils
 
-from memoptc.ir import monomials
+from memoptc.ir import linear_extents
 
-monomials.install()
+linear_extents.install()
 SYMPY: Any = importlib.import_module("sympy")  # of the engine, none of memoptc's
 
 TEXTS = (
@@ -52,6 +53,27 @@ def test_operators_spell_as_sympy_does(name: str) -> None:
             assert getattr(onnx_ir.SymbolicDim(text), name)(number).value == wanted, (name, text, number)
         compared += 1
     assert compared > len(NUMBERS) * 5
+
+
+def test_sequences_of_operators_spell_as_sympy_does() -> None:
+    """Extents as convolutions, pools and slices make them of each other, negative ones and nested floors included."""
+    rng, answered = random.Random(0), 0
+    for _ in range(60):
+        text = rng.choice(("height", "_d1"))
+        for _ in range(8):
+            name = rng.choice(("__add__", "__sub__", "__rsub__", "__mul__", "__floordiv__", "__floordiv__"))
+            number = rng.choice((1, 2, 3, -1, 4, 7, -2))
+            answered += linear_extents.linear(text) is not None
+            wanted = _by_sympy(name, text, number)
+            assert wanted is not None
+            if wanted.lstrip("-").isdigit():
+                break
+            assert getattr(onnx_ir.SymbolicDim(text), name)(number).value == wanted, (name, text, number)
+            positive = str(SYMPY.Max(0, onnx_ir.SymbolicDim(wanted)._expr))
+            found = _utils.max_dim(0, onnx_ir.SymbolicDim(wanted))
+            assert getattr(found, "value", str(found)) == positive, wanted
+            text = positive if rng.random() < 0.4 and not positive.isdigit() else wanted
+    assert answered > 300
 
 
 def _by_sympy(name: str, text: str | None, number: int) -> str | None:
