@@ -86,10 +86,10 @@ class Inputs:
         if self.first is None:
             self.points = design_points(graph, self._asked)
         runs = options.measure or options.verify != "off"
-        if self.points is not None and runs:
-            with self._one_original():
+        with self._one_original() if self.points is not None and runs else contextlib.nullcontext():
+            if self.points is not None and runs:
                 self._settle(graph, self.points)
-        self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph, runs)
+            self.dims = dict(self.points.plan) if self.points is not None else self._extents(graph, runs)
 
     def _hold_out(self, raw: Any, data: Data) -> None:
         """Verify with samples that nothing is calibrated on, where there are enough."""

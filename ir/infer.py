@@ -256,6 +256,9 @@ def _stated(value: Value, axis: int) -> Dim:
 def _read(text: str | int | None, names: dict[str, Dim]) -> Dim:
     if text is None or isinstance(text, int):
         return text if text is None or text >= 0 else None
+    if _ANONYMOUS.fullmatch(text):  # nearly all, where the elements of long vectors are followed
+        dim = names.get(text)
+        return None if isinstance(dim, int) and dim < 0 else dim
     try:
         dim = parse_dim(text)
     except ValueError:

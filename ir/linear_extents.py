@@ -121,7 +121,7 @@ def install() -> None:
         setattr(SymbolicDim, "free_symbols", _free_symbols(SymbolicDim.free_symbols))  # noqa: B010
     if not hasattr(_utils.max_dim, "simple"):
         setattr(_utils, "max_dim", _max_dim(_remembered(_utils.max_dim)))  # noqa: B010
-        setattr(_utils, "min_dim", _remembered(_utils.min_dim))  # noqa: B010
+        setattr(_utils, "min_dim", _min_dim(_remembered(_utils.min_dim)))  # noqa: B010
 
 
 def _first(of: Callable[..., Linear | None], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,6 +181,16 @@ def _max_dim(original: Callable[..., int | SymbolicDim | None]) -> Callable[...,
 
     max_dim.simple = True  # type: ignore[attr-defined]
     return max_dim
+
+
+def _min_dim(original: Callable[..., int | SymbolicDim | None]) -> Callable[..., int | SymbolicDim | None]:
+    def min_dim(*extents: int | SymbolicDim) -> int | SymbolicDim | None:
+        first, *others = extents
+        same = isinstance(first, SymbolicDim) and linear(first.value) is not None and all(e == first for e in others)
+        return first if same else original(*extents)
+
+    min_dim.simple = True  # type: ignore[attr-defined]
+    return min_dim
 
 
 @lru_cache(_REMEMBERED)

@@ -82,7 +82,7 @@ def find_feeds(
 
 def _made_up_samples(graph: Graph, maker: InputMaker, trial: Trial, count: int, until: float) -> list[Generated]:
     first, error = _first(maker, trial, until)
-    if first is None:  # names that mean another extent at each place
+    if first is None and independent_extents(maker.types)[0] != maker.types:  # names that mean several extents
         independent = InputMaker(graph, maker.asked, maker.seed, independent=True)
         first, _ = _first(independent, trial, until)
         maker = independent if first is not None else maker

@@ -12,16 +12,13 @@ import json
 import math
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.diagnostics import InputError, MemoptcError
+from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
 from memoptc.ir.ops import facts
 from memoptc.runtime.child import end, python, send, worker_process
@@ -29,8 +26,9 @@ from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.heap import available_bytes
 from memoptc.runtime.memory.extents import bind_shapes, likely_extents
 from memoptc.runtime.memory.liveness import peak
-from memoptc.runtime.npz import load_feed, save_feed
-from memoptc.runtime.options import Feed, RunOptions
+from memoptc.runtime.npz import save_feed
+from memoptc.runtime.options import Feed
+from memoptc.runtime.trial_worker import ANSWER, InProcess
 
 _RUN_SECONDS = 30.0
 """Seconds that one run in a worker may take."""
@@ -40,8 +38,6 @@ _MOST_CRASHES = 3
 """Workers that may crash, or be stopped, before trials are given up: each costs about a second."""
 _SHARE = 0.5
 """Part of the free memory that a run at sizes of our own choice may be predicted to take."""
-_ANSWER = "memoptc: "
-"""What an answer of a worker begins with."""
 
 
 class Trial(Protocol):
@@ -74,7 +70,7 @@ def trial_runs(graph: Graph, original: Evaluator) -> Iterator[Trial]:
         original: The same model in onnxruntime.
     """
     if not may_crash_process(graph):
-        yield _WithinMemory(graph, _InProcess(original))
+        yield _WithinMemory(graph, InProcess(original))
         return
     with TemporaryFolder("memoptc-trial-") as folder, contextlib.closing(_InWorker(original, Path(folder))) as trial:
         yield _WithinMemory(graph, trial)
@@ -136,17 +132,6 @@ class _WithinMemory:
         return found
 
 
-class _InProcess:
-    def __init__(self, original: Evaluator) -> None:
-        self._original, self.cpu_seconds = original, math.inf
-
-    def restart(self) -> None:
-        """Nothing that runs here ends."""
-
-    def outputs_are_finite(self, feed: Feed) -> bool:
-        return all(_finite(value) for value in self._original.run(feed, cpu_seconds=self.cpu_seconds).values())
-
-
 class _InWorker:
     """A worker process, started for the first trial and again after one that crashed it."""
 
@@ -197,7 +182,7 @@ class _InWorker:
             "label": self._original.label,
             "options": self._original.options.to_json(),
         }
-        self._process = worker_process(python("-m", "memoptc.runtime.trials"))
+        self._process = worker_process(python("-m", "memoptc.runtime.trial_worker"))
         send(self._process, request)  # where it crashed while it was starting, its answer, which is none, says so
         self._answers = queue.SimpleQueue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
@@ -215,42 +200,6 @@ def _read(process: subprocess.Popen[str], answers: queue.SimpleQueue[str]) -> No
     assert process.stdout is not None
     with contextlib.suppress(ValueError, OSError):
         for line in process.stdout:
-            if line.startswith(_ANSWER):
-                answers.put(line.removeprefix(_ANSWER))
+            if line.startswith(ANSWER):
+                answers.put(line.removeprefix(ANSWER))
     answers.put("")
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_finite(item) for item in value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fcV":  # V: bfloat16 and the kinds of float8
-        return bool(np.isfinite(value if value.dtype.kind != "V" else value.astype(np.float32)).all())
-    return True
-
-
-def _main() -> None:
-    """Answer each line of stdin, the path of a feed and the time that it may take, by a line of JSON on stdout."""
-    asked = json.loads(sys.stdin.readline())
-    try:
-        options = RunOptions(**asked["options"])
-        original = Evaluator(asked["model"], options, folder=asked["folder"], label=asked["label"])
-    except MemoptcError as error:
-        _say({"error": error.message, "ended": True})
-        return
-    _say({})
-    runs = _InProcess(original)
-    for line in sys.stdin:
-        try:
-            path, runs.cpu_seconds = json.loads(line)
-            answer: dict[str, Any] = {"finite": runs.outputs_are_finite(load_feed(Path(path)))}
-        except MemoptcError as error:
-            answer = {"error": error.message}
-        _say(answer)
-
-
-def _say(answer: dict[str, Any]) -> None:
-    print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)
-
-
-if __name__ == "__main__":
-    _main()

@@ -14,9 +14,9 @@ import onnx_ir
 import pytest
 from onnx_shape_inference._ops import _utils
 
-from memoptc.ir import linear_extents
+from memoptc.ir import corrections, linear_extents
 
-linear_extents.install()
+corrections.install()
 SYMPY: Any = importlib.import_module("sympy")  # of the engine, none of memoptc's
 
 TEXTS = (
@@ -93,6 +93,9 @@ def test_negation_symbols_and_maximum() -> None:
     assert isinstance(found, onnx_ir.SymbolicDim)
     assert found.value == "2*batch"
     assert str(_utils.max_dim(0, onnx_ir.SymbolicDim("-2*batch"))) != "-2*batch"
+    half = onnx_ir.SymbolicDim("floor(h/2) - 1")
+    assert _utils.min_dim(half, half) == half
+    assert _utils.min_dim(half, onnx_ir.SymbolicDim("h")) not in (half, "h")
 
 
 SCRIPT = """
