@@ -338,14 +338,17 @@ class Graph:
             self._cache[compute] = (self._version, value)
         return value  # type: ignore[no-any-return]
 
-    def clone(self, mapping: dict[Value, Value] | None = None) -> Graph:
+    def clone(self, mapping: dict[Value, Value] | None = None, names_of: Graph | None = None) -> Graph:
         """Copy ops, values and regions; tensors are shared. Captured outer values stay the same.
 
         Args:
             mapping: Filled with old value -> new value; what it holds already is used for captures.
+            names_of: Another version of a top graph: names that it has or had are not given again in the copy.
         """
         mapping = {} if mapping is None else mapping
         copy = Graph(self.name, None if self.model is None else copy_info(self.model))
+        if names_of is not None:
+            copy._model_names = names_of._model_names.copy()
         copy.doc, copy.metadata = self.doc, dict(self.metadata)
         for value in self._inputs:
             mapping[value] = copy_facts(value, copy.add_input(value.name, value.type))

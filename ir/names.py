@@ -24,6 +24,12 @@ class ModelNames:
         self._taken: set[str] | None = None
         self._next_suffix: dict[str, int] = {}
 
+    def copy(self) -> ModelNames:
+        """Give the names of a copy of the model."""
+        found = ModelNames()
+        found._taken, found._next_suffix = None if self._taken is None else set(self._taken), dict(self._next_suffix)
+        return found
+
     def add(self, names: Iterable[str]) -> None:
         """Count more names as taken; `names` is not walked as long as nobody asked for a fresh one."""
         if self._taken is not None:

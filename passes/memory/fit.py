@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from memoptc.ir.core import Graph, clone_op
 from memoptc.pass_base import Context, Pass
@@ -14,15 +15,24 @@ from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory._tile.equal_extents import equate_joined
 from memoptc.passes.memory._tile.estimate import TilingEstimate, bound
-from memoptc.passes.memory._tile.fitting import MadeTiling, Round, Start, grid_for, holder_of, key_of, peaks_of
+from memoptc.passes.memory._tile.fitting import (
+    Beginning,
+    MadeTiling,
+    Round,
+    Start,
+    grid_for,
+    holder_of,
+    key_of,
+    peaks_of,
+)
 from memoptc.passes.memory._tile.grid import NotTileableError
-from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
 from memoptc.passes.memory._tile.marks import REMATERIALISED, TILED
 from memoptc.passes.memory._tile.memory_profile import MemoryProfile
-from memoptc.passes.memory._tile.remat import remat_candidates, rematerialise
+from memoptc.passes.memory._tile.remat import Remat, remat_candidates, rematerialise
+from memoptc.passes.memory._tile.states import State
 from memoptc.passes.memory.split_sums import SAVED, SplitSums
 from memoptc.report.model import Decision
-from memoptc.runtime.memory.extents import lasting_symbols
+from memoptc.runtime.memory.extents import keep_extents
 from memoptc.runtime.memory.liveness import label
 from memoptc.runtime.memory.loading import further_copy_bytes
 
@@ -86,6 +96,7 @@ class Fit(Pass):
         original, graph = graph, graph.clone()
         _one_decoder_per_use(graph)
         equate_joined(graph)
+        keep_extents(graph)
         start = MemoryProfile(graph, self._costs(graph, context))
         if not start.curve or start.peak <= (self.budget or self.ignore):
             return
@@ -93,6 +104,7 @@ class Fit(Pass):
         split = graph.clone()
         sums: Counter[str] = Counter()
         SplitSums().run(split, replace(context, stats=sums))
+        keep_extents(split)
         if sums:
             other = self._fit_graph(Start(split, context, start))
             other.sums = sum(count for kind, count in sums.items() if kind != SAVED)
@@ -193,56 +205,73 @@ class Fit(Pass):
 
         Ends: a turn makes one of at most `moves` tilings, or refuses one more of the finitely many on offer.
         """
-        graph = start.graph.clone()
-        with lasting_symbols(graph):
-            return self._tiled(Round(graph), start, goal, allowance, count)
+        key = (count, allowance if count else 0.0)
+        begin = start.begun.get(key)
+        if begin is None:
+            begin = start.begun[key] = self._begin(start, allowance, count)
+        found = Round(begin.state.graph, list(begin.remats), seconds=begin.seconds, peak=sys.maxsize)
+        return self._tiled(found, begin.state, start, goal, allowance) if len(begin.remats) == count else found
 
-    def _tiled(self, found: Round, start: Start, goal: int, allowance: float, count: int) -> Round:
-        graph, context = found.graph, start.context
+    def _begin(self, start: Start, allowance: float, count: int) -> Beginning:
+        """Rematerialise the `count` most promising values, or fewer where no more are worth it."""
+        first = start.begun.get((0, 0.0))
+        if first is None:
+            same = start.profile.graph is start.graph
+            first = Beginning(State(start.graph, start.profile) if same else self._state(start.graph, start.context))
+        if not count or not remat_candidates(first.state.profile, allowance):
+            return first
+        graph = start.graph.clone()
+        keep_extents(graph, start.graph)
+        remats: list[Remat] = []
         for _ in range(count):
-            values = remat_candidates(MemoryProfile(graph, self._costs(graph, context)), allowance - found.seconds)
+            profile = MemoryProfile(graph, self._costs(graph, start.context))
+            values = remat_candidates(profile, allowance - sum(remat.seconds for remat in remats))
             if not values:
                 break
-            found.remats.append(values[0])
-            found.seconds += values[0].seconds
+            remats.append(values[0])
             rematerialise(values[0])
+        return Beginning(self._state(graph, start.context), tuple(remats))
+
+    def _state(self, graph: Graph, context: Context) -> State:
+        return State(graph, MemoryProfile(graph, self._costs(graph, context)))
+
+    def _tiled(self, found: Round, state: State, start: Start, goal: int, allowance: float) -> Round:
+        context = start.context
         refused: set[object] = set()
         misses = 0
-        spaces = IterationSpaces()
-        profile = MemoryProfile(graph, self._costs(graph, context))
+        tried: tuple[object, ...] = ()
+        last: Graph | None = None
         while True:
-            found.peak = profile.peak
+            profile = state.profile
+            found.graph, found.peak = state.graph, profile.peak
             found.course.append((profile.peak, _bytes_of_nodes(profile)))
             found.holder = holder_of(profile)
             if profile.peak <= goal or len(found.moves) >= self.moves or start.is_spent:
                 return self._checked(found)
             slight = SLIGHT * profile.seconds
-            offered = (e for e in tilings(profile, spaces, goal, start.known) if key_of(e) not in refused)
+            offered = (e for e in tilings(state.offers, profile, goal, start.known) if key_of(e) not in refused)
             ranked = self._ranked(offered, profile, goal, allowance - found.seconds, slight)
             if not ranked:
                 return self._checked(found)
             for choice in ranked:
                 start.known.effort += 4 * len(profile.ops)  # a copy, and what is alive in it
-                before = graph.clone()
-                move = self._make(graph, choice, profile, context)
-                if isinstance(move, MadeTiling):
-                    profile = move.profile
-                    misses = 0
+                key = key_of(choice)
+                tried = (*tried, key)
+                make = partial(self._make, state, choice, last, context)
+                move, after, last = start.states.after(state, tried, make)
+                if isinstance(move, MadeTiling) and after is not None:
+                    state, misses, tried = after, 0, ()
                     found.moves.append(move)
                     found.seconds += max(0.0, choice.seconds)
-                    context.say(f"{profile.peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
+                    peak = state.profile.peak
+                    context.say(f"{peak:,} bytes{f' of {self.budget:,}' if self.budget else ''}")
                     break
                 context.stats[f"declined: {move}"] += 1
-                refused.add(key_of(choice))
+                refused.add(key)
                 if move == WORSE:
                     misses += 1
                     if misses > MISSES:
-                        graph.become(before)
                         return self._checked(found)
-                    # It had to be made to be seen: back to what was before, whose ops are others.
-                    graph.become(before)
-                    spaces = IterationSpaces()
-                    profile = MemoryProfile(graph, self._costs(graph, context))
                     break
 
     def _checked(self, found: Round) -> Round:
@@ -288,9 +317,15 @@ class Fit(Pass):
         rest = sorted((e for e in fair if size(e) > enough), key=lambda e: (size(e), e.seconds))
         return [*near[:3], *rest[:1]]
 
-    def _make(self, graph: Graph, choice: TilingEstimate, profile: MemoryProfile, context: Context) -> MadeTiling | str:
-        """Make a tiling; give why not where it cannot be, or does not help."""
-        region = choice.region
+    def _make(
+        self, state: State, choice: TilingEstimate, last: Graph | None, context: Context
+    ) -> tuple[MadeTiling | str, State | None, Graph]:
+        """Make a tiling in a copy; give why not where it cannot be, or does not help.
+
+        `last` is the copy that was changed before, whose names are not given again.
+        """
+        profile, copy = state.profile, state.copy(last)
+        region = copy.region(choice.region)
         name = f"{label(region.ops[0])} ... {label(region.ops[-1])}"
         count = len(region.ops)
         try:
@@ -299,14 +334,15 @@ class Fit(Pass):
                 region, grid, profile.costs.extent, overcompute=choice.overcompute, ordered=choice.ordered
             ).run()
         except NotTileableError as reason:
-            return str(reason)
-        after = MemoryProfile(graph, self._costs(graph, context))
+            return str(reason), None, copy.graph
+        made = copy.state(self._costs(copy.graph, context), state.spaces)
+        after = made.profile
         steps = [after.position[op] for op in tiled.ops if op in after.position]
         here = max(after.curve[min(steps) : max(steps) + 1], default=0)
         little = here >= profile.peak * (1 - self.worth / 2) and after.peak > self.budget
         if little or after.peak > profile.peak:
-            return WORSE
-        return MadeTiling(name, count, tiled.count, profile.peak, here, choice.seconds, after)
+            return WORSE, None, copy.graph
+        return MadeTiling(name, count, tiled.count, profile.peak, here, choice.seconds), made, copy.graph
 
     def _report(self, found: Round, start: MemoryProfile, context: Context, *, done: bool) -> None:
         if done:

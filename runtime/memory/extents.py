@@ -6,8 +6,7 @@ may be 1; so may what a Slice or a Resize leaves. Once the inputs' extents are n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -86,24 +85,23 @@ def open_symbols(graph: Graph) -> frozenset[str]:
     return graph.analysis(_symbols)
 
 
-@contextmanager
-def lasting_symbols(graph: Graph) -> Iterator[None]:
-    """Keep completed extents although the graph changes, until it has new symbols.
+def keep_extents(changed: Graph, graph: Graph | None = None) -> None:
+    """Keep completed extents of a graph although it changes, until it has new symbols.
 
     For changes that give no symbol another meaning, as those of a pass that runs no inference in between; without it
     every change costs an inference of the whole graph.
+
+    Args:
+        changed: The graph, which nobody else works on.
+        graph: The graph of which it is a copy that was not changed yet: what is known of that is known of the copy.
     """
-    _LASTING[graph] = {}
-    try:
-        yield
-    finally:
-        _LASTING.pop(graph, None)
+    _LASTING[changed] = {} if graph is None else dict(_LASTING.get(graph, {}))
 
 
 _LASTING: WeakKeyDictionary[Graph, dict[frozenset[tuple[str, int]], tuple[frozenset[str], Extents]]] = (
     WeakKeyDictionary()
 )
-"""Per graph under `lasting_symbols` and given extents: the symbols that were there, and what follows."""
+"""Per graph of `keep_extents` and given extents: the symbols that were there, and what follows."""
 
 
 def bind_shapes(graph: Graph, feed: Mapping[str, Any]) -> dict[str, int]:

@@ -33,21 +33,29 @@ CLEARLY = 0.9
 """Share of the bytes alive at the last place that the next one must be below."""
 
 
-def tilings(
-    profile: MemoryProfile, spaces: IterationSpaces, target: int = 0, known: KnownTilings | None = None
-) -> Iterator[TilingEstimate]:
-    """Give tilings of regions around the peak, those first that could need least.
+def offers(profile: MemoryProfile, spaces: IterationSpaces) -> list[Offer]:
+    """Give regions around the peak.
 
     Args:
         profile: The graph.
         spaces: Iteration spaces of its ops.
-        target: Bytes that suffice: regions that could do with less are all looked at.
-        known: Costs of tilings that were looked at before, in this graph or one of which it is a clone.
     """
-    known = known or KnownTilings()
-    every = [
-        _Offer(kind, bound(region, profile)[2], i, region) for i, (kind, region) in enumerate(regions(profile, spaces))
+    return [
+        Offer(kind, bound(region, profile)[2], i, region) for i, (kind, region) in enumerate(regions(profile, spaces))
     ]
+
+
+def tilings(
+    every: Sequence[Offer], profile: MemoryProfile, target: int, known: KnownTilings
+) -> Iterator[TilingEstimate]:
+    """Give tilings of regions around the peak, those first that could need least.
+
+    Args:
+        every: The regions.
+        profile: The graph.
+        target: Bytes that suffice: regions that could do with less are all looked at.
+        known: Costs of tilings that were looked at before, in this graph or one of which it is a copy.
+    """
     known.effort += sum(len(offer.region.ops) for offer in every)
     for region in _skyline(every, target):
         last = 1
@@ -66,7 +74,7 @@ def tilings(
 
 
 @dataclass(frozen=True)
-class _Offer:
+class Offer:
     """A region grown from an axis of an op (`kind`), and the bytes that every tiling of it needs at least."""
 
     kind: tuple[Op, Axis]
@@ -75,13 +83,13 @@ class _Offer:
     region: Region
 
 
-def _skyline(every: Sequence[_Offer], target: int) -> list[Region]:
+def _skyline(every: Sequence[Offer], target: int) -> list[Region]:
     """Regions that could need less than every smaller one grown along the same axis; of them the smallest bounds.
 
     Larger ones count, too, where a smaller one suffices for the target: what ends outside of two convolutions may well
     cost less than what ends between them.
     """
-    found: list[_Offer] = []
+    found: list[Offer] = []
     best: dict[tuple[Op, Axis], int] = {}
     for offer in sorted(every, key=lambda o: (len(o.region.ops), o.floor, o.index)):
         if offer.kind not in best or offer.floor < best[offer.kind] * CLEARER:

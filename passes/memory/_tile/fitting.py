@@ -11,6 +11,7 @@ from memoptc.passes.memory._tile.grid import DynamicGrid, StaticGrid, TileGrid
 from memoptc.passes.memory._tile.memory_profile import MemoryProfile
 from memoptc.passes.memory._tile.region import Region
 from memoptc.passes.memory._tile.remat import Remat
+from memoptc.passes.memory._tile.states import State, States
 from memoptc.runtime.memory.liveness import label
 
 EFFORT, EFFORT_PER_OP = 1_000_000, 1_000
@@ -34,12 +35,33 @@ class Start:
     profile: MemoryProfile
     """Live bytes of the graph that the pass was given: what comes out is compared with them."""
     known: KnownTilings = field(default_factory=KnownTilings)
+    states: States = field(default_factory=lambda: States())
+    begun: dict[tuple[int, float], Beginning] = field(default_factory=dict)
+    """Where rounds begin, by the number of values to rematerialise and the seconds allowed for that."""
 
     @property
     def is_spent(self) -> bool:
         """True if the search is to end with the best that is known."""
         most = EFFORT + EFFORT_PER_OP * len(self.profile.ops)
         return self.known.effort > most or self.context.is_late("further tilings of fit")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a round begins.
+
+    Args:
+        state: The graph, with some values rematerialised.
+        remats: Those values; fewer than were asked for where no others are worth it.
+    """
+
+    state: State
+    remats: tuple[Remat, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Time that it takes to compute them again."""
+        return sum(remat.seconds for remat in self.remats)
 
 
 @dataclass
@@ -52,8 +74,6 @@ class MadeTiling:
     before: int
     after: int
     seconds: float
-    profile: MemoryProfile
-    """Live bytes once it is made."""
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from memoptc.ir.core import Op
 from memoptc.ir.iteration import Axis, accumulations, iteration_space, weights_axis
 from memoptc.passes.memory._tile.marks import TILED
@@ -15,6 +17,17 @@ class IterationSpaces:
         self._known: dict[Op, list[Axis]] = {}
         self._sums: dict[Op, list[Axis]] = {}
         self._every: dict[Op, list[Axis]] = {}
+
+    def of_copy(self, ops: Mapping[Op, Op]) -> IterationSpaces:
+        """Give what is known of a graph's ops for a copy of them.
+
+        Args:
+            ops: Op -> its copy.
+        """
+        found = IterationSpaces()
+        for mine, theirs in ((self._known, found._known), (self._sums, found._sums), (self._every, found._every)):
+            theirs.update((ops[op], axes) for op, axes in mine.items() if op in ops)
+        return found
 
     def __getitem__(self, op: Op) -> list[Axis]:
         """The axes of an op; none for one that belongs to a tile already, or is computed when the model is loaded."""
