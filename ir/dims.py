@@ -54,7 +54,8 @@ class Sym:
             writing and takes no part in equality.
     """
 
-    __slots__ = ("_hash", "_text", "spelling", "terms")
+    __slots__ = ("_free", "_hash", "_text", "spelling", "terms")
+    _free: frozenset[str] | None
     _hash: int
     _text: str | None
     terms: tuple[tuple[Monomial, int], ...]
@@ -68,6 +69,7 @@ class Sym:
         object.__setattr__(self, "spelling", spelling)
         object.__setattr__(self, "_hash", hash(terms))
         object.__setattr__(self, "_text", None)
+        object.__setattr__(self, "_free", None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("a Sym cannot change: make a new one")
@@ -76,7 +78,9 @@ class Sym:
         return _restore, (self.terms, self.spelling)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sym) and self.terms == other.terms
+        if self is other:
+            return True
+        return isinstance(other, Sym) and self._hash == other._hash and self.terms == other.terms
 
     def __hash__(self) -> int:
         return self._hash
@@ -96,6 +100,12 @@ class Sym:
     @property
     def free(self) -> frozenset[str]:
         """The names this dimension depends on."""
+        if self._free is None:
+            object.__setattr__(self, "_free", self._names())
+        assert self._free is not None
+        return self._free
+
+    def _names(self) -> frozenset[str]:
         names: set[str] = set()
         for monomial, _ in self.terms:
             for atom in monomial:

@@ -27,6 +27,7 @@ from memoptc.passes.memory._tile.choose import tilings
 from memoptc.passes.memory._tile.costs import Costs
 from memoptc.passes.memory._tile.estimate import MemoryProfile
 from memoptc.passes.memory._tile.iteration_spaces import IterationSpaces
+from memoptc.passes.memory._tile.emit import Emitter
 from memoptc.passes.memory.fit import Fit
 from memoptc.runtime.memory.liveness import peak
 from memoptc.runtime.options import RunOptions
@@ -338,3 +339,23 @@ def test_a_first_tiling_slightly_above_the_slowdown_is_made() -> None:
         graph = parse(text)
         run_pass(Fit(slowdown=1 + share * cheapest / profile.seconds), graph, Context())
         assert (peak(graph, {}).peak_bytes < profile.peak) == tiled
+
+
+def test_rounds_make_each_tiling_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds of the search that come by the same state of the graph take what an earlier one made of it."""
+    made: Counter[object] = Counter()
+    run = Emitter.run
+
+    def counted(emitter: Emitter) -> Any:
+        graph = tuple(r.name for op in emitter.graph.ops for r in op.results)
+        cut = tuple((op.results[0].name, axis.cuts) for op, axis in emitter.region.axes.items())
+        made[graph, cut, emitter.grid.count, emitter.overcompute] += 1
+        return run(emitter)
+
+    monkeypatch.setattr(Emitter, "run", counted)
+    graph = read_onnx(skip_model(tmp_path / "skip.onnx"))
+    infer_shapes(graph)
+    context = Context()
+    run_pass(Fit(ignore=1000, slowdown=1.5), graph, context)
+    assert context.stats["regions"] > 0
+    assert set(made.values()) == {1}

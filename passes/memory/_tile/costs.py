@@ -55,6 +55,7 @@ class Costs:
         self._bytes: dict[Value, int | None] = {}
         self._scratch: dict[Op, int] = {}
         self._extents: dict[Dim, int | None] = {}
+        self._axes: dict[tuple[Value, int], int] = {}
 
     def extent(self, value: Value, axis: int) -> int:
         """Extent of a value's axis.
@@ -62,11 +63,14 @@ class Costs:
         Raises:
             NotTileableError: it is not known.
         """
-        if value.shape is not None:
-            found = self._known_extent(value.shape[axis])
-            if found is not None:
-                return found
-        raise NotTileableError(f"the extent of %{value.name} is not known")
+        found = self._axes.get((value, axis))
+        if found is None:
+            shape = value.shape
+            found = None if shape is None else self._known_extent(shape[axis])
+            if found is None:
+                raise NotTileableError(f"the extent of %{value.name} is not known")
+            self._axes[value, axis] = found
+        return found
 
     def nbytes(self, value: Value) -> int:
         """Bytes of a value; those of unknown size count as none."""
