@@ -279,7 +279,7 @@ def test_budget_and_slowdown_are_part_of_the_pipeline() -> None:
 def test_frontier_verifies_and_enforces_each_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / f"frontier{ending}" for ending in (".json", ".svg", ".html")]
     reports = [a for f in files for a in ("--report", str(f))]
-    arguments = ["frontier", str(CNN), "--dim", "batch=256", "--points", "4", "--seconds", "0", "--jobs", "1"]
+    arguments = ["frontier", str(CNN), "--dim", "batch=256", "--points", "4", "--seconds", "0"]
     assert main([*arguments, *reports]) == 0
     assert "budget" in capsys.readouterr().out
     data = json.loads(files[0].read_text())
