@@ -20,7 +20,7 @@ from memoptc.passes.shrink._shrink.accuracy_search import Gate, Level, Levels
 from memoptc.passes.shrink._shrink.work import FLOATS, multiplications
 from memoptc.passes.shrink._tokens.drop import PARTS, TokenDrop, drop_tokens
 from memoptc.passes.shrink._tokens.merge import MOST_MERGED, TokenCounts
-from memoptc.passes.shrink._tokens.region import token_region
+from memoptc.passes.shrink._tokens.region import PASSED_BY, token_region
 from memoptc.runtime.accuracy import AccuracyTarget
 from memoptc.runtime.held_out import labelled_rows
 
@@ -50,6 +50,8 @@ NEVER = Level(math.inf, 0.0)
 
 SCORES = ("auto", "first", "all", "norm")
 """By the attention of token 0, of all tokens, by the norm of the hidden state; what is best at each layer."""
+
+NOTHING_BEHIND = "no hidden state behind it"
 
 OPSET = 18
 """The first whose reductions take axes as operands, and in which scattering can add."""
@@ -211,11 +213,12 @@ class PruneTokens(Pass):
         for number, (at, until) in enumerate(zip(places, [*places, len(ops)][1:], strict=True)):
             if self.layers and number not in self.layers:
                 continue
-            reason = "no hidden state behind it"
+            reason = NOTHING_BEHIND
             for value in _hidden_behind(ops[at], ops[at + 1 : until]):
                 region = token_region(graph, value)
                 if isinstance(region, str):
-                    reason = region
+                    # Of the values behind a layer, the sum that leaves it comes first: others tell less.
+                    reason = region if reason in (NOTHING_BEHIND, PASSED_BY) else reason
                     continue
                 share = sum(map(multiplications, region.ops)) / whole
                 if share >= WORTH:

@@ -41,9 +41,6 @@ def test_a_model_without_attention_is_left_alone() -> None:
     assert same.graph.node == to_proto(read_onnx(model)).graph.node
 
 
-SHARED = "Add biased1 reads tokens of another batch (with a batch of 1, --freeze, there is none)"
-
-
 @pytest.mark.parametrize(("batch", "layers"), [("batch", 1), (1, 2)])
 def test_one_bias_for_all_heads_that_stand_in_the_batch_needs_a_batch_of_one(batch: str | int, layers: int) -> None:
     """Which rows are of which sample is not known, and each sample keeps other tokens."""
@@ -56,7 +53,7 @@ def test_one_bias_for_all_heads_that_stand_in_the_batch_needs_a_batch_of_one(bat
         node.input[0] = f"with{number}"
     less, stats = pruned(onnx.shape_inference.infer_shapes(model), PruneTokens(keep=0.5))
     assert stats["layers that drop tokens"] == layers
-    assert (stats[f"left: {SHARED}"] >= 1) == (layers == 1)
+    assert any("tokens of another batch (with a batch of 1" in name for name in stats) == (layers == 1)
     feed = {"x": np.random.default_rng(1).standard_normal((1, 9, 8)).astype(np.float32)}
     assert outputs(less, feed).shape == outputs(model, feed).shape
 

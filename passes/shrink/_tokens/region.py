@@ -18,6 +18,9 @@ Use = tuple[Op, int]
 MOST_LEADING = 8
 """Tokens at the front that may be read by themselves and stay for that: class, distillation and register tokens."""
 
+PASSED_BY = "a hidden state goes past it"
+"""Why tokens cannot go inside of a layer: they can behind it."""
+
 SHAPE_OPERAND = 1
 """Where Reshape and Expand have the extents of their result."""
 
@@ -184,7 +187,7 @@ def _through(op: Op, wanted: set[tuple[int, int]], region: TokenRegion) -> dict[
         if facts(op).arity is None:
             return f"{op.op_type} {op.name} reads tokens that come another way"
         if side.shape == region.value.shape and side.tensor is None:
-            return "a hidden state goes past it"
+            return PASSED_BY
         if not _same_batch(op, side, region):
             return f"{op.op_type} {op.name} reads tokens of another batch (with a batch of 1, --freeze, there is none)"
     region.sides |= {use: tuple(sorted(axes)) for use, axes in sides.items()}
