@@ -174,7 +174,7 @@ def summary(lines: Sequence[dict[str, Any]]) -> Table:
 @click.option("--only", multiple=True, type=click.Choice(list(CASES)))
 @click.option("--loss", "losses", multiple=True, type=float, default=(0.005, 0.02), show_default=True)
 @click.option("--summary", "show", is_flag=True)
-@click.option("--markdown", is_flag=True, help="Print the table as text for the documentation.")
+@click.option("--markdown", is_flag=True, help="Print the table for the documentation, without what was done.")
 def main(file: Path, only: tuple[str, ...], losses: tuple[float, ...], show: bool, markdown: bool) -> None:
     """Run the cases that FILE does not have."""
     lines = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
@@ -189,7 +189,7 @@ def main(file: Path, only: tuple[str, ...], losses: tuple[float, ...], show: boo
                         out.write(json.dumps(lines[-1]) + "\n")
     if markdown:
         for cells in (HEADS, ["---"] * len(HEADS), *map(row, lines)):
-            click.echo(f"| {' | '.join(cells)} |")
+            click.echo(f"| {' | '.join(cells[: len(HEADS) - 1])} |")
         return
     Console(width=250).print(summary(lines))
 
