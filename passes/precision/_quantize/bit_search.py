@@ -32,7 +32,7 @@ from memoptc.passes.precision._quantize.tradeoff import (
     needed,
     within,
 )
-from memoptc.passes.precision._quantize.weight_coder import Memo, WeightCoder
+from memoptc.passes.precision._quantize.weight_coder import CodedMatrix, CodeKey, Memo, WeightCoder
 from memoptc.passes.precision._quantize.weight_format import DECODER_BLOCK, WeightFormat, byte_shares
 from memoptc.passes.precision._quantize.weight_only import Writer
 from memoptc.passes.precision._quantize.weight_operands import Weight
@@ -107,7 +107,6 @@ class BitSearch:
         self.memo: Memo = {}
         self.narrow = replace(self.plan, bits=2, activations=8)
         self.narrow_memo: Memo = {}
-        self.plain_memo: Memo = {}
         self.tables: dict[tuple[int, int], Table] = {}
         self.rounded: list[Rounded] = []
 
@@ -120,7 +119,7 @@ class BitSearch:
         return find(graph, self.plan, self.asked.smallest, frozenset(self.asked.exclude))
 
     def write(
-        self, graph: Graph, states: Assignment, coder: WeightCoder, stats: Counter[str], *, final: bool = True
+        self, graph: Graph, states: Assignment, coder: WeightCoder, stats: Counter[str], *, plain: Memo | None = None
     ) -> tuple[int, int]:
         """Code the weights of the graph or of a copy; give the bytes of those that are coded, before and after."""
         writer = Writer(coder, stats)
@@ -133,8 +132,8 @@ class BitSearch:
         after = sum(write_all(graph, blocks, writer, observed))
         narrow = [weight for i, weight in enumerate(chosen) if state[i] == LayerPrecision.INT2_WEIGHTS]
         # rounded by data behind those in 4 bits, which they make up for
-        memo, seen = (self.narrow_memo, self.context) if final else (self.plain_memo, None)
-        seen = seen if self.asked.rounding and not memo else None
+        memo = self.narrow_memo if plain is None else plain
+        seen = self.context if self.asked.rounding and plain is None and not memo else None
         coarse = Writer(WeightCoder(self.narrow, memo=memo, rounded=coder.rounded), stats)
         after += sum(write_all(graph, narrow, coarse, seen))
         fine = Writer(WeightCoder(replace(self.plan, bits=8, block=DECODER_BLOCK, symmetric=True)), stats)
@@ -146,15 +145,15 @@ class BitSearch:
         coder.noise += fine.coder.noise + coarse.coder.noise
         return before, after
 
-    def copy(self, states: Assignment, *, final: bool = True) -> Graph:
+    def copy(self, states: Assignment, *, plain: Memo | None = None) -> Graph:
         """A copy of the graph with its weights in these states; 4 bits for those not named.
 
         Args:
             states: By name.
-            final: Whether weights in 2 bits are rounded by data, and kept; else plainly, for one look.
+            plain: Takes the codes of weights in 2 bits, which are then not rounded by data.
         """
         graph = self.graph.clone()
-        self.write(graph, states, self.coder(), Counter(), final=final)
+        self.write(graph, states, self.coder(), Counter(), plain=plain)
         return graph
 
     def least(self) -> float | None:
@@ -217,12 +216,7 @@ class BitSearch:
         room = int(size * whole)
         self.widen_blocks(room)
         errors = self.errors()
-        narrow = {
-            name: coding_errors(weight, self.narrow)[0]
-            for name, weight in zip(self.names, self.found.chosen, strict=True)
-            if not obstacle(weight, self.narrow)
-        }
-        noise = self.noise_in_2_bits(narrow, wanted)
+        narrow, noise = self.noise_in_2_bits(wanted)
         layers, passed = [], reaching_shares([(narrow[name], outputs) for name, outputs in noise.items()])
         for name, weight in zip(self.names, self.found.chosen, strict=True):
             own = {
@@ -272,35 +266,43 @@ class BitSearch:
             return weight.bytes * byte_shares(self.plan.block, self.decodes)[state]
         return replace(self.plan, bits=bits).bytes_of(tuple(tensor.shape.numpy()), site.columns)
 
-    def noise_in_2_bits(self, narrow: dict[str, float], wanted: AccuracyCheck) -> dict[str, dict[str, float]]:
-        """By weight and output: what 2 bits change, measured in groups of neighbours while all others have 4 bits.
+    def noise_in_2_bits(self, wanted: AccuracyCheck) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Measure what 2 bits change, in groups of neighbours while all others have 4 bits.
 
         So each copy is as small as what is looked for, and runs as fast.
 
-        Args:
-            narrow: Error of each weight in 2 bits by itself; those that onnxruntime does not run so are taken out.
-            wanted: Measures.
+        Returns:
+            By weight: its own error, noise to signal, and its part of what its group adds at each output. Weights that
+            cannot have 2 bits, or that onnxruntime does not run so, are in neither.
         """
         everywhere = dict.fromkeys(self.names, LayerPrecision.INT4_WEIGHTS)
+        weights = dict(zip(self.names, self.found.chosen, strict=True))
+        members = [name for name, weight in weights.items() if not obstacle(weight, self.narrow)]
         before = wanted.trials.quick(self.copy(everywhere), _GROUP_SAMPLES).noise
-        group = -(-len(narrow) // self.looks(wanted, 1.0, _GROUP_SAMPLES)) or 1
-        members, noise = list(narrow), dict[str, dict[str, float]]()
-        pace = Pace(-(-len(narrow) // group))
+        group = -(-len(members) // self.looks(wanted, 1.0, _GROUP_SAMPLES)) or 1
+        narrow, noise, pace = dict[str, float](), dict[str, dict[str, float]](), Pace(-(-len(members) // group))
         for number, start in enumerate(range(0, len(members), group)):
             self.context.say(f"weights in 2 bits, {pace.at(number)}")
-            together = members[start : start + group]
-            copy = self.copy({**everywhere, **dict.fromkeys(together, LayerPrecision.INT2_WEIGHTS)}, final=False)
+            together, coded = members[start : start + group], dict[CodeKey, CodedMatrix]()
+            copy = self.copy({**everywhere, **dict.fromkeys(together, LayerPrecision.INT2_WEIGHTS)}, plain=coded)
             found = wanted.trials.quick(copy, _GROUP_SAMPLES).noise
             if FAILED in found:  # onnxruntime does not run them so
-                for name in together:
-                    del narrow[name]
                 continue
+            for name in together:
+                narrow[name] = self.error_in_2_bits(weights[name], coded)
             whole = sum(narrow[name] for name in together) or 1.0
             for key, n in found.items():
                 added = max(min(n, _MOST) - min(before.get(key, 0.0), _MOST), _LEAST * min(n, _MOST))
                 for name in together:
                     noise.setdefault(name, {})[key] = added * narrow[name] / whole
-        return noise
+        return narrow, noise
+
+    def error_in_2_bits(self, weight: Weight, coded: Memo) -> float:
+        """Noise to signal of a weight in 2 bits, as it was coded, where it was."""
+        found = next((c for key, c in coded.items() if key.tensor == id(weight.value.tensor)), None)
+        if found is None:
+            return coding_errors(weight, self.narrow)[0]
+        return found.noise / found.signal if found.signal else 0.0
 
     def errors(self) -> dict[LayerPrecision, dict[str, float]]:
         """By state and weight: what coding changes in it, noise to signal."""
