@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from native_models import usable
 
+from memoptc.ir.forms import wrap
 from memoptc.ir.onnx_io import to_proto
 from memoptc.ir.parser import parse
 from memoptc.runtime.memory.branches import as_branched
@@ -16,6 +17,8 @@ from memoptc.runtime.memory.default_session import (
     hold_in_frames,
     reuse_by_shape,
     shapes_onnxruntime_knows,
+    shapes_without_inputs,
+    with_early_outputs,
 )
 from memoptc.runtime.memory.liveness import liveness
 from memoptc.runtime.native.session import NativeSession
@@ -138,3 +141,34 @@ def test_what_a_branch_reads_is_held_until_it_ends() -> None:
     hold_in_frames(found)
     assert max(found.curve) == pytest.approx(trace.peak_bytes, rel=0.02)
     assert before < 0.8 * trace.peak_bytes
+
+
+@pytest.mark.skipif(not usable(), reason="onnxruntime's C interface cannot be used here")
+def test_buffers_are_shared_where_a_hidden_shape_is_known_again() -> None:
+    """Behind a Reshape to constants onnxruntime knows shapes, also where those of the inputs are hidden from it."""
+    body = """  %s{0} = Slice(%{1}, %start, %stop, %start) : f32[1024,64]
+  %a{0} = MatMul(%s{0}, %w) : f32[1024,64]
+  %b{0} = Concat(%a{0}, %a{0}, %a{0}) {{axis=0}} : f32[3072,64]
+  %c{0} = Transpose(%b{0}) {{perm=[1,0]}} : f32[64,3072]
+  %d{0} = Reshape(%c{0}, %wide) : f32[3072,64]
+"""
+    text = f"""graph @g(%x: f32[3,1024,64]) -> (f32[1024,64]) {{
+  %w = const() {{value=splat(1)}} : f32[64,64]
+  %start = const() {{value=[0]}} : i64[1]
+  %stop = const() {{value=[1024]}} : i64[1]
+  %wide = const() {{value=[3072,64]}} : i64[2]
+  %d0 = Reshape(%x, %wide) : f32[3072,64]
+{"".join(body.format(k, f"d{k - 1}") for k in range(1, 4))}  %y = Slice(%d3, %start, %stop, %start) : f32[1024,64]
+  return %y
+}}"""
+    graph = parse(text)
+    hidden = to_proto(wrap(graph, shapeless=True))
+    _, trace = NativeSession(hidden.SerializeToString(), IN_ITS_ORDER).record({"x": np.ones((3, 1024, 64), np.float32)})
+    known = shapes_without_inputs(graph)
+    assert {v.name for v in known} >= {"d0", "a1", "b2", "c3"}
+    found = with_early_outputs(liveness(graph, {}, default_order(graph), in_place=False))
+    alone = max(found.curve)
+    assert max(reuse_by_shape(found, known).curve) == pytest.approx(trace.peak_bytes, rel=0.02)
+    assert alone < 0.95 * trace.peak_bytes
+    unknown = parse(text.replace("%d0 = Reshape(%x, %wide)", "%d0 = Flatten(%x) {axis=2}"))
+    assert "d0" not in {v.name for v in shapes_without_inputs(unknown)}
