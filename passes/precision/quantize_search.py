@@ -14,15 +14,13 @@ from memoptc.ir.tensors import nbytes
 from memoptc.pass_base import Context, Pass, Precision
 from memoptc.passes.precision._quantize.accuracy_check import AccuracyCheck, further
 from memoptc.passes.precision._quantize.bias import join_biases
-from memoptc.passes.precision._quantize.calibrated import CalibratedGraph
 from memoptc.passes.precision._quantize.coding import SMALLEST
 from memoptc.passes.precision._quantize.decoder_blocks import code_decoder_in_blocks
-from memoptc.passes.precision._quantize.effort import MULTIPLICATIONS, Effort
+from memoptc.passes.precision._quantize.effort import Effort
 from memoptc.passes.precision._quantize.existing_codes import is_quantized
 from memoptc.passes.precision._quantize.layer_precision import Assignment, LayerPrecision
 from memoptc.passes.precision._quantize.layers import quantizable_layers
-from memoptc.passes.precision._quantize.observation import rounding_work
-from memoptc.passes.precision._quantize.observe import checkpoint_of
+from memoptc.passes.precision._quantize.recovered_graphs import RecoveredGraphs
 from memoptc.passes.precision._quantize.recovery_settings import recovery_settings
 from memoptc.passes.precision._quantize.replay import adopt, search_memoized, take_over
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
@@ -39,7 +37,6 @@ from memoptc.passes.precision._quantize.weight_operands import CONVOLUTIONS, GAT
 from memoptc.passes.precision._quantize.without_data import better_without_data, states_without_data
 from memoptc.passes.precision.quantize import DTYPES, Quantize
 from memoptc.passes.precision.quantize_weights import QuantizeWeights
-from memoptc.passes.precision.split_outliers import names_of_split
 from memoptc.report.model import Decision
 from memoptc.runtime.devices import USUAL, load_device
 from memoptc.runtime.quality import Quality, decibels
@@ -219,25 +216,12 @@ class _Search:
     ) -> None:
         self.asked, self.graph, self.layers, self.codes = asked, graph, layers, codes
         self.stats, self.context = context.stats, context
-        self.variants: dict[tuple[Pass, ...], CalibratedGraph] = {}
         self.wanted = AccuracyCheck(graph, context, asked.min_sqnr, asked.max_loss, fallback=asked.fallback)
         self.trials = self.wanted.trials
         few, _ = self.wanted.examiner.samples
         self.effort = Effort.of(layers.values(), context.dims, few, sum(1 for _ in context.calibration))
         self.effort.most, self.effort.factor = context.left_for_numbers, asked.effort
-
-    def variant(self, recoveries: tuple[Pass, ...]) -> CalibratedGraph:
-        """The graph after these recoveries, made once."""
-        if recoveries not in self.variants:
-            graph, stats = self.graph.clone(), Counter[str]()
-            for pass_ in recoveries:
-                pass_.run(graph, replace(self.context, stats=stats, decisions=[], warnings=[]))
-            codes = replace(self.codes, excluded=self.codes.excluded | names_of_split(graph))
-            checkpoint = checkpoint_of(self.context, self.asked.name, *(p.name for p in recoveries))
-            # tensors of the graph itself outlive all variants, so that their codes hold in each
-            memo = dict(self.variants[()].memo) if recoveries else {}
-            self.variants[recoveries] = CalibratedGraph(graph, self.context, codes, checkpoint, stats, memo)
-        return self.variants[recoveries]
+        self.graphs = RecoveredGraphs(asked.name, graph, context, codes, self.effort)
 
     def run(self) -> None:
         """Search, then put the result into the graph."""
@@ -248,7 +232,7 @@ class _Search:
         if quality is None or not self.wanted.good(quality) or self.asked.study:
             self.context.say("each layer alone")
             exact = EXACT if self.asked.study else min(max(self.effort.looks(_ALONE, SAMPLES) // 2, _FEWEST), EXACT)
-            found = sensitivities(self.variant(setting.recoveries), setting, self.layers, self.trials, exact)
+            found = sensitivities(self.graphs[setting.recoveries], setting, self.layers, self.trials, exact)
             self.effort.spend(2 * exact * self.effort.look(SAMPLES))
         if quality is None or not self.wanted.good(quality):
             self.context.say("which layers")
@@ -290,7 +274,7 @@ class _Search:
 
     def without_slow(self, setting: Setting) -> Assignment:
         """All on integers, but for convolutions that gain next to no time from that, if the output gains otherwise."""
-        best, variant = self.all_integers, self.variant(setting.recoveries)
+        best, variant = self.all_integers, self.graphs[setting.recoveries]
         if not self.asked.fallback or self.asked.mixed or self.asked.outputs:
             return best
         level = None
@@ -311,19 +295,19 @@ class _Search:
         best = Setting()
         if not self.asked.recover:
             return best
-        level = self.trials.quick(self.variant(()).quantized(best)).mean_db
+        level = self.trials.quick(self.graphs[()].quantized(best)).mean_db
         left: list[str] = []
         for what, tries in recovery_settings():
             start = best
             self.context.say(f"trying {what}")
             options = [replace(start, **change) for change in tries(start)]
-            whole = sum(self.cost(tried) for tried in options)
+            whole = sum(self.graphs.cost(tried) for tried in options)
             if whole > _LINE * self.effort.allowed or not self.effort.affords(whole, _RECOVERIES):
-                options = [tried for tried in options[-1:] if self.effort.affords(self.cost(tried), _RECOVERIES)]
+                options = [tried for tried in options[-1:] if self.effort.affords(self.graphs.cost(tried), _RECOVERIES)]
                 left += [] if options else [what]
             for tried in options:
-                self.effort.spend(self.cost(tried))
-                recovered = self.variant(tried.recoveries)
+                self.effort.spend(self.graphs.cost(tried))
+                recovered = self.graphs[tried.recoveries]
                 if tried.run_time and not recovered.run_time_products:
                     continue
                 if tried.recoveries != start.recoveries and not any(k.startswith("moved") for k in recovered.stats):
@@ -342,31 +326,17 @@ class _Search:
                         gain = f"no sample reaches past such ranges; on the data they cost {level - reached:.1f} dB"
                     self.decide(what, str(tried), gain)
                     best, level = tried, reached
-            self.variants = {key: kept for key, kept in self.variants.items() if key in ((), best.recoveries)}
-        for key, kept in self.variants.items():
-            kept.drop_unused_codes(best if key == best.recoveries else None)
+            self.graphs.keep(best)
+        self.graphs.drop_unused_codes(best)
         if left:
             why = f"for {self.effort.nbytes / 1e6:.0f} MB of weights and {self.effort.many} samples they take too long"
             why += f" (--set {self.asked.name}.effort={2 * self.asked.effort:g} gives the search twice the time)"
             self.decide("quantize-search", f"not tried: {', '.join(left)}", why)
         return best
 
-    def cost(self, tried: Setting) -> float:
-        """Seconds that a try takes, beyond what is known from earlier ones."""
-        seconds = self.effort.look()
-        if tried.recoveries not in self.variants:
-            seconds += self.effort.variant
-        known = self.variants.get(tried.recoveries)
-        if (tried.clip or tried.bias) and (known is None or "channels" not in vars(known)):
-            seconds += self.effort.run * self.effort.many
-        if tried.rounding and (known is None or not known.was_rounded(tried.clip)):
-            passes, work = rounding_work(self.variant(()).choice.heavy)
-            seconds += passes * self.effort.run * self.effort.many + work / MULTIPLICATIONS
-        return seconds
-
     def quantized(self, setting: Setting, states: Assignment, stats: Counter[str] | None = None) -> Graph:
         """Quantize with layers in these states."""
-        return self.variant(setting.recoveries).quantized(setting, states, stats)
+        return self.graphs[setting.recoveries].quantized(setting, states, stats)
 
     def choose(self, setting: Setting, layers: Sequence[Layer], before: Quality | None) -> tuple[Assignment, Quality]:
         """Choose the states of layers; `before` is the quality of all of them on integers, where that is no choice."""
