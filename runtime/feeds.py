@@ -12,7 +12,6 @@ from typing import Any
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError, MemoptcError
-from memoptc.ir.types import TensorType
 from memoptc.runtime.design_points import effort
 from memoptc.runtime.evaluate import Evaluator
 from memoptc.runtime.input_ranks import likely_ranks
@@ -125,7 +124,7 @@ _MOST_RANKINGS = 8
 def _ranked(graph: Graph) -> Iterator[Graph]:
     """Copies of a model in which every input without a declared shape has one of symbols, of likely ranks."""
     for ranks in itertools.islice(likely_ranks(graph), _MOST_RANKINGS):
-        unshaped = {v.name: v.type for v in graph.inputs if v.name in ranks and isinstance(v.type, TensorType)}
+        unshaped = {v.name: t for v in graph.inputs if v.name in ranks and (t := v.tensor_type) is not None}
         types, _ = independent_extents({n: t.with_shape((None,) * ranks[n]) for n, t in unshaped.items()})
         copy = graph.clone()
         for value in copy.inputs:

@@ -9,7 +9,6 @@ import onnx
 
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.onnx_write import proto_with_weights
-from memoptc.ir.types import TensorType
 
 _RANKS = (2, 4, 3, 1, 5, 0)
 """Ranks to try, the likeliest first."""
@@ -28,7 +27,7 @@ def likely_ranks(graph: Graph) -> Iterator[dict[str, int]]:
     Args:
         graph: The model.
     """
-    unknown = [v.name for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape is None]
+    unknown = [v.name for v in graph.inputs if v.tensor_type is not None and v.shape is None]
     if not unknown:
         return
     check = _RankCheck(graph)

@@ -13,7 +13,7 @@ from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx
 from memoptc.ir.ops import opset_of
 from memoptc.ir.spelling import type_text
-from memoptc.ir.types import DType, TensorType, Type
+from memoptc.ir.types import DType, TensorType, Type, as_tensor
 from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context, Pass
 from memoptc.passes.precision._quantize.observe import pool_of
@@ -246,4 +246,5 @@ def _merge(graph: Graph, small: Graph, threshold: float, rule: str) -> None:
 
 
 def _without_extents(type_: Type | None) -> Type | None:
-    return TensorType(type_.dtype, None) if isinstance(type_, TensorType) else type_
+    tensor = as_tensor(type_)
+    return type_ if tensor is None else TensorType(tensor.dtype, None)
