@@ -7,6 +7,7 @@ nothing beyond numpy and the standard library.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -198,6 +199,12 @@ def check_slices(name: str, value: npt.NDArray[Any], axis: int, samples: int) ->
             f"Output {name!r} has {value.shape[axis]} slices for {samples} samples.",
             hint="The contract does not belong to this model: compile it again.",
         )
+
+
+def warn_of_parts(parts: Sequence[int]) -> None:
+    """Tell the caller of a session's `run` that a batch is computed in several calls."""
+    said = f"a batch of {sum(parts)} does not fit the memory limit and is computed in {len(parts)} calls"
+    warnings.warn(said, RuntimeWarning, stacklevel=4)
 
 
 def run_in_parts(

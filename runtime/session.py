@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract
-from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, invalid_argument, translated
+from memoptc.runtime.errors import MemoryLimit, PlanLeft, as_both, translated
 from memoptc.runtime.heap import trim_heap
 from memoptc.runtime.in_flight import in_flight
 from memoptc.runtime.library_pages import library_pages_returned
@@ -28,7 +27,9 @@ from memoptc.runtime.session_arguments import (
     as_source,
     check_tier,
     native_feed,
+    not_in_planned,
     runs_on_host,
+    wanted_outputs,
 )
 from memoptc.runtime.session_methods import forward_all
 from memoptc.runtime.sizes import as_bytes
@@ -265,14 +266,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             PlanLeft: with `strict`, it asked for memory that its plan does not foresee; the message names the event.
         """
         self._check_open()
-        known = [p.name for p in self.get_outputs()]
-        names = list(output_names or known)
-        for name in names:
-            if name not in known:
-                raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
-        for name in into or ():
-            if name not in names:
-                raise invalid_argument(f"There is an array for {name!r}, which is no output of this run.")
+        names = wanted_outputs(output_names, into or (), [p.name for p in self.get_outputs()])
         if run_options is not None:
             self._need_python("run options")
         input_feed = native_feed(input_feed)
@@ -290,7 +284,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         into: Mapping[str, npt.NDArray[Any]] | None,
     ) -> list[Any]:
         """Run in as few calls as fit on paper; in more where that was not enough."""
-        from memoptc.runtime.admission import run_in_parts
+        from memoptc.runtime.admission import run_in_parts, warn_of_parts
 
         shapes = {name: tuple(getattr(value, "shape", ())) for name, value in input_feed.items()}
         parts = admission.parts(shapes)
@@ -303,18 +297,14 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
             try:
                 if admission.batch is None or not parts:
                     return self._run_once(names, input_feed, run_options, into)
-                self._say_split(parts)
+                if not self._said_split:
+                    self._said_split = True
+                    warn_of_parts(parts)
                 return run_in_parts(run, names, input_feed, admission.batch, parts, into or {})
             except MemoryLimit:
                 parts = admission.smaller(shapes, parts)
                 if not parts:
                     raise
-
-    def _say_split(self, parts: Sequence[int]) -> None:
-        if not self._said_split:
-            self._said_split = True
-            said = f"a batch of {sum(parts)} does not fit the memory limit and is computed in {len(parts)} calls"
-            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
     def _run_once(
         self,
@@ -403,10 +393,7 @@ class Session(ort.InferenceSession):  # type: ignore[misc]
         if self._planned is None:
             return
         if self._chosen == "planned":
-            raise as_both(NotImplementedError)(
-                f"A planned session has no {what}: it goes through onnxruntime's C interface.",
-                hint="Choose memory='arena'; arrays for outputs are taken by run(..., into={name: array}).",
-            )
+            raise not_in_planned(what)
         self.memory = "arena"
         self._open_any(True)
         self._admission = self._make_admission()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime.contract import Contract, beside, load_contract
-from memoptc.runtime.errors import as_both, no_such_file
+from memoptc.runtime.errors import as_both, invalid_argument, no_such_file
 from memoptc.runtime.options import PACKING_KEY, Feed, RunOptions
 from memoptc.runtime.sizes import as_bytes
 
@@ -125,3 +125,27 @@ def check_tier(memory: str, limited: bool, providers: Any, sess_options: ort.Ses
             "The tier 'planned' is for one node after the other; these sess_options run nodes in parallel.",
             hint="Leave execution_mode at ORT_SEQUENTIAL, or choose memory='arena'.",
         )
+
+
+def wanted_outputs(names: Sequence[str] | None, into: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Give the outputs that a run is asked for, all when none is named.
+
+    Raises:
+        InputError: the model has no such output, or there is an array for one that is not wanted.
+    """
+    wanted = list(names or known)
+    for name in wanted:
+        if name not in known:
+            raise invalid_argument(f"The model has no output {name!r}.", f"It has {', '.join(sorted(known))}.")
+    for name in into:
+        if name not in wanted:
+            raise invalid_argument(f"There is an array for {name!r}, which is no output of this run.")
+    return wanted
+
+
+def not_in_planned(what: str) -> Exception:
+    """Make the error of what onnxruntime's Python session has, and its C interface has not."""
+    return as_both(NotImplementedError)(
+        f"A planned session has no {what}: it goes through onnxruntime's C interface.",
+        hint="Choose memory='arena'; arrays for outputs are taken by run(..., into={name: array}).",
+    )
