@@ -9,8 +9,9 @@ same samples (the first ones, at most half of those that there are); signal to d
 output that has the worst) and the task's figure are taken on the others, which no tool has seen. memoptc is called as
 users call it, `-O2` with its gate on, so that its time holds verification and measuring; peers as their documentation
 shows (`benchmarks/quantizer_tools.py`), with the interpreter `--peers`. Each runs in a process of its own and is ended
-after `--limit` seconds. `took` is its time, `peak` its largest process. Need and latency are those of fresh processes
-in onnxruntime with its own options on one thread, original and candidate in turns.
+after `--limit` seconds. `took` is its time, `peak` its largest process; rows of ours carry their commit and the load.
+Need and latency are those of fresh processes in onnxruntime with its own options on one thread, original and candidate
+in turns.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def one(name: str, tool: str, peers: str, folder: Path, limit: float, seconds: f
         command = [sys.executable, "-m", "memoptc", str(source), "-O2", "-q", "-o", str(output), *asked]
     else:
         command = [peers, str(PEERS), tool, str(source), str(output), str(data)]
-    line = {"model": name, "tool": tool, **run_limited(command, folder, limit)}
+    line = {"model": name, "tool": tool, **conditions(tool), **run_limited(command, folder, limit)}
     if "fault" in line:
         return line
     before = session(source)
@@ -169,6 +170,16 @@ def one(name: str, tool: str, peers: str, folder: Path, limit: float, seconds: f
     line["need_mb"], line["need_before_mb"] = (round(m.need_bytes / 1e6, 2) for m in reversed(found))
     line["ms"], line["ms_before"] = (round(m.latency_ms["p50"], 4) for m in reversed(found))
     return line
+
+
+def conditions(tool: str) -> Line:
+    """What a figure depends on beside model and tool: the commit, of ours, and how many processes wanted a core."""
+    found: Line = {"load": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
+    if tool in OURS:
+        asked = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False)
+        found["commit"] = said.stdout.strip() or "unknown"
+    return found
 
 
 def tools_here(peers: str) -> list[str]:
@@ -245,8 +256,24 @@ def original_row(name: str, line: Line | None) -> str:
     )
 
 
+def marks_of(lines: Sequence[Line]) -> dict[str, str]:
+    """A mark for each commit that rows of ours were measured on."""
+    commits = dict.fromkeys(line["commit"] for line in lines if "commit" in line)
+    return dict(zip(commits, "¹²³⁴⁵⁶⁷⁸⁹", strict=False))
+
+
+def explained(lines: Sequence[Line]) -> Iterator[str]:
+    """Say what the marks mean, and under which load latencies and times were taken."""
+    for commit, mark in marks_of(lines).items():
+        loads = [line["load"] for line in lines if line.get("commit") == commit and "load" in line]
+        cores = max(line.get("cores", 0) for line in lines if line.get("commit") == commit)
+        under = f", with {min(loads):.0f} to {max(loads):.0f} processes wanting one of {cores} cores" if loads else ""
+        yield f"{mark} {commit}{under}"
+
+
 def table(lines: Sequence[Line]) -> Iterator[str]:
     """Give the lines of one table of Markdown, by model."""
+    marks = marks_of(lines)
     yield "| model | tool | accuracy | SQNR dB | file | need MB | p50 ms | took s | peak MB |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|"
     measured = {line["model"]: line for line in lines if "ms_before" in line}
@@ -255,13 +282,14 @@ def table(lines: Sequence[Line]) -> Iterator[str]:
         if line["model"] not in seen:
             seen.add(line["model"])
             yield original_row(line["model"], measured.get(line["model"]))
+        tool = f"{line['tool']} {marks.get(line.get('commit', ''), '')}".strip()
         cost = f"{line.get('took_s', 0):.1f} | {line.get('peak_mb', 0)}" if "took_s" in line else " | "
         if "fault" in line:
-            yield f"| | {line['tool']} | {line['fault'].replace('|', '/')[:70]} | | | | | {cost} |"
+            yield f"| | {tool} | {line['fault'].replace('|', '/')[:70]} | | | | | {cost} |"
             continue
         accuracy = "".join(f"{value:.4f}" for value in line["after"].values())
         yield (
-            f"| | {line['tool']} | {accuracy} | {line['sqnr_db']:.1f} | {line['bytes'] / line['bytes_before']:.3f} "
+            f"| | {tool} | {accuracy} | {line['sqnr_db']:.1f} | {line['bytes'] / line['bytes_before']:.3f} "
             f"| {line['need_mb'] / line['need_before_mb']:.2f} | {line['ms'] / line['ms_before']:.2f} | {cost} |"
         )
 
@@ -269,9 +297,11 @@ def table(lines: Sequence[Line]) -> Iterator[str]:
 def summary(lines: Sequence[Line]) -> Iterator[str]:
     """Give the document: the table, who wins where, and what is slower than the original."""
     by_model: dict[str, list[Line]] = {}
-    for line in sorted(lines, key=lambda line: line["model"]):
+    known = [*OURS, *dict.fromkeys(line["tool"] for line in lines if line["tool"] not in OURS)]
+    for line in sorted(lines, key=lambda line: (line["model"], known.index(line["tool"]))):
         by_model.setdefault(line["model"], []).append(line)
     yield from table([line for found in by_model.values() for line in found])
+    yield "\nOurs on commit " + "; ".join(explained(lines)) + "."
     for title, judge in (("A peer wins", beaten), ("Worse than the original", slowest)):
         told = [text for found in by_model.values() for text in judge(found)]
         yield f"\n**{title}**: {len(told)}\n"
