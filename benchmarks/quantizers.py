@@ -210,10 +210,15 @@ def margin(line: Line) -> float:
 
 
 def beaten(lines: Sequence[Line]) -> Iterator[str]:
-    """Peers of one model that nothing of ours reaches, in accuracy at no more bytes or in bytes at all."""
+    """Peers of one model that nothing of ours reaches, in accuracy at no more bytes or in bytes at all.
+
+    What has more noise than signal is no form of the model.
+    """
     ours = [line for line in lines if line["tool"] in OURS and "fault" not in line]
     for peer in lines:
-        if peer["tool"] in OURS or "fault" in peer or peer["bytes"] > 0.9 * peer["bytes_before"]:
+        if peer["tool"] in OURS or "fault" in peer or peer["sqnr_db"] <= 0:
+            continue
+        if peer["bytes"] > 0.9 * peer["bytes_before"]:
             continue
         fitting = [line for line in ours if line["bytes"] <= max(BYTES * peer["bytes"], peer["bytes"] + NODES)]
         if not fitting:
