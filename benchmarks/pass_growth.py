@@ -1,4 +1,4 @@
-"""How the time of every pass grows with the graph: seconds at n, 2n and 4n ops for each shape, and the exponent fitted.
+"""How the time of every pass grows with the graph: processor seconds at n, 2n and 4n ops per shape, and the exponent.
 
     python benchmarks/pass_growth.py [--only PASS ...] [--shape NAME ...] [--ops 2000] [--levels 7] [--all]
 
@@ -39,12 +39,12 @@ SLOW = 60.0
 
 
 def seconds(name: str, graph: Graph) -> float:
-    """Time a pass on a graph, shapes known before."""
+    """Processor time of a pass on a graph, shapes known before."""
     context = Context(dims={"N": 8})
     context.shapes(graph)
-    pass_, start = find(name)(), time.perf_counter()
+    pass_, start = find(name)(), time.process_time()
     run_pass(pass_, graph, context)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 @click.command(help=__doc__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from xml.sax.saxutils import escape
+from html import escape
 
 from memoptc.ir.names import unique
 from memoptc.runtime.memory.plan import Plan
@@ -82,7 +82,7 @@ def arena_map(plan: Plan, title: str = "", labels: Sequence[str] = (), *, most: 
     buffers, top = plan.problem.buffers, max(plan.arena_bytes, top, 1)
     steps = max((b.last for b in buffers), default=0) + 1
     wide, high = _WIDTH - _LEFT - 10, _HEIGHT - _TOP - _BOTTOM
-    parts = [f'<text x="{_LEFT}" y="20" class="t">{escape(title)}</text>'] if title else []
+    parts = [f'<text x="{_LEFT}" y="20" class="t">{escape(title, quote=False)}</text>'] if title else []
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _TOP + high * (1 - share)
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_human(top * share)}</text>')
@@ -96,8 +96,8 @@ def arena_map(plan: Plan, title: str = "", labels: Sequence[str] = (), *, most: 
             span += f" (made by {labels[b.first]})"
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.6):.1f}" height="{max(height, 0.6):.1f}" class="b" '
-            f'fill="{_COLORS[index % len(_COLORS)]}"><title>{escape(b.name)}: {b.size} bytes at {offset}, '
-            f"{escape(span)}</title></rect>"
+            f'fill="{_COLORS[index % len(_COLORS)]}"><title>{escape(b.name, quote=False)}: {b.size} bytes at {offset}, '
+            f"{escape(span, quote=False)}</title></rect>"
         )
     dropped = len(buffers) - len(order[:most])
     note = f"; the {dropped} smallest are not drawn" if dropped else ""
