@@ -82,11 +82,15 @@ def trim(*, collect: bool = True) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+_BEGINNING = 2.0
+"""Seconds of a process before garbage is looked for: looking through what was imported takes a tenth of one."""
+
+
 class _Garbage:
     """Collects garbage in no more than a tenth of the time that passes."""
 
     def __init__(self) -> None:
-        self._next = 0.0
+        self._next = time.monotonic() + _BEGINNING
 
     def collect(self) -> None:
         started = time.monotonic()
