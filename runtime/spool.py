@@ -89,8 +89,8 @@ _BEGINNING = 2.0
 class _Garbage:
     """Collects garbage in no more than a tenth of the time that passes."""
 
-    def __init__(self) -> None:
-        self._next = time.monotonic() + _BEGINNING
+    def __init__(self, first: float = 0.0) -> None:
+        self._next = first
 
     def collect(self) -> None:
         started = time.monotonic()
@@ -101,4 +101,4 @@ class _Garbage:
         self._next = ended + 9 * (ended - started)
 
 
-_garbage = _Garbage()
+_garbage = _Garbage(time.monotonic() + _BEGINNING)
