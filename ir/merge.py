@@ -16,9 +16,10 @@ from onnx_ir import serde
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.files import TemporaryFolder
-from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART, ExternalData
+from memoptc.ir.onnx_data import ExternalData
 from memoptc.ir.onnx_weights import tensors_of
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD
+from memoptc.ir.packed_notes import PACKED_NOTE, PACKED_PART
 from memoptc.ir.tensors import nbytes
 
 WEIGHTS = "weights.data"

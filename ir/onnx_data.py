@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,11 +18,6 @@ from memoptc.ir.types import DType
 PAGE = 4096
 PIECE = 64 << 10
 """Bytes that are written at once."""
-
-PACKED_NOTE = "prepacked_"
-"""Entries of external data so called, `prepacked_N`, say what onnxruntime's kernels packed of a weight ahead."""
-PACKED_PART = re.compile(r"\|(\d+);(\d+);")
-"""Where a packed part lies, in the value of such an entry: `OPERATOR+HASH|offset;bytes;checksum|offset;bytes;...`."""
 
 
 class ExternalData:

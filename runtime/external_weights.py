@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.packed_notes import PACKED_NOTE, PACKED_PART
 
 _GRAPH, _NODE, _INITIALIZER, _INPUT, _PORT = 7, 1, 5, 11, 1
 _FUNCTION, _FUNCTION_NODE, _ATTRIBUTE, _TENSORS, _GRAPHS = 25, 7, 5, (5, 10), (6, 11)
@@ -51,7 +52,9 @@ def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
 
 
 def all_external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
-    """List those of branches, constants and functions, too; a part of a file that is used twice comes twice.
+    """List those of branches, constants and functions, too, and what was packed of weights ahead.
+
+    A part of a file that is used twice comes twice.
 
     Raises:
         InputError: the file is no model.
@@ -67,7 +70,8 @@ def _listed(model: str | os.PathLike[str], *, inside: bool) -> list[ExternalWeig
             for field, span in _fields(data, (0, len(data))):
                 if field == _GRAPH or (field == _FUNCTION and inside):
                     weights = (_external(data, t, os.path.dirname(path)) for t in _tensors(data, span, field, inside))
-                    found += [replace(w, repeated=field == _FUNCTION) for w in weights if w is not None]
+                    each = (w for weight in weights for w in (weight if inside else weight[:1]))
+                    found += [replace(w, repeated=field == _FUNCTION) for w in each]
             return found
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no ONNX model: {error}.") from None
@@ -145,7 +149,8 @@ def _numbers(data: mmap.mmap, span: Span) -> list[int]:
     return found
 
 
-def _external(data: mmap.mmap, span: Span, folder: str) -> ExternalWeight | None:
+def _external(data: mmap.mmap, span: Span, folder: str) -> list[ExternalWeight]:
+    """A weight that lies in another file, and behind it what was packed of it ahead; nothing for others."""
     dims: list[int] = []
     element, name = 0, ""
     entries: dict[str, str] = {}
@@ -160,6 +165,9 @@ def _external(data: mmap.mmap, span: Span, folder: str) -> ExternalWeight | None
             key, value = (data[a:b].decode() for _, (a, b) in _fields(data, part))
             entries[key] = value
     if "location" not in entries or "length" not in entries:
-        return None
+        return []
     file = os.path.join(folder, entries["location"])
-    return ExternalWeight(name, element, tuple(dims), file, int(entries.get("offset", 0)), int(entries["length"]))
+    weight = ExternalWeight(name, element, tuple(dims), file, int(entries.get("offset", 0)), int(entries["length"]))
+    notes = (value for key, value in entries.items() if key.startswith(PACKED_NOTE))
+    parts = (part for note in notes for part in PACKED_PART.findall(note))
+    return [weight, *(replace(weight, offset=int(at), length=int(size)) for at, size in parts)]

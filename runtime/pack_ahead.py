@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import onnx
 
 from memoptc.ir.files import TemporaryFolder
-from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART, PAGE, PIECE
+from memoptc.ir.onnx_data import PAGE, PIECE
+from memoptc.ir.packed_notes import PACKED_NOTE, PACKED_PART
 from memoptc.runtime import isolated
 from memoptc.runtime.freeze import save_packed
 

@@ -8,6 +8,7 @@ removed at any time that no session has a copy open, which is made anew by the n
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import platform
 import re
@@ -65,9 +66,12 @@ def _make(model: str, copy: Path) -> None:
 def _key(model: str) -> str:
     """Digest of all that a copy depends on."""
     digest = hashlib.sha256("\0".join((ort.__version__, platform.machine(), _processor())).encode())
-    content = Path(model).read_bytes()
     folder = os.path.dirname(os.path.abspath(model))
-    for file in (model, *(os.path.join(folder, name) for name in locations(content))):
+    with open(model, "rb") as opened:
+        # mapped, as weights may be inside
+        inside = os.fstat(opened.fileno()).st_size
+        named = locations(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)) if inside else []
+    for file in (model, *(os.path.join(folder, name) for name in named)):
         found = hashlib.sha256()
         try:
             with open(file, "rb", buffering=0) as opened:
@@ -79,7 +83,7 @@ def _key(model: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def locations(content: bytes) -> list[str]:
+def locations(content: bytes | mmap.mmap) -> list[str]:
     """Names of the files that a serialized model's weights lie in, wherever in it they are, each once, sorted."""
     found = set()
     for start in (match.end() for match in _LOCATION.finditer(content)):

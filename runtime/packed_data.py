@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import onnx
 
-from memoptc.ir.onnx_data import PACKED_NOTE, PACKED_PART
+from memoptc.ir.packed_notes import PACKED_NOTE, PACKED_PART
 
 ALIGNMENT = 64
 """Bytes: the largest that kernels round addresses to, and the one of onnxruntime's own allocations."""

@@ -165,9 +165,10 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"No packed copy of m\.onnx can be kept in .*file"):
         Session(model, packed_cache=tmp_path / "file")
     broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"\x08\x09nothing")
-    with pytest.raises(InputError):
-        Session(broken, packed_cache=tmp_path / "kept")
+    for content in (b"\x08\x09nothing", b""):
+        broken.write_bytes(content)
+        with pytest.raises(InputError):
+            Session(broken, packed_cache=tmp_path / "kept")
     assert not any((tmp_path / "kept").iterdir())
 
 
