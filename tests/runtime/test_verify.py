@@ -19,7 +19,8 @@ from runtime_models import convolutions, mlp, normal, parse, weight, with_weight
 from memoptc.ir.diagnostics import InputError
 from memoptc.report.model import Report
 from memoptc.report.verdict import proof
-from memoptc.runtime import check
+from memoptc.runtime import check, isolated
+from memoptc.runtime.check import EFFORTS
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.judge import GATES, Evidence, Judge, judge_other_way
 from memoptc.runtime.npz import load_feed
@@ -343,6 +344,23 @@ def test_what_is_wrong_only_when_decoding_shows() -> None:
         assert ["one by one" in failure for failure in found.failures] == [True]
     assert verify(model, wrong, BITS).failures[0].startswith("logits, 10 tokens and 6 more one by one")
     assert not any("one by one" in o["name"] for o in verify(mlp(), mlp()).outputs)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_all_that_is_asked_reaches_the_process_that_compares(every: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def ask(module: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+        seen.update(json.loads(json.dumps(request)), files=len(list(Path(request["data"]).iterdir())))
+        return Verification(True, "fast").to_json()
+
+    monkeypatch.setattr(isolated, "ask", ask)
+    data = [{"x": np.ones((1, 16), np.float32)}] * (EFFORTS["fast"].samples + 1)
+    extents: dict[str, Any] = {"dims": {"N": 5}, "point": {"N": 7}, "seed": 3, "threads": 2, "every": every}
+    assert verify(mlp(), mlp(), Judge(max_error=0.5), data=data, isolate=True, **extents).passed
+    assert {name: seen[name] for name in extents} == extents
+    assert seen["judge"]["max_error"] == 0.5
+    assert seen["files"] == EFFORTS["fast"].samples + every
 
 
 def test_labels_that_are_numbers_reach_the_process_that_compares() -> None:
