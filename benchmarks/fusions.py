@@ -1,11 +1,12 @@
 """Nodes that are left of each model of the zoo: memoptc beside tools that fuse and remove nodes.
 
-    python benchmarks/fusions.py [--only NAME ...] [--seconds 60] [--markdown FILE]
+    python benchmarks/fusions.py [--only NAME ...] [--tool NAME ...] [--seconds 60] [--markdown FILE]
 
-Ours is the pipeline of -O2 without what makes memory smaller (tiles add nodes). onnxslim and onnxsim run as their
+Ours is the pipeline of -O2 without what makes memory smaller (tiles add nodes), frozen the same with --freeze-runtime,
+which writes down what onnxruntime's optimizer makes of it when it loads. onnxslim and onnxsim run as their
 commands do; `transformers` is onnxruntime's offline optimizer (model_type "bert", opt_level 0), `onnxscript` its
 optimizer and then its rewriter. Nodes inside branches and loops count, constants do not. Each runs in a process of its
-own. `pip install '.[peers]' onnxscript` first; what is not installed is left out.
+own. `pip install '.[peers,test]' onnxscript` first; what is not installed is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import zoo
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def ours(source: str) -> onnx.ModelProto:
+def ours(source: str, *, freeze: bool = False) -> onnx.ModelProto:
     """The pipeline of -O2 without passes of the folder `memory`."""
     import memoptc
     import memoptc.api
@@ -36,7 +37,7 @@ def ours(source: str) -> onnx.ModelProto:
     memory = {path.stem.replace("_", "-") for path in (ROOT / "passes/memory").glob("[a-z]*.py")}
     running = {name.strip() for name in _names(str(memoptc.api.pipeline_for(memoptc.api.Options())))}
     skipped = tuple(sorted((memory | {"drop-notes"}) & running))
-    options = {"skip_passes": skipped, "verify": "off", "form": "plain", "force": True}
+    options = {"skip_passes": skipped, "verify": "off", "form": "plain", "force": True, "freeze_runtime": freeze}
     return memoptc.compile(onnx.load(source), **options).model
 
 
@@ -46,6 +47,11 @@ def _names(pipeline: str) -> list[str]:
         depth += (mark == "{") - (mark == "}")
         found += mark if depth == 0 and mark not in "()*}" else "" if mark != "," else ","
     return found.split(",")
+
+
+def frozen(source: str) -> onnx.ModelProto:
+    """Ours, as onnxruntime runs it at its level `extended`."""
+    return ours(source, freeze=True)
 
 
 def onnxslim(source: str) -> onnx.ModelProto:
@@ -77,7 +83,7 @@ def onnxscript(source: str) -> onnx.ModelProto:
     return onnxscript.rewriter.rewrite(onnxscript.optimizer.optimize(onnx.load(source)))
 
 
-TOOLS = {f.__name__: f for f in (ours, onnxslim, onnxsim, transformers, onnxscript)}
+TOOLS = {f.__name__: f for f in (ours, frozen, onnxslim, onnxsim, transformers, onnxscript)}
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
@@ -110,11 +116,19 @@ def counted(tool: str, path: Path, seconds: float) -> Counter[str] | str:
 
 @click.command()
 @click.option("--only", multiple=True, help="Models of the zoo.")
+@click.option("--tool", "tools", multiple=True, type=click.Choice(list(TOOLS)), help="These tools only.")
 @click.option("--seconds", default=60.0, help="That a tool may take.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here.")
 @click.option("--worker", nargs=2, hidden=True)
 @click.option("--out", type=click.Path(path_type=Path), hidden=True)
-def main(only: tuple[str, ...], seconds: float, markdown: Path | None, worker: tuple[str, str], out: Path) -> None:
+def main(
+    only: tuple[str, ...],
+    tools: tuple[str, ...],
+    seconds: float,
+    markdown: Path | None,
+    worker: tuple[str, str],
+    out: Path,
+) -> None:
     """Print a row for each model."""
     if worker:
         out.write_text(json.dumps(operators(TOOLS[worker[0]](worker[1]))))
@@ -124,11 +138,11 @@ def main(only: tuple[str, ...], seconds: float, markdown: Path | None, worker: t
     for name in only or zoo.ZOO.names():
         path = Path(zoo.ZOO.path(name))
         before = operators(onnx.load(path, load_external_data=False))
-        found = {tool: counted(tool, path, seconds) for tool in TOOLS}
+        found = {tool: counted(tool, path, seconds) for tool in tools or TOOLS}
         cells = [str(v.total()) if isinstance(v, Counter) else "-" for v in found.values()]
         rows.append(f"| {name} | {before.total()} | {' | '.join(cells)} |")
         click.echo(rows[-1])
-        mine = found["ours"]
+        mine = found.get("ours")
         for tool, theirs in found.items():
             if isinstance(theirs, Counter) and isinstance(mine, Counter) and theirs.total() < mine.total():
                 more = {op: (mine[op], theirs[op]) for op in mine | theirs if mine[op] != theirs[op]}
@@ -136,7 +150,7 @@ def main(only: tuple[str, ...], seconds: float, markdown: Path | None, worker: t
             elif not isinstance(theirs, Counter):
                 click.echo(f"    {tool}: {theirs}", err=True)
     if markdown is not None:
-        head = f"| model | before | {' | '.join(TOOLS)} |\n|{'---|' * (len(TOOLS) + 2)}\n"
+        head = f"| model | before | {' | '.join(tools or TOOLS)} |\n|{'---|' * (len(tools or TOOLS) + 2)}\n"
         markdown.write_text(head + "\n".join(rows) + "\n")
 
 

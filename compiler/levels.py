@@ -31,7 +31,7 @@ _SPLIT = "split-products,scale-early,(simplify,share-common,drop-dead)*"
 _DECODER = "fuse-rotary,fuse-skip-norm,fuse-cached-attention,(simplify,fold-constants,share-common,drop-dead)*"
 _QUERIES = "(narrow{reshapes=true},simplify,share-common,drop-dead)*"
 """Behind what recognises attention over a cache, which would not be that any more with the queries of one token."""
-_ATTENTION = "fuse-attention,unblock-resize,share-common,drop-dead"
+_ATTENTION = "fuse-attention,spell-gelu,unblock-resize,share-common,drop-dead"
 _WEIGHTS = {
     "float16": "to-half",
     "bfloat16": 'raise-opset{below=13},to-half{format="bfloat16",storage=true}',
