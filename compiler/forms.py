@@ -43,6 +43,10 @@ SLIGHT = 0.01
 UNSURE = 0.02
 """The same on paper, where the graph has branches of its own: the model of need counts no pattern inside those."""
 
+COPIES = 0.3
+"""The same on paper, where weights are more than activations: copies of them decide, which are not known as well, and
+which small inputs pay, too."""
+
 SIMPLER_FORMS: Mapping[FormName, Sequence[FormName]] = {
     "plain": (),
     "branch": ("plain",),
@@ -121,9 +125,9 @@ def choose_form(
             return plain
         forms = [WritingForm(name, external if name == "plain" else branch_external) for name in names]
         needs, how = _measured(graph, feed, forms, options), "measured"
-    elif weights > planned:
-        return plain  # copies of weights decide, which nobody knows as well on paper
     margin = SLIGHT if how == "measured" or not any(True for _ in graph.walk("If")) else -UNSURE
+    if how == "predicted" and weights > planned:
+        margin = COPIES
     best, in_message = _smallest(needs, margin), _smallest(inline, margin)
     beside = external if best == "plain" else branch_external
     others = ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in needs.items() if name != best) or "others more"
