@@ -109,14 +109,20 @@ def more_in_session(needs: Needs) -> list[Broken]:
     return [Broken("need in Session", stock, session, GROWTH, "bytes", in_session=True)]
 
 
-SMALL = PREDICTED
-"""Bytes by which the need at small extents may grow: those are what many a user runs, whatever large ones save."""
+SMALL, SHARE = PREDICTED, 1024
+"""Bytes by which the need at small extents may grow, and what part of that which is saved at the planned ones it may be
+where that is more: many a user runs small ones, but a gigabyte at large ones is worth a megabyte of code and nodes."""
 
 
-def broken_at_small(before: Sizes, after: Sizes, extents: Mapping[str, int]) -> list[Broken]:
+def granted_at_small(before: Sizes, after: Sizes | None) -> int:
+    """Give the bytes by which the need at small extents may grow, by those that two models are predicted to need."""
+    return SMALL if after is None else max(SMALL, (before[0] - after[0]) // SHARE)
+
+
+def broken_at_small(before: Sizes, after: Sizes, extents: Mapping[str, int], granted: int = SMALL) -> list[Broken]:
     """Compare what two models are predicted to need at the smallest extents of a dynamic model."""
     at = ", ".join(f"{name}={extent}" for name, extent in extents.items())
-    return broken_needs(before, after, f"at {at} predicted ", SMALL)
+    return broken_needs(before, after, f"at {at} predicted ", granted)
 
 
 def broken_latency(times: Times, bound: float) -> list[Broken]:

@@ -20,7 +20,15 @@ from memoptc.attempts import Attempt, Attempts, Edit
 from memoptc.bisect import Culprit
 from memoptc.edits import Everywhere, fewer_copies, fewer_nodes, find_edit, weaker_forms, with_weaker
 from memoptc.forms import SIMPLER_FORMS
-from memoptc.gate import SMALL, Broken, broken_at_small, broken_latency, broken_needs, more_in_session, refusal
+from memoptc.gate import (
+    Broken,
+    broken_at_small,
+    broken_latency,
+    broken_needs,
+    granted_at_small,
+    more_in_session,
+    refusal,
+)
 from memoptc.ir.diagnostics import GateError
 from memoptc.measuring import Bench, Needs, Times
 from memoptc.options import Options
@@ -91,10 +99,12 @@ class Keeper:
             return attempt
 
         def check(attempt: Attempt) -> list[Broken]:
-            return [] if attempt.at_small is None else broken_at_small(before, attempt.at_small, small)
+            granted = granted_at_small(self.attempts.original.sizes, attempt.predicted)
+            return [] if attempt.at_small is None else broken_at_small(before, attempt.at_small, small, granted)
 
         def weaker(broken: Sequence[Broken]) -> Iterator[Sequence[Edit]]:
-            excess = max((b.after - b.before) / SMALL for b in broken)
+            granted = granted_at_small(self.attempts.original.sizes, attempt.predicted)
+            excess = max((b.after - b.before) / granted for b in broken)
             return fewer_nodes(list(attempt.pipeline.passes()), attempt.compiled.changed, excess)
 
         return self._hold(attempt, check, weaker)
@@ -254,6 +264,9 @@ class Keeper:
             everywhere = Everywhere(passes)
             edit = find_edit(changed, lambda e: holds(everywhere(e)), iter(()), late=ended)
             edit = None if edit is None else everywhere(edit)
+        if edit is None and (also := _changed_by(latest, passes, changed)):
+            edit = find_edit(also, lambda e: holds(everywhere(e)), iter(()), late=ended)
+            edit = None if edit is None else everywhere(edit)
         if edit is None:
             kept = {passes[i].name: None for i in first.compiled.changed if passes[i].name in ASKED_FOR}
             raise GateError(*refusal(broken, list(kept)))
@@ -352,6 +365,17 @@ def with_proof(
         latest.decisions += decisions
         latest.warnings += warnings
     return latest
+
+
+def _changed_by(latest: Attempt, passes: Sequence[Pass], changed: Sequence[int]) -> list[int]:
+    """Positions of passes that changed the graph at first or in the latest attempt; empty where these are no others.
+
+    A pass may find its work only when another one, which did it in a better way, is taken back.
+    """
+    ran = list(latest.pipeline.passes())
+    names = {passes[i].name for i in changed} | {ran[i].name for i in latest.compiled.changed}
+    found = [i for i, p in enumerate(passes) if p.name in names and not p.kept]
+    return found if {passes[i].name for i in found} - {passes[i].name for i in changed} else []
 
 
 def _take_figures(attempt: Attempt, same: Attempt) -> None:

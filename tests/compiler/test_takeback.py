@@ -13,6 +13,7 @@ from runtime_models import parse
 
 import memoptc
 from memoptc.cli.main import main
+from memoptc.gate import broken_at_small, granted_at_small
 from memoptc.ir.diagnostics import ProofError
 from memoptc.ir.forms import WritingForm
 from memoptc.ir.onnx_io import read_onnx
@@ -113,6 +114,15 @@ def test_a_pass_decodes_in_each_run_before_it_is_taken_back(model: Path, tmp_pat
 def test_a_pass_that_does_again_what_was_taken_back_goes_too(model: Path, hoard: str) -> None:
     """The second one changed nothing as long as the first one was there."""
     result = memoptc.compile(str(model), 1, passes="simplify,hoard,drop-dead,hoard,lower", plugins=(hoard,))
+    assert result.report.options["passes"] == "simplify,drop-dead,lower"
+    assert "Concat" not in operators(result.model.graph)
+
+
+def test_a_pass_that_finds_work_only_without_another_goes_too(model: Path, hoard: str, tmp_path: Path) -> None:
+    other = tmp_path / "pile.py"
+    other.write_text(HOARD.replace("hoard", "pile").replace("Hoard", "Pile"))
+    steps = "simplify,hoard,drop-dead,pile,lower"
+    result = memoptc.compile(str(model), 1, passes=steps, plugins=(hoard, str(other)))
     assert result.report.options["passes"] == "simplify,drop-dead,lower"
     assert "Concat" not in operators(result.model.graph)
 
@@ -219,6 +229,15 @@ def test_growth_at_small_extents_is_taken_back(weighs: bool, tmp_path: Path) -> 
     assert decision.what == ("chain (now chain{node_weight=8.0})" if weighs else "chain")
     nodes = len([op for op in result.graph.walk() if op.op_type == "Abs"])
     assert nodes == (251 if weighs else 1)
+
+
+def test_a_gigabyte_saved_at_large_extents_is_worth_a_megabyte_at_small_ones() -> None:
+    saved = granted_at_small((4096 * MB, None), (1024 * MB, None))
+    assert saved == 3 * MB
+    assert granted_at_small((64 * MB, None), (32 * MB, None)) == MB
+    small = {"N": 1}
+    assert not broken_at_small((13 * MB, None), (15 * MB, None), small, saved)
+    assert broken_at_small((13 * MB, None), (15 * MB, None), small)
 
 
 def test_codes_that_fail_the_proof_give_way_to_weaker_ones(tmp_path: Path) -> None:
