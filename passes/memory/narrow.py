@@ -20,6 +20,9 @@ from memoptc.passes.memory._narrow.crop import fold_slice_into_pads
 from memoptc.passes.memory._narrow.merge import merge
 from memoptc.passes.simplify._simplify.slice_ranges import keeps_some, may_be_sliced
 
+_SLICE_OPERANDS = 10
+"""Opset since which Slice has its bounds as operands."""
+
 _PASSED = 8
 """Slices and Gathers that another one passes in one go, at most: bounds the work for each."""
 
@@ -40,7 +43,7 @@ class Narrow(Pass):
     there are.
 
     Args:
-        reshapes: Also before a Reshape to constant extents, one of which becomes that of the part. Behind attention
+        reshapes: Also before a Reshape, to extents one of which becomes that of the part. Behind attention
             that computes the queries of the tokens that are read alone; over a cache it is not recognised any more.
     """
 
@@ -183,13 +186,14 @@ def _move(op: Op, take: _Take) -> _Moved | None:
             taken[-1].result.type = _narrowed(operand, along.axis, take.extent)
             operands.append(taken[-1].result)
     if axis.form is Form.SHAPE:
-        operands[1] = b.const(np.array(_target(maker, axis, take), np.int64), "extents")
+        operands[1] = _extents_of_part(b, maker, take)
     made = b.op(maker.op_type, operands, dict(maker.attrs), domain=maker.domain, outputs=len(maker.results))
     made.overload, made.name, made.loc = maker.overload, maker.name, maker.loc.union(rule="narrow")
     for old, new in zip(maker.results, made.results, strict=True):
         new.omitted = old.omitted
     result = made.results[maker.results.index(value)]
-    result.type = result.type or _narrowed(value, take.axis, take.extent)
+    narrowed = _narrowed(value, take.axis, take.extent)
+    result.type = (narrowed or result.type) if axis.form is Form.SHAPE else (result.type or narrowed)
     if take.drops:
         result = _without(result, take.axis, b)
     op.replace_by(result)
@@ -202,23 +206,39 @@ def _axis(maker: Op, index: int, take: _Take) -> Axis | None:
     for axis in iteration_space(maker):
         cut = [a for a in axis.operands if a is not None]
         if axis.results[index] == take.axis and axis.grain == 1 and cut and all(a.is_identity for a in cut):
-            if axis.form is Form.SAME or (axis.form is Form.SHAPE and _target(maker, axis, take) is not None):
+            if axis.form is Form.SAME or (axis.form is Form.SHAPE and _reshapes_part(maker, axis, take)):
                 return axis
     return None
 
 
-def _target(maker: Op, axis: Axis, take: _Take) -> tuple[int, ...] | None:
-    """The extents that a Reshape gives to a part; `None` where they are not known."""
-    given = maker.input(1) if maker.key in VIEWS and take.reshapes else None
-    known = None if given is None else ints(given.tensor)
+def _reshapes_part(maker: Op, axis: Axis, take: _Take) -> bool:
+    """True if the extents that a Reshape gives to a part can be told: those to all, but for that of the part."""
+    target = maker.input(1) if maker.key in VIEWS and take.reshapes else None
     along = axis.operands[0]
-    if known is None or along is None or not isinstance(take.extent, int) or take.extent < 1:
-        return None
+    if target is None or along is None or not isinstance(take.extent, int) or take.extent < 1:
+        return False
+    known = ints(target.tensor)
+    if known is None:
+        opset = None if maker.graph is None else opset_of(maker.graph)
+        return along.axis == take.axis and opset is not None and opset >= _SLICE_OPERANDS
     if 0 in known and maker.attrs.get("allowzero", 0):
-        return None
-    found = (*known[: take.axis], take.extent, *known[take.axis + 1 :])
+        return False
     # A 0 copies an extent of the operand: elsewhere it would be that of the part.
-    return None if found[along.axis : along.axis + 1] == (0,) else found
+    return along.axis == take.axis or known[along.axis : along.axis + 1] != (0,)
+
+
+def _extents_of_part(b: Builder, maker: Op, take: _Take) -> Value:
+    """The extents that a Reshape gives to the part."""
+    target, rank = maker.operands[1], len(maker.result.shape or ())
+    known = ints(target.tensor)
+    if known is not None:
+        part = [*known[: take.axis], take.extent, *known[take.axis + 1 :]]
+        return b.const(np.array(part, np.int64), "extents")
+    zero, at, after, end = (np.array([n], np.int64) for n in (0, take.axis, take.axis + 1, rank))
+    before = [b.Slice(target, zero, at, zero)] if take.axis else []
+    behind = [b.Slice(target, after, end, zero)] if take.axis + 1 < rank else []
+    found: Value = b.Concat(*before, np.array([take.extent], np.int64), *behind, axis=0)
+    return found
 
 
 def _taking(op: Op, operand: Value, axis: int, b: Builder) -> Op:
