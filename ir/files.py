@@ -176,6 +176,46 @@ def discards(output: Path) -> bool:
     return os.path.exists(output) and os.path.samefile(output, os.devnull)
 
 
+def data_file(folder: Path, location: str, link_target: Path | None = None) -> Path | None:
+    """Give the file that a model names as one of its data files; `None` where that lies outside of its folder.
+
+    Args:
+        folder: The model's.
+        location: Path below it, as the model states it.
+        link_target: Folder of the file that the model's name is a link to, if it is one: links of data files may lead
+            there, too, as in caches of downloads.
+    """
+    base = folder.resolve()
+    roots = [base, *([link_target] if link_target is not None else [])]
+    try:
+        path = (base / location).resolve()
+        named = Path(os.path.normpath(base / location))
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return None
+    if not location or path == base or Path(location).is_absolute() or not named.is_relative_to(base):
+        return None
+    return path if any(path.is_relative_to(root) for root in roots) else None
+
+
+def linked_folder(path: Path) -> Path | None:
+    """Give the folder of the file that a symbolic link leads to; `None` for what is none."""
+    return path.resolve().parent if path.is_symlink() else None
+
+
+def open_plain(path: Path) -> int:
+    """Open a file to read, and give its descriptor.
+
+    Raises:
+        OSError: it cannot be opened, or is a device, a pipe or a folder.
+    """
+    # Opening a pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no plain file", str(path))
+    return descriptor
+
+
 def _is_plain(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.stat().st_mode)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-import stat
 import tempfile
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ import onnx_ir
 from memoptc.ir.core import Graph, Tensor
 from memoptc.ir.diagnostics import InputError
 from memoptc.ir.element_spelling import tensor_from_bytes
+from memoptc.ir.files import open_plain
 from memoptc.ir.tensors import MadeTensor, from_array, nbytes, tensor_type
 from memoptc.ir.types import DType
 
@@ -50,11 +49,7 @@ class DataFile:
     def __init__(self, path: Path, *, hold: bool = True) -> None:
         self.path = path
         self.size = 0
-        # Opening a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "no plain file", str(path))
+        descriptor = open_plain(path)
         self._identity = self._identify(descriptor)
         self.size = os.fstat(descriptor).st_size
         self._held: int | None = None
@@ -223,6 +218,25 @@ class MappedTensor(onnx_ir.ExternalTensor):
             base_dir=self.base_dir,
         )
         return MappedTensor(self._file, external, inline=self.inline)
+
+    def part(self, offset: int, size: int) -> MappedTensor:
+        """Give bytes of the file that the weight lies in.
+
+        Raises:
+            ValueError: the file has no such bytes.
+        """
+        if offset < 0 or offset + size > self._file.size:
+            raise ValueError(f"bytes {offset} to {offset + size} lie outside of {self.location!r:.200}")
+        external = onnx_ir.ExternalTensor(
+            self.location,
+            offset,
+            size,
+            onnx_ir.DataType.UINT8,
+            shape=onnx_ir.Shape([size]),
+            name="part",
+            base_dir=self.base_dir,
+        )
+        return MappedTensor(self._file, external)
 
     def release(self) -> None:
         """Forget what was read; arrays that others hold stay as they are."""

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import onnx
 import onnx_ir
-from onnx_ir import serde
 
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import TemporaryFolder
+from memoptc.ir.files import TemporaryFolder, linked_folder
+from memoptc.ir.mapped import MappedTensor
 from memoptc.ir.onnx_data import ExternalData
-from memoptc.ir.onnx_weights import tensors_of
+from memoptc.ir.onnx_weights import WeightReader, tensors_of
 from memoptc.ir.onnx_write import EXTERNAL_THRESHOLD
 from memoptc.ir.packed_notes import PACKED_NOTE, PACKED_PART
 from memoptc.ir.tensors import nbytes
@@ -66,8 +66,9 @@ def merge_models(models: Sequence[Path], folder: Path) -> Merged:
     if folder.exists():
         raise InputError(f"{folder} is there already.", hint="Name a folder to make, or remove it.")
     protos = [_read(path) for path in models]
-    weights = [(p, path.parent) for path, proto in zip(models, protos, strict=True) for p in tensors_of(proto)]
-    large = [(p, tensor, _packed(p, place)) for p, place in weights if (tensor := _large(p, place)) is not None]
+    readers = [WeightReader(path.parent, path.name, link_target=linked_folder(path)) for path in models]
+    weights = [(p, reader) for reader, proto in zip(readers, protos, strict=True) for p in tensors_of(proto)]
+    large = [(p, tensor, _packed(p, tensor)) for p, reader in weights if (tensor := _large(p, reader)) is not None]
     everything = [tensor for _, weight, packed in large for tensor in (weight, *packed.values())]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFolder("memoptc-merge-", folder.parent) as scratch:
@@ -112,15 +113,13 @@ def _readable(proto: onnx.TensorProto) -> Iterator[None]:
         raise InputError(f"The weight {proto.name!r} cannot be read: {error}.") from error
 
 
-def _large(proto: onnx.TensorProto, folder: Path) -> Tensor | None:
+def _large(proto: onnx.TensorProto, reader: WeightReader) -> Tensor | None:
     """A weight that goes into the file; `None` where it stays in its model."""
     if proto.data_type == onnx.TensorProto.STRING:
         return None
     with _readable(proto), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Ignoring unknown external data key", UserWarning)  # what was packed ahead
-        tensor: Tensor = serde.deserialize_tensor(proto, base_path=folder)
-        if isinstance(tensor, onnx_ir.ExternalTensor):
-            tensor.numpy()  # a file that is missing or short shows here
+        tensor = reader.read(proto)
     return tensor if isinstance(tensor, onnx_ir.ExternalTensor) or nbytes(tensor) >= EXTERNAL_THRESHOLD else None
 
 
@@ -128,20 +127,14 @@ _Place = tuple[str, str]
 """Offset and bytes of a part in the file that a weight comes from, as its entries have them."""
 
 
-def _packed(proto: onnx.TensorProto, folder: Path) -> dict[_Place, Tensor]:
+def _packed(proto: onnx.TensorProto, weight: Tensor) -> dict[_Place, Tensor]:
     """Packed copies that onnxruntime's kernels made of a weight, as noted in its entries."""
-    entries = {entry.key: entry.value for entry in proto.external_data}
-    places = [p for key, note in entries.items() if key.startswith(PACKED_NOTE) for p in PACKED_PART.findall(note)]
-    found: dict[_Place, Tensor] = {}
-    for at, size in places:
-        with _readable(proto):
-            part = onnx_ir.ExternalTensor(
-                entries["location"], int(at), int(size), onnx_ir.DataType.UINT8,
-                shape=onnx_ir.Shape([int(size)]), name="packed", base_dir=folder,
-            )  # fmt: skip
-            part.numpy()
-        found[at, size] = part
-    return found
+    notes = [entry.value for entry in proto.external_data if entry.key.startswith(PACKED_NOTE)]
+    places = [place for note in notes for place in PACKED_PART.findall(note)]
+    if not isinstance(weight, MappedTensor):
+        return {}
+    with _readable(proto):
+        return {(at, size): weight.part(int(at), int(size)) for at, size in places}
 
 
 def _offset(data: ExternalData, part: Tensor) -> int:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from memoptc.ir.core import Graph
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import reading
+from memoptc.ir.files import linked_folder, reading
 from memoptc.ir.mapped import DataFile
 from memoptc.ir.onnx_inline import without_weights
 from memoptc.ir.proto_reader import ProtoReader
@@ -52,14 +52,9 @@ def read_onnx(
         digest = hashlib.sha256(data).hexdigest()
         proto = _parse(data, str(path))
         del data
-        graph = ProtoReader(proto, path.parent, path.name, link_target=_link_target(path)).read(digest)
+        graph = ProtoReader(proto, path.parent, path.name, link_target=linked_folder(path)).read(digest)
     graph.info.source_path = str(path)
     return graph
-
-
-def _link_target(path: Path) -> Path | None:
-    """The folder of the file that a symbolic link leads to; `None` for what is none."""
-    return path.resolve().parent if path.is_symlink() else None
 
 
 def _read_lazily(path: Path) -> Graph | None:
@@ -72,7 +67,7 @@ def _read_lazily(path: Path) -> Graph | None:
     digest = hashlib.sha256()
     for piece in file.chunks(0, file.size):
         digest.update(piece)
-    return ProtoReader(_parse(data, str(path)), path.parent, path.name, file, _link_target(path)).read(
+    return ProtoReader(_parse(data, str(path)), path.parent, path.name, file, linked_folder(path)).read(
         digest.hexdigest()
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from onnx_ir import serde
 
 from memoptc.ir.core import Tensor
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import data_file
 from memoptc.ir.mapped import DataFile, MappedTensor
 from memoptc.ir.onnx_order import broken_rule
 from memoptc.ir.protos import element_count_fault
@@ -103,15 +103,8 @@ class WeightReader:
         return file
 
     def _data_file(self, proto: onnx.TensorProto, location: str) -> DataFile:
-        base = self.folder.resolve()
-        roots = [base, *([self.link_target] if self.link_target is not None else [])]
-        try:
-            path = (base / location).resolve()
-            named = Path(os.path.normpath(base / location))
-        except (OSError, ValueError):  # ValueError: a name with a zero byte
-            path = named = base
-        inside = named.is_relative_to(base) and any(path.is_relative_to(root) for root in roots)
-        if not location or path == base or Path(location).is_absolute() or not inside:
+        path = data_file(self.folder, location, self.link_target)
+        if path is None:
             raise InputError(
                 f"{self.label}: weight {proto.name!r} lies in {location!r:.200}, outside the model's folder.",
                 hint="Move the data beside the model and save it with a relative path.",

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import data_file, linked_folder
 from memoptc.ir.packed_notes import PACKED_NOTE, PACKED_PART
 
 _GRAPH, _NODE, _INITIALIZER, _INPUT, _PORT = 7, 1, 5, 11, 1
 _FUNCTION, _FUNCTION_NODE, _ATTRIBUTE, _TENSORS, _GRAPHS = 25, 7, 5, (5, 10), (6, 11)
-_DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13
+_SPARSE, _SPARSE_ATTRIBUTES, _SPARSE_PARTS = 15, (22, 23), (1, 2)
+_DIMS, _TYPE, _NAME, _EXTERNAL, _LOCATION = 1, 2, 8, 13, 14
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 
 
@@ -46,7 +51,7 @@ def external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
     """List them, in the order of the file.
 
     Raises:
-        InputError: the file is no model.
+        InputError: the file is no model, or names a file outside of its folder.
     """
     return _listed(model, inside=False)
 
@@ -57,24 +62,57 @@ def all_external_weights(model: str | os.PathLike[str]) -> list[ExternalWeight]:
     A part of a file that is used twice comes twice.
 
     Raises:
-        InputError: the file is no model.
+        InputError: the file is no model, or names a file outside of its folder.
     """
     return _listed(model, inside=True)
 
 
+def data_files(model: str | os.PathLike[str]) -> dict[str, Path]:
+    """Give the files that a model's tensors lie in, wherever in it these are: how each is named, and where it is.
+
+    Raises:
+        InputError: the file is no model, or names one outside of its folder.
+    """
+    path = os.path.abspath(os.fspath(model))
+    with _mapped(path) as data:
+        bodies = ((f, s) for f, s in _fields(data, (0, len(data))) if f in (_GRAPH, _FUNCTION))
+        tensors = (tensor for field, span in bodies for tensor in _tensors(data, span, field, inside=True))
+        named = {entries.get("location", "") for tensor in tensors if (entries := _entries(data, tensor))}
+        return {location: _inside(path, location) for location in sorted(named)}
+
+
 def _listed(model: str | os.PathLike[str], *, inside: bool) -> list[ExternalWeight]:
     path = os.path.abspath(os.fspath(model))
+    with _mapped(path) as data:
+        found = []
+        where = cache(partial(_inside, path))
+        for field, span in _fields(data, (0, len(data))):
+            if field == _GRAPH or (field == _FUNCTION and inside):
+                weights = (_external(data, t, where) for t in _tensors(data, span, field, inside))
+                each = (w for weight in weights for w in (weight if inside else weight[:1]))
+                found += [replace(w, repeated=field == _FUNCTION) for w in each]
+        return found
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[mmap.mmap]:
+    """Map a model; what is wrong with it is said of it."""
     try:
         with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = []
-            for field, span in _fields(data, (0, len(data))):
-                if field == _GRAPH or (field == _FUNCTION and inside):
-                    weights = (_external(data, t, os.path.dirname(path)) for t in _tensors(data, span, field, inside))
-                    each = (w for weight in weights for w in (weight if inside else weight[:1]))
-                    found += [replace(w, repeated=field == _FUNCTION) for w in each]
-            return found
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no ONNX model: {error}.") from None
+            yield data
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is no ONNX model: {error}.", hint="Write it again.") from None
+
+
+def _inside(model: str, location: str) -> Path:
+    folder = Path(os.path.dirname(model))
+    found = data_file(folder, location, linked_folder(Path(model)))
+    if found is None:
+        raise InputError(
+            f"{os.path.basename(model)}: a weight lies in {location!r:.200}, outside the model's folder.",
+            hint="Move the data beside the model and save it with a relative path.",
+        )
+    return found
 
 
 def input_names(model: str | os.PathLike[str]) -> list[str]:
@@ -84,13 +122,10 @@ def input_names(model: str | os.PathLike[str]) -> list[str]:
         InputError: the file is not there, or no model.
     """
     path = os.path.abspath(os.fspath(model))
-    try:
-        with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            graphs = [span for field, span in _fields(data, (0, len(data))) if field == _GRAPH]
-            ports = (span for graph in graphs for field, span in _fields(data, graph) if field == _INPUT)
-            return [data[a:b].decode() for span in ports for field, (a, b) in _fields(data, span) if field == _PORT]
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path} is no ONNX model: {error}.", hint="Write it again.") from None
+    with _mapped(path) as data:
+        graphs = [span for field, span in _fields(data, (0, len(data))) if field == _GRAPH]
+        ports = (span for graph in graphs for field, span in _fields(data, graph) if field == _INPUT)
+        return [data[a:b].decode() for span in ports for field, (a, b) in _fields(data, span) if field == _PORT]
 
 
 Span = tuple[int, int]
@@ -132,13 +167,22 @@ def _tensors(data: mmap.mmap, body: Span, kind: int, inside: bool) -> Iterator[S
     for field, span in _fields(data, body):
         if field == _INITIALIZER and kind == _GRAPH:
             yield span
+        elif field == _SPARSE and kind == _GRAPH and inside:
+            yield from _sparse(data, span)
         elif field == nodes and inside:
             for number, attribute in _fields(data, span):
                 for what, part in _fields(data, attribute) if number == _ATTRIBUTE else ():
                     if what in _TENSORS:
                         yield part
+                    elif what in _SPARSE_ATTRIBUTES:
+                        yield from _sparse(data, part)
                     elif what in _GRAPHS:
                         yield from _tensors(data, part, _GRAPH, inside)
+
+
+def _sparse(data: mmap.mmap, span: Span) -> Iterator[Span]:
+    """Values and indices of a sparse tensor."""
+    return (part for field, part in _fields(data, span) if field in _SPARSE_PARTS)
 
 
 def _numbers(data: mmap.mmap, span: Span) -> list[int]:
@@ -149,11 +193,26 @@ def _numbers(data: mmap.mmap, span: Span) -> list[int]:
     return found
 
 
-def _external(data: mmap.mmap, span: Span, folder: str) -> list[ExternalWeight]:
+def _entries(data: mmap.mmap, span: Span) -> dict[str, str]:
+    """What a tensor that lies in another file says of its place; nothing of others."""
+    entries: dict[str, str] = {}
+    external = False
+    for field, part in _fields(data, span):
+        if field == _LOCATION:
+            external = _numbers(data, part) == [1]
+        elif field == _EXTERNAL:
+            key, value = (data[a:b].decode() for _, (a, b) in _fields(data, part))
+            entries[key] = value
+    return entries if external else {}
+
+
+def _external(data: mmap.mmap, span: Span, where: Callable[[str], Path]) -> list[ExternalWeight]:
     """A weight that lies in another file, and behind it what was packed of it ahead; nothing for others."""
+    entries = _entries(data, span)
+    if "location" not in entries or "length" not in entries:
+        return []
     dims: list[int] = []
     element, name = 0, ""
-    entries: dict[str, str] = {}
     for field, part in _fields(data, span):
         if field == _DIMS:
             dims += _numbers(data, part)
@@ -161,12 +220,7 @@ def _external(data: mmap.mmap, span: Span, folder: str) -> list[ExternalWeight]:
             (element,) = _numbers(data, part)
         elif field == _NAME:
             name = data[part[0] : part[1]].decode()
-        elif field == _EXTERNAL:
-            key, value = (data[a:b].decode() for _, (a, b) in _fields(data, part))
-            entries[key] = value
-    if "location" not in entries or "length" not in entries:
-        return []
-    file = os.path.join(folder, entries["location"])
+    file = os.fspath(where(entries["location"]))
     weight = ExternalWeight(name, element, tuple(dims), file, int(entries.get("offset", 0)), int(entries["length"]))
     notes = (value for key, value in entries.items() if key.startswith(PACKED_NOTE))
     parts = (part for note in notes for part in PACKED_PART.findall(note))

@@ -8,20 +8,18 @@ removed at any time that no session has a copy open, which is made anew by the n
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import platform
-import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from memoptc.ir.diagnostics import InputError
-
-_LOCATION = re.compile(rb"\x0a\x08location\x12")
-"""How an entry of external data begins that names a file: key 1, `location`, and the tag of the value."""
+from memoptc.ir.files import open_plain
+from memoptc.runtime.external_weights import data_files
 
 _PIECE = 1 << 20
 
@@ -37,12 +35,13 @@ def packed_copy(model: str, folder: str | os.PathLike[str]) -> str:
             twice.
 
     Raises:
-        InputError: the folder cannot be written, or onnxruntime cannot load the model.
+        InputError: the folder cannot be written, a file of weights is missing, is no plain file or lies outside of the
+            model's folder, or onnxruntime cannot load the model.
     """
     place = Path(folder)
     try:
         copy = place / _key(model) / os.path.basename(model)
-        if not copy.is_file():
+        if not _is_whole(copy):
             place.mkdir(parents=True, exist_ok=True)
             _make(os.path.abspath(model), copy)
     except OSError as error:
@@ -51,6 +50,11 @@ def packed_copy(model: str, folder: str | os.PathLike[str]) -> str:
             hint="Name a folder that can be written, or leave packed_cache out.",
         ) from None
     return os.fspath(copy)
+
+
+def _is_whole(copy: Path) -> bool:
+    """True if a copy and its weights are there; what cleans folders up may take the one and leave the other."""
+    return copy.is_file() and all(file.is_file() for file in data_files(copy).values())
 
 
 def _make(model: str, copy: Path) -> None:
@@ -65,35 +69,22 @@ def _make(model: str, copy: Path) -> None:
 
 def _key(model: str) -> str:
     """Digest of all that a copy depends on."""
-    digest = hashlib.sha256("\0".join((ort.__version__, platform.machine(), _processor())).encode())
-    folder = os.path.dirname(os.path.abspath(model))
-    with open(model, "rb") as opened:
-        # mapped, as weights may be inside
-        inside = os.fstat(opened.fileno()).st_size
-        named = locations(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)) if inside else []
-    for file in (model, *(os.path.join(folder, name) for name in named)):
+    name = os.path.basename(model)  # a copy has the model's
+    digest = hashlib.sha256("\0".join((ort.__version__, platform.machine(), _processor(), "")).encode())
+    digest.update(os.fsencode(name))
+    for location, file in {"": Path(model), **data_files(model)}.items():
         found = hashlib.sha256()
         try:
-            with open(file, "rb", buffering=0) as opened:
+            with os.fdopen(open_plain(file), "rb", buffering=0) as opened:
                 while piece := opened.read(_PIECE):
                     found.update(piece)
-        except (OSError, ValueError):
-            continue  # bytes of a weight that look like a name
+        except OSError:
+            raise InputError(
+                f"{name}: the external data file {location!r:.200} is missing, or no plain file.",
+                hint="Put it beside the model.",
+            ) from None
         digest.update(found.digest())
     return digest.hexdigest()[:32]
-
-
-def locations(content: bytes | mmap.mmap) -> list[str]:
-    """Names of the files that a serialized model's weights lie in, wherever in it they are, each once, sorted."""
-    found = set()
-    for start in (match.end() for match in _LOCATION.finditer(content)):
-        size, shift, at = 0, 0, start
-        while at < len(content) and shift < 21:
-            size, shift, at = size | (content[at] & 0x7F) << shift, shift + 7, at + 1
-            if content[at - 1] < 0x80:
-                break
-        found.add(content[at : at + size].decode("utf-8", "replace"))
-    return sorted(found)
 
 
 def _processor() -> str:
@@ -118,10 +109,13 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
     for file in made.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    if copy.parent.exists() and not _is_whole(copy):
+        with suppress(FileNotFoundError):  # another process has the same in hand
+            os.rename(copy.parent, scratch / "remains")
     try:
         os.rename(made, copy.parent)
     except OSError:
-        if not copy.is_file():  # else another process was faster
+        if not _is_whole(copy):  # else another process was faster
             raise
     return {"bytes": added}
 

@@ -8,11 +8,13 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.files import open_plain
 from memoptc.runtime.external_weights import ExternalWeight
 from memoptc.runtime.native.capi import Pointer, api
 from memoptc.runtime.native.trace import Block
@@ -132,7 +134,7 @@ class WeightStore:
 
     def _mapped(self, file: str) -> tuple[tuple[int, int, int], mmap.mmap, npt.NDArray[np.uint8]]:
         try:
-            with open(file, "rb") as opened:
+            with os.fdopen(open_plain(Path(file)), "rb") as opened:
                 status = os.fstat(opened.fileno())
                 key = (status.st_dev, status.st_ino, status.st_mtime_ns)
                 if key not in self._files:

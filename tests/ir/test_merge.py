@@ -98,7 +98,7 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path: Path) -> 
         merge_models([one, again], tmp_path / "both")
     missing = head(tmp_path / "two.onnx", 12, external=True)
     missing.with_name("two.onnx.data").unlink()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is missing"):
         merge_models([one, missing], tmp_path / "both")
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(InputError, match="ONNX model"):

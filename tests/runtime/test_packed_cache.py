@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 from native_models import usable
 
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.merge import merge_models
+from memoptc.runtime import Pool
 from memoptc.runtime.admission import RunBytes
 from memoptc.runtime.container import Limiter, drop_from_cache, limiter
 from memoptc.runtime.contract import Contract
 from memoptc.runtime.errors import MemoryLimit
+from memoptc.runtime.external_weights import data_files, external_weights
 from memoptc.runtime.measuring_process import InSession
-from memoptc.runtime.packed_cache import locations
 from memoptc.runtime.session import Session
 
 WIDTH = 1024
@@ -126,10 +129,83 @@ def test_other_weights_are_another_copy(tmp_path: Path) -> None:
 
 
 def test_files_of_weights_are_found_in_branches(tmp_path: Path) -> None:
+    """And in sparse tensors, attributes and functions; text that looks like an entry names none."""
     model = write(tmp_path / "m.onnx")
-    assert locations(model.read_bytes()) == ["w.bin"]
-    assert locations(write(tmp_path / "n.onnx", external=False).read_bytes()) == []
-    assert locations(b"\x0a\x08location\x12") == [""]  # cut off: nothing of that name is read
+    assert data_files(model) == {"w.bin": tmp_path / "w.bin"}
+    assert data_files(write(tmp_path / "n.onnx", external=False)) == {}
+    proto = onnx.load(model, load_external_data=False)
+    proto.graph.doc_string = "\n\x08location\x12\x05/etc/"
+    where = {"dense": proto.graph.sparse_initializer.add().values, "index": proto.graph.sparse_initializer[0].indices}
+    function = proto.functions.add(name="f", domain="d")
+    node = function.node.add(op_type="Constant", output=["c"])
+    where["held"] = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+    other = proto.graph.node.add(op_type="Constant", output=["c"])
+    where["deep"] = other.attribute.add(name="s", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.values
+    for name, tensor in where.items():
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+    unused = proto.graph.initializer.add(name="inline", data_type=1, dims=[1], float_data=[1.0])
+    unused.external_data.add(key="location", value="unused")
+    onnx.save(proto, model)
+    assert set(data_files(model)) == {"w.bin", *where}
+
+
+def elsewhere(model: Path, location: str) -> Path:
+    """The same model with its first weight in another file."""
+    proto = onnx.load(model, load_external_data=False)
+    entries = proto.graph.initializer[0].external_data
+    next(e for e in entries if e.key == "location").value = location
+    onnx.save(proto, model)
+    return model
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "../outside", "pipe", "folder", "absent", ".", "link", "z\0"])
+def test_only_plain_files_in_the_folder_are_read(tmp_path: Path, place: str) -> None:
+    (tmp_path / "outside").write_bytes(bytes(WIDTH * WIDTH * 4))
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    model = elsewhere(write(folder / "m.onnx"), place)
+    with pytest.raises(InputError, match=r"outside the model's folder|missing, or no plain file"):
+        Session(model, packed_cache=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    with pytest.raises(InputError, match=r"outside the model's folder|missing, or no plain file"):
+        merge_models([model], tmp_path / "merged")
+    if place in ("/dev/zero", "../outside", ".", "link", "z\0"):
+        with pytest.raises(InputError, match="outside the model's folder"):
+            external_weights(model)
+    elif usable():
+        with Pool() as pool, pytest.raises(InputError, match="cannot be mapped"):
+            pool.open(model)
+
+
+def test_a_model_that_links_lead_to_has_a_copy(tmp_path: Path) -> None:
+    """As caches of downloads hold them: names beside each other, contents elsewhere."""
+    names, contents = tmp_path / "names", tmp_path / "contents"
+    names.mkdir()
+    contents.mkdir()
+    expected = plain(write(contents / "m.onnx"))
+    for name in ("m.onnx", "w.bin"):
+        (names / name).symlink_to((contents / name).rename(contents / f"of-{name}"))
+    assert cached(names / "m.onnx", tmp_path / "kept") == expected
+
+
+def test_the_same_model_by_another_name_has_a_copy(tmp_path: Path) -> None:
+    model = write(tmp_path / "m.onnx")
+    other = tmp_path / "n.onnx"
+    other.write_bytes(model.read_bytes())
+    assert cached(model, tmp_path / "kept") == cached(other, tmp_path / "kept") == plain(model)
+
+
+@pytest.mark.parametrize("lost", ["m.onnx", "weights.data"])
+def test_what_is_left_of_a_copy_is_made_whole(tmp_path: Path, lost: str) -> None:
+    model, folder = write(tmp_path / "m.onnx"), tmp_path / "kept"
+    cached(model, folder)
+    (entry,) = folder.iterdir()
+    (entry / lost).unlink()
+    assert cached(model, folder) == plain(model)
+    assert list(folder.iterdir()) == [entry]
 
 
 def test_processes_that_make_it_at_once_agree(tmp_path: Path) -> None:
@@ -169,7 +245,7 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
         broken.write_bytes(content)
         with pytest.raises(InputError):
             Session(broken, packed_cache=tmp_path / "kept")
-    assert not any((tmp_path / "kept").iterdir())
+    assert not (tmp_path / "kept").exists()
 
 
 def test_without_packing_there_is_no_copy(tmp_path: Path) -> None:
