@@ -15,7 +15,7 @@ from memoptc.ir.diagnostics import InputError, InternalError, MemoptcError, firs
 from memoptc.runtime.compare import Totals, difference
 from memoptc.runtime.decoding import Decoder
 from memoptc.runtime.evaluate import Evaluator, ModelSource
-from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_output
+from memoptc.runtime.judge import Evidence, Judge, dtype_name, judge_last_step, judge_output
 from memoptc.runtime.options import RunOptions
 from memoptc.runtime.spool import trim
 
@@ -80,7 +80,7 @@ def compare_decoding(
     trim()
     name = f"{facts.logits}, {first} tokens and {ids.shape[1] - first} more one by one"
     try:
-        got, _ = _decoded(candidate, facts, options, ids, first, context, InternalError, once=False)
+        got, at_once = _decoded(candidate, facts, options, ids, first, context, InternalError, once=judge.asks_no_sqnr)
     except MemoptcError as error:
         return Continuation(failure=f"{name}: {error.message}")
     finally:
@@ -93,6 +93,8 @@ def compare_decoding(
     for pair in evidence.pairs:
         evidence.totals.add(pair)
     fault, judged = judge_output(evidence, judge)
+    if not fault and judge.asks_no_sqnr:
+        fault = judge_last_step(difference(whole, at_once), difference(steps[-1], got[-1]), judge)
     failure = f"{name}: {fault}" if fault else ""
     return Continuation(evidence.totals.to_json(), judged, failure)
 

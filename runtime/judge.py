@@ -117,6 +117,11 @@ class Judge:
         """True if the candidate may differ by more than noise, and is judged as onnxruntime will run it."""
         return not self.bit_exact and (self.gate is not None or self.accuracy is not None)
 
+    @property
+    def asks_no_sqnr(self) -> bool:
+        """True if something else than outputs decides about a coarser candidate, such as its perplexity."""
+        return self.coarser and self.min_sqnr is None and self.max_error is None
+
 
 @dataclass
 class Evidence:
@@ -215,6 +220,26 @@ def _as_before(evidence: Evidence, main: Evidence | None, judge: Judge) -> str:
     enough = min(asked, before.sqnr_db - AS_BEFORE)
     low = not totals.sqnr_db >= enough
     return f"SQNR {totals.sqnr_db:.1f} dB instead of {before.sqnr_db:.1f} dB" if low else ""
+
+
+def judge_last_step(at_once: Difference, step: Difference, judge: Judge) -> str:
+    """Judge the last of several steps over a cache by the same token scored with all before it at once; say why it
+    fails, or `""`.
+
+    Where no SQNR is asked for, this is what a broken cache shows in: a metric of whole texts reads none.
+
+    Args:
+        at_once: Original against candidate, all tokens at once.
+        step: The same, the last of several steps.
+        judge: What is asked of the candidate.
+    """
+    before, after = Totals(""), Totals("")
+    before.add(at_once)
+    after.add(step)
+    usual = USUAL_SQNR if judge.gate is None else judge.gate.sqnr_db
+    if after.exact or after.sqnr_db >= min(usual, before.sqnr_db - AS_BEFORE):
+        return ""
+    return f"SQNR {after.sqnr_db:.1f} dB over the cache instead of {before.sqnr_db:.1f} dB with all tokens at once"
 
 
 def missing_decibels(outputs: Iterable[Mapping[str, Any]], gate: Gate | None, min_sqnr: float | None) -> float | None:

@@ -95,6 +95,23 @@ def test_one_that_rises_too_far_fails() -> None:
     assert found.target == "at least 1 dB, perplexity at most 148.413 times the original's"
 
 
+def test_a_cache_that_is_wrong_fails_where_perplexity_decides() -> None:
+    """Texts are scored at once, so that nothing but steps reads a cache."""
+    model, wrong = decoder(STYLE), decoder(STYLE)
+    name = "present.0.value"
+    maker = next(n for n in wrong.graph.node if name in n.output)
+    maker.output[list(maker.output).index(name)] = "right"
+    for reader in wrong.graph.node:
+        reader.input[:] = ["right" if read == name else read for read in reader.input]
+    wrong.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-30.0), "factor"))
+    wrong.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], [name]))
+    judge = memoptc.runtime.judge.Judge(target="int4", accuracy=AccuracyTarget())
+    found = verify(model, wrong, judge, data=[{"input_ids": IDS[:1]}], metric="perplexity", max_loss=0.1)
+    assert found.accuracy is not None
+    assert found.accuracy["candidate"] == found.accuracy["control"]
+    assert ["over the cache instead of" in failure for failure in found.failures] == [True]
+
+
 def _language_model(*, looks_ahead: bool) -> onnx.ModelProto:
     """Token numbers and a mask in, a running (or a whole) mean of embeddings, scores of the vocabulary out."""
     step = "s = CumSum (e, axis)" if not looks_ahead else "r = ReduceMean <keepdims=1> (e, axes) s = Add (e, r)"
