@@ -6,13 +6,15 @@ reads is a tensor. A branch of an `If` that also reads an empty sequence keeps t
 
 Before a run it also gives the buffer of a value that is no longer needed to a later one of the same shape, and so keeps
 it through all that lies between: of two equal tiles far apart, or of the values on both sides of a resize. Where the
-extents of a branch's inputs follow from the length of that sequence, it knows no shapes, and frees buffers instead.
+extents of a branch's inputs, and those that large tensors are reshaped to, follow from the length of that sequence, it
+knows no shapes, and frees buffers instead.
 
 The graph in memory is always the plain one: `wrap` is applied while writing, `unwrap` while reading.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from memoptc.ir import ops
 from memoptc.ir.core import Graph, Op, Tensor, Value, clone_op
 from memoptc.ir.facts import UNSTATED
 from memoptc.ir.form_names import FormName
+from memoptc.ir.ops.parameters import Setting
 from memoptc.ir.tensors import from_array, nbytes
 from memoptc.ir.types import DType, SequenceType, TensorType, Type
 
@@ -32,13 +35,16 @@ MARKER = "memoptc_no_pattern"
 """Name of the node that makes the empty sequence."""
 
 HIDDEN = "memoptc_hidden_extents"
-"""How the names of nodes begin whose results are an input's extents, which onnxruntime cannot tell before the run."""
+"""How the names of nodes begin whose results are extents that onnxruntime cannot tell before the run."""
 
 SEQUENCES = 11
 """Opset from which there are sequences."""
 
 CAPTURED_FROM = 1 << 16
 """Bytes from which a weight may stay outside the branch."""
+
+HIDDEN_FROM = 1 << 16
+"""Bytes from which a tensor's extents are hidden where it is reshaped to constants."""
 
 _BYTE = 8
 _COUNT = TensorType(DType.INT64, ())
@@ -52,7 +58,8 @@ class WritingForm:
     Args:
         name: `plain`; `branch`, the whole model inside a branch that is always taken; `captured`, the same with the
             weights of products and lookups outside of it, so that onnxruntime holds no second copy of them;
-            `shapeless`, such a branch whose inputs come through a Reshape to computed extents.
+            `shapeless`, such a branch whose inputs come through a Reshape to computed extents, as large tensors do
+            that are reshaped to constants.
         external: Weights lie in a file of their own beside the model, which onnxruntime maps; where they lay in the
             original, or do not fit into one protobuf message, when `None`.
         packed: They are in that file in the kernels' own layout, too (`memoptc.runtime.pack_ahead` adds it).
@@ -61,6 +68,19 @@ class WritingForm:
     name: FormName = "plain"
     external: bool | None = None
     packed: bool = False
+
+
+def reshaped_to_constants(graph: Graph) -> Iterator[tuple[Op, int]]:
+    """Ops outside of branches and loops that bring large tensors to constant extents, with the operand for these."""
+    for op in graph.ops:
+        index = next((i for i, p in ops.facts(op).parameters.items() if isinstance(p, Setting) and p.as_result), None)
+        if index is None or all(v.op is not None and v.op.is_const for v in op.operands):
+            continue
+        tensor, dtype = op.operands[index].tensor, op.result.dtype
+        extents = [0] if tensor is None else tensor.numpy().ravel().tolist()
+        if dtype is not None and min(extents, default=0) > 0:
+            if math.prod(extents) * dtype.bitwidth // _BYTE >= HIDDEN_FROM:
+                yield op, index
 
 
 def obstacle(graph: Graph) -> str:
@@ -99,7 +119,7 @@ def wrap(graph: Graph, *, captured: bool = False, shapeless: bool = False) -> Gr
     Args:
         graph: Stays as it is.
         captured: Leave `captured_weights` outside of the branch.
-        shapeless: Hide the inputs' extents from the branch, and state no types inside of it but their ranks.
+        shapeless: Hide extents from the branch, and state no types inside of it but ranks.
     """
     outer = Graph(graph.name, graph.model)
     outer.doc, outer.metadata = graph.doc, dict(graph.metadata)
@@ -123,6 +143,11 @@ def wrap(graph: Graph, *, captured: bool = False, shapeless: bool = False) -> Gr
     for op in graph.ops:
         if op not in outside:
             then.append(clone_op(op, mapping))
+    if shapeless:
+        for number, (op, index) in enumerate(list(reshaped_to_constants(then))):
+            target = op.operands[index]
+            made = then.insert_before(op, Op("Add", [target, length], [target.type], name=f"{HIDDEN}_of_{number}"))
+            op.set_operand(index, made.result)
     then.set_outputs([mapping[v] for v in graph.outputs])
     _show(then, empty)
     outputs = list(then.outputs)
@@ -205,9 +230,13 @@ def _of_hidden_extents(graph: Graph, value: Value, zero: Value, name: str) -> Va
 
 
 def _show_extents(graph: Graph, zero: Value) -> None:
-    """Undo `_of_hidden_extents`."""
+    """Undo `_of_hidden_extents`, and give back the constants that large tensors are reshaped to."""
     for user in list(zero.users):
         if user.graph is not graph or not user.name.startswith(HIDDEN):
+            continue
+        if user.operands[0].tensor is not None:
+            user.result.replace_by(user.operands[0])
+            user.erase()
             continue
         for made in list(user.result.users):
             made.result.replace_by(made.operands[0])

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from memoptc.ir.core import Graph, Op, Value
-from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_write import is_named, nameless_symbols
 from memoptc.ir.ops import BLOCKED_DOMAIN, Family, definition, in_family
-from memoptc.ir.types import DType, TensorType
+from memoptc.ir.types import DType
 from memoptc.runtime.memory.branches import FRAME
 from memoptc.runtime.memory.default_arena import DefaultArena, pattern_bytes
 from memoptc.runtime.memory.footprint import is_resident, used_values
@@ -105,20 +104,6 @@ def shapes_onnxruntime_knows(graph: Graph) -> set[Value]:
             if type_ is not None and (stated or carried or op.is_const or type_.static_shape is not None):
                 known.add(value)
     return known
-
-
-def shapes_without_inputs(graph: Graph) -> set[Value]:
-    """Values whose shapes are numbers whatever the inputs' are: what is reshaped to constants, and what follows."""
-    copy = graph.clone()
-    for value in copy.inputs:
-        type_ = value.tensor_type
-        value.type = None if type_ is None else TensorType(type_.dtype, (None,) * (value.rank or 0))
-    for op in copy.walk():
-        for value in op.results if not op.is_const else ():
-            value.type = None
-    infer_shapes(copy)
-    fixed = {v.name for op in copy.ops for v in op.results if v.static_shape is not None and not op.is_const}
-    return {v for op in graph.ops for v in op.results if v.name in fixed}
 
 
 def reuse_by_shape(found: Liveness, known: set[Value]) -> Liveness:
@@ -216,17 +201,15 @@ def arena_use(
         order: Its ops in the order in which they run; the default one when not given.
         reuse: `enable_mem_reuse`.
         pattern: `enable_mem_pattern`; without effect where an input is no tensor.
-        shapes: Whether onnxruntime knows those of the inputs before the run; else nothing is overwritten, and shared
-            only what is reshaped to constants.
+        shapes: Whether onnxruntime knows shapes before the run; else nothing is overwritten or shared.
         branch: Whether the graph runs inside a branch, which allocates outputs of known shape when it begins.
         arena: Another one than the default.
     """
     order = default_order(graph) if order is None else order
     found = liveness(graph, dims, order, workspace=kernel_workspace(dims, threads), in_place=shapes)
     hold_in_frames(found)
-    if reuse:
-        known = shapes_onnxruntime_knows(graph) if shapes else graph.analysis(shapes_without_inputs)
-        found = reuse_by_shape(found, known)
+    if reuse and shapes:
+        found = reuse_by_shape(found, shapes_onnxruntime_knows(graph))
     if branch:
         found = with_early_outputs(found)
     arena = arena or DefaultArena()

@@ -14,9 +14,10 @@ from memoptc.forms import predicted_needs
 from memoptc.ir.core import Graph
 from memoptc.ir.equality import same_structure
 from memoptc.ir.form_names import FormName
-from memoptc.ir.forms import KEY, MARKER, WritingForm, captured_weights, obstacle
+from memoptc.ir.forms import HIDDEN, KEY, MARKER, WritingForm, captured_weights, obstacle
 from memoptc.ir.infer import infer_shapes
 from memoptc.ir.onnx_io import read_onnx, to_proto, write_onnx
+from memoptc.ir.parser import parse
 from memoptc.runtime.measure import measure_need
 from memoptc.runtime.options import RunOptions
 
@@ -89,6 +90,41 @@ def test_written_and_read_it_is_the_same_graph(tmp_path: Path, name: FormName, e
     feed = {"ids": np.arange(7)}
     for a, b in zip(outputs(path, feed), outputs(tmp_path / "plain.onnx", feed), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_constants_that_large_tensors_are_reshaped_to_are_hidden_and_come_back(shared: bool) -> None:
+    """Two large tensors reshaped to one constant or to two, one to extents with a -1, and a small one."""
+    graph = parse(
+        f"""graph @g(%x: f32[64,512], %s: f32[2,8]) -> (f32[512,64], f32[16,2048], f32[32768], f32[16]) {{
+  %a = const() {{value=[512,64]}} : i64[2]
+  %b = const() {{value=[512,64]}} : i64[2]
+  %c = const() {{value=[-1]}} : i64[1]
+  %d = const() {{value=[16]}} : i64[1]
+  %e = const() {{value=[16,2048]}} : i64[2]
+  %p = Reshape(%x, %a) : f32[512,64]
+  %q = Abs(%p) : f32[512,64]
+  %u = Reshape(%q, %e) : f32[16,2048]
+  %v = Reshape(%u, %{"a" if shared else "b"}) : f32[512,64]
+  %w = Reshape(%v, %c) : f32[32768]
+  %y = Reshape(%s, %d) : f32[16]
+  return %v, %u, %w, %y
+}}"""
+    )
+    proto = to_proto(graph, WritingForm("shapeless"))
+    then = next(a.g for n in proto.graph.node for a in n.attribute if a.name == "then_branch")
+    hidden = {n.output[0] for n in then.node if n.name.startswith(f"{HIDDEN}_of_")}
+    targets = [n.input[1] for n in then.node if n.op_type == "Reshape"]  # the first two hide the inputs' extents
+    assert [name in hidden for name in targets[2:]] == [True, True, True, False, False]
+    again = read_onnx(proto)
+    for one in (again, graph):
+        infer_shapes(one)
+    assert same_structure(again, graph, names=True) is None
+    feed = {"x": np.random.default_rng(0).random((64, 512), np.float32), "s": np.ones((2, 8), np.float32)}
+    found = [ort.InferenceSession(to_proto(graph, WritingForm(name)).SerializeToString()).run(None, feed)
+             for name in ("plain", "shapeless")]  # fmt: skip
+    for plain, hidden in zip(*found, strict=True):
+        np.testing.assert_array_equal(plain, hidden)
 
 
 @pytest.mark.parametrize("model", sorted(p.name for p in MODELS.glob("*.onnx")))
