@@ -21,6 +21,7 @@ from memoptc.ir.types import DType, MapType, OptionalType, SequenceType, TensorT
 from memoptc.runtime.constraints import Requirement
 from memoptc.runtime.extent_search import solutions
 from memoptc.runtime.input_values import InputValues, extent_of
+from memoptc.runtime.recurrent_axes import with_recurrent_axes
 from memoptc.runtime.roles import Role, find_roles
 from memoptc.runtime.solve import gather, solve
 
@@ -132,8 +133,9 @@ class InputMaker:
             inferred, found = graph.analysis(_analysed_independently)
             self.roles = find_roles(inferred)
         self.dims = {name: self.asked[of] for name, of in self.names.items() if of in self.asked} or self.asked
-        self.classes = _classify(self.types, self.roles)
-        self.solution = solve([*found, *self._positions()], self.dims, self.classes)
+        classes = _classify(self.types, self.roles)
+        self.solution = solve([*found, *self._positions()], self.dims, classes)
+        self.classes = with_recurrent_axes(classes, inferred, self.solution.values)
         self.past = next((dim for dim in map(self._past_of, self.types) if dim is not None), None)
 
     def _past_of(self, name: str) -> Dim:

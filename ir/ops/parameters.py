@@ -64,4 +64,9 @@ class Setting:
     as_operand: bool = False
 
 
-Parameter: TypeAlias = Index | IndexRows | Below | Length | Mask | Setting
+@dataclass(frozen=True, slots=True)
+class RecurrentState:
+    """What a recurrent operator begins with: directions and a batch in some order, then hidden units."""
+
+
+Parameter: TypeAlias = Index | IndexRows | Below | Length | Mask | RecurrentState | Setting

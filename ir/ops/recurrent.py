@@ -9,7 +9,7 @@ from memoptc.ir.core import Op
 from memoptc.ir.ops.axis import Along, Axis
 from memoptc.ir.ops.definition import Family, Operator, ShapeOf, also, define
 from memoptc.ir.ops.double_recurrent import recurrent
-from memoptc.ir.ops.parameters import Length
+from memoptc.ir.ops.parameters import Length, RecurrentState
 from memoptc.ir.ops.schema import MICROSOFT
 from memoptc.ir.ops.sizes import FLOAT, Sizes
 
@@ -78,7 +78,10 @@ OPERATORS = also(OPERATORS, "GRU LSTM RNN", optional_results=True)
 OPERATORS = also(OPERATORS, "GRU LSTM", packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, packed=(1, 2))
 OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, on_codes=True)
-OPERATORS = also(OPERATORS, "GRU LSTM RNN", parameters={4: Length(lambda op: 1 if op.attrs.get("layout") else 0)})
+_LENGTHS = {4: Length(lambda op: 1 if op.attrs.get("layout") else 0)}
+OPERATORS = also(OPERATORS, "GRU RNN", parameters={**_LENGTHS, 5: RecurrentState()})
+OPERATORS = also(OPERATORS, "LSTM", parameters={**_LENGTHS, 5: RecurrentState(), 6: RecurrentState()})
+OPERATORS = also(OPERATORS, "DynamicQuantizeLSTM", MICROSOFT, parameters={5: RecurrentState(), 6: RecurrentState()})
 OPERATORS = also(
     OPERATORS, "GRU LSTM RNN", equal_extents=(((0, 1), (4, 0)), ((0, 1), (5, 1)), ((0, 1), (6, 1)), ((0, 2), (1, 2)))
 )

@@ -46,7 +46,7 @@ def graph(inputs: str, body: str, result: str) -> str:
 
 WEIGHTS = {
     f"w{'_'.join(map(str, shape))}": np.full(shape, value, np.float32)
-    for shape, value in [((500, 8), 0.5), ((77, 8), 0.25), ((8, 1, 10), 0.5), ((8, 1, 3), 0.5)]
+    for shape, value in [((500, 8), 0.5), ((77, 8), 0.25), ((8, 1, 10), 0.5), ((8, 1, 3), 0.5), ((1, 16, 4), 0.25)]
 } | {
     "w128_4096": (np.random.default_rng(1).standard_normal((128, 4096)) / 16).astype(np.float32),
     "w4096_128": (np.random.default_rng(2).standard_normal((4096, 128)) / 64).astype(np.float32),
@@ -99,6 +99,56 @@ def test_sound_is_planned_at_seconds_not_at_thousands_of_samples():
     assert points(graph("%x: f32[N,S]", body, "f32[N,8,T]")).plan["S"] == 160_000
     other = body.replace("w8_1_10", "w8_1_3").replace("[8,1,10]", "[8,1,3]")
     assert points(graph("%x: f32[N,S]", other, "f32[N,8,T]")).plan["S"] == 4096
+
+
+LSTM = """  %w = const() {value=@w1_16_4} : f32[1,16,4]
+  %r = const() {value=@w1_16_4} : f32[1,16,4]
+  %none = absent()
+  %a, %h, %c = LSTM(%x, %w, %r, %none, %none, %first, %second) {hidden_size = 4}
+  %y = Concat(%h, %c) {axis = 0}"""
+PARTED = """  %zero = const() {value=0} : i64[]
+  %one = const() {value=1} : i64[]
+  %axis = const() {value=[0]} : i64[1]
+  %h0 = Gather(%state, %zero)
+  %c0 = Gather(%state, %one)
+  %first = Unsqueeze(%h0, %axis)
+  %second = Unsqueeze(%c0, %axis)"""
+BRANCHED = PARTED.replace(
+    "  %first = Unsqueeze(%h0, %axis)",
+    """  %again = If(%flag)
+    region then_branch() -> (f32[*]) {
+      %t = Unsqueeze(%h0, %axis)
+      return %t
+    }
+    region else_branch() -> (f32[*]) {
+      %e = Identity(%h0)
+      return %e
+    }
+  %first = Cast(%again) {to = 1}""",
+)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body"),
+    [
+        ("%x: f32[16,D,4], %state: f32[2,B,4]", PARTED),
+        ("%x: f32[*], %state: f32[2,B,4]", PARTED),
+        ("%x: f32[*], %state: f32[2,B,4], %flag: bool[]", BRANCHED),
+        ("%x: f32[S,B,4], %first: f32[1,B,4], %second: f32[1,B,4]", ""),
+        ("%x: f32[S,D,4], %first: f32[1,B,4], %second: f32[1,B,4]", ""),
+        ("%x: f32[S,1,4], %first: f32[1,1,4], %second: f32[1,1,4]", ""),
+    ],
+)
+def test_the_state_of_a_recurrent_operator_has_a_batch_and_no_steps(inputs: str, body: str) -> None:
+    model = read(graph(inputs, f"{body}\n{LSTM}", "f32[2,B,4]"))
+    kinds = {name: kind for name, (kind, _) in InputMaker(model).classes.items()}
+    assert {name: kind for name, kind in kinds.items() if name in "SBD"} == {
+        name: "sequence" if name == "S" else "batch" for name in kinds if name in "SBD"
+    }
+    if "f32[*]" not in inputs:
+        found = design_points(model, {})
+        assert found is not None
+        assert dict(found.plan) == {name: 4096 if name == "S" else 1 for name in found.plan}
 
 
 def test_what_is_asked_for_stays():
