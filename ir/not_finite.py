@@ -19,7 +19,8 @@ def magnitude_of(tensor: Tensor) -> float:
     found = _MAGNITUDES.get(tensor)
     if found is None:
         content = np.asarray(tensor.numpy())
-        found = float(np.maximum(-content.min(initial=0.0), content.max(initial=0.0)))
+        ends = [float(content.min()), float(content.max())] if content.size else [0.0]  # not all types have a zero
+        found = float(np.abs(ends).max())
         _MAGNITUDES[tensor] = found
         del content
         release(tensor)

@@ -5,6 +5,7 @@ The file is walked as a protobuf message; only names, shapes and places are look
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ _FUNCTION, _FUNCTION_NODE, _ATTRIBUTE, _TENSORS, _GRAPHS = 25, 7, 5, (5, 10), (6
 _SPARSE, _SPARSE_ATTRIBUTES, _SPARSE_PARTS = 15, (22, 23), (1, 2)
 _DIMS, _TYPE, _NAME, _EXTERNAL, _LOCATION = 1, 2, 8, 13, 14
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+_BITS_OF = {2: (25, 26), 4: (21, 22, 23), 8: (2, 3, 9, 17, 18, 19, 20, 24), 16: (4, 5, 10, 16), 32: (1, 6, 12)}
+_BITS_OF |= {6: (27, 28), 64: (7, 11, 13, 14), 128: (15,)}
+_BITS = {element: bits for bits, elements in _BITS_OF.items() for element in elements}
+"""Bits of an element, by its type as it is numbered in ONNX."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ def _entries(data: mmap.mmap, span: Span) -> dict[str, str]:
 def _external(data: mmap.mmap, span: Span, where: Callable[[str], Path]) -> list[ExternalWeight]:
     """A weight that lies in another file, and behind it what was packed of it ahead; nothing for others."""
     entries = _entries(data, span)
-    if "location" not in entries or "length" not in entries:
+    if "location" not in entries:
         return []
     dims: list[int] = []
     element, name = 0, ""
@@ -221,7 +226,8 @@ def _external(data: mmap.mmap, span: Span, where: Callable[[str], Path]) -> list
         elif field == _NAME:
             name = data[part[0] : part[1]].decode()
     file = os.fspath(where(entries["location"]))
-    weight = ExternalWeight(name, element, tuple(dims), file, int(entries.get("offset", 0)), int(entries["length"]))
+    length = entries.get("length") or (math.prod(dims) * _BITS.get(element, 0) + 7) // 8  # which ONNX leaves to us
+    weight = ExternalWeight(name, element, tuple(dims), file, int(entries.get("offset") or 0), int(length))
     notes = (value for key, value in entries.items() if key.startswith(PACKED_NOTE))
     parts = (part for note in notes for part in PACKED_PART.findall(note))
     return [weight, *(replace(weight, offset=int(at), length=int(size)) for at, size in parts)]

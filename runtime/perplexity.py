@@ -105,14 +105,20 @@ def _summed(facts: DecoderFacts | StepScores, runs: Iterable[_Run]) -> tuple[flo
                 "Perplexity is of the scores of all steps, and the model gives others.",
                 hint="Leave out --last-logits, or --max-accuracy-loss.",
             )
-        mask = feed.get(facts.mask) if facts.mask else None
-        shown = np.ones(ids.shape, bool) if mask is None else np.asarray(mask)[:, -ids.shape[1] :] != 0
+        shown = _shown(facts, feed)
         both = shown[:, 1:] & shown[:, :-1]
         total += float(logarithms(logits[:, :-1], ids[:, 1:])[both].sum())
         count += int(both.sum())
     if not count:
         raise InputError("No sample has two tokens, so there is no next one to compare with.")
     return total, count
+
+
+def _shown(facts: DecoderFacts | StepScores, feed: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Which tokens of a feed count, [batch, steps]."""
+    shape = np.shape(feed[facts.ids])
+    mask = feed.get(facts.mask) if facts.mask else None
+    return np.ones(shape, bool) if mask is None else np.asarray(mask)[:, -shape[1] :] != 0
 
 
 def perplexity(mean: float) -> float:
@@ -172,12 +178,15 @@ def _over_whole_texts(model: Evaluator, facts: StepScores, samples: Iterable[Sam
         checked = False
         for sample in samples:
             outputs = model.run(sample.feed)
-            ids = np.asarray(sample.feed[facts.ids])
-            if not checked and ids.ndim == 2 and ids.shape[1] > 1:
+            ids, shown = np.array(sample.feed[facts.ids]), _shown(facts, sample.feed)
+            if not checked and (shown.sum(1) > 1).any() and outputs[facts.logits].shape[:2] == ids.shape:
                 checked = True
-                other = ids.copy()
-                other[:, -1] = (other[:, -1] + 1) % facts.words
-                _check_causal(outputs[facts.logits], model.run({**sample.feed, facts.ids: other})[facts.logits])
+                last = ids.shape[1] - 1 - shown[:, ::-1].argmax(1)  # behind it the mask hides what is there
+                rows = np.arange(len(ids))
+                ids[rows, last] = (ids[rows, last] + 1) % facts.words
+                earlier = shown & (np.arange(ids.shape[1]) < last[:, None])
+                changed = model.run({**sample.feed, facts.ids: ids})[facts.logits]
+                _check_causal(outputs[facts.logits][earlier], changed[earlier])
             yield sample.feed, outputs
 
     total, count = _summed(facts, runs())
@@ -186,8 +195,9 @@ def _over_whole_texts(model: Evaluator, facts: StepScores, samples: Iterable[Sam
 
 def _check_causal(scores: npt.NDArray[Any], changed: npt.NDArray[Any]) -> None:
     """Refuse a model that has seen the next token when it scores it, as masked language models have."""
-    before, after = scores[:, :-1].astype(np.float64), changed[:, :-1].astype(np.float64)
-    if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * float(np.abs(before).max(initial=0.0)), equal_nan=True):
+    before, after = scores.astype(np.float64), changed.astype(np.float64)
+    largest = float(np.abs(before[np.isfinite(before)]).max(initial=0.0))  # words may be ruled out by -Inf
+    if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * largest, equal_nan=True):
         raise InputError(
             "The scores of a step depend on later tokens, so they are no predictions of the next one.",
             hint="Perplexity is of models that look back only; use --metric module:function.",

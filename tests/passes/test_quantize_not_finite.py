@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from onnx import numpy_helper
 from runtime_models import parse
 
 import memoptc
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.not_finite import magnitude_of
 from memoptc.runtime.calibrate import calibrate
 from memoptc.runtime.channels import channel_statistics
 from memoptc.runtime.evaluate import Evaluator
@@ -116,3 +118,11 @@ def test_weights_next_to_nothing_stay_in_float(tmp_path: Path, target: str, data
     scale = np.float64(np.abs(before).max())
     assert scale > 0
     assert float(np.abs(np.float64(after) - before).max()) < 0.2 * scale
+
+
+@pytest.mark.parametrize("element", [t for t in onnx_ir.DataType if t.is_floating_point() and "FLOAT6" not in t.name])
+def test_magnitudes_of_all_element_types(element: onnx_ir.DataType) -> None:
+    """Also of one that has no zero, as scales of blocks have."""
+    for content, wanted in (([0.5, 4.0], 4.0), (2.0, 2.0), ([], 0.0)):
+        weight = onnx_ir.Tensor(np.array(content).astype(element.numpy()), dtype=element)
+        assert magnitude_of(weight) == wanted

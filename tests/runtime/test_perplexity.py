@@ -114,22 +114,23 @@ def test_a_cache_that_is_wrong_fails_where_perplexity_decides() -> None:
 
 def _language_model(*, looks_ahead: bool) -> onnx.ModelProto:
     """Token numbers and a mask in, a running (or a whole) mean of embeddings, scores of the vocabulary out."""
-    step = "s = CumSum (e, axis)" if not looks_ahead else "r = ReduceMean <keepdims=1> (e, axes) s = Add (e, r)"
+    step = "s = CumSum (p, axis)" if not looks_ahead else "r = ReduceMean <keepdims=1> (p, axes) s = Add (p, r)"
     model = onnx.parser.parse_model(f"""
         <ir_version: 8, opset_import: ["": 18]>
         lm (int64[B,S] ids, int64[B,S] mask) => (float[B,S,32] logits)
-        {{ e = Gather (table, ids) {step} m = Cast <to=1> (mask) u = Unsqueeze (m, minus) t = Mul (s, u)
-           logits = MatMul (t, head) }}""")
+        {{ e = Gather (table, ids) m = Cast <to=1> (mask) u = Unsqueeze (m, minus) p = Mul (e, u) {step}
+           t = Mul (s, u) c = MatMul (t, head) logits = Add (c, ruled_out) }}""")
     rng = np.random.default_rng(1)
     named = {"table": rng.normal(size=(32, 8)), "head": rng.normal(size=(8, 32))}
     weights = {name: value.astype(np.float32) for name, value in named.items()}
+    weights["ruled_out"] = np.where(np.arange(32) == 31, -np.inf, 0).astype(np.float32)
     weights |= {"axis": np.array(1), "axes": np.array([1]), "minus": np.array([-1])}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
     return model
 
 
 def test_of_a_language_model_without_a_cache(tmp_path: Path) -> None:
-    model, ids = _language_model(looks_ahead=False), IDS % 32
+    model, ids = _language_model(looks_ahead=False), IDS % 31
     onnx.save(model, tmp_path / "lm.onnx")
     mask = np.ones_like(ids)
     mask[1, 7:] = 0  # padding does not count
@@ -145,8 +146,12 @@ def test_of_a_language_model_without_a_cache(tmp_path: Path) -> None:
     assert found["control"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_model_that_has_seen_the_next_token_has_no_perplexity(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shown", [IDS.shape[1], 4])
+def test_a_model_that_has_seen_the_next_token_has_no_perplexity(tmp_path: Path, shown: int) -> None:
+    """Also where padding ends the text, and where a word is ruled out by -Inf."""
     onnx.save(_language_model(looks_ahead=True), tmp_path / "lm.onnx")
-    feed = {"ids": IDS % 32, "mask": np.ones_like(IDS)}
+    mask = np.ones_like(IDS)
+    mask[:, shown:] = 0
+    feed = {"ids": IDS % 31, "mask": mask}
     with pytest.raises(memoptc.InputError, match="depend on later tokens"):
         verify(tmp_path / "lm.onnx", tmp_path / "lm.onnx", data=[feed], metric="perplexity")

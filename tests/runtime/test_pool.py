@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import onnx
+import onnx_ir
 import pytest
 from native_models import usable
 from pool_models import LAYERS, WEIGHTS, alone, feed, write
@@ -35,6 +36,18 @@ def test_external_weights_are_those_of_the_onnx_package(models: list[Path]) -> N
         for weight, tensor in zip(found, tensors, strict=True):
             entries = {e.key: e.value for e in tensor.external_data}
             assert (weight.offset, weight.length) == (int(entries.get("offset", 0)), int(entries["length"]))
+
+
+def test_bytes_that_a_model_does_not_state_follow_from_type_and_shape(tmp_path: Path) -> None:
+    """As onnxruntime has it: the entry `length` may be absent."""
+    model = onnx.ModelProto()
+    types = {t for t in onnx_ir.DataType if t.name not in ("UNDEFINED", "STRING")}
+    for element in types:
+        tensor = model.graph.initializer.add(name=element.name, data_type=element, dims=[3, 5], data_location=1)
+        tensor.external_data.add(key="location", value="w")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    found = {w.name: w.length for w in external_weights(tmp_path / "m.onnx")}
+    assert found == {t.name: -(-15 * t.bitwidth // 8) for t in types}
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
