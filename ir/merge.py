@@ -57,12 +57,15 @@ def merge_models(models: Sequence[Path], folder: Path) -> Merged:
         folder: What to make.
 
     Raises:
-        InputError: a model cannot be read, two have the same name, or the folder is there already.
+        InputError: a model cannot be read, two have the same name or one that of the file of weights, or the folder is
+            there already.
     """
     names = [path.name for path in models]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"Two of the models are called {name}.", hint="Rename one: they get into one folder.")
+    if WEIGHTS in names:
+        raise InputError(f"A model is called {WEIGHTS}, as the file of all weights is.", hint="Rename it.")
     if folder.exists():
         raise InputError(f"{folder} is there already.", hint="Name a folder to make, or remove it.")
     protos = [_read(path) for path in models]

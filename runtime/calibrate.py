@@ -141,8 +141,9 @@ def calibrate(
         seen = _extremes(probe, names, samples, kept, infinite=infinite)
     else:
         seen = _distributions(probe, names, samples, strides, kept, infinite)
-    if infinite is not None:  # a call that was resumed has not met all of them itself
-        infinite |= {name: "an earlier sample" for name in names if not seen[name].finite and name not in infinite}
+    for name in names:
+        if not seen[name].finite:  # a call that was resumed has not met all of them itself
+            note_infinite("an earlier sample", name, infinite)
     return {name: _range_of(seen[name], method, percentile) for name in names if seen[name].count and seen[name].finite}
 
 
@@ -300,7 +301,7 @@ def _extremes(
             # a NaN may not show in minimum and maximum, but it does in the sum (which may overflow, to Inf)
             if not (np.isfinite(least) and np.isfinite(most)) or np.isnan(total):
                 if finite:
-                    note_infinite(sample, name, infinite)
+                    note_infinite(sample.where, name, infinite)
                 least, most = -np.inf, np.inf
             was = seen[name]
             was.low, was.high, was.count = min(was.low, least), max(was.high, most), was.count + int(size)
@@ -340,7 +341,7 @@ def _distributions(
             prefix = f"{PREFIX}.{index}"
             ends = [float(found[f"{prefix}.{kind}"]) for kind in _ENDS] if name in strides else None
             if not seen[name].add(found.pop(f"{prefix}.copy"), ends):
-                note_infinite(sample, name, infinite)
+                note_infinite(sample.where, name, infinite)
     return seen
 
 
@@ -354,7 +355,7 @@ def _thinned(prefix: str, name: str, stride: int) -> Iterator[onnx.NodeProto]:
     yield make("Slice", [f"{prefix}.{key}" for key in ("flat", "from", "to", "axis", "by")], [f"{prefix}.copy"])
 
 
-def note_infinite(sample: Sample, name: str, infinite: dict[str, str] | None) -> None:
+def note_infinite(where: str, name: str, infinite: dict[str, str] | None) -> None:
     """Note a tensor that cannot be observed, with the sample that showed it; inputs are finite in any case.
 
     Raises:
@@ -362,7 +363,7 @@ def note_infinite(sample: Sample, name: str, infinite: dict[str, str] | None) ->
     """
     if infinite is None:
         raise InputError(
-            f"{sample.where}: the tensor {name!r} holds NaN or Inf.",
+            f"{where}: the tensor {name!r} holds NaN or Inf.",
             hint="Take such samples out of the data, or leave the tensor out.",
         )
-    infinite.setdefault(name, sample.where)
+    infinite.setdefault(name, where)

@@ -122,5 +122,5 @@ def _observe(
                     hint="Leave the pass out that looks at channels, or take such samples out of the data.",
                 )
             if not seen[name].add(array, tensors[name]):
-                note_infinite(sample, name, infinite)
+                note_infinite(sample.where, name, infinite)
     yield from ((name, channels) for name, channels in seen.items() if infinite is None or name not in infinite)

@@ -103,6 +103,8 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(InputError, match="ONNX model"):
         merge_models([tmp_path / "text.onnx"], tmp_path / "both")
+    with pytest.raises(InputError, match=r"called weights\.data"):
+        merge_models([head(tmp_path / WEIGHTS, 13)], tmp_path / "both")
     with pytest.raises(InputError, match="already"):
         merge_models([one], tmp_path / "deep")
     assert not (tmp_path / "both").exists()

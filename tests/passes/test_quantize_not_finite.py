@@ -103,6 +103,8 @@ def test_values_that_overflow_are_noted_or_refused(tmp_path: Path, method: str) 
     assert list(noted) == ["e"]
     with pytest.raises(InputError, match="sample 1: the tensor 'e' holds NaN or Inf"):
         calibrate(model, ["x", "e"], feeds, method)
+    with pytest.raises(InputError, match="an earlier sample: the tensor 'e' holds NaN or Inf"):
+        calibrate(model, ["x", "e", "t"], feeds, method, checkpoint=tmp_path / "kept")
 
 
 @pytest.mark.parametrize("target", ["int8", "int4"])
