@@ -50,13 +50,13 @@ def streamed(load: Callable[[], None], model: str | bytes | None, limit: int | N
         raise InputError(
             "A model that is given as bytes has no file to stream weights from.", hint="Load it from its path."
         )
-    folder, name = os.path.split(os.path.abspath(model))
-    weights = all_external_weights(model)
+    name, weights = os.path.basename(model), all_external_weights(model)
+    files = {weight.file for weight in weights}
     for _ in range(_LOADS):
         with changing:  # what is mapped meanwhile is this session's
-            mark_all(folder)
+            mark_all(files)
             load()
-            mapped = of_weights(new_mappings(folder), weights)
+            mapped = of_weights(new_mappings(files), weights)
             if mapped:
                 return Pager(mapped, limit, threads or os.cpu_count() or 1)
         if mapped is not None:

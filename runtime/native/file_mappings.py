@@ -45,12 +45,12 @@ class FileMapping:
     path: str
 
 
-def new_mappings(folder: str) -> list[FileMapping]:
-    """Give the mappings of files in a folder that were not marked, by address; code excepted.
+def new_mappings(files: Iterable[str]) -> list[FileMapping]:
+    """Give the mappings of files that were not marked, by address; code excepted.
 
     There are none where the system does not tell.
     """
-    inside = os.path.join(os.path.realpath(folder), "")
+    wanted = {os.path.realpath(file) for file in files}
     found = []
     latest: FileMapping | None = None
     try:
@@ -59,7 +59,7 @@ def new_mappings(folder: str) -> list[FileMapping]:
                 head = _HEAD.match(line)
                 if head is not None:
                     start, end, rights, offset, path = head.groups()
-                    of_file = path.startswith(inside) and "x" not in rights
+                    of_file = path in wanted and "x" not in rights
                     latest = FileMapping(int(start, 16), int(end, 16), int(offset, 16), path) if of_file else None
                 elif latest is not None and line.startswith(_FLAGS) and _MARK not in line.split():
                     found.append(latest)
@@ -92,7 +92,7 @@ def of_weights(mappings: Iterable[FileMapping], weights: Iterable[ExternalWeight
     return found
 
 
-def mark_all(folder: str) -> None:
-    """Mark the mappings of files in a folder: they are not new any more."""
-    for mapping in new_mappings(folder):
+def mark_all(files: Iterable[str]) -> None:
+    """Mark the mappings of files: they are not new any more."""
+    for mapping in new_mappings(files):
         mark(mapping.start, mapping.end - mapping.start)

@@ -85,6 +85,15 @@ def test_the_limit_holds_and_a_share_is_read_once(model: Path, tier: Any) -> Non
 
 
 @streams
+def test_links_are_followed_as_caches_of_downloads_have_them(model: Path, tmp_path: Path) -> None:
+    for file in model.parent.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    linked = tmp_path / model.name
+    expected = bits(model, 3, packing=False, memory="arena")
+    assert bits(linked, 3, memory="arena", weights="streamed", weight_limit=WEIGHT_BYTES * 3 // 4) == expected
+
+
+@streams
 def test_what_fits_is_read_once_and_stays(model: Path) -> None:
     with Session(model, memory="arena", threads=1, weights="streamed", weight_limit=2 * WEIGHT_BYTES) as session:
         for _ in range(4):

@@ -329,8 +329,8 @@ def test_a_plain_session_that_is_loaded_meanwhile_keeps_its_weights(others: int,
 import onnxruntime
 from memoptc.runtime.native import file_mappings
 want, plain, marked = expected(), [], file_mappings.mark_all
-def then_another(folder):
-    marked(folder)
+def then_another(files):
+    marked(files)
     if len(plain) < {others}:
         plain.append(onnxruntime.InferenceSession(path))
 file_mappings.mark_all = then_another
@@ -347,14 +347,14 @@ assert all(bits(p, feed(p)) == want for p in plain)
 
 
 def test_a_mapping_is_new_until_it_is_marked(tmp_path: Path) -> None:
-    page = mmap.PAGESIZE
+    page, files = mmap.PAGESIZE, [str(tmp_path / "file")]
     with open(tmp_path / "file", "w+b") as file:
         file.truncate(4 * page)
         first = mmap.mmap(file.fileno(), 2 * page, access=mmap.ACCESS_COPY)
-        assert [(m.offset, m.end - m.start) for m in new_mappings(str(tmp_path))] == [(0, 2 * page)]
-        mark_all(str(tmp_path))
-        assert not new_mappings(str(tmp_path))
+        assert [(m.offset, m.end - m.start) for m in new_mappings(files)] == [(0, 2 * page)]
+        mark_all(files)
+        assert not new_mappings(files)
         second = mmap.mmap(file.fileno(), 2 * page, access=mmap.ACCESS_COPY, offset=2 * page)
-        assert [(m.offset, m.end - m.start) for m in new_mappings(str(tmp_path))] == [(2 * page, 2 * page)]
+        assert [(m.offset, m.end - m.start) for m in new_mappings(files)] == [(2 * page, 2 * page)]
         second.close()
         first.close()
