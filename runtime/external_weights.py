@@ -105,7 +105,7 @@ def _mapped(path: str) -> Iterator[mmap.mmap]:
     try:
         with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, RecursionError) as error:
         raise InputError(f"{path} is no ONNX model: {error}.", hint="Write it again.") from None
 
 
@@ -144,6 +144,8 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+        if shift >= 70:
+            raise ValueError(f"byte {at} goes on with a number that is too long")
 
 
 def _fields(data: mmap.mmap, span: Span) -> Iterator[tuple[int, Span]]:

@@ -14,7 +14,7 @@ from pool_models import LAYERS, WEIGHTS, alone, feed, write
 
 from memoptc.ir.diagnostics import InputError
 from memoptc.runtime import MemoryLimit, Pool, Session, Shadow
-from memoptc.runtime.external_weights import ExternalWeight, external_weights
+from memoptc.runtime.external_weights import ExternalWeight, all_external_weights, external_weights
 from memoptc.runtime.native import shared
 from memoptc.runtime.native.shared import WeightStore
 
@@ -50,10 +50,21 @@ def test_bytes_that_a_model_does_not_state_follow_from_type_and_shape(tmp_path: 
     assert found == {t.name: -(-15 * t.bitwidth // 8) for t in types}
 
 
+def encoded(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    return bytes([number & 127 | 128]) + encoded(number >> 7) if number > 127 else bytes([number])
+
+
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:
-    (tmp_path / "no.onnx").write_bytes(b"\xff" * 40)
-    with pytest.raises(InputError, match="is no ONNX model"):
-        external_weights(tmp_path / "no.onnx")
+    """Also numbers without an end, and graphs within graphs without one."""
+    deep = b""
+    for _ in range(2000):
+        for field in (6, 5, 1):  # a graph of an attribute of a node
+            deep = bytes([field << 3 | 2]) + encoded(len(deep)) + deep
+    for content in (b"\xff" * 40, b"\xff" * (1 << 22), bytes([7 << 3 | 2]) + encoded(len(deep)) + deep):
+        (tmp_path / "no.onnx").write_bytes(content)
+        with pytest.raises(InputError, match="is no ONNX model"):
+            all_external_weights(tmp_path / "no.onnx")
     with Pool() as pool, pytest.raises(InputError, match="no such file"):
         pool.open(tmp_path / "absent.onnx")
 
