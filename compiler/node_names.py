@@ -64,7 +64,8 @@ def named_nodes(pass_: Pass) -> list[tuple[str, str]]:
     found = []
     for option in pass_.names_nodes:
         given = getattr(pass_, option, ())
-        found += [(option, name) for name in ((given,) if isinstance(given, str) else given) if name]
+        names = (given,) if isinstance(given, str) else given if isinstance(given, tuple | list) else ()
+        found += [(option, name) for name in names if name and isinstance(name, str)]  # plug-ins may mean other things
     return found
 
 

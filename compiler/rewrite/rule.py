@@ -11,6 +11,7 @@ from typing import Any
 from memoptc.ir.builder import Builder
 from memoptc.ir.core import Op, Value
 from memoptc.ir.diagnostics import InternalError
+from memoptc.ir.ops import weight_layout
 from memoptc.rewrite.guard import Snapshot, check_outside_users, find_place, fits_type, refine_type
 from memoptc.rewrite.pattern import Match, NoMatch, Operand, OpPattern, match_op
 
@@ -90,8 +91,11 @@ class Rule:
             was.replace_by(value)
             if value in made:
                 value.name, was.name = was.name, value.name
+        weighted = [o for o in matched if o.name and weight_layout(o) is not None]
         _erase_unused(matched)
-        return [o for o in builder.made if o.graph is not None]
+        left = [o for o in builder.made if o.graph is not None]
+        _keep_name(weighted, left)
+        return left
 
     def _checked(self, given: Any, old: list[Value]) -> tuple[Value, ...]:
         new = given if isinstance(given, tuple) else (given,)
@@ -101,6 +105,13 @@ class Rule:
 
     def __repr__(self) -> str:
         return f"<Rule {self.name}>"
+
+
+def _keep_name(before: list[Op], after: list[Op]) -> None:
+    """Call a product or convolution as the one whose place it takes: users exclude it by that name, reports have it."""
+    made = [o for o in after if weight_layout(o) is not None]
+    if len(before) == len(made) == 1 and before[0].graph is None and not made[0].name:
+        made[0].name = before[0].name
 
 
 def rewrite(*roots: OpPattern, name: str = "") -> Callable[[Callable[..., Any]], Rule]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accuracy_models import CNN
+from runtime_models import normal
 
 import memoptc
+from memoptc import registry
 from memoptc.cli.main import main
 from memoptc.ir.diagnostics import InputError
+from memoptc.ir.onnx_io import write_into
 from memoptc.ir.parser import parse as parse_graph
 from memoptc.manager import run_pipeline
 from memoptc.pass_base import Context
@@ -83,6 +87,51 @@ def test_excluded_nodes_stay_wide_in_halves() -> None:
     wide = memoptc.compile(CNN, 1, "float16", verify="off", exclude=("Conv",)).graph
     kinds = {op.operands[1].tensor.dtype.name for op in wide.walk("Conv") if op.operands[1].tensor is not None}
     assert kinds == {"FLOAT"}
+
+
+FUSED = """
+graph @g(%x: f32[B,3,8,8]) -> (f32[B,64]) {
+  %k = const() {value=@k} : f32[64,3,8,8]
+  %w = const() {value=@w} : f32[64,64]
+  %c = const() {value=@c} : f32[64]
+  %one = Conv(%x, %k) : f32[B,64,1,1] loc("one")
+  %norm = BatchNormalization(%one, %c, %c, %c, %c) : f32[B,64,1,1] loc("norm")
+  %flat = Flatten(%norm) : f32[B,64] loc("flat")
+  %r = Relu(%flat) : f32[B,64] loc("relu")
+  %two = MatMul(%r, %w) : f32[B,64] loc("two")
+  %y = Add(%two, %c) : f32[B,64] loc("bias")
+  return %y
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["int8", "float16"])
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_node_stays_in_float_where_a_scale_or_offset_went_into_it(name: str, target: str, tmp_path: Path) -> None:
+    """The operator in its place bears its name."""
+    weights = {"k": normal(64, 3, 8, 8, seed=0), "w": normal(64, 64, seed=1), "c": np.full(64, 0.3, np.float32)}
+    model = tmp_path / "m.onnx"
+    write_into(parse_graph(FUSED, weights=weights), model)
+
+    def kinds(*exclude: str) -> dict[str, str]:
+        made = memoptc.compile(str(model), 2, target, verify="off", measure=False, exclude=exclude).graph
+        products = [op for op in made.walk() if op.name in ("one", "two")]
+        return {op.name: op.operands[1].tensor.dtype.name for op in products if op.operands[1].tensor is not None}
+
+    assert kinds().get(name) != "FLOAT"
+    assert kinds(name)[name] == "FLOAT"
+
+
+@pytest.mark.parametrize("given", ["bool = True", "tuple[int, ...] = (3,)"])
+def test_an_option_of_a_plugin_may_be_called_so_and_hold_no_names(given: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from memoptc.pass_base import Pass\n"
+        f"class Odd(Pass):\n    exclude: {given}\n    def run(self, graph, context):\n        pass\n"
+    )
+    registry.load_plugins([str(plugin)])
+    (record,) = run_pipeline(parse("odd"), parse_graph(TEXT))
+    assert record.name == "odd"
 
 
 @pytest.mark.parametrize(
