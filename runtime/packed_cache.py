@@ -1,8 +1,8 @@
 """Copies of models with weights packed ahead, kept in a folder: the file that is shipped stays small, loading maps.
 
 A copy holds both layouts, as onnxruntime packs each weight anew while it loads, and looks for the hash of what comes
-out. A copy is found by what the model's files contain, the version of onnxruntime and the processor; the folder may be
-removed at any time that no session has a copy open, which is made anew by the next one.
+out. A copy is found by the name of the model and what its files contain, the version of onnxruntime and the processor;
+the folder, or a part of it, may be removed at any time that no session has a copy open: the next one makes it anew.
 """
 
 from __future__ import annotations
