@@ -154,14 +154,16 @@ def _quantized_workspace(s: Sizes) -> int:
 def _columns_of_codes(s: Sizes, weight: int, channels: int, pixels: int) -> int:
     """Pointers to windows where a kernel requantizes at once (MlasConvSymPackWSize), else columns and sums in int32.
 
-    Such kernels take unsigned activations, signed weights, and channels in multiples (x86-64).
+    Such kernels take unsigned activations, signed weights, and channels in multiples (x86-64). Of a convolution that is
+    still one of floats, its codes are taken to be those.
     """
     w = s.operand(weight)
     group = int(s.op.attrs.get("group", 1))
     window = prod(w[2:])
     depthwise = group > 1 and w[1] == 1 and w[0] == channels
     types = _codes_dtype(s.op.operands[0]), _codes_dtype(s.op.operands[weight])
-    if types != (DType.UINT8, DType.INT8) or not (w[0] % 16 == 0 and (depthwise or (group == 1 and channels % 4 == 0))):
+    fitting = types in ((DType.UINT8, DType.INT8), (DType.FLOAT, DType.FLOAT))
+    if not fitting or not (w[0] % 16 == 0 and (depthwise or (group == 1 and channels % 4 == 0))):
         return 4 * w[0] * pixels + pixels * window * (_POINTER if depthwise else w[1])
     pointwise = window == 1 and all(i == 1 for i in s.op.attrs.get("strides", ()))
     plain = pointwise and not any(s.op.attrs.get("pads", ()))

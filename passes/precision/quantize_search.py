@@ -25,7 +25,13 @@ from memoptc.passes.precision._quantize.recovery_settings import recovery_settin
 from memoptc.passes.precision._quantize.replay import adopt, search_memoized, take_over
 from memoptc.passes.precision._quantize.sensitivity import EXACT, SAMPLES, sensitivities
 from memoptc.passes.precision._quantize.settings import QuantizationConfig, Setting
-from memoptc.passes.precision._quantize.slow_convolutions import FINE_ENOUGH, SMALL_GAIN, WORTH, slow_on_integers
+from memoptc.passes.precision._quantize.slow_convolutions import (
+    FINE_ENOUGH,
+    SMALL_GAIN,
+    WORTH,
+    large_on_integers,
+    slow_on_integers,
+)
 from memoptc.passes.precision._quantize.tradeoff import (
     CHOICES,
     GIVE_BACK,
@@ -76,7 +82,8 @@ class QuantizeSearch(Pass):
     found (by calibration, or of products in each run), where weights are clipped, weights rounded by data, corrected
     biases; each stays if the output gains from it. Convolutions among floats that do little of the work, or all of a
     model whose convolutions are too small to gain time from integers and too coarse in codes, compute in float if the
-    output gains from that; their weights are decoded while onnxruntime loads them. If what was asked for is not met
+    output gains from that; their weights are decoded while onnxruntime loads them. So do those whose integer kernel
+    alone takes far more scratch than the whole graph in float. If what was asked for is not met
     then, each layer's effect
     on the output is measured alone, and layers leave the integers, those first that bring most for the bytes and the
     work they cost: first their activations (weights stay integers), then the weights, too. With `mixed`, weights in
@@ -172,6 +179,12 @@ class QuantizeSearch(Pass):
         )
         join_biases(graph, codes.excluded, context.stats)
         layers, codes = quantizable_layers(graph, codes, narrow=self.mixed, load=self.decode == "load")
+        if self.fallback and self.device == USUAL:
+            large = large_on_integers(layers, graph, context.dims)
+            context.decisions += [Decision(self.name, f"{name}: in float", why) for name, why in large.items()]
+            if large:
+                codes = replace(codes, excluded=codes.excluded | set(large))
+                layers, codes = quantizable_layers(graph, codes, narrow=self.mixed, load=self.decode == "load")
         if layers:
             search_memoized(self, graph, context, lambda counting: _Search(self, graph, layers, codes, counting).run())
         else:

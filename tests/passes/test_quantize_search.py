@@ -367,3 +367,22 @@ def test_convolutions_that_gain_no_time_from_integers_compute_in_float(side: int
     decoders = {op.operands[1].op.op_type for op in graph.walk("Conv") if op.operands[1].op is not None}
     assert decoders == ({"Gather"} if in_float else {"DequantizeLinear"})
     assert in_float == (not any(graph.walk("QuantizeLinear")))
+
+
+@pytest.mark.parametrize(("taps", "fallback", "in_float"), [(9, True, True), (3, True, False), (9, False, False)])
+def test_a_convolution_whose_columns_of_codes_outgrow_the_model_computes_in_float(
+    taps: int, fallback: bool, in_float: bool
+) -> None:
+    """Of 9 x 9 taps there are 81 copies of an image."""
+    weights = {"w1": normal(16, 3, 3, 3, scale=0.2), "w2": normal(3, 16, taps, taps, seed=1, scale=0.03)}
+    body = f"a = Conv<pads=[1, 1, 1, 1]>(x, w1) r = Relu(a) y = Conv<pads={[taps // 2] * 4}>(r, w2)"
+    model = parse(f"g (float[1, 3, 128, 128] x) => (float[1, 3, 128, 128] y) {{ {body} }}", 13, **weights)
+    feeds = [{"x": normal(1, 3, 128, 128, seed=i)} for i in range(2)]
+    graph = read_onnx(model)
+    infer_shapes(graph)
+    context = Context(calibration=Data(feeds, {v.name: v.type for v in graph.inputs}))
+    QuantizeSearch(min_sqnr=5.0, fallback=fallback).run(graph, context)
+    weight = list(graph.walk("Conv"))[-1].operands[1].op
+    assert weight is not None
+    assert weight.is_a("DequantizeLinear") != in_float
+    assert any(d.what.endswith(": in float") for d in context.decisions) == in_float
