@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.runtime.external_weights import all_external_weights
 from memoptc.runtime.options import PACKING_KEY
 from memoptc.runtime.sizes import as_bytes
 
@@ -43,6 +42,7 @@ def streamed(load: Callable[[], None], model: str | bytes | None, limit: int | N
     if limit is None:
         load()
         return None
+    from memoptc.runtime.external_weights import all_external_weights
     from memoptc.runtime.native.file_mappings import changing, mark_all, new_mappings, of_weights
     from memoptc.runtime.native.pager import Pager
 

@@ -16,9 +16,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from memoptc.runtime.external_weights import ExternalWeight
 from memoptc.runtime.native.userfault import mark
+
+if TYPE_CHECKING:
+    from memoptc.runtime.external_weights import ExternalWeight
 
 changing = threading.RLock()
 """Held by who loads a session whose mappings are to be known, and by who maps files meanwhile."""

@@ -9,15 +9,17 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from memoptc.ir.diagnostics import InputError
-from memoptc.ir.files import open_plain
-from memoptc.runtime.external_weights import ExternalWeight
 from memoptc.runtime.native.capi import Pointer, api
 from memoptc.runtime.native.trace import Block
+
+if TYPE_CHECKING:
+    from memoptc.runtime.external_weights import ExternalWeight
 
 _PAGE = mmap.PAGESIZE
 
@@ -133,6 +135,8 @@ class WeightStore:
         return alike[digest]
 
     def _mapped(self, file: str) -> tuple[tuple[int, int, int], mmap.mmap, npt.NDArray[np.uint8]]:
+        from memoptc.ir.files import open_plain  # only what shares weights pays for it
+
         try:
             with os.fdopen(open_plain(Path(file)), "rb") as opened:
                 status = os.fstat(opened.fileno())
