@@ -41,7 +41,8 @@ NODE_BYTES = 4_000
 NESTED_BYTES = 2_500
 """Beyond these, what a node adds for each region that it is in: the nodes around keep what they hold as text, too."""
 BRANCH_BYTES = 600_000
-"""Bytes of code and structures that the first branch of a model takes, besides its nodes."""
+"""Bytes of code and structures that writing a model inside a branch takes, besides its nodes. A branch that the model
+has by itself costs less than that: one whose other side never runs saves the code of kernels (an early exit)."""
 RUN_BYTES = 500_000
 """Anonymous bytes of a first run that the arena does not see."""
 SMALL = 1024
@@ -121,7 +122,7 @@ def loaded_weights(
         if captured and external:
             burst += 0 if copies.mapped else weight.nbytes
     own = SESSION_BYTES + _nodes_bytes(graph, int(branch or captured))
-    own += BRANCH_BYTES if branch or captured or any(op.regions for op in graph.ops) else 0
+    own += BRANCH_BYTES if branch or captured else 0
     code = CODE_BYTES + KIND_BYTES * len({op.op_type for op in graph.walk()})
     loaded = own + anonymous + mapped + heap
     return LoadedWeights(
