@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from memoptc.ir.core import Graph, Op, Value
 from memoptc.ir.dims import KnownDim, Sym
 from memoptc.ir.ops import VIEWS, definition
 from memoptc.ir.ops.parameters import RecurrentState
-
-_DEPTH = 16
-"""Ops followed from a state back to a value of known shape: views, functions of single elements, branches."""
 
 
 def with_recurrent_axes(
@@ -28,7 +25,7 @@ def with_recurrent_axes(
     """
     equal = [(name, s) for name, dim in values.items() for s in classes if s != name and dim == Sym(s)]
     recurrent = [op for op in graph.walk() if _states(op)]
-    batches = {name for op in recurrent for name in classes if Sym(name) in _batch_of_states(op)}
+    batches = classes.keys() & {extent.name for op in recurrent for extent in _batch_of_states(op)}
     while more := {n for pair in equal if batches & set(pair) for n in pair} - batches:
         batches |= more
     steps = {name for op in recurrent for name in classes if Sym(name) == _steps(op, batches)} - batches
@@ -49,22 +46,29 @@ def _batch_of_states(op: Op) -> set[Sym]:
     """Extents, other than numbers, of an op's initial states, but for the hidden units, which are last."""
     found: set[Sym] = set()
     for value in (op.input(i) for i in _states(op)):
-        for state in () if value is None else _of_known_shape(value, _DEPTH):
+        for state in () if value is None else _of_known_shape(value):
             found.update(d for d in (state.shape or ())[:-1] if isinstance(d, Sym))
     return found
 
 
-def _of_known_shape(value: Value, depth: int) -> Iterator[Value]:
-    """The values of known shape nearest to a value that have its elements; none where something else makes it."""
-    op = value.op
-    if value.shape is not None:
-        yield value
-    elif op is not None and depth:
-        if "then_branch" in op.regions:
-            for region in op.regions.values():
-                yield from _of_known_shape(region.terminator.operands[op.results.index(value)], depth - 1)
-        elif op.key in VIEWS or (definition(op).elementwise and len(op.operands) == 1):
-            yield from _of_known_shape(op.operands[0], depth - 1)
+def _of_known_shape(value: Value) -> list[Value]:
+    """The values of known shape nearest to a value that have its elements; none where something else makes it.
+
+    Followed back are views, functions of single elements and branches, each value once.
+    """
+    found, todo, seen = [], [value], {value}
+    for one in todo:  # grows
+        op = one.op
+        before: list[Value] = []
+        if one.shape is not None:
+            found.append(one)
+        elif op is not None and "then_branch" in op.regions:
+            before = [region.terminator.operands[op.results.index(one)] for region in op.regions.values()]
+        elif op is not None and (op.key in VIEWS or (definition(op).elementwise and len(op.operands) == 1)):
+            before = [op.operands[0]]
+        todo += [v for v in dict.fromkeys(before) if v not in seen]
+        seen.update(before)
+    return found
 
 
 def _steps(op: Op, batches: set[str]) -> Sym | None:
